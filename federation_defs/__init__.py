@@ -1,0 +1,13 @@
+"""One system out of many Apache Airflows, in Dagster."""
+
+from federation_defs.component import FederatedAirflow
+from federation_defs.declaration import InstanceDeclaration
+from federation_defs.errors import AirflowError, DeclarationError, FederationError
+
+__all__ = [
+    "AirflowError",
+    "DeclarationError",
+    "FederatedAirflow",
+    "FederationError",
+    "InstanceDeclaration",
+]

@@ -1,0 +1,144 @@
+"""One pooled HTTP session per instance and process: it times out, retries what is safe, and
+turns everything that goes wrong into an error that names the instance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from urllib3.util import Retry
+
+from federation_defs.errors import (
+    AirflowError,
+    PermissionMissingError,
+    SignInRefusedError,
+    UnexpectedAnswerError,
+    UnreachableError,
+)
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 30.0
+MAX_CONNECTIONS = 8
+
+# Only reads are repeated. 500 is among them because Airflow on SQLite answers it while another
+# process holds the lock, and is well again a second later.
+_RETRY = Retry(
+    total=3,
+    backoff_factor=0.3,
+    backoff_jitter=0.2,
+    status_forcelist=(429, 500, 502, 503, 504),
+    allowed_methods=("GET",),
+    raise_on_status=False,
+)
+
+
+class AirflowSession:
+    """Requests to one Airflow.
+
+    Args:
+        instance: The instance's declared name, for errors.
+        url: Where its web server or API server is; a path prefix and a trailing slash are fine.
+        auth: How to sign in.
+        account_hint: Where the account is declared, for a person whose sign-in is refused.
+    """
+
+    def __init__(self, instance: str, url: str, auth: AuthBase, account_hint: str) -> None:
+        self.instance = instance
+        self.url = url.rstrip("/")
+        self._auth = auth
+        self._account_hint = account_hint
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = f"federation-defs/{version('federation-defs')}"
+        self._session.headers["Accept"] = "application/json"
+        adapter = HTTPAdapter(pool_maxsize=MAX_CONNECTIONS, pool_block=True, max_retries=_RETRY)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Mapping[str, Any] | None = None,
+        accept: str | None = None,
+        is_open: bool = False,
+    ) -> requests.Response:
+        """The answer, whatever its status.
+
+        Args:
+            path: From the instance's `url` on.
+            accept: The content type to ask for, if not JSON.
+            is_open: The endpoint needs no sign-in, so none is sent.
+
+        Raises:
+            UnreachableError: No answer came, or none within the time-outs (5 s to connect, 30 s
+                between bytes; reads are tried four times).
+        """
+        try:
+            return self._session.request(
+                method,
+                self.url + path,
+                params=params,
+                json=json,
+                headers={"Accept": accept} if accept else None,
+                # requests falls back to ~/.netrc when it is given no auth at all.
+                auth=_NoAuth() if is_open else self._auth,
+                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+            )
+        except requests.RequestException as error:
+            raise UnreachableError(self.instance, self.url, _reason(error)) from error
+
+    def build_error(self, response: requests.Response, remedy: str = "") -> AirflowError:
+        """The error that an answer with a bad status stands for."""
+        request = describe_request(response)
+        if response.status_code == 401:
+            return SignInRefusedError(self.instance, request, self._account_hint, remedy)
+        if response.status_code == 403:
+            return PermissionMissingError(self.instance, request, read_detail(response))
+        detail = read_detail(response)
+        seen = f"{response.status_code}" + (f": {detail}" if detail else "")
+        return UnexpectedAnswerError(self.instance, request, seen, remedy)
+
+
+class _NoAuth(AuthBase):
+    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
+        return r
+
+
+def describe_request(response: requests.Response) -> str:
+    """Method and path of what was asked; no query, and never the host's user info."""
+    return f"{response.request.method} {response.request.path_url.partition('?')[0]}"
+
+
+def read_detail(response: requests.Response) -> str:
+    """Airflow's own words about an error, one line, 300 characters at most; else empty."""
+    try:
+        answer = response.json()
+    except requests.JSONDecodeError:
+        return ""
+    detail = answer.get("detail") if isinstance(answer, dict) else None
+    if not detail and isinstance(answer, dict):
+        detail = answer.get("title")
+    return " ".join(str(detail or "").split())[:300]
+
+
+def read_server_time(response: requests.Response) -> Any:
+    """When the server answered, by its own clock (its `Date` header); None if it does not say."""
+    date = response.headers.get("Date")
+    return parsedate_to_datetime(date) if date else None
+
+
+def _reason(error: requests.RequestException) -> str:
+    """The innermost cause in a few words: what requests and urllib3 wrap around it says little."""
+    if isinstance(error, requests.Timeout):
+        return "timed out"
+    cause: BaseException = error
+    while (inner := cause.__cause__ or cause.__context__) is not None:
+        cause = inner
+    return getattr(cause, "strerror", None) or type(cause).__name__

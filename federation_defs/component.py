@@ -1,0 +1,187 @@
+"""FederatedAirflow: one Airflow instance, as its `defs.yaml` declares it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import dagster as dg
+from dagster.components import DefsStateConfig
+from pydantic import BaseModel
+from typing_extensions import override
+
+from federation_defs.airflow.auth import BasicAuth, PasswordAuth
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.session import AirflowSession
+from federation_defs.automation import build_automation_sensor
+from federation_defs.declaration import InstanceDeclaration, PasswordAuthDeclaration
+from federation_defs.discovery import Snapshot, fetch_snapshot
+from federation_defs.errors import AirflowError, DeclarationError
+from federation_defs.execution import build_execution
+from federation_defs.lineage import build_specs
+from federation_defs.observation import build_observation_sensor
+from federation_defs.scaffolding import AirflowScaffolder
+from federation_defs.templates import find_variables, render_templates
+from federation_defs.validation import Member, find_problems
+
+_log = logging.getLogger(__name__)
+
+
+@dg.scaffold_with(AirflowScaffolder)
+class FederatedAirflow(dg.StateBackedComponent):
+    """One Airflow instance in the federation: its DAGs as assets, its finished runs observed, and
+    those DAGs that depend on others started by Dagster.
+
+    Args:
+        declaration: What is declared of the instance, templates rendered.
+        source: The file that declares it, for messages.
+        account_hint: What a person should check when the instance refuses the sign-in.
+    """
+
+    def __init__(
+        self,
+        declaration: InstanceDeclaration,
+        source: str = "FederatedAirflow(...)",
+        account_hint: str = "`auth`",
+    ) -> None:
+        self.declaration = declaration
+        self.source = source
+        self.client = build_client(declaration, account_hint)
+        self._refresh_if_dev = declaration.defs_state.refresh_if_dev
+        self._snapshot: Snapshot | None = None
+        self._is_snapshot_read = False
+
+    @classmethod
+    @override
+    def get_model_cls(cls) -> type[BaseModel]:
+        return InstanceDeclaration
+
+    @classmethod
+    @override
+    def load(
+        cls, attributes: BaseModel | None, context: dg.ComponentLoadContext
+    ) -> FederatedAirflow:
+        """The component that a defs.yaml declares.
+
+        Raises:
+            DeclarationError: It has no attributes, or a template in it can't be rendered.
+        """
+        folder = context.component_path.file_path
+        source = os.path.relpath(folder / "defs.yaml", context.project_root)
+        if not isinstance(attributes, InstanceDeclaration):
+            raise DeclarationError([f"{source}: write `attributes`: name, url and auth at least."])
+        raw = attributes.model_dump(exclude_unset=True)
+        rendered = render_templates(raw, context.resolution_context.scope, source)
+        declaration = InstanceDeclaration.model_validate(rendered)
+        variables = find_variables(raw["auth"])
+        component = cls(declaration, source, " and ".join(variables) or f"`auth` in {source}")
+        context.component_tree.mark_component_defs_state_key(
+            defs_state_key=component.defs_state_config.key, loc=context.component_loc
+        )
+        return component
+
+    @property
+    @override
+    def defs_state_config(self) -> DefsStateConfig:
+        return DefsStateConfig.from_args(
+            self.declaration.defs_state.model_copy(
+                update={"refresh_if_dev": self._refresh_if_dev}
+            ),
+            default_key=f"FederatedAirflow[{self.declaration.name}]",
+        )
+
+    @override
+    def write_state_to_path(self, state_path: Path) -> None:
+        """Asks the instance what it has, and puts that in the place of what was known before.
+
+        Raises:
+            AirflowError: The instance could not be read; what was known before stays.
+        """
+        previous = Snapshot.from_json(state_path.read_text()) if state_path.exists() else None
+        snapshot = fetch_snapshot(self.client, self.declaration.select, previous)
+        written = state_path.with_suffix(".new")
+        written.write_text(snapshot.to_json())
+        written.replace(state_path)
+
+    @override
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """This instance's part of the federation.
+
+        Raises:
+            DeclarationError: The declarations of the federation don't hold together; the error
+                names everything that is wrong with any of them.
+        """
+        components = context.component_tree.get_all_components(of_type=FederatedAirflow)
+        members = [
+            Member(component.source, component.declaration, component.read_snapshot(context))
+            for component in components
+        ]
+        if problems := find_problems(members):
+            raise DeclarationError(problems)
+        return self._build_defs(_find_referenced(self.declaration.name, members))
+
+    def read_snapshot(self, context: dg.ComponentLoadContext) -> Snapshot | None:
+        """The instance's last known state, refreshed first where Dagster says so (`dagster dev`);
+        None if there is none. An instance that can't be read is a warning, and what was known
+        before is used."""
+        if not self._is_snapshot_read:
+            try:
+                super().build_defs(context)
+            except AirflowError as error:
+                self._refresh_if_dev = False
+                super().build_defs(context)
+                known = f"from {self._snapshot.taken_at}" if self._snapshot else "declared"
+                _log.warning("%s Going on with the DAGs %s.", error, known)
+            self._is_snapshot_read = True
+        return self._snapshot
+
+    @override
+    def build_defs_from_state(
+        self, context: dg.ComponentLoadContext, state_path: Path | None
+    ) -> dg.Definitions:
+        """Takes the state in. The definitions are built when that of all instances is known, for a
+        dependency is only right if the other instance has the DAG."""
+        self._snapshot = Snapshot.from_json(state_path.read_text()) if state_path else None
+        return dg.Definitions()
+
+    def _build_defs(self, referenced: set[str]) -> dg.Definitions:
+        declaration, client = self.declaration, self.client
+        specs = build_specs(declaration, self._snapshot, referenced)
+        executable = {dag_id: specs[dag_id] for dag_id in declaration.downstreams}
+        external = [spec for dag_id, spec in specs.items() if dag_id not in executable]
+        sensors: list[dg.SensorDefinition] = [
+            build_observation_sensor(client, specs.keys(), declaration.observe.interval)
+        ]
+        assets: list[dg.AssetSpec | dg.AssetsDefinition] = [*external]
+        if executable:
+            keys = [spec.key for spec in executable.values()]
+            assets.append(build_execution(client, declaration.downstreams, executable))
+            sensors.append(build_automation_sensor(declaration.name, keys))
+        return dg.Definitions(assets=assets, sensors=sensors)
+
+
+def build_client(declaration: InstanceDeclaration, account_hint: str) -> AirflowClient:
+    """The client of a declared instance; nothing is sent yet."""
+    account = declaration.auth
+    sign_in = PasswordAuth if isinstance(account, PasswordAuthDeclaration) else BasicAuth
+    secret = account.password.get_secret_value()
+    auth = (
+        PasswordAuth(declaration.url, account.username, secret)
+        if sign_in is PasswordAuth
+        else BasicAuth(account.username, secret)
+    )
+    session = AirflowSession(declaration.name, declaration.url, auth, account_hint)
+    return AirflowClient(session, declaration.api)
+
+
+def _find_referenced(name: str, members: Iterable[Member]) -> set[str]:
+    """The DAGs of an instance that any DAG of the federation depends on."""
+    return {
+        upstream
+        for member in members
+        for dag in member.declaration.dags.values()
+        for instance, upstream in dag.upstreams
+        if instance == name
+    }

@@ -1,0 +1,305 @@
+"""From an asset to an Airflow run: trigger, wait, adopt.
+
+All selected DAGs of an instance run in one step of one process: each is triggered as soon as what
+it depends on within the step has succeeded, and all are waited for together. The Airflow run id
+is made from the Dagster run, so that whatever is repeated finds the run that is there already.
+"""
+
+# No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+
+import dagster as dg
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.records import DagRun, TaskInstance
+from federation_defs.declaration import DagDeclaration
+from federation_defs.errors import (
+    AirflowError,
+    DagPausedError,
+    RunLostError,
+    UnreachableError,
+)
+from federation_defs.naming import (
+    build_asset_key,
+    build_dag_id,
+    build_execution_name,
+    build_output_names,
+    build_run_id,
+)
+from federation_defs.reporting import build_run_metadata, select_unreported
+
+MIN_POLL_S = 1.0
+MAX_POLL_S = 15.0
+PAUSE_CHECK_S = 10.0
+LOG_TAIL_LINES = 40
+LOG_TAILS = 3
+
+
+def build_execution(
+    client: AirflowClient, dags: Mapping[str, DagDeclaration], specs: Mapping[str, dg.AssetSpec]
+) -> dg.AssetsDefinition:
+    """The multi_asset that runs an instance's downstream DAGs.
+
+    Args:
+        dags: The declarations of the DAGs with dependencies, by DAG id.
+        specs: Their asset specs, by DAG id.
+    """
+    outputs = build_output_names(list(specs))
+    own_keys = {spec.key for spec in specs.values()}
+    upstream_keys = {dep.asset_key for spec in specs.values() for dep in spec.deps}
+
+    @dg.multi_asset(
+        name=build_execution_name(client.instance),
+        # By outputs, not by `specs`: those derive the output's name from the key, which fails on
+        # DAG ids with letters outside ASCII, and on two that differ in a dot and a dash.
+        outs={
+            outputs[dag_id]: dg.AssetOut.from_spec(
+                spec.replace_attributes(deps=[]), is_required=False
+            )
+            for dag_id, spec in specs.items()
+        },
+        deps=sorted(upstream_keys - own_keys),
+        internal_asset_deps={
+            outputs[dag_id]: {dep.asset_key for dep in spec.deps} for dag_id, spec in specs.items()
+        },
+        can_subset=True,
+    )
+    def run_dags(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+        ids = [build_dag_id(client.instance, key) for key in context.selected_asset_keys]
+        selected = {dag_id: dags[dag_id] for dag_id in ids if dag_id is not None}
+        yield from _Step(context, client, selected).run()
+
+    return run_dags
+
+
+@dataclass
+class _Wait:
+    """A DAG run that is being waited for; times by the monotonic clock, in seconds."""
+
+    run: DagRun
+    since: float
+    deadline: float
+    next_look: float
+    next_pause_check: float
+
+    def plan_next_look(self, now: float) -> None:
+        """The longer a run takes, the less often it is asked for: from 1 s up to 15 s."""
+        self.next_look = now + min(MAX_POLL_S, max(MIN_POLL_S, (now - self.since) / 20))
+
+
+@dataclass
+class _Step:
+    """One step of a Dagster run: the selected DAGs of one instance, from trigger to end."""
+
+    context: dg.AssetExecutionContext
+    client: AirflowClient
+    dags: Mapping[str, DagDeclaration]
+    waits: dict[str, _Wait] = field(default_factory=dict)
+    failures: dict[str, dg.Failure] = field(default_factory=dict)
+    skipped: set[str] = field(default_factory=set)
+    is_away: bool = False
+
+    @property
+    def run_id(self) -> str:
+        run = self.context.run
+        return build_run_id(run.root_run_id or run.run_id)
+
+    def run(self) -> Iterator[dg.MaterializeResult]:
+        """Materializes what succeeds, as it succeeds.
+
+        Raises:
+            dagster.Failure: One or more DAGs failed; what did not depend on them was run.
+        """
+        order = self._build_order()
+        while order.is_active():
+            for dag_id in order.get_ready():
+                if not self._start(dag_id):
+                    order.done(dag_id)
+            for dag_id in self._look():
+                wait = self.waits.pop(dag_id)
+                if wait.run.is_success:
+                    yield from self._materialize(wait.run)
+                elif dag_id not in self.failures:
+                    self.failures[dag_id] = _build_run_failure(self.client, wait.run)
+                order.done(dag_id)
+            self._sleep()
+        if self.failures:
+            raise self._build_failure()
+
+    def _build_order(self) -> TopologicalSorter[str]:
+        order = TopologicalSorter({dag_id: self._upstreams(dag_id) for dag_id in self.dags})
+        order.prepare()
+        return order
+
+    def _upstreams(self, dag_id: str) -> set[str]:
+        """What the DAG depends on among the DAGs of this step."""
+        own = {up for instance, up in self.dags[dag_id].upstreams if instance == self.client.instance}
+        return own & self.dags.keys()
+
+    def _start(self, dag_id: str) -> bool:
+        """Triggers or adopts the run; False if there is nothing to wait for."""
+        if broken := self._upstreams(dag_id) & (self.failures.keys() | self.skipped):
+            self.skipped.add(dag_id)
+            names = ", ".join(sorted(broken))
+            self.context.log.warning(f"{dag_id} is skipped: it depends on {names}.")
+            return False
+        try:
+            run = start_run(self.client, dag_id, self.run_id, self.context.run.parent_run_id)
+        except AirflowError as error:
+            self.failures[dag_id] = dg.Failure(str(error), allow_retries=False)
+            self.context.log.error(str(error))
+            return False
+        now = time.monotonic()
+        deadline = now + self.dags[dag_id].trigger.timeout
+        self.waits[dag_id] = _Wait(run, now, deadline, now + MIN_POLL_S, now + PAUSE_CHECK_S)
+        self._log_state(run)
+        return True
+
+    def _look(self) -> list[str]:
+        """Asks for the runs whose time it is; those that are over, however they ended."""
+        over = []
+        for dag_id, wait in self.waits.items():
+            now = time.monotonic()
+            if now >= wait.next_look:
+                try:
+                    self._update(wait, now)
+                except AirflowError as error:
+                    self.failures[dag_id] = dg.Failure(str(error), allow_retries=False)
+                wait.plan_next_look(now)
+            if wait.run.is_finished or dag_id in self.failures:
+                over.append(dag_id)
+        return over
+
+    def _update(self, wait: _Wait, now: float) -> None:
+        """Reads the run's state. An instance that is away is waited for until the time-out."""
+        dag_id, last = wait.run.dag_id, wait.run
+        if now >= wait.deadline:
+            raise _build_timeout_error(self.client, last, now - wait.since)
+        try:
+            run = self.client.fetch_run(dag_id, last.run_id)
+            if run is not None and run.state == "queued" and now >= wait.next_pause_check:
+                wait.next_pause_check = now + PAUSE_CHECK_S
+                _refuse_paused(self.client, dag_id)
+        except UnreachableError as error:
+            if not self.is_away:
+                self.context.log.warning(f"{error} Waiting on.")
+            self.is_away = True
+            return
+        self.is_away = False
+        if run is None:
+            raise RunLostError(
+                self.client.instance,
+                f"no longer has run '{last.run_id}' of DAG '{dag_id}': it was deleted while we "
+                "waited. Materialize the asset again for a new run.",
+            )
+        wait.run = run
+        if run.state != last.state:
+            self._log_state(run)
+
+    def _materialize(self, run: DagRun) -> Iterator[dg.MaterializeResult]:
+        """The run's materialization, unless somebody else was the first to report it."""
+        own = self.context.instance.get_run_by_id(self.context.run_id)
+        if own is not None and own.is_finished:
+            raise dg.Failure(
+                f"Dagster ended this run ({own.status.value}) while its worker was away; whatever "
+                "is left to report is reported by observation or by a retry.",
+                allow_retries=False,
+            )
+        key = build_asset_key(self.client.instance, run.dag_id)
+        if not select_unreported(self.context.instance, key, [run]):
+            self.context.log.info(f"{run.dag_id}: run {run.run_id} was reported before.")
+            return
+        yield dg.MaterializeResult(asset_key=key, metadata=build_run_metadata(self.client, run))
+
+    def _log_state(self, run: DagRun) -> None:
+        url = self.client.build_run_url(run.dag_id, run.run_id)
+        self.context.log.info(f"{run.dag_id} is {run.state} in {self.client.instance}: {url}")
+
+    def _sleep(self) -> None:
+        if self.waits:
+            soonest = min(wait.next_look for wait in self.waits.values())
+            time.sleep(max(0.0, soonest - time.monotonic()))
+
+    def _build_failure(self) -> dg.Failure:
+        """The one failure as it is; several as one that names them all."""
+        if len(self.failures) == 1:
+            (failure,) = self.failures.values()
+            return failure
+        return dg.Failure(
+            "\n".join(failure.description or "" for failure in self.failures.values()),
+            metadata={
+                f"{dag_id}: {name}": value
+                for dag_id, failure in self.failures.items()
+                for name, value in failure.metadata.items()
+            },
+            allow_retries=False,
+        )
+
+
+def start_run(
+    client: AirflowClient, dag_id: str, run_id: str, parent_run_id: str | None
+) -> DagRun:
+    """The DAG run of this id, under way or over.
+
+    A first attempt triggers it. A re-execution adopts the run if there is one: as it is if it goes on
+    or has succeeded, with its failed tasks cleared if it has failed.
+
+    Raises:
+        DagPausedError: The DAG is paused; nothing was triggered.
+        DagNotFoundError: The DAG is not there.
+        AirflowError: Anything else that the instance answered, or did not.
+    """
+    if parent_run_id is not None and (run := client.fetch_run(dag_id, run_id)) is not None:
+        if not run.is_finished or run.is_success:
+            return run
+        _refuse_paused(client, dag_id)
+        client.clear_failed_tasks(dag_id, run_id)
+        cleared = client.fetch_run(dag_id, run_id)
+        if cleared is None:
+            raise RunLostError(client.instance, f"lost run '{run_id}' of DAG '{dag_id}'.")
+        return cleared
+    _refuse_paused(client, dag_id)
+    return client.trigger_run(dag_id, run_id)
+
+
+def _refuse_paused(client: AirflowClient, dag_id: str) -> None:
+    if client.fetch_dag(dag_id).is_paused:
+        raise DagPausedError(client.instance, dag_id, client.build_dag_url(dag_id))
+
+
+def _build_timeout_error(client: AirflowClient, run: DagRun, waited_s: float) -> RunLostError:
+    return RunLostError(
+        client.instance,
+        f"still has run '{run.run_id}' of DAG '{run.dag_id}' {run.state} after {waited_s:.0f} s, "
+        "which is its `trigger.timeout`. The run goes on: "
+        f"{client.build_run_url(run.dag_id, run.run_id)}",
+    )
+
+
+def _build_run_failure(client: AirflowClient, run: DagRun) -> dg.Failure:
+    """A failed DAG run, with the tasks that failed and the end of their logs."""
+    metadata = dict(build_run_metadata(client, run))
+    try:
+        tasks = client.fetch_task_instances(run.dag_id, run.run_id)
+        failed = [task for task in tasks if task.state == "failed"]
+        for task in failed[:LOG_TAILS]:
+            log = client.fetch_log(run.dag_id, run.run_id, task)
+            tail = "\n".join(log.splitlines()[-LOG_TAIL_LINES:])
+            metadata[f"Log of {_name(task)}"] = dg.MetadataValue.md(f"```\n{tail}\n```")
+        names = ", ".join(_name(task) for task in failed) or "none of its tasks"
+    except AirflowError as error:
+        names = f"unknown ({error})"
+    url = client.build_run_url(run.dag_id, run.run_id)
+    return dg.Failure(
+        f"DAG '{run.dag_id}' failed in Airflow '{client.instance}'. Failed tasks: {names}. {url}",
+        metadata=metadata,
+        allow_retries=False,
+    )
+
+
+def _name(task: TaskInstance) -> str:
+    return task.task_id if task.map_index < 0 else f"{task.task_id}[{task.map_index}]"

@@ -1,0 +1,82 @@
+"""The one maker of asset keys, run ids and names: what is made here is never spelled elsewhere."""
+
+from __future__ import annotations
+
+import re
+
+import dagster as dg
+
+RUN_ID_PREFIX = "dagster__"
+
+
+def build_asset_key(instance: str, dag_id: str) -> dg.AssetKey:
+    """The asset key of a DAG: `[instance, "dag", dag_id]`.
+
+    The DAG id stands as it is. (dagster-airlift writes `_` for characters outside `[A-Za-z0-9_]`,
+    which makes `a-b` and `a.b` one key.)
+    """
+    return dg.AssetKey([instance, "dag", dag_id])
+
+
+def build_dag_id(instance: str, key: dg.AssetKey) -> str | None:
+    """The DAG id behind an asset key, or None if the key is not one of this instance's DAGs."""
+    match key.path:
+        case [owner, "dag", dag_id] if owner == instance:
+            return dag_id
+    return None
+
+
+def build_observation_sensor_name(instance: str) -> str:
+    return f"{instance}__observation"
+
+
+def build_automation_sensor_name(instance: str) -> str:
+    return f"{instance}__automation"
+
+
+def build_execution_name(instance: str) -> str:
+    """The name of the op (and so the step) that triggers an instance's DAGs."""
+    return f"{instance}__dags"
+
+
+def build_output_names(dag_ids: list[str]) -> dict[str, str]:
+    """A valid and unique Dagster output name for each DAG id.
+
+    Dagster admits only `[A-Za-z0-9_]` in output names; a DAG id may also hold `.`, `-` and any
+    letter of any alphabet.
+    """
+    names: dict[str, str] = {}
+    for dag_id in sorted(dag_ids):
+        name = plain = re.sub(r"[^A-Za-z0-9_]", "_", dag_id)
+        number = 1
+        while name in names.values():
+            number += 1
+            name = f"{plain}__{number}"
+        names[dag_id] = name
+    return names
+
+
+def build_run_id(root_run_id: str) -> str:
+    """The Airflow run id of a trigger: the same for every re-execution of one Dagster run.
+
+    Airflow keeps run ids unique per DAG, so that a trigger that is repeated finds its own run.
+    """
+    return f"{RUN_ID_PREFIX}{root_run_id}"
+
+
+def parse_root_run_id(run_id: str) -> str | None:
+    """The Dagster run behind an Airflow run id, or None if Dagster did not trigger it."""
+    root_run_id = run_id.removeprefix(RUN_ID_PREFIX)
+    return root_run_id if root_run_id != run_id else None
+
+
+def build_tag_key(airflow_tag: str) -> str:
+    """An Airflow tag as a Dagster tag key: 63 characters at most, of `[A-Za-z0-9_.-]`."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", airflow_tag)[:63]
+
+
+def build_owner(airflow_owner: str) -> str:
+    """An Airflow owner as Dagster takes them: an e-mail address, or a team."""
+    # As strict as Dagster is: what it does not take for an address would fail the whole location.
+    is_email = re.fullmatch(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}", airflow_owner)
+    return airflow_owner if is_email else f"team:{airflow_owner}"
