@@ -3,6 +3,7 @@
 from federation_defs.component import FederatedAirflow
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.errors import AirflowError, DeclarationError, FederationError
+from federation_defs.loading import load_federation
 
 __all__ = [
     "AirflowError",
@@ -10,4 +11,5 @@ __all__ = [
     "FederatedAirflow",
     "FederationError",
     "InstanceDeclaration",
+    "load_federation",
 ]

@@ -78,7 +78,9 @@ def build_observation_sensor(
 
     @dg.sensor(
         name=build_observation_sensor_name(client.instance),
-        minimum_interval_seconds=max(1, round(interval_s)),
+        # One less: the daemon loops every 5 s, and would pass over every other turn of a sensor
+        # that is due in exactly 5.
+        minimum_interval_seconds=max(1, round(interval_s) - 1),
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Reports the finished DAG runs of Airflow {client.instance}.",
     )
