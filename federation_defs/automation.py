@@ -15,13 +15,25 @@ EVALUATION_INTERVAL_S = 1
 def build_condition() -> dg.AutomationCondition:
     """Run when an upstream was updated, and lose no update.
 
-    `eager()` takes a run's end for the handling of every update until then, so that one which
-    arrives while the run goes on is lost (dagster 1.13). Here only the request for a run handles
-    the updates before it. Built-in conditions only: they are evaluated in the daemon, with no
-    user code and no cap of 500 entities.
+    `eager()` loses two kinds of updates (dagster 1.13), which this does not:
+
+    - It takes the end of a run for the handling of every update until then, so that one which
+      arrives while the run goes on never leads to another. Here only a request handles updates.
+    - Of an update and a request that are new on the same tick the request wins, though the update
+      came after it. Here such an update is kept in a memory of its own, until the request after.
+
+    Built-in conditions only: they are evaluated in the daemon, with no user code and no cap of 500
+    entities.
     """
-    handled = dg.AutomationCondition.newly_requested() | dg.AutomationCondition.initial_evaluation()
-    return dg.AutomationCondition.eager().replace("handled", handled)
+    condition = dg.AutomationCondition
+    updated = condition.newly_missing() | condition.any_deps_updated()
+    requested = condition.newly_requested()
+    first = condition.initial_evaluation()
+    pending = updated.since(requested | first)
+    overtaken = (updated & requested).since((requested & ~updated) | first)
+    return condition.eager().replace(
+        updated.since_last_handled(), (pending | overtaken).with_label("updated_since_request")
+    )
 
 
 def build_automation_sensor(

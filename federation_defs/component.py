@@ -72,7 +72,8 @@ class FederatedAirflow(dg.StateBackedComponent):
         source = os.path.relpath(folder / "defs.yaml", context.project_root)
         if not isinstance(attributes, InstanceDeclaration):
             raise DeclarationError([f"{source}: write `attributes`: name, url and auth at least."])
-        raw = attributes.model_dump(exclude_unset=True)
+        # No warnings: a template stands where a number will be.
+        raw = attributes.model_dump(exclude_unset=True, warnings=False)
         rendered = render_templates(raw, context.resolution_context.scope, source)
         declaration = InstanceDeclaration.model_validate(rendered)
         variables = find_variables(raw["auth"])
@@ -86,9 +87,7 @@ class FederatedAirflow(dg.StateBackedComponent):
     @override
     def defs_state_config(self) -> DefsStateConfig:
         return DefsStateConfig.from_args(
-            self.declaration.defs_state.model_copy(
-                update={"refresh_if_dev": self._refresh_if_dev}
-            ),
+            self.declaration.defs_state.model_copy(update={"refresh_if_dev": self._refresh_if_dev}),
             default_key=f"FederatedAirflow[{self.declaration.name}]",
         )
 

@@ -26,6 +26,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from federation_defs.templates import is_template
+
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -40,7 +42,7 @@ class _Templated:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         def keep_template(value: Any, validate: core_schema.ValidatorFunctionWrapHandler) -> Any:
-            return value if _is_template(value) else validate(value)
+            return value if is_template(value) else validate(value)
 
         return core_schema.no_info_wrap_validator_function(keep_template, handler(source))
 
@@ -49,10 +51,6 @@ class _Templated:
     ) -> JsonSchemaValue:
         own = handler(schema)
         return {"anyOf": [own, {"type": "string", "pattern": r"\{\{"}]}
-
-
-def _is_template(value: Any) -> bool:
-    return isinstance(value, str) and "{{" in value
 
 
 def _parse_duration(value: Any) -> Any:

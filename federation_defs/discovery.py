@@ -74,7 +74,11 @@ class Snapshot:
             return None
         dags = {
             dag_id: DagSnapshot(
-                **{**dag, "owners": tuple(dag["owners"]), "airflow_tags": tuple(dag["airflow_tags"])}
+                **{
+                    **dag,
+                    "owners": tuple(dag["owners"]),
+                    "airflow_tags": tuple(dag["airflow_tags"]),
+                }
             )
             for dag_id, dag in content.pop("dags").items()
         }

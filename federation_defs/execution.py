@@ -137,7 +137,9 @@ class _Step:
 
     def _upstreams(self, dag_id: str) -> set[str]:
         """What the DAG depends on among the DAGs of this step."""
-        own = {up for instance, up in self.dags[dag_id].upstreams if instance == self.client.instance}
+        own = {
+            up for instance, up in self.dags[dag_id].upstreams if instance == self.client.instance
+        }
         return own & self.dags.keys()
 
     def _start(self, dag_id: str) -> bool:
@@ -240,13 +242,11 @@ class _Step:
         )
 
 
-def start_run(
-    client: AirflowClient, dag_id: str, run_id: str, parent_run_id: str | None
-) -> DagRun:
+def start_run(client: AirflowClient, dag_id: str, run_id: str, parent_run_id: str | None) -> DagRun:
     """The DAG run of this id, under way or over.
 
-    A first attempt triggers it. A re-execution adopts the run if there is one: as it is if it goes on
-    or has succeeded, with its failed tasks cleared if it has failed.
+    A first attempt triggers it. A re-execution adopts the run if there is one: as it is if it goes
+    on or has succeeded, with its failed tasks cleared if it has failed.
 
     Raises:
         DagPausedError: The DAG is paused; nothing was triggered.

@@ -11,11 +11,11 @@ import dagster as dg
 def load_federation(path_within_project: Path) -> dg.Definitions:
     """Everything in a project's defs folder, for run workers that start quickly.
 
-    What `dagster.load_from_defs_folder` does, but for two things: every trigger starts a run worker,
-    and its start is the user's waiting time.
+    What `dagster.load_from_defs_folder` does, but for two things, because every trigger starts a
+    run worker, and its start is the user's waiting time:
 
-    - `load_from_defs_folder` imports all component packages that are installed, dagster-airlift among
-      them, to describe them to the UI (dagster 1.13, `ComponentRootComponent`): 1.3 s.
+    - `load_from_defs_folder` imports all component packages that are installed, dagster-airlift
+      among them, to describe them to the UI (dagster 1.13, `ComponentRootComponent`): 1.3 s.
     - A run waits for its DAGs in one process. The default executor would start one more per step:
       3 s later, 150 MB larger, and only as many at a time as there are cores.
 

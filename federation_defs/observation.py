@@ -1,7 +1,7 @@
 """Finished runs of one instance, as asset events: the sensor.
 
-It asks for what changed since it last asked, by the server's clock and with an overlap, because rows
-appear late; it remembers what it saw in that overlap; and before it reports a run it asks the
+It asks for what changed since it last asked, by the server's clock and with an overlap, because
+rows appear late; it remembers what it saw in that overlap; and before it reports a run it asks the
 event log, so that a lost cursor, or a crash between "reported" and "remembered", reports nothing
 twice.
 """
@@ -151,9 +151,7 @@ def _has_living_owner(instance: dg.DagsterInstance, run: DagRun) -> bool:
     return any(not owner.is_finished for owner in (root, *retries))
 
 
-def _select_unreported(
-    instance: dg.DagsterInstance, name: str, runs: list[DagRun]
-) -> list[DagRun]:
+def _select_unreported(instance: dg.DagsterInstance, name: str, runs: list[DagRun]) -> list[DagRun]:
     """The runs that no event tells of, in the order in which they ended."""
     unreported: list[DagRun] = []
     for dag_id in {run.dag_id for run in runs}:

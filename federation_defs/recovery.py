@@ -1,10 +1,10 @@
 """Dagster runs whose worker died: told by what Airflow says, and ended.
 
-With Dagster's default run launcher nobody watches the workers (dagster 1.13): a run whose worker was
-killed would stay "started" for ever, its assets in progress, never to be requested again. But a
-DAG run that ended a while ago, and whose owner has said nothing, has no owner any more. Such a run
-is ended as failed; with run retries on (the shipped dagster.yaml has them) Dagster starts it again,
-which takes over the DAG run, for the run id is the same.
+With Dagster's default run launcher nobody watches the workers (dagster 1.13): a run whose worker
+was killed would stay "started" for ever, its assets in progress, never to be requested again. But
+a DAG run that ended a while ago, and whose owner has said nothing, has no owner any more. Such a
+run is ended as failed; with run retries on (the shipped dagster.yaml has them) Dagster starts it
+again, which takes over the DAG run, for the run id is the same.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ def end_orphaned_runs(
         AirflowError: The instance could not be asked; nothing is ended on a guess.
     """
     now = datetime.now(timezone.utc)
-    waiting = dg.RunsFilter(
-        statuses=[dg.DagsterRunStatus.STARTED], updated_before=now - QUIET_FOR
-    )
+    waiting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], updated_before=now - QUIET_FOR)
     for run in instance.get_runs(waiting, limit=_RUNS_PER_LOOK):
         dag_ids = _select_dag_ids(client.instance, run)
         if dag_ids and _is_ours_to_judge(instance, client.instance, run, now):

@@ -64,9 +64,7 @@ def _fetch_reported(
     records = dg.AssetRecordsFilter(asset_key=key, after_timestamp=since.timestamp())
     page_cursor: str | None = None
     while True:
-        page = instance.fetch_materializations(
-            records, limit=_EVENTS_PER_QUERY, cursor=page_cursor
-        )
+        page = instance.fetch_materializations(records, limit=_EVENTS_PER_QUERY, cursor=page_cursor)
         for record in page.records:
             metadata = record.asset_materialization.metadata if record.asset_materialization else {}
             run_id, end = metadata.get(_RUN_ID), metadata.get(_END)

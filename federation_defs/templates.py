@@ -12,6 +12,10 @@ from pydantic import SecretStr
 
 from federation_defs.errors import DeclarationError
 
+# `env.NAME` is nothing when it is not set; `env("NAME", default)` has its own way out.
+_ENV_ATTRIBUTE = re.compile(r"\benv\.([A-Za-z_]\w*)")
+_ENV = re.compile(r"\benv(?:\.|\(\s*['\"])([A-Za-z_]\w*)")
+
 
 def render_templates(raw: Mapping[str, Any], scope: Mapping[str, Any], source: str) -> Any:
     """The declaration with every template rendered, as text that its types then read.
@@ -27,10 +31,10 @@ def render_templates(raw: Mapping[str, Any], scope: Mapping[str, Any], source: s
     Raises:
         DeclarationError: Templates that can't be rendered, all of them.
     """
-    problems: list[str] = []
-    rendered = _render(raw, jinja2.Environment(undefined=jinja2.StrictUndefined), scope, (), problems)
-    if problems:
-        raise DeclarationError([f"{source}: {problem}" for problem in problems])
+    renderer = _Renderer(scope, source)
+    rendered = renderer.render(raw, ())
+    if renderer.problems:
+        raise DeclarationError(renderer.problems)
     return rendered
 
 
@@ -39,41 +43,42 @@ def find_variables(raw: Any) -> list[str]:
     if isinstance(raw, Mapping):
         return [name for value in raw.values() for name in find_variables(value)]
     text = _text(raw)
-    if not isinstance(text, str) or "{{" not in text:
-        return []
-    return re.findall(r"\benv(?:\.|\(\s*['\"])([A-Za-z_][A-Za-z0-9_]*)", text)
+    return _ENV.findall(text) if is_template(text) else []
 
 
-def _render(
-    value: Any,
-    jinja: jinja2.Environment,
-    scope: Mapping[str, Any],
-    path: tuple[str, ...],
-    problems: list[str],
-) -> Any:
-    if isinstance(value, Mapping):
-        return {
-            key: _render(inner, jinja, scope, (*path, str(key)), problems)
-            for key, inner in value.items()
-        }
-    if isinstance(value, list):
-        return [
-            _render(inner, jinja, scope, (*path, str(index)), problems)
-            for index, inner in enumerate(value)
-        ]
-    text = _text(value)
-    if not isinstance(text, str) or "{{" not in text:
-        return text
-    unset = [name for name in re.findall(r"\benv\.(\w+)", text) if name not in os.environ]
-    if unset:
-        names = " and ".join(unset)
-        problems.append(f"{'.'.join(path)}: set the environment variable {names}.")
-        return text
-    try:
-        return jinja.from_string(text).render(**scope)
-    except Exception as error:  # whatever a template's own functions raise
-        problems.append(f"{'.'.join(path)}: the template fails ({type(error).__name__}: {error}).")
-        return text
+def is_template(value: Any) -> bool:
+    return isinstance(value, str) and "{{" in value
+
+
+class _Renderer:
+    """One walk through a declaration; variables that are missing are collected in `problems`."""
+
+    def __init__(self, scope: Mapping[str, Any], source: str) -> None:
+        self.problems: list[str] = []
+        self._scope = scope
+        self._source = source
+        # What comes out is no HTML.
+        self._jinja = jinja2.Environment(undefined=jinja2.StrictUndefined)  # noqa: S701
+
+    def render(self, value: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(value, Mapping):
+            return {key: self.render(inner, (*path, str(key))) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self.render(inner, (*path, str(index))) for index, inner in enumerate(value)]
+        text = _text(value)
+        return self._render_text(text, ".".join(path)) if is_template(text) else text
+
+    def _render_text(self, text: str, key: str) -> str:
+        unset = [name for name in _ENV_ATTRIBUTE.findall(text) if name not in os.environ]
+        if unset:
+            names = " and ".join(unset)
+            self.problems.append(f"{self._source}: {key}: set the environment variable {names}.")
+            return text
+        try:
+            return self._jinja.from_string(text).render(**self._scope)
+        except Exception as error:  # a template may call anything
+            said = f"the template fails ({type(error).__name__}: {error})."
+            raise DeclarationError([f"{self._source}: {key}: {said}"]) from error
 
 
 def _text(value: Any) -> Any:

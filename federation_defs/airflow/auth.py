@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import requests
+import requests.hooks
 from requests.auth import AuthBase, HTTPBasicAuth
 
 from federation_defs.airflow.session import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
@@ -15,8 +16,8 @@ class PasswordAuth(AuthBase):
     """Airflow 3: a token for user name and password, from `POST /auth/token`.
 
     The token (valid 24 h unless the server says otherwise) is fetched on first use, and again when
-    the server stops accepting it: 401, or 403 `Invalid JWT token` after the server's secret changed.
-    Many threads renew it once.
+    the server stops accepting it: 401, or 403 `Invalid JWT token` after its secret changed. Many
+    threads renew it once.
 
     Args:
         url: The instance's URL.
@@ -45,10 +46,12 @@ class PasswordAuth(AuthBase):
                 self._token = answer.json()["access_token"] if answer.status_code == 201 else None
             return self._token
 
-    def _retry_with_new_token(self, response: requests.Response, **kwargs: Any) -> requests.Response:
+    def _retry_with_new_token(
+        self, response: requests.Response, **kwargs: Any
+    ) -> requests.Response:
         if not _is_token_refused(response):
             return response
-        refused = response.request.headers["Authorization"].removeprefix("Bearer ")
+        refused = str(response.request.headers["Authorization"]).removeprefix("Bearer ")
         token = self._renew(refused)
         if token is None or token == refused:
             return response

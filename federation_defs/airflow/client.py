@@ -56,7 +56,7 @@ class AirflowClient:
     """One Airflow instance. Safe to share between threads.
 
     Args:
-        session: How to reach it.
+        session: How to reach it, and for whoever needs an endpoint that has no method here.
         api: The API version, "v1" or "v2", or "auto": the server is asked on first use.
 
     Every method may raise `UnreachableError`, `SignInRefusedError`, `PermissionMissingError` and
@@ -64,17 +64,17 @@ class AirflowClient:
     """
 
     def __init__(self, session: AirflowSession, api: str = "auto") -> None:
-        self._session = session
+        self.session = session
         self._dialect = DIALECTS.get(api)
 
     @property
     def instance(self) -> str:
         """The instance's declared name."""
-        return self._session.instance
+        return self.session.instance
 
     @property
     def url(self) -> str:
-        return self._session.url
+        return self.session.url
 
     @property
     def dialect(self) -> Dialect:
@@ -87,7 +87,7 @@ class AirflowClient:
         """3.x has no v1 at all and 2.x no v2: the one whose version answers is the one."""
         statuses = []
         for dialect in (V2, V1):
-            response = self._session.request("GET", f"{dialect.prefix}/version", is_open=True)
+            response = self.session.request("GET", f"{dialect.prefix}/version", is_open=True)
             if _is_json(response) and response.status_code == 200:
                 return dialect
             statuses.append(str(response.status_code))
@@ -101,7 +101,7 @@ class AirflowClient:
     def fetch_version(self) -> str:
         """The server's version, such as "2.11.2"."""
         return self._read(
-            self._session.request("GET", f"{self.dialect.prefix}/version", is_open=True),
+            self.session.request("GET", f"{self.dialect.prefix}/version", is_open=True),
             lambda answer: str(answer["version"]),
         )
 
@@ -130,7 +130,7 @@ class AirflowClient:
         path = self.dialect.build_source_path(dag.dag_id, dag.raw["file_token"])
         response = self._get(path, accept="text/plain")
         if response.status_code != 200:
-            raise self._session.build_error(response)
+            raise self.session.build_error(response)
         return response.text
 
     def fetch_changed_runs(self, since: datetime) -> ChangedRuns:
@@ -166,7 +166,7 @@ class AirflowClient:
             LogicalDateTakenError: Another run owns the logical date.
         """
         try:
-            response = self._session.request(
+            response = self.session.request(
                 "POST",
                 self.dialect.prefix + _build_path("dags", dag_id, "dagRuns"),
                 json=self.dialect.build_trigger_body(run_id, conf or {}),
@@ -184,11 +184,11 @@ class AirflowClient:
             return run
         if response.status_code == 409:
             raise LogicalDateTakenError(self.instance, dag_id, run_id, read_detail(response))
-        raise self._session.build_error(response)
+        raise self.session.build_error(response)
 
     def clear_failed_tasks(self, dag_id: str, run_id: str) -> None:
         """Runs the failed tasks of a finished run again, and what comes after them."""
-        response = self._session.request(
+        response = self.session.request(
             "POST",
             self.dialect.prefix + _build_path("dags", dag_id, "clearTaskInstances"),
             json={
@@ -201,7 +201,7 @@ class AirflowClient:
         if response.status_code == 404:
             raise RunLostError(self.instance, f"has no run '{run_id}' of DAG '{dag_id}' to clear.")
         if response.status_code != 200:
-            raise self._session.build_error(response)
+            raise self.session.build_error(response)
 
     def fetch_task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
         """The tasks of a run, mapped ones once per index."""
@@ -219,7 +219,7 @@ class AirflowClient:
         accept = "text/plain" if self.dialect.api == "v1" else None
         response = self._get(path, params=params, accept=accept)
         if response.status_code != 200:
-            raise self._session.build_error(response)
+            raise self.session.build_error(response)
         return self.dialect.parse_log(response.json() if _is_json(response) else response.text)
 
     def build_dag_url(self, dag_id: str) -> str:
@@ -233,9 +233,7 @@ class AirflowClient:
     def _get(
         self, path: str, params: Mapping[str, Any] | None = None, accept: str | None = None
     ) -> requests.Response:
-        return self._session.request(
-            "GET", self.dialect.prefix + path, params=params, accept=accept
-        )
+        return self.session.request("GET", self.dialect.prefix + path, params=params, accept=accept)
 
     def _fetch_pages(
         self,
@@ -261,7 +259,7 @@ class AirflowClient:
     def _read(self, response: requests.Response, parse: Callable[[Any], T]) -> T:
         """A good answer's JSON through `parse`; an error for any other."""
         if response.status_code not in (200, 201):
-            raise self._session.build_error(response)
+            raise self.session.build_error(response)
         request = describe_request(response)
         if not _is_json(response):
             kind = response.headers.get("Content-Type", "no content type")

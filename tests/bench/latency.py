@@ -45,7 +45,7 @@ query Times($run: ID!, $upstream: AssetKeyInput!) {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="How long a dependency takes.")
     parser.add_argument("--runs", type=int, default=7)
     runs: int = parser.parse_args().runs
     settings = {**dotenv_values(ROOT / ".env"), **os.environ}
@@ -96,7 +96,9 @@ def measure(
     answer = requests.post(
         dagster_url, json={"query": _DAGSTER_TIMES, "variables": variables}, timeout=30
     ).json()["data"]
-    assert end and downstream.start_date and downstream.end_date
+    assert end
+    assert downstream.start_date
+    assert downstream.end_date
     times = [
         float(answer["assetOrError"]["assetMaterializations"][0]["timestamp"]) / 1000,
         answer["runOrError"]["creationTime"],

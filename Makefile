@@ -1,0 +1,64 @@
+.DEFAULT_GOAL := help
+.PHONY: help install demo trigger latency screenshot check lint types dg format test unit contract live
+
+# Ports and passwords: `make demo WAREHOUSE_PORT=9081`; .env has their names.
+UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
+RUN := $(UV) run --frozen
+LATENCY_RUNS ?= 7
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: install ## two Airflows and Dagster, until Ctrl-C
+	@$(RUN) python airflow_instances/start.py --with-dagster
+
+trigger: ## load_customers in the demo's warehouse; watch what follows
+	@$(RUN) python airflow_instances/trigger.py
+
+latency: ## seconds from upstream end to downstream start in the running demo
+	@$(RUN) python -m tests.bench.latency --runs $(LATENCY_RUNS)
+
+screenshot: ## the README's picture, of the running demo
+	@$(RUN) python docs/screenshot.py
+
+check: lint types dg ## everything that needs no running Airflow, and no tests
+
+lint: install ## ruff: rules and layout
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+
+types: install ## basedpyright
+	@$(RUN) basedpyright
+
+dg: install ## Dagster's own checks of the declarations
+	@$(RUN) dg check yaml
+	@$(RUN) dg check defs
+
+format: install ## what ruff can mend by itself
+	@$(RUN) ruff check --fix .
+	@$(RUN) ruff format .
+
+test: install ## all tests: unit, contract, live
+	@$(RUN) pytest
+
+unit: install ## tests without a socket
+	@$(RUN) pytest tests/unit
+
+contract: install ## our client, over stand-ins and over real Airflows
+	@$(RUN) pytest tests/contract
+
+live: install ## real Airflows and a real dagster dev
+	@$(RUN) pytest tests/live
+
+install: $(UV) .env ## the environments: ours, and one per Airflow of the demo
+	@$(UV) sync --frozen --quiet
+	@$(UV) sync --frozen --quiet --project airflow_instances/warehouse
+	@$(UV) sync --frozen --quiet --project airflow_instances/metrics
+
+.env:
+	@cp .env.example .env
+
+$(CURDIR)/.uv/bin/uv:
+	@echo "uv is not installed; putting it in .uv"
+	@python3 -m venv .uv
+	@.uv/bin/pip install --quiet uv

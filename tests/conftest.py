@@ -1,0 +1,80 @@
+"""What tests of several kinds share: the two real Airflows of the demo, on ports of their own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.component import build_client
+from federation_defs.declaration import InstanceDeclaration
+from tests.processes import LoggedProcess, find_free_port
+from tests.waiting import wait_for
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Airflows:
+    """The demo's Airflows, real and running.
+
+    Attributes:
+        warehouse: Airflow 2.11, basic auth.
+        metrics: Airflow 3.3, password auth.
+        lake: The DuckDB file that their DAGs share.
+        env: The variables by which a federation finds them.
+    """
+
+    warehouse: AirflowClient
+    metrics: AirflowClient
+    lake: Path
+    env: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def airflows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflows]:
+    home = tmp_path_factory.mktemp("demo")
+    env = {
+        "DEMO_HOME": str(home),
+        "WAREHOUSE_PORT": str(find_free_port()),
+        "METRICS_PORT": str(find_free_port()),
+    }
+    command = [sys.executable, ROOT / "airflow_instances" / "start.py"]
+    demo = LoggedProcess(command, home / "demo.log", cwd=ROOT, env=env)
+
+    def is_ready() -> bool:
+        assert demo.is_running, f"the demo's Airflows did not start:\n{demo.read_log()}"
+        return all(f"ready: {name} " in demo.read_log() for name in ("warehouse", "metrics"))
+
+    try:
+        wait_for(is_ready, "both Airflows are ready", timeout_s=180)
+        yield Airflows(
+            warehouse=connect("warehouse", "basic", env),
+            metrics=connect("metrics", "password", env),
+            lake=home / "lake.duckdb",
+            env=env,
+        )
+    finally:
+        exit_code = demo.terminate()
+    assert exit_code == 0, demo.read_log()
+
+
+def connect(name: str, auth: str, env: dict[str, str]) -> AirflowClient:
+    """The client of one of the demo's Airflows, with the account of .env.example."""
+    settings = dotenv_values(ROOT / ".env.example")
+    prefix = f"{name.upper()}_AIRFLOW_"
+    declared = {
+        "name": name,
+        "url": f"http://127.0.0.1:{env[f'{name.upper()}_PORT']}",
+        "auth": {
+            "type": auth,
+            "username": settings[prefix + "USERNAME"],
+            "password": settings[prefix + "PASSWORD"],
+        },
+    }
+    return build_client(InstanceDeclaration.model_validate(declared), f"{prefix}PASSWORD")

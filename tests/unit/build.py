@@ -1,0 +1,50 @@
+"""Declarations and snapshots as the tests want them, said shortly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+
+from federation_defs.declaration import InstanceDeclaration
+from federation_defs.discovery import DagSnapshot, Snapshot
+
+
+def build_declaration(name: str, **dags: list[str]) -> InstanceDeclaration:
+    """An instance whose DAGs depend on these, as instance/dag_id."""
+    return InstanceDeclaration.model_validate(
+        {
+            "name": name,
+            "url": "http://127.0.0.1:1",
+            "auth": {"type": "basic", "username": "me", "password": "s3cret"},
+            "dags": {dag_id: {"depends_on": upstreams} for dag_id, upstreams in dags.items()},
+        }
+    )
+
+
+def build_dag_snapshot(dag_id: str, **values: Any) -> DagSnapshot:
+    defaults: dict[str, Any] = {
+        "dag_id": dag_id,
+        "url": f"http://127.0.0.1:1/dags/{dag_id}",
+        "is_paused": False,
+        "description": None,
+        "schedule": None,
+        "owners": (),
+        "airflow_tags": (),
+        "metadata": dg.serialize_value({"Dag ID": dag_id}),
+        "tags": {"dagster/kind/airflow": "", "dagster/kind/dag": ""},
+    }
+    return DagSnapshot(**defaults | values)
+
+
+def build_snapshot(
+    *dags: DagSnapshot | str, unselected: tuple[str, ...] = (), vanished: tuple[str, ...] = ()
+) -> Snapshot:
+    built = [build_dag_snapshot(dag) if isinstance(dag, str) else dag for dag in dags]
+    return Snapshot(
+        server_version="2.11.2",
+        taken_at="2026-01-01T00:00:00+00:00",
+        dags={dag.dag_id: dag for dag in built},
+        unselected=unselected,
+        vanished=vanished,
+    )

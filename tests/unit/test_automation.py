@@ -1,0 +1,106 @@
+"""The condition, evaluated by Dagster itself on an instance of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from federation_defs.automation import build_condition
+
+UPSTREAM, DOWNSTREAM = dg.AssetKey("upstream"), dg.AssetKey("downstream")
+
+
+@dg.asset
+def upstream() -> None: ...
+
+
+@dg.asset(deps=[upstream], automation_condition=build_condition())
+def downstream() -> None: ...
+
+
+DEFS = dg.Definitions(assets=[upstream, downstream], executor=dg.in_process_executor)
+JOB = DEFS.resolve_implicit_global_asset_job_def()
+
+
+class Automation:
+    """Dagster's side of it: ticks of the condition, and the runs that they request."""
+
+    def __init__(self) -> None:
+        self.instance = dg.DagsterInstance.ephemeral()
+        self.cursor: Any = None
+        self.run: dg.DagsterRun | None = None
+
+    def tick(self) -> bool:
+        """Whether the tick requests the downstream; the run that it requests is then under way."""
+        result = dg.evaluate_automation_conditions(DEFS, self.instance, cursor=self.cursor)
+        self.cursor = result.cursor
+        is_requested = result.get_num_requested(DOWNSTREAM) == 1
+        if is_requested:
+            self.run = self.instance.create_run_for_job(
+                JOB, asset_selection=frozenset({DOWNSTREAM}), status=dg.DagsterRunStatus.STARTED
+            )
+        return is_requested
+
+    def update_upstream(self) -> None:
+        self.instance.report_runless_asset_event(dg.AssetMaterialization(UPSTREAM))
+
+    def finish(self) -> None:
+        """Ends the run that is under way, if there is one."""
+        if self.run is not None:
+            self.instance.report_runless_asset_event(dg.AssetMaterialization(DOWNSTREAM))
+            self.instance.report_run_canceled(self.run, "over")
+        self.run = None
+
+
+def test_an_update_requests_one_run() -> None:
+    automation = Automation()
+    assert not automation.tick()
+    automation.update_upstream()
+    assert automation.tick()
+    automation.finish()
+    assert not automation.tick()
+
+
+def test_nothing_is_requested_because_the_location_was_loaded() -> None:
+    automation = Automation()
+    automation.update_upstream()
+    assert not automation.tick()
+    assert not automation.tick()
+
+
+def test_an_update_before_the_tick_after_a_request_is_not_lost() -> None:
+    """`since()` lets the request win over an update that is new on the same tick."""
+    automation = Automation()
+    automation.tick()
+    automation.update_upstream()
+    assert automation.tick()
+    automation.update_upstream()
+    assert not automation.tick()
+    automation.finish()
+    assert automation.tick()
+    automation.finish()
+    assert not automation.tick()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(["update", "tick", "finish"]), max_size=14))
+def test_a_run_is_requested_exactly_when_an_update_came_since_the_last_and_none_goes_on(
+    steps: list[str],
+) -> None:
+    automation = Automation()
+    automation.update_upstream()
+    automation.tick()
+    is_pending = False
+    for step in steps:
+        if step == "update":
+            automation.update_upstream()
+            is_pending = True
+        elif step == "finish":
+            automation.finish()
+        else:
+            is_due = is_pending and automation.run is None
+            assert automation.tick() == is_due
+            is_pending = is_pending and not is_due

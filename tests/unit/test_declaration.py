@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema
+import pytest
+from pydantic import ValidationError
+
+from federation_defs.declaration import InstanceDeclaration
+
+MINIMAL: dict[str, Any] = {
+    "name": "metrics",
+    "url": "http://127.0.0.1:8082",
+    "auth": {"type": "password", "username": "me", "password": "s3cret"},
+}
+
+
+def declare(**more: Any) -> InstanceDeclaration:
+    return InstanceDeclaration.model_validate({**MINIMAL, **more})
+
+
+def test_what_is_not_set_has_the_documented_default() -> None:
+    declared = declare(dags={"a": {"depends_on": ["warehouse/b"]}})
+    assert declared.api == "auto"
+    assert declared.select.dag_ids == ["*"]
+    assert declared.observe.interval == 5
+    assert declared.dags["a"].trigger.timeout == 24 * 3600
+
+
+def test_an_upstream_is_an_instance_and_a_dag_id_which_may_hold_anything_but_a_space() -> None:
+    declared = declare(dags={"a": {"depends_on": ["warehouse/b.c-d"]}})
+    assert declared.dags["a"].upstreams == [("warehouse", "b.c-d")]
+
+
+def test_only_dags_that_depend_on_something_are_run_by_dagster() -> None:
+    declared = declare(dags={"a": {"depends_on": ["w/b"]}, "c": {"trigger": {"timeout": "2h"}}})
+    assert list(declared.downstreams) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("30s", 30), ("5m", 300), ("24h", 86400), ("7d", 604800), (90, 90)]
+)
+def test_a_duration_is_a_number_and_a_unit(written: object, seconds: float) -> None:
+    declared = declare(dags={"a": {"trigger": {"timeout": written}}})
+    assert declared.dags["a"].trigger.timeout == seconds
+
+
+@pytest.mark.parametrize("written", ["soon", "5 weeks", "-3h", 0])
+def test_what_is_no_duration_is_refused(written: object) -> None:
+    with pytest.raises(ValidationError, match=r"dags\.a\.trigger\.timeout"):
+        declare(dags={"a": {"trigger": {"timeout": written}}})
+
+
+@pytest.mark.parametrize(
+    ("more", "where", "message"),
+    [
+        ({"nme": 1}, "", "unknown key 'nme'; did you mean 'name'?"),
+        (
+            {"dags": {"a": {"depend_on": []}}},
+            "dags.a",
+            "unknown key 'depend_on'; did you mean 'depends_on'?",
+        ),
+        (
+            {"dags": {"a": {"trigger": {"timeoutt": "1h"}}}},
+            "dags.a.trigger",
+            "unknown key 'timeoutt'; did you mean 'timeout'?",
+        ),
+        (
+            {"auth": {**MINIMAL["auth"], "user": "x"}},
+            "auth.password",
+            "unknown key 'user'; did you mean 'username'?",
+        ),
+    ],
+)
+def test_an_unknown_key_is_refused_by_name_however_deep(
+    more: dict[str, Any], where: str, message: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        declare(**more)
+    (error,) = refused.value.errors()
+    assert ".".join(map(str, error["loc"])) == where
+    assert message in error["msg"]
+
+
+@pytest.mark.parametrize(
+    ("more", "path", "message"),
+    [
+        ({"dags": {"a": {"depend_on": []}}}, "dags.a", "'depend_on' was unexpected"),
+        ({"auth": {**MINIMAL["auth"], "user": "x"}}, "auth", "'user' was unexpected"),
+        ({"auth": {"type": "basik"}}, "auth.type", "'basik' is not one of"),
+        ({"observe": {"interval": -1}}, "observe.interval", "-1"),
+        ({"dags": {"a": {"depends_on": ["b"]}}}, "dags.a.depends_on.0", "'b' does not match"),
+    ],
+)
+def test_the_schema_that_checks_yaml_names_the_key_too(
+    more: dict[str, Any], path: str, message: str
+) -> None:
+    validator = jsonschema.Draft202012Validator(InstanceDeclaration.model_json_schema())
+    errors = list(validator.iter_errors({**MINIMAL, **more}))
+    assert [".".join(map(str, error.absolute_path)) for error in errors] == [path]
+    assert message in errors[0].message
+
+
+def test_a_template_may_stand_for_a_number() -> None:
+    raw = {**MINIMAL, "observe": {"interval": "{{ env.INTERVAL }}"}}
+    validator = jsonschema.Draft202012Validator(InstanceDeclaration.model_json_schema())
+    assert list(validator.iter_errors(raw)) == []
+    assert declare(**raw).observe.interval == "{{ env.INTERVAL }}"
+
+
+def test_no_password_shows() -> None:
+    assert "s3cret" not in repr(declare())
+    with pytest.raises(ValidationError) as refused:
+        declare(auth={"type": "password", "username": 1, "password": "s3cret"})
+    assert "s3cret" not in str(refused.value)
+
+
+def test_an_instance_name_is_fit_for_dagster_names() -> None:
+    with pytest.raises(ValidationError, match="name"):
+        declare(name="two words")

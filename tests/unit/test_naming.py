@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+
+from federation_defs.naming import (
+    build_asset_key,
+    build_dag_id,
+    build_output_names,
+    build_owner,
+    build_run_id,
+    build_tag_key,
+    parse_root_run_id,
+)
+
+
+def test_an_asset_key_holds_the_dag_id_as_it_is() -> None:
+    assert build_asset_key("metrics", "a-b.c") == dg.AssetKey(["metrics", "dag", "a-b.c"])
+
+
+def test_the_key_of_another_instance_is_no_dag_of_ours() -> None:
+    assert build_dag_id("metrics", build_asset_key("metrics", "x")) == "x"
+    assert build_dag_id("metrics", build_asset_key("warehouse", "x")) is None
+    assert build_dag_id("metrics", dg.AssetKey(["metrics", "dag", "x", "task", "y"])) is None
+
+
+def test_a_run_id_leads_back_to_its_dagster_run() -> None:
+    assert parse_root_run_id(build_run_id("abc")) == "abc"
+    assert parse_root_run_id("manual__2026-01-01T00:00:00+00:00") is None
+
+
+def test_output_names_are_valid_and_differ() -> None:
+    names = build_output_names(["a.b", "a-b", "a_b", "größe"])
+    assert len(set(names.values())) == 4
+    assert all(name.isascii() and name.isidentifier() for name in names.values())
+
+
+@pytest.mark.parametrize(
+    ("airflow_owner", "owner"),
+    [
+        ("ann@example.com", "ann@example.com"),
+        ("ann@example.photography", "team:ann@example.photography"),
+        ("data eng", "team:data eng"),
+    ],
+)
+def test_an_owner_is_an_address_or_a_team_that_dagster_takes(
+    airflow_owner: str, owner: str
+) -> None:
+    assert build_owner(airflow_owner) == owner
+    dg.AssetSpec("x", owners=[owner])
+
+
+def test_a_tag_becomes_a_key_that_dagster_takes() -> None:
+    key = build_tag_key("team: sales/eu" + "x" * 100)
+    assert key.startswith("team__sales_eu")
+    dg.AssetSpec("x", tags={key: ""})

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from dagster.components import ResolutionContext
+from pydantic import SecretStr
+
+from federation_defs.errors import DeclarationError
+from federation_defs.templates import find_variables, render_templates
+
+SCOPE = ResolutionContext.default().scope
+
+
+def render(raw: dict[str, Any]) -> Any:
+    return render_templates(raw, SCOPE, "defs/metrics/defs.yaml")
+
+
+@pytest.mark.parametrize("password", ["1_000", "None", "0x10", "[1]", "pa ss", "{{ x }}", "é"])
+def test_a_password_arrives_as_it_is_whatever_it_looks_like(
+    monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    monkeypatch.setenv("SOME_PASSWORD", password)
+    raw = {"auth": {"password": SecretStr("{{ env.SOME_PASSWORD }}")}}
+    assert render(raw) == {"auth": {"password": password}}
+
+
+def test_templates_are_rendered_however_deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_HOST", "h")
+    raw = {"a": ["http://{{ env.SOME_HOST }}/x", 5], "b": {"c": "{{ env('UNSET_X', 'd') }}"}}
+    assert render(raw) == {"a": ["http://h/x", 5], "b": {"c": "d"}}
+
+
+def test_all_variables_that_are_not_set_are_named_with_file_and_key() -> None:
+    with pytest.raises(DeclarationError) as refused:
+        render({"url": "{{ env.UNSET_A }}", "auth": {"password": "{{ env.UNSET_B }}"}})
+    assert refused.value.problems == (
+        "defs/metrics/defs.yaml: url: set the environment variable UNSET_A.",
+        "defs/metrics/defs.yaml: auth.password: set the environment variable UNSET_B.",
+    )
+
+
+def test_a_template_that_fails_is_named_with_file_and_key() -> None:
+    with pytest.raises(DeclarationError, match=r"defs\.yaml: url: the template fails .*nothing"):
+        render({"url": "{{ nothing.of_this }}"})
+
+
+def test_the_variables_of_a_template_are_found() -> None:
+    raw = {"username": "{{ env.A_USER }}", "password": SecretStr("{{ env('A_PASSWORD') }}")}
+    assert find_variables(raw) == ["A_USER", "A_PASSWORD"]

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from federation_defs.declaration import InstanceDeclaration
+from federation_defs.discovery import Snapshot
+from federation_defs.validation import Member, find_problems
+from tests.unit.build import build_declaration, build_snapshot
+
+
+def member(declaration: InstanceDeclaration, snapshot: Snapshot | None = None) -> Member:
+    return Member(f"defs/{declaration.name}/defs.yaml", declaration, snapshot)
+
+
+def test_a_federation_that_holds_together_has_no_problems() -> None:
+    warehouse = member(build_declaration("warehouse"), build_snapshot("load_customers"))
+    metrics = member(
+        build_declaration("metrics", customer_metrics=["warehouse/load_customers"]),
+        build_snapshot("customer_metrics"),
+    )
+    assert find_problems([warehouse, metrics]) == []
+
+
+def test_an_unknown_instance_is_named_with_the_nearest_right_one() -> None:
+    warehouse = member(build_declaration("warehouse"), build_snapshot("a"))
+    metrics = member(build_declaration("metrics", b=["warehose/a"]), build_snapshot("b"))
+    assert find_problems([warehouse, metrics]) == [
+        "defs/metrics/defs.yaml: dags.b.depends_on: there is no Airflow instance 'warehose'; "
+        "did you mean 'warehouse'?"
+    ]
+
+
+def test_an_unknown_upstream_dag_is_named_with_the_nearest_right_one() -> None:
+    warehouse = member(build_declaration("warehouse"), build_snapshot("load_customers", "x"))
+    metrics = member(
+        build_declaration("metrics", b=["warehouse/load_custmers"]), build_snapshot("b")
+    )
+    assert find_problems([warehouse, metrics]) == [
+        "defs/metrics/defs.yaml: dags.b.depends_on: Airflow 'warehouse' has no DAG "
+        "'load_custmers'; did you mean 'load_customers'?"
+    ]
+
+
+def test_an_unknown_declared_dag_is_named_with_those_that_there_are() -> None:
+    metrics = member(build_declaration("metrics", zzz=["metrics/b"]), build_snapshot("b", "c"))
+    assert find_problems([metrics]) == [
+        "defs/metrics/defs.yaml: dags.zzz: Airflow 'metrics' has no DAG 'zzz'; there is b, c."
+    ]
+
+
+def test_all_problems_of_all_files_are_found_at_once() -> None:
+    warehouse = member(build_declaration("warehouse", x=["nowhere/y"]), build_snapshot("z"))
+    metrics = member(build_declaration("metrics", b=["warehouse/q"]), build_snapshot("b"))
+    assert len(find_problems([warehouse, metrics])) == 3
+
+
+def test_a_dag_that_was_there_once_is_no_typing_error() -> None:
+    warehouse = member(build_declaration("warehouse"), build_snapshot(vanished=("a",)))
+    metrics = member(
+        build_declaration("metrics", b=["warehouse/a"]), build_snapshot(vanished=("b",))
+    )
+    assert find_problems([warehouse, metrics]) == []
+
+
+def test_an_instance_that_was_never_reached_is_given_the_benefit_of_the_doubt() -> None:
+    warehouse = member(build_declaration("warehouse"))
+    metrics = member(build_declaration("metrics", b=["warehouse/a"]))
+    assert find_problems([warehouse, metrics]) == []
+
+
+def test_a_dependency_on_a_dag_that_is_not_selected_is_refused() -> None:
+    warehouse = member(build_declaration("warehouse"), build_snapshot("a", unselected=("tmp_b",)))
+    metrics = member(build_declaration("metrics", c=["warehouse/tmp_b"]), build_snapshot("c"))
+    (problem,) = find_problems([warehouse, metrics])
+    assert "DAG 'tmp_b' of Airflow 'warehouse' is not selected" in problem
+    assert "`select` in defs/warehouse/defs.yaml" in problem
+
+
+def test_two_instances_of_one_name_are_refused() -> None:
+    first = Member("defs/a/defs.yaml", build_declaration("metrics"), None)
+    second = Member("defs/b/defs.yaml", build_declaration("metrics"), None)
+    (problem,) = find_problems([first, second])
+    assert problem.startswith("defs/b/defs.yaml: name: 'metrics' is the name of defs/a/defs.yaml")
+
+
+def test_a_circle_is_shown_as_the_path() -> None:
+    one = member(build_declaration("one", a=["two/b"]))
+    two = member(build_declaration("two", b=["one/a"]))
+    (problem,) = find_problems([one, two])
+    assert "one/a → two/b → one/a" in problem or "two/b → one/a → two/b" in problem
