@@ -3,8 +3,8 @@
 FederationError
 ├── DeclarationError            a defs.yaml says something that can't hold
 └── AirflowError                what one Airflow answered, or did not
-    ├── UnreachableError        no answer: refused, timed out, cut off
-    ├── SignInRefusedError      401: the account or its password
+    ├── UnreachableError        no answer, or none but "not now" (429, 5xx)
+    ├── SignInRefusedError      401, or 403 from the first: the account or its password
     ├── PermissionMissingError  403: the account may not do this
     ├── UnexpectedAnswerError   an answer that is none of Airflow's, or lacks what we need
     ├── DagNotFoundError        the DAG is not there (any more)
@@ -51,7 +51,8 @@ class AirflowError(FederationError):
 
 
 class UnreachableError(AirflowError):
-    """No answer came: nothing listens there, the network is cut, or it took too long."""
+    """No answer came, or none that helps: nothing listens there, the network is cut, it took too
+    long, or a server said that it can't now. The only error that is worth waiting out."""
 
     def __init__(self, instance: str, url: str, reason: str) -> None:
         self.url = url
@@ -66,12 +67,13 @@ class SignInRefusedError(AirflowError):
 
     Args:
         request: Method and path of what was asked.
+        status: Of the answer.
         check: The environment variables (or keys) that hold the account.
         hint: What else may be the cause, a sentence; empty if nothing is known.
     """
 
-    def __init__(self, instance: str, request: str, check: str, hint: str = "") -> None:
-        super().__init__(instance, f"refused {request} (401). Check {check}. {hint}".rstrip())
+    def __init__(self, instance: str, request: str, status: int, check: str, hint: str) -> None:
+        super().__init__(instance, f"refused {request} ({status}). Check {check}. {hint}".rstrip())
 
 
 class PermissionMissingError(AirflowError):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from dotenv import dotenv_values
@@ -17,6 +19,20 @@ from tests.processes import LoggedProcess, find_free_port
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    """A SIGTERM ends what the tests started, as a Ctrl-C does.
+
+    Both are set, for a shell starts what it puts in the background with SIGINT ignored, and children
+    inherit that: `dagster dev` takes its way to handle a SIGTERM from there too (dagster 1.13).
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ class PasswordAuth(AuthBase):
                 answer = requests.post(
                     self._token_url, json=self._account, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
                 )
+                if answer.status_code >= 500:
+                    answer.raise_for_status()  # it can't now, which says nothing of the password
                 self._token = answer.json()["access_token"] if answer.status_code == 201 else None
             return self._token
 

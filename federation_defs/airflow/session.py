@@ -52,6 +52,7 @@ class AirflowSession:
         self.url = url.rstrip("/")
         self._auth = auth
         self._account_hint = account_hint
+        self._was_accepted = False
         self._session = requests.Session()
         self._session.headers["User-Agent"] = f"federation-defs/{version('federation-defs')}"
         self._session.headers["Accept"] = "application/json"
@@ -81,7 +82,7 @@ class AirflowSession:
                 between bytes; reads are tried four times).
         """
         try:
-            return self._session.request(
+            response = self._session.request(
                 method,
                 self.url + path,
                 params=params,
@@ -93,17 +94,25 @@ class AirflowSession:
             )
         except requests.RequestException as error:
             raise UnreachableError(self.instance, self.url, _reason(error)) from error
+        self._was_accepted |= not is_open and response.ok
+        return response
 
-    def build_error(self, response: requests.Response, remedy: str = "") -> AirflowError:
+    def build_error(self, response: requests.Response) -> AirflowError:
         """The error that an answer with a bad status stands for."""
-        request = describe_request(response)
-        if response.status_code == 401:
-            return SignInRefusedError(self.instance, request, self._account_hint, remedy)
-        if response.status_code == 403:
-            return PermissionMissingError(self.instance, request, read_detail(response))
+        request, status = describe_request(response), response.status_code
         detail = read_detail(response)
-        seen = f"{response.status_code}" + (f": {detail}" if detail else "")
-        return UnexpectedAnswerError(self.instance, request, seen, remedy)
+        if status == 401:
+            return SignInRefusedError(self.instance, request, status, self._account_hint, "")
+        if status == 403 and not self._was_accepted:
+            # Airflow 2.11 answers a wrong password, and none, with 403 and not a word.
+            hint = "If it is right, give it a role that may do this."
+            return SignInRefusedError(self.instance, request, status, self._account_hint, hint)
+        if status == 403:
+            return PermissionMissingError(self.instance, request, detail)
+        seen = f"{status}: {detail}" if detail else str(status)
+        if status == 429 or status >= 500:
+            return UnreachableError(self.instance, self.url, f"{request}: {seen}")
+        return UnexpectedAnswerError(self.instance, request, seen)
 
 
 class _NoAuth(AuthBase):
@@ -138,6 +147,8 @@ def _reason(error: requests.RequestException) -> str:
     """The innermost cause in a few words: what requests and urllib3 wrap around it says little."""
     if isinstance(error, requests.Timeout):
         return "timed out"
+    if error.response is not None:
+        return f"{error.response.status_code} to {describe_request(error.response)}"
     cause: BaseException = error
     while (inner := cause.__cause__ or cause.__context__) is not None:
         cause = inner
