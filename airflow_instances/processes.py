@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from contextlib import suppress
 
@@ -39,6 +41,10 @@ class ProcessRunner(Manager):
 
     def terminate(self) -> None:
         """Asks everything to end; honcho then waits, and makes its process groups end."""
+        if not self._all_started():
+            # honcho does not know yet what to end: once more, when it has had time to learn it.
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            return
         if not self._terminating:
             self.ended_first = {
                 name: process["returncode"]

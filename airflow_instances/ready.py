@@ -71,11 +71,13 @@ def start_dagster(demo: DemoSettings) -> subprocess.Popen[bytes]:
     """
     home = demo.home / "dagster"
     home.mkdir(parents=True, exist_ok=True)
-    if not (home / "dagster.yaml").exists() and (REPOSITORY / "dagster.yaml").exists():
-        shutil.copy(REPOSITORY / "dagster.yaml", home)
+    if not (home / "dagster.yaml").exists():
+        shutil.copy(REPOSITORY / "deployment" / "dagster.yaml", home)
     print("dagster: starting", flush=True)
     dagster = subprocess.Popen(
-        [dagster_executable(), "dev", "--host", "127.0.0.1", "--port", str(demo.dagster_port)],
+        # Its daemons say at level info each 5 s that they are there; what they do is in the UI.
+        [dagster_executable(), "dev", "--host", "127.0.0.1", "--port", str(demo.dagster_port)]
+        + ["--log-level", "warning"],
         cwd=REPOSITORY,
         env={
             **os.environ,

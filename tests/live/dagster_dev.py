@@ -74,8 +74,7 @@ def copy_project(folder: Path) -> Path:
     project = folder / "project"
     state = shutil.ignore_patterns(".local_defs_state", "__pycache__")
     shutil.copytree(ROOT / "federation_defs", project / "federation_defs", ignore=state)
-    for name in ("pyproject.toml", "dagster.yaml"):
-        shutil.copy(ROOT / name, project / name)
+    shutil.copy(ROOT / "pyproject.toml", project)
     shutil.copy(ROOT / ".env.example", project / ".env")
     return project
 
@@ -92,7 +91,7 @@ class DagsterDev:
         self.project = copy_project(folder)
         self.home = folder / "dagster"
         self.home.mkdir()
-        shutil.copy(self.project / "dagster.yaml", self.home)
+        shutil.copy(ROOT / "deployment" / "dagster.yaml", self.home)
         self.port = find_free_port()
         self.env = {**env, "DAGSTER_HOME": str(self.home), "PYTHONPATH": str(self.project)}
         self.log = folder / "dagster.log"
