@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo trigger latency screenshot check lint types dg format test unit contract live
+.PHONY: help install demo trigger latency screenshot check lint types dg format test unit contract quick live
 
 # Ports and passwords: `make demo WAREHOUSE_PORT=9081`; .env has their names.
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
@@ -46,6 +46,9 @@ unit: install ## tests without a socket
 
 contract: install ## our client, over stand-ins and over real Airflows
 	@$(RUN) pytest tests/contract
+
+quick: install ## what takes a minute: all tests that need no real Airflow
+	@$(RUN) pytest tests/unit tests/contract -m "not real_airflows"
 
 live: install ## real Airflows and a real dagster dev
 	@$(RUN) pytest tests/live

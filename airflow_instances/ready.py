@@ -74,10 +74,10 @@ def start_dagster(demo: DemoSettings) -> subprocess.Popen[bytes]:
     if not (home / "dagster.yaml").exists():
         shutil.copy(REPOSITORY / "deployment" / "dagster.yaml", home)
     print("dagster: starting", flush=True)
+    address = ["--host", "127.0.0.1", "--port", str(demo.dagster_port)]
     dagster = subprocess.Popen(
         # Its daemons say at level info each 5 s that they are there; what they do is in the UI.
-        [dagster_executable(), "dev", "--host", "127.0.0.1", "--port", str(demo.dagster_port)]
-        + ["--log-level", "warning"],
+        [dagster_executable(), "dev", *address, "--log-level", "warning"],
         cwd=REPOSITORY,
         env={
             **os.environ,

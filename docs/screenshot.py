@@ -1,9 +1,9 @@
 """Takes the README's picture: the lineage graph of the running demo, in a headless Chromium.
 
-    apt-get install chromium
-    make demo          # in one terminal
-    make trigger       # and wait until customer_metrics is green
-    make screenshot
+apt-get install chromium
+make demo          # in one terminal
+make trigger       # and wait until customer_metrics is green
+make screenshot
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ FederationError
 ├── DeclarationError            a defs.yaml says something that can't hold
 └── AirflowError                what one Airflow answered, or did not
     ├── UnreachableError        no answer, or none but "not now" (429, 5xx)
-    ├── SignInRefusedError      401, or 403 from the first: the account or its password
-    ├── PermissionMissingError  403: the account may not do this
+    ├── SignInRefusedError      401: the account or its password
+    ├── PermissionMissingError  403: the account may not do this (2.x: or its password)
     ├── UnexpectedAnswerError   an answer that is none of Airflow's, or lacks what we need
     ├── DagNotFoundError        the DAG is not there (any more)
     ├── DagPausedError          the DAG would leave a run queued
@@ -69,21 +69,27 @@ class SignInRefusedError(AirflowError):
         request: Method and path of what was asked.
         status: Of the answer.
         check: The environment variables (or keys) that hold the account.
-        hint: What else may be the cause, a sentence; empty if nothing is known.
     """
 
-    def __init__(self, instance: str, request: str, status: int, check: str, hint: str) -> None:
-        super().__init__(instance, f"refused {request} ({status}). Check {check}. {hint}".rstrip())
+    def __init__(self, instance: str, request: str, status: int, check: str) -> None:
+        super().__init__(instance, f"refused {request} ({status}). Check {check}.")
 
 
 class PermissionMissingError(AirflowError):
-    """The account is known, but may not do this."""
+    """The account may not do this; or, as Airflow 2.11 tells neither apart, its password is wrong.
 
-    def __init__(self, instance: str, request: str, detail: str) -> None:
-        super().__init__(
-            instance,
-            f"forbids {request} (403{_said(detail)}). Give the account a role that may do this.",
-        )
+    Args:
+        detail: Airflow's own words; 2.11 has none, for either.
+        check: The environment variables (or keys) that hold the account.
+    """
+
+    def __init__(self, instance: str, request: str, detail: str, check: str) -> None:
+        remedy = "Give the account a role that may do this."
+        if not detail:
+            remedy = (
+                f"Check {check}: Airflow 2 answers a wrong password so. If it is right: {remedy}"
+            )
+        super().__init__(instance, f"forbids {request} (403{_said(detail)}). {remedy}")
 
 
 class UnexpectedAnswerError(AirflowError):

@@ -179,8 +179,6 @@ class _Step:
     def _update(self, wait: _Wait, now: float) -> None:
         """Reads the run's state. An instance that is away is waited for until the time-out."""
         dag_id, last = wait.run.dag_id, wait.run
-        if now >= wait.deadline:
-            raise _build_timeout_error(self.client, last, now - wait.since)
         try:
             run = self.client.fetch_run(dag_id, last.run_id)
             if run is not None and run.state == "queued" and now >= wait.next_pause_check:
@@ -190,6 +188,7 @@ class _Step:
             if not self.is_away:
                 self.context.log.warning(f"{error} Waiting on.")
             self.is_away = True
+            self._refuse_overdue(wait, now)
             return
         self.is_away = False
         if run is None:
@@ -201,10 +200,16 @@ class _Step:
         wait.run = run
         if run.state != last.state:
             self._log_state(run)
+        if not run.is_finished:
+            self._refuse_overdue(wait, now)
+
+    def _refuse_overdue(self, wait: _Wait, now: float) -> None:
+        if now >= wait.deadline:
+            raise _build_timeout_error(self.client, wait.run, now - wait.since)
 
     def _materialize(self, run: DagRun) -> Iterator[dg.MaterializeResult]:
         """The run's materialization, unless somebody else was the first to report it."""
-        own = self.context.instance.get_run_by_id(self.context.run_id)
+        own = self.context.instance.get_run_by_id(self.context.run.run_id)
         if own is not None and own.is_finished:
             raise dg.Failure(
                 f"Dagster ended this run ({own.status.value}) while its worker was away; whatever "
@@ -287,9 +292,7 @@ def _build_run_failure(client: AirflowClient, run: DagRun) -> dg.Failure:
         tasks = client.fetch_task_instances(run.dag_id, run.run_id)
         failed = [task for task in tasks if task.state == "failed"]
         for task in failed[:LOG_TAILS]:
-            log = client.fetch_log(run.dag_id, run.run_id, task)
-            tail = "\n".join(log.splitlines()[-LOG_TAIL_LINES:])
-            metadata[f"Log of {_name(task)}"] = dg.MetadataValue.md(f"```\n{tail}\n```")
+            metadata[f"Log of {_name(task)}"] = dg.MetadataValue.md(_read_tail(client, run, task))
         names = ", ".join(_name(task) for task in failed) or "none of its tasks"
     except AirflowError as error:
         names = f"unknown ({error})"
@@ -299,6 +302,15 @@ def _build_run_failure(client: AirflowClient, run: DagRun) -> dg.Failure:
         metadata=metadata,
         allow_retries=False,
     )
+
+
+def _read_tail(client: AirflowClient, run: DagRun, task: TaskInstance) -> str:
+    try:
+        log = client.fetch_log(run.dag_id, run.run_id, task)
+    except AirflowError as error:
+        return str(error)
+    tail = "\n".join(log.splitlines()[-LOG_TAIL_LINES:])
+    return f"```\n{tail}\n```"
 
 
 def _name(task: TaskInstance) -> str:

@@ -59,11 +59,15 @@ class Cursor:
     def from_json(text: str | None) -> Cursor:
         """The cursor; a new one, that looks back an hour, if there is none or none that we read."""
         content = _parse_object(text)
+        first = (datetime.now(timezone.utc) - LOOKBACK_ON_FIRST_START).isoformat()
         if content.get("version") != CURSOR_VERSION:
-            first = datetime.now(timezone.utc) - LOOKBACK_ON_FIRST_START
-            return Cursor(since=first.isoformat())
-        held = tuple((dag_id, run_id) for dag_id, run_id in content.pop("held"))
-        return Cursor(seen=tuple(content.pop("seen")), held=held, **content)
+            return Cursor(since=first)
+        try:
+            datetime.fromisoformat(content["since"])
+            held = tuple((dag_id, run_id) for dag_id, run_id in content.pop("held"))
+            return Cursor(seen=tuple(content.pop("seen")), held=held, **content)
+        except (KeyError, TypeError, ValueError):  # a person edited it
+            return Cursor(since=first)
 
 
 def build_observation_sensor(

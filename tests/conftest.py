@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 def pytest_configure() -> None:
     """A SIGTERM ends what the tests started, as a Ctrl-C does.
 
-    Both are set, for a shell starts what it puts in the background with SIGINT ignored, and children
-    inherit that: `dagster dev` takes its way to handle a SIGTERM from there too (dagster 1.13).
+    Both are set, for a shell starts what it puts in the background with SIGINT ignored, and
+    children inherit that: `dagster dev` takes its way to handle SIGTERM from there too (1.13).
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)

@@ -6,10 +6,9 @@ import threading
 from typing import Any
 
 import requests
-import requests.hooks
 from requests.auth import AuthBase, HTTPBasicAuth
 
-from federation_defs.airflow.session import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+from federation_defs.airflow.session import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, NoTokenError
 
 
 class PasswordAuth(AuthBase):
@@ -45,7 +44,7 @@ class PasswordAuth(AuthBase):
                 )
                 if answer.status_code >= 500:
                     answer.raise_for_status()  # it can't now, which says nothing of the password
-                self._token = answer.json()["access_token"] if answer.status_code == 201 else None
+                self._token = _parse_token(answer) if answer.status_code == 201 else None
             return self._token
 
     def _retry_with_new_token(
@@ -60,7 +59,7 @@ class PasswordAuth(AuthBase):
         response.close()
         again = response.request.copy()
         again.headers["Authorization"] = f"Bearer {token}"
-        again.hooks = requests.hooks.default_hooks()  # once: a second refusal is final
+        # Past the session and its hooks, so once: a second refusal is final.
         renewed = response.connection.send(again, **kwargs)  # type: ignore[attr-defined]
         renewed.history.append(response)
         return renewed
@@ -71,6 +70,13 @@ class BasicAuth(HTTPBasicAuth):
 
     def __repr__(self) -> str:
         return "BasicAuth()"
+
+
+def _parse_token(answer: requests.Response) -> str:
+    try:
+        return answer.json()["access_token"]
+    except (requests.JSONDecodeError, KeyError, TypeError) as error:
+        raise NoTokenError("no `access_token`") from error
 
 
 def _is_token_refused(response: requests.Response) -> bool:

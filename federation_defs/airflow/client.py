@@ -176,7 +176,12 @@ class AirflowClient:
                 return run
             raise
         if response.status_code in (200, 201):
-            return self._read(response, parse_dag_run)
+            try:
+                return self._read(response, parse_dag_run)
+            except UnexpectedAnswerError:
+                if (run := self.fetch_run(dag_id, run_id)) is not None:
+                    return run
+                raise
         if response.status_code == 404:
             raise DagNotFoundError(self.instance, dag_id, "404 to the trigger")
         is_ambiguous = response.status_code == 409 or response.status_code >= 500
@@ -269,9 +274,16 @@ class AirflowClient:
                 f"{kind} instead of JSON",
                 "Is there a login page or a proxy in between?",
             )
-        return self._parse(parse, response.json(), request)
+        try:
+            answer = response.json()
+        except requests.JSONDecodeError as error:
+            raise UnexpectedAnswerError(self.instance, request, "broken JSON") from error
+        return self._parse(parse, answer, request)
 
     def _parse(self, parse: Callable[[Any], T], answer: Any, request: str) -> T:
+        if not isinstance(answer, Mapping):
+            seen = f"a {type(answer).__name__} where an object belongs"
+            raise UnexpectedAnswerError(self.instance, request, seen)
         try:
             return parse(answer)
         except MissingFieldError as error:

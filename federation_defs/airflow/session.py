@@ -37,6 +37,10 @@ _RETRY = Retry(
 )
 
 
+class NoTokenError(requests.RequestException):
+    """The token endpoint answered 201 with something else."""
+
+
 class AirflowSession:
     """Requests to one Airflow.
 
@@ -52,7 +56,6 @@ class AirflowSession:
         self.url = url.rstrip("/")
         self._auth = auth
         self._account_hint = account_hint
-        self._was_accepted = False
         self._session = requests.Session()
         self._session.headers["User-Agent"] = f"federation-defs/{version('federation-defs')}"
         self._session.headers["Accept"] = "application/json"
@@ -91,24 +94,24 @@ class AirflowSession:
                 # requests falls back to ~/.netrc when it is given no auth at all.
                 auth=_NoAuth() if is_open else self._auth,
                 timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+                allow_redirects=method == "GET",  # a POST would arrive as a GET
             )
+        except NoTokenError as error:
+            asked = "POST /auth/token"
+            raise UnexpectedAnswerError(self.instance, asked, str(error)) from error
         except requests.RequestException as error:
             raise UnreachableError(self.instance, self.url, _reason(error)) from error
-        self._was_accepted |= not is_open and response.ok
         return response
 
     def build_error(self, response: requests.Response) -> AirflowError:
         """The error that an answer with a bad status stands for."""
         request, status = describe_request(response), response.status_code
         detail = read_detail(response)
-        if status == 401:
-            return SignInRefusedError(self.instance, request, status, self._account_hint, "")
-        if status == 403 and not self._was_accepted:
-            # Airflow 2.11 answers a wrong password, and none, with 403 and not a word.
-            hint = "If it is right, give it a role that may do this."
-            return SignInRefusedError(self.instance, request, status, self._account_hint, hint)
+        # 403 with these words: a token that another secret signed (3.x).
+        if status == 401 or (status == 403 and "Invalid JWT token" in detail):
+            return SignInRefusedError(self.instance, request, status, self._account_hint)
         if status == 403:
-            return PermissionMissingError(self.instance, request, detail)
+            return PermissionMissingError(self.instance, request, detail, self._account_hint)
         seen = f"{status}: {detail}" if detail else str(status)
         if status == 429 or status >= 500:
             return UnreachableError(self.instance, self.url, f"{request}: {seen}")
@@ -126,15 +129,29 @@ def describe_request(response: requests.Response) -> str:
 
 
 def read_detail(response: requests.Response) -> str:
-    """Airflow's own words about an error, one line, 300 characters at most; else empty."""
+    """Airflow's own words about an error, or where it sends us; one line, at most 300 letters."""
+    if response.is_redirect:
+        return f"go to {response.headers['Location']}"
     try:
         answer = response.json()
     except requests.JSONDecodeError:
         return ""
-    detail = answer.get("detail") if isinstance(answer, dict) else None
-    if not detail and isinstance(answer, dict):
-        detail = answer.get("title")
-    return " ".join(str(detail or "").split())[:300]
+    if not isinstance(answer, dict):
+        return ""
+    # 2.x titles every 403 "Forbidden", which says nothing.
+    detail = answer.get("detail") or (answer.get("title") if response.status_code != 403 else "")
+    return " ".join(_tell(detail).split())[:300]
+
+
+def _tell(detail: Any) -> str:
+    """2.x gives a text; 3.x a text, an object with a reason, or a list of fields that are wrong."""
+    if isinstance(detail, list):
+        return "; ".join(_tell(entry) for entry in detail)
+    if isinstance(detail, dict):
+        where = ".".join(str(part) for part in detail.get("loc") or ())
+        said = detail.get("msg") or detail.get("message") or detail.get("reason")
+        return f"{where}: {said}" if where else str(said or detail)
+    return str(detail or "")
 
 
 def read_server_time(response: requests.Response) -> Any:

@@ -100,18 +100,21 @@ def test_a_refresh_that_fails_says_so_and_keeps_what_was_known(project: Project)
 
 
 @pytest.mark.parametrize(
-    ("instance", "request_line"),
-    [("warehouse", "GET /api/v1/dags (403)"), ("metrics", "GET /api/v2/dags (401)")],
+    ("instance", "refused"),
+    [
+        ("warehouse", "forbids GET /api/v1/dags (403)"),
+        ("metrics", "refused GET /api/v2/dags (401)"),
+    ],
 )
 def test_a_wrong_password_is_said_with_the_instance_and_the_variable_to_check(
-    project: Project, instance: str, request_line: str
+    project: Project, instance: str, refused: str
 ) -> None:
     prefix = instance.upper()
     checked = project.run_dg("check", "defs", **{f"{prefix}_PASSWORD": "wr0ng-s3cret"})
     assert checked.returncode == 0, checked.stdout
     assert (
-        f"Airflow '{instance}' refused {request_line}. "
-        f"Check {prefix}_AIRFLOW_USERNAME and {prefix}_AIRFLOW_PASSWORD." in checked.stdout
+        f"Airflow '{instance}' {refused}. "
+        f"Check {prefix}_AIRFLOW_USERNAME and {prefix}_AIRFLOW_PASSWORD" in checked.stdout
     )
     assert "wr0ng-s3cret" not in checked.stdout
 

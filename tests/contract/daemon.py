@@ -1,0 +1,91 @@
+"""Dagster's sensor daemon, played by the test: it stores what a tick reports, then its cursor."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import dagster as dg
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.naming import build_asset_key
+from federation_defs.observation import build_observation_sensor
+from tests.contract.fake_airflow import FakeAirflow
+from tests.contract.fake_database import Database, RunRow
+
+DAG = "load_customers"
+KEY = build_asset_key("metrics", DAG)
+
+
+class Daemon:
+    """One instance's observation sensor, evaluated tick by tick.
+
+    Attributes:
+        cursor: What the last tick that did not crash left.
+    """
+
+    def __init__(
+        self, client: AirflowClient, dag_ids: Collection[str], instance: dg.DagsterInstance
+    ) -> None:
+        self.client = client
+        self.sensor = build_observation_sensor(client, dag_ids, interval_s=5)
+        self.instance = instance
+        self.cursor: str | None = None
+
+    def evaluate(self) -> dg.SensorResult | dg.SkipReason:
+        """What the sensor gives; nothing is stored."""
+        with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
+            result = self.sensor(context)
+        assert isinstance(result, dg.SensorResult | dg.SkipReason)
+        return result
+
+    def tick(self, *, crashes: bool = False) -> list[str]:
+        """The run ids that were reported, in that order.
+
+        Args:
+            crashes: Between the events and the cursor, which stays as it was.
+        """
+        result = self.evaluate()
+        if isinstance(result, dg.SkipReason):
+            return []
+        for event in result.asset_events:
+            self.instance.report_runless_asset_event(event)
+        if not crashes:
+            self.cursor = result.cursor
+        return [str(event.metadata["Run ID"].value) for event in result.asset_events]
+
+
+def fetch_reported(
+    instance: dg.DagsterInstance, key: dg.AssetKey
+) -> list[Mapping[str, dg.MetadataValue]]:
+    """The metadata of all materializations of an asset, the first one first."""
+    records = instance.fetch_materializations(key, limit=1000, ascending=True).records
+    events = [record.asset_materialization for record in records]
+    return [event.metadata for event in events if event is not None]
+
+
+def fetch_reported_run_ids(instance: dg.DagsterInstance, key: dg.AssetKey) -> list[str]:
+    return [str(metadata["Run ID"].value) for metadata in fetch_reported(instance, key)]
+
+
+@dataclass
+class Observed:
+    """A fake Airflow with one selected DAG, and the daemon that watches it."""
+
+    server: FakeAirflow
+    daemon: Daemon
+
+    @property
+    def database(self) -> Database:
+        return self.server.database
+
+    @property
+    def reported(self) -> list[str]:
+        return fetch_reported_run_ids(self.daemon.instance, KEY)
+
+    def add_run(self, run_id: str, state: str = "success", ended_s_ago: float = 1) -> RunRow:
+        """A run that is over, its row no older than its end."""
+        run = self.database.start_run(DAG, run_id)
+        ended = self.database.now() - timedelta(seconds=ended_s_ago)
+        return self.database.finish_run(run, state, end_date=ended)

@@ -1,0 +1,98 @@
+"""What may go wrong between a client and an Airflow, to be told to a fake one.
+
+A fault is given the server's own way to answer, and gives what is sent instead; None is a
+connection that is closed without an answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from threading import Event
+from typing import Any
+
+from werkzeug import Response
+
+Act = Callable[[], Response]
+Fault = Callable[[Act], Response | None]
+
+LOGIN_PAGE = "<!DOCTYPE html><html><title>Sign in</title></html>"
+
+
+def hang_up(_act: Act) -> None:
+    """Nothing is done and nothing is answered."""
+
+
+def hang_up_after_acting(act: Act) -> None:
+    """What was asked is done, but the answer gets lost."""
+    act()
+
+
+def cut_short(act: Act) -> Response:
+    """The first half of the answer, passed off as all of it."""
+    response = act()
+    body = response.get_data()
+    response.set_data(body[: len(body) // 2])
+    return response
+
+
+def say_no_time(act: Act) -> Response:
+    """The answer without a `Date`."""
+    response = act()
+    del response.headers["Date"]
+    return response
+
+
+def answer(
+    status: int, body: Any = "", headers: Mapping[str, str] | None = None, *, acts: bool = False
+) -> Fault:
+    """Another answer: text as HTML, anything else as JSON.
+
+    Args:
+        acts: What was asked is done nevertheless.
+    """
+    is_html = isinstance(body, str)
+
+    def fault(act: Act) -> Response:
+        if acts:
+            act()
+        content_type = "text/html; charset=utf-8" if is_html else "application/json"
+        text = body if is_html else json.dumps(body)
+        return Response(text, status, headers, content_type=content_type)
+
+    return fault
+
+
+def edit(change: Callable[[Any], None]) -> Fault:
+    """The answer, its JSON changed in place."""
+
+    def fault(act: Act) -> Response:
+        response = act()
+        content = json.loads(response.get_data())
+        change(content)
+        response.set_data(json.dumps(content))
+        return response
+
+    return fault
+
+
+class Stall:
+    """Holds an answer back until the end of the `with`."""
+
+    def __init__(self) -> None:
+        self._entered = Event()
+        self._released = Event()
+
+    def __call__(self, act: Act) -> Response:
+        self._entered.set()
+        self._released.wait(30)
+        return act()
+
+    def wait_until_entered(self) -> None:
+        assert self._entered.wait(10), "nobody asked within 10 s"
+
+    def __enter__(self) -> Stall:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._released.set()

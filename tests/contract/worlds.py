@@ -1,0 +1,166 @@
+"""An Airflow to test the client's basics on, fake or real: what a test may do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+from urllib.parse import quote
+from uuid import uuid4
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.records import DagRun
+from federation_defs.component import build_client
+from federation_defs.declaration import InstanceDeclaration
+from tests.contract.fake_airflow import PASSWORD, USERNAME, FakeAirflow
+from tests.contract.fake_database import RunRow
+from tests.waiting import wait_for
+
+SIGN_INS = {"v1": "basic", "v2": "password"}
+
+
+def connect(
+    url: str, auth: str, password: str, instance: str = "metrics", username: str = USERNAME
+) -> AirflowClient:
+    """A client as a defs.yaml makes it, for whose account one checks `<INSTANCE>_PASSWORD`."""
+    account = {"type": auth, "username": username, "password": password}
+    declared = {"name": instance, "url": url, "auth": account}
+    hint = f"{instance.upper()}_PASSWORD"
+    return build_client(InstanceDeclaration.model_validate(declared), hint)
+
+
+def connect_to(server: FakeAirflow, instance: str = "metrics") -> AirflowClient:
+    return connect(server.url, SIGN_INS[server.api], PASSWORD, instance)
+
+
+class World(Protocol):
+    """One Airflow with one quick DAG. Others may use it too: a test looks at its own runs only.
+
+    Attributes:
+        api: "v1" or "v2".
+        client: What is tested; its account may do everything.
+        dag_id: A DAG without a schedule whose runs end within seconds.
+    """
+
+    api: str
+    client: AirflowClient
+    dag_id: str
+
+    def connect_with_password(self, password: str) -> AirflowClient:
+        """A client for the same account with another password."""
+        ...
+
+    def set_paused(self, *, is_paused: bool) -> None: ...
+
+    def set_state(self, run_id: str, state: str) -> None: ...
+
+    def clear(self, run_id: str) -> None: ...
+
+    @contextmanager
+    def failing(self) -> Iterator[str]:
+        """Has the DAG's runs fail meanwhile; gives text that the error holds."""
+        ...
+
+
+def make_run_id() -> str:
+    """An id that no other test uses, with the letters that real ones have."""
+    return f"contract__{uuid4()}_2026-01-02T03:04:05+00:00"
+
+
+def run_dag(world: World) -> DagRun:
+    """A new run of the world's DAG that is over."""
+    run_id = make_run_id()
+    world.client.trigger_run(world.dag_id, run_id)
+    return wait_for_end(world, run_id)
+
+
+def wait_for_end(world: World, run_id: str) -> DagRun:
+    def find_end() -> DagRun | None:
+        run = world.client.fetch_run(world.dag_id, run_id)
+        return run if run is not None and run.is_finished else None
+
+    return wait_for(find_end, f"run {run_id} is over", interval_s=0.1)
+
+
+class FakeWorld:
+    """A fake Airflow, whose DAG's runs are over when they are read for the second time."""
+
+    dag_id = "load_customers"
+
+    def __init__(self, server: FakeAirflow) -> None:
+        self._server = server
+        self._dag = server.database.add_dag(self.dag_id, polls=2)
+        self.api = server.api
+        self.client = connect_to(server)
+
+    def connect_with_password(self, password: str) -> AirflowClient:
+        return connect(self._server.url, SIGN_INS[self.api], password)
+
+    def set_paused(self, *, is_paused: bool) -> None:
+        self._dag.is_paused = is_paused
+
+    def set_state(self, run_id: str, state: str) -> None:
+        self._server.database.set_state(self._find_run(run_id), state)
+
+    def clear(self, run_id: str) -> None:
+        self._server.database.clear(self._find_run(run_id))
+
+    @contextmanager
+    def failing(self) -> Iterator[str]:
+        self._dag.outcome = "failed"
+        yield "ValueError: load could not read its table"
+        self._dag.outcome = "success"
+
+    def _find_run(self, run_id: str) -> RunRow:
+        run = self._server.database.find_run(self.dag_id, run_id)
+        assert run is not None
+        return run
+
+
+class RealWorld:
+    """A real Airflow of the demo, one of whose DAGs is at the test's disposal.
+
+    Args:
+        client: With an account that may do everything.
+        username: That account's.
+    """
+
+    def __init__(self, client: AirflowClient, dag_id: str, username: str) -> None:
+        self.api = client.dialect.api
+        self.client = client
+        self.dag_id = dag_id
+        self._username = username
+
+    def connect_with_password(self, password: str) -> AirflowClient:
+        sign_in = SIGN_INS[self.api]
+        return connect(self.client.url, sign_in, password, self.client.instance, self._username)
+
+    def set_paused(self, *, is_paused: bool) -> None:
+        self._act("PATCH", f"/dags/{self.dag_id}", {"is_paused": is_paused})
+
+    def set_state(self, run_id: str, state: str) -> None:
+        self._act("PATCH", self._run_path(run_id), {"state": state})
+
+    def clear(self, run_id: str) -> None:
+        self._act("POST", f"{self._run_path(run_id)}/clear", {"dry_run": False})
+
+    @contextmanager
+    def failing(self) -> Iterator[str]:
+        name = f"{self.dag_id}__fail"
+        self._act("POST", "/variables", {"key": name, "value": "true"})
+        try:
+            yield f"ValueError: {self.dag_id} fails because the Variable {name} is 'true'"
+        finally:
+            self._act("DELETE", f"/variables/{name}")
+
+    def read(self, path: str) -> Any:
+        """The JSON that this path below the API's prefix answers."""
+        return self._act("GET", path).json()
+
+    def _run_path(self, run_id: str) -> str:
+        return f"/dags/{self.dag_id}/dagRuns/{quote(run_id, safe='')}"
+
+    def _act(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        response = self.client.session.request(method, f"/api/{self.api}{path}", json=body)
+        assert response.ok, f"{method} {path}: {response.status_code} {response.text}"
+        return response
