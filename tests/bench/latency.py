@@ -78,16 +78,19 @@ def measure(
     run_id = f"latency__{before.isoformat()}__{number}"
     warehouse.trigger_run("load_customers", run_id)
 
-    def find_end() -> DagRun | None:
+    def find_end() -> datetime | None:
         run = warehouse.fetch_run("load_customers", run_id)
-        return run if run is not None and run.is_finished else None
+        return run.end_date if run is not None and run.is_finished else None
+
+    end = wait_for(find_end)
 
     def find_downstream() -> DagRun | None:
-        runs = metrics.fetch_changed_runs(before).runs
-        found = [run for run in runs if run.dag_id == "customer_metrics" and run.is_finished]
-        return found[0] if found else None
+        for run in metrics.fetch_changed_runs(before).runs:
+            is_ours = run.dag_id == "customer_metrics" and run.is_finished
+            if is_ours and run.start_date is not None and run.start_date > end:
+                return run
+        return None
 
-    end = wait_for(find_end).end_date
     downstream = wait_for(find_downstream)
     variables = {
         "run": parse_root_run_id(downstream.run_id),
@@ -96,7 +99,6 @@ def measure(
     answer = requests.post(
         dagster_url, json={"query": _DAGSTER_TIMES, "variables": variables}, timeout=30
     ).json()["data"]
-    assert end
     assert downstream.start_date
     assert downstream.end_date
     times = [
