@@ -15,7 +15,7 @@ from graphlib import TopologicalSorter
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.records import DagRun, TaskInstance
+from federation_defs.airflow.records import DagRun
 from federation_defs.declaration import DagDeclaration
 from federation_defs.errors import (
     AirflowError,
@@ -23,6 +23,7 @@ from federation_defs.errors import (
     RunLostError,
     UnreachableError,
 )
+from federation_defs.failures import build_run_failure, build_timeout_error, join_failures
 from federation_defs.naming import (
     build_asset_key,
     build_dag_id,
@@ -35,8 +36,6 @@ from federation_defs.reporting import build_run_metadata, select_unreported
 MIN_POLL_S = 1.0
 MAX_POLL_S = 15.0
 PAUSE_CHECK_S = 10.0
-LOG_TAIL_LINES = 40
-LOG_TAILS = 3
 
 
 def build_execution(
@@ -124,11 +123,11 @@ class _Step:
                 if wait.run.is_success:
                     yield from self._materialize(wait.run)
                 elif dag_id not in self.failures:
-                    self.failures[dag_id] = _build_run_failure(self.client, wait.run)
+                    self.failures[dag_id] = build_run_failure(self.client, wait.run)
                 order.done(dag_id)
             self._sleep()
         if self.failures:
-            raise self._build_failure()
+            raise join_failures(self.failures)
 
     def _build_order(self) -> TopologicalSorter[str]:
         order = TopologicalSorter({dag_id: self._upstreams(dag_id) for dag_id in self.dags})
@@ -205,7 +204,7 @@ class _Step:
 
     def _refuse_overdue(self, wait: _Wait, now: float) -> None:
         if now >= wait.deadline:
-            raise _build_timeout_error(self.client, wait.run, now - wait.since)
+            raise build_timeout_error(self.client, wait.run, now - wait.since)
 
     def _materialize(self, run: DagRun) -> Iterator[dg.MaterializeResult]:
         """The run's materialization, unless somebody else was the first to report it."""
@@ -230,21 +229,6 @@ class _Step:
         if self.waits:
             soonest = min(wait.next_look for wait in self.waits.values())
             time.sleep(max(0.0, soonest - time.monotonic()))
-
-    def _build_failure(self) -> dg.Failure:
-        """The one failure as it is; several as one that names them all."""
-        if len(self.failures) == 1:
-            (failure,) = self.failures.values()
-            return failure
-        return dg.Failure(
-            "\n".join(failure.description or "" for failure in self.failures.values()),
-            metadata={
-                f"{dag_id}: {name}": value
-                for dag_id, failure in self.failures.items()
-                for name, value in failure.metadata.items()
-            },
-            allow_retries=False,
-        )
 
 
 def start_run(client: AirflowClient, dag_id: str, run_id: str, parent_run_id: str | None) -> DagRun:
@@ -274,44 +258,3 @@ def start_run(client: AirflowClient, dag_id: str, run_id: str, parent_run_id: st
 def _refuse_paused(client: AirflowClient, dag_id: str) -> None:
     if client.fetch_dag(dag_id).is_paused:
         raise DagPausedError(client.instance, dag_id, client.build_dag_url(dag_id))
-
-
-def _build_timeout_error(client: AirflowClient, run: DagRun, waited_s: float) -> RunLostError:
-    return RunLostError(
-        client.instance,
-        f"still has run '{run.run_id}' of DAG '{run.dag_id}' {run.state} after {waited_s:.0f} s, "
-        "which is its `trigger.timeout`. The run goes on: "
-        f"{client.build_run_url(run.dag_id, run.run_id)}",
-    )
-
-
-def _build_run_failure(client: AirflowClient, run: DagRun) -> dg.Failure:
-    """A failed DAG run, with the tasks that failed and the end of their logs."""
-    metadata = dict(build_run_metadata(client, run))
-    try:
-        tasks = client.fetch_task_instances(run.dag_id, run.run_id)
-        failed = [task for task in tasks if task.state == "failed"]
-        for task in failed[:LOG_TAILS]:
-            metadata[f"Log of {_name(task)}"] = dg.MetadataValue.md(_read_tail(client, run, task))
-        names = ", ".join(_name(task) for task in failed) or "none of its tasks"
-    except AirflowError as error:
-        names = f"unknown ({error})"
-    url = client.build_run_url(run.dag_id, run.run_id)
-    return dg.Failure(
-        f"DAG '{run.dag_id}' failed in Airflow '{client.instance}'. Failed tasks: {names}. {url}",
-        metadata=metadata,
-        allow_retries=False,
-    )
-
-
-def _read_tail(client: AirflowClient, run: DagRun, task: TaskInstance) -> str:
-    try:
-        log = client.fetch_log(run.dag_id, run.run_id, task)
-    except AirflowError as error:
-        return str(error)
-    tail = "\n".join(log.splitlines()[-LOG_TAIL_LINES:])
-    return f"```\n{tail}\n```"
-
-
-def _name(task: TaskInstance) -> str:
-    return task.task_id if task.map_index < 0 else f"{task.task_id}[{task.map_index}]"

@@ -14,12 +14,10 @@ class Dialect:
     """What the client must know of an API version.
 
     Attributes:
-        api: The API version, as in its path.
-        major: The Airflow major version that serves it.
+        api: The API version, as in its path: "v1" is Airflow 2's, "v2" Airflow 3's.
     """
 
     api: str
-    major: int
 
     @property
     def prefix(self) -> str:
@@ -51,8 +49,8 @@ class Dialect:
         return "\n".join(line if isinstance(line, str) else _log_line(line) for line in lines)
 
 
-V1 = Dialect(api="v1", major=2)
-V2 = Dialect(api="v2", major=3)
+V1 = Dialect(api="v1")
+V2 = Dialect(api="v2")
 DIALECTS = {"v1": V1, "v2": V2}
 
 

@@ -100,6 +100,28 @@ def federation(airflows: Airflows, dagster: DagsterDev) -> Federation:
     return Federation(airflows, dagster, since=datetime.now(timezone.utc))
 
 
+def test_each_asset_shows_its_dag_and_links_to_its_page(federation: Federation) -> None:
+    assets = federation.dagster.fetch_assets()
+    pages = {
+        "warehouse/dag/load_customers": (
+            "warehouse-team",
+            f"{federation.airflows.warehouse.url}/dags/load_customers/grid",
+        ),
+        "metrics/dag/customer_metrics": (
+            "analytics",
+            f"{federation.metrics.url}/dags/customer_metrics",
+        ),
+    }
+    for key, (team, page) in pages.items():
+        asset = assets[key]
+        entries = {entry["label"]: entry for entry in asset["metadataEntries"]}
+        assert entries["Link to DAG"]["url"] == page
+        assert entries["Schedule"]["text"] == "none"
+        assert asset["owners"] == [{"team": team}]
+        assert asset["groupName"] == key.split("/")[0]
+        assert {"key": "customers", "value": ""} in asset["tags"]
+
+
 def test_a_success_in_one_airflow_starts_one_run_in_the_other(federation: Federation) -> None:
     upstream = federation.load_customers()
     downstream = federation.wait_for_downstream("success")
