@@ -12,13 +12,13 @@ help: ## this list
 demo: install ## two Airflows and Dagster, until Ctrl-C
 	@$(RUN) python airflow_instances/start.py --with-dagster
 
-trigger: ## load_customers in the demo's warehouse; watch what follows
+trigger: install ## load_customers in the demo's warehouse; watch what follows
 	@$(RUN) python airflow_instances/trigger.py
 
-latency: ## seconds from upstream end to downstream start in the running demo
+latency: install ## seconds from upstream end to downstream start in the running demo
 	@$(RUN) python -m tests.bench.latency --runs $(LATENCY_RUNS)
 
-screenshot: ## the README's picture, of the running demo
+screenshot: install ## the README's picture, of the running demo
 	@$(RUN) python docs/screenshot.py
 
 check: lint types dg ## everything that needs no running Airflow, and no tests

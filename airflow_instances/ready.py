@@ -117,8 +117,19 @@ def banner(demo: DemoSettings, instances: list[AirflowInstance], with_dagster: b
     if with_dagster:
         lines.append(f"  {'dagster':<10}{demo.dagster_url}")
     return "\n".join(
-        [*lines, "Try 'make trigger' in another terminal. Ctrl-C ends everything.", ""]
+        [*lines, f"Try '{_trigger_command(demo)}' in another terminal. Ctrl-C ends everything.", ""]
     )
+
+
+def _trigger_command(demo: DemoSettings) -> str:
+    """With the ports that this demo was given and another terminal does not know of."""
+    ports = {
+        "WAREHOUSE_PORT": demo.warehouse.port,
+        "METRICS_PORT": demo.metrics.port,
+        "DAGSTER_PORT": demo.dagster_port,
+    }
+    given = [f"{name}={port}" for name, port in ports.items() if os.environ.get(name)]
+    return " ".join(["make trigger", *given])
 
 
 def _answers(session: requests.Session, url: str) -> bool:

@@ -16,7 +16,11 @@ from federation_defs.airflow.auth import BasicAuth, PasswordAuth
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.session import AirflowSession
 from federation_defs.automation import build_automation_sensor
-from federation_defs.declaration import InstanceDeclaration, PasswordAuthDeclaration
+from federation_defs.declaration import (
+    InstanceDeclaration,
+    PasswordAuthDeclaration,
+    parse_declaration,
+)
 from federation_defs.discovery import Snapshot, fetch_snapshot
 from federation_defs.errors import AirflowError, DeclarationError
 from federation_defs.execution import build_execution
@@ -66,7 +70,8 @@ class FederatedAirflow(dg.StateBackedComponent):
         """The component that a defs.yaml declares.
 
         Raises:
-            DeclarationError: It has no attributes, or a template in it can't be rendered.
+            DeclarationError: It has no attributes, a template in it can't be rendered, or what
+                comes out of one is of the wrong kind.
         """
         folder = context.component_path.file_path
         source = os.path.relpath(folder / "defs.yaml", context.project_root)
@@ -75,7 +80,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         # No warnings: a template stands where a number will be.
         raw = attributes.model_dump(exclude_unset=True, warnings=False)
         rendered = render_templates(raw, context.resolution_context.scope, source)
-        declaration = InstanceDeclaration.model_validate(rendered)
+        declaration = parse_declaration(rendered, source)
         variables = find_variables(raw["auth"])
         component = cls(declaration, source, " and ".join(variables) or f"`auth` in {source}")
         context.component_tree.mark_component_defs_state_key(
@@ -164,13 +169,11 @@ class FederatedAirflow(dg.StateBackedComponent):
 def build_client(declaration: InstanceDeclaration, account_hint: str) -> AirflowClient:
     """The client of a declared instance; nothing is sent yet."""
     account = declaration.auth
-    sign_in = PasswordAuth if isinstance(account, PasswordAuthDeclaration) else BasicAuth
     secret = account.password.get_secret_value()
-    auth = (
-        PasswordAuth(declaration.url, account.username, secret)
-        if sign_in is PasswordAuth
-        else BasicAuth(account.username, secret)
-    )
+    if isinstance(account, PasswordAuthDeclaration):
+        auth = PasswordAuth(declaration.url, account.username, secret)
+    else:
+        auth = BasicAuth(account.username, secret)
     session = AirflowSession(declaration.name, declaration.url, auth, account_hint)
     return AirflowClient(session, declaration.api)
 

@@ -1,6 +1,6 @@
 """What can be declared: the types behind `defs.yaml`.
 
-Any value may be a template (`"{{ env.METRICS_AIRFLOW_URL }}"`); it is rendered as text and then
+Text and numbers may be templates (`"{{ env.METRICS_AIRFLOW_URL }}"`), rendered as text and then
 read as the key's type. Unknown keys are refused by name, however deep.
 """
 
@@ -10,9 +10,11 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from dagster.components import DefsStateConfigArgs
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,11 +23,13 @@ from pydantic import (
     GetJsonSchemaHandler,
     SecretStr,
     StringConstraints,
+    ValidationError,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from federation_defs.errors import DeclarationError
 from federation_defs.templates import is_template
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -61,6 +65,26 @@ def _parse_duration(value: Any) -> Any:
             raise ValueError("write a number and a unit: 30s, 5m, 24h, 7d")
         return float(match[1]) * _UNITS_S[match[2] or "s"]
     return value
+
+
+def _check_url(url: str) -> str:
+    if is_template(url):
+        return url
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("write a web address: https://airflow.example.com")
+    if "@" in parts.netloc:
+        raise ValueError("take user name and password out of it: they belong into `auth`")
+    return url
+
+
+def _check_state(state: DefsStateConfigArgs) -> DefsStateConfigArgs:
+    if state.management_type.value == "LEGACY_CODE_SERVER_SNAPSHOTS":
+        raise ValueError(
+            "LEGACY_CODE_SERVER_SNAPSHOTS keeps nothing for when the instance is down; take "
+            "LOCAL_FILESYSTEM or VERSIONED_STATE_STORAGE"
+        )
+    return state
 
 
 Duration = Annotated[
@@ -186,11 +210,11 @@ class DagDeclaration(Declaration):
 class InstanceDeclaration(Declaration):
     """One Airflow instance, and what of it is federated."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$")] = Field(
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,50}$")] = Field(
         description="The first part of every asset key; unique in the code location. Letters, "
-        "digits and underscores."
+        "digits and underscores, 50 at most."
     )
-    url: str = Field(
+    url: Annotated[str, AfterValidator(_check_url)] = Field(
         description="The web address of its web server or API server, path prefix included.",
         examples=["{{ env.METRICS_AIRFLOW_URL }}"],
     )
@@ -201,7 +225,7 @@ class InstanceDeclaration(Declaration):
     select: SelectDeclaration = SelectDeclaration()
     observe: ObserveDeclaration = ObserveDeclaration()
     dags: dict[str, DagDeclaration] = Field(default={}, description="What is declared, by DAG id.")
-    defs_state: DefsStateConfigArgs = Field(
+    defs_state: Annotated[DefsStateConfigArgs, AfterValidator(_check_state)] = Field(
         default=DefsStateConfigArgs.local_filesystem(),
         description="Where the last known DAGs are kept, as for every state-backed component.",
     )
@@ -216,3 +240,22 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """The nearest right name as the end of a sentence; empty if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def parse_declaration(values: Mapping[str, Any], source: str) -> InstanceDeclaration:
+    """The declaration of one instance, its templates rendered.
+
+    Args:
+        source: The declaring file, for messages.
+
+    Raises:
+        DeclarationError: Everything that is wrong with it, by key.
+    """
+    try:
+        return InstanceDeclaration.model_validate(values)
+    except ValidationError as error:
+        problems = [
+            f"{source}: {'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False)
+        ]
+        raise DeclarationError(problems) from None  # its own text holds what was written

@@ -9,6 +9,7 @@ takes longer than all the rest of its start.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -22,6 +23,8 @@ from federation_defs.airflow.records import Dag
 from federation_defs.declaration import SelectDeclaration
 
 FORMAT = 1
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,17 @@ class Snapshot:
 
     @staticmethod
     def from_json(text: str) -> Snapshot | None:
-        """The snapshot, or None if it was written in a format that this version does not read."""
-        content: dict[str, Any] = json.loads(text)
-        if content.pop("format", None) != FORMAT:
+        """The snapshot, or None (and a warning) if this is none that we can read."""
+        try:
+            return Snapshot._parse(json.loads(text))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            _log.warning("A kept state can't be read (%r), and is done without.", error)
             return None
+
+    @staticmethod
+    def _parse(content: dict[str, Any]) -> Snapshot:
+        if (written := content.pop("format")) != FORMAT:
+            raise ValueError(f"format {written}")
         dags = {
             dag_id: DagSnapshot(
                 **{
@@ -86,6 +96,11 @@ class Snapshot:
         return Snapshot(
             dags=dags, unselected=tuple(unselected), vanished=tuple(vanished), **content
         )
+
+    @property
+    def present_dag_ids(self) -> set[str]:
+        """Every DAG that the instance has."""
+        return {*self.dags, *self.unselected}
 
     @property
     def known_dag_ids(self) -> set[str]:
@@ -132,7 +147,10 @@ def _build_dag_snapshots(client: AirflowClient, dags: list[Dag]) -> dict[str, Da
 
     from federation_defs.airflow.instance import SnapshotInstance
 
-    specs = load_airflow_dag_asset_specs(SnapshotInstance(client, dags))
+    # Without their source: a request per DAG at every load, and a file may hold secrets.
+    specs = load_airflow_dag_asset_specs(
+        SnapshotInstance(client, dags), source_code_retrieval_enabled=False
+    )
     return {
         # airlift gives one spec per DAG, in the order in which it was given the DAGs.
         dag.dag_id: DagSnapshot(

@@ -19,6 +19,7 @@ from federation_defs.airflow.records import DagRun
 from federation_defs.declaration import DagDeclaration
 from federation_defs.errors import (
     AirflowError,
+    DagNotFoundError,
     DagPausedError,
     RunLostError,
     UnreachableError,
@@ -31,11 +32,13 @@ from federation_defs.naming import (
     build_output_names,
     build_run_id,
 )
+from federation_defs.recovery import Heartbeat
 from federation_defs.reporting import build_run_metadata, select_unreported
 
 MIN_POLL_S = 1.0
 MAX_POLL_S = 15.0
 PAUSE_CHECK_S = 10.0
+TROUBLE_S = 600.0
 
 
 def build_execution(
@@ -70,20 +73,28 @@ def build_execution(
     def run_dags(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
         ids = [build_dag_id(client.instance, key) for key in context.selected_asset_keys]
         selected = {dag_id: dags[dag_id] for dag_id in ids if dag_id is not None}
-        yield from _Step(context, client, selected).run()
+        with Heartbeat(context.instance, context.run.run_id, client.instance):
+            yield from _Step(context, client, selected).run()
 
     return run_dags
 
 
 @dataclass
 class _Wait:
-    """A DAG run that is being waited for; times by the monotonic clock, in seconds."""
+    """A DAG run that is being waited for, or is still to be triggered; times by the monotonic
+    clock, in seconds."""
 
-    run: DagRun
+    dag_id: str
     since: float
     deadline: float
     next_look: float
     next_pause_check: float
+    run: DagRun | None = None
+    trouble_since: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.run is not None and self.run.is_finished
 
     def plan_next_look(self, now: float) -> None:
         """The longer a run takes, the less often it is asked for: from 1 s up to 15 s."""
@@ -100,12 +111,10 @@ class _Step:
     waits: dict[str, _Wait] = field(default_factory=dict)
     failures: dict[str, dg.Failure] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
-    is_away: bool = False
 
-    @property
-    def run_id(self) -> str:
+    def __post_init__(self) -> None:
         run = self.context.run
-        return build_run_id(run.root_run_id or run.run_id)
+        self.run_id = build_run_id(run.root_run_id or run.run_id)
 
     def run(self) -> Iterator[dg.MaterializeResult]:
         """Materializes what succeeds, as it succeeds.
@@ -116,15 +125,12 @@ class _Step:
         order = self._build_order()
         while order.is_active():
             for dag_id in order.get_ready():
-                if not self._start(dag_id):
+                if not self._enter(dag_id):
                     order.done(dag_id)
-            for dag_id in self._look():
-                wait = self.waits.pop(dag_id)
-                if wait.run.is_success:
-                    yield from self._materialize(wait.run)
-                elif dag_id not in self.failures:
-                    self.failures[dag_id] = build_run_failure(self.client, wait.run)
-                order.done(dag_id)
+            for wait in self._look():
+                del self.waits[wait.dag_id]
+                yield from self._conclude(wait)
+                order.done(wait.dag_id)
             self._sleep()
         if self.failures:
             raise join_failures(self.failures)
@@ -136,75 +142,94 @@ class _Step:
 
     def _upstreams(self, dag_id: str) -> set[str]:
         """What the DAG depends on among the DAGs of this step."""
-        own = {
-            up for instance, up in self.dags[dag_id].upstreams if instance == self.client.instance
-        }
-        return own & self.dags.keys()
+        name = self.client.instance
+        return {up for instance, up in self.dags[dag_id].upstreams if instance == name} & (
+            self.dags.keys()
+        )
 
-    def _start(self, dag_id: str) -> bool:
-        """Triggers or adopts the run; False if there is nothing to wait for."""
+    def _enter(self, dag_id: str) -> bool:
+        """Puts the DAG among those to look after; False if what it depends on did not succeed."""
         if broken := self._upstreams(dag_id) & (self.failures.keys() | self.skipped):
             self.skipped.add(dag_id)
             names = ", ".join(sorted(broken))
             self.context.log.warning(f"{dag_id} is skipped: it depends on {names}.")
             return False
-        try:
-            run = start_run(self.client, dag_id, self.run_id, self.context.run.parent_run_id)
-        except AirflowError as error:
-            self.failures[dag_id] = dg.Failure(str(error), allow_retries=False)
-            self.context.log.error(str(error))
-            return False
         now = time.monotonic()
         deadline = now + self.dags[dag_id].trigger.timeout
-        self.waits[dag_id] = _Wait(run, now, deadline, now + MIN_POLL_S, now + PAUSE_CHECK_S)
-        self._log_state(run)
+        self.waits[dag_id] = _Wait(dag_id, now, deadline, now, now + PAUSE_CHECK_S)
         return True
 
-    def _look(self) -> list[str]:
-        """Asks for the runs whose time it is; those that are over, however they ended."""
+    def _look(self) -> list[_Wait]:
+        """Looks after the DAGs whose time it is; those that are over, however they ended."""
         over = []
-        for dag_id, wait in self.waits.items():
+        for wait in self.waits.values():
             now = time.monotonic()
             if now >= wait.next_look:
                 try:
-                    self._update(wait, now)
+                    self._advance(wait, now)
                 except AirflowError as error:
-                    self.failures[dag_id] = dg.Failure(str(error), allow_retries=False)
+                    self.context.log.error(str(error))
+                    self.failures[wait.dag_id] = dg.Failure(str(error), allow_retries=False)
                 wait.plan_next_look(now)
-            if wait.run.is_finished or dag_id in self.failures:
-                over.append(dag_id)
+            if wait.is_over or wait.dag_id in self.failures:
+                over.append(wait)
         return over
 
-    def _update(self, wait: _Wait, now: float) -> None:
-        """Reads the run's state. An instance that is away is waited for until the time-out."""
-        dag_id, last = wait.run.dag_id, wait.run
+    def _advance(self, wait: _Wait, now: float) -> None:
+        """Triggers the DAG, or reads how its run is doing."""
         try:
-            run = self.client.fetch_run(dag_id, last.run_id)
-            if run is not None and run.state == "queued" and now >= wait.next_pause_check:
-                wait.next_pause_check = now + PAUSE_CHECK_S
-                _refuse_paused(self.client, dag_id)
-        except UnreachableError as error:
-            if not self.is_away:
-                self.context.log.warning(f"{error} Waiting on.")
-            self.is_away = True
-            self._refuse_overdue(wait, now)
+            run = self._ask(wait, now)
+        except (DagNotFoundError, DagPausedError, RunLostError):
+            raise
+        except AirflowError as error:
+            self._bear(wait, error, now)
             return
-        self.is_away = False
+        wait.trouble_since = None
+        if wait.run is None or wait.run.state != run.state:
+            url = self.client.build_run_url(run.dag_id, run.run_id)
+            self.context.log.info(f"{run.dag_id} is {run.state} in {self.client.instance}: {url}")
+        wait.run = run
+        if not run.is_finished and now >= wait.deadline:
+            raise build_timeout_error(self.client, run, now - wait.since)
+
+    def _ask(self, wait: _Wait, now: float) -> DagRun:
+        last = wait.run
+        if last is None:
+            return start_run(self.client, wait.dag_id, self.run_id, self.context.run)
+        run = self.client.fetch_run(wait.dag_id, last.run_id)
         if run is None:
             raise RunLostError(
                 self.client.instance,
-                f"no longer has run '{last.run_id}' of DAG '{dag_id}': it was deleted while we "
-                "waited. Materialize the asset again for a new run.",
+                f"no longer has run '{last.run_id}' of DAG '{wait.dag_id}': it was deleted while "
+                "we waited. Materialize the asset again for a new run.",
             )
-        wait.run = run
-        if run.state != last.state:
-            self._log_state(run)
-        if not run.is_finished:
-            self._refuse_overdue(wait, now)
+        if run.state == "queued" and now >= wait.next_pause_check:
+            wait.next_pause_check = now + PAUSE_CHECK_S
+            _refuse_paused(self.client, wait.dag_id)
+        return run
 
-    def _refuse_overdue(self, wait: _Wait, now: float) -> None:
+    def _bear(self, wait: _Wait, error: AirflowError, now: float) -> None:
+        """Goes on waiting: until the time-out for an instance that is away, for some minutes while
+        it answers oddly. A trigger that was answered, if with a refusal, is not tried again."""
+        if wait.trouble_since is None:
+            wait.trouble_since = now
+            self.context.log.warning(f"{error} Waiting on.")
+        is_away = isinstance(error, UnreachableError)
+        is_refused = wait.run is None and not is_away
+        if is_refused or (not is_away and now - wait.trouble_since > TROUBLE_S):
+            raise error
         if now >= wait.deadline:
-            raise build_timeout_error(self.client, wait.run, now - wait.since)
+            raise (
+                build_timeout_error(self.client, wait.run, now - wait.since) if wait.run else error
+            )
+
+    def _conclude(self, wait: _Wait) -> Iterator[dg.MaterializeResult]:
+        if wait.dag_id in self.failures or wait.run is None:
+            return
+        if wait.run.is_success:
+            yield from self._materialize(wait.run)
+        else:
+            self.failures[wait.dag_id] = build_run_failure(self.client, wait.run)
 
     def _materialize(self, run: DagRun) -> Iterator[dg.MaterializeResult]:
         """The run's materialization, unless somebody else was the first to report it."""
@@ -217,13 +242,12 @@ class _Step:
             )
         key = build_asset_key(self.client.instance, run.dag_id)
         if not select_unreported(self.context.instance, key, [run]):
-            self.context.log.info(f"{run.dag_id}: run {run.run_id} was reported before.")
+            self.context.log.info(
+                f"{run.dag_id}: run {run.run_id} was reported before. To run the DAG once more, "
+                "materialize the asset instead of executing this run again."
+            )
             return
         yield dg.MaterializeResult(asset_key=key, metadata=build_run_metadata(self.client, run))
-
-    def _log_state(self, run: DagRun) -> None:
-        url = self.client.build_run_url(run.dag_id, run.run_id)
-        self.context.log.info(f"{run.dag_id} is {run.state} in {self.client.instance}: {url}")
 
     def _sleep(self) -> None:
         if self.waits:
@@ -231,28 +255,41 @@ class _Step:
             time.sleep(max(0.0, soonest - time.monotonic()))
 
 
-def start_run(client: AirflowClient, dag_id: str, run_id: str, parent_run_id: str | None) -> DagRun:
+def start_run(
+    client: AirflowClient, dag_id: str, run_id: str, dagster_run: dg.DagsterRun
+) -> DagRun:
     """The DAG run of this id, under way or over.
 
     A first attempt triggers it. A re-execution adopts the run if there is one: as it is if it goes
-    on or has succeeded, with its failed tasks cleared if it has failed.
+    on or has succeeded. If it has failed, its failed tasks are cleared when a person executes it
+    again, and all of them if none did; Dagster's own retry leaves it failed.
+
+    Args:
+        dagster_run: On whose behalf.
 
     Raises:
         DagPausedError: The DAG is paused; nothing was triggered.
         DagNotFoundError: The DAG is not there.
         AirflowError: Anything else that the instance answered, or did not.
     """
-    if parent_run_id is not None and (run := client.fetch_run(dag_id, run_id)) is not None:
-        if not run.is_finished or run.is_success:
-            return run
+    is_first = dagster_run.parent_run_id is None
+    run = None if is_first else client.fetch_run(dag_id, run_id)
+    if run is None:
         _refuse_paused(client, dag_id)
-        client.clear_failed_tasks(dag_id, run_id)
-        cleared = client.fetch_run(dag_id, run_id)
-        if cleared is None:
-            raise RunLostError(client.instance, f"lost run '{run_id}' of DAG '{dag_id}'.")
-        return cleared
+        return client.trigger_run(dag_id, run_id)
+    is_automatic = "dagster/retry_number" in dagster_run.tags
+    if not run.is_finished or run.is_success or is_automatic:
+        return run
     _refuse_paused(client, dag_id)
-    return client.trigger_run(dag_id, run_id)
+    failed = run
+    for clear in (client.clear_failed_tasks, client.clear_run):
+        clear(dag_id, run_id)
+        run = client.fetch_run(dag_id, run_id)
+        if run is None:
+            raise RunLostError(client.instance, f"lost run '{run_id}' of DAG '{dag_id}'.")
+        if run != failed:
+            break
+    return run
 
 
 def _refuse_paused(client: AirflowClient, dag_id: str) -> None:

@@ -7,6 +7,7 @@ import re
 import dagster as dg
 
 RUN_ID_PREFIX = "dagster__"
+ALIVE_TAG = "federation/alive_at"
 
 
 def build_asset_key(instance: str, dag_id: str) -> dg.AssetKey:
@@ -68,6 +69,11 @@ def parse_root_run_id(run_id: str) -> str | None:
     """The Dagster run behind an Airflow run id, or None if Dagster did not trigger it."""
     root_run_id = run_id.removeprefix(RUN_ID_PREFIX)
     return root_run_id if root_run_id != run_id else None
+
+
+def build_waiting_tags(instance: str) -> dict[str, str]:
+    """The tags of a Dagster run that triggers DAGs of this instance, and waits for them."""
+    return {f"federation/waits_for.{instance}": "true"}
 
 
 def build_tag_key(airflow_tag: str) -> str:

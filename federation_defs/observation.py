@@ -9,7 +9,6 @@ twice.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
@@ -26,12 +25,11 @@ from federation_defs.naming import (
     parse_root_run_id,
 )
 from federation_defs.recovery import end_orphaned_runs
-from federation_defs.reporting import build_run_metadata, select_unreported
+from federation_defs.reporting import CLOCK_SKEW, build_run_metadata, select_unreported
 
 OVERLAP = timedelta(seconds=120)
 LOOKBACK_ON_FIRST_START = timedelta(hours=1)
-RECOVERY_INTERVAL_S = 30.0
-CURSOR_VERSION = 1
+CURSOR_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -42,14 +40,12 @@ class Cursor:
         since: The server's clock when it was last asked, ISO 8601.
         seen: Fingerprints of the finished runs in the overlap that are dealt with.
         held: Finished runs, as (DAG id, run id), that a living Dagster run is about to report.
-        recovered_at: Unix time of the last look for orphaned Dagster runs.
         version: Of this format.
     """
 
     since: str
     seen: tuple[str, ...] = ()
     held: tuple[tuple[str, str], ...] = ()
-    recovered_at: float = 0.0
     version: int = CURSOR_VERSION
 
     def to_json(self) -> str:
@@ -89,6 +85,7 @@ def build_observation_sensor(
         description=f"Reports the finished DAG runs of Airflow {client.instance}.",
     )
     def observe(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        end_orphaned_runs(context.instance, client.instance, context.log)
         try:
             return _observe(context, client, frozenset(dag_ids))
         except UnreachableError as error:
@@ -106,35 +103,36 @@ def _observe(
     runs = _add_held(client, changed.runs, cursor.held)
     finished = [run for run in runs if run.is_finished and run.dag_id in dag_ids]
 
-    recovered_at = cursor.recovered_at
-    if time.time() - recovered_at >= RECOVERY_INTERVAL_S:
-        end_orphaned_runs(context.instance, client, context.log)
-        recovered_at = time.time()
-
-    seen, held, news = [], [], []
-    for run in finished:
-        if (fingerprint := _build_fingerprint(run)) in cursor.seen:
-            seen.append(fingerprint)
-        elif run.is_success and _has_living_owner(context.instance, run):
-            held.append((run.dag_id, run.run_id))
-        else:
-            seen.append(fingerprint)
-            news.append(run)
-
-    successes = [run for run in news if run.is_success]
+    known = [run for run in finished if _build_fingerprint(run) in cursor.seen]
+    new = [run for run in finished if _build_fingerprint(run) not in cursor.seen]
+    successes = [run for run in new if run.is_success]
+    unreported = _select_unreported(context.instance, client.instance, successes)
+    held = [run for run in unreported if _has_living_owner(context.instance, run)]
     events = [
         dg.AssetMaterialization(
             asset_key=build_asset_key(client.instance, run.dag_id),
             metadata=build_run_metadata(client, run),
         )
-        for run in _select_unreported(context.instance, client.instance, successes)
+        for run in unreported
+        if run not in held
     ]
-    since = changed.server_time.isoformat() if changed.server_time else cursor.since
+    seen = [_build_fingerprint(run) for run in [*known, *new] if run not in held]
     return dg.SensorResult(
         asset_events=events,
         skip_reason=None if events else f"No run of Airflow '{client.instance}' ended since.",
-        cursor=Cursor(since, tuple(seen), tuple(held), recovered_at).to_json(),
+        cursor=Cursor(
+            since=_read_clock(changed.server_time).isoformat(),
+            seen=tuple(seen),
+            held=tuple((run.dag_id, run.run_id) for run in held),
+        ).to_json(),
     )
+
+
+def _read_clock(server_time: datetime | None) -> datetime:
+    """From when on to ask next time, but for the overlap: when the server was asked, by its own
+    clock; by ours if that is behind, since a proxy's clock may be ahead of the database's."""
+    now = datetime.now(timezone.utc)
+    return min(server_time, now) if server_time else now - CLOCK_SKEW
 
 
 def _add_held(

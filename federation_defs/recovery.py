@@ -1,92 +1,106 @@
-"""Dagster runs whose worker died: told by what Airflow says, and ended.
+"""Dagster runs whose worker died: told by a heartbeat, and ended.
 
 With Dagster's default run launcher nobody watches the workers (dagster 1.13): a run whose worker
-was killed would stay "started" for ever, its assets in progress, never to be requested again. But
-a DAG run that ended a while ago, and whose owner has said nothing, has no owner any more. Such a
-run is ended as failed; with run retries on (the shipped dagster.yaml has them) Dagster starts it
-again, which takes over the DAG run, for the run id is the same.
+was killed would stay "started" for ever, its assets in progress, never to be requested again. So
+a worker that waits for Airflow leaves a sign of life in its run's tags, and the observation sensor
+ends a run that left none for too long. With run retries on (the shipped dagster.yaml has them)
+Dagster starts such a run again, which takes over the DAG run, for the run id is the same.
 """
 
 from __future__ import annotations
 
 import logging
-from datetime import datetime, timedelta, timezone
+import re
+import threading
+import time
 
 import dagster as dg
 
-from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.records import DagRun
-from federation_defs.naming import build_dag_id, build_execution_name, build_run_id
+from federation_defs.naming import ALIVE_TAG, build_execution_name, build_waiting_tags
 
-# A living worker looks every 15 s at most, and writes what it sees within a second or two.
-QUIET_FOR = timedelta(seconds=60)
-_RUNS_PER_LOOK = 100
+_log = logging.getLogger(__name__)
+
+BEAT_S = 15.0
+# Several beats: a database under load, or a machine that was asleep, may hold one up.
+SILENT_S = 90.0
+# From a run's start to its first step there is no beat, and a step may wait for its turn.
+SILENT_BEFORE_STEP_S = 900.0
 
 
-def end_orphaned_runs(
-    instance: dg.DagsterInstance, client: AirflowClient, log: logging.Logger
-) -> None:
+class Heartbeat:
+    """The signs of life of a Dagster run, for as long as the context lasts.
+
+    From a thread of its own, because a request to an Airflow that hangs takes longer than a beat.
+
+    Args:
+        airflow: The name of the Airflow instance that the run waits for.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance, run_id: str, airflow: str) -> None:
+        self._instance = instance
+        self._run_id = run_id
+        self._tags = build_waiting_tags(airflow)
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> None:
+        self._beat()
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _beat_on(self) -> None:
+        while not self._is_over.wait(BEAT_S):
+            try:
+                self._beat()
+            except Exception:  # noqa: BLE001 whatever the database says: the next beat may do
+                _log.warning("No sign of life of run %s.", self._run_id, exc_info=True)
+
+    def _beat(self) -> None:
+        alive = {ALIVE_TAG: f"{time.time():.0f}"}
+        self._instance.add_run_tags(self._run_id, {**self._tags, **alive})
+
+
+def end_orphaned_runs(instance: dg.DagsterInstance, airflow: str, log: logging.Logger) -> None:
     """Ends every started Dagster run that waits for this Airflow, but whose worker is dead.
 
-    Raises:
-        AirflowError: The instance could not be asked; nothing is ended on a guess.
+    Args:
+        airflow: The Airflow instance's name. It is not asked anything, so it may be away.
     """
-    now = datetime.now(timezone.utc)
-    waiting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], updated_before=now - QUIET_FOR)
-    for run in instance.get_runs(waiting, limit=_RUNS_PER_LOOK):
-        dag_ids = _select_dag_ids(client.instance, run)
-        if dag_ids and _is_ours_to_judge(instance, client.instance, run, now):
-            dag_runs = [client.fetch_run(dag_id, _airflow_run_id(run)) for dag_id in dag_ids]
-            if _is_orphaned([r for r in dag_runs if r is not None], now):
-                message = _describe(client.instance, dag_ids, dag_runs)
-                log.warning("Ending Dagster run %s. %s", run.run_id, message)
-                instance.report_run_failed(run, message)
-
-
-def _select_dag_ids(name: str, run: dg.DagsterRun) -> list[str]:
-    keys = run.asset_selection or ()
-    return [dag_id for key in keys if (dag_id := build_dag_id(name, key)) is not None]
-
-
-def _airflow_run_id(run: dg.DagsterRun) -> str:
-    return build_run_id(run.root_run_id or run.run_id)
-
-
-def _is_ours_to_judge(
-    instance: dg.DagsterInstance, name: str, run: dg.DagsterRun, now: datetime
-) -> bool:
-    """Whether the run is at this instance's step, or has been between steps for too long.
-
-    At a step of somebody else's it may well be alive, whatever Airflow says.
-    """
-    steps = instance.get_run_step_stats(run.run_id)
-    ours = build_execution_name(name)
-    under_way = [step for step in steps if step.end_time is None]
-    if under_way:
-        # Dagster splits a multi_asset into ours, ours_2, … where dependencies cross.
-        return any(step.step_key.startswith(ours) for step in under_way)
-    last_end = max((step.end_time or 0.0 for step in steps), default=0.0)
-    return last_end < (now - QUIET_FOR).timestamp()
-
-
-def _is_orphaned(dag_runs: list[DagRun], now: datetime) -> bool:
-    """Whether no DAG run is under way, and none ended just now.
-
-    Without any DAG run the worker died before its trigger: it had its time, for Dagster wrote
-    nothing of this run since `QUIET_FOR`.
-    """
-    if any(not dag_run.is_finished for dag_run in dag_runs):
-        return False
-    ends = [dag_run.end_date for dag_run in dag_runs if dag_run.end_date is not None]
-    return not ends or max(ends) < now - QUIET_FOR
-
-
-def _describe(name: str, dag_ids: list[str], dag_runs: list[DagRun | None]) -> str:
-    states = ", ".join(
-        f"{dag_id}: {dag_run.state if dag_run else 'not triggered'}"
-        for dag_id, dag_run in zip(dag_ids, dag_runs, strict=True)
+    waiting = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.STARTED], tags=build_waiting_tags(airflow)
     )
-    return (
-        f"The worker of this run died: its DAG runs in Airflow '{name}' are over ({states}), and "
-        "it has not reported them. A retry takes over where it stopped."
+    for record in instance.get_run_records(waiting):
+        run_id = record.dagster_run.run_id
+        if not _is_orphaned(instance, airflow, record):
+            continue
+        run = instance.get_run_by_id(run_id)
+        if run is not None and not run.is_finished:
+            message = (
+                f"The worker of this run died while it waited for Airflow '{airflow}'. A retry "
+                "takes over its DAG runs; without one, observation reports them."
+            )
+            log.warning("Ending Dagster run %s. %s", run_id, message)
+            instance.report_run_failed(run, message)
+
+
+def _is_orphaned(instance: dg.DagsterInstance, airflow: str, record: dg.RunRecord) -> bool:
+    """Whether the run was silent for too long where it would have had to be heard.
+
+    At a step of somebody else's, or between two steps, there is no heartbeat to miss.
+    """
+    now = time.time()
+    steps = instance.get_run_step_stats(record.dagster_run.run_id)
+    if not steps:
+        return (record.start_time or now) < now - SILENT_BEFORE_STEP_S
+    # Dagster splits a multi_asset into ours, ours_2, … where dependencies cross.
+    ours = re.compile(re.escape(build_execution_name(airflow)) + r"(_\d+)?")
+    # A retry has the tags of the run before it, which are older than its own step.
+    alive_at = float(record.dagster_run.tags.get(ALIVE_TAG, 0))
+    return any(
+        max(alive_at, step.start_time or now) < now - SILENT_S
+        for step in steps
+        if step.end_time is None and ours.fullmatch(step.step_key)
     )

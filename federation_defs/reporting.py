@@ -7,7 +7,7 @@ instance. Both write the same metadata, by which each sees what the other has wr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import dagster as dg
@@ -18,8 +18,10 @@ from federation_defs.airflow.records import DagRun
 _RUN_ID = "Run ID"
 _END = "End"
 
-# An event of a run is written after the run's end, by another machine's clock.
-_CLOCK_SKEW = timedelta(minutes=15)
+# How far an Airflow's clock may be off ours. An event of a run is written after the run's end; by
+# this much earlier it is looked for.
+CLOCK_SKEW = timedelta(hours=1)
+_WITHOUT_END = timedelta(days=7)
 _EVENTS_PER_QUERY = 500
 
 
@@ -50,10 +52,11 @@ def select_unreported(
     A run that was cleared and ran again ended at another time, so it is not held for the same.
     """
     runs = list(runs)
-    ends = [run.end_date for run in runs if run.end_date is not None]
-    if not ends:
-        return runs
-    reported = _fetch_reported(instance, key, min(ends) - _CLOCK_SKEW)
+    if not runs:
+        return []
+    now = datetime.now(timezone.utc)
+    first_end = min(run.end_date or run.start_date or now - _WITHOUT_END for run in runs)
+    reported = _fetch_reported(instance, key, min(first_end, now) - CLOCK_SKEW)
     return [run for run in runs if (run.run_id, _seconds(run.end_date)) not in reported]
 
 

@@ -70,14 +70,11 @@ def _find_broken_edges(member: Member, members: Mapping[str, Member]) -> Iterabl
 def _describe_missing(member: Member, dag_id: str) -> str | None:
     """What is wrong with naming this DAG; None if nothing, or nothing that we can know."""
     snapshot = member.snapshot
-    if snapshot is None or dag_id in snapshot.dags or dag_id in snapshot.vanished:
+    # An instance that lists no DAG at all has just started, or shows this account none.
+    if snapshot is None or not snapshot.present_dag_ids or dag_id in snapshot.known_dag_ids:
         return None
-    if dag_id in snapshot.unselected:
-        return (
-            f"DAG '{dag_id}' of Airflow '{member.name}' is not selected, so nobody would see its "
-            f"runs. Let `select` in {member.source} admit it."
-        )
-    return f"Airflow '{member.name}' has no DAG '{dag_id}'{_or_list(dag_id, snapshot.dags)}"
+    names = snapshot.present_dag_ids
+    return f"Airflow '{member.name}' has no DAG '{dag_id}'{_or_list(dag_id, names)}"
 
 
 def _or_list(name: str, known: Iterable[str]) -> str:

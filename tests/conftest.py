@@ -55,11 +55,18 @@ class Airflows:
 @pytest.fixture(scope="session")
 def airflows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflows]:
     home = tmp_path_factory.mktemp("demo")
-    env = {
-        "DEMO_HOME": str(home),
-        "WAREHOUSE_PORT": str(find_free_port()),
-        "METRICS_PORT": str(find_free_port()),
+    ports = {"WAREHOUSE_PORT": str(find_free_port()), "METRICS_PORT": str(find_free_port())}
+    # The addresses and accounts too: whatever a person's own .env or environment says of them.
+    accounts = {
+        name: value
+        for name, value in dotenv_values(ROOT / ".env.example").items()
+        if value and name.endswith(("_USERNAME", "_PASSWORD"))
     }
+    urls = {
+        f"{name}_AIRFLOW_URL": f"http://127.0.0.1:{ports[f'{name}_PORT']}"
+        for name in ("WAREHOUSE", "METRICS")
+    }
+    env = {"DEMO_HOME": str(home), **ports, **urls, **accounts}
     command = [sys.executable, ROOT / "airflow_instances" / "start.py"]
     demo = LoggedProcess(command, home / "demo.log", cwd=ROOT, env=env)
 
@@ -81,16 +88,8 @@ def airflows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflows]:
 
 
 def connect(name: str, auth: str, env: dict[str, str]) -> AirflowClient:
-    """The client of one of the demo's Airflows, with the account of .env.example."""
-    settings = dotenv_values(ROOT / ".env.example")
+    """The client of one of the demo's Airflows."""
     prefix = f"{name.upper()}_AIRFLOW_"
-    declared = {
-        "name": name,
-        "url": f"http://127.0.0.1:{env[f'{name.upper()}_PORT']}",
-        "auth": {
-            "type": auth,
-            "username": settings[prefix + "USERNAME"],
-            "password": settings[prefix + "PASSWORD"],
-        },
-    }
+    account = {"username": env[prefix + "USERNAME"], "password": env[prefix + "PASSWORD"]}
+    declared = {"name": name, "url": env[prefix + "URL"], "auth": {"type": auth, **account}}
     return build_client(InstanceDeclaration.model_validate(declared), f"{prefix}PASSWORD")

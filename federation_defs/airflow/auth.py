@@ -8,7 +8,12 @@ from typing import Any
 import requests
 from requests.auth import AuthBase, HTTPBasicAuth
 
-from federation_defs.airflow.session import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, NoTokenError
+from federation_defs.airflow.session import (
+    CONNECT_TIMEOUT_S,
+    READ_TIMEOUT_S,
+    NoAuth,
+    NoTokenError,
+)
 
 
 class PasswordAuth(AuthBase):
@@ -27,6 +32,8 @@ class PasswordAuth(AuthBase):
         self._account = {"username": username, "password": password}
         self._token: str | None = None
         self._lock = threading.Lock()
+        self._session = requests.Session()
+        self._session.auth = NoAuth()
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
         token = self._token or self._renew(None)
@@ -39,8 +46,11 @@ class PasswordAuth(AuthBase):
     def _renew(self, refused: str | None) -> str | None:
         with self._lock:
             if self._token == refused:
-                answer = requests.post(
-                    self._token_url, json=self._account, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+                answer = self._session.post(
+                    self._token_url,
+                    json=self._account,
+                    timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+                    allow_redirects=False,  # the password would go along
                 )
                 if answer.status_code >= 500:
                     answer.raise_for_status()  # it can't now, which says nothing of the password
@@ -52,7 +62,7 @@ class PasswordAuth(AuthBase):
     ) -> requests.Response:
         if not _is_token_refused(response):
             return response
-        refused = str(response.request.headers["Authorization"]).removeprefix("Bearer ")
+        refused = str(response.request.headers.get("Authorization")).removeprefix("Bearer ")
         token = self._renew(refused)
         if token is None or token == refused:
             return response

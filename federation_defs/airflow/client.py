@@ -118,7 +118,7 @@ class AirflowClient:
             DagNotFoundError: The instance does not know it, or its file has gone.
         """
         response = self._get(_build_path("dags", dag_id))
-        if response.status_code == 404:
+        if self._is_absent(response):
             raise DagNotFoundError(self.instance, dag_id, "404")
         dag = self._read(response, parse_dag)
         if not dag.is_present:
@@ -149,7 +149,7 @@ class AirflowClient:
     def fetch_run(self, dag_id: str, run_id: str) -> DagRun | None:
         """One DAG run, or None if there is none of this id."""
         response = self._get(_build_run_path(dag_id, run_id))
-        if response.status_code == 404:
+        if self._is_absent(response):
             return None
         return self._read(response, parse_dag_run)
 
@@ -182,7 +182,7 @@ class AirflowClient:
                 if (run := self.fetch_run(dag_id, run_id)) is not None:
                     return run
                 raise
-        if response.status_code == 404:
+        if self._is_absent(response):
             raise DagNotFoundError(self.instance, dag_id, "404 to the trigger")
         is_ambiguous = response.status_code == 409 or response.status_code >= 500
         if is_ambiguous and (run := self.fetch_run(dag_id, run_id)) is not None:
@@ -203,7 +203,19 @@ class AirflowClient:
                 "dry_run": False,  # the default is true: nothing would happen
             },
         )
-        if response.status_code == 404:
+        self._refuse_bad_clear(response, dag_id, run_id)
+
+    def clear_run(self, dag_id: str, run_id: str) -> None:
+        """Runs all tasks of a finished run again."""
+        response = self.session.request(
+            "POST",
+            self.dialect.prefix + _build_run_path(dag_id, run_id, "clear"),
+            json={"dry_run": False},
+        )
+        self._refuse_bad_clear(response, dag_id, run_id)
+
+    def _refuse_bad_clear(self, response: requests.Response, dag_id: str, run_id: str) -> None:
+        if self._is_absent(response):
             raise RunLostError(self.instance, f"has no run '{run_id}' of DAG '{dag_id}' to clear.")
         if response.status_code != 200:
             raise self.session.build_error(response)
@@ -234,6 +246,20 @@ class AirflowClient:
     def build_run_url(self, dag_id: str, run_id: str) -> str:
         """Where a person looks at a run."""
         return self.url + self.dialect.build_run_page(dag_id, run_id)
+
+    def _is_absent(self, response: requests.Response) -> bool:
+        """Whether Airflow says that there is no such thing.
+
+        Raises:
+            UnreachableError: Somebody else said so: a gateway whose Airflow is away answers 404
+                too, in HTML or plain text.
+        """
+        if response.status_code != 404:
+            return False
+        if not _is_json(response):
+            seen = f"404 to {describe_request(response)}, but not from Airflow"
+            raise UnreachableError(self.instance, self.url, seen)
+        return True
 
     def _get(
         self, path: str, params: Mapping[str, Any] | None = None, accept: str | None = None
@@ -290,6 +316,9 @@ class AirflowClient:
             raise UnexpectedAnswerError(self.instance, request, str(error)) from error
         except KeyError as error:
             raise UnexpectedAnswerError(self.instance, request, f"no `{error.args[0]}`") from error
+        except (AttributeError, TypeError, ValueError) as error:
+            seen = f"a field of another kind than Airflow's ({error})"
+            raise UnexpectedAnswerError(self.instance, request, seen) from error
 
 
 def _is_json(response: requests.Response) -> bool:

@@ -31,7 +31,7 @@ class SnapshotInstance(AirflowInstance):
     """An instance whose DAGs were read already, whichever API they came from.
 
     Args:
-        client: Where the DAGs came from; it is asked for their source.
+        client: Where the DAGs came from.
         dags: What airlift gets to see.
     """
 
@@ -46,12 +46,6 @@ class SnapshotInstance(AirflowInstance):
             DagInfo(webserver_url=self._client.url, dag_id=dag.dag_id, metadata=dict(dag.raw))
             for dag in self._dags
         ]
-
-    @override
-    def get_dag_source_code(self, file_token: str) -> str:
-        # airlift asks by file token, which is all that 2.x takes; 3.x wants the DAG's id.
-        dag = next(dag for dag in self._dags if dag.raw["file_token"] == file_token)
-        return self._client.fetch_dag_source(dag)
 
     @override
     def get_all_datasets(self, **_: object) -> list[object]:  # type: ignore[override]

@@ -4,6 +4,7 @@ turns everything that goes wrong into an error that names the instance."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+from urllib3.exceptions import ReadTimeoutError
 from urllib3.util import Retry
 
 from federation_defs.errors import (
@@ -25,14 +27,28 @@ CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 30.0
 MAX_CONNECTIONS = 8
 
-# Only reads are repeated. 500 is among them because Airflow on SQLite answers it while another
-# process holds the lock, and is well again a second later.
-_RETRY = Retry(
+
+class _ReadRetry(Retry):
+    """Repeats reads, for seconds only: who can wait longer, a sensor or a run, asks again later.
+
+    What timed out is not repeated: four times 30 s is more than a sensor has.
+    """
+
+    def increment(self, *args: Any, error: Exception | None = None, **kwargs: Any) -> Retry:
+        if isinstance(error, ReadTimeoutError):
+            raise error
+        return super().increment(*args, error=error, **kwargs)
+
+
+_RETRY = _ReadRetry(
     total=3,
+    read=2,
     backoff_factor=0.3,
     backoff_jitter=0.2,
+    # 500 is among them because Airflow on SQLite answers it while another process has the lock.
     status_forcelist=(429, 500, 502, 503, 504),
     allowed_methods=("GET",),
+    respect_retry_after_header=False,  # a maintenance page's hour would be slept here, three times
     raise_on_status=False,
 )
 
@@ -81,8 +97,8 @@ class AirflowSession:
             is_open: The endpoint needs no sign-in, so none is sent.
 
         Raises:
-            UnreachableError: No answer came, or none within the time-outs (5 s to connect, 30 s
-                between bytes; reads are tried four times).
+            UnreachableError: No answer came, or none within the time-outs (5 s to connect, which
+                is tried four times, 30 s between bytes).
         """
         try:
             response = self._session.request(
@@ -91,10 +107,11 @@ class AirflowSession:
                 params=params,
                 json=json,
                 headers={"Accept": accept} if accept else None,
-                # requests falls back to ~/.netrc when it is given no auth at all.
-                auth=_NoAuth() if is_open else self._auth,
+                auth=NoAuth() if is_open else self._auth,
                 timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-                allow_redirects=method == "GET",  # a POST would arrive as a GET
+                # An API does not redirect: it is a login page, or http for https; and a password
+                # must not follow to wherever it is sent.
+                allow_redirects=False,
             )
         except NoTokenError as error:
             asked = "POST /auth/token"
@@ -118,7 +135,9 @@ class AirflowSession:
         return UnexpectedAnswerError(self.instance, request, seen)
 
 
-class _NoAuth(AuthBase):
+class NoAuth(AuthBase):
+    """Sends nothing. (With no auth at all, requests looks into ~/.netrc.)"""
+
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
         return r
 
@@ -154,19 +173,23 @@ def _tell(detail: Any) -> str:
     return str(detail or "")
 
 
-def read_server_time(response: requests.Response) -> Any:
-    """When the server answered, by its own clock (its `Date` header); None if it does not say."""
-    date = response.headers.get("Date")
-    return parsedate_to_datetime(date) if date else None
+def read_server_time(response: requests.Response) -> datetime | None:
+    """When the server answered, by its own clock (its `Date` header, UTC); None if it does not
+    say, or nothing that is a date."""
+    try:
+        date = parsedate_to_datetime(response.headers.get("Date", ""))
+    except ValueError:
+        return None
+    return date.replace(tzinfo=date.tzinfo or timezone.utc)
 
 
 def _reason(error: requests.RequestException) -> str:
     """The innermost cause in a few words: what requests and urllib3 wrap around it says little."""
-    if isinstance(error, requests.Timeout):
-        return "timed out"
     if error.response is not None:
         return f"{error.response.status_code} to {describe_request(error.response)}"
     cause: BaseException = error
     while (inner := cause.__cause__ or cause.__context__) is not None:
         cause = inner
+    if isinstance(error, requests.Timeout) or isinstance(cause, TimeoutError):
+        return "timed out"
     return getattr(cause, "strerror", None) or type(cause).__name__

@@ -30,6 +30,7 @@ _ENDPOINTS = [
     ("POST", "/dags/<dag_id>/dagRuns", "trigger"),
     ("POST", "/dags/<dag_id>/clearTaskInstances", "clear"),
     ("GET", _RUN, "show_run"),
+    ("POST", f"{_RUN}/clear", "clear_run"),
     ("GET", f"{_RUN}/taskInstances", "list_tasks"),
     ("GET", _LOG, "show_log"),
 ]
@@ -162,6 +163,12 @@ class Endpoints:
             return build_json({"task_instances": names})
         entries = [answers.build_task("v2", run, task) for task in cleared]
         return build_json(answers.build_list("v2", "task_instances", entries, len(entries)))
+
+    def _clear_run(self, request: Request, dag_id: str, run_id: str) -> Response:
+        run = self._find_run(dag_id, run_id)
+        if not request.get_json().get("dry_run", True):
+            self.database.clear(run)
+        return build_json(answers.build_run(self.api, run))
 
     def _list_tasks(self, request: Request, dag_id: str, run_id: str) -> Response:
         if self.api == "v1" and self.database.find_run(dag_id, run_id) is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 
 import dagster as dg
+import pytest
 from werkzeug import Response
 
 from federation_defs.naming import build_asset_key, build_run_id
@@ -12,7 +14,7 @@ from tests.contract.conftest import Airflow
 from tests.contract.daemon import Daemon, fetch_reported_run_ids
 from tests.contract.executing import TIMEOUT, materialize
 from tests.contract.fake_airflow import asks
-from tests.contract.faults import LOGIN_PAGE, Act, answer, hang_up
+from tests.contract.faults import LOGIN_PAGE, Act, Fault, answer, hang_up
 
 DAG = "customer_metrics"
 TRIGGER = f"/dags/{DAG}/dagRuns"
@@ -266,3 +268,50 @@ def test_a_dag_with_letters_of_any_alphabet_is_run(
         airflow_v2.database.add_dag(dag_id, polls=0)
     outcome = materialize(airflow_v2.client, dag_ids, instance)
     assert sorted(outcome.materialized) == sorted(dag_ids)
+
+
+def test_an_outage_at_the_trigger_is_waited_out_and_loses_no_update(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow.database.add_dag(DAG, polls=1)
+    airflow.client.fetch_version()
+    airflow.server.fail_next(asks("GET", f"/dags/{DAG}"), answer(503, "down"), times=4)
+    outcome = materialize(airflow.client, [DAG], instance)
+    assert outcome.materialized == [DAG]
+    assert len(airflow.database.runs) == 1
+
+
+def test_a_trigger_that_stays_unreachable_fails_at_its_time_out(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow.database.add_dag(DAG)
+    airflow.client.fetch_version()
+    airflow.server.fail_next(asks("GET", f"/dags/{DAG}"), answer(503, "down"), times=99)
+    outcome = materialize(airflow.client, {DAG: TIMEOUT}, instance)
+    assert "did not answer" in (outcome.failure or "")
+    assert airflow.database.runs == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [answer(404, "default backend - 404"), answer(200, "<html>maintenance")],
+    ids=["404 of a gateway", "maintenance page"],
+)
+def test_an_odd_answer_in_mid_wait_is_not_believed_at_once(
+    airflow: Airflow, instance: dg.DagsterInstance, fault: Fault
+) -> None:
+    airflow.database.add_dag(DAG, polls=2)
+    airflow.server.fail_next(asks("GET", ".*/dagRuns/[^/]+"), fault)
+    outcome = materialize(airflow.client, [DAG], instance)
+    assert outcome.materialized == [DAG]
+
+
+def test_a_run_that_waits_leaves_a_sign_of_life(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    outcome = materialize(airflow_v2.client, [DAG], instance)
+    run = instance.get_run_by_id(outcome.run_id)
+    assert run is not None
+    assert run.tags["federation/waits_for.metrics"] == "true"
+    assert abs(float(run.tags["federation/alive_at"]) - time.time()) < 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +12,7 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import (
     LogicalDateTakenError,
     PermissionMissingError,
+    SignInRefusedError,
     UnexpectedAnswerError,
     UnreachableError,
 )
@@ -203,3 +205,45 @@ def test_an_instance_that_stalls_holds_no_other_up(start_airflow: StartAirflow) 
         assert quick.client.fetch_dags() == []
         assert not asking.done()
     assert asking.result(timeout=10) == []
+
+
+def test_a_server_that_says_to_come_back_later_is_not_slept_for(airflow: Airflow) -> None:
+    """urllib3 would sleep what the server says, up to six hours, at every try."""
+    airflow.client.fetch_version()
+    later = answer(503, "maintenance", {"Retry-After": "3600"})
+    airflow.server.fail_next(asks("GET", "/dags"), later)
+    began = time.monotonic()
+    assert airflow.client.fetch_dags() == []
+    assert time.monotonic() - began < 60
+
+
+def test_a_redirect_is_not_followed_and_says_where_it_leads(start_airflow: StartAirflow) -> None:
+    ours, theirs = start_airflow("v2"), start_airflow("v2", "other")
+    ours.client.fetch_dags()
+    away = {"Location": f"{theirs.server.url}/api/v2/dags"}
+    ours.server.fail_next(asks("GET", "/dags"), answer(302, "", away))
+    with pytest.raises(UnexpectedAnswerError, match=f"302: go to {theirs.server.url}"):
+        ours.client.fetch_dags()
+    assert theirs.server.count("GET", ".*") == 0
+
+
+def test_the_password_does_not_follow_a_redirect(start_airflow: StartAirflow) -> None:
+    ours, theirs = start_airflow("v2"), start_airflow("v2", "other")
+    away = {"Location": f"{theirs.server.url}/auth/token"}
+    ours.server.fail_next(asks("POST", "/auth/token"), answer(307, "", away))
+    with pytest.raises(SignInRefusedError):
+        ours.client.fetch_dags()
+    assert theirs.server.count("POST", "/auth/token") == 0
+
+
+@pytest.mark.parametrize(
+    "spoil", [{"tags": ["no object"]}, {"tags": 5}, {"owners": 5}], ids=["tag", "tags", "owners"]
+)
+def test_a_field_of_another_kind_is_an_error_of_ours(
+    airflow: Airflow, spoil: dict[str, object]
+) -> None:
+    airflow.database.add_dag("a")
+    fault = edit(lambda content: content["dags"][0].update(spoil))
+    airflow.server.fail_next(asks("GET", "/dags"), fault)
+    with pytest.raises(UnexpectedAnswerError, match="another kind"):
+        airflow.client.fetch_dags()

@@ -4,6 +4,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -12,7 +13,10 @@ from federation_defs.naming import build_asset_key, build_run_id
 from federation_defs.reporting import build_run_metadata
 from tests.contract.conftest import Airflow
 from tests.contract.daemon import Daemon, fetch_reported_run_ids
+from tests.contract.executing import materialize
+from tests.contract.fake_airflow import asks
 from tests.contract.fake_database import RunRow
+from tests.contract.faults import edit
 
 DAG = "customer_metrics"
 KEY = build_asset_key("metrics", DAG)
@@ -156,3 +160,50 @@ def test_a_run_that_its_owner_saw_fail_is_no_materialization(
 
     run_owner(daemon.instance, fail)
     assert daemon.tick() == []
+
+
+def test_a_run_that_its_living_owner_reported_is_not_asked_for_any_more(
+    airflow_v2: Airflow, daemon: Daemon
+) -> None:
+    """One slow DAG of a step must not have the finished ones asked for at every tick."""
+
+    def report_and_go_on(context: dg.OpExecutionContext) -> None:
+        finish_run_of(airflow_v2, context.run_id)
+        run = airflow_v2.client.fetch_run(DAG, build_run_id(context.run_id))
+        assert run is not None
+        metadata = build_run_metadata(airflow_v2.client, run)
+        context.log_event(dg.AssetMaterialization(KEY, metadata=metadata))
+        daemon.tick()
+        before = airflow_v2.server.count("GET", ".*/dagRuns/[^/]+")
+        for _ in range(3):
+            daemon.tick()
+        assert airflow_v2.server.count("GET", ".*/dagRuns/[^/]+") == before
+
+    assert run_owner(daemon.instance, report_and_go_on).success
+
+
+def test_a_run_whose_owner_reported_is_known_whatever_airflows_clock_says(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    airflow_v2.database.skew = timedelta(minutes=20)
+    materialize(airflow_v2.client, [DAG], instance)
+    Daemon(airflow_v2.client, [DAG], instance).tick()
+    assert len(fetch_reported_run_ids(instance, KEY)) == 1
+
+
+def test_a_success_without_an_end_is_reported_once(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+
+    def forget_the_end(content: dict[str, Any]) -> None:
+        for run in content.get("dag_runs", [content]):
+            run["end_date"] = None
+
+    for method in ("GET", "POST"):
+        fault = edit(forget_the_end)
+        airflow_v2.server.fail_next(asks(method, ".*dagRuns.*"), fault, times=9)
+    materialize(airflow_v2.client, [DAG], instance)
+    Daemon(airflow_v2.client, [DAG], instance).tick()
+    assert len(fetch_reported_run_ids(instance, KEY)) == 1

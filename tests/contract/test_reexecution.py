@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
+from federation_defs.execution import start_run
 from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow
 from tests.contract.executing import TIMEOUT, Attempts, Outcome
@@ -123,3 +124,37 @@ def test_a_new_run_of_the_same_asset_is_a_new_dag_run(
     assert [outcome.materialized for outcome in outcomes] == [[DAG], [DAG]]
     run_ids = [run.run_id for run in airflow_v2.database.runs]
     assert run_ids == [build_run_id(outcome.run_id) for outcome in outcomes]
+
+
+def test_a_run_that_failed_with_no_failed_task_is_run_again_whole(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """So it is when the DAG's own time-out ended it: its tasks were skipped."""
+    dag = airflow.database.add_dag(DAG, polls=0, outcome="failed")
+    attempts = Attempts(airflow.client, [DAG], instance)
+    first = attempts.execute()
+    for task in airflow.database.runs[0].tasks:
+        task.state = "skipped"
+    dag.outcome = "success"
+    second = attempts.execute(first)
+    assert second.materialized == [DAG]
+    assert len(airflow.database.runs) == 1
+
+
+def test_dagsters_own_retry_leaves_a_failed_run_failed(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """It is there for workers that died; whether to run a DAG again is a person's decision."""
+    airflow_v2.database.add_dag(DAG, polls=0, outcome="failed")
+    attempts = Attempts(airflow_v2.client, [DAG], instance)
+    first = instance.get_run_by_id(attempts.execute().run_id)
+    assert first is not None
+    retry = dg.DagsterRun(
+        job_name=first.job_name,
+        parent_run_id=first.run_id,
+        root_run_id=first.run_id,
+        tags={"dagster/retry_number": "1"},
+    )
+    run = start_run(airflow_v2.client, DAG, build_run_id(first.run_id), retry)
+    assert run.state == "failed"
+    assert airflow_v2.server.count("POST", ".*clear.*") == 0
