@@ -94,7 +94,8 @@ def _is_orphaned(instance: dg.DagsterInstance, airflow: str, record: dg.RunRecor
     now = time.time()
     steps = instance.get_run_step_stats(record.dagster_run.run_id)
     if not steps:
-        return (record.start_time or now) < now - SILENT_BEFORE_STEP_S
+        started = record.start_time or record.create_timestamp.timestamp()
+        return started < now - SILENT_BEFORE_STEP_S
     # Dagster splits a multi_asset into ours, ours_2, … where dependencies cross.
     ours = re.compile(re.escape(build_execution_name(airflow)) + r"(_\d+)?")
     # A retry has the tags of the run before it, which are older than its own step.

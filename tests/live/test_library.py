@@ -71,6 +71,8 @@ def test_the_wheel_holds_the_library_and_not_the_demo(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "federation_defs/component.py" in names
+    assert "federation_defs/py.typed" in names
+    assert "federation_defs/definitions.py" not in names
     assert not [name for name in names if name.startswith("federation_defs/defs/")]
 
 
