@@ -89,10 +89,12 @@ def test_a_run_that_does_not_wait_for_this_airflow_is_left_alone(
 def test_a_run_that_never_came_to_a_step_is_ended_in_the_end(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @dg.job(tags=build_waiting_tags("metrics"))
+    @dg.job
     def waiting() -> None: ...
 
-    run = instance.create_run_for_job(waiting, status=dg.DagsterRunStatus.STARTED)
+    run = instance.create_run_for_job(
+        waiting, status=dg.DagsterRunStatus.STARTED, tags=build_waiting_tags("metrics")
+    )
     end_orphaned_runs(instance, "metrics", LOG)
     assert instance.get_run_by_id(run.run_id) == run
     monkeypatch.setattr(recovery, "SILENT_BEFORE_STEP_S", -5.0)
