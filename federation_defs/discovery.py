@@ -60,7 +60,6 @@ class Snapshot:
             dependency on one of them is broken, but no typing error.
     """
 
-    server_version: str
     taken_at: str
     dags: Mapping[str, DagSnapshot]
     unselected: tuple[str, ...]
@@ -133,7 +132,6 @@ def fetch_snapshot(
     selected = [dag for dag in dags if is_selected(dag, select)]
     dag_ids = {dag.dag_id for dag in dags}
     return Snapshot(
-        server_version=client.fetch_version(),
         taken_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         dags=_build_dag_snapshots(client, selected),
         unselected=tuple(sorted(dag_ids - {dag.dag_id for dag in selected})),

@@ -39,6 +39,8 @@ def build_run_metadata(client: AirflowClient, run: DagRun) -> Mapping[str, dg.Me
     if run.start_date and run.end_date:
         seconds = (run.end_date - run.start_date).total_seconds()
         metadata["Duration (s)"] = dg.MetadataValue.float(seconds)
+    if run.run_type is not None:
+        metadata["Run type"] = dg.MetadataValue.text(run.run_type)
     if run.conf:
         metadata["Conf"] = dg.MetadataValue.json(dict(run.conf))
     return metadata

@@ -32,6 +32,7 @@ def test_a_success_is_one_materialization_that_tells_of_the_run(
         "Start": run.queued_at.timestamp(),
         "End": end.timestamp(),
         "Duration (s)": 2.5,
+        "Run type": "manual",
         "Conf": {"k": 1},
     }
 

@@ -42,7 +42,6 @@ def build_snapshot(
 ) -> Snapshot:
     built = [build_dag_snapshot(dag) if isinstance(dag, str) else dag for dag in dags]
     return Snapshot(
-        server_version="2.11.2",
         taken_at="2026-01-01T00:00:00+00:00",
         dags={dag.dag_id: dag for dag in built},
         unselected=unselected,
