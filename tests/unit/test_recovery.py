@@ -5,6 +5,8 @@
 import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
 
 import dagster as dg
 import pytest
@@ -12,8 +14,10 @@ import pytest
 from federation_defs import recovery
 from federation_defs.naming import ALIVE_TAG, build_waiting_tags
 from federation_defs.recovery import Heartbeat, end_orphaned_runs
+from tests.waiting import wait_for
 
 LOG = logging.getLogger(__name__)
+RUN_ID = str(uuid4())
 
 
 @pytest.fixture
@@ -105,7 +109,7 @@ def test_a_run_that_never_came_to_a_step_is_ended_in_the_end(
 
 
 def test_a_heartbeat_goes_on_and_survives_what_the_database_says(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(recovery, "BEAT_S", 0.01)
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
@@ -113,19 +117,17 @@ def test_a_heartbeat_goes_on_and_survives_what_the_database_says(
         @dg.job
         def waiting() -> None: ...
 
-        run = instance.create_run_for_job(waiting, status=dg.DagsterRunStatus.STARTED)
-        with Heartbeat(instance, run.run_id, "metrics"):
-            instance.delete_run(run.run_id)
-            time.sleep(0.05)  # a beat or more on a run that is no longer there
-            again = instance.create_run_for_job(
-                waiting, run_id=run.run_id, status=dg.DagsterRunStatus.STARTED
-            )
-            deadline = time.monotonic() + 10
-            while ALIVE_TAG not in _tags(instance, again.run_id):
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+        def start() -> str:
+            started = dg.DagsterRunStatus.STARTED
+            return instance.create_run_for_job(waiting, run_id=RUN_ID, status=started).run_id
+
+        with Heartbeat(instance, start(), "metrics"):
+            instance.delete_run(RUN_ID)
+            wait_for(lambda: "No sign of life" in caplog.text, "a beat has failed", 10, 0.01)
+            start()
+            wait_for(lambda: _is_tagged(instance), "a later beat has succeeded", 10, 0.01)
 
 
-def _tags(instance: dg.DagsterInstance, run_id: str) -> dict[str, str]:
-    run = instance.get_run_by_id(run_id)
-    return dict(run.tags) if run else {}
+def _is_tagged(instance: dg.DagsterInstance) -> bool:
+    run = instance.get_run_by_id(RUN_ID)
+    return run is not None and ALIVE_TAG in run.tags
