@@ -12,15 +12,9 @@ from dagster.components import DefsStateConfig
 from pydantic import BaseModel
 from typing_extensions import override
 
-from federation_defs.airflow.auth import BasicAuth, PasswordAuth
-from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.session import AirflowSession
+from federation_defs.airflow.connecting import build_client
 from federation_defs.automation import build_automation_sensor
-from federation_defs.declaration import (
-    InstanceDeclaration,
-    PasswordAuthDeclaration,
-    parse_declaration,
-)
+from federation_defs.declaration import InstanceDeclaration, parse_declaration
 from federation_defs.discovery import Snapshot, fetch_snapshot
 from federation_defs.errors import AirflowError, DeclarationError
 from federation_defs.execution import build_execution
@@ -164,18 +158,6 @@ class FederatedAirflow(dg.StateBackedComponent):
             assets.append(build_execution(client, declaration.downstreams, executable))
             sensors.append(build_automation_sensor(declaration.name, keys))
         return dg.Definitions(assets=assets, sensors=sensors)
-
-
-def build_client(declaration: InstanceDeclaration, account_hint: str) -> AirflowClient:
-    """The client of a declared instance; nothing is sent yet."""
-    account = declaration.auth
-    secret = account.password.get_secret_value()
-    if isinstance(account, PasswordAuthDeclaration):
-        auth = PasswordAuth(declaration.url, account.username, secret)
-    else:
-        auth = BasicAuth(account.username, secret)
-    session = AirflowSession(declaration.name, declaration.url, auth, account_hint)
-    return AirflowClient(session, declaration.api)
 
 
 def _find_referenced(name: str, members: Iterable[Member]) -> set[str]:

@@ -4,15 +4,21 @@ FederationError
 ├── DeclarationError            a defs.yaml says something that can't hold
 └── AirflowError                what one Airflow answered, or did not
     ├── UnreachableError        no answer, or none but "not now" (429, 5xx)
+    ├── TlsError                no connection that can be trusted
+    ├── CredentialError         nothing to sign in with: a file, a program, a cloud's account
+    ├── MissingExtraError       what signs in there is not installed
     ├── SignInRefusedError      401: the account or its password
     ├── PermissionMissingError  403: the account may not do this (2.x: or its password)
+    ├── RequestRefusedError     400, 422: Airflow understood, and won't
+    ├── UnsupportedError        this version of Airflow has no such thing
     ├── UnexpectedAnswerError   an answer that is none of Airflow's, or lacks what we need
     ├── DagNotFoundError        the DAG is not there (any more)
     ├── DagPausedError          the DAG would leave a run queued
     ├── LogicalDateTakenError   another run owns the logical date
     └── RunLostError            a DAG run that was there is gone, or overstayed its time-out
 
-Every message says what, where, what was seen and what to do, in one line.
+Every message says what, where, what was seen and what to do, in one line; `docs/errors.md` has
+them all.
 """
 
 from __future__ import annotations
@@ -52,13 +58,53 @@ class AirflowError(FederationError):
 
 class UnreachableError(AirflowError):
     """No answer came, or none that helps: nothing listens there, the network is cut, it took too
-    long, or a server said that it can't now. The only error that is worth waiting out."""
+    long, or a server said that it can't now. The only error that is worth waiting out.
 
-    def __init__(self, instance: str, url: str, reason: str) -> None:
+    Args:
+        is_late: It was given the time that is declared, and did not answer in it.
+    """
+
+    def __init__(self, instance: str, url: str, reason: str, *, is_late: bool = False) -> None:
         self.url = url
+        self.is_late = is_late
         super().__init__(
             instance,
             f"did not answer at {url} ({reason}). Is it running, and is its `url` right?",
+        )
+
+
+class TlsError(AirflowError):
+    """No connection that can be trusted: a certificate, on either side, or no TLS at all there."""
+
+    def __init__(self, instance: str, url: str, reason: str) -> None:
+        super().__init__(
+            instance,
+            f"can't be trusted at {url} ({reason}). Is `url` right, https and port included? If a "
+            "proxy or a company's own authority is in between, name its PEM file in "
+            "`tls.ca_bundle`; if the instance wants a certificate of ours, in `tls.client_cert`.",
+        )
+
+
+class CredentialError(AirflowError):
+    """There is nothing to sign in with: what should give it did not. The server was not asked.
+
+    Args:
+        reason: What was asked for it, and what it did; no part of the credential.
+        check: The environment variables (or keys) that hold the account.
+    """
+
+    def __init__(self, instance: str, reason: str, check: str) -> None:
+        super().__init__(instance, f"was not signed in to: {reason}. Check {check}.")
+
+
+class MissingExtraError(AirflowError):
+    """A way to sign in needs a package that is not installed."""
+
+    def __init__(self, instance: str, sign_in: str, package: str, extra: str) -> None:
+        super().__init__(
+            instance,
+            f"is declared with `auth: {{type: {sign_in}}}`, which needs {package}. Install it: "
+            f"pip install 'federation-defs[{extra}]'.",
         )
 
 
@@ -69,10 +115,14 @@ class SignInRefusedError(AirflowError):
         request: Method and path of what was asked.
         status: Of the answer.
         check: The environment variables (or keys) that hold the account.
+        remedy: What to do besides, if more is known.
     """
 
-    def __init__(self, instance: str, request: str, status: int, check: str) -> None:
-        super().__init__(instance, f"refused {request} ({status}). Check {check}.")
+    def __init__(
+        self, instance: str, request: str, status: int, check: str, remedy: str = ""
+    ) -> None:
+        said = f"refused {request} ({status}). Check {check}. {remedy}"
+        super().__init__(instance, said.rstrip())
 
 
 class PermissionMissingError(AirflowError):
@@ -92,11 +142,44 @@ class PermissionMissingError(AirflowError):
         super().__init__(instance, f"forbids {request} (403{_said(detail)}). {remedy}")
 
 
+class RequestRefusedError(AirflowError):
+    """Airflow understood what was asked, and won't do it as it stands: a conf that the DAG's
+    params don't allow, a date, a key of a wrong form.
+
+    Args:
+        detail: Airflow's own words.
+    """
+
+    def __init__(self, instance: str, request: str, status: int, detail: str) -> None:
+        super().__init__(
+            instance,
+            f"won't do {request} ({status}{_said(detail)}). Change what it names: sent again, the "
+            "same is refused again.",
+        )
+
+
+class UnsupportedError(AirflowError):
+    """This version of Airflow has no such thing.
+
+    Args:
+        what: What was asked of it.
+        since: The first version that has it.
+    """
+
+    def __init__(self, instance: str, version: str, what: str, since: str) -> None:
+        super().__init__(
+            instance,
+            f"runs Airflow {version}, which has no {what}: {since} is the first that has. Upgrade "
+            "it, or declare what does without.",
+        )
+
+
 class UnexpectedAnswerError(AirflowError):
     """An answer that is not Airflow's API, a status we can't act on, or a missing field."""
 
     def __init__(self, instance: str, request: str, seen: str, remedy: str = "") -> None:
-        super().__init__(instance, f"answered {request} with {seen}. {remedy}".rstrip())
+        remedy = remedy or "Is `url` an Airflow's, and nothing in between that answers for it?"
+        super().__init__(instance, f"answered {request} with {seen}. {remedy}")
 
 
 class DagNotFoundError(AirflowError):

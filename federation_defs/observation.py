@@ -140,8 +140,8 @@ def _add_held(
 ) -> list[DagRun]:
     """The changed runs, and those held that have left the window meanwhile."""
     present = {(run.dag_id, run.run_id) for run in runs}
-    fetched = [client.fetch_run(*key) for key in held if key not in present]
-    return [*runs, *(run for run in fetched if run is not None)]
+    fetched = client.fetch_runs(key for key in held if key not in present)
+    return [*runs, *fetched.values()]
 
 
 def _has_living_owner(instance: dg.DagsterInstance, run: DagRun) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from dotenv import dotenv_values
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.component import build_client
+from federation_defs.airflow.connecting import build_client
 from federation_defs.declaration import InstanceDeclaration
 from tests.processes import LoggedProcess, find_free_port
 from tests.waiting import wait_for

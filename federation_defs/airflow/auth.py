@@ -2,94 +2,261 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import subprocess
 import threading
-from typing import Any
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import requests
 from requests.auth import AuthBase, HTTPBasicAuth
 
-from federation_defs.airflow.session import (
-    CONNECT_TIMEOUT_S,
-    READ_TIMEOUT_S,
-    NoAuth,
-    NoTokenError,
-)
+from federation_defs.airflow.transport import NoAuth, Transport
+
+COMMAND_TIMEOUT_S = 30.0
+_LIFE_USED = 0.9  # of a token's life, when the next is fetched
 
 
-class PasswordAuth(AuthBase):
-    """Airflow 3: a token for user name and password, from `POST /auth/token`.
+class NotSignedInError(Exception):
+    """There is nothing to sign in with.
 
-    The token (valid 24 h unless the server says otherwise) is fetched on first use, and again when
-    the server stops accepting it: 401, or 403 `Invalid JWT token` after its secret changed. Many
-    threads renew it once.
-
-    Args:
-        url: The instance's URL.
+    Attributes:
+        reason: What was asked for it and what it did, for a person; no part of a secret.
+        response: The server's refusal, if it was the server that was asked.
     """
 
-    def __init__(self, url: str, username: str, password: str) -> None:
-        self._token_url = url.rstrip("/") + "/auth/token"
-        self._account = {"username": username, "password": password}
-        self._token: str | None = None
-        self._lock = threading.Lock()
-        self._session = requests.Session()
-        self._session.auth = NoAuth()
-
-    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
-        token = self._token or self._renew(None)
-        # With no token the server's own 401 comes back, and is told as any other.
-        if token:
-            r.headers["Authorization"] = f"Bearer {token}"
-            r.register_hook("response", self._retry_with_new_token)
-        return r
-
-    def _renew(self, refused: str | None) -> str | None:
-        with self._lock:
-            if self._token == refused:
-                answer = self._session.post(
-                    self._token_url,
-                    json=self._account,
-                    timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-                    allow_redirects=False,  # the password would go along
-                )
-                if answer.status_code >= 500:
-                    answer.raise_for_status()  # it can't now, which says nothing of the password
-                self._token = _parse_token(answer) if answer.status_code == 201 else None
-            return self._token
-
-    def _retry_with_new_token(
-        self, response: requests.Response, **kwargs: Any
-    ) -> requests.Response:
-        if not _is_token_refused(response):
-            return response
-        refused = str(response.request.headers.get("Authorization")).removeprefix("Bearer ")
-        token = self._renew(refused)
-        if token is None or token == refused:
-            return response
-        response.close()
-        again = response.request.copy()
-        again.headers["Authorization"] = f"Bearer {token}"
-        # Past the session and its hooks, so once: a second refusal is final.
-        renewed = response.connection.send(again, **kwargs)  # type: ignore[attr-defined]
-        renewed.history.append(response)
-        return renewed
+    def __init__(self, reason: str, response: requests.Response | None = None) -> None:
+        self.reason = reason
+        self.response = response
+        super().__init__(reason)
 
 
-class BasicAuth(HTTPBasicAuth):
+class SignIn(AuthBase):
+    """A way to sign in, which may be able to get new credentials when its old ones are refused."""
+
+    def renew(self, response: requests.Response) -> bool:  # noqa: ARG002 - most can't
+        """Whether the request that was answered so is worth sending again."""
+        return False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class OpenAuth(NoAuth, SignIn):
+    """Nothing is sent."""
+
+
+class BasicAuth(HTTPBasicAuth, SignIn):
     """Airflow 2 with the `basic_auth` back end: name and password on every request."""
 
     def __repr__(self) -> str:
         return "BasicAuth()"
 
 
-def _parse_token(answer: requests.Response) -> str:
-    try:
-        return answer.json()["access_token"]
-    except (requests.JSONDecodeError, KeyError, TypeError) as error:
-        raise NoTokenError("no `access_token`") from error
+@dataclass(frozen=True)
+class Credential:
+    """What a request carries.
+
+    Attributes:
+        header: Name and value.
+        due_at: When to fetch the next one, by the monotonic clock; None if it does not say.
+    """
+
+    header: tuple[str, str] = field(repr=False)
+    due_at: float | None = None
+
+    @property
+    def is_due(self) -> bool:
+        return self.due_at is not None and time.monotonic() >= self.due_at
 
 
-def _is_token_refused(response: requests.Response) -> bool:
+class RenewableAuth(SignIn):
+    """Credentials that end: fetched on first use, before they end, and when they are refused.
+
+    Many threads renew them once: those that come meanwhile wait for the one that does.
+    """
+
+    def __init__(self) -> None:
+        self._credential: Credential | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
+        credential = self._credential
+        if credential is None or self._is_outdated(credential):
+            credential = self._replace(credential)
+        name, value = credential.header
+        r.headers[name] = value
+        return r
+
+    def renew(self, response: requests.Response) -> bool:
+        current = self._credential
+        if current is None or not self._is_refusal(response):
+            return False
+        name, value = current.header
+        if response.request.headers.get(name) == value:
+            return self._replace(current).header != current.header
+        return True  # somebody has renewed it since
+
+    def _replace(self, old: Credential | None) -> Credential:
+        with self._lock:
+            if self._credential is old or self._credential is None:
+                self._credential = self._fetch()
+            return self._credential
+
+    def _is_outdated(self, credential: Credential) -> bool:
+        return credential.is_due
+
+    def _is_refusal(self, response: requests.Response) -> bool:
+        return is_refused(response)
+
+    @abstractmethod
+    def _fetch(self) -> Credential:
+        """A new credential.
+
+        Raises:
+            NotSignedInError: There is none.
+        """
+
+
+class PasswordAuth(RenewableAuth):
+    """Airflow 3: a token for user name and password, from `POST /auth/token`, valid 24 h unless
+    the server says otherwise."""
+
+    def __init__(self, transport: Transport, username: str, password: str) -> None:
+        super().__init__()
+        self._transport = transport
+        self._account = {"username": username, "password": password}
+
+    def _fetch(self) -> Credential:
+        response = self._transport.send(
+            # One more token does no harm.
+            "POST",
+            "/auth/token",
+            auth=NoAuth(),
+            is_repeatable=True,
+            json=self._account,
+        )
+        if response.status_code not in (200, 201):  # 3.0 answered 200 at first
+            raise NotSignedInError("no token", response)
+        try:
+            return build_bearer(response.json()["access_token"])
+        except (requests.JSONDecodeError, KeyError, TypeError) as error:
+            raise NotSignedInError("no `access_token`", response) from error
+
+
+class TokenAuth(SignIn):
+    """A bearer token that is what it is: once it ends, a person has to declare another."""
+
+    def __init__(self, token: str) -> None:
+        self._credential = build_bearer(token)
+
+    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
+        name, value = self._credential.header
+        r.headers[name] = value
+        return r
+
+
+class TokenFileAuth(RenewableAuth):
+    """A bearer token in a file that another program rotates: read again whenever it changes."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = Path(path)
+        self._read: tuple[int, int, int] | None = None
+
+    def _is_outdated(self, credential: Credential) -> bool:  # noqa: ARG002 - its file decides
+        return self._look() != self._read
+
+    def _fetch(self) -> Credential:
+        self._read = self._look()
+        try:
+            return build_bearer(_check_token(self._path.read_text(), f"{self._path}"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._fail(error) from error
+
+    def _look(self) -> tuple[int, int, int]:
+        try:
+            stat = self._path.stat()
+        except OSError as error:
+            raise self._fail(error) from error
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+    def _fail(self, error: Exception) -> NotSignedInError:
+        why = getattr(error, "strerror", None) or "it is no text"
+        return NotSignedInError(f"the token file {self._path} can't be read ({why})")
+
+
+class TokenCommandAuth(RenewableAuth):
+    """A bearer token that a program prints: run on first use, before the token ends (if it is a
+    JWT, which says when), and when it is refused."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        super().__init__()
+        self._command = list(command)
+
+    def _fetch(self) -> Credential:
+        program = self._command[0]
+        try:
+            # Declared by whoever declares the passwords, and read by no shell.
+            ran = subprocess.run(  # noqa: S603
+                self._command,
+                capture_output=True,
+                text=True,
+                timeout=COMMAND_TIMEOUT_S,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired as error:
+            said = f"the token command {program} took more than {COMMAND_TIMEOUT_S:.0f} s"
+            raise NotSignedInError(said) from error
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "what it printed is no text"
+            raise NotSignedInError(f"the token command {program} failed ({why})") from error
+        if ran.returncode != 0:
+            # Not its words: whoever can't print a secret may print how it asked for it.
+            said = f"the token command {program} ended with exit code {ran.returncode}"
+            raise NotSignedInError(said)
+        return build_bearer(_check_token(ran.stdout, f"the token command {program}"))
+
+
+def build_bearer(token: str) -> Credential:
+    """The credential that a token is; of a JWT, it knows when it ends.
+
+    By the life it was given, from now on: the server's clock may be another than ours.
+    """
+    claims = _read_claims(token)
+    life_s = claims.get("exp", 0) - claims.get("iat", 0) if "iat" in claims else 0
+    due_at = time.monotonic() + life_s * _LIFE_USED if life_s > 0 else None
+    return Credential(("Authorization", f"Bearer {token}"), due_at)
+
+
+def is_refused(response: requests.Response) -> bool:
+    """Whether the credentials were not accepted: 401, or what 3.x says of a token that another
+    secret signed. (Any other 403 is a missing permission.)"""
     if response.status_code == 401:
         return True
     return response.status_code == 403 and "Invalid JWT token" in response.text
+
+
+def _read_claims(token: str) -> dict[str, float]:
+    """When a JWT was made and when it ends, unverified, as the server is the one to judge it."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return {}
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        return {name: float(claims[name]) for name in ("exp", "iat") if name in claims}
+    except (ValueError, TypeError):
+        return {}
+
+
+def _check_token(text: str, source: str) -> str:
+    token = text.strip()
+    if not token or not token.isascii() or any(letter.isspace() for letter in token):
+        seen = "nothing" if not token else "more than a token"
+        raise NotSignedInError(f"{source} holds {seen}")
+    return token

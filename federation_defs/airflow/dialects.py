@@ -1,4 +1,4 @@
-"""Where Airflow's two REST APIs differ, as data. What is the same in both is in `client`."""
+"""Where Airflow's two REST APIs differ, as data. What is the same in both is where it is asked."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
+from federation_defs.airflow.records import TriggerOptions
+
 
 @dataclass(frozen=True)
 class Dialect:
@@ -15,42 +17,72 @@ class Dialect:
 
     Attributes:
         api: The API version, as in its path: "v1" is Airflow 2's, "v2" Airflow 3's.
+        health_path: From the instance's `url` on.
+        asset_path: Of what Airflow 2 calls datasets.
+        asset_field: Of their list.
+        asset_event_field: Of the list of their events.
+        log_type: The content type in which a log is asked for; None for JSON.
+        refused_event: An asset event that is well formed and yet made for nobody.
     """
 
     api: str
+    health_path: str
+    asset_path: str
+    asset_field: str
+    asset_event_field: str
+    log_type: str | None
+    refused_event: Mapping[str, Any]
 
     @property
     def prefix(self) -> str:
         return f"/api/{self.api}"
 
-    def build_trigger_body(self, run_id: str, conf: Mapping[str, Any]) -> dict[str, Any]:
+    def build_trigger_body(
+        self, run_id: str, conf: Mapping[str, Any], options: TriggerOptions
+    ) -> dict[str, Any]:
         body: dict[str, Any] = {"dag_run_id": run_id, "conf": dict(conf)}
-        if self.api == "v2":
+        if options.logical_date is not None:
+            body["logical_date"] = format_time(options.logical_date)
+        elif self.api == "v2":
             body["logical_date"] = None  # required, though it may be null (else 422)
+        if options.data_interval is not None:
+            start, end = options.data_interval
+            body["data_interval_start"] = format_time(start)
+            body["data_interval_end"] = format_time(end)
+        if options.note is not None:
+            body["note"] = options.note
+        if options.partition_key is not None:
+            body["partition_key"] = options.partition_key
         return body
 
-    def build_source_path(self, dag_id: str, file_token: str) -> str:
-        # 3.x answers a file token with 404.
-        return f"/dagSources/{_part(dag_id if self.api == 'v2' else file_token)}"
-
     def build_dag_page(self, dag_id: str) -> str:
-        return f"/dags/{_part(dag_id)}" + ("" if self.api == "v2" else "/grid")
+        return build_path("dags", dag_id) + ("" if self.api == "v2" else "/grid")
 
     def build_run_page(self, dag_id: str, run_id: str) -> str:
         if self.api == "v2":
-            return f"/dags/{_part(dag_id)}/runs/{_part(run_id)}"
-        return f"/dags/{_part(dag_id)}/grid?dag_run_id={_part(run_id)}"
-
-    def parse_log(self, answer: Any) -> str:
-        """The text of a task's log. 2.x answers text; 3.x a list of structured lines."""
-        if isinstance(answer, str):
-            return answer
-        lines = answer.get("content") or []
-        return "\n".join(line if isinstance(line, str) else _log_line(line) for line in lines)
+            return build_path("dags", dag_id, "runs", run_id)
+        return f"{self.build_dag_page(dag_id)}?dag_run_id={quote(run_id, safe='')}"
 
 
-V1 = Dialect(api="v1")
-V2 = Dialect(api="v2")
+V1 = Dialect(
+    api="v1",
+    health_path="/health",
+    asset_path="/datasets",
+    asset_field="datasets",
+    asset_event_field="dataset_events",
+    log_type="text/plain",  # 3.x answers that with 406
+    # Past the check of its shape, which comes before that of the permission, and no further.
+    refused_event={"dataset_uri": "", "extra": {}, "unknown_field": True},
+)
+V2 = Dialect(
+    api="v2",
+    health_path="/api/v2/monitor/health",
+    asset_path="/assets",
+    asset_field="assets",
+    asset_event_field="asset_events",
+    log_type=None,
+    refused_event={"unknown_field": True},
+)
 DIALECTS = {"v1": V1, "v2": V2}
 
 
@@ -58,13 +90,10 @@ def format_time(moment: datetime) -> str:
     return moment.isoformat()
 
 
-def _part(text: str) -> str:
-    return quote(text, safe="")
+def build_path(*parts: str) -> str:
+    """A path whose parts may hold anything: run ids do hold `+`, `:` and worse."""
+    return "/" + "/".join(quote(part, safe="") for part in parts)
 
 
-def _log_line(line: Mapping[str, Any]) -> str:
-    """One structured log line; the traceback that 3.x keeps apart is put under it."""
-    text = str(line.get("event", ""))
-    for error in line.get("error_detail") or ():
-        text += f"\n{error.get('exc_type', 'Error')}: {error.get('exc_value', '')}"
-    return text
+def build_run_path(dag_id: str, run_id: str, *more: str) -> str:
+    return build_path("dags", dag_id, "dagRuns", run_id, *more)

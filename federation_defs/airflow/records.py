@@ -1,22 +1,16 @@
-"""What we read from Airflow, parsed once.
+"""What we read from Airflow: frozen, typed, the same for both APIs.
 
-Both APIs end in the same frozen records. Times are aware and in UTC. A field that we need and miss
-raises `MissingFieldError`, which the client turns into an error that names the request; fields that
-we don't know are dropped.
+Times are aware and in UTC. What may be missing is None; what we don't know is dropped (`parsing`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 FINISHED_STATES = frozenset({"success", "failed"})
-
-
-class MissingFieldError(Exception):
-    """An answer lacks a field that we can't do without."""
 
 
 @dataclass(frozen=True)
@@ -26,34 +20,96 @@ class Dag:
     Attributes:
         is_present: The DAG's file is there and parses. Airflow goes on listing a DAG for a while
             after its file has gone (`is_active` in 2.x, `is_stale` in 3.x).
+        has_import_errors: Its file does not parse as it is now.
+        is_partitioned: Its runs have partition keys in place of logical dates (3.2).
         schedule: What a person calls its schedule (a cron expression, "@daily"), or None if it
             has none.
+        source_key: What its source is asked for by: the file's token in 2.x, its own id in 3.x.
+        file: Where its code is, the same for all DAGs of one file.
         raw: The answer as it came, for those who want more of it.
     """
 
     dag_id: str
     is_paused: bool
     is_present: bool
+    has_import_errors: bool
+    is_partitioned: bool
     description: str | None
     owners: tuple[str, ...]
     tags: tuple[str, ...]
     schedule: str | None
+    source_key: str
+    file: str
     raw: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DagDetails:
+    """What an instance tells only of one DAG at a time.
+
+    Attributes:
+        params: The DAG's params by name, each with `value`, `description` and `schema`.
+        run_timeout_s: For its runs; None if there is none.
+        timezone: Its name.
+    """
+
+    dag: Dag
+    doc: str | None
+    params: Mapping[str, Any]
+    catchup: bool
+    max_active_runs: int | None
+    start_date: datetime | None
+    end_date: datetime | None
+    run_timeout_s: float | None
+    timezone: str | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as its DAG defines it.
+
+    Attributes:
+        operator: Its class.
+        is_mapped: Its runs have an instance per index.
+    """
+
+    task_id: str
+    operator: str | None
+    is_mapped: bool
+    downstream_task_ids: tuple[str, ...]
+    trigger_rule: str | None
+    owner: str | None
+    retries: int
+    pool: str | None
+    queue: str | None
 
 
 @dataclass(frozen=True)
 class DagRun:
     """One run of a DAG. Every date may be missing: 3.x runs need no logical date, and a cleared
-    run loses its start and its end."""
+    run loses its start and its end.
+
+    Attributes:
+        run_type: "scheduled", "manual", "backfill", "asset_triggered" ("dataset_triggered" in 2.x)
+            and what later versions add.
+        run_after: Before it nothing runs (3.x).
+        partition_key: Of a partitioned DAG's run (3.2).
+    """
 
     dag_id: str
     run_id: str
     state: str
     run_type: str | None
     logical_date: datetime | None
+    data_interval_start: datetime | None
+    data_interval_end: datetime | None
+    run_after: datetime | None
+    queued_at: datetime | None
     start_date: datetime | None
     end_date: datetime | None
     conf: Mapping[str, Any]
+    note: str | None
+    partition_key: str | None
 
     @property
     def is_finished(self) -> bool:
@@ -65,69 +121,150 @@ class DagRun:
 
 
 @dataclass(frozen=True)
+class TriggerOptions:
+    """How a run is to be started, if not just now.
+
+    Attributes:
+        data_interval: Its start and end; else Airflow infers them from the logical date.
+        partition_key: For a partitioned DAG (3.2), in place of a logical date.
+    """
+
+    logical_date: datetime | None = None
+    data_interval: tuple[datetime, datetime] | None = None
+    note: str | None = None
+    partition_key: str | None = None
+
+
+@dataclass(frozen=True)
 class TaskInstance:
-    """One try of one task in a DAG run; `map_index` is -1 for a task that is not mapped."""
+    """The last try of one task in a DAG run.
+
+    Attributes:
+        map_index: -1 for a task that is not mapped.
+        state: None before it is scheduled.
+        duration_s: Of the last try.
+    """
 
     task_id: str
     map_index: int
     state: str | None
     try_number: int
+    max_tries: int | None = None
+    operator: str | None = None
+    queued_at: datetime | None = None
+    start_date: datetime | None = None
+    end_date: datetime | None = None
+    duration_s: float | None = None
+    pool: str | None = None
+    queue: str | None = None
+    hostname: str | None = None
+    rendered_map_index: str | None = None
 
 
-def parse_dag(answer: Mapping[str, Any]) -> Dag:
-    return Dag(
-        dag_id=_need(answer, "dag_id"),
-        is_paused=bool(_need(answer, "is_paused")),
-        is_present=not answer.get("is_stale", False) and answer.get("is_active", True) is not False,
-        description=answer.get("description"),
-        owners=tuple(answer.get("owners") or ()),
-        tags=tuple(tag["name"] for tag in answer.get("tags") or ()),
-        schedule=_parse_schedule(answer),
-        raw=answer,
-    )
+@dataclass(frozen=True)
+class AirflowAsset:
+    """What Airflow 3 calls an asset, and Airflow 2 a dataset.
+
+    Attributes:
+        id: The instance's own number for it.
+        name: In 2.x, its URI.
+        scheduled_dag_ids: The DAGs that its events start.
+        producing_tasks: Each as (DAG id, task id); so are the consuming ones, which 2.x can't
+            tell.
+    """
+
+    id: int
+    uri: str
+    name: str
+    group: str | None
+    extra: Mapping[str, Any]
+    scheduled_dag_ids: tuple[str, ...]
+    producing_tasks: tuple[tuple[str, str], ...]
+    consuming_tasks: tuple[tuple[str, str], ...]
 
 
-def parse_dag_run(answer: Mapping[str, Any]) -> DagRun:
-    return DagRun(
-        dag_id=_need(answer, "dag_id"),
-        run_id=_need(answer, "dag_run_id"),
-        state=_need(answer, "state"),
-        run_type=answer.get("run_type"),
-        logical_date=_parse_time(answer.get("logical_date")),
-        start_date=_parse_time(answer.get("start_date")),
-        end_date=_parse_time(answer.get("end_date")),
-        conf=answer.get("conf") or {},
-    )
+@dataclass(frozen=True)
+class AssetEvent:
+    """An update of an Airflow asset.
+
+    Attributes:
+        uri: None if the asset is no longer there.
+        source_map_index: -1 unless a mapped task made it.
+        created_runs: The DAG runs that it had a part in starting, each as (DAG id, run id).
+    """
+
+    id: int
+    asset_id: int
+    uri: str | None
+    timestamp: datetime
+    source_dag_id: str | None
+    source_task_id: str | None
+    source_run_id: str | None
+    source_map_index: int
+    extra: Mapping[str, Any]
+    created_runs: tuple[tuple[str, str], ...]
+    partition_key: str | None
 
 
-def parse_task_instance(answer: Mapping[str, Any]) -> TaskInstance:
-    return TaskInstance(
-        task_id=_need(answer, "task_id"),
-        map_index=answer.get("map_index", -1),
-        state=answer.get("state"),
-        try_number=answer.get("try_number") or 0,
-    )
+@dataclass(frozen=True)
+class DagImportError:
+    """A DAG file that does not parse.
+
+    Attributes:
+        file: Its path, from the bundle's folder on in 3.x.
+        bundle: The bundle that it is of (3.x).
+    """
+
+    id: int
+    file: str
+    bundle: str | None
+    stack_trace: str
+    timestamp: datetime | None
 
 
-def _need(answer: Mapping[str, Any], field: str) -> Any:
-    if answer.get(field) is None:
-        raise MissingFieldError(f"no `{field}`")
-    return answer[field]
+@dataclass(frozen=True)
+class DagWarning:
+    """What Airflow has against a DAG that it runs nevertheless, such as a pool that is missing."""
+
+    dag_id: str
+    kind: str
+    message: str
+    timestamp: datetime | None
 
 
-def _parse_time(value: str | None) -> datetime | None:
-    if value is None:
-        return None
-    # Python 3.10 reads no "Z".
-    return datetime.fromisoformat(value.replace("Z", "+00:00")).astimezone(timezone.utc)
+@dataclass(frozen=True)
+class ComponentHealth:
+    """How a part of an instance is doing.
+
+    Attributes:
+        status: "healthy", "unhealthy"; None if it does not run, which for a triggerer may be right.
+    """
+
+    status: str | None
+    latest_heartbeat: datetime | None
 
 
-def _parse_schedule(answer: Mapping[str, Any]) -> str | None:
-    if "timetable_summary" in answer:  # 3.x; also in 2.x details
-        return answer["timetable_summary"]
-    interval = answer.get("schedule_interval")  # 2.x: {"__type": "CronExpression", "value": "…"}
-    if interval is None:
-        return None
-    if interval.get("__type") == "CronExpression":
-        return interval["value"]
-    return answer.get("timetable_description") or interval.get("__type")
+@dataclass(frozen=True)
+class Health:
+    """How an instance says it is doing.
+
+    Attributes:
+        components: By name: metadatabase, scheduler, triggerer, dag_processor.
+    """
+
+    components: Mapping[str, ComponentHealth] = field(default_factory=dict)
+
+    @property
+    def is_healthy(self) -> bool:
+        """No part is unhealthy. (Workers are not among them.)"""
+        return all(part.status != "unhealthy" for part in self.components.values())
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """What an account may do with a DAG, and to Airflow assets."""
+
+    may_read: bool
+    may_trigger: bool
+    may_clear: bool
+    may_post_asset_events: bool

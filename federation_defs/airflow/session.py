@@ -1,83 +1,49 @@
-"""One pooled HTTP session per instance and process: it times out, retries what is safe, and
-turns everything that goes wrong into an error that names the instance."""
+"""A signed-in session with one instance, which turns what it answers amiss into errors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
-from importlib.metadata import version
 from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
-from urllib3.exceptions import ReadTimeoutError
-from urllib3.util import Retry
 
+from federation_defs.airflow.auth import BasicAuth, NotSignedInError, OpenAuth, SignIn, is_refused
+from federation_defs.airflow.transport import Transport, describe_request, read_retry_after
 from federation_defs.errors import (
     AirflowError,
+    CredentialError,
     PermissionMissingError,
+    RequestRefusedError,
     SignInRefusedError,
     UnexpectedAnswerError,
     UnreachableError,
 )
 
-CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 30.0
-MAX_CONNECTIONS = 8
-
-
-class _ReadRetry(Retry):
-    """Repeats reads, for seconds only: who can wait longer, a sensor or a run, asks again later.
-
-    What timed out is not repeated: four times 30 s is more than a sensor has.
-    """
-
-    def increment(self, *args: Any, error: Exception | None = None, **kwargs: Any) -> Retry:
-        if isinstance(error, ReadTimeoutError):
-            raise error
-        return super().increment(*args, error=error, **kwargs)
-
-
-_RETRY = _ReadRetry(
-    total=3,
-    read=2,
-    backoff_factor=0.3,
-    backoff_jitter=0.2,
-    # 500 is among them because Airflow on SQLite answers it while another process has the lock.
-    status_forcelist=(429, 500, 502, 503, 504),
-    allowed_methods=("GET",),
-    respect_retry_after_header=False,  # a maintenance page's hour would be slept here, three times
-    raise_on_status=False,
-)
-
-
-class NoTokenError(requests.RequestException):
-    """The token endpoint answered 201 with something else."""
+_OPEN = OpenAuth()
 
 
 class AirflowSession:
-    """Requests to one Airflow.
+    """Requests to one Airflow, signed in.
 
     Args:
-        instance: The instance's declared name, for errors.
-        url: Where its web server or API server is; a path prefix and a trailing slash are fine.
-        auth: How to sign in.
+        transport: How to reach it.
+        sign_in: With what.
         account_hint: Where the account is declared, for a person whose sign-in is refused.
     """
 
-    def __init__(self, instance: str, url: str, auth: AuthBase, account_hint: str) -> None:
-        self.instance = instance
-        self.url = url.rstrip("/")
-        self._auth = auth
+    def __init__(self, transport: Transport, sign_in: SignIn, account_hint: str) -> None:
+        self.transport = transport
+        self._sign_in = sign_in
         self._account_hint = account_hint
-        self._session = requests.Session()
-        self._session.headers["User-Agent"] = f"federation-defs/{version('federation-defs')}"
-        self._session.headers["Accept"] = "application/json"
-        adapter = HTTPAdapter(pool_maxsize=MAX_CONNECTIONS, pool_block=True, max_retries=_RETRY)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+
+    @property
+    def instance(self) -> str:
+        """The instance's declared name."""
+        return self.transport.instance
+
+    @property
+    def url(self) -> str:
+        return self.transport.url
 
     def request(
         self,
@@ -85,7 +51,7 @@ class AirflowSession:
         path: str,
         *,
         params: Mapping[str, Any] | None = None,
-        json: Mapping[str, Any] | None = None,
+        json: Any = None,
         accept: str | None = None,
         is_open: bool = False,
     ) -> requests.Response:
@@ -97,60 +63,70 @@ class AirflowSession:
             is_open: The endpoint needs no sign-in, so none is sent.
 
         Raises:
-            UnreachableError: No answer came, or none within the time-outs (5 s to connect, which
-                is tried four times, 30 s between bytes).
+            UnreachableError: No answer came, or none within the time-outs.
+            TlsError: It did not prove who it is.
+            CredentialError: There is nothing to sign in with.
+            SignInRefusedError: The server gave no token for the account.
         """
-        try:
-            response = self._session.request(
-                method,
-                self.url + path,
-                params=params,
-                json=json,
-                headers={"Accept": accept} if accept else None,
-                auth=NoAuth() if is_open else self._auth,
-                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-                # An API does not redirect: it is a login page, or http for https; and a password
-                # must not follow to wherever it is sent.
-                allow_redirects=False,
+        sign_in = _OPEN if is_open else self._sign_in
+        # Lists that are asked for with a body read too.
+        is_repeatable = method == "GET" or (method == "POST" and path.endswith("/list"))
+        content = {"params": params, "json": json, "accept": accept}
+
+        def send() -> requests.Response:
+            return self.transport.send(
+                method, path, auth=sign_in, is_repeatable=is_repeatable, **content
             )
-        except NoTokenError as error:
-            asked = "POST /auth/token"
-            raise UnexpectedAnswerError(self.instance, asked, str(error)) from error
-        except requests.RequestException as error:
-            raise UnreachableError(self.instance, self.url, _reason(error)) from error
-        return response
+
+        try:
+            response = send()
+            # What was refused was not done, so this is safe for all of them.
+            return send() if sign_in.renew(response) else response
+        except NotSignedInError as error:
+            if error.response is not None:
+                raise self._build_sign_in_error(error.response, error.reason) from error
+            raise CredentialError(self.instance, error.reason, self._account_hint) from error
 
     def build_error(self, response: requests.Response) -> AirflowError:
         """The error that an answer with a bad status stands for."""
         request, status = describe_request(response), response.status_code
         detail = read_detail(response)
-        # 403 with these words: a token that another secret signed (3.x).
-        if status == 401 or (status == 403 and "Invalid JWT token" in detail):
-            return SignInRefusedError(self.instance, request, status, self._account_hint)
+        if is_refused(response):
+            remedy = ""
+            if "/api/v2/" in request and isinstance(self._sign_in, BasicAuth):
+                remedy = "Airflow 3 takes no `type: basic`: declare `type: password`."
+            hint = self._account_hint
+            return SignInRefusedError(self.instance, request, status, hint, remedy)
         if status == 403:
             return PermissionMissingError(self.instance, request, detail, self._account_hint)
         seen = f"{status}: {detail}" if detail else str(status)
         if status == 429 or status >= 500:
+            later = read_retry_after(response)
+            seen += f", to be asked again in {later:.0f} s" if later else ""
             return UnreachableError(self.instance, self.url, f"{request}: {seen}")
-        return UnexpectedAnswerError(self.instance, request, seen)
+        if status in (400, 422) and detail:
+            return RequestRefusedError(self.instance, request, status, detail)
+        remedy = ""
+        if response.is_redirect:
+            remedy = "An API sends nobody elsewhere: declare where it leads, unless it is a login."
+        return UnexpectedAnswerError(self.instance, request, seen, remedy)
 
-
-class NoAuth(AuthBase):
-    """Sends nothing. (With no auth at all, requests looks into ~/.netrc.)"""
-
-    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
-        return r
-
-
-def describe_request(response: requests.Response) -> str:
-    """Method and path of what was asked; no query, and never the host's user info."""
-    return f"{response.request.method} {response.request.path_url.partition('?')[0]}"
+    def _build_sign_in_error(self, response: requests.Response, reason: str) -> AirflowError:
+        """The error that stands for an answer to the sign-in itself."""
+        request = describe_request(response)
+        if response.ok and not response.is_redirect:
+            return UnexpectedAnswerError(self.instance, request, reason)
+        if response.status_code in (404, 405):
+            remedy = "An Airflow 2 gives no tokens: if this is one, declare `type: basic`."
+            seen = str(response.status_code)
+            return UnexpectedAnswerError(self.instance, request, seen, remedy)
+        return self.build_error(response)
 
 
 def read_detail(response: requests.Response) -> str:
     """Airflow's own words about an error, or where it sends us; one line, at most 300 letters."""
     if response.is_redirect:
-        return f"go to {response.headers['Location']}"
+        return f"go to {response.headers['Location'].partition('?')[0]}"
     try:
         answer = response.json()
     except requests.JSONDecodeError:
@@ -171,25 +147,3 @@ def _tell(detail: Any) -> str:
         said = detail.get("msg") or detail.get("message") or detail.get("reason")
         return f"{where}: {said}" if where else str(said or detail)
     return str(detail or "")
-
-
-def read_server_time(response: requests.Response) -> datetime | None:
-    """When the server answered, by its own clock (its `Date` header, UTC); None if it does not
-    say, or nothing that is a date."""
-    try:
-        date = parsedate_to_datetime(response.headers.get("Date", ""))
-    except ValueError:
-        return None
-    return date.replace(tzinfo=date.tzinfo or timezone.utc)
-
-
-def _reason(error: requests.RequestException) -> str:
-    """The innermost cause in a few words: what requests and urllib3 wrap around it says little."""
-    if error.response is not None:
-        return f"{error.response.status_code} to {describe_request(error.response)}"
-    cause: BaseException = error
-    while (inner := cause.__cause__ or cause.__context__) is not None:
-        cause = inner
-    if isinstance(error, requests.Timeout) or isinstance(cause, TimeoutError):
-        return "timed out"
-    return getattr(cause, "strerror", None) or type(cause).__name__

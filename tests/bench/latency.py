@@ -25,8 +25,8 @@ import requests
 from dotenv import dotenv_values
 
 from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.connecting import build_client
 from federation_defs.airflow.records import DagRun
-from federation_defs.component import build_client
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.naming import parse_root_run_id
 

@@ -12,7 +12,7 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import (
     LogicalDateTakenError,
     PermissionMissingError,
-    SignInRefusedError,
+    RequestRefusedError,
     UnexpectedAnswerError,
     UnreachableError,
 )
@@ -136,9 +136,9 @@ def test_a_trigger_that_may_not_be_is_told_in_airflows_words(airflow: Airflow) -
 def test_a_conf_that_the_dag_refuses_is_told_in_airflows_words(airflow: Airflow) -> None:
     words = "Invalid input for param day: None is not of type 'string'"
     airflow.database.add_dag("load_customers", refusal=words)
-    with pytest.raises(UnexpectedAnswerError) as error:
+    with pytest.raises(RequestRefusedError) as error:
         trigger(airflow.client)
-    assert f"with 400: {words}" in str(error.value)
+    assert f"(400: {words})" in str(error.value)
 
 
 def test_a_body_that_airflow_3_refuses_is_told_in_its_words(airflow_v2: Airflow) -> None:
@@ -146,7 +146,7 @@ def test_a_body_that_airflow_3_refuses_is_told_in_its_words(airflow_v2: Airflow)
     airflow_v2.database.add_dag("load_customers")
     detail = [{"type": "dict_type", "loc": ["body", "conf"], "msg": "Not a valid dictionary"}]
     airflow_v2.server.fail_next(asks("POST", TRIGGER), answer(422, {"detail": detail}))
-    with pytest.raises(UnexpectedAnswerError, match=r"422.*conf.*Not a valid dictionary"):
+    with pytest.raises(RequestRefusedError, match=r"422.*conf.*Not a valid dictionary"):
         trigger(airflow_v2.client)
 
 
@@ -207,14 +207,31 @@ def test_an_instance_that_stalls_holds_no_other_up(start_airflow: StartAirflow) 
     assert asking.result(timeout=10) == []
 
 
-def test_a_server_that_says_to_come_back_later_is_not_slept_for(airflow: Airflow) -> None:
+def test_a_server_that_says_to_come_back_in_an_hour_is_neither_slept_for_nor_asked_again(
+    airflow: Airflow,
+) -> None:
     """urllib3 would sleep what the server says, up to six hours, at every try."""
     airflow.client.fetch_version()
     later = answer(503, "maintenance", {"Retry-After": "3600"})
     airflow.server.fail_next(asks("GET", "/dags"), later)
     began = time.monotonic()
-    assert airflow.client.fetch_dags() == []
+    with pytest.raises(UnreachableError, match="503, to be asked again in 3600 s"):
+        airflow.client.fetch_dags()
     assert time.monotonic() - began < 60
+    assert airflow.server.count("GET", "/dags") == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_says_to_come_back_in_a_second_is_asked_then(
+    airflow: Airflow, status: int
+) -> None:
+    airflow.client.fetch_version()
+    later = answer(status, {"detail": "Slow down."}, {"Retry-After": "1"})
+    airflow.server.fail_next(asks("GET", "/dags"), later)
+    began = time.monotonic()
+    assert airflow.client.fetch_dags() == []
+    assert time.monotonic() - began >= 1
+    assert airflow.server.count("GET", "/dags") == 2
 
 
 def test_a_redirect_is_not_followed_and_says_where_it_leads(start_airflow: StartAirflow) -> None:
@@ -231,7 +248,7 @@ def test_the_password_does_not_follow_a_redirect(start_airflow: StartAirflow) ->
     ours, theirs = start_airflow("v2"), start_airflow("v2", "other")
     away = {"Location": f"{theirs.server.url}/auth/token"}
     ours.server.fail_next(asks("POST", "/auth/token"), answer(307, "", away))
-    with pytest.raises(SignInRefusedError):
+    with pytest.raises(UnexpectedAnswerError, match="POST /auth/token with 307: go to"):
         ours.client.fetch_dags()
     assert theirs.server.count("POST", "/auth/token") == 0
 

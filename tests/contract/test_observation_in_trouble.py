@@ -116,7 +116,7 @@ def test_the_cursor_does_not_grow_with_what_was_ever_seen(observed: Observed) ->
 def test_an_instance_that_is_away_is_skipped_and_caught_up_with(observed: Observed) -> None:
     observed.daemon.tick()
     cursor = observed.daemon.cursor
-    observed.server.fail_next(asks("GET", ".*"), hang_up, times=3)
+    observed.server.fail_next(asks("GET", ".*"), hang_up, times=4)
     skipped = observed.daemon.evaluate()
     assert isinstance(skipped, dg.SkipReason)
     assert "Airflow 'metrics' did not answer at" in (skipped.skip_message or "")

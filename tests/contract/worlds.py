@@ -9,8 +9,8 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.connecting import build_client
 from federation_defs.airflow.records import DagRun
-from federation_defs.component import build_client
 from federation_defs.declaration import InstanceDeclaration
 from tests.contract.fake_airflow import PASSWORD, USERNAME, FakeAirflow
 from tests.contract.fake_database import RunRow

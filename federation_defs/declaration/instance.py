@@ -1,70 +1,22 @@
-"""What can be declared: the types behind `defs.yaml`.
-
-Text and numbers may be templates (`"{{ env.METRICS_AIRFLOW_URL }}"`), rendered as text and then
-read as the key's type. Unknown keys are refused by name, however deep.
-"""
+"""One instance, as it is declared: where it is, which DAGs, and what they depend on."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from dagster.components import DefsStateConfigArgs
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    SecretStr,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
+from federation_defs.declaration.connection import (
+    AuthDeclaration,
+    HttpDeclaration,
+    TlsDeclaration,
+)
+from federation_defs.declaration.fields import Declaration, Duration, Number
 from federation_defs.errors import DeclarationError
 from federation_defs.templates import is_template
-
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class _Templated:
-    """Marks a field that is not text: besides its own type it takes a template, as it stands.
-
-    (Dagster's own way to admit templates makes every field a union with `str`, which turns a typo
-    two levels down into "not valid under any of the given schemas".)
-    """
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        def keep_template(value: Any, validate: core_schema.ValidatorFunctionWrapHandler) -> Any:
-            return value if is_template(value) else validate(value)
-
-        return core_schema.no_info_wrap_validator_function(keep_template, handler(source))
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        own = handler(schema)
-        return {"anyOf": [own, {"type": "string", "pattern": r"\{\{"}]}
-
-
-def _parse_duration(value: Any) -> Any:
-    """Seconds out of "90", 90, "30s", "5m", "24h" or "7d"."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
-        if match is None:
-            raise ValueError("write a number and a unit: 30s, 5m, 24h, 7d")
-        return float(match[1]) * _UNITS_S[match[2] or "s"]
-    return value
 
 
 def _check_url(url: str) -> str:
@@ -75,6 +27,9 @@ def _check_url(url: str) -> str:
         raise ValueError("write a web address: https://airflow.example.com")
     if "@" in parts.netloc:
         raise ValueError("take user name and password out of it: they belong into `auth`")
+    if parts.query or parts.fragment:
+        raise ValueError("end it with the path: nothing after a ? or # is an address of an API")
+    _ = parts.port  # raises on one that is no number
     return url
 
 
@@ -85,75 +40,6 @@ def _check_state(state: DefsStateConfigArgs) -> DefsStateConfigArgs:
             "LOCAL_FILESYSTEM or VERSIONED_STATE_STORAGE"
         )
     return state
-
-
-Duration = Annotated[
-    float,
-    Field(gt=0, json_schema_extra={"type": ["number", "string"]}),
-    BeforeValidator(_parse_duration),
-    _Templated(),
-]
-Number = Annotated[float, Field(gt=0), _Templated()]
-
-
-class Declaration(BaseModel):
-    """What all declared things have in common: unknown keys are errors, values don't change."""
-
-    # An input in an error would show passwords.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            problems = [
-                f"unknown key '{key}'{suggest(str(key), cls.model_fields)}"
-                for key in value
-                if key not in cls.model_fields
-            ]
-            if problems:
-                raise ValueError("; ".join(problems))
-        return value
-
-
-class BasicAuthDeclaration(Declaration):
-    """Name and password on every request: Airflow 2 with the `basic_auth` back end."""
-
-    type: Literal["basic"]
-    username: str
-    password: SecretStr
-
-
-class PasswordAuthDeclaration(Declaration):
-    """A token for name and password: Airflow 3, whichever auth manager."""
-
-    type: Literal["password"]
-    username: str
-    password: SecretStr
-
-
-class _ByType:
-    """Writes a union told apart by `type` into the schema as if/then, so that what checks YAML in
-    an editor names the wrong key, and not all the types that don't fit."""
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        refs: dict[str, str] = handler(schema)["discriminator"]["mapping"]
-        return {
-            "type": "object",
-            "required": ["type"],
-            "properties": {"type": {"enum": list(refs)}},
-            "allOf": [
-                {"if": {"properties": {"type": {"const": kind}}}, "then": {"$ref": ref}}
-                for kind, ref in refs.items()
-            ],
-        }
-
-
-AuthDeclaration = Annotated[
-    BasicAuthDeclaration | PasswordAuthDeclaration, Field(discriminator="type"), _ByType()
-]
 
 
 class SelectDeclaration(Declaration):
@@ -222,6 +108,8 @@ class InstanceDeclaration(Declaration):
     api: Literal["auto", "v1", "v2"] = Field(
         default="auto", description="The REST API: v1 (2.x), v2 (3.x), or ask the server."
     )
+    tls: TlsDeclaration = TlsDeclaration()
+    http: HttpDeclaration = HttpDeclaration()
     select: SelectDeclaration = SelectDeclaration()
     observe: ObserveDeclaration = ObserveDeclaration()
     dags: dict[str, DagDeclaration] = Field(default={}, description="What is declared, by DAG id.")
@@ -234,12 +122,6 @@ class InstanceDeclaration(Declaration):
     def downstreams(self) -> dict[str, DagDeclaration]:
         """The DAGs that depend on something, and so are run by Dagster."""
         return {dag_id: dag for dag_id, dag in self.dags.items() if dag.depends_on}
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """The nearest right name as the end of a sentence; empty if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def parse_declaration(values: Mapping[str, Any], source: str) -> InstanceDeclaration:

@@ -1,0 +1,268 @@
+"""One Airflow's REST API: which version it is, its lists to the end, its answers read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import wraps
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import requests
+
+from federation_defs.airflow.dialects import DIALECTS, V1, V2, Dialect
+from federation_defs.airflow.parsing import MissingFieldError
+from federation_defs.airflow.session import AirflowSession
+from federation_defs.airflow.transport import describe_request, read_server_time
+from federation_defs.errors import UnexpectedAnswerError, UnreachableError
+
+# Servers clamp it to what they allow, 100 unless told otherwise (2.11 and 3.3).
+PAGE_LIMIT = 1000
+
+T = TypeVar("T")
+R = TypeVar("R")
+P = ParamSpec("P")
+Api = TypeVar("Api", bound="AirflowApi")
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """A part of a list.
+
+    Attributes:
+        total: Of the whole list, as it was then.
+        server_time: When the server answered, by its own clock; None if it did not say.
+    """
+
+    entries: list[T]
+    total: int
+    server_time: datetime | None
+
+
+class UpgradedError(Exception):
+    """The server answers in the other dialect since a moment ago; what was asked was not done."""
+
+
+def follow_upgrade(
+    call: Callable[Concatenate[Api, P], R],
+) -> Callable[Concatenate[Api, P], R]:
+    """Has a call made anew when the instance turns out to have been upgraded under our feet."""
+
+    @wraps(call)
+    def made_anew(self: Api, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(self, *args, **kwargs)
+        except UpgradedError:
+            pass
+        try:
+            return call(self, *args, **kwargs)
+        except UpgradedError as error:  # behind a balancer, old and new answer in turn
+            seen = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
+            raise UnreachableError(self.instance, self.url, seen) from error
+
+    return made_anew
+
+
+class AirflowApi:
+    """What all kinds of questions to one Airflow need.
+
+    Args:
+        session: How to reach it, and for whoever needs an endpoint that has no method here.
+        api: The API version, "v1" or "v2", or "auto": the server is asked on first use, and again
+            when it starts to answer like the other one.
+    """
+
+    def __init__(self, session: AirflowSession, api: str = "auto") -> None:
+        self.session = session
+        self._is_pinned = api != "auto"
+        self._dialect = DIALECTS.get(api)
+        self._version: str | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def instance(self) -> str:
+        """The instance's declared name."""
+        return self.session.instance
+
+    @property
+    def url(self) -> str:
+        return self.session.url
+
+    @property
+    def dialect(self) -> Dialect:
+        """The server's API version, found out once."""
+        with self._lock:
+            if self._dialect is None:
+                self._dialect = self._fetch_dialect()
+            return self._dialect
+
+    def _fetch_dialect(self) -> Dialect:
+        """3.x has no v1 at all and 2.x no v2: the one whose version answers is the one."""
+        statuses = []
+        for dialect in (V2, V1):
+            response = self._get_open(f"{dialect.prefix}/version")
+            if response.status_code == 200 and is_json(response):
+                self._version = self._read(response, _parse_version)
+                return dialect
+            if response.status_code == 429 or response.status_code >= 500:
+                raise self.session.build_error(response)
+            statuses.append(str(response.status_code))
+        raise UnexpectedAnswerError(
+            self.instance,
+            "GET /api/v2/version and /api/v1/version",
+            " and ".join(statuses),
+            f"Is {self.url} an Airflow's web address, path prefix included?",
+        )
+
+    @follow_upgrade
+    def fetch_version(self) -> str:
+        """The server's version, such as "2.11.2"."""
+        response = self._get_open(f"{self.dialect.prefix}/version")
+        self._check_dialect(self.dialect, response)
+        self._version = self._read(response, _parse_version)
+        return self._version
+
+    def _get_open(self, path: str) -> requests.Response:
+        """What an endpoint answers that Airflow has open to anybody. A host may ask for the
+        sign-in even there, with a gateway of its own."""
+        response = self.session.request("GET", path, is_open=True)
+        if response.status_code in (401, 403) or response.is_redirect:
+            response = self.session.request("GET", path)
+        return response
+
+    def _send(self, method: str, path: str, **content: Any) -> requests.Response:
+        """The answer to a request below the API's prefix, whatever its status.
+
+        Raises:
+            UpgradedError: It came from the other API.
+            UnreachableError: It came from something in front of an Airflow that is away.
+        """
+        dialect = self.dialect
+        response = self.session.request(method, dialect.prefix + path, **content)
+        self._check_dialect(dialect, response)
+        return response
+
+    def _get(self, path: str, **content: Any) -> requests.Response:
+        return self._send("GET", path, **content)
+
+    def _check_dialect(self, dialect: Dialect, response: requests.Response) -> None:
+        """Looks anew which API this is, if it is not clear that this one answered."""
+        if response.status_code != 404 or is_absent(response):
+            return
+        if not self._is_pinned:
+            with self._lock:
+                if self._dialect is dialect:
+                    self._dialect = None
+            try:
+                if self.dialect is not dialect:
+                    raise UpgradedError
+            except UnexpectedAnswerError:
+                with self._lock:
+                    self._dialect = self._dialect or dialect
+        if not is_json(response):
+            # A gateway whose Airflow is away answers 404 too, in HTML or plain text.
+            seen = f"404 to {describe_request(response)}, but not from Airflow"
+            raise UnreachableError(self.instance, self.url, seen)
+
+    def _fetch_pages(
+        self, path: str, field: str, parse: Callable[[Any], T], params: Mapping[str, Any]
+    ) -> Page[T]:
+        """A list to its end, by what came back and `total_entries`: servers clamp the pages.
+
+        The first page tells how many there are; the others are asked for together.
+        """
+
+        def fetch(offset: int) -> Page[T]:
+            return self._fetch_page(path, field, parse, {**params, "offset": offset})
+
+        first = fetch(0)
+        entries, total, size = list(first.entries), first.total, len(first.entries)
+        while size and len(entries) < total:
+            offsets = range(len(entries), total, size)
+            for page in self._fetch_together(fetch, offsets):
+                entries += page.entries
+                total = page.total
+                if len(page.entries) < size:  # those after it would leave a gap
+                    size = len(page.entries)
+                    break
+        return Page(entries, total, first.server_time)
+
+    def _fetch_page(
+        self, path: str, field: str, parse: Callable[[Any], T], params: Mapping[str, Any]
+    ) -> Page[T]:
+        response = self._get(path, params={"limit": PAGE_LIMIT, **params})
+        request = describe_request(response)
+        entries, total = self._read(
+            response, lambda answer: (answer[field], answer["total_entries"])
+        )
+        parsed = [self._parse(parse, entry, request) for entry in entries]
+        return Page(parsed, total, read_server_time(response))
+
+    def _fetch_together(self, fetch: Callable[[T], R], asked: range | list[T]) -> list[R]:
+        """The answers in the order of what is asked, as many at a time as is declared."""
+        if len(asked) <= 1:
+            return [fetch(one) for one in asked]  # type: ignore[arg-type]
+        threads = min(len(asked), self.session.transport.http.max_connections)
+        with ThreadPoolExecutor(threads, thread_name_prefix=f"airflow-{self.instance}") as pool:
+            return list(pool.map(fetch, asked))  # type: ignore[arg-type]
+
+    def _read(self, response: requests.Response, parse: Callable[[Any], T]) -> T:
+        """A good answer's JSON through `parse`; an error for any other."""
+        if response.status_code not in (200, 201):
+            raise self.session.build_error(response)
+        request = describe_request(response)
+        if not is_json(response):
+            kind = response.headers.get("Content-Type", "no content type")
+            raise UnexpectedAnswerError(
+                self.instance,
+                request,
+                f"{kind} instead of JSON",
+                "Is there a login page or a proxy in between?",
+            )
+        try:
+            answer = response.json()
+        except requests.JSONDecodeError as error:
+            raise UnexpectedAnswerError(self.instance, request, "broken JSON") from error
+        return self._parse(parse, answer, request)
+
+    def _parse(self, parse: Callable[[Any], T], answer: Any, request: str) -> T:
+        """The record that an answer is, or a part of it.
+
+        Raises:
+            UnexpectedAnswerError: It is none, or lacks what we need.
+        """
+        try:
+            if not isinstance(answer, Mapping):
+                raise TypeError(f"a {type(answer).__name__} where an object belongs")
+            return parse(answer)
+        except MissingFieldError as error:
+            seen, cause = str(error), error
+        except KeyError as error:
+            seen, cause = f"no `{error.args[0]}`", error
+        except (AttributeError, TypeError, ValueError) as error:
+            seen, cause = f"a field of another kind than Airflow's ({error})", error
+        version = self._version or "of unknown version"
+        remedy = f"The server says it is Airflow {version}: is that its answer, or a proxy's?"
+        raise UnexpectedAnswerError(self.instance, request, seen, remedy) from cause
+
+
+def is_json(response: requests.Response) -> bool:
+    return "json" in response.headers.get("Content-Type", "")
+
+
+def is_absent(response: requests.Response) -> bool:
+    """Whether Airflow says that there is no such thing. (Where there is no such API, it has other
+    words: 3.x an `error` in place of the `detail`, 2.x a page.)"""
+    if response.status_code != 404 or not is_json(response):
+        return False
+    try:
+        answer = response.json()
+    except requests.JSONDecodeError:
+        return False
+    return isinstance(answer, Mapping) and "detail" in answer
+
+
+def _parse_version(answer: Mapping[str, Any]) -> str:
+    return str(answer["version"])

@@ -1,0 +1,116 @@
+"""What an instance has: its DAGs, their tasks and source, and what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from federation_defs.airflow.api import AirflowApi, follow_upgrade, is_absent
+from federation_defs.airflow.dialects import build_path
+from federation_defs.airflow.parsing import (
+    parse_dag,
+    parse_dag_details,
+    parse_dag_warning,
+    parse_import_error,
+    parse_task,
+)
+from federation_defs.airflow.records import Dag, DagDetails, DagImportError, DagWarning, Task
+from federation_defs.errors import DagNotFoundError
+
+
+class DagQuestions(AirflowApi):
+    """Questions about DAGs."""
+
+    @follow_upgrade
+    def fetch_dags(self) -> list[Dag]:
+        """All DAGs that the account may read, those whose file has gone left out."""
+        # In the order of their ids, so that one that comes or goes moves as few as can be.
+        pages = self._fetch_pages("/dags", "dags", parse_dag, {"order_by": "dag_id"})
+        return [dag for dag in pages.entries if dag.is_present]
+
+    @follow_upgrade
+    def fetch_dag(self, dag_id: str) -> Dag:
+        """One DAG.
+
+        Raises:
+            DagNotFoundError: The instance does not know it, or its file has gone.
+        """
+        response = self._get(build_path("dags", dag_id))
+        if is_absent(response):
+            raise DagNotFoundError(self.instance, dag_id, "404")
+        dag = self._read(response, parse_dag)
+        if not dag.is_present:
+            raise DagNotFoundError(self.instance, dag_id, "its file has gone, or no longer parses")
+        return dag
+
+    @follow_upgrade
+    def fetch_dag_details(self, dag_id: str) -> DagDetails:
+        """What is told of one DAG at a time only.
+
+        Raises:
+            DagNotFoundError: The instance does not know it.
+        """
+        response = self._get(build_path("dags", dag_id, "details"))
+        if is_absent(response):
+            raise DagNotFoundError(self.instance, dag_id, "404")
+        return self._read(response, parse_dag_details)
+
+    @follow_upgrade
+    def fetch_tasks(self, dag_id: str) -> list[Task]:
+        """The tasks of a DAG as it is now, in the order of their ids.
+
+        Raises:
+            DagNotFoundError: The instance does not know it.
+        """
+        response = self._get(build_path("dags", dag_id, "tasks"))
+        if is_absent(response):
+            raise DagNotFoundError(self.instance, dag_id, "404")
+        request = f"GET /dags/{dag_id}/tasks"
+        entries = self._read(response, lambda answer: list(answer["tasks"]))
+        tasks = [self._parse(parse_task, entry, request) for entry in entries]
+        return sorted(tasks, key=lambda task: task.task_id)
+
+    def fetch_dag_source(self, dag: Dag) -> str:
+        """The text of the file that defines a DAG.
+
+        Raises:
+            DagNotFoundError: The instance no longer has it.
+        """
+        sources = self.fetch_dag_sources([dag])
+        if dag.dag_id not in sources:
+            raise DagNotFoundError(self.instance, dag.dag_id, "404 to its source")
+        return sources[dag.dag_id]
+
+    @follow_upgrade
+    def fetch_dag_sources(self, dags: Iterable[Dag]) -> dict[str, str]:
+        """The texts of the files that define DAGs, by DAG id; without those that have gone.
+
+        A file is asked for once however many DAGs it defines, several files at a time.
+        """
+        dags_by_file = {dag.file: dag for dag in dags}
+        texts = self._fetch_together(self._fetch_source, list(dags_by_file.values()))
+        texts_by_file = dict(zip(dags_by_file, texts, strict=True))
+        found = ((dag.dag_id, texts_by_file[dag.file]) for dag in dags)
+        return {dag_id: text for dag_id, text in found if text is not None}
+
+    def _fetch_source(self, dag: Dag) -> str | None:
+        response = self._get(build_path("dagSources", dag.source_key), accept="text/plain")
+        if is_absent(response):
+            return None
+        if response.status_code != 200:
+            raise self.session.build_error(response)
+        response.encoding = "utf-8"  # requests takes text without a charset for Latin-1
+        return response.text
+
+    @follow_upgrade
+    def fetch_import_errors(self) -> list[DagImportError]:
+        """The DAG files that do not parse."""
+        params = {"order_by": "timestamp"}
+        return self._fetch_pages(
+            "/importErrors", "import_errors", parse_import_error, params
+        ).entries
+
+    @follow_upgrade
+    def fetch_dag_warnings(self) -> list[DagWarning]:
+        """What Airflow has against DAGs that it runs nevertheless."""
+        params = {"order_by": "dag_id"}
+        return self._fetch_pages("/dagWarnings", "dag_warnings", parse_dag_warning, params).entries

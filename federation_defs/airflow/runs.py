@@ -1,0 +1,182 @@
+"""DAG runs: what became of them, and starting, clearing and stopping them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import requests
+
+from federation_defs.airflow.api import AirflowApi, follow_upgrade, is_absent
+from federation_defs.airflow.dialects import build_path, build_run_path, format_time
+from federation_defs.airflow.parsing import parse_dag_run
+from federation_defs.airflow.records import DagRun, TriggerOptions
+from federation_defs.airflow.session import read_detail
+from federation_defs.errors import (
+    DagNotFoundError,
+    LogicalDateTakenError,
+    RunLostError,
+    UnexpectedAnswerError,
+    UnreachableError,
+    UnsupportedError,
+)
+
+_NOW = TriggerOptions()
+
+
+@dataclass(frozen=True)
+class ChangedRuns:
+    """Runs that changed since a moment.
+
+    Attributes:
+        runs: In the order of their creation.
+        server_time: When the server began to answer, by its own clock; None if it did not say.
+    """
+
+    runs: list[DagRun]
+    server_time: datetime | None
+
+
+class RunQuestions(AirflowApi):
+    """Questions about DAG runs, and what is done to them."""
+
+    @follow_upgrade
+    def fetch_changed_runs(self, since: datetime) -> ChangedRuns:
+        """All runs of all DAGs whose row changed at or after a moment, by the server's clock.
+
+        By update time, because end dates miss what is set by hand, cleared or late; in the order
+        of ids and with no upper bound, because rows that leave a window while it is being paged
+        shift the offsets of the rest.
+        """
+        params = {"updated_at_gte": format_time(since), "order_by": "id"}
+        pages = self._fetch_pages("/dags/~/dagRuns", "dag_runs", parse_dag_run, params)
+        return ChangedRuns(pages.entries, pages.server_time)
+
+    @follow_upgrade
+    def fetch_run(self, dag_id: str, run_id: str) -> DagRun | None:
+        """One DAG run, or None if there is none of this id."""
+        response = self._get(build_run_path(dag_id, run_id))
+        return None if is_absent(response) else self._read(response, parse_dag_run)
+
+    @follow_upgrade
+    def fetch_runs(self, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], DagRun]:
+        """DAG runs by (DAG id, run id), without those that there are not.
+
+        A request each, several at a time: neither API takes a list of run ids. For many that go
+        on, `fetch_changed_runs` tells the same in fewer requests.
+        """
+        asked = list(dict.fromkeys(keys))
+        runs = self._fetch_together(lambda key: self.fetch_run(*key), asked)
+        return {key: run for key, run in zip(asked, runs, strict=True) if run is not None}
+
+    @follow_upgrade
+    def trigger_run(
+        self,
+        dag_id: str,
+        run_id: str,
+        conf: Mapping[str, Any] | None = None,
+        options: TriggerOptions = _NOW,
+    ) -> DagRun:
+        """The DAG run of this id: started now, or adopted if it is there already.
+
+        Safe to repeat: Airflow keeps run ids unique per DAG (2.11 and 3.3 alike answer 409), and an
+        answer that says nothing sure, a 5xx or none at all, is followed by asking for the run.
+
+        Raises:
+            DagNotFoundError: The instance has no such DAG.
+            LogicalDateTakenError: Another run owns the logical date.
+            RequestRefusedError: The conf, a date or the partition key is none that the DAG takes.
+            UnsupportedError: A partition key, to an Airflow that has none.
+        """
+        self._refuse_partition_key(options)
+        try:
+            response = self._send(
+                "POST",
+                build_path("dags", dag_id, "dagRuns"),
+                json=self.dialect.build_trigger_body(run_id, conf or {}, options),
+            )
+        except UnreachableError:
+            if (run := self.fetch_run(dag_id, run_id)) is not None:
+                return run
+            raise
+        if response.status_code in (200, 201):
+            try:
+                return self._read(response, parse_dag_run)
+            except UnexpectedAnswerError:
+                if (run := self.fetch_run(dag_id, run_id)) is not None:
+                    return run
+                raise
+        if is_absent(response):
+            raise DagNotFoundError(self.instance, dag_id, "404 to the trigger")
+        is_ambiguous = response.status_code == 409 or response.status_code >= 500
+        if is_ambiguous and (run := self.fetch_run(dag_id, run_id)) is not None:
+            return run
+        if response.status_code == 409:
+            raise LogicalDateTakenError(self.instance, dag_id, run_id, read_detail(response))
+        raise self.session.build_error(response)
+
+    def _refuse_partition_key(self, options: TriggerOptions) -> None:
+        """Airflow 2 would say that it knows no such field; that tells nobody what to do."""
+        if options.partition_key is not None and self.dialect.api == "v1":
+            version = self._version or self.fetch_version()
+            raise UnsupportedError(self.instance, version, "partition keys", "3.2")
+
+    @follow_upgrade
+    def clear_failed_tasks(self, dag_id: str, run_id: str) -> None:
+        """Runs the failed tasks of a finished run again, and what comes after them.
+
+        Raises:
+            RunLostError: There is no such run.
+        """
+        response = self._send(
+            "POST",
+            build_path("dags", dag_id, "clearTaskInstances"),
+            json={
+                "dag_run_id": run_id,
+                "only_failed": True,
+                "reset_dag_runs": True,
+                "dry_run": False,  # the default is true: nothing would happen
+            },
+        )
+        self._refuse_bad_answer(response, dag_id, run_id, "clear")
+
+    @follow_upgrade
+    def clear_run(self, dag_id: str, run_id: str) -> None:
+        """Runs all tasks of a finished run again.
+
+        Raises:
+            RunLostError: There is no such run.
+        """
+        path = build_run_path(dag_id, run_id, "clear")
+        response = self._send("POST", path, json={"dry_run": False})
+        self._refuse_bad_answer(response, dag_id, run_id, "clear")
+
+    @follow_upgrade
+    def stop_run(self, dag_id: str, run_id: str) -> DagRun:
+        """The run, ended: as failed, its tasks' processes gone within seconds. One that is over is
+        left as it is (but for one that ends between our look and our word).
+
+        Raises:
+            RunLostError: There is no such run.
+        """
+        run = self.fetch_run(dag_id, run_id)
+        if run is not None and run.is_finished:
+            return run
+        response = self._send("PATCH", build_run_path(dag_id, run_id), json={"state": "failed"})
+        self._refuse_bad_answer(response, dag_id, run_id, "stop")
+        return self._read(response, parse_dag_run)
+
+    def _refuse_bad_answer(
+        self, response: requests.Response, dag_id: str, run_id: str, verb: str
+    ) -> None:
+        if is_absent(response):
+            said = f"has no run '{run_id}' of DAG '{dag_id}' to {verb}. Was it deleted there?"
+            raise RunLostError(self.instance, said)
+        if response.status_code != 200:
+            raise self.session.build_error(response)
+
+    def build_run_url(self, dag_id: str, run_id: str) -> str:
+        """Where a person looks at a run."""
+        return self.url + self.dialect.build_run_page(dag_id, run_id)

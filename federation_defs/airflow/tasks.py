@@ -1,0 +1,45 @@
+"""The tasks of a run: how they ended, and what they said."""
+
+from __future__ import annotations
+
+from federation_defs.airflow.api import AirflowApi, follow_upgrade, is_json
+from federation_defs.airflow.dialects import build_run_path
+from federation_defs.airflow.parsing import parse_log, parse_task_instance
+from federation_defs.airflow.records import TaskInstance
+
+
+class TaskQuestions(AirflowApi):
+    """Questions about task instances."""
+
+    @follow_upgrade
+    def fetch_task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
+        """The tasks of a run, mapped ones once per index."""
+        path = build_run_path(dag_id, run_id, "taskInstances")
+        return self._fetch_pages(path, "task_instances", parse_task_instance, {}).entries
+
+    @follow_upgrade
+    def fetch_log(
+        self, dag_id: str, run_id: str, task: TaskInstance, try_number: int | None = None
+    ) -> str:
+        """The log of one try of a task instance as text, however long.
+
+        Args:
+            try_number: From 1; the last one unless said.
+        """
+        tried = str(try_number or task.try_number)
+        path = build_run_path(dag_id, run_id, "taskInstances", task.task_id, "logs", tried)
+        params = {"full_content": "true"} | (
+            {"map_index": str(task.map_index)} if task.map_index >= 0 else {}
+        )
+        text, token = "", ""
+        while True:
+            response = self._get(path, params=params, accept=self.dialect.log_type)
+            if response.status_code != 200:
+                raise self.session.build_error(response)
+            response.encoding = "utf-8"
+            page, following = parse_log(response.json() if is_json(response) else response.text)
+            text += page
+            if not following or following == token or not page:
+                return text
+            token = following
+            params["token"] = token

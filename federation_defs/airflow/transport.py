@@ -1,0 +1,229 @@
+"""HTTP to one instance: pooled, paced, in time, over a connection that can be trusted."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
+from importlib.metadata import version
+from typing import Any
+
+import requests
+import truststore
+from requests.auth import AuthBase
+from requests.exceptions import ProxyError, SSLError
+from tenacity import RetryCallState, Retrying, retry_if_exception, retry_if_result
+from tenacity.stop import stop_after_attempt
+from tenacity.wait import wait_exponential, wait_random
+
+from federation_defs.airflow.pace import Pace
+from federation_defs.airflow.sockets import TimedAdapter
+from federation_defs.declaration import HttpDeclaration, TlsDeclaration
+from federation_defs.errors import TlsError, UnreachableError
+
+ATTEMPTS = 4
+MAX_RETRY_AFTER_S = 10.0  # who can wait longer, a sensor or a run, asks again later
+
+_BACKOFF = wait_exponential(multiplier=0.3, max=5) + wait_random(0, 0.3)
+# 500 is among them because Airflow on SQLite answers it while another process has the lock.
+_BUSY = frozenset({429, 500, 502, 503, 504})
+# How Python 3.10 to 3.13 name a connection that was cut off in the middle of TLS.
+_CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+
+
+class Transport:
+    """Requests to one instance, and no other: redirects are not followed, cookies not kept.
+
+    Safe to share between threads; one per instance and process keeps the promises of `http`.
+
+    Args:
+        instance: The instance's declared name, for errors.
+        url: Where its web server or API server is; a path prefix and a trailing slash are fine.
+    """
+
+    def __init__(
+        self,
+        instance: str,
+        url: str,
+        http: HttpDeclaration | None = None,
+        tls: TlsDeclaration | None = None,
+    ) -> None:
+        self.instance = instance
+        self.url = url.rstrip("/")
+        self.http = http or HttpDeclaration()
+        self._tls = tls or TlsDeclaration()
+        cert, key = self._tls.client_cert, self._tls.client_key
+        self._cert = (cert, key) if cert and key else cert
+        self._pace = Pace(self.http.max_requests_per_minute)
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = f"federation-defs/{version('federation-defs')}"
+        self._session.headers["Accept"] = "application/json"
+        # A cookie is a sign-in of its own, and would outlast or contradict the declared one.
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        adapter = TimedAdapter(
+            self.http.answer_timeout, self.http.max_connections, _build_tls_context(self._tls)
+        )
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        auth: AuthBase,
+        is_repeatable: bool,
+        accept: str | None = None,
+        **content: Any,
+    ) -> requests.Response:
+        """The answer, whatever its status.
+
+        Args:
+            path: From the instance's `url` on.
+            is_repeatable: Asking twice does no more than asking once. If so, a busy server and a
+                connection that broke get three more tries, for seconds only; a time-out does not.
+            accept: The content type to ask for, if not JSON.
+            content: `params`, `json` or `data`, as requests takes them.
+
+        Raises:
+            UnreachableError: No answer came, or not within the time-outs.
+            TlsError: It did not prove who it is, or we did not.
+        """
+        retrying = Retrying(
+            stop=stop_after_attempt(ATTEMPTS if is_repeatable else 1),
+            wait=self._choose_pause,
+            retry=retry_if_result(_is_worth_waiting) | retry_if_exception(_may_pass),
+            retry_error_callback=_give_last,
+        )
+        headers = {"Accept": accept} if accept else None
+        return retrying(self._send_once, method, path, auth=auth, headers=headers, **content)
+
+    def _send_once(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None, **content: Any
+    ) -> requests.Response:
+        self._pace.wait_for_turn()
+        tls = self._tls
+        try:
+            return self._session.request(
+                method,
+                self.url + path,
+                headers=headers,
+                timeout=(self.http.connect_timeout, self.http.read_timeout),
+                # An API does not redirect: it is a login page, or http for https; and a password
+                # must not follow to wherever it is sent.
+                allow_redirects=False,
+                # None lets the environment's REQUESTS_CA_BUNDLE have its say.
+                verify=(tls.ca_bundle or None) if tls.verify else False,
+                cert=self._cert,
+                **content,
+            )
+        except ProxyError as error:
+            raise UnreachableError(
+                self.instance, self.url, f"the proxy: {_reason(error)}"
+            ) from error
+        except SSLError as error:
+            if isinstance(_innermost(error), _CUT_OFF):
+                raise UnreachableError(self.instance, self.url, _reason(error)) from error
+            raise TlsError(self.instance, self.url, _reason(error)) from error
+        except requests.RequestException as error:
+            is_late = isinstance(error, requests.Timeout) or isinstance(
+                _innermost(error), TimeoutError
+            )
+            reason = "timed out" if is_late else _reason(error)
+            raise UnreachableError(self.instance, self.url, reason, is_late=is_late) from error
+        except OSError as error:  # a PEM file that is declared and is not there
+            raise TlsError(self.instance, self.url, str(error)) from error
+
+    def _choose_pause(self, state: RetryCallState) -> float:
+        outcome = state.outcome
+        if outcome is not None and not outcome.failed:
+            asked_s = read_retry_after(outcome.result())
+            if asked_s is not None:
+                self._pace.pause(asked_s)  # the other threads too
+                return asked_s
+        return _BACKOFF(state)
+
+
+class NoAuth(AuthBase):
+    """Sends nothing. (With no auth at all, requests looks into ~/.netrc.)"""
+
+    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
+        return r
+
+    def __repr__(self) -> str:
+        return "NoAuth()"
+
+
+def describe_request(response: requests.Response) -> str:
+    """Method and path of what was asked; no query, and never the host's user info."""
+    return f"{response.request.method} {response.request.path_url.partition('?')[0]}"
+
+
+def read_server_time(response: requests.Response) -> datetime | None:
+    """When the server answered, by its own clock (its `Date` header, UTC); None if it does not
+    say, or nothing that is a date."""
+    return _parse_http_date(response.headers.get("Date", ""))
+
+
+def read_retry_after(response: requests.Response) -> float | None:
+    """In how many seconds the server wants to be asked again; None if it does not say."""
+    said = response.headers.get("Retry-After", "")
+    if said.strip().isdecimal():
+        return float(said)
+    moment = _parse_http_date(said)
+    if moment is None:
+        return None
+    now = read_server_time(response) or datetime.now(timezone.utc)
+    return max(0.0, (moment - now).total_seconds())
+
+
+def _parse_http_date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return date.replace(tzinfo=date.tzinfo or timezone.utc)
+
+
+def _build_tls_context(tls: TlsDeclaration) -> ssl.SSLContext:
+    if tls.verify:
+        # The system's authorities, where a company puts its own; requests adds certifi's.
+        return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _is_worth_waiting(response: requests.Response) -> bool:
+    """Whether a busy server may be asked again soon enough."""
+    return response.status_code in _BUSY and (read_retry_after(response) or 0) <= MAX_RETRY_AFTER_S
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, UnreachableError) and not error.is_late
+
+
+def _give_last(state: RetryCallState) -> requests.Response:
+    assert state.outcome is not None  # noqa: S101 - there was an attempt
+    return state.outcome.result()
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error
+
+
+def _reason(error: requests.RequestException) -> str:
+    """The innermost cause in a few words: what requests and urllib3 wrap around it says little."""
+    cause = _innermost(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {cause.verify_message}"
+    if isinstance(cause, ssl.SSLError):
+        return cause.reason.lower().replace("_", " ") if cause.reason else type(cause).__name__
+    if isinstance(error, ProxyError) and not getattr(cause, "strerror", None):
+        return str(cause)
+    return getattr(cause, "strerror", None) or type(cause).__name__

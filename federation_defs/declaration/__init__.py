@@ -1,0 +1,45 @@
+"""What can be declared: the types behind `defs.yaml`.
+
+Text and numbers may be templates (`"{{ env.METRICS_AIRFLOW_URL }}"`), rendered as text and then
+read as the key's type. Unknown keys are refused by name, however deep.
+"""
+
+from federation_defs.declaration.connection import (
+    AuthDeclaration,
+    BasicAuthDeclaration,
+    ComposerAuthDeclaration,
+    HttpDeclaration,
+    MwaaAuthDeclaration,
+    NoAuthDeclaration,
+    PasswordAuthDeclaration,
+    TlsDeclaration,
+    TokenAuthDeclaration,
+)
+from federation_defs.declaration.fields import suggest
+from federation_defs.declaration.instance import (
+    DagDeclaration,
+    InstanceDeclaration,
+    ObserveDeclaration,
+    SelectDeclaration,
+    TriggerDeclaration,
+    parse_declaration,
+)
+
+__all__ = [
+    "AuthDeclaration",
+    "BasicAuthDeclaration",
+    "ComposerAuthDeclaration",
+    "DagDeclaration",
+    "HttpDeclaration",
+    "InstanceDeclaration",
+    "MwaaAuthDeclaration",
+    "NoAuthDeclaration",
+    "ObserveDeclaration",
+    "PasswordAuthDeclaration",
+    "SelectDeclaration",
+    "TlsDeclaration",
+    "TokenAuthDeclaration",
+    "TriggerDeclaration",
+    "parse_declaration",
+    "suggest",
+]
