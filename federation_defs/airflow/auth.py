@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import requests
-from requests.auth import AuthBase, HTTPBasicAuth
+from requests.auth import AuthBase
 
 from federation_defs.airflow.transport import NoAuth, Transport
 
@@ -48,13 +48,6 @@ class SignIn(AuthBase):
 
 class OpenAuth(NoAuth, SignIn):
     """Nothing is sent."""
-
-
-class BasicAuth(HTTPBasicAuth, SignIn):
-    """Airflow 2 with the `basic_auth` back end: name and password on every request."""
-
-    def __repr__(self) -> str:
-        return "BasicAuth()"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import logging
 from importlib.util import find_spec
 
 from federation_defs.airflow.auth import (
-    BasicAuth,
     OpenAuth,
     PasswordAuth,
     SignIn,
@@ -14,6 +13,7 @@ from federation_defs.airflow.auth import (
     TokenCommandAuth,
     TokenFileAuth,
 )
+from federation_defs.airflow.basic import BasicAuth
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.clouds import ComposerAuth, MwaaAuth
 from federation_defs.airflow.session import AirflowSession
@@ -55,7 +55,7 @@ def build_client(declaration: InstanceDeclaration, account_hint: str) -> Airflow
 
 def _build_sign_in(auth: AuthDeclaration, transport: Transport) -> SignIn:
     if isinstance(auth, BasicAuthDeclaration):
-        return BasicAuth(auth.username, auth.password.get_secret_value())
+        return BasicAuth(transport, auth.username, auth.password.get_secret_value())
     if isinstance(auth, PasswordAuthDeclaration):
         return PasswordAuth(transport, auth.username, auth.password.get_secret_value())
     if isinstance(auth, TokenAuthDeclaration):

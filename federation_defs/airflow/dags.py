@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from federation_defs.airflow.api import AirflowApi, follow_upgrade, is_absent
 from federation_defs.airflow.dialects import build_path
@@ -21,10 +22,20 @@ class DagQuestions(AirflowApi):
     """Questions about DAGs."""
 
     @follow_upgrade
-    def fetch_dags(self) -> list[Dag]:
-        """All DAGs that the account may read, those whose file has gone left out."""
+    def fetch_dags(self, id_part: str | None = None, tags: Sequence[str] = ()) -> list[Dag]:
+        """All DAGs that the account may read, those whose file has gone left out.
+
+        Args:
+            id_part: If given, only those whose id contains it, in capitals or not.
+            tags: If given, only those with at least one of these tags.
+        """
         # In the order of their ids, so that one that comes or goes moves as few as can be.
-        pages = self._fetch_pages("/dags", "dags", parse_dag, {"order_by": "dag_id"})
+        params: dict[str, Any] = {"order_by": "dag_id"}
+        if id_part is not None:
+            params["dag_id_pattern"] = id_part
+        if tags:
+            params["tags"] = list(tags)
+        pages = self._fetch_pages("/dags", "dags", parse_dag, params)
         return [dag for dag in pages.entries if dag.is_present]
 
     @follow_upgrade

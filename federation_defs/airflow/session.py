@@ -7,7 +7,8 @@ from typing import Any
 
 import requests
 
-from federation_defs.airflow.auth import BasicAuth, NotSignedInError, OpenAuth, SignIn, is_refused
+from federation_defs.airflow.auth import NotSignedInError, OpenAuth, SignIn, is_refused
+from federation_defs.airflow.basic import BasicAuth
 from federation_defs.airflow.transport import Transport, describe_request, read_retry_after
 from federation_defs.errors import (
     AirflowError,

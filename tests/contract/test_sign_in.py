@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from federation_defs.airflow.auth import BasicAuth, PasswordAuth, TokenAuth
+from federation_defs.airflow.auth import PasswordAuth, TokenAuth
+from federation_defs.airflow.basic import BasicAuth
 from federation_defs.errors import (
     AirflowError,
     PermissionMissingError,
@@ -185,7 +186,7 @@ def _tell_all(error: BaseException | None) -> str:
 def test_no_secret_is_in_a_repr(airflow_v2: Airflow, kind: str) -> None:
     transport = airflow_v2.client.session.transport
     sign_in = {
-        "basic": BasicAuth("federation", PASSWORD),
+        "basic": BasicAuth(transport, "federation", PASSWORD),
         "password": PasswordAuth(transport, "federation", PASSWORD),
         "token": TokenAuth(PASSWORD),
     }[kind]

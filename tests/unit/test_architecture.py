@@ -16,7 +16,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "defs" not in path.pa
 FLOORS = [
     ["definitions"],
     ["__init__"],
-    ["loading", "component"],
+    ["loading", "component", "airlift"],
     ["scaffolding", "validation", "lineage", "observation", "execution"],
     ["failures"],
     ["automation", "discovery", "recovery", "reporting"],
@@ -26,7 +26,7 @@ FLOORS = [
     ["airflow.dags", "airflow.runs", "airflow.tasks", "airflow.assets"],
     ["airflow.api"],
     ["airflow.session"],
-    ["airflow.clouds"],
+    ["airflow.clouds", "airflow.basic"],
     ["airflow.auth"],
     ["airflow.transport"],
     ["airflow.sockets", "airflow.pace", "airflow.dialects", "airflow.parsing"],
