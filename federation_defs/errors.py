@@ -129,16 +129,17 @@ class PermissionMissingError(AirflowError):
     """The account may not do this; or, as Airflow 2.11 tells neither apart, its password is wrong.
 
     Args:
+        needed: The permission, as the end of "lacks the permission"; empty if it is not known.
         detail: Airflow's own words; 2.11 has none, for either.
         check: The environment variables (or keys) that hold the account.
     """
 
-    def __init__(self, instance: str, request: str, detail: str, check: str) -> None:
-        remedy = "Give the account a role that may do this."
+    def __init__(self, instance: str, request: str, needed: str, detail: str, check: str) -> None:
+        lacks = f"The account lacks the permission {needed}".rstrip()
+        remedy = f"{lacks}: give it a role that has it."
         if not detail:
-            remedy = (
-                f"Check {check}: Airflow 2 answers a wrong password so. If it is right: {remedy}"
-            )
+            wrong = "Airflow 2 answers a wrong password so"
+            remedy = f"Check {check}: {wrong}. If it is right: {remedy}"
         super().__init__(instance, f"forbids {request} (403{_said(detail)}). {remedy}")
 
 

@@ -9,6 +9,7 @@ import requests
 
 from federation_defs.airflow.auth import NotSignedInError, OpenAuth, SignIn, is_refused
 from federation_defs.airflow.basic import BasicAuth
+from federation_defs.airflow.permissions import describe_permission
 from federation_defs.airflow.transport import Transport, describe_request, read_retry_after
 from federation_defs.errors import (
     AirflowError,
@@ -99,7 +100,9 @@ class AirflowSession:
             hint = self._account_hint
             return SignInRefusedError(self.instance, request, status, hint, remedy)
         if status == 403:
-            return PermissionMissingError(self.instance, request, detail, self._account_hint)
+            needed = describe_permission(request)
+            hint = self._account_hint
+            return PermissionMissingError(self.instance, request, needed, detail, hint)
         seen = f"{status}: {detail}" if detail else str(status)
         if status == 429 or status >= 500:
             later = read_retry_after(response)

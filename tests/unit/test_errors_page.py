@@ -1,0 +1,68 @@
+"""The page of all errors: each is on it, with the message that it really has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from federation_defs import errors
+from federation_defs.airflow.permissions import describe_permission
+
+PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
+
+SALES = "https://sales.example.com"
+TRIGGER = "POST /api/v2/dags/revenue/dagRuns"
+PARAM = "Invalid input for param day: None is not of type 'string'"
+USERINFO = "Value error, take user name and password out of it: they belong into `auth`"
+EXAMPLES = [
+    errors.DeclarationError([f"defs/sales/defs.yaml: url: {USERINFO}"]),
+    errors.UnreachableError("sales", SALES, "Connection refused"),
+    errors.TlsError("sales", SALES, "certificate verify failed: self-signed certificate"),
+    errors.CredentialError(
+        "sales", "the token command vault ended with exit code 2", "SALES_TOKEN"
+    ),
+    errors.MissingExtraError("sales", "mwaa", "boto3", "mwaa"),
+    errors.SignInRefusedError("sales", "POST /auth/token", 401, "SALES_AIRFLOW_PASSWORD"),
+    errors.PermissionMissingError(
+        "sales", TRIGGER, describe_permission(TRIGGER), "Forbidden", "SALES_AIRFLOW_PASSWORD"
+    ),
+    errors.RequestRefusedError("sales", TRIGGER, 400, PARAM),
+    errors.UnsupportedError("sales", "2.11.2", "partition keys", "3.2"),
+    errors.UnexpectedAnswerError(
+        "sales",
+        "GET /api/v2/dags",
+        "text/html instead of JSON",
+        "Is there a login page or a proxy in between?",
+    ),
+    errors.DagNotFoundError("sales", "revenue", "404"),
+    errors.DagPausedError("sales", "revenue", f"{SALES}/dags/revenue"),
+    errors.LogicalDateTakenError("sales", "revenue", "dagster__1", "already exists"),
+    errors.RunLostError(
+        "sales", "has no run 'dagster__1' of DAG 'revenue' to clear. Was it deleted there?"
+    ),
+]
+
+
+def find_subclasses(error: type[Exception]) -> set[type[Exception]]:
+    direct = set(error.__subclasses__())
+    return direct.union(*(find_subclasses(kind) for kind in direct))
+
+
+def test_every_error_is_on_the_page_and_in_the_tree() -> None:
+    kinds = {kind.__name__ for kind in find_subclasses(errors.FederationError)}
+    assert kinds == set(re.findall(r"^#+ (\w+Error)$", PAGE, re.MULTILINE))
+    assert all(kind in (errors.__doc__ or "") for kind in kinds)
+    assert kinds == {type(error).__name__ for error in EXAMPLES} | {"AirflowError"}
+
+
+def test_the_messages_on_the_page_are_the_real_ones() -> None:
+    shown = re.findall(r"^```\n(.*?)\n```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert shown == [str(error) for error in EXAMPLES]
+
+
+def test_every_message_about_an_airflow_is_one_line_that_names_it_and_a_remedy() -> None:
+    for error in EXAMPLES[1:]:
+        message = str(error)
+        assert message.startswith("Airflow 'sales' ")
+        assert "\n" not in message
+        assert len(re.split(r"[.?:] ", message)) > 1, message
