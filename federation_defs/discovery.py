@@ -128,7 +128,7 @@ def fetch_snapshot(
     Raises:
         AirflowError: The instance could not be read; there is no half a snapshot.
     """
-    dags = client.fetch_dags()
+    dags = client.fetch_dags(with_raw=True)
     selected = [dag for dag in dags if is_selected(dag, select)]
     dag_ids = {dag.dag_id for dag in dags}
     return Snapshot(

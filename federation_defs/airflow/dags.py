@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from federation_defs.airflow.api import AirflowApi, follow_upgrade, is_absent
@@ -22,12 +23,15 @@ class DagQuestions(AirflowApi):
     """Questions about DAGs."""
 
     @follow_upgrade
-    def fetch_dags(self, id_part: str | None = None, tags: Sequence[str] = ()) -> list[Dag]:
+    def fetch_dags(
+        self, id_part: str | None = None, tags: Sequence[str] = (), *, with_raw: bool = False
+    ) -> list[Dag]:
         """All DAGs that the account may read, those whose file has gone left out.
 
         Args:
             id_part: If given, only those whose id contains it, in capitals or not.
             tags: If given, only those with at least one of these tags.
+            with_raw: Keep the answers as they came too.
         """
         # In the order of their ids, so that one that comes or goes moves as few as can be.
         params: dict[str, Any] = {"order_by": "dag_id"}
@@ -35,7 +39,8 @@ class DagQuestions(AirflowApi):
             params["dag_id_pattern"] = id_part
         if tags:
             params["tags"] = list(tags)
-        pages = self._fetch_pages("/dags", "dags", parse_dag, params)
+        parse = partial(parse_dag, with_raw=with_raw)
+        pages = self._fetch_pages("/dags", "dags", parse, params)
         return [dag for dag in pages.entries if dag.is_present]
 
     @follow_upgrade

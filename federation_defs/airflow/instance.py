@@ -51,14 +51,15 @@ class ClientInstance(AirflowInstance):
     @override
     def list_dags(self, retrieval_filter: AirflowFilter | None = None) -> list[DagInfo]:
         asked = retrieval_filter or AirflowFilter()
-        dags = self.client.fetch_dags(asked.dag_id_ilike, asked.airflow_tags or ())
-        self._dags_by_token = {dag.raw["file_token"]: dag for dag in dags}
+        tags = asked.airflow_tags or ()
+        dags = self.client.fetch_dags(asked.dag_id_ilike, tags, with_raw=True)
+        self._dags_by_token = {_read_token(dag): dag for dag in dags}
         self._sources, self._ahead = {}, 1
         return self._build_infos(dags)
 
     def _build_infos(self, dags: Sequence[Dag]) -> list[DagInfo]:
         return [
-            DagInfo(webserver_url=self.client.url, dag_id=dag.dag_id, metadata=dict(dag.raw))
+            DagInfo(webserver_url=self.client.url, dag_id=dag.dag_id, metadata=dict(dag.raw or {}))
             for dag in dags
         ]
 
@@ -77,7 +78,7 @@ class ClientInstance(AirflowInstance):
         asked = [self._dags_by_token[token] for token in tokens[start : start + self._ahead]]
         texts = self.client.fetch_dag_sources(asked)
         # A file that has gone since is an empty one: airlift has no way to go without.
-        self._sources |= {dag.raw["file_token"]: texts.get(dag.dag_id, "") for dag in asked}
+        self._sources |= {_read_token(dag): texts.get(dag.dag_id, "") for dag in asked}
         self._ahead = min(_READ_AHEAD, self._ahead * 4)
 
     @override
@@ -279,6 +280,11 @@ class _ClientSession(requests.Session):
         if response.status_code >= 300:
             raise session.build_error(response)
         return response
+
+
+def _read_token(dag: Dag) -> str:
+    """What airlift asks for a source by, in both versions."""
+    return (dag.raw or {})["file_token"]
 
 
 def _build_dataset(asset: AirflowAsset, dag_ids: Sequence[str] | None) -> Dataset:

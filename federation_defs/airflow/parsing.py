@@ -37,8 +37,9 @@ class MissingFieldError(Exception):
     """An answer lacks a field that we can't do without."""
 
 
-def parse_dag(answer: Answer) -> Dag:
+def parse_dag(answer: Answer, *, with_raw: bool = False) -> Dag:
     dag_id = _need(answer, "dag_id")
+    bundle = answer.get("bundle_name")
     file = _need(answer, "fileloc")
     return Dag(
         dag_id=dag_id,
@@ -52,8 +53,8 @@ def parse_dag(answer: Answer) -> Dag:
         schedule=_parse_schedule(answer),
         # 3.x has file tokens too, and answers them with 404.
         source_key=dag_id if "is_stale" in answer else _need(answer, "file_token"),
-        file=f"{answer.get('bundle_name') or ''}:{file}",
-        raw=answer,
+        file=f"{bundle}:{file}" if bundle else file,
+        raw=answer if with_raw else None,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 FINISHED_STATES = frozenset({"success", "failed"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Dag:
     """A DAG as an instance lists it.
 
@@ -26,7 +26,7 @@ class Dag:
             has none.
         source_key: What its source is asked for by: the file's token in 2.x, its own id in 3.x.
         file: Where its code is, the same for all DAGs of one file.
-        raw: The answer as it came, for those who want more of it.
+        raw: The answer as it came, if that was asked for; it is most of what a long list weighs.
     """
 
     dag_id: str
@@ -40,10 +40,10 @@ class Dag:
     schedule: str | None
     source_key: str
     file: str
-    raw: Mapping[str, Any]
+    raw: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DagDetails:
     """What an instance tells only of one DAG at a time.
 
@@ -64,7 +64,7 @@ class DagDetails:
     timezone: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
     """A task as its DAG defines it.
 
@@ -84,7 +84,7 @@ class Task:
     queue: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DagRun:
     """One run of a DAG. Every date may be missing: 3.x runs need no logical date, and a cleared
     run loses its start and its end.
@@ -120,7 +120,7 @@ class DagRun:
         return self.state == "success"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TriggerOptions:
     """How a run is to be started, if not just now.
 
@@ -135,7 +135,7 @@ class TriggerOptions:
     partition_key: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TaskInstance:
     """The last try of one task in a DAG run.
 
@@ -161,7 +161,7 @@ class TaskInstance:
     rendered_map_index: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AirflowAsset:
     """What Airflow 3 calls an asset, and Airflow 2 a dataset.
 
@@ -183,7 +183,7 @@ class AirflowAsset:
     consuming_tasks: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AssetEvent:
     """An update of an Airflow asset.
 
@@ -206,7 +206,7 @@ class AssetEvent:
     partition_key: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DagImportError:
     """A DAG file that does not parse.
 
@@ -222,7 +222,7 @@ class DagImportError:
     timestamp: datetime | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DagWarning:
     """What Airflow has against a DAG that it runs nevertheless, such as a pool that is missing."""
 
@@ -232,7 +232,7 @@ class DagWarning:
     timestamp: datetime | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ComponentHealth:
     """How a part of an instance is doing.
 
@@ -244,7 +244,7 @@ class ComponentHealth:
     latest_heartbeat: datetime | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Health:
     """How an instance says it is doing.
 
@@ -260,7 +260,7 @@ class Health:
         return all(part.status != "unhealthy" for part in self.components.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Permissions:
     """What an account may do with a DAG, and to Airflow assets."""
 
