@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo trigger latency screenshot check lint types dg format test unit contract quick live
+.PHONY: help install install-tests demo trigger latency bench-client screenshot check lint types dg format test unit contract quick live
 
 # Ports and passwords: `make demo WAREHOUSE_PORT=9081`; .env has their names.
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
@@ -17,6 +17,9 @@ trigger: install ## load_customers in the demo's warehouse; watch what follows
 
 latency: install ## seconds from upstream end to downstream start in the running demo
 	@$(RUN) python -m tests.bench.latency --runs $(LATENCY_RUNS)
+
+bench-client: install ## our client beside dagster-airlift's: stub and real Airflow 2.11, 10 minutes
+	@$(RUN) python -m tests.bench.client
 
 screenshot: install ## the README's picture, of the running demo
 	@$(RUN) python docs/screenshot.py
@@ -39,25 +42,28 @@ format: install ## what ruff can mend by itself
 	@$(RUN) ruff check --fix .
 	@$(RUN) ruff format .
 
-test: install ## all tests: unit, contract, live
+test: install-tests ## all tests: unit, contract, live
 	@$(RUN) pytest
 
 unit: install ## tests without a socket
 	@$(RUN) pytest tests/unit
 
-contract: install ## our client, over stand-ins and over real Airflows
+contract: install-tests ## our client, over stand-ins and over real Airflows
 	@$(RUN) pytest tests/contract
 
 quick: install ## what takes a minute: all tests that need no real Airflow
 	@$(RUN) pytest tests/unit tests/contract -m "not real_airflows"
 
-live: install ## real Airflows and a real dagster dev
+live: install-tests ## real Airflows and a real dagster dev
 	@$(RUN) pytest tests/live
 
 install: $(UV) .env ## the environments: ours, and one per Airflow of the demo
 	@$(UV) sync --frozen --quiet
 	@$(UV) sync --frozen --quiet --project airflow_instances/warehouse
 	@$(UV) sync --frozen --quiet --project airflow_instances/metrics
+
+install-tests: install ## and an Airflow 3 with the auth manager of Airflow 2
+	@UV_PROJECT_ENVIRONMENT=.venv-fab $(UV) sync --frozen --quiet --group fab --project airflow_instances/metrics
 
 .env:
 	@cp .env.example .env

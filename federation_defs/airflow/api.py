@@ -104,7 +104,7 @@ class AirflowApi:
         for dialect in (V2, V1):
             response = self._get_open(f"{dialect.prefix}/version")
             if response.status_code == 200 and is_json(response):
-                self._version = self._read(response, _parse_version)
+                self._version = self._read(response, _read_version)
                 return dialect
             if response.status_code == 429 or response.status_code >= 500:
                 raise self.session.build_error(response)
@@ -121,7 +121,7 @@ class AirflowApi:
         """The server's version, such as "2.11.2"."""
         response = self._get_open(f"{self.dialect.prefix}/version")
         self._check_dialect(self.dialect, response)
-        self._version = self._read(response, _parse_version)
+        self._version = self._read(response, _read_version)
         return self._version
 
     def _get_open(self, path: str) -> requests.Response:
@@ -264,5 +264,11 @@ def is_absent(response: requests.Response) -> bool:
     return isinstance(answer, Mapping) and "detail" in answer
 
 
-def _parse_version(answer: Mapping[str, Any]) -> str:
+def parse_version(version: str) -> tuple[int, int]:
+    """Major and minor."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _read_version(answer: Mapping[str, Any]) -> str:
     return str(answer["version"])

@@ -125,7 +125,7 @@ class TriggerOptions:
     """How a run is to be started, if not just now.
 
     Attributes:
-        data_interval: Its start and end; else Airflow infers them from the logical date.
+        data_interval: Its start and end (2.9); else Airflow infers them from the logical date.
         partition_key: For a partitioned DAG (3.2), in place of a logical date.
     """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import requests
 
-from federation_defs.airflow.api import AirflowApi, follow_upgrade, is_absent
+from federation_defs.airflow.api import AirflowApi, follow_upgrade, is_absent, parse_version
 from federation_defs.airflow.dialects import build_path, build_run_path, format_time
 from federation_defs.airflow.parsing import parse_dag_run
 from federation_defs.airflow.records import DagRun, TriggerOptions
@@ -88,9 +88,9 @@ class RunQuestions(AirflowApi):
             DagNotFoundError: The instance has no such DAG.
             LogicalDateTakenError: Another run owns the logical date.
             RequestRefusedError: The conf, a date or the partition key is none that the DAG takes.
-            UnsupportedError: A partition key, to an Airflow that has none.
+            UnsupportedError: A partition key before 3.2, a data interval before 2.9.
         """
-        self._refuse_partition_key(options)
+        self._refuse_unsupported(options)
         try:
             response = self._send(
                 "POST",
@@ -117,11 +117,19 @@ class RunQuestions(AirflowApi):
             raise LogicalDateTakenError(self.instance, dag_id, run_id, read_detail(response))
         raise self.session.build_error(response)
 
-    def _refuse_partition_key(self, options: TriggerOptions) -> None:
-        """Airflow 2 would say that it knows no such field; that tells nobody what to do."""
-        if options.partition_key is not None and self.dialect.api == "v1":
+    def _refuse_unsupported(self, options: TriggerOptions) -> None:
+        """Older versions would say that they know no such field; that tells nobody what to do."""
+        needs = {
+            "partition keys": (options.partition_key, (3, 2)),
+            "data intervals that a trigger gives": (options.data_interval, (2, 9)),
+        }
+        for what, (value, since) in needs.items():
+            if value is None:
+                continue
             version = self._version or self.fetch_version()
-            raise UnsupportedError(self.instance, version, "partition keys", "3.2")
+            if parse_version(version) < since:
+                first = ".".join(map(str, since))
+                raise UnsupportedError(self.instance, version, what, first)
 
     @follow_upgrade
     def clear_failed_tasks(self, dag_id: str, run_id: str) -> None:
