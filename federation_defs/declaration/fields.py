@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -46,22 +45,31 @@ class _Templated:
         return {"anyOf": [own, {"type": "string", "pattern": r"\{\{"}]}
 
 
-def _parse_duration(value: Any) -> Any:
-    """Seconds out of "90", 90, "30s", "5m", "24h" or "7d"."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
+class _WithUnits:
+    """Marks a number of seconds: it may be written with a unit, as "30s", "5m", "24h" or "7d"."""
+
+    _PATTERN = r"^\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*$"
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._read, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [handler(schema), {"type": "string", "pattern": self._PATTERN}]}
+
+    def _read(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        match = re.match(self._PATTERN, value)
         if match is None:
             raise ValueError("write a number and a unit: 30s, 5m, 24h, 7d")
         return float(match[1]) * _UNITS_S[match[2] or "s"]
-    return value
 
 
-Duration = Annotated[
-    float,
-    Field(gt=0, json_schema_extra={"type": ["number", "string"]}),
-    BeforeValidator(_parse_duration),
-    _Templated(),
-]
+Duration = Annotated[float, Field(gt=0), _WithUnits(), _Templated()]
 Number = Annotated[float, Field(gt=0), _Templated()]
 Count = Annotated[int, Field(gt=0), _Templated()]
 Switch = Annotated[bool, _Templated()]

@@ -41,7 +41,10 @@ def test_only_dags_that_depend_on_something_are_run_by_dagster() -> None:
     ("written", "seconds"), [("30s", 30), ("5m", 300), ("24h", 86400), ("7d", 604800), (90, 90)]
 )
 def test_a_duration_is_a_number_and_a_unit(written: object, seconds: float) -> None:
-    declared = declare(dags={"a": {"trigger": {"timeout": written}}})
+    more: dict[str, Any] = {"dags": {"a": {"trigger": {"timeout": written}}}}
+    validator = jsonschema.Draft202012Validator(InstanceDeclaration.model_json_schema())
+    assert list(validator.iter_errors({**MINIMAL, **more})) == []
+    declared = declare(**more)
     assert declared.dags["a"].trigger.timeout == seconds
 
 

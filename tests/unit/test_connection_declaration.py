@@ -1,0 +1,106 @@
+"""How an instance is reached, as it is declared: by the types, and by the schema of editors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema
+import pytest
+from pydantic import ValidationError
+
+from federation_defs.declaration import InstanceDeclaration, parse_declaration
+from federation_defs.templates import render_templates
+
+BASE: dict[str, Any] = {"name": "sales", "url": "https://sales.example.com"}
+SIGN_INS: list[dict[str, Any]] = [
+    {"type": "basic", "username": "me", "password": "s3cret"},
+    {"type": "password", "username": "me", "password": "s3cret"},
+    {"type": "token", "token": "s3cret"},
+    {"type": "token", "token_file": "/run/secrets/token"},
+    {"type": "token", "token_command": ["vault", "read", "-field=token", "secret/airflow"]},
+    {"type": "mwaa", "environment": "sales"},
+    {"type": "mwaa", "environment": "sales", "region": "eu-west-1", "profile": "data"},
+    {"type": "composer"},
+    {"type": "composer", "credentials_file": "/run/secrets/key.json"},
+    {"type": "none"},
+]
+VALIDATOR = jsonschema.Draft202012Validator(InstanceDeclaration.model_json_schema())
+
+
+@pytest.mark.parametrize("auth", SIGN_INS, ids=lambda auth: "-".join(auth))
+def test_every_way_to_sign_in_can_be_declared_and_shows_no_secret(auth: dict[str, Any]) -> None:
+    declared = InstanceDeclaration.model_validate({**BASE, "auth": auth})
+    assert declared.auth.type == auth["type"]
+    assert "s3cret" not in repr(declared)
+    assert list(VALIDATOR.iter_errors({**BASE, "auth": auth})) == []
+
+
+@pytest.mark.parametrize(
+    ("auth", "told"),
+    [
+        ({"type": "token"}, "exactly one of token, token_file and token_command"),
+        ({"type": "token", "token": "a", "token_file": "b"}, "exactly one of"),
+        ({"type": "token", "token_command": []}, "at least 1 item"),
+        ({"type": "token", "tokn": "s3cret"}, "unknown key 'tokn'; did you mean 'token'?"),
+        ({"type": "mwaa"}, "Field required"),
+        ({"type": "kerberos"}, "'basic', 'password', 'token', 'mwaa', 'composer', 'none'"),
+    ],
+)
+def test_a_sign_in_that_cannot_be_is_refused_and_told_what_to_write(
+    auth: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        InstanceDeclaration.model_validate({**BASE, "auth": auth})
+    assert told in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("airflow.example.com", "write a web address"),
+        ("ftp://airflow.example.com", "write a web address"),
+        ("https://me:s3cret@airflow.example.com", "belong into `auth`"),
+        ("https://airflow.example.com/home?tags=a", "end it with the path"),
+        ("https://airflow.example.com:port", "Port could not be cast"),
+        ("https://[::1", "Invalid IPv6 URL"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_showing_it(url: str, told: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        InstanceDeclaration.model_validate({**BASE, "url": url, "auth": {"type": "none"}})
+    assert told in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"http": {"max_connections": 0}},
+        {"http": {"max_requests_per_minute": 1.5}},
+        {"http": {"read_timeout": "never"}},
+        {"http": {"retries": 5}},
+        {"tls": {"verify": "perhaps"}},
+        {"tls": {"client_key": "/key.pem"}},
+    ],
+    ids=str,
+)
+def test_a_connection_that_cannot_be_is_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(more))):
+        InstanceDeclaration.model_validate({**BASE, **more, "auth": {"type": "none"}})
+
+
+def test_templates_may_stand_for_numbers_and_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SALES_VERIFY", "false")
+    monkeypatch.setenv("SALES_CONNECTIONS", "3")
+    raw = {
+        **BASE,
+        "auth": {"type": "none"},
+        "tls": {"verify": "{{ env.SALES_VERIFY }}"},
+        "http": {"max_connections": "{{ env.SALES_CONNECTIONS }}", "read_timeout": "1m"},
+    }
+    assert list(VALIDATOR.iter_errors(raw)) == []
+    env = {"SALES_VERIFY": "false", "SALES_CONNECTIONS": "3"}
+    declared = parse_declaration(render_templates(raw, {"env": env}, "defs.yaml"), "defs.yaml")
+    assert (declared.tls.verify, declared.http.max_connections) == (False, 3)
+    assert declared.http.read_timeout == 60
