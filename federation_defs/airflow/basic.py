@@ -94,7 +94,9 @@ class BasicAuth(HTTPBasicAuth, SignIn):
         except AirflowError:
             return None  # what it was good for goes on without
         session = answer.cookies.get("session")
-        return f"session={session}" if answer.is_redirect and session else None
+        # Who is not let in is sent back to where they were.
+        is_in = answer.is_redirect and not answer.headers["Location"].endswith(_LOGIN)
+        return f"session={session}" if is_in and session else None
 
 
 class _CookieOf(NoAuth):

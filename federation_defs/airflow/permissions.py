@@ -12,7 +12,8 @@ _READ = "DAGs.can_read"
 _EDIT = "DAGs.can_edit"
 _RUNS = f"DAG Runs.can_read, {_READ}"
 
-# What is asked, what that is, its permissions, and the least of Airflow's roles that has them.
+# What is asked, what that is, its permissions, and one of Airflow's roles that has them whichever
+# the auth manager.
 _NEEDS = (
     (r"POST .*/dags/[^/]+/dagRuns", "trigger DAG runs", f"DAG Runs.can_create, {_EDIT}", "User"),
     (r"POST .*/clear(TaskInstances)?", "clear tasks", f"Task Instances.can_edit, {_EDIT}", "User"),

@@ -120,8 +120,11 @@ class AirflowSession:
         request = describe_request(response)
         if response.ok and not response.is_redirect:
             return UnexpectedAnswerError(self.instance, request, reason)
-        if response.status_code in (404, 405):
-            remedy = "An Airflow 2 gives no tokens: if this is one, declare `type: basic`."
+        remedies = {
+            404: "An Airflow 2 gives no tokens: if this is one, declare `type: basic`.",
+            405: "Is `url` the web address with its path prefix?",  # 3.3, asked without its own
+        }
+        if remedy := remedies.get(response.status_code):
             seen = str(response.status_code)
             return UnexpectedAnswerError(self.instance, request, seen, remedy)
         return self.build_error(response)
