@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
@@ -20,6 +21,7 @@ from federation_defs.errors import UnexpectedAnswerError, UnreachableError
 
 # Servers clamp it to what they allow, 100 unless told otherwise (2.11 and 3.3).
 PAGE_LIMIT = 1000
+READ_AGAIN = 2
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -154,13 +156,12 @@ class AirflowApi:
         if not self._is_pinned:
             with self._lock:
                 if self._dialect is dialect:
-                    self._dialect = None
-            try:
-                if self.dialect is not dialect:
-                    raise UpgradedError
-            except UnexpectedAnswerError:
-                with self._lock:
-                    self._dialect = self._dialect or dialect
+                    # What answers as neither is something in front of them.
+                    with suppress(UnexpectedAnswerError):
+                        self._dialect = self._fetch_dialect()
+                is_upgraded = self._dialect is not dialect
+            if is_upgraded:
+                raise UpgradedError
         if not is_json(response):
             # A gateway whose Airflow is away answers 404 too, in HTML or plain text.
             seen = f"404 to {describe_request(response)}, but not from Airflow"
@@ -171,23 +172,34 @@ class AirflowApi:
     ) -> Page[T]:
         """A list to its end, by what came back and `total_entries`: servers clamp the pages.
 
-        The first page tells how many there are; the others are asked for together.
+        The first page tells how many there are; the others are asked for together. A list that
+        shrank meanwhile is read anew: what was taken out moved the rest, and hid some of it.
         """
+        whole, has_shrunk = self._fetch_list(path, field, parse, params)
+        for _ in range(READ_AGAIN):
+            if has_shrunk:
+                whole, has_shrunk = self._fetch_list(path, field, parse, params)
+        return whole
 
+    def _fetch_list(
+        self, path: str, field: str, parse: Callable[[Any], T], params: Mapping[str, Any]
+    ) -> tuple[Page[T], bool]:
         def fetch(offset: int) -> Page[T]:
             return self._fetch_page(path, field, parse, {**params, "offset": offset})
 
         first = fetch(0)
         entries, total, size = list(first.entries), first.total, len(first.entries)
+        has_shrunk = False
         while size and len(entries) < total:
             offsets = range(len(entries), total, size)
             for page in self._fetch_together(fetch, offsets):
                 entries += page.entries
+                has_shrunk = has_shrunk or page.total < total
                 total = page.total
                 if len(page.entries) < size:  # those after it would leave a gap
                     size = len(page.entries)
                     break
-        return Page(entries, total, first.server_time)
+        return Page(entries, total, first.server_time), has_shrunk
 
     def _fetch_page(
         self, path: str, field: str, parse: Callable[[Any], T], params: Mapping[str, Any]

@@ -41,7 +41,8 @@ class DagQuestions(AirflowApi):
             params["tags"] = list(tags)
         parse = partial(parse_dag, with_raw=with_raw)
         pages = self._fetch_pages("/dags", "dags", parse, params)
-        return [dag for dag in pages.entries if dag.is_present]
+        # By id: one that came meanwhile moved the rest, and had one of them come twice.
+        return list({dag.dag_id: dag for dag in pages.entries if dag.is_present}.values())
 
     @follow_upgrade
     def fetch_dag(self, dag_id: str) -> Dag:

@@ -11,8 +11,7 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
-import requests
-from dagster_airlift.core import AirflowAuthBackend, AirflowInstance, DagInfo
+from dagster_airlift.core import AirflowInstance, DagInfo
 from dagster_airlift.core.filter import AirflowFilter
 from dagster_airlift.core.runtime_representations import DagRun, TaskInstance
 from dagster_airlift.core.serialization.serialized_data import (
@@ -22,6 +21,7 @@ from dagster_airlift.core.serialization.serialized_data import (
 )
 from typing_extensions import override
 
+from federation_defs.airflow.backend import ClientBackend
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.records import AirflowAsset, Dag, TriggerOptions
 from federation_defs.airflow.records import TaskInstance as Task
@@ -38,7 +38,7 @@ class ClientInstance(AirflowInstance):
     """
 
     def __init__(self, client: AirflowClient) -> None:
-        super().__init__(auth_backend=_ClientBackend(client), name=client.instance)
+        super().__init__(auth_backend=ClientBackend(client), name=client.instance)
         self.client = client
         self._dags_by_token: dict[str, Dag] = {}
         self._sources: dict[str, str] = {}
@@ -241,45 +241,6 @@ class _DagRun3(DagRun):
     @override
     def url(self) -> str:
         return f"{self.webserver_url}/dags/{self.dag_id}/runs/{self.run_id}"
-
-
-class _ClientBackend(AirflowAuthBackend):
-    """Where the instance is, and the way there; also for whoever asks it something of their own."""
-
-    def __init__(self, client: AirflowClient) -> None:
-        self._client = client
-
-    @override
-    def get_session(self) -> requests.Session:
-        return _ClientSession(self._client)
-
-    @override
-    def get_webserver_url(self) -> str:
-        return self._client.url
-
-
-class _ClientSession(requests.Session):
-    """Requests that go the client's way: its one pool, its pace, its sign-in, its errors."""
-
-    def __init__(self, client: AirflowClient) -> None:
-        super().__init__()
-        self._client = client
-
-    @override
-    def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:  # type: ignore[override]
-        session = self._client.session
-        if not url.startswith(f"{session.url}/"):
-            raise ValueError(f"{url} is not at {session.url}: its credentials would go along")
-        response = session.request(
-            method.upper(),
-            url.removeprefix(session.url),
-            params=kwargs.get("params"),
-            json=kwargs.get("json"),
-            accept=(kwargs.get("headers") or {}).get("Accept"),
-        )
-        if response.status_code >= 300:
-            raise session.build_error(response)
-        return response
 
 
 def _read_token(dag: Dag) -> str:

@@ -124,9 +124,9 @@ class RunQuestions(AirflowApi):
             "data intervals that a trigger gives": (options.data_interval, (2, 9)),
         }
         for what, (value, since) in needs.items():
-            if value is None:
+            if value is None or (self._version and parse_version(self._version) >= since):
                 continue
-            version = self._version or self.fetch_version()
+            version = self.fetch_version()  # it may have been upgraded since
             if parse_version(version) < since:
                 first = ".".join(map(str, since))
                 raise UnsupportedError(self.instance, version, what, first)

@@ -15,7 +15,9 @@ class TaskQuestions(AirflowApi):
     def fetch_task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
         """The tasks of a run, mapped ones once per index."""
         path = build_run_path(dag_id, run_id, "taskInstances")
-        return self._fetch_pages(path, "task_instances", parse_task_instance, {}).entries
+        pages = self._fetch_pages(path, "task_instances", parse_task_instance, {})
+        # Mapped tasks that are expanded meanwhile move the rest, and have some come twice.
+        return list({(task.task_id, task.map_index): task for task in pages.entries}.values())
 
     @follow_upgrade
     def fetch_log(
