@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import requests
 
 from federation_defs.airflow.dialects import DIALECTS, V1, V2, Dialect
+from federation_defs.airflow.flight import SingleFlight
 from federation_defs.airflow.parsing import MissingFieldError
 from federation_defs.airflow.session import AirflowSession
 from federation_defs.airflow.transport import describe_request, read_server_time
@@ -81,7 +81,7 @@ class AirflowApi:
         self._is_pinned = api != "auto"
         self._dialect = DIALECTS.get(api)
         self._version: str | None = None
-        self._lock = threading.Lock()
+        self._detecting: SingleFlight[Dialect] = SingleFlight()
 
     @property
     def instance(self) -> str:
@@ -95,10 +95,14 @@ class AirflowApi:
     @property
     def dialect(self) -> Dialect:
         """The server's API version, found out once."""
-        with self._lock:
-            if self._dialect is None:
-                self._dialect = self._fetch_dialect()
-            return self._dialect
+        return self._dialect or self._detecting.do(lambda: self._detect(None))
+
+    def _detect(self, known: Dialect | None) -> Dialect:
+        """The dialect, asked for unless somebody has since it was this one."""
+        dialect = self._dialect
+        if dialect is known or dialect is None:
+            self._dialect = dialect = self._fetch_dialect()
+        return dialect
 
     def _fetch_dialect(self) -> Dialect:
         """3.x has no v1 at all and 2.x no v2: the one whose version answers is the one."""
@@ -154,14 +158,10 @@ class AirflowApi:
         if response.status_code != 404 or is_absent(response):
             return
         if not self._is_pinned:
-            with self._lock:
-                if self._dialect is dialect:
-                    # What answers as neither is something in front of them.
-                    with suppress(UnexpectedAnswerError):
-                        self._dialect = self._fetch_dialect()
-                is_upgraded = self._dialect is not dialect
-            if is_upgraded:
-                raise UpgradedError
+            # What answers as neither is something in front of them.
+            with suppress(UnexpectedAnswerError):
+                if self._detecting.do(lambda: self._detect(dialect)) is not dialect:
+                    raise UpgradedError
         if not is_json(response):
             # A gateway whose Airflow is away answers 404 too, in HTML or plain text.
             seen = f"404 to {describe_request(response)}, but not from Airflow"
@@ -206,9 +206,7 @@ class AirflowApi:
     ) -> Page[T]:
         response = self._get(path, params={"limit": PAGE_LIMIT, **params})
         request = describe_request(response)
-        entries, total = self._read(
-            response, lambda answer: (answer[field], answer["total_entries"])
-        )
+        entries, total = self._read(response, partial(_read_page, field))
         parsed = [self._parse(parse, entry, request) for entry in entries]
         return Page(parsed, total, read_server_time(response))
 
@@ -226,18 +224,31 @@ class AirflowApi:
             raise self.session.build_error(response)
         request = describe_request(response)
         if not is_json(response):
-            kind = response.headers.get("Content-Type", "no content type")
-            raise UnexpectedAnswerError(
-                self.instance,
-                request,
-                f"{kind} instead of JSON",
-                "Is there a login page or a proxy in between?",
-            )
+            raise self._build_kind_error(response, "JSON")
         try:
             answer = response.json()
-        except requests.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also numbers and lists without end
             raise UnexpectedAnswerError(self.instance, request, "broken JSON") from error
         return self._parse(parse, answer, request)
+
+    def _read_text(self, response: requests.Response) -> str:
+        """A good answer's plain text; an error for any other."""
+        if response.status_code != 200:
+            raise self.session.build_error(response)
+        kind = response.headers.get("Content-Type", "no content type")
+        if not kind.startswith("text/plain"):
+            raise self._build_kind_error(response, "plain text")
+        response.encoding = "utf-8"  # requests takes text without a charset for Latin-1
+        return response.text
+
+    def _build_kind_error(self, response: requests.Response, wanted: str) -> UnexpectedAnswerError:
+        kind = response.headers.get("Content-Type", "no content type")
+        return UnexpectedAnswerError(
+            self.instance,
+            describe_request(response),
+            f"{kind} instead of {wanted}",
+            "Is there a login page or a proxy in between?",
+        )
 
     def _parse(self, parse: Callable[[Any], T], answer: Any, request: str) -> T:
         """The record that an answer is, or a part of it.
@@ -271,9 +282,16 @@ def is_absent(response: requests.Response) -> bool:
         return False
     try:
         answer = response.json()
-    except requests.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(answer, Mapping) and "detail" in answer
+
+
+def _read_page(field: str, answer: Mapping[str, Any]) -> tuple[list[Any], int]:
+    entries, total = answer[field], answer["total_entries"]
+    if not isinstance(entries, list) or not isinstance(total, int):
+        raise TypeError(f"`{field}` is no list, or `total_entries` no number")
+    return entries, total
 
 
 def parse_version(version: str) -> tuple[int, int]:

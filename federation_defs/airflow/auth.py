@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-import threading
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 import requests
 from requests.auth import AuthBase
 
+from federation_defs.airflow.flight import SingleFlight
 from federation_defs.airflow.transport import NoAuth, Transport
 
 COMMAND_TIMEOUT_S = 30.0
@@ -41,6 +41,14 @@ class SignIn(AuthBase):
     def renew(self, response: requests.Response) -> bool:  # noqa: ARG002 - most can't
         """Whether the request that was answered so is worth sending again."""
         return False
+
+    def prepare(self) -> None:
+        """Has credentials at hand for the next request, so that it does not wait for them with a
+        connection, and is not repeated for their sake.
+
+        Raises:
+            NotSignedInError: There are none.
+        """
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -75,15 +83,19 @@ class RenewableAuth(SignIn):
 
     def __init__(self) -> None:
         self._credential: Credential | None = None
-        self._lock = threading.Lock()
+        self._fetching: SingleFlight[Credential] = SingleFlight()
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
-        credential = self._credential
-        if credential is None or self._is_outdated(credential):
-            credential = self._replace(credential)
-        name, value = credential.header
+        self.prepare()
+        assert self._credential is not None  # noqa: S101 - it is prepared
+        name, value = self._credential.header
         r.headers[name] = value
         return r
+
+    def prepare(self) -> None:
+        credential = self._credential
+        if credential is None or self._is_outdated(credential):
+            self._replace(credential)
 
     def renew(self, response: requests.Response) -> bool:
         current = self._credential
@@ -95,10 +107,13 @@ class RenewableAuth(SignIn):
         return True  # somebody has renewed it since
 
     def _replace(self, old: Credential | None) -> Credential:
-        with self._lock:
-            if self._credential is old or self._credential is None:
-                self._credential = self._fetch()
-            return self._credential
+        return self._fetching.do(lambda: self._fetch_after(old))
+
+    def _fetch_after(self, old: Credential | None) -> Credential:
+        current = self._credential
+        if current is old or current is None:
+            self._credential = current = self._fetch()
+        return current
 
     def _is_outdated(self, credential: Credential) -> bool:
         return credential.is_due
@@ -136,8 +151,8 @@ class PasswordAuth(RenewableAuth):
         if response.status_code not in (200, 201):  # 3.0 answered 200 at first
             raise NotSignedInError("no token", response)
         try:
-            return build_bearer(response.json()["access_token"])
-        except (requests.JSONDecodeError, KeyError, TypeError) as error:
+            return build_bearer(_check_token(response.json()["access_token"], "the answer"))
+        except (ValueError, RecursionError, KeyError, TypeError, NotSignedInError) as error:
             raise NotSignedInError("no `access_token`", response) from error
 
 
@@ -145,7 +160,7 @@ class TokenAuth(SignIn):
     """A bearer token that is what it is: once it ends, a person has to declare another."""
 
     def __init__(self, token: str) -> None:
-        self._credential = build_bearer(token)
+        self._credential = build_bearer(token.strip())
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
         name, value = self._credential.header
@@ -248,6 +263,8 @@ def _read_claims(token: str) -> dict[str, float]:
 
 
 def _check_token(text: str, source: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"a {type(text).__name__} where a token belongs")
     token = text.strip()
     if not token or not token.isascii() or any(letter.isspace() for letter in token):
         seen = "nothing" if not token else "more than a token"

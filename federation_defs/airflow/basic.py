@@ -29,7 +29,8 @@ class BasicAuth(HTTPBasicAuth, SignIn):
     """
 
     def __init__(self, transport: Transport, username: str, password: str) -> None:
-        super().__init__(username, password)
+        # As bytes: requests would take them for Latin-1, and Airflow reads UTF-8.
+        super().__init__(username.encode(), password.encode())
         self._transport = transport
         self._cookie: str | None = None
         self._has_worked = False

@@ -113,10 +113,7 @@ class DagQuestions(AirflowApi):
         response = self._get(build_path("dagSources", dag.source_key), accept="text/plain")
         if is_absent(response):
             return None
-        if response.status_code != 200:
-            raise self.session.build_error(response)
-        response.encoding = "utf-8"  # requests takes text without a charset for Latin-1
-        return response.text
+        return self._read_text(response)
 
     @follow_upgrade
     def fetch_import_errors(self) -> list[DagImportError]:

@@ -125,13 +125,11 @@ def parse_task_instance(answer: Answer) -> TaskInstance:
     )
 
 
-def parse_log(answer: Any) -> tuple[str, str | None]:
+def parse_log(answer: Answer) -> tuple[str, str | None]:
     """A page of a log as text, and the token of the next page; None after the last.
 
-    2.x answers text; 3.x a list of structured lines, and those of tasks that 2.x ran as text.
+    3.x gives a list of structured lines; of tasks that 2.x ran, of text.
     """
-    if isinstance(answer, str):
-        return answer, None
     lines = answer.get("content") or []
     if isinstance(lines, str):
         lines = [lines]

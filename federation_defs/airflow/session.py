@@ -81,6 +81,7 @@ class AirflowSession:
             )
 
         try:
+            sign_in.prepare()
             response = send()
             # What was refused was not done, so this is safe for all of them.
             return send() if sign_in.renew(response) else response
@@ -136,7 +137,7 @@ def read_detail(response: requests.Response) -> str:
         return f"go to {response.headers['Location'].partition('?')[0]}"
     try:
         answer = response.json()
-    except requests.JSONDecodeError:
+    except (ValueError, RecursionError):
         return ""
     if not isinstance(answer, dict):
         return ""

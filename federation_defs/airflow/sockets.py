@@ -13,6 +13,7 @@ import time
 from http.client import HTTPResponse
 from typing import Any
 
+import requests
 from requests.adapters import HTTPAdapter
 from typing_extensions import override
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -25,24 +26,38 @@ class TimedAdapter(HTTPAdapter):
     Args:
         answer_timeout_s: From the end of the request to the answer's last byte.
         max_connections: To one host; who needs one more waits.
-        tls: What an https host must prove.
+        tls: What an https host must prove. It is complete: nothing that requests knows of
+            certificates is added to it.
     """
 
     def __init__(self, answer_timeout_s: float, max_connections: int, tls: ssl.SSLContext) -> None:
         self._answer_timeout_s = answer_timeout_s
-        self._tls = tls
+        reqs = "CERT_NONE" if tls.verify_mode is ssl.CERT_NONE else "CERT_REQUIRED"
+        self._tls_options = {"ssl_context": tls, "cert_reqs": reqs}
         super().__init__(pool_maxsize=max_connections, pool_block=True)
 
     @override
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs, ssl_context=self._tls)
+        super().init_poolmanager(*args, **kwargs, **self._tls_options)
         self._time(self.poolmanager)
 
     @override
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **kwargs, ssl_context=self._tls)
+        manager = super().proxy_manager_for(proxy, **kwargs, **self._tls_options)
         self._time(manager)
         return manager
+
+    @override
+    def build_connection_pool_key_attributes(
+        self, request: requests.PreparedRequest, verify: Any, cert: Any = None
+    ) -> tuple[Any, Any]:
+        host, _ = super().build_connection_pool_key_attributes(request, True)
+        return host, {}
+
+    @override
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        """Nothing: it would load authorities and keys into the context, connection by connection,
+        while other threads use it."""
 
     def _time(self, manager: Any) -> None:
         timeout_s = self._answer_timeout_s

@@ -36,10 +36,10 @@ class TaskQuestions(AirflowApi):
         text, token = "", ""
         while True:
             response = self._get(path, params=params, accept=self.dialect.log_type)
-            if response.status_code != 200:
-                raise self.session.build_error(response)
-            response.encoding = "utf-8"
-            page, following = parse_log(response.json() if is_json(response) else response.text)
+            if is_json(response):
+                page, following = self._read(response, parse_log)
+            else:
+                page, following = self._read_text(response), None
             text += page
             if not following or following == token or not page:
                 return text

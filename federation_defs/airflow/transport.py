@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -11,17 +12,18 @@ from importlib.metadata import version
 from typing import Any
 
 import requests
-import truststore
 from requests.auth import AuthBase
 from requests.exceptions import ProxyError, SSLError
 from tenacity import RetryCallState, Retrying, retry_if_exception, retry_if_result
 from tenacity.stop import stop_after_attempt
 from tenacity.wait import wait_exponential, wait_random
+from typing_extensions import override
 
 from federation_defs.airflow.pace import Pace
 from federation_defs.airflow.sockets import TimedAdapter
+from federation_defs.airflow.tls import TlsFileError, build_tls_context
 from federation_defs.declaration import HttpDeclaration, TlsDeclaration
-from federation_defs.errors import TlsError, UnreachableError
+from federation_defs.errors import FederationError, TlsError, UnreachableError
 
 ATTEMPTS = 4
 MAX_RETRY_AFTER_S = 10.0  # who can wait longer, a sensor or a run, asks again later
@@ -54,19 +56,9 @@ class Transport:
         self.url = url.rstrip("/")
         self.http = http or HttpDeclaration()
         self._tls = tls or TlsDeclaration()
-        cert, key = self._tls.client_cert, self._tls.client_key
-        self._cert = (cert, key) if cert and key else cert
         self._pace = Pace(self.http.max_requests_per_minute)
-        self._session = requests.Session()
-        self._session.headers["User-Agent"] = f"federation-defs/{version('federation-defs')}"
-        self._session.headers["Accept"] = "application/json"
-        # A cookie is a sign-in of its own, and would outlast or contradict the declared one.
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        adapter = TimedAdapter(
-            self.http.answer_timeout, self.http.max_connections, _build_tls_context(self._tls)
-        )
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+        self._opened: _Session | None = None
+        self._lock = threading.Lock()
 
     def send(
         self,
@@ -103,10 +95,10 @@ class Transport:
     def _send_once(
         self, method: str, path: str, *, headers: Mapping[str, str] | None, **content: Any
     ) -> requests.Response:
+        session = self._open()
         self._pace.wait_for_turn()
-        tls = self._tls
         try:
-            return self._session.request(
+            return session.request(
                 method,
                 self.url + path,
                 headers=headers,
@@ -114,9 +106,6 @@ class Transport:
                 # An API does not redirect: it is a login page, or http for https; and a password
                 # must not follow to wherever it is sent.
                 allow_redirects=False,
-                # None lets the environment's REQUESTS_CA_BUNDLE have its say.
-                verify=(tls.ca_bundle or None) if tls.verify else False,
-                cert=self._cert,
                 **content,
             )
         except ProxyError as error:
@@ -133,8 +122,19 @@ class Transport:
             )
             reason = "timed out" if is_late else _reason(error)
             raise UnreachableError(self.instance, self.url, reason, is_late=is_late) from error
-        except OSError as error:  # a PEM file that is declared and is not there
-            raise TlsError(self.instance, self.url, str(error)) from error
+
+    def _open(self) -> _Session:
+        """The session, from the first request on: what reads files is not done at load."""
+        with self._lock:
+            if self._opened is None:
+                try:
+                    tls = build_tls_context(self._tls)
+                except TlsFileError as error:
+                    raise TlsError(self.instance, self.url, str(error)) from error
+                self._opened = _Session(
+                    TimedAdapter(self.http.answer_timeout, self.http.max_connections, tls)
+                )
+            return self._opened
 
     def _choose_pause(self, state: RetryCallState) -> float:
         outcome = state.outcome
@@ -144,6 +144,23 @@ class Transport:
                 self._pace.pause(asked_s)  # the other threads too
                 return asked_s
         return _BACKOFF(state)
+
+
+class _Session(requests.Session):
+    """One host's."""
+
+    def __init__(self, adapter: TimedAdapter) -> None:
+        super().__init__()
+        self.headers["User-Agent"] = f"federation-defs/{version('federation-defs')}"
+        self.headers["Accept"] = "application/json"
+        # A cookie is a sign-in of its own, and would outlast or contradict the declared one.
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self.mount("http://", adapter)
+        self.mount("https://", adapter)
+
+    @override
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Nowhere. (requests reads where it leads even if it does not go, and may fail at it.)"""
 
 
 class NoAuth(AuthBase):
@@ -182,19 +199,9 @@ def read_retry_after(response: requests.Response) -> float | None:
 def _parse_http_date(text: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return date.replace(tzinfo=date.tzinfo or timezone.utc)
-
-
-def _build_tls_context(tls: TlsDeclaration) -> ssl.SSLContext:
-    if tls.verify:
-        # The system's authorities, where a company puts its own; requests adds certifi's.
-        return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _is_worth_waiting(response: requests.Response) -> bool:
@@ -212,7 +219,10 @@ def _give_last(state: RetryCallState) -> requests.Response:
 
 
 def _innermost(error: BaseException) -> BaseException:
+    """What it came from; but not what was being dealt with when it came, an error of ours."""
     while (inner := error.__cause__ or error.__context__) is not None:
+        if isinstance(inner, FederationError):
+            break
         error = inner
     return error
 
