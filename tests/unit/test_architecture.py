@@ -33,6 +33,8 @@ FLOORS = [
     [
         "airflow.sockets",
         "airflow.pace",
+        "airflow.tls",
+        "airflow.flight",
         "airflow.dialects",
         "airflow.parsing",
         "airflow.permissions",
