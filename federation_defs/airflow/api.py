@@ -17,11 +17,17 @@ from federation_defs.airflow.flight import SingleFlight
 from federation_defs.airflow.parsing import MissingFieldError
 from federation_defs.airflow.session import AirflowSession
 from federation_defs.airflow.transport import describe_request, read_server_time
-from federation_defs.errors import UnexpectedAnswerError, UnreachableError
+from federation_defs.errors import (
+    AirflowError,
+    RequestRefusedError,
+    UnexpectedAnswerError,
+    UnreachableError,
+)
 
 # Servers clamp it to what they allow, 100 unless told otherwise (2.11 and 3.3).
 PAGE_LIMIT = 1000
 READ_AGAIN = 2
+UPGRADING = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,15 +60,19 @@ def follow_upgrade(
 
     @wraps(call)
     def made_anew(self: Api, *args: P.args, **kwargs: P.kwargs) -> R:
+        before = self.known_dialect
         try:
             return call(self, *args, **kwargs)
         except UpgradedError:
             pass
+        except (RequestRefusedError, UnexpectedAnswerError):
+            # Another thread may have been the first to see it, halfway through this call.
+            if before is None or self.known_dialect is before:
+                raise
         try:
             return call(self, *args, **kwargs)
         except UpgradedError as error:  # behind a balancer, old and new answer in turn
-            seen = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
-            raise UnreachableError(self.instance, self.url, seen) from error
+            raise UnreachableError(self.instance, self.url, UPGRADING) from error
 
     return made_anew
 
@@ -91,6 +101,11 @@ class AirflowApi:
     @property
     def url(self) -> str:
         return self.session.url
+
+    @property
+    def known_dialect(self) -> Dialect | None:
+        """The server's API version, if it was found out."""
+        return self._dialect
 
     @property
     def dialect(self) -> Dialect:
@@ -154,18 +169,24 @@ class AirflowApi:
         return self._send("GET", path, **content)
 
     def _check_dialect(self, dialect: Dialect, response: requests.Response) -> None:
-        """Looks anew which API this is, if it is not clear that this one answered."""
-        if response.status_code != 404 or is_absent(response):
+        """Looks anew which API this is, if another one answered than was asked.
+
+        3.3 answers 404 to a GET of v1 and 405 to all else, in its own form; 2.11 has a page.
+        """
+        if response.status_code not in (404, 405) or dialect.is_own(_read_answer(response)):
+            return
+        if self._is_pinned and is_json(response):
             return
         if not self._is_pinned:
             # What answers as neither is something in front of them.
             with suppress(UnexpectedAnswerError):
                 if self._detecting.do(lambda: self._detect(dialect)) is not dialect:
                     raise UpgradedError
-        if not is_json(response):
-            # A gateway whose Airflow is away answers 404 too, in HTML or plain text.
-            seen = f"404 to {describe_request(response)}, but not from Airflow"
-            raise UnreachableError(self.instance, self.url, seen)
+        # A gateway whose Airflow is away answers so too; or one that has both behind it.
+        seen = f"{response.status_code} to {describe_request(response)}, but not from Airflow"
+        if is_json(response):
+            seen = UPGRADING
+        raise UnreachableError(self.instance, self.url, seen)
 
     def _fetch_pages(
         self, path: str, field: str, parse: Callable[[Any], T], params: Mapping[str, Any]
@@ -266,6 +287,9 @@ class AirflowApi:
             seen, cause = f"no `{error.args[0]}`", error
         except (AttributeError, TypeError, ValueError) as error:
             seen, cause = f"a field of another kind than Airflow's ({error})", error
+        if self._version is None:
+            with suppress(AirflowError):
+                self.fetch_version()
         version = self._version or "of unknown version"
         remedy = f"The server says it is Airflow {version}: is that its answer, or a proxy's?"
         raise UnexpectedAnswerError(self.instance, request, seen, remedy) from cause
@@ -276,15 +300,19 @@ def is_json(response: requests.Response) -> bool:
 
 
 def is_absent(response: requests.Response) -> bool:
-    """Whether Airflow says that there is no such thing. (Where there is no such API, it has other
-    words: 3.x an `error` in place of the `detail`, 2.x a page.)"""
-    if response.status_code != 404 or not is_json(response):
-        return False
+    """Whether Airflow says that there is no such thing."""
+    return response.status_code == 404 and "detail" in _read_answer(response)
+
+
+def _read_answer(response: requests.Response) -> Mapping[str, Any]:
+    """The JSON object that an answer is; an empty one if it is none."""
+    if not is_json(response):
+        return {}
     try:
         answer = response.json()
     except (ValueError, RecursionError):
-        return False
-    return isinstance(answer, Mapping) and "detail" in answer
+        return {}
+    return answer if isinstance(answer, Mapping) else {}
 
 
 def _read_page(field: str, answer: Mapping[str, Any]) -> tuple[list[Any], int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,6 +48,8 @@ class MwaaAuth(RenewableAuth):
             response = self._transport.send(
                 "POST", path, auth=NoAuth(), is_repeatable=False, data={"token": token}
             )
+            if response.status_code == 429 or response.status_code >= 500:
+                raise NotSignedInError("no session, for now", response)
             value = response.cookies.get(cookie)
             statuses.append(str(response.status_code))
             if response.status_code < 400 and value:
@@ -64,10 +65,12 @@ class MwaaAuth(RenewableAuth):
     def _is_refusal(self, response: requests.Response) -> bool:
         """A session that ended is 401, 403 or a way to the login page; right after a login, a 403
         is a missing permission."""
+        if super()._is_refusal(response):
+            return True
         is_young = time.monotonic() - self._signed_in_at < _YOUNG_S
         if response.status_code == 403 or response.is_redirect:
             return not is_young
-        return super()._is_refusal(response)
+        return False
 
     def _fetch_login_token(self) -> str:
         import boto3  # the extra: only who signs in there needs it, and pays for its import
@@ -98,8 +101,7 @@ class ComposerAuth(RenewableAuth):
     """Cloud Composer: the access token of a Google account, renewed before it ends.
 
     Args:
-        credentials_file: A service account's key or a workload identity's configuration; None for
-            the application default credentials.
+        credentials_file: A service account's key; None for the application default credentials.
     """
 
     def __init__(self, credentials_file: str | None) -> None:
@@ -108,26 +110,30 @@ class ComposerAuth(RenewableAuth):
         self._google: Any = None
 
     def _fetch(self) -> Credential:
-        import google.auth  # the extra
-        from google.auth.exceptions import GoogleAuthError
+        from google.auth.exceptions import GoogleAuthError, RefreshError
         from google.auth.transport.requests import Request
 
         try:
             if self._google is None:
-                self._google = self._load(google.auth)
+                self._google = self._load()
             self._google.refresh(Request())
-        except (GoogleAuthError, OSError, ValueError) as error:
-            said = " ".join(str(error.args[0] if error.args else type(error).__name__).split())
-            raise NotSignedInError(f"Google gave no access token ({said[:200]})") from error
+        except (GoogleAuthError, OSError, ValueError, TypeError, AttributeError) as error:
+            # Of Google's own words only what a refusal is called: the rest may quote a key.
+            said = str(error.args[0]) if isinstance(error, RefreshError) else type(error).__name__
+            source = self._file or "the application default credentials"
+            said = f"Google gave no access token for {source} ({' '.join(said.split())[:200]})"
+            raise NotSignedInError(said) from error
         expires = self._google.expiry.replace(tzinfo=timezone.utc)
         life_s = (expires - datetime.now(timezone.utc)).total_seconds()
         return Credential(
             ("Authorization", f"Bearer {self._google.token}"), time.monotonic() + life_s * 0.9
         )
 
-    def _load(self, google_auth: Any) -> Any:
-        load: Callable[..., tuple[Any, Any]] = google_auth.default
-        if self._file is not None:
-            load = google_auth.load_credentials_from_file
-            return load(self._file, scopes=[_GOOGLE_SCOPE])[0]
-        return load(scopes=[_GOOGLE_SCOPE])[0]
+    def _load(self) -> Any:
+        if self._file is None:
+            from google.auth import default
+
+            return default(scopes=[_GOOGLE_SCOPE])[0]
+        from google.oauth2.service_account import Credentials
+
+        return Credentials.from_service_account_file(self._file, scopes=[_GOOGLE_SCOPE])

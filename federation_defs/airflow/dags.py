@@ -16,6 +16,7 @@ from federation_defs.airflow.parsing import (
     parse_task,
 )
 from federation_defs.airflow.records import Dag, DagDetails, DagImportError, DagWarning, Task
+from federation_defs.airflow.transport import describe_request
 from federation_defs.errors import DagNotFoundError
 
 
@@ -24,19 +25,20 @@ class DagQuestions(AirflowApi):
 
     @follow_upgrade
     def fetch_dags(
-        self, id_part: str | None = None, tags: Sequence[str] = (), *, with_raw: bool = False
+        self, id_pattern: str | None = None, tags: Sequence[str] = (), *, with_raw: bool = False
     ) -> list[Dag]:
         """All DAGs that the account may read, those whose file has gone left out.
 
         Args:
-            id_part: If given, only those whose id contains it, in capitals or not.
+            id_pattern: If given, only those whose id contains it, in capitals or not; as in SQL's
+                LIKE, `_` and `%` stand for any letter and for any text.
             tags: If given, only those with at least one of these tags.
             with_raw: Keep the answers as they came too.
         """
         # In the order of their ids, so that one that comes or goes moves as few as can be.
         params: dict[str, Any] = {"order_by": "dag_id"}
-        if id_part is not None:
-            params["dag_id_pattern"] = id_part
+        if id_pattern is not None:
+            params["dag_id_pattern"] = id_pattern
         if tags:
             params["tags"] = list(tags)
         parse = partial(parse_dag, with_raw=with_raw)
@@ -81,7 +83,7 @@ class DagQuestions(AirflowApi):
         response = self._get(build_path("dags", dag_id, "tasks"))
         if is_absent(response):
             raise DagNotFoundError(self.instance, dag_id, "404")
-        request = f"GET /dags/{dag_id}/tasks"
+        request = describe_request(response)
         entries = self._read(response, lambda answer: list(answer["tasks"]))
         tasks = [self._parse(parse_task, entry, request) for entry in entries]
         return sorted(tasks, key=lambda task: task.task_id)
@@ -103,6 +105,7 @@ class DagQuestions(AirflowApi):
 
         A file is asked for once however many DAGs it defines, several files at a time.
         """
+        dags = list(dags)
         dags_by_file = {dag.file: dag for dag in dags}
         texts = self._fetch_together(self._fetch_source, list(dags_by_file.values()))
         texts_by_file = dict(zip(dags_by_file, texts, strict=True))
@@ -110,7 +113,7 @@ class DagQuestions(AirflowApi):
         return {dag_id: text for dag_id, text in found if text is not None}
 
     def _fetch_source(self, dag: Dag) -> str | None:
-        response = self._get(build_path("dagSources", dag.source_key), accept="text/plain")
+        response = self._get(self.dialect.build_source_path(dag), accept="text/plain")
         if is_absent(response):
             return None
         return self._read_text(response)

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from federation_defs.airflow.records import TriggerOptions
+from federation_defs.airflow.records import Dag, TriggerOptions
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,21 @@ class Dialect:
     def prefix(self) -> str:
         return f"/api/{self.api}"
 
+    def is_own(self, answer: Mapping[str, Any]) -> bool:
+        """Whether this API says so that it has no such thing: 2.x with a title, 3.x with none."""
+        if self.api == "v1":
+            return "title" in answer
+        return "title" not in answer and ("detail" in answer or "error" in answer)
+
     def build_trigger_body(
         self, run_id: str, conf: Mapping[str, Any], options: TriggerOptions
     ) -> dict[str, Any]:
         body: dict[str, Any] = {"dag_run_id": run_id, "conf": dict(conf)}
-        if options.logical_date is not None:
-            body["logical_date"] = format_time(options.logical_date)
+        date = options.logical_date
+        if date is None and options.data_interval is not None:
+            date, _ = options.data_interval  # 3.x takes no notice of an interval without a date
+        if date is not None:
+            body["logical_date"] = format_time(date)
         elif self.api == "v2":
             body["logical_date"] = None  # required, though it may be null (else 422)
         if options.data_interval is not None:
@@ -54,6 +63,10 @@ class Dialect:
         if options.partition_key is not None:
             body["partition_key"] = options.partition_key
         return body
+
+    def build_source_path(self, dag: Dag) -> str:
+        # 3.x has file tokens too, and answers them with 404.
+        return build_path("dagSources", dag.dag_id if self.api == "v2" else dag.file_token)
 
     def build_dag_page(self, dag_id: str) -> str:
         return build_path("dags", dag_id) + ("" if self.api == "v2" else "/grid")

@@ -51,8 +51,7 @@ def parse_dag(answer: Answer, *, with_raw: bool = False) -> Dag:
         owners=tuple(answer.get("owners") or ()),
         tags=tuple(tag["name"] for tag in answer.get("tags") or ()),
         schedule=_parse_schedule(answer),
-        # 3.x has file tokens too, and answers them with 404.
-        source_key=dag_id if "is_stale" in answer else _need(answer, "file_token"),
+        file_token=_need(answer, "file_token"),
         file=f"{bundle}:{file}" if bundle else file,
         raw=answer if with_raw else None,
     )
@@ -61,7 +60,7 @@ def parse_dag(answer: Answer, *, with_raw: bool = False) -> Dag:
 def parse_dag_details(answer: Answer) -> DagDetails:
     timeout = answer.get("dag_run_timeout")
     return DagDetails(
-        dag=parse_dag(answer),
+        dag_id=_need(answer, "dag_id"),
         doc=answer.get("doc_md"),
         params=answer.get("params") or {},
         catchup=bool(answer.get("catchup")),
@@ -161,7 +160,7 @@ def parse_asset_event(answer: Answer) -> AssetEvent:
     runs = answer.get("created_dagruns")
     return AssetEvent(
         id=_need(answer, "id"),
-        asset_id=answer["asset_id"] if "asset_id" in answer else _need(answer, "dataset_id"),
+        asset_id=_need(answer, "dataset_id" if "dataset_uri" in answer else "asset_id"),
         uri=answer.get("uri") or answer.get("dataset_uri"),
         timestamp=timestamp,
         source_dag_id=answer.get("source_dag_id"),

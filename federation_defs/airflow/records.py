@@ -24,7 +24,7 @@ class Dag:
         is_partitioned: Its runs have partition keys in place of logical dates (3.2).
         schedule: What a person calls its schedule (a cron expression, "@daily"), or None if it
             has none.
-        source_key: What its source is asked for by: the file's token in 2.x, its own id in 3.x.
+        file_token: What 2.x gives its source for.
         file: Where its code is, the same for all DAGs of one file.
         raw: The answer as it came, if that was asked for; it is most of what a long list weighs.
     """
@@ -38,7 +38,7 @@ class Dag:
     owners: tuple[str, ...]
     tags: tuple[str, ...]
     schedule: str | None
-    source_key: str
+    file_token: str
     file: str
     raw: Mapping[str, Any] | None = None
 
@@ -53,7 +53,7 @@ class DagDetails:
         timezone: Its name.
     """
 
-    dag: Dag
+    dag_id: str
     doc: str | None
     params: Mapping[str, Any]
     catchup: bool
@@ -125,6 +125,7 @@ class TriggerOptions:
     """How a run is to be started, if not just now.
 
     Attributes:
+        logical_date: If it is not given and a data interval is, the interval's start.
         data_interval: Its start and end (2.9); else Airflow infers them from the logical date.
         partition_key: For a partitioned DAG (3.2), in place of a logical date.
     """

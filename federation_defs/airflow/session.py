@@ -141,8 +141,10 @@ def read_detail(response: requests.Response) -> str:
         return ""
     if not isinstance(answer, dict):
         return ""
-    # 2.x titles every 403 "Forbidden", which says nothing.
-    detail = answer.get("detail") or (answer.get("title") if response.status_code != 403 else "")
+    # 2.x titles every 403 "Forbidden", which says nothing. Where there is no such path, 3.x has
+    # an `error` in place of the `detail`.
+    title = answer.get("title") if response.status_code != 403 else ""
+    detail = answer.get("detail") or title or answer.get("error")
     return " ".join(_tell(detail).split())[:300]
 
 

@@ -7,6 +7,9 @@ from federation_defs.airflow.dialects import build_run_path
 from federation_defs.airflow.parsing import parse_log, parse_task_instance
 from federation_defs.airflow.records import TaskInstance
 
+# A page has all that there is; a task that goes on talking has one more each time it is asked for.
+MAX_LOG_PAGES = 100
+
 
 class TaskQuestions(AirflowApi):
     """Questions about task instances."""
@@ -34,7 +37,7 @@ class TaskQuestions(AirflowApi):
             {"map_index": str(task.map_index)} if task.map_index >= 0 else {}
         )
         text, token = "", ""
-        while True:
+        for _ in range(MAX_LOG_PAGES):
             response = self._get(path, params=params, accept=self.dialect.log_type)
             if is_json(response):
                 page, following = self._read(response, parse_log)
@@ -42,6 +45,6 @@ class TaskQuestions(AirflowApi):
                 page, following = self._read_text(response), None
             text += page
             if not following or following == token or not page:
-                return text
-            token = following
-            params["token"] = token
+                break
+            params["token"] = token = following
+        return text

@@ -68,8 +68,7 @@ class ComposerAuthDeclaration(Declaration):
     type: Literal["composer"]
     credentials_file: str | None = Field(
         default=None,
-        description="A service account's key, or a workload identity's configuration; else the "
-        "application default credentials.",
+        description="A service account's key; else the application default credentials.",
     )
 
 
