@@ -59,6 +59,7 @@ class AirflowInstance(ABC):
         self.database = self.home / "airflow.db"
         self.logs = self.home / "logs"
         self._lake = demo.lake
+        self._more_dags = demo.dags / settings.name if demo.dags else None
         self._stamp = self.home / "prepared-with"
         self._session = requests.Session()
         self._session.trust_env = False  # neither a proxy nor a .netrc has a say on 127.0.0.1
@@ -106,6 +107,23 @@ class AirflowInstance(ABC):
     def _watched_parts(self) -> tuple[str, ...]:
         """The parts without whose heartbeat nothing runs."""
 
+    @property
+    def dags(self) -> Path:
+        """The folder that it reads its DAGs from."""
+        return self.home / "dags" if self._more_dags else self.project / "dags"
+
+    def link_dags(self) -> None:
+        """Makes one folder of the demo's DAGs and the others, as 2.11 reads no more than one."""
+        if self._more_dags is None:
+            return
+        # The demo's DAGs look for their data in the folder next to theirs.
+        targets = {f"demo/{name}": self.project / name for name in ("dags", "data")}
+        for name, target in {**targets, "more": self._more_dags}.items():
+            link = self.dags / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(target, target_is_directory=True)
+
     def environment(self) -> dict[str, str]:
         """The environment of all its processes."""
         # An Airflow setting of the person's own shell must not reach the demo.
@@ -114,7 +132,7 @@ class AirflowInstance(ABC):
             inherited
             | {
                 "AIRFLOW_HOME": str(self.home),
-                "AIRFLOW__CORE__DAGS_FOLDER": str(self.project / "dags"),
+                "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
                 "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
                 "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
                 "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -197,7 +215,8 @@ class AirflowInstance(ABC):
         errors: dict[str, Any] = self.request("GET", "/importErrors").json()
         read = {Path(dag["fileloc"]).name for dag in dags["dags"]}
         read |= {Path(error["filename"]).name for error in errors["import_errors"]}
-        unread = {file.name for file in (self.project / "dags").glob("*.py")} - read
+        folders = [self.project / "dags", *([self._more_dags] if self._more_dags else [])]
+        unread = {file.name for folder in folders for file in folder.glob("*.py")} - read
         return f"DAG file {min(unread)} not read yet" if unread else None
 
     def _fingerprint(self) -> str:

@@ -68,12 +68,15 @@ class DemoSettings:
         metrics: The Airflow 3.3.
         dagster_port: Where Dagster listens.
         home: Folder of everything the demo writes; nothing is shared with another home.
+        dags: Folder with a folder of DAG files per Airflow, which are read beside the demo's own;
+            None if there are no others.
     """
 
     warehouse: AirflowSettings
     metrics: AirflowSettings
     dagster_port: int
     home: Path
+    dags: Path | None
 
     @property
     def lake(self) -> Path:
@@ -104,6 +107,7 @@ def read_settings() -> DemoSettings:
         metrics=_airflow_settings("metrics", sources),
         dagster_port=_parse_port("DAGSTER_PORT", _find("DAGSTER_PORT", sources)[0]),
         home=home.expanduser().resolve(),
+        dags=_find_dags(),
     )
 
 
@@ -140,6 +144,16 @@ def _airflow_settings(name: str, sources: list[_Source]) -> AirflowSettings:
         password=password,
         password_source=f"{prefix}_PASSWORD in {source}",
     )
+
+
+def _find_dags() -> Path | None:
+    value = os.environ.get("DEMO_DAGS")
+    if not value:
+        return None
+    dags = Path(value).expanduser().resolve()
+    if not dags.is_dir():
+        raise SettingsError(f"DEMO_DAGS is '{value}', which is no folder. Make it, or unset it.")
+    return dags
 
 
 def _find(name: str, sources: list[_Source]) -> tuple[str, str]:

@@ -88,6 +88,7 @@ def prepare_all(instances: list[AirflowInstance]) -> None:
 def prepare(instance: AirflowInstance) -> None:
     """Returns when it has its database and account, at once if an earlier start made them."""
     instance.logs.mkdir(parents=True, exist_ok=True)
+    instance.link_dags()
     if instance.is_prepared():
         return
     instance.drop_unfinished()

@@ -37,7 +37,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 @dataclass(frozen=True)
 class Airflows:
-    """The demo's Airflows, real and running.
+    """The demo's Airflows, real and running, with the DAGs of the contract tests too.
 
     Attributes:
         warehouse: Airflow 2.11, basic auth.
@@ -66,7 +66,8 @@ def airflows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflows]:
         f"{name}_AIRFLOW_URL": f"http://127.0.0.1:{ports[f'{name}_PORT']}"
         for name in ("WAREHOUSE", "METRICS")
     }
-    env = {"DEMO_HOME": str(home), **ports, **urls, **accounts}
+    dags = ROOT / "tests" / "contract" / "dags"
+    env = {"DEMO_HOME": str(home), "DEMO_DAGS": str(dags), **ports, **urls, **accounts}
     command = [sys.executable, ROOT / "airflow_instances" / "start.py"]
     demo = LoggedProcess(command, home / "demo.log", cwd=ROOT, env=env)
 

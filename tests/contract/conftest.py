@@ -12,25 +12,42 @@ from dataclasses import dataclass
 
 import dagster as dg
 import pytest
-from dotenv import dotenv_values
 
 from federation_defs.airflow.client import AirflowClient
-from tests.conftest import ROOT, Airflows
+from tests.conftest import Airflows
 from tests.contract.daemon import DAG, Daemon, Observed
 from tests.contract.fake_airflow import FakeAirflow
 from tests.contract.fake_database import Database
-from tests.contract.worlds import FakeWorld, RealWorld, World, connect_to, run_dag
+from tests.contract.upgrading import Upgraded, start_upgradable
+from tests.contract.worlds import (
+    SIGN_INS,
+    FakeWorld,
+    RealWorld,
+    World,
+    connect,
+    connect_to,
+    run_dag,
+)
 
 FAKES = ["fake-v1", "fake-v2"]
 REAL = ["real-v1", "real-v2"]
 
 
+WORLDS = {
+    "world": [*FAKES, *REAL],
+    "world_v1": ["fake-v1", "real-v1"],
+    "world_v2": ["fake-v2", "real-v2"],
+    "real_world": REAL,
+}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    real = [pytest.param(name, marks=pytest.mark.real_airflows) for name in REAL]
-    if "world" in metafunc.fixturenames:
-        metafunc.parametrize("world", [*FAKES, *real], indirect=True)
-    if "real_world" in metafunc.fixturenames:
-        metafunc.parametrize("real_world", real, indirect=True)
+    for fixture in WORLDS.keys() & set(metafunc.fixturenames):
+        params = [
+            pytest.param(name, marks=pytest.mark.real_airflows) if name in REAL else name
+            for name in WORLDS[fixture]
+        ]
+        metafunc.parametrize(fixture, params, indirect=True)
 
 
 @dataclass(frozen=True)
@@ -79,6 +96,13 @@ def airflow_v2(start_airflow: StartAirflow) -> Airflow:
     return start_airflow("v2")
 
 
+@pytest.fixture(params=["v1", "v2"])
+def upgraded(request: pytest.FixtureRequest) -> Iterator[Upgraded]:
+    """A fake Airflow of each API version, whose upgrade a test brings about."""
+    with start_upgradable(request.param) as upgraded:
+        yield upgraded
+
+
 @pytest.fixture
 def observed(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Observed:
     """A fake Airflow 3 with one selected DAG, and the daemon that watches it."""
@@ -89,11 +113,19 @@ def observed(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Observed:
 @pytest.fixture
 def world(request: pytest.FixtureRequest) -> World:
     """An Airflow of each API version, fake and real."""
-    name: str = request.param
-    if name in REAL:
-        return build_real_world(request, name)
-    start: StartAirflow = request.getfixturevalue("start_airflow")
-    return FakeWorld(start(name.removeprefix("fake-")).server)
+    return build_world(request)
+
+
+@pytest.fixture
+def world_v1(request: pytest.FixtureRequest) -> World:
+    """An Airflow 2, fake and real."""
+    return build_world(request)
+
+
+@pytest.fixture
+def world_v2(request: pytest.FixtureRequest) -> World:
+    """An Airflow 3, fake and real."""
+    return build_world(request)
 
 
 @pytest.fixture
@@ -102,19 +134,35 @@ def real_world(request: pytest.FixtureRequest) -> RealWorld:
     return build_real_world(request, request.param)
 
 
+@pytest.fixture
+def fake_world(airflow: Airflow) -> FakeWorld:
+    """A fake Airflow of each API version, for what can't be done to a real one."""
+    return FakeWorld(airflow.server)
+
+
 @pytest.fixture(scope="session")
 def real_worlds(airflows: Airflows) -> dict[str, RealWorld]:
     """The demo's Airflows, once the table is there from which metrics' DAG computes."""
-    settings = dotenv_values(ROOT / ".env.example")
 
-    def build(client: AirflowClient, dag_id: str) -> RealWorld:
-        username = settings[f"{client.instance.upper()}_AIRFLOW_USERNAME"]
-        assert username, "no account in .env.example"
+    def build(name: str, api: str, dag_id: str) -> RealWorld:
+        url, username, password = (
+            airflows.env[f"{name.upper()}_AIRFLOW_{what}"]
+            for what in ("URL", "USERNAME", "PASSWORD")
+        )
+        client = connect(url, SIGN_INS[api], password, name, username)
         return RealWorld(client, dag_id, username)
 
-    warehouse = build(airflows.warehouse, "load_customers")
+    warehouse = build("warehouse", "v1", "load_customers")
     assert run_dag(warehouse).is_success
-    return {"real-v1": warehouse, "real-v2": build(airflows.metrics, "customer_metrics")}
+    return {"real-v1": warehouse, "real-v2": build("metrics", "v2", "customer_metrics")}
+
+
+def build_world(request: pytest.FixtureRequest) -> World:
+    name: str = request.param
+    if name in REAL:
+        return build_real_world(request, name)
+    start: StartAirflow = request.getfixturevalue("start_airflow")
+    return FakeWorld(start(name.removeprefix("fake-")).server)
 
 
 def build_real_world(request: pytest.FixtureRequest, name: str) -> RealWorld:

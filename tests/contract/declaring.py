@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ SURROUNDINGS = re.compile(
 )
 
 T = TypeVar("T")
+F = TypeVar("F")  # a fault: of the server, or of what is before it
 
 
 def forget_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +105,48 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     if raised:
         raise raised[0]
     return given[0]
+
+
+def for_each(cases: Mapping[str, T], check: Callable[[T], None], timeout_s: float = 60) -> None:
+    """Checks all cases at a time, as what they do is wait; fails with the names of those that do.
+
+    Args:
+        timeout_s: For all of them; what hangs fails.
+    """
+    failed: dict[str, str] = {}
+
+    def run(name: str) -> None:
+        try:
+            check(cases[name])
+        except (Exception, pytest.fail.Exception):  # noqa: BLE001 - told below
+            failed[name] = traceback.format_exc()
+
+    threads = {name: Thread(target=run, args=(name,), daemon=True) for name in cases}
+    for thread in threads.values():
+        thread.start()
+    ends = time.monotonic() + timeout_s
+    for name, thread in threads.items():
+        thread.join(max(0, ends - time.monotonic()))
+        if thread.is_alive():
+            failed[name] = f"hangs: {timeout_s} s and no end"
+    told = "".join(f"\n--- {name}\n{why}" for name, why in failed.items())
+    assert not failed, f"{len(failed)} of {len(cases)}: {', '.join(failed)}{told}"
+
+
+def for_each_fault(
+    faults: Mapping[str, F],
+    check: Callable[[Reached, F], None],
+    api: str = "v2",
+    **http: Any,
+) -> None:
+    """Checks them all at a time, each with a fake Airflow of its own."""
+    with ExitStack() as running:
+        # One after another: Python 3.11 can't compile in threads, which werkzeug's routes are.
+        cases = {
+            name: (running.enter_context(reach(api, **http)), fault)
+            for name, fault in faults.items()
+        }
+        for_each(cases, lambda case: check(*case))
 
 
 def tell_all(error: BaseException | None) -> str:

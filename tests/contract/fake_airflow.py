@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import socket
 from base64 import b64encode
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock, Thread
 from types import TracebackType
 from typing import Any, cast
@@ -16,11 +18,13 @@ from werkzeug import Request, Response
 from werkzeug.http import http_date
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
+from tests.contract.fake_api import RefusedError, build_json
 from tests.contract.fake_database import Database
-from tests.contract.fake_endpoints import Endpoints, RefusedError, build_json
+from tests.contract.fake_endpoints import Endpoints
 from tests.contract.faults import Fault
 
 USERNAME = "federation"
+VIEWER = "viewer"  # who may read, and no more
 PASSWORD = "open-sesame"
 
 
@@ -51,21 +55,29 @@ class FakeAirflow:
     """A server on a free port of 127.0.0.1, from `start()` (or `with`) to `stop()`.
 
     Attributes:
-        api: "v1" or "v2".
+        api: "v1" or "v2"; changed by an upgrade.
         database: What it has, and where things are made to happen.
-        endpoints: How it answers.
+        all_endpoints: How it answers, by API.
+        turns: The APIs that answer the next requests, as in the midst of an upgrade behind a
+            balancer; after them, `api` does.
         has_public_role: As 2.x comes: who is not known has the role Public, which may do nothing,
             so that a wrong password is 403; without it, 401.
-        password: The account's; a changed one holds from the next sign-in on.
+        password: Of both accounts; a changed one holds from the next sign-in on.
+        takes_tokens: As some hosts' 2.x do: a token signs in there too.
+        gateway: What somebody in front of it answers to all who are not signed in, whatever they
+            ask for; None if there is nobody.
         asked: All requests so far.
     """
 
     def __init__(self, api: str) -> None:
         self.api = api
+        self.turns: deque[str] = deque()
         self.database = Database()
-        self.endpoints = Endpoints(api, self.database)
+        self.all_endpoints = {one: Endpoints(one, self.database) for one in ("v1", "v2")}
         self.has_public_role = True
         self.password = PASSWORD
+        self.takes_tokens = False
+        self.gateway: Callable[[], Response] | None = None
         self.asked: list[Asked] = []
         self.connections: set[socket.socket] = set()
         self._secret = 1
@@ -80,9 +92,17 @@ class FakeAirflow:
         return f"http://127.0.0.1:{self._port}"
 
     @property
+    def endpoints(self) -> Endpoints:
+        """How it answers now."""
+        return self.all_endpoints[self.api]
+
+    @property
     def token(self) -> str:
-        """The one that it gives out, and the only one that it takes."""
-        return f"token-{self._secret}-of-{USERNAME}"
+        """The one that it gives out to the first account, and the only one that it takes of it."""
+        return self._build_token(USERNAME)
+
+    def _build_token(self, username: str) -> str:
+        return f"token-{self._secret}-of-{username}"
 
     def start(self) -> None:
         """Listens; on the same port again after a `stop()`."""
@@ -130,42 +150,59 @@ class FakeAirflow:
 
     def respond(self, request: Request, connection: int) -> Response | None:
         """The answer, or what a fault makes of it."""
-        path = request.path.removeprefix(f"/api/{self.api}")
-        asked = Asked(request.method, path, request.args.to_dict(), connection)
         with self._lock:
+            api = self.turns.popleft() if self.turns else self.api
+            path = request.path.removeprefix(f"/api/{api}")
+            asked = Asked(request.method, path, request.args.to_dict(), connection)
             self.asked.append(asked)
             planned = next((one for one in self._faults if one[0](asked)), None)
             if planned is not None:
                 self._faults.remove(planned)
-        return planned[1](lambda: self._act(request)) if planned else self._act(request)
+        return planned[1](lambda: self._act(api, request)) if planned else self._act(api, request)
 
-    def _act(self, request: Request) -> Response:
+    def _act(self, api: str, request: Request) -> Response:
         with self.database.lock:
             now = self.database.now()
-            if self.api == "v2" and (request.method, request.path) == ("POST", "/auth/token"):
+            if self.gateway is not None and self._find_account(api, request) is None:
+                response = self.gateway()
+            elif api == "v2" and (request.method, request.path) == ("POST", "/auth/token"):
                 response = self._make_token(request)
             else:
-                response = self.endpoints.answer(request, self._check_sign_in)
+                response = self.all_endpoints[api].answer(request, partial(self._check, api))
         response.headers["Date"] = http_date(now)
         return response
 
     def _make_token(self, request: Request) -> Response:
-        if request.get_json() != {"username": USERNAME, "password": self.password}:
-            return self.endpoints.build_refusal(RefusedError(401, "Invalid credentials"))
-        return build_json({"access_token": self.token}, 201)
+        for username in (USERNAME, VIEWER):
+            if request.get_json() == {"username": username, "password": self.password}:
+                return build_json({"access_token": self._build_token(username)}, 201)
+        refused = RefusedError(401, "Invalid credentials")
+        return self.all_endpoints["v2"].build_refusal(refused)
 
-    def _check_sign_in(self, request: Request) -> None:
+    def _find_account(self, api: str, request: Request) -> str | None:
+        """Who is signed in."""
         given = request.headers.get("Authorization", "")
-        if self.api == "v1":
-            account = b64encode(f"{USERNAME}:{self.password}".encode()).decode()
-            if given != f"Basic {account}":
-                if self.has_public_role:
-                    raise RefusedError(403, None, "Forbidden")
-                raise RefusedError(401, None, "Unauthorized")
-        elif not given.startswith("Bearer "):
-            raise RefusedError(401, "Not authenticated")
-        elif given != f"Bearer {self.token}":
+        for username in (USERNAME, VIEWER):
+            account = b64encode(f"{username}:{self.password}".encode()).decode()
+            has_token = given == f"Bearer {self._build_token(username)}"
+            if has_token and (api == "v2" or self.takes_tokens):
+                return username
+            if api == "v1" and given == f"Basic {account}":
+                return username
+        return None
+
+    def _check(self, api: str, request: Request) -> None:
+        username = self._find_account(api, request)
+        if username is None and api == "v1" and self.has_public_role:
+            raise RefusedError(403, None, "Forbidden")
+        if username is None and api == "v1":
+            raise RefusedError(401, None, "Unauthorized")
+        if username is None and request.headers.get("Authorization", "").startswith("Bearer "):
             raise RefusedError(403, "Invalid JWT token")
+        if username is None:
+            raise RefusedError(401, "Not authenticated")
+        if username == VIEWER and request.method != "GET":
+            raise RefusedError(403, "Forbidden" if api == "v2" else None, "Forbidden")
 
 
 class _Handler(WSGIRequestHandler):

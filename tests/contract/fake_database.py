@@ -3,75 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from itertools import count
 from threading import RLock
 from typing import Any
 from uuid import uuid4
 
-
-@dataclass
-class DagRow:
-    """A DAG, and how its runs go.
-
-    Attributes:
-        is_present: Its file is there; else it is stale (3.x), or inactive (2.x).
-        tasks: Its task ids; the last one fails when a run fails.
-        outcome: The state in which its runs end by themselves.
-        polls: How often a run is read on its own until it ends by itself, 0 if it ends at once;
-            None if it does not.
-        refusal: Airflow's words when it refuses every trigger with 400; None if it takes them.
-    """
-
-    dag_id: str
-    is_paused: bool = False
-    is_present: bool = True
-    description: str | None = None
-    owners: tuple[str, ...] = ("airflow",)
-    tags: tuple[str, ...] = ()
-    schedule: str | None = None
-    source: str = "# a DAG\n"
-    tasks: tuple[str, ...] = ("extract", "load")
-    outcome: str = "success"
-    polls: int | None = None
-    refusal: str | None = None
-
-
-@dataclass
-class TaskRow:
-    """One task instance; its log is that of its last try."""
-
-    task_id: str
-    map_index: int = -1
-    state: str | None = None
-    try_number: int = 0
-    log: list[str] = field(default_factory=list)
-    error: str | None = None
-
-
-@dataclass
-class RunRow:
-    """One DAG run.
-
-    Attributes:
-        id: The row's number; no API shows it, but lists are ordered by it.
-        polls_left: How often it is read on its own until it ends by itself; None if it does not.
-    """
-
-    id: int
-    dag_id: str
-    run_id: str
-    state: str
-    conf: Mapping[str, Any]
-    logical_date: datetime | None
-    queued_at: datetime
-    updated_at: datetime
-    start_date: datetime | None = None
-    end_date: datetime | None = None
-    tasks: list[TaskRow] = field(default_factory=list)
-    polls_left: int | None = None
-    outcome: str = "success"
+from tests.contract.fake_rows import (
+    AssetEventRow,
+    AssetRow,
+    DagRow,
+    ImportErrorRow,
+    RunRow,
+    TaskRow,
+    TaskSpec,
+    WarningRow,
+)
 
 
 class Database:
@@ -85,6 +32,10 @@ class Database:
         self.lock = RLock()
         self.dags: dict[str, DagRow] = {}
         self.runs: list[RunRow] = []
+        self.assets: list[AssetRow] = []
+        self.events: list[AssetEventRow] = []
+        self.import_errors: list[ImportErrorRow] = []
+        self.warnings: list[WarningRow] = []
         self.skew = timedelta()
         self._ids = count(1)
 
@@ -95,6 +46,34 @@ class Database:
         with self.lock:
             self.dags[dag_id] = DagRow(dag_id, **columns)
             return self.dags[dag_id]
+
+    def add_asset(self, uri: str, **columns: Any) -> AssetRow:
+        with self.lock:
+            self.assets.append(AssetRow(next(self._ids), uri, self.now(), **columns))
+            return self.assets[-1]
+
+    def add_import_error(self, file: str, stack_trace: str) -> None:
+        with self.lock:
+            row = ImportErrorRow(next(self._ids), file, stack_trace, self.now())
+            self.import_errors.append(row)
+
+    def add_warning(self, dag_id: str, kind: str, message: str) -> None:
+        with self.lock:
+            self.warnings.append(WarningRow(dag_id, kind, message, self.now()))
+
+    def add_event(
+        self,
+        asset: AssetRow,
+        source: tuple[RunRow, TaskRow] | None = None,
+        timestamp: datetime | None = None,
+    ) -> AssetEventRow:
+        """An update of an asset, and the runs that it starts."""
+        with self.lock:
+            runs = [self.start_run(dag_id, run_type="asset") for dag_id in asset.scheduled]
+            when, extra = timestamp or self.now(), asset.event_extra
+            event = AssetEventRow(next(self._ids), asset, when, source, extra, runs)
+            self.events.append(event)
+            return event
 
     def find_run(self, dag_id: str, run_id: str) -> RunRow | None:
         with self.lock:
@@ -108,6 +87,7 @@ class Database:
         state: str = "running",
         conf: Mapping[str, Any] | None = None,
         logical_date: datetime | None = None,
+        **columns: Any,
     ) -> RunRow:
         """A new run, as the scheduler, a person or a trigger makes it."""
         with self.lock:
@@ -115,16 +95,17 @@ class Database:
             run = RunRow(
                 id=next(self._ids),
                 dag_id=dag_id,
-                run_id=run_id or f"manual__{uuid4()}",
+                run_id=run_id or f"{columns.get('run_type', 'manual')}__{uuid4()}",
                 state=state,
                 conf=conf or {},
                 logical_date=logical_date,
                 queued_at=now,
                 updated_at=now,
                 start_date=now if state == "running" else None,
-                tasks=[TaskRow(task_id) for task_id in dag.tasks],
+                tasks=[task for spec in dag.specs for task in _build_tasks(spec)],
                 polls_left=dag.polls,
                 outcome=dag.outcome,
+                **columns,
             )
             self.runs.append(run)
             return self.finish_run(run, dag.outcome) if dag.polls == 0 else run
@@ -140,9 +121,7 @@ class Database:
         with self.lock:
             left = [task for task in run.tasks if task.state != "success"]
             for task in left:
-                task.state, task.error = "success", None
-                task.try_number += 1
-                task.log = [f"Starting attempt {task.try_number} of {task.task_id}", "Done."]
+                self._run_task(run, task, "success")
             if state == "failed" and left:
                 left[-1].state = "failed"
                 left[-1].error = f"{left[-1].task_id} could not read its table"
@@ -151,7 +130,21 @@ class Database:
             run.start_date = min(run.start_date or run.queued_at, run.end_date)
             run.updated_at = updated_at or self.now()
             run.polls_left = None
+            for asset in self.assets:
+                for task in left:
+                    if task.state == "success" and (run.dag_id, task.task_id) in asset.producers:
+                        self.add_event(asset, (run, task))
             return run
+
+    def _run_task(self, run: RunRow, task: TaskRow, state: str) -> None:
+        if task.state != "running":
+            task.try_number += 1
+            task.start_date = self.now()
+        spec = next(one for one in self.dags[run.dag_id].specs if one.task_id == task.task_id)
+        says = [line.format(label=task.label) for line in spec.says]
+        task.log = [f"Starting attempt {task.try_number} of {task.task_id}", *says]
+        task.state, task.error = state, None
+        task.end_date = self.now() if state == "success" else None
 
     def finish_after(self, run: RunRow, polls: int, state: str = "success") -> None:
         """Has a run end when it is read on its own for the `polls`-th time from now on."""
@@ -159,8 +152,15 @@ class Database:
             run.polls_left, run.outcome = polls, state
 
     def set_state(self, run: RunRow, state: str) -> None:
-        """As a person sets it: a run that was over keeps its end, one never started no start."""
+        """As a person sets it: a run that was over keeps its end, one never started no start. Its
+        tasks end with it, and those that have not begun never do."""
         with self.lock:
+            for task in run.tasks:
+                if task.state == "running":
+                    task.state, task.end_date = state, self.now()
+                elif task.state is None:
+                    task.state = "success" if state == "success" else "skipped"
+                    task.start_date = task.end_date = self.now()
             run.state = state
             run.end_date = run.end_date or self.now()
             run.updated_at = self.now()
@@ -171,7 +171,8 @@ class Database:
         with self.lock:
             cleared = [task for task in run.tasks if task.state == "failed" or not only_failed]
             for task in cleared:
-                task.state = None
+                task.earlier[task.try_number] = task.log, task.error
+                task.state, task.start_date, task.end_date = None, None, None
             if cleared:
                 run.state, run.start_date, run.end_date = "queued", None, None
                 run.queued_at = run.updated_at = self.now()
@@ -185,10 +186,21 @@ class Database:
 
     def count_poll(self, run: RunRow) -> None:
         """Moves on a run that ends by itself, for it was read on its own."""
-        if run.polls_left is None or run.state in {"success", "failed"}:
+        if run.polls_left is None or run.is_finished:
             return
         run.polls_left -= 1
         if run.polls_left <= 0:
             self.finish_run(run, run.outcome)
         elif run.state == "queued":
             run.state, run.start_date, run.updated_at = "running", self.now(), self.now()
+            for task in [task for task in run.tasks if task.state is None][:1]:
+                self._run_task(run, task, "running")
+
+
+def _build_tasks(spec: TaskSpec) -> list[TaskRow]:
+    if not spec.labels:
+        return [TaskRow(spec.task_id, operator=spec.operator)]
+    return [
+        TaskRow(spec.task_id, index, label, spec.operator)
+        for index, label in enumerate(spec.labels)
+    ]

@@ -114,7 +114,9 @@ def test_a_missing_permission_is_told_in_airflows_words_and_renews_nothing(
     airflow.client.fetch_dags()
     words = {"detail": "May not read DAGs", "title": "Forbidden"}
     airflow.server.fail_next(asks("GET", "/dags"), answer(403, words))
-    with pytest.raises(PermissionMissingError, match=r"\(403: May not read DAGs\)\. .*DAGs.can_read"):
+    with pytest.raises(
+        PermissionMissingError, match=r"\(403: May not read DAGs\)\. .*DAGs.can_read"
+    ):
         airflow.client.fetch_dags()
     assert airflow.server.count("POST", TOKEN) <= 1
 

@@ -1,8 +1,8 @@
-"""An Airflow to test the client's basics on, fake or real: what a test may do to it."""
+"""An Airflow to test the client on, fake or real: what a test may do to it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -13,10 +13,14 @@ from federation_defs.airflow.connecting import build_client
 from federation_defs.airflow.records import DagRun
 from federation_defs.declaration import InstanceDeclaration
 from tests.contract.fake_airflow import PASSWORD, USERNAME, FakeAirflow
-from tests.contract.fake_database import RunRow
+from tests.contract.fake_contract import add_contract_dags
+from tests.contract.fake_database import Database
+from tests.contract.fake_rows import RunRow
 from tests.waiting import wait_for
 
 SIGN_INS = {"v1": "basic", "v2": "password"}
+# The pace has tests of its own; all others would wait for it.
+_HTTP = {"max_requests_per_minute": 60_000}
 
 
 def connect(
@@ -24,9 +28,16 @@ def connect(
 ) -> AirflowClient:
     """A client as a defs.yaml makes it, for whose account one checks `<INSTANCE>_PASSWORD`."""
     account = {"type": auth, "username": username, "password": password}
-    declared = {"name": instance, "url": url, "auth": account}
+    return connect_by(url, account, instance)
+
+
+def connect_by(
+    url: str, auth: Mapping[str, Any], instance: str = "metrics", **declared: Any
+) -> AirflowClient:
+    """A client that signs in in any way, with whatever else is declared."""
+    values = {"name": instance, "url": url, "auth": auth, "http": _HTTP, **declared}
     hint = f"{instance.upper()}_PASSWORD"
-    return build_client(InstanceDeclaration.model_validate(declared), hint)
+    return build_client(InstanceDeclaration.model_validate(values), hint)
 
 
 def connect_to(server: FakeAirflow, instance: str = "metrics") -> AirflowClient:
@@ -34,7 +45,8 @@ def connect_to(server: FakeAirflow, instance: str = "metrics") -> AirflowClient:
 
 
 class World(Protocol):
-    """One Airflow with one quick DAG. Others may use it too: a test looks at its own runs only.
+    """One Airflow with one quick DAG, and those of `dags/`. Others may use it too: a test looks at
+    its own runs only.
 
     Attributes:
         api: "v1" or "v2".
@@ -67,43 +79,49 @@ def make_run_id() -> str:
     return f"contract__{uuid4()}_2026-01-02T03:04:05+00:00"
 
 
-def run_dag(world: World) -> DagRun:
-    """A new run of the world's DAG that is over."""
+def run_dag(world: World, dag_id: str | None = None) -> DagRun:
+    """A new run of a DAG that is over; of the world's quick one, unless said."""
     run_id = make_run_id()
-    world.client.trigger_run(world.dag_id, run_id)
-    return wait_for_end(world, run_id)
+    world.client.trigger_run(dag_id or world.dag_id, run_id)
+    return wait_for_end(world, run_id, dag_id)
 
 
-def wait_for_end(world: World, run_id: str) -> DagRun:
+def wait_for_end(world: World, run_id: str, dag_id: str | None = None) -> DagRun:
     def find_end() -> DagRun | None:
-        run = world.client.fetch_run(world.dag_id, run_id)
+        run = world.client.fetch_run(dag_id or world.dag_id, run_id)
         return run if run is not None and run.is_finished else None
 
     return wait_for(find_end, f"run {run_id} is over", interval_s=0.1)
 
 
 class FakeWorld:
-    """A fake Airflow, whose DAG's runs are over when they are read for the second time."""
+    """A fake Airflow, whose DAGs' runs are over when they are read for the second time."""
 
     dag_id = "load_customers"
 
     def __init__(self, server: FakeAirflow) -> None:
-        self._server = server
+        self.server = server
         self._dag = server.database.add_dag(self.dag_id, polls=2)
+        add_contract_dags(server.database, server.api)
+        server.endpoints.log_limit = 1000
         self.api = server.api
         self.client = connect_to(server)
 
+    @property
+    def database(self) -> Database:
+        return self.server.database
+
     def connect_with_password(self, password: str) -> AirflowClient:
-        return connect(self._server.url, SIGN_INS[self.api], password)
+        return connect(self.server.url, SIGN_INS[self.api], password)
 
     def set_paused(self, *, is_paused: bool) -> None:
         self._dag.is_paused = is_paused
 
     def set_state(self, run_id: str, state: str) -> None:
-        self._server.database.set_state(self._find_run(run_id), state)
+        self.database.set_state(self._find_run(run_id), state)
 
     def clear(self, run_id: str) -> None:
-        self._server.database.clear(self._find_run(run_id))
+        self.database.clear(self._find_run(run_id))
 
     @contextmanager
     def failing(self) -> Iterator[str]:
@@ -112,7 +130,7 @@ class FakeWorld:
         self._dag.outcome = "success"
 
     def _find_run(self, run_id: str) -> RunRow:
-        run = self._server.database.find_run(self.dag_id, run_id)
+        run = self.database.find_run(self.dag_id, run_id)
         assert run is not None
         return run
 

@@ -1,0 +1,24 @@
+"""A DAG with one mapped task."""
+
+# pyright: reportMissingImports=false, reportFunctionMemberAccess=false
+
+from __future__ import annotations
+
+import logging
+
+from airflow.sdk import dag, get_current_context, task
+
+log = logging.getLogger(__name__)
+
+
+@dag(schedule=None, tags=["contract"])
+def mapped() -> None:
+    @task(map_index_template="{{ label }}")
+    def weigh(number: int) -> None:
+        get_current_context()["label"] = f"number {number}"
+        log.info("weighing number %d", number)
+
+    weigh.expand(number=[10, 20, 30])
+
+
+mapped()

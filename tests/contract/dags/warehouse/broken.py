@@ -1,0 +1,3 @@
+"""A DAG file that no Airflow can import."""
+
+raise RuntimeError("bröken on purpose")

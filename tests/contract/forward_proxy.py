@@ -1,0 +1,113 @@
+"""A forward proxy as companies have them: CONNECT for https, absolute addresses for http."""
+
+from __future__ import annotations
+
+import socket
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+from typing import cast
+from urllib.parse import urlsplit
+
+_NOT_PASSED_ON = {"connection", "proxy-authorization", "proxy-connection"}
+
+
+class ForwardProxy(ThreadingHTTPServer):
+    """On a free port of 127.0.0.1.
+
+    Attributes:
+        account: Name and password, with a colon between, that it wants; None if it wants none.
+        stalls: It takes requests and does nothing about them.
+        asked: The first lines of all requests.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.account: str | None = None
+        self.stalls = False
+        self.ended = Event()
+        self.asked: list[str] = []
+
+    def build_url(self, account: str = "") -> str:
+        return f"http://{account}{'@' if account else ''}127.0.0.1:{self.server_port}"
+
+
+@contextmanager
+def forward_proxy() -> Iterator[ForwardProxy]:
+    with ForwardProxy() as proxy:
+        thread = Thread(target=proxy.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield proxy
+        finally:
+            proxy.ended.set()
+            proxy.shutdown()
+            thread.join(10)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as its base
+        """Nothing: what is asked here is asserted, not read."""
+
+    def do_CONNECT(self) -> None:
+        if not self._may_pass():
+            return
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((host, int(port)), 5) as target:
+            self.send_response(200)
+            self.end_headers()
+            back = Thread(target=_pump, args=(target.recv, self.connection.sendall))
+            back.start()
+            _pump(self.rfile.read1, target.sendall)  # type: ignore[attr-defined]
+            with suppress(OSError):
+                target.shutdown(socket.SHUT_RDWR)
+            back.join(10)
+        self.close_connection = True
+
+    def do_GET(self) -> None:
+        if not self._may_pass():
+            return
+        target = urlsplit(self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in _NOT_PASSED_ON}
+        onward = HTTPConnection(target.hostname or "", target.port, timeout=5)
+        onward.request(self.command, target._replace(scheme="", netloc="").geturl(), body, headers)
+        answer = onward.getresponse()
+        content = answer.read()
+        onward.close()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() != "connection":
+                self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_PATCH = do_GET  # noqa: N815
+
+    def _may_pass(self) -> bool:
+        proxy = cast("ForwardProxy", self.server)
+        proxy.asked.append(self.requestline)
+        if proxy.stalls:
+            proxy.ended.wait(30)
+            self.close_connection = True
+            return False
+        wanted = proxy.account and f"Basic {b64encode(proxy.account.encode()).decode()}"
+        if wanted == (self.headers["Proxy-Authorization"] if wanted else None):
+            return True
+        self.send_response(407)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return False
+
+
+def _pump(read: Callable[[int], bytes], write: Callable[[bytes], object]) -> None:
+    with suppress(OSError):
+        while data := read(65536):
+            write(data)

@@ -1,0 +1,232 @@
+"""Connections that break, stall or were closed: a right answer or a typed error, in time."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from threading import Barrier
+
+import pytest
+from werkzeug import Response
+
+from federation_defs.errors import UnreachableError
+from tests.contract.declaring import (
+    QUICK,
+    SIGN_INS,
+    Reached,
+    Stopwatch,
+    declare,
+    for_each_fault,
+    reach,
+    within,
+)
+from tests.contract.fake_airflow import FakeAirflow, asks
+from tests.contract.fault_proxy import FaultProxy
+from tests.contract.faults import Act, hang_up
+from tests.contract.spoiling import Fault, close, reset, stall
+
+TRIGGER = "/dags/load_customers/dagRuns"
+POSTED = "POST .*/dagRuns"
+BREAKS = {
+    "reset before the answer": reset(),
+    "reset in the headers": reset(20),
+    "reset in the body": reset(5, in_body=True),
+    "closed before the answer": close(),
+    "closed in the body": close(5, in_body=True),
+}
+STALLS = {
+    "before the headers": stall(),
+    "in the headers": stall(20),
+    "in the body": stall(5, in_body=True),
+}
+
+
+@pytest.fixture
+def reached() -> Iterator[Reached]:
+    with reach() as reached:
+        yield reached
+
+
+def assert_works(reached: Reached) -> None:
+    reached.proxy.mend()
+    dags = within(5, reached.client.fetch_dags)
+    assert [dag.dag_id for dag in dags] == ["load_customers"]
+
+
+def test_what_breaks_every_time_is_told_in_seconds_and_reached_when_it_is_mended() -> None:
+    """Four tries each, and all the ways at a time, as the tries take a while."""
+    with ExitStack() as running, ThreadPoolExecutor(6) as threads:
+        broken = {name: running.enter_context(reach()) for name in [*BREAKS, "refused"]}
+        for name, reached in broken.items():
+            if name == "refused":
+                reached.proxy.refuse()
+            else:
+                reached.proxy.fail_all(BREAKS[name])
+        with Stopwatch() as took:
+            asking = {name: threads.submit(one.client.fetch_dags) for name, one in broken.items()}
+            errors = {name: dags.exception(timeout=30) for name, dags in asking.items()}
+        assert {name: type(error) for name, error in errors.items()} == dict.fromkeys(
+            broken, UnreachableError
+        )
+        assert took.seconds < 6
+        assert "(Connection refused)" in str(errors["refused"])
+        asked = [reached.server.count("GET", "/dags") for reached in broken.values()]
+        assert asked == [5] * len(BREAKS) + [1]
+        broken["refused"].proxy.listen()
+        for reached in broken.values():
+            assert_works(reached)
+
+
+def test_a_connection_that_never_stands_is_given_up_at_its_time_out_and_not_tried_again() -> None:
+    """As behind a firewall that drops what it does not like."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        port: int = silent.getsockname()[1]
+        waiting = [socket.socket() for _ in range(4)]  # fill its queue: nobody accepts them
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+        client = declare(f"http://127.0.0.1:{port}", http=QUICK)
+        with Stopwatch() as took, pytest.raises(UnreachableError, match="timed out") as error:
+            within(10, client.fetch_dags)
+        for one in waiting:
+            one.close()
+    assert error.value.is_late
+    assert 0.4 < took.seconds < 1.5
+
+
+def test_a_read_whose_connection_breaks_is_repeated() -> None:
+    def check(reached: Reached, fault: Fault) -> None:
+        reached.proxy.fail_next(fault)
+        with Stopwatch() as took:
+            dags = reached.client.fetch_dags()
+        assert [dag.dag_id for dag in dags] == ["load_customers"]
+        assert reached.server.count("GET", "/dags") == 3
+        assert took.seconds < 2
+
+    for_each_fault(BREAKS, check)
+
+
+@pytest.mark.parametrize("api", ["v1", "v2"])
+def test_a_trigger_whose_answer_gets_lost_is_adopted_and_not_sent_again(api: str) -> None:
+    """Airflow 2 closes its connections after each answer, and Airflow 3 keeps them."""
+
+    def check(reached: Reached, fault: Fault) -> None:
+        reached.proxy.fail_next(fault, POSTED)
+        with Stopwatch() as took:
+            run = reached.client.trigger_run("load_customers", "mine", {"day": "today"})
+        assert (run.run_id, run.conf) == ("mine", {"day": "today"})
+        assert reached.server.count("POST", TRIGGER) == len(reached.server.database.runs) == 1
+        assert took.seconds < 2
+        assert_works(reached)
+
+    for_each_fault(BREAKS | STALLS, check, api)
+
+
+@pytest.mark.parametrize("fault", [reset(), stall()], ids=["reset", "stall"])
+def test_a_trigger_is_adopted_though_the_look_for_its_run_is_cut_once(
+    reached: Reached, fault: Fault
+) -> None:
+    """Each fault is judged by itself: a time-out before says nothing about a reset after it."""
+    reached.proxy.fail_next(fault, POSTED)
+    reached.proxy.fail_next(reset(), "GET .*/dagRuns/mine")
+    assert reached.client.trigger_run("load_customers", "mine").run_id == "mine"
+    assert reached.server.count("POST", TRIGGER) == 1
+
+
+def test_a_trigger_that_was_not_done_is_unreachable_and_sent_once(reached: Reached) -> None:
+    reached.server.fail_next(asks("POST", TRIGGER), hang_up)
+    with pytest.raises(UnreachableError):
+        reached.client.trigger_run("load_customers", "mine")
+    assert reached.server.count("POST", TRIGGER) == 1
+    assert_works(reached)
+
+
+def test_a_read_that_stalls_is_given_up_at_its_time_out_and_not_tried_again() -> None:
+    def check(reached: Reached, fault: Fault) -> None:
+        reached.proxy.fail_next(fault)
+        with Stopwatch() as took, pytest.raises(UnreachableError, match="timed out") as error:
+            reached.client.fetch_dags()
+        assert error.value.is_late
+        assert 0.4 < took.seconds < 1.5
+        assert reached.server.count("GET", "/dags") == 2
+        assert_works(reached)
+
+    for_each_fault(STALLS, check)
+
+
+def test_a_sign_in_that_stalls_is_given_up_at_its_time_out(reached: Reached) -> None:
+    reached.proxy.fail_next(stall(), "POST /auth/token")
+    with Stopwatch() as took, pytest.raises(UnreachableError, match="timed out"):
+        reached.declare().fetch_dags()
+    assert took.seconds < 1.5
+
+
+def test_a_sign_in_that_breaks_is_tried_four_times_and_not_four_times_four(
+    reached: Reached,
+) -> None:
+    """It is sent in the middle of another request, which is repeated too."""
+    reached.proxy.fail_all(reset(), "POST /auth/token")
+    with Stopwatch() as took, pytest.raises(UnreachableError):
+        reached.declare().fetch_dags()
+    assert reached.server.count("POST", "/auth/token") - 1 == 4
+    assert took.seconds < 5
+
+
+@pytest.mark.parametrize("asked", ["GET .*/version", "POST /auth/token"])
+def test_requests_at_a_time_to_a_server_that_stalls_do_not_queue_for_its_time_outs(
+    reached: Reached, asked: str
+) -> None:
+    """Who waits for what another one asks has been waiting as long as that one."""
+    reached.proxy.fail_all(stall(), asked)
+    client = reached.declare()
+    with Stopwatch() as took, ThreadPoolExecutor(6) as threads:
+        asking = [threads.submit(client.fetch_dags) for _ in range(6)]
+        errors = [dags.exception(timeout=30) for dags in asking]
+    assert {type(error) for error in errors} == {UnreachableError}
+    assert took.seconds < 1.5
+
+
+def test_connections_that_the_server_closed_meanwhile_cost_no_request(reached: Reached) -> None:
+    reached.proxy.close_idle()
+    assert_works(reached)
+    reached.proxy.close_idle()
+    assert reached.client.trigger_run("load_customers", "mine").run_id == "mine"
+    assert reached.server.count("POST", TRIGGER) == 1
+    assert reached.server.count("GET", "/dags") == 2
+
+
+def test_no_fault_takes_a_connection_from_the_pool() -> None:
+    def check(reached: Reached, fault: Fault) -> None:
+        reached.proxy.fail_all(fault)
+        for _ in range(4):
+            with pytest.raises(UnreachableError):
+                reached.client.session.request("PATCH", "/api/v2/dags")
+        assert_works(reached)
+        assert_all_serve(reached, connections=2)
+
+    for_each_fault(BREAKS | STALLS, check, max_connections=2, read_timeout=0.3)
+
+
+def assert_all_serve(reached: Reached, connections: int) -> None:
+    """So many requests are at the server at a time: they wait there for each other."""
+    meeting = Barrier(connections)
+
+    def meet(act: Act) -> Response:
+        meeting.wait(2)
+        return act()
+
+    reached.server.fail_next(asks("GET", "/dags"), meet, times=connections)
+    with ThreadPoolExecutor(connections) as threads:
+        asking = [threads.submit(reached.client.fetch_dags) for _ in range(connections)]
+        assert [len(dags.result(timeout=10)) for dags in asking] == [1] * connections
+
+
+def test_the_proxy_passes_all_on_when_nothing_is_wrong() -> None:
+    with FakeAirflow("v2") as server, FaultProxy(server.url) as proxy:
+        client = declare(proxy.url, SIGN_INS["v2"])
+        assert [client.fetch_dags() for _ in range(3)] == [[], [], []]
+        assert (proxy.total, proxy.peak) == (1, 1)
