@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
 import time
 from abc import abstractmethod
@@ -18,6 +19,7 @@ from federation_defs.airflow.flight import SingleFlight
 from federation_defs.airflow.transport import NoAuth, Transport
 
 COMMAND_TIMEOUT_S = 30.0
+_TOKEN = re.compile(r"[!-~]+")
 _LIFE_USED = 0.9  # of a token's life, when the next is fetched
 
 
@@ -160,12 +162,15 @@ class TokenAuth(SignIn):
     """A bearer token that is what it is: once it ends, a person has to declare another."""
 
     def __init__(self, token: str) -> None:
-        self._credential = build_bearer(token.strip())
+        self._token = token
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
-        name, value = self._credential.header
+        name, value = build_bearer(_check_token(self._token, "`auth.token`")).header
         r.headers[name] = value
         return r
+
+    def prepare(self) -> None:
+        _check_token(self._token, "`auth.token`")
 
 
 class TokenFileAuth(RenewableAuth):
@@ -180,11 +185,14 @@ class TokenFileAuth(RenewableAuth):
         return self._look() != self._read
 
     def _fetch(self) -> Credential:
-        self._read = self._look()
+        look = self._look()
         try:
-            return build_bearer(_check_token(self._path.read_text(), f"{self._path}"))
-        except (OSError, UnicodeDecodeError) as error:
+            content = self._path.read_bytes()
+        except OSError as error:
             raise self._fail(error) from error
+        credential = build_bearer(_check_token(content, f"the token file {self._path}"))
+        self._read = look
+        return credential
 
     def _look(self) -> tuple[int, int, int]:
         try:
@@ -193,8 +201,8 @@ class TokenFileAuth(RenewableAuth):
             raise self._fail(error) from error
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
-    def _fail(self, error: Exception) -> NotSignedInError:
-        why = getattr(error, "strerror", None) or "it is no text"
+    def _fail(self, error: OSError) -> NotSignedInError:
+        why = error.strerror or type(error).__name__
         return NotSignedInError(f"the token file {self._path} can't be read ({why})")
 
 
@@ -213,7 +221,6 @@ class TokenCommandAuth(RenewableAuth):
             ran = subprocess.run(  # noqa: S603
                 self._command,
                 capture_output=True,
-                text=True,
                 timeout=COMMAND_TIMEOUT_S,
                 check=False,
                 stdin=subprocess.DEVNULL,
@@ -221,8 +228,8 @@ class TokenCommandAuth(RenewableAuth):
         except subprocess.TimeoutExpired as error:
             said = f"the token command {program} took more than {COMMAND_TIMEOUT_S:.0f} s"
             raise NotSignedInError(said) from error
-        except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or "what it printed is no text"
+        except (OSError, ValueError) as error:  # the latter for a null in its arguments
+            why = getattr(error, "strerror", None) or str(error)
             raise NotSignedInError(f"the token command {program} failed ({why})") from error
         if ran.returncode != 0:
             # Not its words: whoever can't print a secret may print how it asked for it.
@@ -258,15 +265,15 @@ def _read_claims(token: str) -> dict[str, float]:
     try:
         claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
         return {name: float(claims[name]) for name in ("exp", "iat") if name in claims}
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return {}
 
 
-def _check_token(text: str, source: str) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"a {type(text).__name__} where a token belongs")
-    token = text.strip()
-    if not token or not token.isascii() or any(letter.isspace() for letter in token):
-        seen = "nothing" if not token else "more than a token"
+def _check_token(given: object, source: str) -> str:
+    """The token that was given, without the white space around it."""
+    token = given.strip() if isinstance(given, bytes | str) else b""
+    text = token.decode("ascii", "replace") if isinstance(token, bytes) else token
+    if not _TOKEN.fullmatch(text):
+        seen = "no token that a header can hold" if text else "no token"
         raise NotSignedInError(f"{source} holds {seen}")
-    return token
+    return text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from federation_defs.airflow.api import follow_upgrade
+import requests
+
+from federation_defs.airflow.api import follow_upgrade, is_absent
 from federation_defs.airflow.assets import AssetQuestions
 from federation_defs.airflow.dags import DagQuestions
 from federation_defs.airflow.dialects import build_path
@@ -10,7 +12,7 @@ from federation_defs.airflow.parsing import parse_health
 from federation_defs.airflow.records import Health, Permissions
 from federation_defs.airflow.runs import RunQuestions
 from federation_defs.airflow.tasks import TaskQuestions
-from federation_defs.errors import PermissionMissingError
+from federation_defs.errors import DagNotFoundError, PermissionMissingError
 
 # No request of this shape is ever carried out (400 or 422); a 403 comes before that.
 _REFUSED = {"unknown_field": True}
@@ -37,18 +39,26 @@ class AirflowClient(DagQuestions, RunQuestions, TaskQuestions, AssetQuestions):
         Airflow has no endpoint that tells (2.11, 3.3), but looks at the permission before it looks
         at what is sent: so each is asked for in a way that is refused in any case, and how it is
         refused tells.
+
+        Raises:
+            DagNotFoundError: There is no such DAG.
         """
+        read = self._get(build_path("dags", dag_id))
+        if is_absent(read):
+            raise DagNotFoundError(self.instance, dag_id, "404")
         clear = build_path("dags", dag_id, "clearTaskInstances")
         events = f"{self.dialect.asset_path}/events"
         return Permissions(
-            may_read=self._may("GET", build_path("dags", dag_id)),
-            may_trigger=self._may("POST", build_path("dags", dag_id, "dagRuns"), _REFUSED),
-            may_clear=self._may("POST", clear, _REFUSED),
-            may_post_asset_events=self._may("POST", events, self.dialect.refused_event),
+            may_read=self._is_allowed(read),
+            may_trigger=self._may_post(build_path("dags", dag_id, "dagRuns"), _REFUSED),
+            may_clear=self._may_post(clear, _REFUSED),
+            may_post_asset_events=self._may_post(events, self.dialect.refused_event),
         )
 
-    def _may(self, method: str, path: str, body: object = None) -> bool:
-        response = self._send(method, path, json=body)
+    def _may_post(self, path: str, body: object) -> bool:
+        return self._is_allowed(self._send("POST", path, json=body))
+
+    def _is_allowed(self, response: requests.Response) -> bool:
         if response.status_code in (200, 400, 404, 405, 422):
             # 405 is a 2.x from before there were such events: nobody may post them.
             return response.status_code != 405

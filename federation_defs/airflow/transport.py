@@ -10,10 +10,12 @@ from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from requests.auth import AuthBase
 from requests.exceptions import ProxyError, SSLError
+from requests.utils import get_environ_proxies
 from tenacity import RetryCallState, Retrying, retry_if_exception, retry_if_result
 from tenacity.stop import stop_after_attempt
 from tenacity.wait import wait_exponential, wait_random
@@ -108,10 +110,6 @@ class Transport:
                 allow_redirects=False,
                 **content,
             )
-        except ProxyError as error:
-            raise UnreachableError(
-                self.instance, self.url, f"the proxy: {_reason(error)}"
-            ) from error
         except SSLError as error:
             if isinstance(_innermost(error), _CUT_OFF):
                 raise UnreachableError(self.instance, self.url, _reason(error)) from error
@@ -121,12 +119,17 @@ class Transport:
                 _innermost(error), TimeoutError
             )
             reason = "timed out" if is_late else _reason(error)
+            if isinstance(error, ProxyError):
+                reason = f"the proxy: {reason}"
             raise UnreachableError(self.instance, self.url, reason, is_late=is_late) from error
 
     def _open(self) -> _Session:
         """The session, from the first request on: what reads files is not done at load."""
         with self._lock:
             if self._opened is None:
+                if variable := find_bad_proxy(self.url):
+                    said = f"the proxy: {variable} holds no address of one"
+                    raise UnreachableError(self.instance, self.url, said, is_late=True)
                 try:
                     tls = build_tls_context(self._tls)
                 except TlsFileError as error:
@@ -161,6 +164,23 @@ class _Session(requests.Session):
     @override
     def get_redirect_target(self, resp: requests.Response) -> None:
         """Nowhere. (requests reads where it leads even if it does not go, and may fail at it.)"""
+
+
+def find_bad_proxy(url: str) -> str | None:
+    """The environment's variable that names a proxy for this address, and is no address itself.
+
+    requests and urllib3 quote it when they fail at it, with the password that may be in it.
+    """
+    for kind, proxy in get_environ_proxies(url).items():
+        address = proxy if "://" in proxy else f"http://{proxy}"
+        try:
+            parts = urlsplit(address)
+            is_one = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        except ValueError:
+            is_one = False
+        if not is_one:
+            return f"{kind.upper()}_PROXY"
+    return None
 
 
 class NoAuth(AuthBase):
