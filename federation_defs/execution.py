@@ -19,6 +19,7 @@ from federation_defs.airflow.records import DagRun
 from federation_defs.declaration import DagDeclaration
 from federation_defs.errors import (
     AirflowError,
+    CredentialError,
     DagNotFoundError,
     DagPausedError,
     RunLostError,
@@ -210,12 +211,13 @@ class _Step:
 
     def _bear(self, wait: _Wait, error: AirflowError, now: float) -> None:
         """Goes on waiting: until the time-out for an instance that is away, for some minutes while
-        it answers oddly. A trigger that was answered, if with a refusal, is not tried again."""
+        it answers oddly, or there is nothing to sign in with. A trigger that was answered, if with
+        a refusal, is not tried again."""
         if wait.trouble_since is None:
             wait.trouble_since = now
             self.context.log.warning(f"{error} Waiting on.")
         is_away = isinstance(error, UnreachableError)
-        is_refused = wait.run is None and not is_away
+        is_refused = wait.run is None and not isinstance(error, UnreachableError | CredentialError)
         if is_refused or (not is_away and now - wait.trouble_since > TROUBLE_S):
             raise error
         if now >= wait.deadline:

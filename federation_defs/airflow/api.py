@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,6 +29,9 @@ from federation_defs.errors import (
 PAGE_LIMIT = 1000
 READ_AGAIN = 2
 UPGRADING = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
+
+# What comes of reading a field that is none: of another kind, without end, out of all bounds.
+_ODD = (ArithmeticError, AttributeError, MemoryError, RecursionError, TypeError, ValueError)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -129,6 +133,8 @@ class AirflowApi:
                 return dialect
             if response.status_code == 429 or response.status_code >= 500:
                 raise self.session.build_error(response)
+            if response.status_code in (401, 403):
+                raise self.session.build_error(response)
             statuses.append(str(response.status_code))
         raise UnexpectedAnswerError(
             self.instance,
@@ -175,8 +181,15 @@ class AirflowApi:
         """
         if response.status_code not in (404, 405) or dialect.is_own(_read_answer(response)):
             return
-        if self._is_pinned and is_json(response):
-            return
+        if self._is_pinned:
+            if is_json(response):
+                return
+            other = V1 if dialect is V2 else V2
+            if self._get_open(f"{other.prefix}/version").status_code == 200:
+                remedy = f"It speaks {other.api}: declare `api: auto`."
+                request = describe_request(response)
+                seen = str(response.status_code)
+                raise UnexpectedAnswerError(self.instance, request, seen, remedy)
         if not self._is_pinned:
             # What answers as neither is something in front of them.
             with suppress(UnexpectedAnswerError):
@@ -200,6 +213,9 @@ class AirflowApi:
         for _ in range(READ_AGAIN):
             if has_shrunk:
                 whole, has_shrunk = self._fetch_list(path, field, parse, params)
+        if has_shrunk:
+            seen = f"GET {path}: a list that shrinks while it is read"
+            raise UnreachableError(self.instance, self.url, seen)
         return whole
 
     def _fetch_list(
@@ -211,8 +227,10 @@ class AirflowApi:
         first = fetch(0)
         entries, total, size = list(first.entries), first.total, len(first.entries)
         has_shrunk = False
+        at_once = self.session.transport.http.max_connections
         while size and len(entries) < total:
-            offsets = range(len(entries), total, size)
+            # Not all of them: it is only said that there are so many.
+            offsets = range(len(entries), total, size)[: at_once * 4]
             for page in self._fetch_together(fetch, offsets):
                 entries += page.entries
                 has_shrunk = has_shrunk or page.total < total
@@ -285,9 +303,9 @@ class AirflowApi:
             seen, cause = str(error), error
         except KeyError as error:
             seen, cause = f"no `{error.args[0]}`", error
-        except (AttributeError, TypeError, ValueError) as error:
+        except _ODD as error:
             seen, cause = f"a field of another kind than Airflow's ({error})", error
-        if self._version is None:
+        if self._version is None and self._dialect is not None:  # else that is what is asked now
             with suppress(AirflowError):
                 self.fetch_version()
         version = self._version or "of unknown version"
@@ -323,10 +341,13 @@ def _read_page(field: str, answer: Mapping[str, Any]) -> tuple[list[Any], int]:
 
 
 def parse_version(version: str) -> tuple[int, int]:
-    """Major and minor."""
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
+    """Major and minor; of what is no version, the oldest there is."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def _read_version(answer: Mapping[str, Any]) -> str:
-    return str(answer["version"])
+    version = answer["version"]
+    if not isinstance(version, str):
+        raise TypeError(f"`version` is a {type(version).__name__}")
+    return version

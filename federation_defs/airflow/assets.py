@@ -26,7 +26,8 @@ class AssetQuestions(AirflowApi):
         """The events at or after a moment, by the server's clock; in the order in which they were.
 
         Read from the newest on, as 2.x knows no events since a moment: what happens meanwhile
-        comes twice, and is dropped once, and nothing is passed over.
+        comes twice, and is dropped once. (Airflow takes no events out but by a cleaning of its
+        database, which takes old ones.)
         """
         dialect = self.dialect
         path, field = f"{dialect.asset_path}/events", dialect.asset_event_field

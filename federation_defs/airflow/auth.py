@@ -225,9 +225,9 @@ class TokenCommandAuth(RenewableAuth):
                 check=False,
                 stdin=subprocess.DEVNULL,
             )
-        except subprocess.TimeoutExpired as error:
+        except subprocess.TimeoutExpired:
             said = f"the token command {program} took more than {COMMAND_TIMEOUT_S:.0f} s"
-            raise NotSignedInError(said) from error
+            raise NotSignedInError(said) from None  # it quotes the arguments
         except (OSError, ValueError) as error:  # the latter for a null in its arguments
             why = getattr(error, "strerror", None) or str(error)
             raise NotSignedInError(f"the token command {program} failed ({why})") from error

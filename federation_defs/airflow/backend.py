@@ -38,6 +38,9 @@ class _ClientSession(requests.Session):
         session = self._client.session
         if not url.startswith(f"{session.url}/"):
             raise ValueError(f"{url} is not at {session.url}: its credentials would go along")
+        unknown = kwargs.keys() - {"params", "json", "headers", "timeout"}
+        if unknown or kwargs.get("headers", {}).keys() - {"Accept"}:
+            raise TypeError(f"{method} {url}: only params, json and an Accept header are passed on")
         response = session.request(
             method.upper(),
             url.removeprefix(session.url),

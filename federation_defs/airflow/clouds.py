@@ -123,11 +123,12 @@ class ComposerAuth(RenewableAuth):
             source = self._file or "the application default credentials"
             said = f"Google gave no access token for {source} ({' '.join(said.split())[:200]})"
             raise NotSignedInError(said) from error
-        expires = self._google.expiry.replace(tzinfo=timezone.utc)
-        life_s = (expires - datetime.now(timezone.utc)).total_seconds()
-        return Credential(
-            ("Authorization", f"Bearer {self._google.token}"), time.monotonic() + life_s * 0.9
-        )
+        due_at = None
+        if self._google.expiry is not None:  # UTC, though it does not say so
+            expires = self._google.expiry.replace(tzinfo=timezone.utc)
+            life_s = (expires - datetime.now(timezone.utc)).total_seconds()
+            due_at = time.monotonic() + life_s * 0.9
+        return Credential(("Authorization", f"Bearer {self._google.token}"), due_at)
 
     def _load(self) -> Any:
         if self._file is None:

@@ -25,6 +25,7 @@ from federation_defs.airflow.backend import ClientBackend
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.records import AirflowAsset, Dag, TriggerOptions
 from federation_defs.airflow.records import TaskInstance as Task
+from federation_defs.errors import DagNotFoundError
 
 # How many sources are asked for ahead of dagster-airlift, which asks for one after another.
 _READ_AHEAD = 64
@@ -73,6 +74,8 @@ class ClientInstance(AirflowInstance):
         """Reads the file, and more and more of the next ones, as long as they are asked for."""
         if file_token not in self._dags_by_token:
             self.list_dags()
+        if file_token not in self._dags_by_token:
+            raise DagNotFoundError(self.name, "of a file token", "its file has gone")
         tokens = list(self._dags_by_token)
         start = tokens.index(file_token)
         asked = [self._dags_by_token[token] for token in tokens[start : start + self._ahead]]

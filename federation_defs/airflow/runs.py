@@ -18,6 +18,7 @@ from federation_defs.errors import (
     DagNotFoundError,
     LogicalDateTakenError,
     RunLostError,
+    TlsError,
     UnexpectedAnswerError,
     UnreachableError,
     UnsupportedError,
@@ -97,7 +98,7 @@ class RunQuestions(AirflowApi):
                 build_path("dags", dag_id, "dagRuns"),
                 json=self.dialect.build_trigger_body(run_id, conf or {}, options),
             )
-        except UnreachableError:
+        except (UnreachableError, TlsError):
             if (run := self.fetch_run(dag_id, run_id)) is not None:
                 return run
             raise
@@ -110,7 +111,8 @@ class RunQuestions(AirflowApi):
                 raise
         if is_absent(response):
             raise DagNotFoundError(self.instance, dag_id, "404 to the trigger")
-        is_ambiguous = response.status_code == 409 or response.status_code >= 500
+        status = response.status_code
+        is_ambiguous = status in (408, 409) or status < 300 or status >= 500
         if is_ambiguous and (run := self.fetch_run(dag_id, run_id)) is not None:
             return run
         if response.status_code == 409:

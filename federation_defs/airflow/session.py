@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,7 +135,7 @@ class AirflowSession:
 def read_detail(response: requests.Response) -> str:
     """Airflow's own words about an error, or where it sends us; one line, at most 300 letters."""
     if response.is_redirect:
-        return f"go to {response.headers['Location'].partition('?')[0]}"
+        return f"go to {re.split('[?#]', response.headers['Location'])[0]}"[:300]
     try:
         answer = response.json()
     except (ValueError, RecursionError):

@@ -27,13 +27,17 @@ class TimedAdapter(HTTPAdapter):
         answer_timeout_s: From the end of the request to the answer's last byte.
         max_connections: To one host; who needs one more waits.
         tls: What an https host must prove. It is complete: nothing that requests knows of
-            certificates is added to it.
+            certificates is added to it. None for a host of plain http.
     """
 
-    def __init__(self, answer_timeout_s: float, max_connections: int, tls: ssl.SSLContext) -> None:
+    def __init__(
+        self, answer_timeout_s: float, max_connections: int, tls: ssl.SSLContext | None
+    ) -> None:
         self._answer_timeout_s = answer_timeout_s
-        reqs = "CERT_NONE" if tls.verify_mode is ssl.CERT_NONE else "CERT_REQUIRED"
-        self._tls_options = {"ssl_context": tls, "cert_reqs": reqs}
+        self._tls_options: dict[str, Any] = {}
+        if tls is not None:
+            reqs = "CERT_NONE" if tls.verify_mode is ssl.CERT_NONE else "CERT_REQUIRED"
+            self._tls_options = {"ssl_context": tls, "cert_reqs": reqs}
         super().__init__(pool_maxsize=max_connections, pool_block=True)
 
     @override

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 import threading
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 import requests
 from requests.auth import AuthBase
 from requests.exceptions import ProxyError, SSLError
-from requests.utils import get_environ_proxies
+from requests.utils import get_environ_proxies, select_proxy
 from tenacity import RetryCallState, Retrying, retry_if_exception, retry_if_result
 from tenacity.stop import stop_after_attempt
 from tenacity.wait import wait_exponential, wait_random
@@ -25,7 +26,7 @@ from federation_defs.airflow.pace import Pace
 from federation_defs.airflow.sockets import TimedAdapter
 from federation_defs.airflow.tls import TlsFileError, build_tls_context
 from federation_defs.declaration import HttpDeclaration, TlsDeclaration
-from federation_defs.errors import FederationError, TlsError, UnreachableError
+from federation_defs.errors import TlsError, UnreachableError
 
 ATTEMPTS = 4
 MAX_RETRY_AFTER_S = 10.0  # who can wait longer, a sensor or a run, asks again later
@@ -99,6 +100,7 @@ class Transport:
     ) -> requests.Response:
         session = self._open()
         self._pace.wait_for_turn()
+        handled = sys.exc_info()[1]  # what the caller is dealing with is not what comes of this
         try:
             return session.request(
                 method,
@@ -111,14 +113,14 @@ class Transport:
                 **content,
             )
         except SSLError as error:
-            if isinstance(_innermost(error), _CUT_OFF):
-                raise UnreachableError(self.instance, self.url, _reason(error)) from error
-            raise TlsError(self.instance, self.url, _reason(error)) from error
+            if isinstance(_innermost(error, handled), _CUT_OFF):
+                raise UnreachableError(self.instance, self.url, _reason(error, handled)) from error
+            raise TlsError(self.instance, self.url, _reason(error, handled)) from error
         except requests.RequestException as error:
             is_late = isinstance(error, requests.Timeout) or isinstance(
-                _innermost(error), TimeoutError
+                _innermost(error, handled), TimeoutError
             )
-            reason = "timed out" if is_late else _reason(error)
+            reason = "timed out" if is_late else _reason(error, handled)
             if isinstance(error, ProxyError):
                 reason = f"the proxy: {reason}"
             raise UnreachableError(self.instance, self.url, reason, is_late=is_late) from error
@@ -127,11 +129,12 @@ class Transport:
         """The session, from the first request on: what reads files is not done at load."""
         with self._lock:
             if self._opened is None:
-                if variable := find_bad_proxy(self.url):
-                    said = f"the proxy: {variable} holds no address of one"
+                if not is_proxy_usable(self.url):
+                    said = "the proxy: what HTTP_PROXY or HTTPS_PROXY holds is no http address"
                     raise UnreachableError(self.instance, self.url, said, is_late=True)
                 try:
-                    tls = build_tls_context(self._tls)
+                    is_secure = self.url.lower().startswith("https:")
+                    tls = build_tls_context(self._tls) if is_secure else None
                 except TlsFileError as error:
                     raise TlsError(self.instance, self.url, str(error)) from error
                 self._opened = _Session(
@@ -145,7 +148,7 @@ class Transport:
             asked_s = read_retry_after(outcome.result())
             if asked_s is not None:
                 self._pace.pause(asked_s)  # the other threads too
-                return asked_s
+                return max(asked_s, _BACKOFF(state))
         return _BACKOFF(state)
 
 
@@ -166,21 +169,19 @@ class _Session(requests.Session):
         """Nowhere. (requests reads where it leads even if it does not go, and may fail at it.)"""
 
 
-def find_bad_proxy(url: str) -> str | None:
-    """The environment's variable that names a proxy for this address, and is no address itself.
+def is_proxy_usable(url: str) -> bool:
+    """Whether the proxy that the environment has for this address, if it has one, is an address.
 
-    requests and urllib3 quote it when they fail at it, with the password that may be in it.
+    requests and urllib3 quote one that is none when they fail at it, with the password in it.
     """
-    for kind, proxy in get_environ_proxies(url).items():
-        address = proxy if "://" in proxy else f"http://{proxy}"
-        try:
-            parts = urlsplit(address)
-            is_one = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-        except ValueError:
-            is_one = False
-        if not is_one:
-            return f"{kind.upper()}_PROXY"
-    return None
+    proxy = select_proxy(url, get_environ_proxies(url))
+    if proxy is None:
+        return True
+    try:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 class NoAuth(AuthBase):
@@ -238,18 +239,16 @@ def _give_last(state: RetryCallState) -> requests.Response:
     return state.outcome.result()
 
 
-def _innermost(error: BaseException) -> BaseException:
-    """What it came from; but not what was being dealt with when it came, an error of ours."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        if isinstance(inner, FederationError):
-            break
+def _innermost(error: BaseException, handled: BaseException | None) -> BaseException:
+    """What it came from, up to what was being dealt with when it came."""
+    while (inner := error.__cause__ or error.__context__) is not None and inner is not handled:
         error = inner
     return error
 
 
-def _reason(error: requests.RequestException) -> str:
+def _reason(error: requests.RequestException, handled: BaseException | None) -> str:
     """The innermost cause in a few words: what requests and urllib3 wrap around it says little."""
-    cause = _innermost(error)
+    cause = _innermost(error, handled)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"certificate verify failed: {cause.verify_message}"
     if isinstance(cause, ssl.SSLError):

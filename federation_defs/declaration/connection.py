@@ -41,6 +41,7 @@ class TokenAuthDeclaration(Declaration):
     token_command: list[str] | None = Field(
         default=None,
         min_length=1,
+        repr=False,  # an argument may be a secret
         description="A program and its arguments, which prints it; run again before the token "
         "ends, and when it is refused. No shell reads it.",
     )

@@ -22,14 +22,18 @@ from federation_defs.templates import is_template
 def _check_url(url: str) -> str:
     if is_template(url):
         return url
-    parts = urlsplit(url)
+    if "@" in url:
+        raise ValueError("take user name and password out of it: they belong into `auth`")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises on one that is no number
+    except ValueError:
+        # Its own words quote what may be a secret.
+        raise ValueError("write a web address: https://airflow.example.com:8080") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("write a web address: https://airflow.example.com")
-    if "@" in parts.netloc:
-        raise ValueError("take user name and password out of it: they belong into `auth`")
     if parts.query or parts.fragment:
         raise ValueError("end it with the path: nothing after a ? or # is an address of an API")
-    _ = parts.port  # raises on one that is no number
     return url
 
 

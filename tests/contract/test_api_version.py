@@ -10,11 +10,18 @@ import pytest
 from werkzeug import Response
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.errors import AirflowError, UnexpectedAnswerError, UnreachableError
-from tests.contract.conftest import Airflow
-from tests.contract.fake_airflow import PASSWORD, FakeAirflow
+from federation_defs.errors import (
+    AirflowError,
+    PermissionMissingError,
+    SignInRefusedError,
+    UnexpectedAnswerError,
+    UnreachableError,
+)
+from tests.contract.conftest import Airflow, StartAirflow
+from tests.contract.fake_airflow import PASSWORD, FakeAirflow, asks
+from tests.contract.faults import answer
 from tests.contract.upgrading import OTHER, RUN, Upgraded, connect_by_token
-from tests.contract.worlds import connect
+from tests.contract.worlds import connect, connect_to
 
 READS: dict[str, Callable[[AirflowClient], Any]] = {
     "the DAGs": lambda client: client.fetch_dags(),
@@ -28,10 +35,20 @@ def test_a_declared_api_is_not_given_up_for_the_one_that_is_there(
     upgraded: Upgraded, read: Callable[[AirflowClient], Any]
 ) -> None:
     pinned = upgraded.connect(api=OTHER[upgraded.server.api])
-    upgraded.server.asked.clear()
-    with pytest.raises(AirflowError, match="404"):
-        read(pinned)
-    assert upgraded.server.count("GET", ".*/version") == 0
+    for _ in range(2):
+        with pytest.raises(UnexpectedAnswerError, match="404"):
+            read(pinned)
+    assert pinned.known_dialect is not None
+    assert pinned.known_dialect.api == OTHER[upgraded.server.api]
+
+
+def test_a_declared_api_that_airflow_2_has_not_yet_names_the_one_that_is_there(
+    start_airflow: StartAirflow,
+) -> None:
+    """Its 404 is a page, as a gateway's is whose Airflow is away; that would be waited out."""
+    pinned = connect_by_token(start_airflow("v1").server, api="v2")
+    with pytest.raises(UnexpectedAnswerError, match="It speaks v1: declare `api: auto`"):
+        pinned.fetch_dags()
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS.keys())
@@ -128,3 +145,24 @@ def test_a_gateway_that_wants_the_sign_in_for_everything_gets_it(api: str, answe
             basic = connect(server.url, "basic", PASSWORD)
             assert [dag.dag_id for dag in basic.fetch_dags()] == ["load_customers"]
             assert basic.fetch_health().is_healthy
+
+
+@pytest.mark.parametrize("answered", [401, 403])
+def test_a_gateway_that_refuses_the_sign_in_is_no_wrong_address(answered: int) -> None:
+    with FakeAirflow("v2") as server:
+        fault = answer(answered, "<h1>Who are you?</h1>")
+        server.fail_next(asks("GET", ".*/version"), fault, times=2)
+        client = connect_by_token(server)
+        with pytest.raises((SignInRefusedError, PermissionMissingError), match=r"/version"):
+            client.fetch_dags()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("body", [{}, {"status": "ok"}, [], {"version": None}])
+def test_a_version_that_is_none_is_an_error_at_first_contact_and_no_hang(
+    airflow: Airflow, body: object
+) -> None:
+    """To tell of it, the version would be asked for, by the one who is asking for it."""
+    airflow.server.fail_next(asks("GET", ".*/version"), answer(200, body), times=2)
+    with pytest.raises(UnexpectedAnswerError, match="/version"):
+        connect_to(airflow.server).fetch_dags()

@@ -85,6 +85,7 @@ def let_an_hour_pass(sign_in: MwaaAuth) -> None:
     sign_in._signed_in_at -= 3600  # noqa: SLF001
 
 
+@pytest.mark.parametrize("api", ["v2"])
 def test_a_session_that_is_refused_at_once_is_signed_in_to_again(mwaa: Mwaa) -> None:
     """As when the environment is updated: a 401 is never a missing permission."""
     client = mwaa.declare()
@@ -107,6 +108,7 @@ def test_a_session_whose_signature_is_worthless_is_signed_in_to_again_at_once(
     assert len(mwaa.server.logins) == 2
 
 
+@pytest.mark.parametrize("api", ["v2"])
 def test_a_trigger_whose_session_ended_starts_one_run(mwaa: Mwaa) -> None:
     client = mwaa.declare()
     assert_works(client)
@@ -115,6 +117,7 @@ def test_a_trigger_whose_session_ended_starts_one_run(mwaa: Mwaa) -> None:
     assert [run.run_id for run in mwaa.server.database.runs] == ["mine"]
 
 
+@pytest.mark.parametrize("api", ["v2"])
 def test_a_session_that_is_never_good_is_not_signed_in_to_for_ever(mwaa: Mwaa) -> None:
     client = mwaa.declare()
     assert_works(client)
@@ -161,6 +164,7 @@ def test_many_threads_sign_in_once(mwaa: Mwaa) -> None:
     assert len(mwaa.server.logins) == len(mwaa.aws.asked) == 2
 
 
+@pytest.mark.parametrize("api", ["v2"])
 def test_no_secret_of_a_sign_in_is_logged(mwaa: Mwaa, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="federation_defs")
     caplog.set_level(logging.DEBUG, logger="urllib3")

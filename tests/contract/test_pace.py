@@ -51,48 +51,48 @@ def assert_keeps_to(per_minute: int, turns: list[float], late_s: float = 0.02) -
 
 @pytest.mark.parametrize(("per_minute", "threads"), [(600, 1), (6000, 8)])
 def test_no_window_has_more_turns_than_its_share(per_minute: int, threads: int) -> None:
-    turns = take_turns(Pace(per_minute), 0.7, threads)
+    turns = take_turns(Pace(per_minute), 0.5, threads)
     assert_keeps_to(per_minute, turns)
     # Nor fewer: they are saved up and given out as they come.
-    assert len(turns) >= per_minute // 4 + 0.6 * per_minute * 3 / 4 / 60
+    assert len(turns) >= per_minute // 4 + 0.4 * per_minute * 3 / 4 / 60
 
 
 def test_a_quarter_comes_at_once_and_the_rest_evenly() -> None:
-    """Of 120 a minute: 30, and then one each 2/3 s."""
-    pace, began = Pace(120), time.monotonic()
+    """Of 240 a minute: 60, and then one each 1/3 s."""
+    pace, began = Pace(240), time.monotonic()
     turns = []
-    for _ in range(32):
+    for _ in range(62):
         pace.wait_for_turn()
         turns.append(time.monotonic() - began)
-    assert turns[29] < 0.2
-    assert 0.6 < turns[30] < 1
-    assert 1.2 < turns[31] < 1.7
+    assert turns[59] < 0.2
+    assert 0.3 < turns[60] < 0.6
+    assert 0.6 < turns[61] < 1
 
 
 def test_quiet_saves_turns_up_and_no_more_than_a_quarter() -> None:
-    pace = Pace(1200)  # 300 at once, and then 15 a second
-    for _ in range(300):
+    pace = Pace(2400)  # 600 at once, and then 30 a second
+    for _ in range(600):
         pace.wait_for_turn()
-    time.sleep(0.6)  # of quiet: what is timed here is time itself
-    turns = take_turns(pace, 0.4)
-    assert 9 <= sum(turn - turns[0] < 0.05 for turn in turns) <= 11
+    time.sleep(0.3)  # of quiet: what is timed here is time itself
+    turns = take_turns(pace, 0.2)
+    assert 9 <= sum(turn - turns[0] < 0.03 for turn in turns) <= 11
 
 
 def test_a_pause_holds_all_threads_back_and_frees_no_burst_after_it() -> None:
-    pace, began = Pace(600), time.monotonic()  # 150 at once, and then 7.5 a second
+    pace, began = Pace(2400), time.monotonic()
     pace.wait_for_turn()
-    pace.pause(0.5)
-    turns = take_turns(pace, 0.8, threads=4)
-    assert min(turns) - began >= 0.5
-    assert sum(turn - began < 0.9 for turn in turns) <= 1 + 0.4 * 7.5 + 1
+    pace.pause(0.3)
+    turns = take_turns(pace, 0.5, threads=4)
+    assert min(turns) - began >= 0.3
+    assert sum(turn - began < 0.5 for turn in turns) <= 1 + 0.2 * 30 + 1
 
 
 def test_a_shorter_pause_does_not_shorten_a_longer_one() -> None:
     pace, began = Pace(6000), time.monotonic()
-    pace.pause(0.5)
+    pace.pause(0.3)
     pace.pause(0.1)
     pace.wait_for_turn()
-    assert time.monotonic() - began >= 0.5
+    assert time.monotonic() - began >= 0.3
 
 
 def collect(server: FakeAirflow) -> Callable[[], list[float]]:

@@ -175,6 +175,25 @@ def test_a_proxy_whose_address_is_none_is_told_without_its_password(
     assert "proxy" in str(error.value)
 
 
+@pytest.mark.parametrize("hosts", ["localhost,10.0.0.0/8,::1", "localhost:8080,a.example:9090"])
+def test_hosts_that_go_by_no_proxy_and_other_programs_proxies_are_no_address_of_ours(
+    airflow: FakeAirflow, monkeypatch: pytest.MonkeyPatch, hosts: str
+) -> None:
+    monkeypatch.setenv("NO_PROXY", hosts)
+    monkeypatch.setenv("KUBE_PROXY", "a:b:c")
+    client = declare(airflow.url, http=QUICK)
+    assert [dag.dag_id for dag in client.fetch_dags()] == ["load_customers"]
+
+
+def test_a_proxy_of_a_kind_that_is_not_spoken_is_told_as_such(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
+    client = declare("http://airflow.example.com", OPEN, http=QUICK)
+    with pytest.raises(UnreachableError, match=r"the proxy: .* no http address"):
+        client.session.request("PATCH", "/")
+
+
 def test_no_deadline_and_no_refusal_takes_a_connection_from_a_proxys_pool(
     airflow: FakeAirflow, proxy: ForwardProxy
 ) -> None:
