@@ -38,15 +38,18 @@ class _ClientSession(requests.Session):
         session = self._client.session
         if not url.startswith(f"{session.url}/"):
             raise ValueError(f"{url} is not at {session.url}: its credentials would go along")
-        unknown = kwargs.keys() - {"params", "json", "headers", "timeout"}
-        if unknown or kwargs.get("headers", {}).keys() - {"Accept"}:
+        given = {name for name, value in kwargs.items() if value is not None}
+        headers = kwargs.get("headers") or {}
+        # Time-outs are the client's own, and redirects are never followed.
+        unknown = given - {"params", "json", "headers", "timeout", "allow_redirects"}
+        if unknown or headers.keys() - {"Accept"}:
             raise TypeError(f"{method} {url}: only params, json and an Accept header are passed on")
         response = session.request(
             method.upper(),
             url.removeprefix(session.url),
             params=kwargs.get("params"),
             json=kwargs.get("json"),
-            accept=(kwargs.get("headers") or {}).get("Accept"),
+            accept=headers.get("Accept"),
         )
         if response.status_code >= 300:
             raise session.build_error(response)

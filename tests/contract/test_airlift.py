@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -133,6 +134,20 @@ def test_the_credentials_go_to_no_other_host(airflow: Airflow) -> None:
     session = ClientInstance(airflow.client).auth_backend.get_session()
     with pytest.raises(ValueError, match="is not at"):
         session.get(f"{airflow.server.url}.example.com/api/v2/pools")
+
+
+def test_what_would_not_be_passed_on_is_refused_and_not_dropped(airflow: Airflow) -> None:
+    session = ClientInstance(airflow.client).auth_backend.get_session()
+    url = f"{airflow.server.url}/api/{airflow.server.api}/pools"
+    dropped: list[dict[str, Any]] = [
+        {"data": "{}"},
+        {"headers": {"X-Team": "sales"}},
+        {"auth": ("me", "pw")},
+    ]
+    for more in dropped:
+        with pytest.raises(TypeError, match="only params, json and an Accept header"):
+            session.request("POST", url, **more)
+    assert airflow.server.asked == []
 
 
 def test_an_error_is_the_clients_own(airflow: Airflow) -> None:
