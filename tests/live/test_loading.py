@@ -103,7 +103,7 @@ def test_a_refresh_that_fails_says_so_and_keeps_what_was_known(project: Project)
     ("instance", "refused"),
     [
         ("warehouse", "forbids GET /api/v1/dags (403)"),
-        ("metrics", "refused GET /api/v2/dags (401)"),
+        ("metrics", "refused POST /auth/token (401)"),
     ],
 )
 def test_a_wrong_password_is_said_with_the_instance_and_the_variable_to_check(
