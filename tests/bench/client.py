@@ -82,7 +82,7 @@ def bench_stub(what: str, page_ms: float, rounds: int, folder: Path) -> dict[str
                 own.add(run_contender(contender, what, url))
                 seen: dict[str, Any] = requests.get(f"{url}/figures", timeout=5).json()
                 own.requests = seen["requests"]
-                own.connections = max(own.connections, seen["most_connections"] - 1)
+                own.connections = max(own.connections, seen["most_connections"])
         for contender, own in figures.items():
             # Apart, for it is measured at the cost of speed.
             own.peak_mb = run_contender(contender, what, url, "--memory")["peak_mb"]
