@@ -78,8 +78,12 @@ def test_a_read_whose_connection_breaks_is_repeated(airflow: Airflow) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [answer(503, acts=True), answer(500, acts=True), hang_up_after_acting, cut_short],
-    ids=["503", "500", "no answer", "half an answer"],
+    [
+        *(answer(status, acts=True) for status in (503, 500, 408, 202)),
+        hang_up_after_acting,
+        cut_short,
+    ],
+    ids=["503", "500", "408", "202", "no answer", "half an answer"],
 )
 def test_a_trigger_that_was_done_but_not_confirmed_is_adopted(
     airflow: Airflow, fault: Fault
