@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from federation_defs.airflow.connecting import build_client
 from federation_defs.automation import build_automation_sensor
+from federation_defs.checks import build_checks
 from federation_defs.declaration import InstanceDeclaration, parse_declaration
 from federation_defs.discovery import Snapshot, fetch_snapshot
 from federation_defs.errors import AirflowError, DeclarationError
@@ -148,16 +149,19 @@ class FederatedAirflow(dg.StateBackedComponent):
         declaration, client = self.declaration, self.client
         specs = build_specs(declaration, self._snapshot, referenced)
         executable = {dag_id: specs[dag_id] for dag_id in declaration.downstreams}
+        rules = {dag_id: declaration.find_rule(dag_id) for dag_id in specs}
+        observed = {dag_id: rule for dag_id, rule in rules.items() if dag_id not in executable}
         external = [spec for dag_id, spec in specs.items() if dag_id not in executable]
         sensors: list[dg.SensorDefinition] = [
-            build_observation_sensor(client, specs.keys(), declaration.observe.interval)
+            build_observation_sensor(client, rules, declaration.observe)
         ]
         assets: list[dg.AssetSpec | dg.AssetsDefinition] = [*external]
         if executable:
             keys = [spec.key for spec in executable.values()]
             assets.append(build_execution(client, declaration.downstreams, executable))
             sensors.append(build_automation_sensor(declaration.name, keys))
-        return dg.Definitions(assets=assets, sensors=sensors)
+        checks = [build_checks(client, observed)] if observed else []
+        return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors)
 
 
 def _find_referenced(name: str, members: Iterable[Member]) -> set[str]:

@@ -16,7 +16,8 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.records import DagRun
-from federation_defs.declaration import DagDeclaration
+from federation_defs.checks import build_check_spec, run_checks
+from federation_defs.declaration import DagDeclaration, SuccessDeclaration
 from federation_defs.errors import (
     AirflowError,
     CredentialError,
@@ -27,14 +28,18 @@ from federation_defs.errors import (
 )
 from federation_defs.failures import build_run_failure, build_timeout_error, join_failures
 from federation_defs.naming import (
+    CHECK_NAME,
     build_asset_key,
+    build_check_key,
     build_dag_id,
     build_execution_name,
+    build_input_names,
     build_output_names,
     build_run_id,
 )
 from federation_defs.recovery import Heartbeat
-from federation_defs.reporting import build_run_metadata, select_unreported
+from federation_defs.reporting import build_check_result, build_run_metadata, fetch_reported
+from federation_defs.verdicts import Verdict, add_log_tails, fetch_verdict
 
 MIN_POLL_S = 1.0
 MAX_POLL_S = 15.0
@@ -51,33 +56,42 @@ def build_execution(
         dags: The declarations of the DAGs with dependencies, by DAG id.
         specs: Their asset specs, by DAG id.
     """
+    # By an op and not by @multi_asset, which derives the outputs' names (of the checks at least)
+    # from the keys: that fails on DAG ids with letters outside ASCII, and on two that differ in a
+    # dot and a dash.
     outputs = build_output_names(list(specs))
-    own_keys = {spec.key for spec in specs.values()}
     upstream_keys = {dep.asset_key for spec in specs.values() for dep in spec.deps}
+    inputs = build_input_names(upstream_keys - {spec.key for spec in specs.values()})
+    checks = {f"{name}__{CHECK_NAME}": dag_id for dag_id, name in outputs.items()}
 
-    @dg.multi_asset(
+    @dg.op(
         name=build_execution_name(client.instance),
-        # By outputs, not by `specs`: those derive the output's name from the key, which fails on
-        # DAG ids with letters outside ASCII, and on two that differ in a dot and a dash.
-        outs={
-            outputs[dag_id]: dg.AssetOut.from_spec(
-                spec.replace_attributes(deps=[]), is_required=False
-            )
-            for dag_id, spec in specs.items()
-        },
-        deps=sorted(upstream_keys - own_keys),
-        internal_asset_deps={
-            outputs[dag_id]: {dep.asset_key for dep in spec.deps} for dag_id, spec in specs.items()
+        ins={name: dg.In(dg.Nothing) for name in inputs},
+        out={name: dg.Out(dg.Nothing, is_required=False) for name in (*outputs.values(), *checks)},
+    )
+    def run_dags(
+        context: dg.AssetExecutionContext,
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+        ids = [build_dag_id(client.instance, key) for key in context.selected_asset_keys]
+        selected = {dag_id: dags[dag_id] for dag_id in ids if dag_id is not None}
+        checked = {key.asset_key for key in context.selected_asset_check_keys}
+        if only_checked := checked - context.selected_asset_keys:
+            rules = {dag_id: dag.success_when for dag_id, dag in dags.items()}
+            yield from run_checks(client, rules, only_checked, context)
+        if selected:
+            with Heartbeat(context.instance, context.run.run_id, client.instance):
+                yield from _Step(context, client, selected).run()
+
+    return dg.AssetsDefinition(
+        specs=list(specs.values()),
+        node_def=run_dags,
+        keys_by_input_name=inputs,
+        keys_by_output_name={outputs[dag_id]: spec.key for dag_id, spec in specs.items()},
+        check_specs_by_output_name={
+            name: build_check_spec(client.instance, dag_id) for name, dag_id in checks.items()
         },
         can_subset=True,
     )
-    def run_dags(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
-        ids = [build_dag_id(client.instance, key) for key in context.selected_asset_keys]
-        selected = {dag_id: dags[dag_id] for dag_id in ids if dag_id is not None}
-        with Heartbeat(context.instance, context.run.run_id, client.instance):
-            yield from _Step(context, client, selected).run()
-
-    return run_dags
 
 
 @dataclass
@@ -91,11 +105,12 @@ class _Wait:
     next_look: float
     next_pause_check: float
     run: DagRun | None = None
+    verdict: Verdict | None = None
     trouble_since: float | None = None
 
     @property
     def is_over(self) -> bool:
-        return self.run is not None and self.run.is_finished
+        return self.verdict is not None
 
     def plan_next_look(self, now: float) -> None:
         """The longer a run takes, the less often it is asked for: from 1 s up to 15 s."""
@@ -117,7 +132,7 @@ class _Step:
         run = self.context.run
         self.run_id = build_run_id(run.root_run_id or run.run_id)
 
-    def run(self) -> Iterator[dg.MaterializeResult]:
+    def run(self) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         """Materializes what succeeds, as it succeeds.
 
         Raises:
@@ -180,23 +195,34 @@ class _Step:
         """Triggers the DAG, or reads how its run is doing."""
         try:
             run = self._ask(wait, now)
+            self._note(wait, run)
+            if run.is_finished:
+                wait.verdict = self._judge(run)
         except (DagNotFoundError, DagPausedError, RunLostError):
             raise
         except AirflowError as error:
             self._bear(wait, error, now)
             return
         wait.trouble_since = None
+        if not run.is_finished and now >= wait.deadline:
+            raise build_timeout_error(self.client, run, now - wait.since)
+
+    def _note(self, wait: _Wait, run: DagRun) -> None:
         if wait.run is None or wait.run.state != run.state:
             url = self.client.build_run_url(run.dag_id, run.run_id)
             self.context.log.info(f"{run.dag_id} is {run.state} in {self.client.instance}: {url}")
         wait.run = run
-        if not run.is_finished and now >= wait.deadline:
-            raise build_timeout_error(self.client, run, now - wait.since)
+
+    def _judge(self, run: DagRun) -> Verdict:
+        """What became of the run; of one that failed with its logs."""
+        verdict = fetch_verdict(self.client, run, self.dags[run.dag_id].success_when)
+        return verdict if verdict.is_success else add_log_tails(self.client, verdict)
 
     def _ask(self, wait: _Wait, now: float) -> DagRun:
         last = wait.run
         if last is None:
-            return start_run(self.client, wait.dag_id, self.run_id, self.context.run)
+            rule = self.dags[wait.dag_id].success_when
+            return start_run(self.client, wait.dag_id, self.run_id, self.context.run, rule)
         run = self.client.fetch_run(wait.dag_id, last.run_id)
         if run is None:
             raise RunLostError(
@@ -225,16 +251,16 @@ class _Step:
                 build_timeout_error(self.client, wait.run, now - wait.since) if wait.run else error
             )
 
-    def _conclude(self, wait: _Wait) -> Iterator[dg.MaterializeResult]:
-        if wait.dag_id in self.failures or wait.run is None:
+    def _conclude(self, wait: _Wait) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+        if wait.dag_id in self.failures or wait.verdict is None:
             return
-        if wait.run.is_success:
-            yield from self._materialize(wait.run)
-        else:
-            self.failures[wait.dag_id] = build_run_failure(self.client, wait.run)
+        if not wait.verdict.is_success:
+            self.failures[wait.dag_id] = build_run_failure(self.client, wait.verdict)
+        yield from self._report(wait.verdict)
 
-    def _materialize(self, run: DagRun) -> Iterator[dg.MaterializeResult]:
-        """The run's materialization, unless somebody else was the first to report it."""
+    def _report(self, verdict: Verdict) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+        """The run's materialization, if it is a success, and the evaluation of its check; neither
+        if somebody else was the first to report it."""
         own = self.context.instance.get_run_by_id(self.context.run.run_id)
         if own is not None and own.is_finished:
             raise dg.Failure(
@@ -242,14 +268,20 @@ class _Step:
                 "is left to report is reported by observation or by a retry.",
                 allow_retries=False,
             )
+        run = verdict.run
         key = build_asset_key(self.client.instance, run.dag_id)
-        if not select_unreported(self.context.instance, key, [run]):
+        log = fetch_reported(self.context.instance, key, [run])
+        if log.lacks_materialization(verdict):
+            metadata = build_run_metadata(self.client, verdict)
+            yield dg.MaterializeResult(asset_key=key, metadata=metadata)
+        elif verdict.is_success:
             self.context.log.info(
                 f"{run.dag_id}: run {run.run_id} was reported before. To run the DAG once more, "
                 "materialize the asset instead of executing this run again."
             )
-            return
-        yield dg.MaterializeResult(asset_key=key, metadata=build_run_metadata(self.client, run))
+        is_checked = build_check_key(key) in self.context.selected_asset_check_keys
+        if is_checked and log.lacks_evaluation(verdict):
+            yield build_check_result(self.client, verdict)
 
     def _sleep(self) -> None:
         if self.waits:
@@ -258,7 +290,11 @@ class _Step:
 
 
 def start_run(
-    client: AirflowClient, dag_id: str, run_id: str, dagster_run: dg.DagsterRun
+    client: AirflowClient,
+    dag_id: str,
+    run_id: str,
+    dagster_run: dg.DagsterRun,
+    rule: SuccessDeclaration | None = None,
 ) -> DagRun:
     """The DAG run of this id, under way or over.
 
@@ -268,6 +304,7 @@ def start_run(
 
     Args:
         dagster_run: On whose behalf.
+        rule: The DAG's `success_when`.
 
     Raises:
         DagPausedError: The DAG is paused; nothing was triggered.
@@ -280,7 +317,7 @@ def start_run(
         _refuse_paused(client, dag_id)
         return client.trigger_run(dag_id, run_id)
     is_automatic = "dagster/retry_number" in dagster_run.tags
-    if not run.is_finished or run.is_success or is_automatic:
+    if not run.is_finished or is_automatic or _is_success(client, run, rule):
         return run
     _refuse_paused(client, dag_id)
     failed = run
@@ -292,6 +329,10 @@ def start_run(
         if run != failed:
             break
     return run
+
+
+def _is_success(client: AirflowClient, run: DagRun, rule: SuccessDeclaration | None) -> bool:
+    return fetch_verdict(client, run, rule).is_success if rule else run.is_success
 
 
 def _refuse_paused(client: AirflowClient, dag_id: str) -> None:

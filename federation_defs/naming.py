@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import dagster as dg
 
 RUN_ID_PREFIX = "dagster__"
 ALIVE_TAG = "federation/alive_at"
+CHECK_NAME = "dag_run"
 
 
 def build_asset_key(instance: str, dag_id: str) -> dg.AssetKey:
@@ -25,6 +27,16 @@ def build_dag_id(instance: str, key: dg.AssetKey) -> str | None:
         case [owner, "dag", dag_id] if owner == instance:
             return dag_id
     return None
+
+
+def build_check_key(key: dg.AssetKey) -> dg.AssetCheckKey:
+    """Of the asset check that every DAG has."""
+    return dg.AssetCheckKey(key, CHECK_NAME)
+
+
+def build_checks_name(instance: str) -> str:
+    """The name of the op that asks how an instance's DAGs are doing, when a person executes it."""
+    return f"{instance}__checks"
 
 
 def build_observation_sensor_name(instance: str) -> str:
@@ -55,6 +67,11 @@ def build_output_names(dag_ids: list[str]) -> dict[str, str]:
             name = f"{plain}__{number}"
         names[dag_id] = name
     return names
+
+
+def build_input_names(keys: Iterable[dg.AssetKey]) -> dict[str, dg.AssetKey]:
+    """Dagster input names, which are never seen: any that are valid and unique."""
+    return {f"upstream_{number}": key for number, key in enumerate(sorted(keys))}
 
 
 def build_run_id(root_run_id: str) -> str:

@@ -1,4 +1,5 @@
-"""A finished DAG run as an asset event, once.
+"""A finished DAG run as asset events: a materialization if its data is there, and an evaluation of
+the asset check `dag_run` in any case. Each once.
 
 Two write such events: the Dagster run that triggered the DAG run, and the observation of the
 instance. Both write the same metadata, by which each sees what the other has written.
@@ -6,7 +7,9 @@ instance. Both write the same metadata, by which each sees what the other has wr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -14,8 +17,12 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.records import DagRun
+from federation_defs.masking import mask
+from federation_defs.naming import CHECK_NAME, build_asset_key, build_check_key
+from federation_defs.verdicts import Verdict
 
 _RUN_ID = "Run ID"
+_STATE = "State"
 _END = "End"
 
 # How far an Airflow's clock may be off ours. An event of a run is written after the run's end; by
@@ -23,65 +30,182 @@ _END = "End"
 CLOCK_SKEW = timedelta(hours=1)
 _WITHOUT_END = timedelta(days=7)
 _EVENTS_PER_QUERY = 500
+_MAX_CONF = 10_000  # characters of JSON; it is stored with each event
 
 
-def build_run_metadata(client: AirflowClient, run: DagRun) -> Mapping[str, dg.MetadataValue]:
+def build_run_metadata(client: AirflowClient, verdict: Verdict) -> dict[str, dg.MetadataValue]:
     """What a person wants to see of a run; absent dates are left out. Durations in seconds."""
+    run = verdict.run
     metadata: dict[str, dg.MetadataValue] = {
         _RUN_ID: dg.MetadataValue.text(run.run_id),
         "Link to run": dg.MetadataValue.url(client.build_run_url(run.dag_id, run.run_id)),
-        "State": dg.MetadataValue.text(run.state),
+        _STATE: dg.MetadataValue.text(run.state),
     }
-    dates = {"Logical date": run.logical_date, "Start": run.start_date, _END: run.end_date}
-    for name, date in dates.items():
-        if date is not None:
-            metadata[name] = dg.MetadataValue.timestamp(date)
-    if run.start_date and run.end_date:
-        seconds = (run.end_date - run.start_date).total_seconds()
-        metadata["Duration (s)"] = dg.MetadataValue.float(seconds)
-    if run.run_type is not None:
-        metadata["Run type"] = dg.MetadataValue.text(run.run_type)
+    dates = {
+        "Logical date": run.logical_date,
+        "Data interval start": run.data_interval_start,
+        "Data interval end": run.data_interval_end,
+        "Queued": run.queued_at,
+        "Start": run.start_date,
+        _END: run.end_date,
+    }
+    metadata |= {
+        name: dg.MetadataValue.timestamp(date) for name, date in dates.items() if date is not None
+    }
+    spans = {
+        "Duration (s)": (run.start_date, run.end_date),
+        "Queue time (s)": (run.queued_at, run.start_date),
+        "Lag (s)": (run.end_date, datetime.now(timezone.utc)),
+    }
+    for name, (begin, end) in spans.items():
+        if begin is not None and end is not None:
+            metadata[name] = dg.MetadataValue.float((end - begin).total_seconds())
+    if verdict.tasks:
+        tries = max(task.try_number for task in verdict.tasks)
+        metadata["Tries"] = dg.MetadataValue.int(tries)
+    texts = {"Run type": run.run_type, "Partition key": run.partition_key}
+    metadata |= {name: dg.MetadataValue.text(text) for name, text in texts.items() if text}
     if run.conf:
-        metadata["Conf"] = dg.MetadataValue.json(dict(run.conf))
+        metadata["Conf"] = _build_conf(run.conf)
     return metadata
 
 
-def select_unreported(
-    instance: dg.DagsterInstance, key: dg.AssetKey, runs: Iterable[DagRun]
-) -> list[DagRun]:
-    """The runs of one asset that the event log holds no materialization of, in the order given.
+def build_check_metadata(client: AirflowClient, verdict: Verdict) -> dict[str, dg.MetadataValue]:
+    """The same, and the tasks that failed with the end of their logs."""
+    metadata = build_run_metadata(client, verdict)
+    metadata |= {
+        f"Log of {name}": dg.MetadataValue.md(tail) for name, tail in verdict.log_tails.items()
+    }
+    return metadata
 
-    A run that was cleared and ran again ended at another time, so it is not held for the same.
+
+def _build_conf(conf: Mapping[str, Any]) -> dg.MetadataValue:
+    masked = mask(conf)
+    text = json.dumps(masked, ensure_ascii=False)
+    if len(text) <= _MAX_CONF:
+        return dg.MetadataValue.json(masked)
+    return dg.MetadataValue.text(f"{text[:_MAX_CONF]}… ({len(text)} characters; see the run)")
+
+
+def build_materialization(client: AirflowClient, verdict: Verdict) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(
+        asset_key=build_asset_key(client.instance, verdict.run.dag_id),
+        metadata=build_run_metadata(client, verdict),
+    )
+
+
+def build_check_evaluation(client: AirflowClient, verdict: Verdict) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=build_asset_key(client.instance, verdict.run.dag_id),
+        check_name=CHECK_NAME,
+        passed=verdict.is_success,
+        description=verdict.summary,
+        metadata=build_check_metadata(client, verdict),
+    )
+
+
+def build_check_result(client: AirflowClient, verdict: Verdict) -> dg.AssetCheckResult:
+    """The evaluation as a step gives it."""
+    evaluation = build_check_evaluation(client, verdict)
+    return dg.AssetCheckResult(
+        asset_key=evaluation.asset_key,
+        check_name=evaluation.check_name,
+        passed=evaluation.passed,
+        description=evaluation.description,
+        metadata=evaluation.metadata,
+    )
+
+
+@dataclass
+class Reported:
+    """What the event log holds of one asset's runs, from a moment on.
+
+    Attributes:
+        materialized: Run id and end of each run that is a materialization. One that was cleared
+            and ran again ended at another time, and is another.
+        checked: By run id, state, end and outcome of its last evaluation. A run that is set to
+            another state by hand is evaluated again.
     """
-    runs = list(runs)
-    if not runs:
-        return []
+
+    materialized: set[tuple[str, float | None]] = field(default_factory=set)
+    checked: dict[str, tuple[str, float | None, bool]] = field(default_factory=dict)
+
+    def lacks_materialization(self, verdict: Verdict) -> bool:
+        run = verdict.run
+        return verdict.is_success and (run.run_id, _seconds(run.end_date)) not in self.materialized
+
+    def has_evaluation(self, run: DagRun) -> bool:
+        """Whether it was evaluated as it is now, whatever came of it."""
+        return self.checked.get(run.run_id, ())[:2] == (run.state, _seconds(run.end_date))
+
+    def lacks_evaluation(self, verdict: Verdict) -> bool:
+        run = verdict.run
+        seen = (run.state, _seconds(run.end_date), verdict.is_success)
+        return self.checked.get(run.run_id) != seen
+
+
+def fetch_reported(instance: dg.DagsterInstance, key: dg.AssetKey, runs: list[DagRun]) -> Reported:
+    """What the event log holds of these runs of an asset, and maybe of others."""
     now = datetime.now(timezone.utc)
     first_end = min(run.end_date or run.start_date or now - _WITHOUT_END for run in runs)
-    reported = _fetch_reported(instance, key, min(first_end, now) - CLOCK_SKEW)
-    return [run for run in runs if (run.run_id, _seconds(run.end_date)) not in reported]
+    since = (min(first_end, now) - CLOCK_SKEW).timestamp()
+    reported = Reported()
+    _add_materializations(reported, instance, key, since)
+    _add_evaluations(reported, instance, key, since)
+    return reported
 
 
-def _fetch_reported(
-    instance: dg.DagsterInstance, key: dg.AssetKey, since: datetime
-) -> set[tuple[str, float | None]]:
-    reported: set[tuple[str, float | None]] = set()
-    records = dg.AssetRecordsFilter(asset_key=key, after_timestamp=since.timestamp())
+def _add_materializations(
+    reported: Reported, instance: dg.DagsterInstance, key: dg.AssetKey, since: float
+) -> None:
+    records = dg.AssetRecordsFilter(asset_key=key, after_timestamp=since)
     page_cursor: str | None = None
     while True:
         page = instance.fetch_materializations(records, limit=_EVENTS_PER_QUERY, cursor=page_cursor)
         for record in page.records:
-            metadata = record.asset_materialization.metadata if record.asset_materialization else {}
-            run_id, end = metadata.get(_RUN_ID), metadata.get(_END)
-            if isinstance(run_id, dg.TextMetadataValue) and run_id.text:
-                reported.add((run_id.text, _value(end)))
+            event = record.asset_materialization
+            run_id, _, end = _read_run(event.metadata if event else {})
+            if run_id:
+                reported.materialized.add((run_id, end))
         if not page.has_more:
-            return reported
+            return
         page_cursor = page.cursor
 
 
-def _value(end: Any) -> float | None:
-    return end.value if isinstance(end, dg.TimestampMetadataValue) else None
+def _add_evaluations(
+    reported: Reported, instance: dg.DagsterInstance, key: dg.AssetKey, since: float
+) -> None:
+    check = build_check_key(key)
+    storage_id: int | None = None
+    while True:
+        records = instance.event_log_storage.get_asset_check_execution_history(
+            check, limit=_EVENTS_PER_QUERY, cursor=storage_id
+        )
+        for record in records:  # the newest first
+            if record.event is None or record.event.timestamp < since:
+                return
+            event = record.event.dagster_event
+            evaluation = event.event_specific_data if event else None
+            if not isinstance(evaluation, dg.AssetCheckEvaluation):
+                continue  # planned by a run that is yet to execute it
+            run_id, state, end = _read_run(evaluation.metadata)
+            if run_id and run_id not in reported.checked:
+                reported.checked[run_id] = (state, end, evaluation.passed)
+        if len(records) < _EVENTS_PER_QUERY:
+            return
+        storage_id = records[-1].id
+
+
+def _read_run(
+    metadata: Mapping[str, dg.MetadataValue],
+) -> tuple[str, str, float | None]:
+    """Run id, state and end (seconds since 1970) that an event tells of; empty if of none."""
+    run_id, state, end = (metadata.get(name) for name in (_RUN_ID, _STATE, _END))
+    return (
+        (run_id.text or "") if isinstance(run_id, dg.TextMetadataValue) else "",
+        (state.text or "") if isinstance(state, dg.TextMetadataValue) else "",
+        end.value if isinstance(end, dg.TimestampMetadataValue) else None,
+    )
 
 
 def _seconds(moment: datetime | None) -> float | None:

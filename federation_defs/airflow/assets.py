@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from federation_defs.airflow.api import AirflowApi, follow_upgrade
+from federation_defs.airflow.api import follow_upgrade
+from federation_defs.airflow.paging import PagedApi
 from federation_defs.airflow.parsing import parse_asset, parse_asset_event
 from federation_defs.airflow.records import AirflowAsset, AssetEvent
 
 
-class AssetQuestions(AirflowApi):
+class AssetQuestions(PagedApi):
     """Questions about Airflow assets."""
 
     @follow_upgrade

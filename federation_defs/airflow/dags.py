@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from federation_defs.airflow.api import AirflowApi, follow_upgrade, is_absent
+from federation_defs.airflow.api import follow_upgrade, is_absent
 from federation_defs.airflow.dialects import build_path
+from federation_defs.airflow.paging import PagedApi
 from federation_defs.airflow.parsing import (
     parse_dag,
     parse_dag_details,
@@ -20,7 +21,7 @@ from federation_defs.airflow.transport import describe_request
 from federation_defs.errors import DagNotFoundError
 
 
-class DagQuestions(AirflowApi):
+class DagQuestions(PagedApi):
     """Questions about DAGs."""
 
     @follow_upgrade

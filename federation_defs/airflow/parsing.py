@@ -87,19 +87,21 @@ def parse_task(answer: Answer) -> Task:
 
 
 def parse_dag_run(answer: Answer) -> DagRun:
+    """What is odd in a run is left out: one run must not hold up the list that it is in."""
+    conf = answer.get("conf")
     return DagRun(
         dag_id=_need(answer, "dag_id"),
         run_id=_need(answer, "dag_run_id"),
-        state=_need(answer, "state"),
+        state=str(_need(answer, "state")),
         run_type=answer.get("run_type"),
-        logical_date=_parse_time(answer.get("logical_date")),
-        data_interval_start=_parse_time(answer.get("data_interval_start")),
-        data_interval_end=_parse_time(answer.get("data_interval_end")),
-        run_after=_parse_time(answer.get("run_after")),
-        queued_at=_parse_time(answer.get("queued_at")),
-        start_date=_parse_time(answer.get("start_date")),
-        end_date=_parse_time(answer.get("end_date")),
-        conf=answer.get("conf") or {},
+        logical_date=_parse_any_time(answer.get("logical_date")),
+        data_interval_start=_parse_any_time(answer.get("data_interval_start")),
+        data_interval_end=_parse_any_time(answer.get("data_interval_end")),
+        run_after=_parse_any_time(answer.get("run_after")),
+        queued_at=_parse_any_time(answer.get("queued_at")),
+        start_date=_parse_any_time(answer.get("start_date")),
+        end_date=_parse_any_time(answer.get("end_date")),
+        conf=conf if isinstance(conf, Mapping) else {},
         note=answer.get("note"),
         partition_key=answer.get("partition_key"),
     )
@@ -219,6 +221,14 @@ def _parse_time(value: str | None) -> datetime | None:
     # Python 3.10 reads no "Z".
     moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
     return moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)
+
+
+def _parse_any_time(value: Any) -> datetime | None:
+    """A time; None for what is none."""
+    try:
+        return _parse_time(value)
+    except (AttributeError, OverflowError, TypeError, ValueError):
+        return None
 
 
 def _parse_seconds(value: Any) -> float:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import requests
 
-from federation_defs.airflow.api import AirflowApi, follow_upgrade, is_absent, parse_version
+from federation_defs.airflow.api import follow_upgrade, is_absent, parse_version
 from federation_defs.airflow.dialects import build_path, build_run_path, format_time
+from federation_defs.airflow.paging import PagedApi
 from federation_defs.airflow.parsing import parse_dag_run
-from federation_defs.airflow.records import DagRun, TriggerOptions
+from federation_defs.airflow.records import FINISHED_STATES, DagRun, TriggerOptions
 from federation_defs.airflow.session import read_detail
 from federation_defs.errors import (
     DagNotFoundError,
@@ -29,31 +30,64 @@ _NOW = TriggerOptions()
 
 @dataclass(frozen=True)
 class ChangedRuns:
-    """Runs that changed since a moment.
+    """Runs that changed within a span of time.
 
     Attributes:
         runs: In the order of their creation.
+        total: How many there are; more than `runs` if they were more than were asked for.
         server_time: When the server began to answer, by its own clock; None if it did not say.
     """
 
     runs: list[DagRun]
+    total: int
     server_time: datetime | None
 
 
-class RunQuestions(AirflowApi):
+class RunQuestions(PagedApi):
     """Questions about DAG runs, and what is done to them."""
 
     @follow_upgrade
-    def fetch_changed_runs(self, since: datetime) -> ChangedRuns:
-        """All runs of all DAGs whose row changed at or after a moment, by the server's clock.
+    def fetch_changed_runs(
+        self,
+        since: datetime,
+        until: datetime | None = None,
+        states: Collection[str] = (),
+        at_most: int | None = None,
+    ) -> ChangedRuns:
+        """All runs of all DAGs whose row changed last in this span, by the server's clock.
 
         By update time, because end dates miss what is set by hand, cleared or late; in the order
-        of ids and with no upper bound, because rows that leave a window while it is being paged
-        shift the offsets of the rest.
+        of ids, which nothing changes.
+
+        Args:
+            until: No end unless set. Rows that change while the list is paged leave a span that
+                ends; it is then read anew.
+            states: Only runs in one of them; in any unless set.
+            at_most: If there are more, only some of them are given.
         """
-        params = {"updated_at_gte": format_time(since), "order_by": "id"}
-        pages = self._fetch_pages("/dags/~/dagRuns", "dag_runs", parse_dag_run, params)
-        return ChangedRuns(pages.entries, pages.server_time)
+        params: dict[str, Any] = {"updated_at_gte": format_time(since), "order_by": "id"}
+        if until is not None:
+            params["updated_at_lte"] = format_time(until)
+        if states:
+            params["state"] = sorted(states)
+        page = self._fetch_pages("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
+        return ChangedRuns(page.entries, page.total, page.server_time)
+
+    @follow_upgrade
+    def fetch_latest_finished_run(self, dag_id: str) -> DagRun | None:
+        """The run of a DAG that ended last, or None if none has.
+
+        Raises:
+            DagNotFoundError: There is no such DAG.
+        """
+        params = {"state": sorted(FINISHED_STATES), "order_by": "-end_date", "limit": 1}
+        response = self._get(build_path("dags", dag_id, "dagRuns"), params=params)
+        is_known = not is_absent(response)
+        runs = self._read_list(response, "dag_runs", parse_dag_run).entries if is_known else []
+        # Of a DAG that there is not, 2.11 just lists no runs.
+        if not runs and is_absent(self._get(build_path("dags", dag_id))):
+            raise DagNotFoundError(self.instance, dag_id, "404")
+        return runs[0] if runs else None
 
     @follow_upgrade
     def fetch_run(self, dag_id: str, run_id: str) -> DagRun | None:

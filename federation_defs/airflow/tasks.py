@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from federation_defs.airflow.api import AirflowApi, follow_upgrade, is_json
+from federation_defs.airflow.api import follow_upgrade, is_json
 from federation_defs.airflow.dialects import build_run_path
+from federation_defs.airflow.paging import PagedApi
 from federation_defs.airflow.parsing import parse_log, parse_task_instance
 from federation_defs.airflow.records import TaskInstance
 
@@ -11,7 +12,7 @@ from federation_defs.airflow.records import TaskInstance
 MAX_LOG_PAGES = 100
 
 
-class TaskQuestions(AirflowApi):
+class TaskQuestions(PagedApi):
     """Questions about task instances."""
 
     @follow_upgrade

@@ -21,6 +21,7 @@ from federation_defs.declaration.instance import (
     InstanceDeclaration,
     ObserveDeclaration,
     SelectDeclaration,
+    SuccessDeclaration,
     TriggerDeclaration,
     parse_declaration,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "ObserveDeclaration",
     "PasswordAuthDeclaration",
     "SelectDeclaration",
+    "SuccessDeclaration",
     "TlsDeclaration",
     "TokenAuthDeclaration",
     "TriggerDeclaration",

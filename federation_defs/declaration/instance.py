@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from dagster.components import DefsStateConfigArgs
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from federation_defs.declaration.connection import (
     AuthDeclaration,
@@ -68,6 +68,20 @@ class ObserveDeclaration(Declaration):
         description="Seconds from one look to the next. Dagster's sensor daemon itself loops "
         "every 5 seconds at best.",
     )
+    overlap: Duration = Field(
+        default=120.0,
+        description="By how much a look reaches back before the one before it, for rows that "
+        "appear late and clocks that differ. As 120s or 5m.",
+    )
+    lookback: Duration = Field(
+        default=7 * 86400.0,
+        description="How long an outage may be for all that ended meanwhile to be reported. What "
+        "a longer one hides is reported as a gap. As 12h or 7d.",
+    )
+    lookback_on_first_start: Duration = Field(
+        default=3600.0,
+        description="How far the very first look at an instance reaches back, as 30m or 1h.",
+    )
 
 
 class TriggerDeclaration(Declaration):
@@ -80,6 +94,28 @@ class TriggerDeclaration(Declaration):
     )
 
 
+class SuccessDeclaration(Declaration):
+    """Which tasks of a DAG decide whether a finished run left its data."""
+
+    tasks: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Tasks or task groups that all have to have succeeded, whatever became of the "
+        "others.",
+    )
+    all_except: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Tasks or task groups that may fail; all others have to have succeeded.",
+    )
+
+    @model_validator(mode="after")
+    def _refuse_both_or_none(self) -> SuccessDeclaration:
+        if (self.tasks is None) == (self.all_except is None):
+            raise ValueError("write either `tasks` or `all_except`")
+        return self
+
+
 class DagDeclaration(Declaration):
     """What is declared of one DAG."""
 
@@ -89,6 +125,12 @@ class DagDeclaration(Declaration):
         examples=[["warehouse/load_customers"]],
     )
     trigger: TriggerDeclaration = TriggerDeclaration()
+    success_when: SuccessDeclaration | None = Field(
+        default=None,
+        description="Which tasks decide whether a run is a success; the run's own state unless "
+        "set.",
+        examples=[{"tasks": ["load", "publish"]}, {"all_except": ["clean_up"]}],
+    )
 
     @property
     def upstreams(self) -> list[tuple[str, str]]:
@@ -126,6 +168,11 @@ class InstanceDeclaration(Declaration):
     def downstreams(self) -> dict[str, DagDeclaration]:
         """The DAGs that depend on something, and so are run by Dagster."""
         return {dag_id: dag for dag_id, dag in self.dags.items() if dag.depends_on}
+
+    def find_rule(self, dag_id: str) -> SuccessDeclaration | None:
+        """What decides on the success of a DAG's runs; None if their own state does."""
+        dag = self.dags.get(dag_id)
+        return dag.success_when if dag else None
 
 
 def parse_declaration(values: Mapping[str, Any], source: str) -> InstanceDeclaration:

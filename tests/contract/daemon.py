@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.naming import build_asset_key
+from federation_defs.declaration import ObserveDeclaration, SuccessDeclaration
+from federation_defs.naming import build_asset_key, build_check_key
 from federation_defs.observation import build_observation_sensor
 from tests.contract.fake_airflow import FakeAirflow
 from tests.contract.fake_database import Database, RunRow
@@ -26,12 +28,22 @@ class Daemon:
     """
 
     def __init__(
-        self, client: AirflowClient, dag_ids: Collection[str], instance: dg.DagsterInstance
+        self,
+        client: AirflowClient,
+        dag_ids: Collection[str],
+        instance: dg.DagsterInstance,
+        **declared: Any,
     ) -> None:
         self.client = client
-        self.sensor = build_observation_sensor(client, dag_ids, interval_s=5)
         self.instance = instance
         self.cursor: str | None = None
+        self.rules: dict[str, SuccessDeclaration | None] = dict.fromkeys(dag_ids)
+        self._observe = ObserveDeclaration.model_validate(declared)
+        self.restart()
+
+    def restart(self) -> None:
+        """The code server dies, and another takes its place."""
+        self.sensor = build_observation_sensor(self.client, self.rules, self._observe)
 
     def evaluate(self) -> dg.SensorResult | dg.SkipReason:
         """What the sensor gives; nothing is stored."""
@@ -49,11 +61,19 @@ class Daemon:
         result = self.evaluate()
         if isinstance(result, dg.SkipReason):
             return []
-        for event in result.asset_events:
-            self.instance.report_runless_asset_event(event)
+        self.store(result)
         if not crashes:
             self.cursor = result.cursor
-        return [str(event.metadata["Run ID"].value) for event in result.asset_events]
+        return [
+            str(event.metadata["Run ID"].value)
+            for event in result.asset_events
+            if isinstance(event, dg.AssetMaterialization)
+        ]
+
+    def store(self, result: dg.SensorResult, count: int | None = None) -> None:
+        """What the daemon does first: all of the events, or the first ones of them."""
+        for event in result.asset_events[:count]:
+            self.instance.report_runless_asset_event(event)
 
 
 def fetch_reported(
@@ -63,6 +83,18 @@ def fetch_reported(
     records = instance.fetch_materializations(key, limit=1000, ascending=True).records
     events = [record.asset_materialization for record in records]
     return [event.metadata for event in events if event is not None]
+
+
+def fetch_evaluations(
+    instance: dg.DagsterInstance, key: dg.AssetKey
+) -> list[dg.AssetCheckEvaluation]:
+    """All evaluations of an asset's check, the first one first."""
+    history = instance.event_log_storage.get_asset_check_execution_history(
+        build_check_key(key), limit=5000
+    )
+    events = [record.event.dagster_event for record in history if record.event]
+    found = [event.event_specific_data for event in events if event]
+    return [one for one in found if isinstance(one, dg.AssetCheckEvaluation)][::-1]
 
 
 def fetch_reported_run_ids(instance: dg.DagsterInstance, key: dg.AssetKey) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from werkzeug import Request, Response
@@ -17,6 +17,7 @@ from tests.contract.fake_run_answers import build_run, build_task, build_task_na
 RUN = "/dags/<dag_id>/dagRuns/<run_id>"
 RUN_ROUTES = [
     ("GET", "/dags/~/dagRuns", "list_runs"),
+    ("GET", "/dags/<dag_id>/dagRuns", "list_runs"),
     ("POST", "/dags/<dag_id>/dagRuns", "trigger"),
     ("POST", "/dags/<dag_id>/clearTaskInstances", "clear"),
     ("GET", RUN, "show_run"),
@@ -35,11 +36,20 @@ _KINDS = {"string": str, "integer": int}
 class RunEndpoints(FakeApi):
     """DAG runs: lists, triggers, clears, stops."""
 
-    def list_runs(self, request: Request) -> Response:
-        since = datetime.fromisoformat(request.args["updated_at_gte"])
-        runs = [run for run in self.database.runs if run.updated_at >= since]
-        order = {"id": lambda run: run.id}
-        return self.page(request, "dag_runs", runs, build_run, order, {"updated_at_gte"})
+    def list_runs(self, request: Request, dag_id: str = "~") -> Response:
+        if dag_id != "~" and self.api == "v2":  # 2.x lists none
+            self.find_dag(dag_id)
+        runs = [run for run in self.database.runs if dag_id in ("~", run.dag_id)]
+        if since := request.args.get("updated_at_gte"):
+            runs = [run for run in runs if run.updated_at >= datetime.fromisoformat(since)]
+        if until := request.args.get("updated_at_lte"):
+            runs = [run for run in runs if run.updated_at <= datetime.fromisoformat(until)]
+        if states := request.args.getlist("state"):
+            runs = [run for run in runs if run.state in states]
+        first = datetime.min.replace(tzinfo=timezone.utc)
+        order = {"id": lambda run: run.id, "end_date": lambda run: run.end_date or first}
+        known = {"updated_at_gte", "updated_at_lte", "state"}
+        return self.page(request, "dag_runs", runs, build_run, order, known)
 
     def show_run(self, _: Request, dag_id: str, run_id: str) -> Response:
         run = self.find_run(dag_id, run_id)

@@ -68,7 +68,8 @@ def test_a_crash_amid_the_events_reports_only_the_rest(observed: Observed) -> No
         observed.add_run(f"run {number}", ended_s_ago=10 - number)
     result = observed.daemon.evaluate()
     assert isinstance(result, dg.SensorResult)
-    observed.daemon.instance.report_runless_asset_event(result.asset_events[0])
+    observed.daemon.store(result, count=1)
+    observed.daemon.restart()
     assert observed.daemon.tick() == ["run 1", "run 2"]
 
 

@@ -10,7 +10,8 @@ import dagster as dg
 import pytest
 
 from federation_defs.naming import build_asset_key, build_run_id
-from federation_defs.reporting import build_run_metadata
+from federation_defs.reporting import build_check_evaluation, build_materialization
+from federation_defs.verdicts import judge_by_state
 from tests.contract.conftest import Airflow
 from tests.contract.daemon import Daemon, fetch_reported_run_ids
 from tests.contract.executing import materialize
@@ -49,6 +50,16 @@ def finish_run_of(airflow: Airflow, dagster_run_id: str, state: str = "success")
     return airflow.database.finish_run(run, state)
 
 
+def report_as_the_owner(
+    airflow: Airflow, instance: dg.DagsterInstance, dagster_run_id: str
+) -> None:
+    run = airflow.client.fetch_run(DAG, build_run_id(dagster_run_id))
+    assert run is not None
+    verdict = judge_by_state(run)
+    instance.report_runless_asset_event(build_materialization(airflow.client, verdict))
+    instance.report_runless_asset_event(build_check_evaluation(airflow.client, verdict))
+
+
 def test_a_run_is_held_while_its_owner_lives_and_reported_when_that_failed(
     airflow_v2: Airflow, daemon: Daemon
 ) -> None:
@@ -69,10 +80,7 @@ def test_a_run_that_its_owner_reported_is_not_reported_again(
     def report(context: dg.OpExecutionContext) -> None:
         finish_run_of(airflow_v2, context.run_id)
         assert daemon.tick() == []
-        run = airflow_v2.client.fetch_run(DAG, build_run_id(context.run_id))
-        assert run is not None
-        metadata = build_run_metadata(airflow_v2.client, run)
-        context.log_event(dg.AssetMaterialization(KEY, metadata=metadata))
+        report_as_the_owner(airflow_v2, daemon.instance, context.run_id)
 
     result = run_owner(daemon.instance, report)
     assert result.success
@@ -169,10 +177,7 @@ def test_a_run_that_its_living_owner_reported_is_not_asked_for_any_more(
 
     def report_and_go_on(context: dg.OpExecutionContext) -> None:
         finish_run_of(airflow_v2, context.run_id)
-        run = airflow_v2.client.fetch_run(DAG, build_run_id(context.run_id))
-        assert run is not None
-        metadata = build_run_metadata(airflow_v2.client, run)
-        context.log_event(dg.AssetMaterialization(KEY, metadata=metadata))
+        report_as_the_owner(airflow_v2, daemon.instance, context.run_id)
         daemon.tick()
         before = airflow_v2.server.count("GET", ".*/dagRuns/[^/]+")
         for _ in range(3):

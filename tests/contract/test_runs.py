@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from federation_defs.airflow.records import DagRun, TaskInstance
-from federation_defs.errors import RunLostError
+from federation_defs.errors import DagNotFoundError, RunLostError
 from tests.contract.conftest import Airflow
 from tests.contract.fake_airflow import asks
 from tests.contract.faults import answer
@@ -93,6 +93,55 @@ def test_the_changed_runs_come_with_the_servers_own_time(world: World) -> None:
     server_time = world.client.fetch_changed_runs(an_hour_ago()).server_time
     assert server_time is not None
     assert abs(server_time - datetime.now(timezone.utc)) < timedelta(seconds=30)
+
+
+def test_changed_runs_are_told_by_their_states(world: World) -> None:
+    run = run_dag(world)
+    since = an_hour_ago()
+    for states in (["success"], ["success", "failed"], ["success", "queued"]):
+        changed = world.client.fetch_changed_runs(since, states=states).runs
+        assert run in changed
+        assert {one.state for one in changed} <= set(states)
+    assert run not in world.client.fetch_changed_runs(since, states=["failed"]).runs
+
+
+def test_changed_runs_are_told_up_to_a_moment(world: World) -> None:
+    run = run_dag(world)
+    now = world.client.fetch_changed_runs(an_hour_ago()).server_time
+    assert now is not None
+    assert run in world.client.fetch_changed_runs(an_hour_ago(), now + timedelta(minutes=1)).runs
+    assert run.start_date is not None
+    before = run.start_date - timedelta(seconds=10)
+    assert run not in world.client.fetch_changed_runs(an_hour_ago(), before).runs
+
+
+def test_more_changed_runs_than_asked_for_are_only_counted(airflow: Airflow) -> None:
+    airflow.database.add_dag("load_customers")
+    for _ in range(250):
+        airflow.database.start_run("load_customers")
+    airflow.client.fetch_dag("load_customers")
+    before = len(airflow.server.asked)
+    changed = airflow.client.fetch_changed_runs(an_hour_ago(), at_most=249)
+    assert (changed.total, len(changed.runs)) == (250, 100)
+    assert len(airflow.server.asked) == before + 1
+    changed = airflow.client.fetch_changed_runs(an_hour_ago(), at_most=250)
+    assert (changed.total, len(changed.runs)) == (250, 250)
+
+
+def test_the_latest_finished_run_is_the_one_that_ended_last(world: World) -> None:
+    runs = [run_dag(world) for _ in range(2)]
+    assert world.client.fetch_latest_finished_run(world.dag_id) == runs[-1]
+
+
+def test_a_dag_of_which_no_run_ended_has_no_latest_one(airflow: Airflow) -> None:
+    airflow.database.add_dag("load_customers")
+    airflow.database.start_run("load_customers")
+    assert airflow.client.fetch_latest_finished_run("load_customers") is None
+
+
+def test_an_unknown_dag_has_no_runs_to_tell_of(world: World) -> None:
+    with pytest.raises(DagNotFoundError):
+        world.client.fetch_latest_finished_run("nobody_knows_it")
 
 
 def test_an_unknown_run_cannot_be_cleared(world: World) -> None:

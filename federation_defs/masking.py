@@ -1,0 +1,53 @@
+"""Secrets in a run's conf, hidden as Airflow hides them in its own UI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# A key that holds one of these words has a secret for a value (`DEFAULT_SENSITIVE_FIELDS` of
+# Airflow 2.11's and 3.3's secrets masker).
+_SENSITIVE = (
+    "access_key",
+    "access_token",
+    "api_key",
+    "apikey",
+    "authorization",
+    "connection_string",
+    "keyfile_dict",
+    "passphrase",
+    "passwd",
+    "password",
+    "private_key",
+    "proxies",
+    "proxy",
+    "secret",
+    "service_account",
+    "token",
+)
+_MASK = "***"
+# Airflow looks no deeper either, but shows what is there; we don't.
+_DEPTH = 8
+
+
+def mask(value: Any, *, is_secret: bool = False, depth: int = _DEPTH) -> Any:
+    """The same value, with what stands under a sensitive key replaced by `***`.
+
+    Args:
+        is_secret: It stands under such a key itself.
+    """
+    if isinstance(value, Mapping | list) and depth == 0:
+        return _MASK
+    if isinstance(value, Mapping):
+        return {
+            key: mask(inner, is_secret=is_secret or _is_sensitive(key), depth=depth - 1)
+            for key, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [mask(inner, is_secret=is_secret, depth=depth - 1) for inner in value]
+    return _MASK if is_secret and value not in (None, "") else value
+
+
+def _is_sensitive(key: Any) -> bool:
+    name = str(key).strip().lower()
+    return any(word in name for word in _SENSITIVE)

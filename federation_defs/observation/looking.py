@@ -1,0 +1,104 @@
+"""What changed in an instance: all of it in one look, or slice by slice if it is a long history."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.records import FINISHED_STATES, DagRun
+from federation_defs.airflow.runs import ChangedRuns
+from federation_defs.reporting import CLOCK_SKEW
+
+MAX_RUNS = 2000
+MIN_RUNS = 100
+# Of the 60 s that Dagster gives a sensor; the rest is for what is asked about single runs.
+BUDGET_S = 20.0
+_MIN_SLICE = timedelta(seconds=1)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Finished runs that changed in a span of time.
+
+    Attributes:
+        following: The next look's `since`, once these are dealt with.
+    """
+
+    runs: list[DagRun]
+    following: datetime
+
+
+class Looking:
+    """Looks at one instance.
+
+    Args:
+        overlap: By how much a look reaches back before the one before it. A row that is older
+            does not appear any more.
+    """
+
+    def __init__(self, client: AirflowClient, overlap: timedelta) -> None:
+        self._client = client
+        self._overlap = overlap
+        self._max_runs = MAX_RUNS
+
+    def look(self, since: datetime) -> Look:
+        """What changed since, or the oldest part of it if it is more than a look takes.
+
+        Order is kept all the same: a part ends where time does not reach back any more.
+        """
+        began, runs = time.monotonic(), 0
+        try:
+            start = since - self._overlap
+            changed = self._fetch(start, at_most=self._max_runs)
+            runs = len(changed.runs)
+            now = _read_clock(changed)
+            if _is_whole(changed):
+                return Look(changed.runs, now)
+            look = self._look_at_history(start, now, changed.total)
+            runs = len(look.runs)
+            return look
+        finally:
+            self._adapt(runs, time.monotonic() - began)
+
+    def _look_at_history(self, start: datetime, now: datetime, total: int) -> Look:
+        """The oldest part that is small enough, and not so near that rows may yet appear in it."""
+        safe = now - self._overlap
+        until = start + (now - start) * (0.8 * self._max_runs / total)
+        while until < safe and until - start > _MIN_SLICE:
+            changed = self._fetch(start, until, at_most=self._max_runs)
+            if _is_whole(changed):
+                if changed.runs:
+                    return Look(changed.runs, until + self._overlap)
+                start, until = until, until + (now - until) / 2
+            else:
+                until = start + (until - start) / 2
+        if until < safe:
+            # So many within a second that no slice is small enough.
+            return Look(self._fetch(start, until).runs, until + self._overlap)
+        return Look(self._fetch(start).runs, now)
+
+    def _fetch(
+        self, start: datetime, until: datetime | None = None, at_most: int | None = None
+    ) -> ChangedRuns:
+        return self._client.fetch_changed_runs(start, until, FINISHED_STATES, at_most)
+
+    def _adapt(self, runs: int, seconds: float) -> None:
+        """How much the next look takes: what this server answers within the budget."""
+        if runs and seconds > BUDGET_S:
+            self._max_runs = max(MIN_RUNS, int(runs * BUDGET_S / seconds))
+        elif seconds < BUDGET_S / 4:
+            self._max_runs = min(MAX_RUNS, self._max_runs * 2)
+
+
+def _is_whole(changed: ChangedRuns) -> bool:
+    return len(changed.runs) >= changed.total
+
+
+def _read_clock(changed: ChangedRuns) -> datetime:
+    """From when on to ask next time, but for the overlap: when the server was asked, by its own
+    clock; by ours if that is behind, since a proxy's clock may be ahead of the database's."""
+    now = datetime.now(timezone.utc)
+    server_time = changed.server_time
+    return min(server_time, now) if server_time else now - CLOCK_SKEW

@@ -1,0 +1,323 @@
+"""The sensor that reports an instance's finished runs.
+
+Before it reports a run it asks the event log, so that a lost cursor, or a crash between "reported"
+and "remembered", reports nothing twice.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+
+import dagster as dg
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.records import DagRun
+from federation_defs.declaration import ObserveDeclaration, SuccessDeclaration
+from federation_defs.errors import AirflowError, CredentialError, UnreachableError
+from federation_defs.naming import (
+    build_asset_key,
+    build_observation_sensor_name,
+    parse_root_run_id,
+)
+from federation_defs.observation.backoff import Backoff
+from federation_defs.observation.choosing import choose, group_by_dag
+from federation_defs.observation.cursor import Cursor, build_fingerprint, find_start
+from federation_defs.observation.looking import Look, Looking
+from federation_defs.recovery import end_orphaned_runs
+from federation_defs.reporting import (
+    build_check_evaluation,
+    build_materialization,
+    fetch_reported,
+)
+from federation_defs.verdicts import (
+    Verdict,
+    add_log_tails,
+    build_unjudged,
+    fetch_verdict,
+    judge_by_state,
+)
+
+AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
+
+# The daemon writes some 100 events a second (SQLite), two of them per run.
+MAX_REPORTS = 400
+# So many runs a tick are asked for their tasks though nothing but "Tries" needs them, and so many
+# failed ones for their logs: in a long history both would take longer than all the rest.
+MAX_TRIES_ASKED = 20
+MAX_LOGS_ASKED = 20
+# Of the 60 s that Dagster gives a sensor, from its begin on.
+DEADLINE_S = 40.0
+PATIENCE_S = 600.0
+# The daemon has stored a tick's events by then, or it is dead.
+STORED_S = 60.0
+
+
+def build_observation_sensor(
+    client: AirflowClient,
+    dags: Mapping[str, SuccessDeclaration | None],
+    observe: ObserveDeclaration,
+) -> dg.SensorDefinition:
+    """The sensor that reports an instance's finished runs.
+
+    Args:
+        dags: The DAGs that are assets, by id, and what decides on the success of their runs. Runs
+            of others are passed over.
+    """
+    observer = _Observer(client, dags, observe)
+
+    @dg.sensor(
+        name=build_observation_sensor_name(client.instance),
+        # One less: the daemon loops every 5 s, and would pass over every other turn of a sensor
+        # that is due in exactly 5.
+        minimum_interval_seconds=max(1, round(observe.interval) - 1),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Reports the finished DAG runs of Airflow {client.instance}.",
+    )
+    def observation(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        return observer.tick(context)
+
+    return observation
+
+
+@dataclass(frozen=True)
+class _Handover:
+    """Events that a tick gave to the daemon to store.
+
+    Attributes:
+        cursor: That the tick was given. The daemon saves a new one once the events are stored.
+        at: By the monotonic clock.
+    """
+
+    cursor: str | None
+    at: float
+    last: Verdict
+
+
+class _Observer:
+    """One instance, as its sensor sees it.
+
+    What is kept here is for the good of this process only; all that matters is in the cursor and
+    in the event log.
+    """
+
+    def __init__(
+        self,
+        client: AirflowClient,
+        dags: Mapping[str, SuccessDeclaration | None],
+        observe: ObserveDeclaration,
+    ) -> None:
+        self._client = client
+        self._dags = dags
+        self._lookback = timedelta(seconds=observe.lookback)
+        self._lookback_on_first_start = timedelta(seconds=observe.lookback_on_first_start)
+        self._looking = Looking(client, timedelta(seconds=observe.overlap))
+        self._backoff = Backoff(observe.interval)
+        self._handover: _Handover | None = None
+        self._unjudged_since: dict[bytes, float] = {}
+        self._lock = threading.Lock()
+
+    def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        """What one evaluation of the sensor gives.
+
+        Raises:
+            AirflowError: Something that a person has to mend. While it stays so, and while the
+                instance is not reached, most ticks ask nothing and are skipped.
+        """
+        end_orphaned_runs(context.instance, self._client.instance, context.log)
+        with self._lock:
+            return self._look_if_due(context)
+
+    def _look_if_due(self, context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        if (waiting := self._backoff.explain()) is not None:
+            return dg.SkipReason(waiting)
+        if self._is_being_stored(context):
+            return dg.SkipReason("The events of the tick before are still being stored.")
+        try:
+            result = self._observe(context)
+        except AirflowError as error:
+            # The cursor stays where it is: what ends meanwhile is reported when it is back.
+            self._backoff.begin(error)
+            if isinstance(error, UnreachableError):
+                return dg.SkipReason(self._backoff.explain() or str(error))
+            raise
+        self._backoff.end()
+        return result
+
+    def _is_being_stored(self, context: dg.SensorEvaluationContext) -> bool:
+        """Whether another tick, which overlaps this one, found what this one would find."""
+        handover = self._handover
+        if handover is None or handover.cursor != context.cursor:
+            return False
+        if time.monotonic() - handover.at > STORED_S:
+            return False
+        return bool(self._build_missing(context.instance, [handover.last]))
+
+    def _observe(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        deadline = time.monotonic() + DEADLINE_S
+        cursor, gap = self._read_cursor(context)
+        look = self._looking.look(cursor.since)
+        runs = self._add_held(look.runs, cursor.held)
+        finished = [run for run in runs if run.is_finished and run.dag_id in self._dags]
+        new = [run for run in finished if build_fingerprint(run) not in cursor.seen]
+        owned, held = self._find_owned(context.instance, new)
+        free = [run for run in new if run not in owned]
+
+        verdicts = self._judge(choose(free, MAX_REPORTS), deadline)
+        events = self._build_missing(context.instance, verdicts)
+        if events:
+            self._handover = _Handover(context.cursor, time.monotonic(), verdicts[-1])
+
+        left = len(free) - len(verdicts)
+        dealt = [verdict.run for verdict in verdicts] + [run for run in owned if run not in held]
+        following = _follow(cursor, look, finished, dealt, is_done=not left)
+        more = f" {left} more wait for the next tick." if left else ""
+        if more:
+            context.log.info("%d runs are dealt with.%s", len(verdicts), more)
+        return dg.SensorResult(
+            asset_events=[*gap, *events],
+            skip_reason=None
+            if events or gap
+            else f"No run of Airflow '{self._client.instance}' ended since.{more}",
+            cursor=replace(following, held=tuple(_key(run) for run in held)).to_json(),
+        )
+
+    def _read_cursor(
+        self, context: dg.SensorEvaluationContext
+    ) -> tuple[Cursor, list[dg.AssetObservation]]:
+        """Where to begin, and what tells of the gap before it if the outage was too long."""
+        cursor = Cursor.from_json(context.cursor)
+        if cursor is None:
+            keys = [self._build_key(dag_id) for dag_id in self._dags]
+            since = find_start(
+                context.instance, keys, self._lookback, self._lookback_on_first_start
+            )
+            context.log.info("There is no cursor to go on from. Looking back to %s.", since)
+            return Cursor(since), []
+        oldest = datetime.now(timezone.utc) - self._lookback
+        if cursor.since >= oldest:
+            return cursor, []
+        told = (
+            f"What ended in Airflow '{self._client.instance}' between {cursor.since:%F %T} and "
+            f"{oldest:%F %T} UTC was not looked at: nobody observed it then, and "
+            "`observe.lookback` reaches back no further."
+        )
+        context.log.warning(told)
+        metadata = {
+            "Gap": dg.MetadataValue.text(told),
+            "Gap start": dg.MetadataValue.timestamp(cursor.since),
+            "Gap end": dg.MetadataValue.timestamp(oldest),
+        }
+        return replace(cursor, since=oldest), [
+            dg.AssetObservation(self._build_key(dag_id), description=told, metadata=metadata)
+            for dag_id in self._dags
+        ]
+
+    def _add_held(self, runs: list[DagRun], held: Collection[tuple[str, str]]) -> list[DagRun]:
+        """The changed runs, and those held that have left the window meanwhile."""
+        changed = {_key(run): run for run in runs}
+        fetched = self._client.fetch_runs(key for key in held if key not in changed)
+        return [*changed.values(), *fetched.values()]
+
+    def _find_owned(
+        self, instance: dg.DagsterInstance, runs: list[DagRun]
+    ) -> tuple[list[DagRun], list[DagRun]]:
+        """The runs that a living Dagster run reports; and those of them that it has not yet."""
+        owned = [run for run in runs if _has_living_owner(instance, run)]
+        held = []
+        for dag_id, group in group_by_dag(owned).items():
+            log = fetch_reported(instance, self._build_key(dag_id), group)
+            held += [run for run in group if not log.has_evaluation(run)]
+        return owned, held
+
+    def _judge(self, runs: list[DagRun], deadline: float) -> list[Verdict]:
+        """The verdicts on these runs, in their order; of a DAG none after one that must wait."""
+        failed = [run for run in runs if not run.is_success]
+        logged = failed[-MAX_LOGS_ASKED:]
+        is_few = len(runs) <= MAX_TRIES_ASKED
+
+        def judge(run: DagRun) -> Verdict | None:
+            is_late = time.monotonic() > deadline
+            if run.is_success and self._dags[run.dag_id] is None:
+                is_asked = is_few and not is_late
+                return fetch_verdict(self._client, run, None) if is_asked else judge_by_state(run)
+            verdict = None if is_late else self._judge_by_tasks(run)
+            if verdict is None or run not in logged:
+                return verdict
+            return add_log_tails(self._client, verdict)
+
+        at_once = self._client.session.transport.http.max_connections
+        with ThreadPoolExecutor(at_once, thread_name_prefix="verdicts") as pool:
+            found = list(pool.map(judge, runs))
+        verdicts: list[Verdict] = []
+        waiting: set[str] = set()
+        for run, verdict in zip(runs, found, strict=True):
+            if verdict is None:
+                waiting.add(run.dag_id)
+            elif run.dag_id not in waiting:
+                verdicts.append(verdict)
+        return verdicts
+
+    def _judge_by_tasks(self, run: DagRun) -> Verdict | None:
+        """The verdict, or None if it can't be told now: some minutes long, it is waited for."""
+        mark = build_fingerprint(run)
+        try:
+            verdict = fetch_verdict(self._client, run, self._dags[run.dag_id])
+        except (UnreachableError, CredentialError) as error:
+            now = time.monotonic()
+            if now - self._unjudged_since.setdefault(mark, now) < PATIENCE_S:
+                return None
+            verdict = build_unjudged(run, error)
+        self._unjudged_since.pop(mark, None)
+        return verdict
+
+    def _build_missing(
+        self, instance: dg.DagsterInstance, verdicts: list[Verdict]
+    ) -> list[AssetEvent]:
+        """The events that the log does not hold yet, in the order of the verdicts."""
+        events: list[AssetEvent] = []
+        logs = {
+            dag_id: fetch_reported(instance, self._build_key(dag_id), runs)
+            for dag_id, runs in group_by_dag(one.run for one in verdicts).items()
+        }
+        for verdict in verdicts:
+            log = logs[verdict.run.dag_id]
+            if log.lacks_materialization(verdict):
+                events.append(build_materialization(self._client, verdict))
+            if log.lacks_evaluation(verdict):
+                events.append(build_check_evaluation(self._client, verdict))
+        return events
+
+    def _build_key(self, dag_id: str) -> dg.AssetKey:
+        return build_asset_key(self._client.instance, dag_id)
+
+
+def _follow(
+    cursor: Cursor, look: Look, finished: list[DagRun], dealt: list[DagRun], *, is_done: bool
+) -> Cursor:
+    """How far we are now. While something of the look is left, the next is from the same moment.
+
+    Not later than the server's clock, which may have been set back.
+    """
+    marks = frozenset(build_fingerprint(run) for run in dealt)
+    if not is_done:
+        return Cursor(cursor.since, cursor.seen | marks)
+    present = {build_fingerprint(run) for run in finished}
+    return Cursor(look.following, (cursor.seen & present) | marks)
+
+
+def _key(run: DagRun) -> tuple[str, str]:
+    return run.dag_id, run.run_id
+
+
+def _has_living_owner(instance: dg.DagsterInstance, run: DagRun) -> bool:
+    """Whether a Dagster run that triggered this one is still there to report it."""
+    root_run_id = parse_root_run_id(run.run_id)
+    if root_run_id is None or (root := instance.get_run_by_id(root_run_id)) is None:
+        return False
+    retries = instance.get_runs(dg.RunsFilter(tags={"dagster/root_run_id": root_run_id}))
+    return any(not owner.is_finished for owner in (root, *retries))
