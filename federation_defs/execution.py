@@ -39,6 +39,7 @@ from federation_defs.naming import (
 )
 from federation_defs.recovery import Heartbeat
 from federation_defs.reporting import build_check_result, build_run_metadata, fetch_reported
+from federation_defs.success import is_mended_by_failed
 from federation_defs.verdicts import Verdict, add_log_tails, fetch_verdict
 
 MIN_POLL_S = 1.0
@@ -317,11 +318,20 @@ def start_run(
         _refuse_paused(client, dag_id)
         return client.trigger_run(dag_id, run_id)
     is_automatic = "dagster/retry_number" in dagster_run.tags
-    if not run.is_finished or is_automatic or _is_success(client, run, rule):
+    if not run.is_finished or is_automatic:
         return run
+    clears = (client.clear_failed_tasks, client.clear_run)
+    if rule is None and run.is_success:
+        return run
+    if rule is not None:
+        verdict = fetch_verdict(client, run, rule)
+        if verdict.is_success:
+            return run
+        if not is_mended_by_failed(verdict.tasks or (), rule):
+            clears = (client.clear_run,)
     _refuse_paused(client, dag_id)
     failed = run
-    for clear in (client.clear_failed_tasks, client.clear_run):
+    for clear in clears:
         clear(dag_id, run_id)
         run = client.fetch_run(dag_id, run_id)
         if run is None:
@@ -329,10 +339,6 @@ def start_run(
         if run != failed:
             break
     return run
-
-
-def _is_success(client: AirflowClient, run: DagRun, rule: SuccessDeclaration | None) -> bool:
-    return fetch_verdict(client, run, rule).is_success if rule else run.is_success
 
 
 def _refuse_paused(client: AirflowClient, dag_id: str) -> None:

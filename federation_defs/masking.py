@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 # A key that holds one of these words has a secret for a value (`DEFAULT_SENSITIVE_FIELDS` of
-# Airflow 2.11's and 3.3's secrets masker).
+# Airflow 2.11's and 3.3's secrets masker, whichever has more).
 _SENSITIVE = (
     "access_key",
     "access_token",
     "api_key",
     "apikey",
+    "auth_header",
     "authorization",
+    "bearer",
     "connection_string",
+    "dsn",
     "keyfile_dict",
     "passphrase",
     "passwd",
@@ -23,10 +27,12 @@ _SENSITIVE = (
     "proxy",
     "secret",
     "service_account",
+    "service_key",
     "token",
+    "webhook_url",
 )
 _MASK = "***"
-# Airflow looks no deeper either, but shows what is there; we don't.
+# 2.11 looks no deeper than 5, and shows what is there; we show nothing that we did not look at.
 _DEPTH = 8
 
 
@@ -45,9 +51,9 @@ def mask(value: Any, *, is_secret: bool = False, depth: int = _DEPTH) -> Any:
         }
     if isinstance(value, list):
         return [mask(inner, is_secret=is_secret, depth=depth - 1) for inner in value]
-    return _MASK if is_secret and value not in (None, "") else value
+    return _MASK if is_secret and value is not None else value
 
 
 def _is_sensitive(key: Any) -> bool:
-    name = str(key).strip().lower()
+    name = re.sub(r"\W+", "_", str(key).strip().lower())  # as 3.3: "api-key" is one too
     return any(word in name for word in _SENSITIVE)

@@ -8,6 +8,7 @@ instance. Both write the same metadata, by which each sees what the other has wr
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -18,7 +19,7 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.records import DagRun
 from federation_defs.masking import mask
-from federation_defs.naming import CHECK_NAME, build_asset_key, build_check_key
+from federation_defs.naming import CHECK_NAME, build_asset_key, build_check_key, parse_root_run_id
 from federation_defs.verdicts import Verdict
 
 _RUN_ID = "Run ID"
@@ -151,8 +152,29 @@ def fetch_reported(instance: dg.DagsterInstance, key: dg.AssetKey, runs: list[Da
     since = (min(first_end, now) - CLOCK_SKEW).timestamp()
     reported = Reported()
     _add_materializations(reported, instance, key, since)
-    _add_evaluations(reported, instance, key, since)
+    # A step's evaluation has its place in the log since the Dagster run began, maybe hours before.
+    _add_evaluations(reported, instance, key, min(since, *_find_owners_starts(instance, runs)))
     return reported
+
+
+def find_first_end(instance: dg.DagsterInstance, key: dg.AssetKey) -> datetime | None:
+    """When the run ended that was the first of its asset to be reported; None if none was."""
+    for record in instance.fetch_materializations(key, limit=1, ascending=True).records:
+        event = record.asset_materialization
+        _, _, end = _read_run(event.metadata if event else {})
+        return datetime.fromtimestamp(end or record.timestamp, timezone.utc)
+    history = instance.event_log_storage.get_asset_check_execution_history(
+        build_check_key(key), limit=1
+    )
+    # Of runs that failed only the last is easily told: as if the first were very long ago.
+    return datetime.fromtimestamp(0, timezone.utc) if history else None
+
+
+def _find_owners_starts(instance: dg.DagsterInstance, runs: list[DagRun]) -> list[float]:
+    """When the Dagster runs that triggered some of these were created; always one entry."""
+    owners = [owner for run in runs if (owner := parse_root_run_id(run.run_id)) is not None]
+    records = instance.get_run_records(dg.RunsFilter(run_ids=owners)) if owners else []
+    return [record.create_timestamp.timestamp() for record in records] or [math.inf]
 
 
 def _add_materializations(
@@ -177,19 +199,22 @@ def _add_evaluations(
 ) -> None:
     check = build_check_key(key)
     storage_id: int | None = None
+    last: dict[str, float] = {}
     while True:
         records = instance.event_log_storage.get_asset_check_execution_history(
             check, limit=_EVENTS_PER_QUERY, cursor=storage_id
         )
         for record in records:  # the newest first
-            if record.event is None or record.event.timestamp < since:
+            if record.create_timestamp < since:
                 return
-            event = record.event.dagster_event
-            evaluation = event.event_specific_data if event else None
+            if record.event is None or record.event.dagster_event is None:
+                continue
+            evaluation = record.event.dagster_event.event_specific_data
             if not isinstance(evaluation, dg.AssetCheckEvaluation):
                 continue  # planned by a run that is yet to execute it
             run_id, state, end = _read_run(evaluation.metadata)
-            if run_id and run_id not in reported.checked:
+            if run_id and record.event.timestamp > last.get(run_id, -math.inf):
+                last[run_id] = record.event.timestamp
                 reported.checked[run_id] = (state, end, evaluation.passed)
         if len(records) < _EVENTS_PER_QUERY:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from federation_defs.airflow.records import TaskInstance
 from federation_defs.declaration import SuccessDeclaration
@@ -37,11 +38,20 @@ def find_shortfall(tasks: Sequence[TaskInstance], rule: SuccessDeclaration) -> s
         return _find_unmet(left, f"the tasks other than {', '.join(excepted)}")
     for name in rule.tasks:
         if not (named := [task for task in present if _is_of(task, name)]):
-            near = suggest(name, {task.task_id for task in tasks})
+            near = suggest(name, {task.task_id for task in present})
             return f"it has no task or task group '{name}'{near}"
         if (unmet := _find_unmet(named, f"'{name}'")) is not None:
             return unmet
     return None
+
+
+def is_mended_by_failed(tasks: Sequence[TaskInstance], rule: SuccessDeclaration) -> bool:
+    """Whether nothing is missing once the failed tasks, and those behind them, have succeeded."""
+    mended = [
+        replace(task, state="success") if task.state in ("failed", "upstream_failed") else task
+        for task in tasks
+    ]
+    return find_shortfall(mended, rule) is None
 
 
 def _find_unmet(tasks: Sequence[TaskInstance], what: str) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.records import DagRun, TaskInstance
 from federation_defs.declaration import SuccessDeclaration
-from federation_defs.errors import AirflowError, CredentialError, UnreachableError
+from federation_defs.errors import AirflowError, PermissionMissingError
 from federation_defs.success import find_shortfall, join_tasks, name_task, select_failed
 
 LOG_TAIL_LINES = 40
@@ -53,8 +53,7 @@ def fetch_verdict(client: AirflowClient, run: DagRun, rule: SuccessDeclaration |
     """The verdict on a finished run, its tasks asked for, but not their logs.
 
     Raises:
-        UnreachableError: There is a rule, and whether it is met can't be told now.
-        CredentialError: The same.
+        AirflowError: There is a rule, and whether it is met can't be told now.
     """
     try:
         tasks = tuple(client.fetch_task_instances(run.dag_id, run.run_id))
@@ -62,9 +61,9 @@ def fetch_verdict(client: AirflowClient, run: DagRun, rule: SuccessDeclaration |
         if rule is None:
             details = "" if run.is_success else f"Failed tasks: unknown ({error})."
             return Verdict(run, run.is_success, details)
-        if isinstance(error, UnreachableError | CredentialError):
-            raise
-        return build_unjudged(run, error)
+        if isinstance(error, PermissionMissingError):
+            return build_unjudged(run, error)
+        raise
     failed = join_tasks(select_failed(tasks)) or "none of its tasks"
     details = "" if run.is_success else f"Failed tasks: {failed}."
     if rule is None:

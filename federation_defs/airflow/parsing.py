@@ -90,10 +90,10 @@ def parse_dag_run(answer: Answer) -> DagRun:
     """What is odd in a run is left out: one run must not hold up the list that it is in."""
     conf = answer.get("conf")
     return DagRun(
-        dag_id=_need(answer, "dag_id"),
-        run_id=_need(answer, "dag_run_id"),
+        dag_id=_need_text(answer, "dag_id"),
+        run_id=_need_text(answer, "dag_run_id"),
         state=str(_need(answer, "state")),
-        run_type=answer.get("run_type"),
+        run_type=_parse_any_text(answer.get("run_type")),
         logical_date=_parse_any_time(answer.get("logical_date")),
         data_interval_start=_parse_any_time(answer.get("data_interval_start")),
         data_interval_end=_parse_any_time(answer.get("data_interval_end")),
@@ -102,17 +102,17 @@ def parse_dag_run(answer: Answer) -> DagRun:
         start_date=_parse_any_time(answer.get("start_date")),
         end_date=_parse_any_time(answer.get("end_date")),
         conf=conf if isinstance(conf, Mapping) else {},
-        note=answer.get("note"),
-        partition_key=answer.get("partition_key"),
+        note=_parse_any_text(answer.get("note")),
+        partition_key=_parse_any_text(answer.get("partition_key")),
     )
 
 
 def parse_task_instance(answer: Answer) -> TaskInstance:
     return TaskInstance(
         task_id=_need(answer, "task_id"),
-        map_index=answer.get("map_index", -1),
+        map_index=int(answer.get("map_index", -1)),
         state=answer.get("state"),
-        try_number=answer.get("try_number") or 0,
+        try_number=int(answer.get("try_number") or 0),
         max_tries=answer.get("max_tries"),
         operator=answer.get("operator"),
         queued_at=_parse_time(answer.get("queued_when")),
@@ -215,6 +215,12 @@ def _need(answer: Answer, name: str) -> Any:
     return answer[name]
 
 
+def _need_text(answer: Answer, name: str) -> str:
+    if not isinstance(text := _need(answer, name), str):
+        raise MissingFieldError(f"no text for `{name}`")
+    return text
+
+
 def _parse_time(value: str | None) -> datetime | None:
     if value is None:
         return None
@@ -229,6 +235,11 @@ def _parse_any_time(value: Any) -> datetime | None:
         return _parse_time(value)
     except (AttributeError, OverflowError, TypeError, ValueError):
         return None
+
+
+def _parse_any_text(value: Any) -> str | None:
+    """A text; None for what is none."""
+    return value if isinstance(value, str) else None
 
 
 def _parse_seconds(value: Any) -> float:

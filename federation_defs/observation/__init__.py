@@ -4,6 +4,6 @@ In the order in which a tick goes about it: the `cursor` says from when on to lo
 what changed since, `choosing` says what of it is reported now, and the `sensor` reports it.
 """
 
-from federation_defs.observation.sensor import build_observation_sensor
+from federation_defs.observation.sensor import Limits, build_observation_sensor
 
-__all__ = ["build_observation_sensor"]
+__all__ = ["Limits", "build_observation_sensor"]

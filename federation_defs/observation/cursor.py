@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from federation_defs.airflow.records import DagRun
-from federation_defs.reporting import CLOCK_SKEW
+from federation_defs.reporting import CLOCK_SKEW, find_first_end
 
 VERSION = 3
 _DIGEST = 8  # bytes: 10,000 runs are 107 kB, and two of them alike one time in 4e11
@@ -73,19 +73,18 @@ def find_start(
     """From when on to look without a cursor.
 
     If the event log holds nothing of these assets, that is the first start. Else the cursor was
-    lost: then from the first event that there is, or as far back as we ever look; what was
-    reported since, the log tells.
+    lost: then from the end of the first run that was ever reported, or as far back as we ever
+    look; what was reported since, the log tells.
     """
     now = datetime.now(timezone.utc)
-    oldest, first_event = now - lookback, None
+    oldest, first_end = now - lookback, now
     for key in keys:
-        page = instance.fetch_materializations(key, limit=1, ascending=True)
-        for record in page.records:
-            written = datetime.fromtimestamp(record.timestamp, timezone.utc)
-            first_event = min(first_event or written, written)
-        if first_event is not None and first_event < oldest:
+        reported = find_first_end(instance, key)
+        if reported is not None:
+            first_end = min(first_end, reported)
+        if first_end <= oldest:
             break
-    return max(oldest, (first_event or now) - lookback_on_first_start)
+    return max(oldest, first_end - lookback_on_first_start)
 
 
 def _read_seen(version: Any, seen: Any) -> frozenset[bytes]:

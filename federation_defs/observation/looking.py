@@ -11,8 +11,7 @@ from federation_defs.airflow.records import FINISHED_STATES, DagRun
 from federation_defs.airflow.runs import ChangedRuns
 from federation_defs.reporting import CLOCK_SKEW
 
-MAX_RUNS = 2000
-MIN_RUNS = 100
+_MIN_RUNS = 100
 # Of the 60 s that Dagster gives a sensor; the rest is for what is asked about single runs.
 BUDGET_S = 20.0
 _MIN_SLICE = timedelta(seconds=1)
@@ -36,12 +35,13 @@ class Looking:
     Args:
         overlap: By how much a look reaches back before the one before it. A row that is older
             does not appear any more.
+        limit: The most runs that a look at a long history takes.
     """
 
-    def __init__(self, client: AirflowClient, overlap: timedelta) -> None:
+    def __init__(self, client: AirflowClient, overlap: timedelta, limit: int) -> None:
         self._client = client
         self._overlap = overlap
-        self._max_runs = MAX_RUNS
+        self._limit = self._max_runs = limit
 
     def look(self, since: datetime) -> Look:
         """What changed since, or the oldest part of it if it is more than a look takes.
@@ -65,7 +65,7 @@ class Looking:
     def _look_at_history(self, start: datetime, now: datetime, total: int) -> Look:
         """The oldest part that is small enough, and not so near that rows may yet appear in it."""
         safe = now - self._overlap
-        until = start + (now - start) * (0.8 * self._max_runs / total)
+        until = start + (now - start) * (0.8 * self._max_runs / total)  # were they evenly spread
         while until < safe and until - start > _MIN_SLICE:
             changed = self._fetch(start, until, at_most=self._max_runs)
             if _is_whole(changed):
@@ -87,9 +87,9 @@ class Looking:
     def _adapt(self, runs: int, seconds: float) -> None:
         """How much the next look takes: what this server answers within the budget."""
         if runs and seconds > BUDGET_S:
-            self._max_runs = max(MIN_RUNS, int(runs * BUDGET_S / seconds))
+            self._max_runs = max(_MIN_RUNS, int(runs * BUDGET_S / seconds))
         elif seconds < BUDGET_S / 4:
-            self._max_runs = min(MAX_RUNS, self._max_runs * 2)
+            self._max_runs = min(self._limit, self._max_runs * 2)
 
 
 def _is_whole(changed: ChangedRuns) -> bool:

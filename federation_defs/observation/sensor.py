@@ -18,7 +18,7 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.records import DagRun
 from federation_defs.declaration import ObserveDeclaration, SuccessDeclaration
-from federation_defs.errors import AirflowError, CredentialError, UnreachableError
+from federation_defs.errors import AirflowError, UnreachableError
 from federation_defs.naming import (
     build_asset_key,
     build_observation_sensor_name,
@@ -42,10 +42,23 @@ from federation_defs.verdicts import (
     judge_by_state,
 )
 
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one tick does; the next goes on.
+
+    Attributes:
+        runs: That a look reads of a long history.
+        reports: Runs that are reported. The daemon writes some 100 events a second (SQLite), two
+            of them per run.
+    """
+
+    runs: int = 2000
+    reports: int = 400
+
+
 AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
-# The daemon writes some 100 events a second (SQLite), two of them per run.
-MAX_REPORTS = 400
 # So many runs a tick are asked for their tasks though nothing but "Tries" needs them, and so many
 # failed ones for their logs: in a long history both would take longer than all the rest.
 MAX_TRIES_ASKED = 20
@@ -61,6 +74,7 @@ def build_observation_sensor(
     client: AirflowClient,
     dags: Mapping[str, SuccessDeclaration | None],
     observe: ObserveDeclaration,
+    limits: Limits = Limits(),
 ) -> dg.SensorDefinition:
     """The sensor that reports an instance's finished runs.
 
@@ -68,7 +82,7 @@ def build_observation_sensor(
         dags: The DAGs that are assets, by id, and what decides on the success of their runs. Runs
             of others are passed over.
     """
-    observer = _Observer(client, dags, observe)
+    observer = _Observer(client, dags, observe, limits)
 
     @dg.sensor(
         name=build_observation_sensor_name(client.instance),
@@ -110,12 +124,14 @@ class _Observer:
         client: AirflowClient,
         dags: Mapping[str, SuccessDeclaration | None],
         observe: ObserveDeclaration,
+        limits: Limits,
     ) -> None:
         self._client = client
         self._dags = dags
         self._lookback = timedelta(seconds=observe.lookback)
         self._lookback_on_first_start = timedelta(seconds=observe.lookback_on_first_start)
-        self._looking = Looking(client, timedelta(seconds=observe.overlap))
+        self._looking = Looking(client, timedelta(seconds=observe.overlap), limits.runs)
+        self._max_reports = limits.reports
         self._backoff = Backoff(observe.interval)
         self._handover: _Handover | None = None
         self._unjudged_since: dict[bytes, float] = {}
@@ -167,12 +183,14 @@ class _Observer:
         owned, held = self._find_owned(context.instance, new)
         free = [run for run in new if run not in owned]
 
-        verdicts = self._judge(choose(free, MAX_REPORTS), deadline)
+        verdicts = self._judge(choose(free, self._max_reports), deadline)
         events = self._build_missing(context.instance, verdicts)
         if events:
             self._handover = _Handover(context.cursor, time.monotonic(), verdicts[-1])
 
         left = len(free) - len(verdicts)
+        # What came by being held may have left the window: there it would not be found again.
+        kept = set(cursor.held) & ({_key(run) for run in free} - {_key(v.run) for v in verdicts})
         dealt = [verdict.run for verdict in verdicts] + [run for run in owned if run not in held]
         following = _follow(cursor, look, finished, dealt, is_done=not left)
         more = f" {left} more wait for the next tick." if left else ""
@@ -183,7 +201,7 @@ class _Observer:
             skip_reason=None
             if events or gap
             else f"No run of Airflow '{self._client.instance}' ended since.{more}",
-            cursor=replace(following, held=tuple(_key(run) for run in held)).to_json(),
+            cursor=replace(following, held=tuple(sorted({*kept, *map(_key, held)}))).to_json(),
         )
 
     def _read_cursor(
@@ -236,17 +254,17 @@ class _Observer:
 
     def _judge(self, runs: list[DagRun], deadline: float) -> list[Verdict]:
         """The verdicts on these runs, in their order; of a DAG none after one that must wait."""
-        failed = [run for run in runs if not run.is_success]
-        logged = failed[-MAX_LOGS_ASKED:]
+        asked = [run for run in runs if not run.is_success or self._dags[run.dag_id] is not None]
+        logged = asked[-MAX_LOGS_ASKED:]
         is_few = len(runs) <= MAX_TRIES_ASKED
 
         def judge(run: DagRun) -> Verdict | None:
             is_late = time.monotonic() > deadline
-            if run.is_success and self._dags[run.dag_id] is None:
+            if run not in asked:
                 is_asked = is_few and not is_late
                 return fetch_verdict(self._client, run, None) if is_asked else judge_by_state(run)
             verdict = None if is_late else self._judge_by_tasks(run)
-            if verdict is None or run not in logged:
+            if verdict is None or verdict.is_success or run not in logged:
                 return verdict
             return add_log_tails(self._client, verdict)
 
@@ -267,7 +285,7 @@ class _Observer:
         mark = build_fingerprint(run)
         try:
             verdict = fetch_verdict(self._client, run, self._dags[run.dag_id])
-        except (UnreachableError, CredentialError) as error:
+        except AirflowError as error:
             now = time.monotonic()
             if now - self._unjudged_since.setdefault(mark, now) < PATIENCE_S:
                 return None

@@ -55,6 +55,10 @@ class CountingAirflow:
     def count_requests(self) -> int:
         return len(re.findall(rb"(?m)^(?:GET|POST) \S+ HTTP/1\.1\r?$", bytes(self._proxy.received)))
 
+    def has_seen(self, path: bytes) -> bool:
+        """Whether it was asked for something in whose address this is."""
+        return path in self._proxy.received
+
     def forget(self) -> None:
         self._proxy.received.clear()
         self._proxy.peak = 0

@@ -12,7 +12,7 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.declaration import ObserveDeclaration, SuccessDeclaration
 from federation_defs.naming import build_asset_key, build_check_key
-from federation_defs.observation import build_observation_sensor
+from federation_defs.observation import Limits, build_observation_sensor
 from tests.contract.fake_airflow import FakeAirflow
 from tests.contract.fake_database import Database, RunRow
 
@@ -32,18 +32,20 @@ class Daemon:
         client: AirflowClient,
         dag_ids: Collection[str],
         instance: dg.DagsterInstance,
+        limits: Limits | None = None,
         **declared: Any,
     ) -> None:
         self.client = client
         self.instance = instance
         self.cursor: str | None = None
         self.rules: dict[str, SuccessDeclaration | None] = dict.fromkeys(dag_ids)
+        self._limits = limits or Limits()
         self._observe = ObserveDeclaration.model_validate(declared)
         self.restart()
 
     def restart(self) -> None:
         """The code server dies, and another takes its place."""
-        self.sensor = build_observation_sensor(self.client, self.rules, self._observe)
+        self.sensor = build_observation_sensor(self.client, self.rules, self._observe, self._limits)
 
     def evaluate(self) -> dg.SensorResult | dg.SkipReason:
         """What the sensor gives; nothing is stored."""

@@ -140,6 +140,11 @@ class FakeAirflow:
         with self._lock:
             self._faults += [(predicate, fault)] * times
 
+    def forget_faults(self) -> None:
+        """Has the next requests go right, whatever was planned."""
+        with self._lock:
+            self._faults.clear()
+
     def change_secret(self) -> None:
         """Makes every token that was given out so far worthless."""
         self._secret += 1

@@ -23,10 +23,10 @@ def test_a_row_that_appears_after_the_poll_it_belongs_to_is_reported(observed: O
 
 
 def test_what_has_left_the_overlap_stays_reported_once(observed: Observed) -> None:
-    observed.add_run("old")
+    run = observed.add_run("old")
     assert observed.daemon.tick() == ["old"]
     for _ in range(3):
-        observed.database.skew += timedelta(seconds=100)
+        run.updated_at -= timedelta(seconds=100)
         assert observed.daemon.tick() == []
     observed.add_run("new")
     assert observed.daemon.tick() == ["new"]

@@ -78,7 +78,7 @@ def test_a_secret_may_be_a_number(value: Any) -> None:
     assert mask({"password": value}) == {"password": "***"}
 
 
-@pytest.mark.parametrize("value", [None, "", [], {}])
+@pytest.mark.parametrize("value", [None, [], {}])
 def test_that_there_is_no_secret_shows(value: Any) -> None:
     assert mask({"password": value}) == {"password": value}
 

@@ -1,0 +1,397 @@
+"""Observation beside dagster-airlift's polling sensor, in one run, on the same real Airflow 2.11.
+
+`make bench-observe`: each in turn watches an Airflow, is stopped, and started again after 2,000
+runs of 50 DAGs have ended, one of another DAG last of all. Meanwhile it watches a second Airflow,
+where nothing happens. Then it is left alone: what does idling cost? Events are written to SQLite,
+as `make demo` has it; how fast Dagster alone writes them is the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import dagster as dg
+import psutil
+import yaml
+
+from tests.bench.airflow2 import CountingAirflow, running_airflow
+from tests.bench.contender import PASSWORD, USERNAME
+from tests.bench.observers import INTERVAL_VARIABLE
+from tests.conftest import ROOT
+from tests.contract.fake_airflow import FakeAirflow
+from tests.live.dagster_dev import copy_project
+from tests.processes import LoggedProcess
+from tests.waiting import wait_for
+
+DAGS = 50
+NEWS = f"dag_{DAGS:03}"  # the DAG whose only run ends last of all
+_INSERT = """
+INSERT INTO dag_run (dag_id, run_id, run_type, state, conf, execution_date, queued_at, start_date,
+  end_date, data_interval_start, data_interval_end, updated_at, external_trigger, clear_number)
+VALUES (:dag, :run, 'manual', 'success', X'80057d942e', :date, :start, :start, :end, :date, :date,
+  :end, 1, 0)
+"""
+
+
+@dataclass
+class Figures:
+    """What one contender did.
+
+    Attributes:
+        seconds: From its first event to its last.
+        news_s: From its first event to the news'.
+        events: That it wrote; a run is one or two.
+        quiet_gap_s: The longest time in which the second Airflow was not asked.
+        peak_mb: Of all its processes, resident.
+    """
+
+    seconds: float = 0
+    total_s: float = 0
+    news_s: float = 0
+    events: int = 0
+    runs: int = 0
+    lost: int = 0
+    doubled: int = 0
+    strangers: int = 0
+    requests: int = 0
+    quiet_gap_s: float = 0
+    peak_mb: float = 0
+    idle: dict[str, float] = field(default_factory=dict)
+
+
+class Contender:
+    """A Dagster daemon that watches both Airflows; started, stopped and started again.
+
+    Args:
+        name: "ours" or "airlift".
+        interval_s: Between two looks; None for what it has by itself.
+    """
+
+    def __init__(self, name: str, folder: Path, busy: str, quiet: str) -> None:
+        self.name = name
+        self.home = folder / f"{name}-home"
+        self.home.mkdir(parents=True)
+        shutil.copy(ROOT / "deployment" / "dagster.yaml", self.home)
+        self._log = folder / f"{name}.log"
+        self._env = {
+            "DAGSTER_HOME": str(self.home),
+            "BENCH_BUSY_URL": busy,
+            "BENCH_QUIET_URL": quiet,
+            "DAGSTER_IS_DEV_CLI": "1",  # has our components read what DAGs there are
+        }
+        module, self._folder = "tests.bench.observers", ROOT
+        if name == "ours":
+            module, self._folder = "federation_defs.definitions", copy_project(folder / name)
+            declare(self._folder, {"busy": busy, "quiet": quiet})
+        self._env["PYTHONPATH"] = str(self._folder)
+        daemon = Path(sys.executable).with_name("dagster-daemon")
+        self._command = [daemon, "run", "-m", module, "-d", str(self._folder)]
+        self.process: LoggedProcess | None = None
+
+    def start(self, interval_s: int) -> None:
+        env = {**self._env, INTERVAL_VARIABLE: str(interval_s)}
+        self.process = LoggedProcess(self._command, self._log, self._folder, env)
+
+    def stop(self) -> None:
+        assert self.process
+        assert self.process.is_running, self.process.read_log()[-3000:]
+        self.process.terminate()
+
+    def find_processes(self) -> list[psutil.Process]:
+        assert self.process
+        root = psutil.Process(self.process.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def read_rss_mb(self) -> float:
+        total = 0
+        for process in self.find_processes():
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+        return total / 2**20
+
+    def read_cpu_s(self) -> float:
+        total = 0.0
+        for process in self.find_processes():
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+
+def declare(project: Path, urls: Mapping[str, str]) -> None:
+    """Two instances in place of the demo's."""
+    folder = project / "federation_defs" / "defs"
+    shutil.rmtree(folder)
+    auth = {"type": "basic", "username": USERNAME, "password": PASSWORD}
+    for name, url in urls.items():
+        attributes = {"name": name, "url": url, "auth": auth}
+        (folder / name).mkdir(parents=True)
+        declared = {"type": "federation_defs.FederatedAirflow", "attributes": attributes}
+        (folder / name / "defs.yaml").write_text(yaml.safe_dump(declared))
+
+
+class Sampler:
+    """Looks, several times a second, at what the contender needs and what it asks the quiet one."""
+
+    def __init__(self, contender: Contender, quiet: FakeAirflow) -> None:
+        self.peak_mb = self.longest_gap_s = 0.0
+        self._contender, self._quiet = contender, quiet
+        self._is_over = Event()
+        self._thread = Thread(target=self._run)
+
+    def __enter__(self) -> Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        seen, at = len(self._quiet.asked), 0.0
+        while not self._is_over.wait(0.1):
+            self.peak_mb = max(self.peak_mb, self._contender.read_rss_mb())
+            now, count = time.monotonic(), len(self._quiet.asked)
+            if count != seen:
+                if at:  # from its first question on
+                    self.longest_gap_s = max(self.longest_gap_s, now - at)
+                seen, at = count, now
+
+
+def insert_runs(home: Path, runs: int, since: datetime) -> set[tuple[str, str]]:
+    """Runs that ended between a moment and now, and the news, last of all; as (DAG, run) ids."""
+    now = datetime.now(timezone.utc)
+    step = (now - since) / (runs + 2)
+    rows = []
+    for number in range(runs + 1):
+        dag_id = NEWS if number == runs else f"dag_{number % DAGS:03}"
+        end = since + step * (number + 1)
+        # A logical date that no other run of the DAG has.
+        date = now - timedelta(days=1000) + timedelta(seconds=number)
+        moments = {"date": date, "start": end - timedelta(seconds=1), "end": end}
+        texts = {name: f"{moment:%F %T.%f}" for name, moment in moments.items()}
+        rows.append({"dag": dag_id, "run": f"bench__{number:06}", **texts})
+    with closing(sqlite3.connect(home / "airflow.db", timeout=60)) as database, database:
+        database.execute("DELETE FROM dag_run")
+        database.executemany(_INSERT, rows)
+    return {(row["dag"], row["run"]) for row in rows}
+
+
+def read_events(home: Path) -> list[tuple[float, str, str, str]]:
+    """All materializations as (written at, instance, DAG id, run id), in their order, and the check
+    evaluations (with "check" before the DAG id)."""
+    events = []
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        for key in instance.all_asset_keys():
+            where, dag_id = key.path[0], key.path[-1]
+            cursor = None
+            while True:
+                page = instance.fetch_materializations(key, limit=1000, cursor=cursor)
+                for record in page.records:
+                    event = record.asset_materialization
+                    run_id = find_run_id(event.metadata if event else {})
+                    events.append((record.timestamp, where, dag_id, run_id))
+                if not page.has_more:
+                    break
+                cursor = page.cursor
+            history = instance.event_log_storage.get_asset_check_execution_history(
+                dg.AssetCheckKey(key, "dag_run"), limit=10_000
+            )
+            events += [
+                (record.event.timestamp, where, f"check {dag_id}", "")
+                for record in history
+                if record.event
+            ]
+    return sorted(events)
+
+
+def find_run_id(metadata: Mapping[str, Any]) -> str:
+    for name in ("Run ID", "Airflow Run ID"):
+        if name in metadata:
+            return str(metadata[name].value)
+    return ""
+
+
+def count_materializations(home: Path) -> int:
+    index = home / "history" / "runs" / "index.db"
+    if not index.exists():
+        return 0
+    with closing(sqlite3.connect(f"file:{index}?mode=ro", uri=True, timeout=60)) as database:
+        sql = "SELECT count(*) FROM event_logs WHERE dagster_event_type = 'ASSET_MATERIALIZATION'"
+        try:
+            return database.execute(sql).fetchone()[0]
+        except sqlite3.OperationalError:
+            return 0
+
+
+def measure(
+    contender: Contender,
+    airflow: CountingAirflow,
+    quiet: FakeAirflow,
+    home: Path,
+    asked: argparse.Namespace,
+) -> Figures:
+    figures = Figures()
+    airflow.forget()
+    contender.start(interval_s=1)
+    wait_for(lambda: has_looked(airflow), f"{contender.name} looks", timeout_s=120)
+    time.sleep(12)  # two turns of the daemon, so that its cursor is saved
+    contender.stop()
+
+    stopped = datetime.now(timezone.utc)
+    time.sleep(asked.outage)
+    truth = insert_runs(home, asked.runs, stopped)
+    airflow.forget()
+    began = time.time()
+    contender.start(interval_s=1)
+    with Sampler(contender, quiet) as sampler:
+        await_end(contender, len(truth))
+    figures.total_s = time.time() - began
+    figures.requests, figures.peak_mb = airflow.count_requests(), sampler.peak_mb
+    figures.quiet_gap_s = sampler.longest_gap_s
+    contender.stop()
+    judge(figures, read_events(contender.home), truth, began)
+
+    if asked.idle:
+        contender.start(interval_s=30)  # which is airlift's own; ours has 5
+        airflow.forget()
+        wait_for(lambda: has_looked(airflow), f"{contender.name} looks", timeout_s=120)
+        time.sleep(15)
+        airflow.forget()
+        cpu_s, until = contender.read_cpu_s(), time.monotonic() + asked.idle
+        while time.monotonic() < until:
+            time.sleep(1)
+        figures.idle = {
+            "requests": airflow.count_requests(),
+            "cpu_s": contender.read_cpu_s() - cpu_s,
+            "mb": contender.read_rss_mb(),
+        }
+        contender.stop()
+    return figures
+
+
+def has_looked(airflow: CountingAirflow) -> bool:
+    return airflow.has_seen(rb"/dagRuns")
+
+
+def await_end(contender: Contender, expected: int) -> None:
+    """Returns when all is written, or nothing more comes."""
+    count, since = 0, time.monotonic()
+    while time.monotonic() - since < (15 if count >= expected else 90):
+        assert contender.process
+        assert contender.process.is_running, contender.process.read_log()[-3000:]
+        time.sleep(0.5)
+        if (now := count_materializations(contender.home)) != count:
+            count, since = now, time.monotonic()
+
+
+def judge(
+    figures: Figures,
+    events: list[tuple[float, str, str, str]],
+    truth: set[tuple[str, str]],
+    began: float,
+) -> None:
+    written = [event for event in events if event[0] >= began]
+    seen = Counter((dag_id, run) for _, where, dag_id, run in written if where == "busy" and run)
+    figures.events = len(written)
+    figures.runs = len(truth & seen.keys())
+    figures.lost = len(truth - seen.keys())
+    figures.doubled = sum(count - 1 for one, count in seen.items() if one in truth)
+    figures.strangers = sum(where == "quiet" for _, where, _, _ in written)
+    first, last = written[0][0], written[-1][0]
+    figures.seconds = last - first
+    news = [at for at, where, dag_id, run in written if (where, dag_id) == ("busy", NEWS) and run]
+    figures.news_s = news[0] - first if news else float("nan")
+
+
+def measure_limit(folder: Path, rounds: int = 3, count: int = 300) -> dict[str, float]:
+    """Events a second that Dagster alone writes, by kind: the medians."""
+    home = folder / "limit"
+    home.mkdir()
+    shutil.copy(ROOT / "deployment" / "dagster.yaml", home)
+    key = dg.AssetKey(["busy", "dag", "dag_000"])
+    metadata = {f"entry {number}": dg.MetadataValue.float(float(number)) for number in range(12)}
+    kinds = {
+        "materializations": dg.AssetMaterialization(key, metadata=metadata),
+        "check evaluations": dg.AssetCheckEvaluation(
+            asset_key=key, check_name="dag_run", passed=True, metadata=metadata
+        ),
+    }
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        for _ in range(rounds):
+            for kind, event in kinds.items():
+                began = time.perf_counter()
+                for _ in range(count):
+                    instance.report_runless_asset_event(event)
+                rates[kind].append(count / (time.perf_counter() - began))
+    return {kind: statistics.median(own) for kind, own in rates.items()}
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[tuple[CountingAirflow, FakeAirflow]]:
+    with (
+        running_airflow(folder / "airflow", dags=DAGS + 1, files=5) as airflow,
+        FakeAirflow("v1") as quiet,
+    ):
+        quiet.database.add_dag("dag_000")  # the same name as one of the other Airflow's
+        quiet.password = PASSWORD
+        yield airflow, quiet
+
+
+def show(name: str, figures: Figures, idle_s: float) -> None:
+    print(
+        f"  {name:<8} {figures.runs} runs, {figures.events} events in {figures.seconds:.1f} s "
+        f"({figures.runs / figures.seconds:.0f} runs/s, {figures.events / figures.seconds:.0f} "
+        f"events/s), {figures.requests} requests, {figures.peak_mb:.0f} MB at the peak\n"
+        f"           lost {figures.lost}, doubled {figures.doubled}, reported for the other "
+        f"Airflow {figures.strangers}; the newest came after {figures.news_s:.1f} s; the other "
+        f"Airflow was not asked for {figures.quiet_gap_s:.1f} s at most"
+    )
+    if figures.idle:
+        print(
+            f"           idle for {idle_s:.0f} s: {figures.idle['requests']:.0f} requests, "
+            f"{figures.idle['cpu_s']:.1f} s of CPU, {figures.idle['mb']:.0f} MB"
+        )
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--outage", type=float, default=20, help="seconds")
+    parser.add_argument("--idle", type=float, default=600, help="seconds; 0 for none")
+    asked = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="bench-observe-"))
+    try:
+        limit = measure_limit(folder)
+        told = ", ".join(f"{rate:.0f} {kind}/s" for kind, rate in limit.items())
+        print(f"Dagster alone, report_runless_asset_event on SQLite: {told}")
+        with running(folder) as (airflow, quiet):
+            print(f"\nCatching up on {asked.runs} runs of {DAGS} DAGs, real Airflow 2.11:")
+            for name in ("ours", "airlift"):
+                # airlift speaks no v1 but basic, to a server that takes this account.
+                contender = Contender(name, folder / "contenders", airflow.url, quiet.url)
+                show(
+                    name, measure(contender, airflow, quiet, folder / "airflow", asked), asked.idle
+                )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
