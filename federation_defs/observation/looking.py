@@ -12,8 +12,6 @@ from federation_defs.airflow.runs import ChangedRuns
 from federation_defs.reporting import CLOCK_SKEW
 
 _MIN_RUNS = 100
-# Of the 60 s that Dagster gives a sensor; the rest is for what is asked about single runs.
-BUDGET_S = 20.0
 _MIN_SLICE = timedelta(seconds=1)
 
 
@@ -36,12 +34,16 @@ class Looking:
         overlap: By how much a look reaches back before the one before it. A row that is older
             does not appear any more.
         limit: The most runs that a look at a long history takes.
+        budget_s: How long it may take: where it was longer, the next one takes fewer.
     """
 
-    def __init__(self, client: AirflowClient, overlap: timedelta, limit: int) -> None:
+    def __init__(
+        self, client: AirflowClient, overlap: timedelta, limit: int, budget_s: float
+    ) -> None:
         self._client = client
         self._overlap = overlap
         self._limit = self._max_runs = limit
+        self._budget_s = budget_s
 
     def look(self, since: datetime) -> Look:
         """What changed since, or the oldest part of it if it is more than a look takes.
@@ -86,9 +88,9 @@ class Looking:
 
     def _adapt(self, runs: int, seconds: float) -> None:
         """How much the next look takes: what this server answers within the budget."""
-        if runs and seconds > BUDGET_S:
-            self._max_runs = max(_MIN_RUNS, int(runs * BUDGET_S / seconds))
-        elif seconds < BUDGET_S / 4:
+        if runs and seconds > self._budget_s:
+            self._max_runs = max(_MIN_RUNS, int(runs * self._budget_s / seconds))
+        elif seconds < self._budget_s / 4:
             self._max_runs = min(self._limit, self._max_runs * 2)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 
@@ -27,6 +26,7 @@ from federation_defs.naming import (
 from federation_defs.observation.backoff import Backoff
 from federation_defs.observation.choosing import choose, group_by_dag
 from federation_defs.observation.cursor import Cursor, build_fingerprint, find_start
+from federation_defs.observation.judging import Judging
 from federation_defs.observation.looking import Look, Looking
 from federation_defs.recovery import end_orphaned_runs
 from federation_defs.reporting import (
@@ -34,13 +34,7 @@ from federation_defs.reporting import (
     build_materialization,
     fetch_reported,
 )
-from federation_defs.verdicts import (
-    Verdict,
-    add_log_tails,
-    build_unjudged,
-    fetch_verdict,
-    judge_by_state,
-)
+from federation_defs.verdicts import Verdict
 
 
 @dataclass(frozen=True)
@@ -51,21 +45,17 @@ class Limits:
         runs: That a look reads of a long history.
         reports: Runs that are reported. The daemon writes some 100 events a second (SQLite), two
             of them per run.
+        seconds: Of the 60 that Dagster gives a sensor. Half of them are for the look, the rest for
+            what is asked about single runs.
     """
 
     runs: int = 2000
     reports: int = 400
+    seconds: float = 40.0
 
 
 AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
-# So many runs a tick are asked for their tasks though nothing but "Tries" needs them, and so many
-# failed ones for their logs: in a long history both would take longer than all the rest.
-MAX_TRIES_ASKED = 20
-MAX_LOGS_ASKED = 20
-# Of the 60 s that Dagster gives a sensor, from its begin on.
-DEADLINE_S = 40.0
-PATIENCE_S = 600.0
 # The daemon has stored a tick's events by then, or it is dead.
 STORED_S = 60.0
 
@@ -130,11 +120,12 @@ class _Observer:
         self._dags = dags
         self._lookback = timedelta(seconds=observe.lookback)
         self._lookback_on_first_start = timedelta(seconds=observe.lookback_on_first_start)
-        self._looking = Looking(client, timedelta(seconds=observe.overlap), limits.runs)
-        self._max_reports = limits.reports
+        overlap = timedelta(seconds=observe.overlap)
+        self._looking = Looking(client, overlap, limits.runs, limits.seconds / 2)
+        self._limits = limits
         self._backoff = Backoff(observe.interval)
         self._handover: _Handover | None = None
-        self._unjudged_since: dict[bytes, float] = {}
+        self._judging = Judging(client, dags)
         self._lock = threading.Lock()
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
@@ -174,7 +165,7 @@ class _Observer:
         return bool(self._build_missing(context.instance, [handover.last]))
 
     def _observe(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + self._limits.seconds
         cursor, gap = self._read_cursor(context)
         look = self._looking.look(cursor.since)
         runs = self._add_held(look.runs, cursor.held)
@@ -183,10 +174,11 @@ class _Observer:
         owned, held = self._find_owned(context.instance, new)
         free = [run for run in new if run not in owned]
 
-        verdicts = self._judge(choose(free, self._max_reports), deadline)
-        events = self._build_missing(context.instance, verdicts)
-        if events:
-            self._handover = _Handover(context.cursor, time.monotonic(), verdicts[-1])
+        verdicts = self._judging.judge(choose(free, self._limits.reports), deadline)
+        missing = self._build_missing(context.instance, verdicts)
+        if missing:
+            self._handover = _Handover(context.cursor, time.monotonic(), missing[-1][0])
+        events = [event for _, of_run in missing for event in of_run]
 
         left = len(free) - len(verdicts)
         # What came by being held may have left the window: there it would not be found again.
@@ -252,63 +244,24 @@ class _Observer:
             held += [run for run in group if not log.has_evaluation(run)]
         return owned, held
 
-    def _judge(self, runs: list[DagRun], deadline: float) -> list[Verdict]:
-        """The verdicts on these runs, in their order; of a DAG none after one that must wait."""
-        asked = [run for run in runs if not run.is_success or self._dags[run.dag_id] is not None]
-        logged = asked[-MAX_LOGS_ASKED:]
-        is_few = len(runs) <= MAX_TRIES_ASKED
-
-        def judge(run: DagRun) -> Verdict | None:
-            is_late = time.monotonic() > deadline
-            if run not in asked:
-                is_asked = is_few and not is_late
-                return fetch_verdict(self._client, run, None) if is_asked else judge_by_state(run)
-            verdict = None if is_late else self._judge_by_tasks(run)
-            if verdict is None or verdict.is_success or run not in logged:
-                return verdict
-            return add_log_tails(self._client, verdict)
-
-        at_once = self._client.session.transport.http.max_connections
-        with ThreadPoolExecutor(at_once, thread_name_prefix="verdicts") as pool:
-            found = list(pool.map(judge, runs))
-        verdicts: list[Verdict] = []
-        waiting: set[str] = set()
-        for run, verdict in zip(runs, found, strict=True):
-            if verdict is None:
-                waiting.add(run.dag_id)
-            elif run.dag_id not in waiting:
-                verdicts.append(verdict)
-        return verdicts
-
-    def _judge_by_tasks(self, run: DagRun) -> Verdict | None:
-        """The verdict, or None if it can't be told now: some minutes long, it is waited for."""
-        mark = build_fingerprint(run)
-        try:
-            verdict = fetch_verdict(self._client, run, self._dags[run.dag_id])
-        except AirflowError as error:
-            now = time.monotonic()
-            if now - self._unjudged_since.setdefault(mark, now) < PATIENCE_S:
-                return None
-            verdict = build_unjudged(run, error)
-        self._unjudged_since.pop(mark, None)
-        return verdict
-
     def _build_missing(
         self, instance: dg.DagsterInstance, verdicts: list[Verdict]
-    ) -> list[AssetEvent]:
-        """The events that the log does not hold yet, in the order of the verdicts."""
-        events: list[AssetEvent] = []
+    ) -> list[tuple[Verdict, list[AssetEvent]]]:
+        """The verdicts of which events are not in the log yet, and those, in the same order."""
+        missing: list[tuple[Verdict, list[AssetEvent]]] = []
         logs = {
             dag_id: fetch_reported(instance, self._build_key(dag_id), runs)
             for dag_id, runs in group_by_dag(one.run for one in verdicts).items()
         }
         for verdict in verdicts:
-            log = logs[verdict.run.dag_id]
+            log, events = logs[verdict.run.dag_id], []
             if log.lacks_materialization(verdict):
                 events.append(build_materialization(self._client, verdict))
             if log.lacks_evaluation(verdict):
                 events.append(build_check_evaluation(self._client, verdict))
-        return events
+            if events:
+                missing.append((verdict, events))
+        return missing
 
     def _build_key(self, dag_id: str) -> dg.AssetKey:
         return build_asset_key(self._client.instance, dag_id)

@@ -7,6 +7,7 @@ connection that is closed without an answer.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from threading import Event
 from typing import Any
@@ -61,6 +62,17 @@ def answer(
         return Response(text, status, headers, content_type=content_type)
 
     return fault
+
+
+def lag(seconds: float) -> Fault:
+    """It is done, and the answer comes so much later."""
+
+    def respond(act: Act) -> Response:
+        response = act()
+        time.sleep(seconds)
+        return response
+
+    return respond
 
 
 def edit(change: Callable[[Any], None]) -> Fault:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dagster as dg
 
-from federation_defs.execution import start_run
 from federation_defs.naming import build_run_id
+from federation_defs.triggering import start_run
 from tests.contract.conftest import Airflow
 from tests.contract.executing import TIMEOUT, Attempts, Outcome
 
