@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-tests demo trigger latency bench-client screenshot check lint types dg format test unit contract quick live
+.PHONY: help install install-tests demo trigger latency bench-client bench-observe soak screenshot check lint types dg format test unit contract quick live
 
 # Ports and passwords: `make demo WAREHOUSE_PORT=9081`; .env has their names.
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
@@ -20,6 +20,13 @@ latency: install ## seconds from upstream end to downstream start in the running
 
 bench-client: install ## our client beside dagster-airlift's: stub and real Airflow 2.11, 10 minutes
 	@$(RUN) python -m tests.bench.client
+
+bench-observe: install ## our observation beside dagster-airlift's, real Airflow 2.11, 20 minutes
+	@$(RUN) python -m tests.bench.observe
+
+soak: install-tests ## the long version of what breaks things: histories, bursts, kills; half an hour
+	@HISTORIES=2000 $(RUN) pytest -q -s tests/contract/test_observation_histories.py
+	@BURST_RUNS=1000 BURST_ROUNDS=5 $(RUN) pytest -q -s tests/live/test_observing.py
 
 screenshot: install ## the README's picture, of the running demo
 	@$(RUN) python docs/screenshot.py

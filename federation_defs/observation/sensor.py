@@ -57,7 +57,7 @@ class Limits:
 AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
 # The daemon has stored a tick's events by then, or it is dead.
-STORED_S = 60.0
+STORED_S = 30.0
 
 
 def build_observation_sensor(

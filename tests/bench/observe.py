@@ -16,9 +16,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from threading import Event, Thread
@@ -33,6 +33,7 @@ from tests.bench.contender import PASSWORD, USERNAME
 from tests.bench.observers import INTERVAL_VARIABLE
 from tests.conftest import ROOT
 from tests.contract.fake_airflow import FakeAirflow
+from tests.contract.fault_proxy import FaultProxy
 from tests.live.dagster_dev import copy_project
 from tests.processes import LoggedProcess
 from tests.waiting import wait_for
@@ -70,7 +71,15 @@ class Figures:
     requests: int = 0
     quiet_gap_s: float = 0
     peak_mb: float = 0
-    idle: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Idle:
+    """What doing nothing takes."""
+
+    requests: int
+    cpu_s: float
+    mb: float
 
 
 class Contender:
@@ -78,25 +87,26 @@ class Contender:
 
     Args:
         name: "ours" or "airlift".
-        interval_s: Between two looks; None for what it has by itself.
+        busy: The Airflow, behind a proxy of the contender's own.
     """
 
-    def __init__(self, name: str, folder: Path, busy: str, quiet: str) -> None:
+    def __init__(self, name: str, folder: Path, busy: CountingAirflow, quiet: str) -> None:
         self.name = name
+        self.airflow = busy
         self.home = folder / f"{name}-home"
         self.home.mkdir(parents=True)
         shutil.copy(ROOT / "deployment" / "dagster.yaml", self.home)
         self._log = folder / f"{name}.log"
         self._env = {
             "DAGSTER_HOME": str(self.home),
-            "BENCH_BUSY_URL": busy,
+            "BENCH_BUSY_URL": busy.url,
             "BENCH_QUIET_URL": quiet,
             "DAGSTER_IS_DEV_CLI": "1",  # has our components read what DAGs there are
         }
         module, self._folder = "tests.bench.observers", ROOT
         if name == "ours":
             module, self._folder = "federation_defs.definitions", copy_project(folder / name)
-            declare(self._folder, {"busy": busy, "quiet": quiet})
+            declare(self._folder, {"busy": busy.url, "quiet": quiet})
         self._env["PYTHONPATH"] = str(self._folder)
         daemon = Path(sys.executable).with_name("dagster-daemon")
         self._command = [daemon, "run", "-m", module, "-d", str(self._folder)]
@@ -240,12 +250,11 @@ def count_materializations(home: Path) -> int:
 
 def measure(
     contender: Contender,
-    airflow: CountingAirflow,
     quiet: FakeAirflow,
     home: Path,
     asked: argparse.Namespace,
 ) -> Figures:
-    figures = Figures()
+    figures, airflow = Figures(), contender.airflow
     airflow.forget()
     contender.start(interval_s=1)
     wait_for(lambda: has_looked(airflow), f"{contender.name} looks", timeout_s=120)
@@ -265,23 +274,33 @@ def measure(
     figures.quiet_gap_s = sampler.longest_gap_s
     contender.stop()
     judge(figures, read_events(contender.home), truth, began)
-
-    if asked.idle:
-        contender.start(interval_s=30)  # which is airlift's own; ours has 5
-        airflow.forget()
-        wait_for(lambda: has_looked(airflow), f"{contender.name} looks", timeout_s=120)
-        time.sleep(15)
-        airflow.forget()
-        cpu_s, until = contender.read_cpu_s(), time.monotonic() + asked.idle
-        while time.monotonic() < until:
-            time.sleep(1)
-        figures.idle = {
-            "requests": airflow.count_requests(),
-            "cpu_s": contender.read_cpu_s() - cpu_s,
-            "mb": contender.read_rss_mb(),
-        }
-        contender.stop()
     return figures
+
+
+def measure_idle(contenders: Sequence[Contender], seconds: float) -> dict[str, Idle]:
+    """What each costs when nothing happens, all of them at the same time."""
+    for contender in contenders:
+        contender.start(interval_s=30)  # which is airlift's own; ours has 5
+    for contender in contenders:
+        wait_for(
+            lambda own=contender: has_looked(own.airflow), f"{contender.name} looks", timeout_s=120
+        )
+    time.sleep(130)  # what ended lately is still looked at for as long
+    before = {contender.name: contender.read_cpu_s() for contender in contenders}
+    for contender in contenders:
+        contender.airflow.forget()
+    time.sleep(seconds)
+    found = {
+        contender.name: Idle(
+            contender.airflow.count_requests(),
+            contender.read_cpu_s() - before[contender.name],
+            contender.read_rss_mb(),
+        )
+        for contender in contenders
+    }
+    for contender in contenders:
+        contender.stop()
+    return found
 
 
 def has_looked(airflow: CountingAirflow) -> bool:
@@ -353,21 +372,16 @@ def running(folder: Path) -> Iterator[tuple[CountingAirflow, FakeAirflow]]:
         yield airflow, quiet
 
 
-def show(name: str, figures: Figures, idle_s: float) -> None:
+def show(name: str, figures: Figures) -> None:
     print(
         f"  {name:<8} {figures.runs} runs, {figures.events} events in {figures.seconds:.1f} s "
         f"({figures.runs / figures.seconds:.0f} runs/s, {figures.events / figures.seconds:.0f} "
         f"events/s), {figures.requests} requests, {figures.peak_mb:.0f} MB at the peak\n"
         f"           lost {figures.lost}, doubled {figures.doubled}, reported for the other "
         f"Airflow {figures.strangers}; the newest came after {figures.news_s:.1f} s; the other "
-        f"Airflow was not asked for {figures.quiet_gap_s:.1f} s at most"
+        f"Airflow was not asked for {figures.quiet_gap_s:.1f} s at most",
+        flush=True,
     )
-    if figures.idle:
-        print(
-            f"           idle for {idle_s:.0f} s: {figures.idle['requests']:.0f} requests, "
-            f"{figures.idle['cpu_s']:.1f} s of CPU, {figures.idle['mb']:.0f} MB"
-        )
-    sys.stdout.flush()
 
 
 def main() -> None:
@@ -381,14 +395,19 @@ def main() -> None:
         limit = measure_limit(folder)
         told = ", ".join(f"{rate:.0f} {kind}/s" for kind, rate in limit.items())
         print(f"Dagster alone, report_runless_asset_event on SQLite: {told}")
-        with running(folder) as (airflow, quiet):
+        with running(folder) as (airflow, quiet), ExitStack() as proxies:
             print(f"\nCatching up on {asked.runs} runs of {DAGS} DAGs, real Airflow 2.11:")
+            contenders = []
             for name in ("ours", "airlift"):
-                # airlift speaks no v1 but basic, to a server that takes this account.
-                contender = Contender(name, folder / "contenders", airflow.url, quiet.url)
-                show(
-                    name, measure(contender, airflow, quiet, folder / "airflow", asked), asked.idle
-                )
+                own = CountingAirflow(proxies.enter_context(FaultProxy(airflow.url)))
+                contender = Contender(name, folder / "contenders", own, quiet.url)
+                show(name, measure(contender, quiet, folder / "airflow", asked))
+                contenders.append(contender)
+            if asked.idle:
+                print(f"\nIdle for {asked.idle:.0f} s, requests to one Airflow:")
+                for name, idle in measure_idle(contenders, asked.idle).items():
+                    told = f"{idle.requests} requests, {idle.cpu_s:.1f} s of CPU, {idle.mb:.0f} MB"
+                    print(f"  {name:<8} {told}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -35,6 +35,8 @@ STATES = st.sampled_from(["success", "failed"])
 DAG_IDS = st.sampled_from(DAGS)
 LOST_CURSORS = st.sampled_from([None, "", "no JSON", '{"version": 1}', '{"version":3,"since":5}'])
 
+TALLY: Counter[str] = Counter()  # of all examples, for `make soak`
+
 Ending = tuple[str, str, str, datetime]  # DAG id, run id, state, end
 
 
@@ -105,6 +107,7 @@ class Histories(RuleBasedStateMachine):
         try:
             if hasattr(self, "server"):
                 self.catch_up_and_compare()
+                TALLY.update(histories=1, runs=self.count, ticks=self.ticks)
         finally:
             if hasattr(self, "server"):
                 self.server.stop()
@@ -303,4 +306,10 @@ Histories.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     print_blob=True,
 )
-TestHistories = Histories.TestCase
+
+
+class TestHistories(Histories.TestCase):
+    @classmethod
+    def tearDownClass(cls) -> None:
+        told = ", ".join(f"{count} {what}" for what, count in TALLY.items())
+        print(f"\nHistories that were told once each, and in order: {told}.")  # noqa: T201 - a figure of `make soak`

@@ -4,6 +4,7 @@ what people do to runs. Both Airflows have a DAG of the same name."""
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,7 @@ def test_bursts_are_reported_once_and_in_order_whatever_is_killed_meanwhile(
         wait_for(lambda: count_new() > 5, "the burst is being reported", interval_s=0.05)
         observing.dagster.kill()
         killed_at = count_new()
+    began = time.monotonic()
     observing.dagster.start()
     observing.proxies["warehouse"].listen()
 
@@ -124,6 +126,9 @@ def test_bursts_are_reported_once_and_in_order_whatever_is_killed_meanwhile(
             f"the burst in {name} is reported",
             timeout_s=60 + RUNS / 4,
         )
+    after_s = time.monotonic() - began
+    told = f"killed after {killed_at} reports, all told {after_s:.0f} s later"
+    print(f"\n{RUNS} runs in each Airflow: {told}")  # noqa: T201 - a figure of `make soak`
     for name in DAGS:
         observing.dagster.settle(name, BURST, seconds=6)
     for name, ids in run_ids.items():
