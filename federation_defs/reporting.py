@@ -29,6 +29,9 @@ _END = "End"
 # How far an Airflow's clock may be off ours. An event of a run is written after the run's end; by
 # this much earlier it is looked for.
 CLOCK_SKEW = timedelta(hours=1)
+_LINK = "Link to run"
+_DURATION = "Duration (s)"
+_OF_A_SUCCESS = frozenset({_RUN_ID, _LINK, _STATE, _END, _DURATION})
 _WITHOUT_END = timedelta(days=7)
 _EVENTS_PER_QUERY = 500
 _MAX_CONF = 10_000  # characters of JSON; it is stored with each event
@@ -39,7 +42,7 @@ def build_run_metadata(client: AirflowClient, verdict: Verdict) -> dict[str, dg.
     run = verdict.run
     metadata: dict[str, dg.MetadataValue] = {
         _RUN_ID: dg.MetadataValue.text(run.run_id),
-        "Link to run": dg.MetadataValue.url(client.build_run_url(run.dag_id, run.run_id)),
+        _LINK: dg.MetadataValue.url(client.build_run_url(run.dag_id, run.run_id)),
         _STATE: dg.MetadataValue.text(run.state),
     }
     dates = {
@@ -54,7 +57,7 @@ def build_run_metadata(client: AirflowClient, verdict: Verdict) -> dict[str, dg.
         name: dg.MetadataValue.timestamp(date) for name, date in dates.items() if date is not None
     }
     spans = {
-        "Duration (s)": (run.start_date, run.end_date),
+        _DURATION: (run.start_date, run.end_date),
         "Queue time (s)": (run.queued_at, run.start_date),
         "Lag (s)": (run.end_date, datetime.now(timezone.utc)),
     }
@@ -72,8 +75,11 @@ def build_run_metadata(client: AirflowClient, verdict: Verdict) -> dict[str, dg.
 
 
 def build_check_metadata(client: AirflowClient, verdict: Verdict) -> dict[str, dg.MetadataValue]:
-    """The same, and the tasks that failed with the end of their logs."""
+    """The same, and the tasks that failed with the end of their logs; of a plain success, whose
+    materialization tells all that, only what names it and what can be plotted."""
     metadata = build_run_metadata(client, verdict)
+    if verdict.is_success and verdict.run.is_success:
+        return {name: value for name, value in metadata.items() if name in _OF_A_SUCCESS}
     metadata |= {
         f"Log of {name}": dg.MetadataValue.md(tail) for name, tail in verdict.log_tails.items()
     }

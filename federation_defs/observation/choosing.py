@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timezone
+from itertools import chain
 
 from federation_defs.airflow.records import DagRun
 
@@ -24,11 +25,11 @@ def group_by_dag(runs: Iterable[DagRun]) -> dict[str, list[DagRun]]:
 def choose(runs: Iterable[DagRun], at_most: int) -> list[DagRun]:
     """The runs that are reported now, in the order in which they ended.
 
-    If there are too many, the DAGs with the fewest go first, so that news of one does not wait
-    behind the history of another; of each DAG, the oldest do.
+    If there are too many, order is kept only within each DAG: those with the fewest go first, so
+    that news of one does not wait behind the history of another.
     """
     ordered = sort_by_end(runs)
-    chosen: list[DagRun] = []
-    for group in sorted(group_by_dag(ordered).values(), key=len):
-        chosen += group[: at_most - len(chosen)]
-    return sort_by_end(chosen)
+    if len(ordered) <= at_most:
+        return ordered
+    groups = sorted(group_by_dag(ordered).values(), key=len)
+    return list(chain.from_iterable(groups))[:at_most]

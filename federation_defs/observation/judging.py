@@ -44,7 +44,7 @@ class Judging:
         """The verdicts on these runs, in their order; of a DAG none after one that must wait.
 
         Args:
-            runs: In the order in which they ended.
+            runs: Those of each DAG in the order in which they ended.
             deadline: By the monotonic clock. What needs more than a look at the run's state waits
                 from then on.
         """

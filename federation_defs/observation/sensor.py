@@ -50,7 +50,7 @@ class Limits:
     """
 
     runs: int = 2000
-    reports: int = 400
+    reports: int = 1000
     seconds: float = 40.0
 
 

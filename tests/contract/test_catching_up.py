@@ -80,7 +80,7 @@ def test_news_of_one_dag_does_not_wait_behind_the_history_of_another(
     add_run(airflow, "news", timedelta(seconds=1), OTHER)
     daemon = watch(airflow, instance, Limits(reports=10))
     daemon.cursor = last_seen(timedelta(days=1))
-    assert daemon.tick() == [f"history {number:02}" for number in range(9)] + ["news"]
+    assert daemon.tick() == ["news"] + [f"history {number:02}" for number in range(9)]
     rest = daemon.tick() + daemon.tick() + daemon.tick()
     assert rest == [f"history {number:02}" for number in range(9, 30)]
 
