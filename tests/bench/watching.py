@@ -1,5 +1,4 @@
-"""What `observe` watches with: each contender's Dagster daemon, a sampler, and what is in their event
-logs afterwards."""
+"""The daemons of `observe`, what they take, and what is in their event logs afterwards."""
 
 from __future__ import annotations
 
