@@ -7,6 +7,7 @@ is made from the Dagster run, so that whatever is repeated finds the run that is
 
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from federation_defs.errors import (
 from federation_defs.failures import build_run_failure, build_timeout_error, join_failures
 from federation_defs.naming import (
     CHECK_NAME,
+    LEFT_TAG,
     build_asset_key,
     build_check_key,
     build_dag_id,
@@ -76,12 +78,10 @@ def build_execution(
         ids = [build_dag_id(client.instance, key) for key in context.selected_asset_keys]
         selected = {dag_id: dags[dag_id] for dag_id in ids if dag_id is not None}
         checked = {key.asset_key for key in context.selected_asset_check_keys}
-        if only_checked := checked - context.selected_asset_keys:
+        with Heartbeat(context.instance, context.run.run_id, client.instance):
+            yield from _Step(context, client, selected).run()
             rules = {dag_id: dag.success_when for dag_id, dag in dags.items()}
-            yield from run_checks(client, rules, only_checked, context)
-        if selected:
-            with Heartbeat(context.instance, context.run.run_id, client.instance):
-                yield from _Step(context, client, selected).run()
+            yield from run_checks(client, rules, checked - context.selected_asset_keys, context)
 
     return dg.AssetsDefinition(
         specs=list(specs.values()),
@@ -128,6 +128,7 @@ class _Step:
     waits: dict[str, _Wait] = field(default_factory=dict)
     failures: dict[str, dg.Failure] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
+    left: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         run = self.context.run
@@ -139,6 +140,8 @@ class _Step:
         Raises:
             dagster.Failure: One or more DAGs failed; what did not depend on them was run.
         """
+        if LEFT_TAG in self.context.run.tags:
+            self._tell_left()  # nothing yet: a retry has the tags of the run before it
         order = self._build_order()
         while order.is_active():
             for dag_id in order.get_ready():
@@ -187,10 +190,17 @@ class _Step:
                 except AirflowError as error:
                     self.context.log.error(str(error))
                     self.failures[wait.dag_id] = dg.Failure(str(error), allow_retries=False)
+                    self._tell_left(wait.dag_id)
                 wait.plan_next_look(now)
             if wait.is_over or wait.dag_id in self.failures:
                 over.append(wait)
         return over
+
+    def _tell_left(self, *dag_ids: str) -> None:
+        """Lets observation report a DAG's run that goes on without us, or was not judged."""
+        self.left = (*self.left, *dag_ids)
+        tags = {LEFT_TAG: json.dumps(self.left)}
+        self.context.instance.add_run_tags(self.context.run.run_id, tags)
 
     def _advance(self, wait: _Wait, now: float) -> None:
         """Triggers the DAG, or reads how its run is doing."""
@@ -248,9 +258,9 @@ class _Step:
         if is_refused or (not is_away and now - wait.trouble_since > TROUBLE_S):
             raise error
         if now >= wait.deadline:
-            raise (
-                build_timeout_error(self.client, wait.run, now - wait.since) if wait.run else error
-            )
+            if wait.run is None or wait.run.is_finished:  # it is over, but its tasks aren't told
+                raise error
+            raise build_timeout_error(self.client, wait.run, now - wait.since)
 
     def _conclude(self, wait: _Wait) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         if wait.dag_id in self.failures or wait.verdict is None:

@@ -9,6 +9,7 @@ import dagster as dg
 
 RUN_ID_PREFIX = "dagster__"
 ALIVE_TAG = "federation/alive_at"
+LEFT_TAG = "federation/no_longer_waits_for"
 CHECK_NAME = "dag_run"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -32,6 +33,8 @@ CLOCK_SKEW = timedelta(hours=1)
 _LINK = "Link to run"
 _DURATION = "Duration (s)"
 _OF_A_SUCCESS = frozenset({_RUN_ID, _LINK, _STATE, _END, _DURATION})
+_EVALUATED_WITHIN_S = 60.0  # of the materialization, by the same step
+_LONG_AGO = datetime(1970, 1, 2, tzinfo=timezone.utc)
 _WITHOUT_END = timedelta(days=7)
 _EVENTS_PER_QUERY = 500
 _MAX_CONF = 10_000  # characters of JSON; it is stored with each event
@@ -132,18 +135,28 @@ class Reported:
             and ran again ended at another time, and is another.
         checked: By run id, state, end and outcome of its last evaluation. A run that is set to
             another state by hand is evaluated again.
+        materialized_by: Run id and Dagster run id, if a Dagster run wrote it: when it did.
+        checked_by: The same of evaluations.
     """
 
     materialized: set[tuple[str, float | None]] = field(default_factory=set)
     checked: dict[str, tuple[str, float | None, bool]] = field(default_factory=dict)
+    materialized_by: dict[tuple[str, str], float] = field(default_factory=dict)
+    checked_by: set[tuple[str, str]] = field(default_factory=set)
 
     def lacks_materialization(self, verdict: Verdict) -> bool:
         run = verdict.run
         return verdict.is_success and (run.run_id, _seconds(run.end_date)) not in self.materialized
 
-    def has_evaluation(self, run: DagRun) -> bool:
-        """Whether it was evaluated as it is now, whatever came of it."""
-        return self.checked.get(run.run_id, ())[:2] == (run.state, _seconds(run.end_date))
+    def is_told_by(self, dagster_run_ids: list[str], run: DagRun) -> bool:
+        """Whether one of these Dagster runs has told all that it will of a DAG run: its evaluation,
+        or, if that is not part of it, the materialization before."""
+        long_ago = time.time() - _EVALUATED_WITHIN_S
+        return any(
+            (run.run_id, owner) in self.checked_by
+            or self.materialized_by.get((run.run_id, owner), math.inf) < long_ago
+            for owner in dagster_run_ids
+        )
 
     def lacks_evaluation(self, verdict: Verdict) -> bool:
         run = verdict.run
@@ -155,7 +168,7 @@ def fetch_reported(instance: dg.DagsterInstance, key: dg.AssetKey, runs: list[Da
     """What the event log holds of these runs of an asset, and maybe of others."""
     now = datetime.now(timezone.utc)
     first_end = min(run.end_date or run.start_date or now - _WITHOUT_END for run in runs)
-    since = (min(first_end, now) - CLOCK_SKEW).timestamp()
+    since = (max(_LONG_AGO, min(first_end, now)) - CLOCK_SKEW).timestamp()
     reported = Reported()
     _add_materializations(reported, instance, key, since)
     # A step's evaluation has its place in the log since the Dagster run began, maybe hours before.
@@ -169,11 +182,13 @@ def find_first_end(instance: dg.DagsterInstance, key: dg.AssetKey) -> datetime |
         event = record.asset_materialization
         _, _, end = _read_run(event.metadata if event else {})
         return datetime.fromtimestamp(end or record.timestamp, timezone.utc)
-    history = instance.event_log_storage.get_asset_check_execution_history(
-        build_check_key(key), limit=1
-    )
-    # Of runs that failed only the last is easily told: as if the first were very long ago.
-    return datetime.fromtimestamp(0, timezone.utc) if history else None
+    oldest: float | None = None  # of a DAG that has only ever failed
+    storage_id: int | None = None
+    while page := instance.event_log_storage.get_asset_check_execution_history(
+        build_check_key(key), limit=_EVENTS_PER_QUERY, cursor=storage_id
+    ):
+        oldest, storage_id = page[-1].create_timestamp, page[-1].id
+    return datetime.fromtimestamp(oldest, timezone.utc) if oldest is not None else None
 
 
 def _find_owners_starts(instance: dg.DagsterInstance, runs: list[DagRun]) -> list[float]:
@@ -195,6 +210,7 @@ def _add_materializations(
             run_id, _, end = _read_run(event.metadata if event else {})
             if run_id:
                 reported.materialized.add((run_id, end))
+                reported.materialized_by[run_id, record.run_id] = record.timestamp
         if not page.has_more:
             return
         page_cursor = page.cursor
@@ -219,6 +235,7 @@ def _add_evaluations(
             if not isinstance(evaluation, dg.AssetCheckEvaluation):
                 continue  # planned by a run that is yet to execute it
             run_id, state, end = _read_run(evaluation.metadata)
+            reported.checked_by.add((run_id, record.run_id))
             if run_id and record.event.timestamp > last.get(run_id, -math.inf):
                 last[run_id] = record.event.timestamp
                 reported.checked[run_id] = (state, end, evaluation.passed)

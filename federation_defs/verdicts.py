@@ -13,6 +13,7 @@ from federation_defs.errors import AirflowError, PermissionMissingError
 from federation_defs.success import find_shortfall, join_tasks, name_task, select_failed
 
 LOG_TAIL_LINES = 40
+LOG_TAIL_CHARACTERS = 8_000  # a line may be of any length
 LOG_TAILS = 3
 
 
@@ -58,11 +59,8 @@ def fetch_verdict(client: AirflowClient, run: DagRun, rule: SuccessDeclaration |
     try:
         tasks = tuple(client.fetch_task_instances(run.dag_id, run.run_id))
     except AirflowError as error:
-        if rule is None:
-            details = "" if run.is_success else f"Failed tasks: unknown ({error})."
-            return Verdict(run, run.is_success, details)
-        if isinstance(error, PermissionMissingError):
-            return build_unjudged(run, error)
+        if rule is None or isinstance(error, PermissionMissingError):
+            return build_unjudged(run, rule, str(error))
         raise
     failed = join_tasks(select_failed(tasks)) or "none of its tasks"
     details = "" if run.is_success else f"Failed tasks: {failed}."
@@ -75,10 +73,13 @@ def fetch_verdict(client: AirflowClient, run: DagRun, rule: SuccessDeclaration |
     return Verdict(run, shortfall is None, details.strip(), tasks)
 
 
-def build_unjudged(run: DagRun, error: AirflowError) -> Verdict:
-    """The verdict on a run whose DAG has a rule, and whose tasks are not to be had: no success,
+def build_unjudged(run: DagRun, rule: SuccessDeclaration | None, why: str) -> Verdict:
+    """The verdict on a run whose tasks are not to be had. If its DAG has a rule it is no success,
     for nobody can say that it is one."""
-    return Verdict(run, is_success=False, details=f"`success_when` can't tell: {error}")
+    if rule is None:
+        details = "" if run.is_success else f"Failed tasks: unknown ({why})."
+        return Verdict(run, run.is_success, details)
+    return Verdict(run, is_success=False, details=f"`success_when` can't tell: {why}")
 
 
 def add_log_tails(client: AirflowClient, verdict: Verdict) -> Verdict:
@@ -95,5 +96,5 @@ def _fetch_tail(client: AirflowClient, run: DagRun, task: TaskInstance) -> str:
         log = client.fetch_log(run.dag_id, run.run_id, task)
     except AirflowError as error:
         return str(error)
-    tail = "\n".join(log.splitlines()[-LOG_TAIL_LINES:])
+    tail = "\n".join(log.splitlines()[-LOG_TAIL_LINES:])[-LOG_TAIL_CHARACTERS:]
     return f"```\n{tail}\n```"

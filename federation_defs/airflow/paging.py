@@ -87,7 +87,8 @@ class PagedApi(AirflowApi):
             offsets = range(len(entries), total, size)[: at_once * 4]
             for page in self._fetch_together(fetch, offsets):
                 entries += page.entries
-                has_shrunk = has_shrunk or page.total < total
+                # Than the first was: they come at a time, and one that was later may say less.
+                has_shrunk = has_shrunk or page.total < first.total
                 total = page.total
                 if len(page.entries) < size:  # those after it would leave a gap
                     size = len(page.entries)

@@ -51,7 +51,8 @@ class Cursor:
             since = datetime.fromisoformat(content["since"])
             since = since.replace(tzinfo=since.tzinfo or timezone.utc)
             seen = _read_seen(content["version"], content["seen"])
-            held = tuple((str(dag_id), str(run_id)) for dag_id, run_id in content["held"])
+            pairs = [(str(dag_id), str(run_id)) for dag_id, run_id in content["held"]]
+            held = tuple(pair for pair in pairs if all(pair))
             is_ahead = since > datetime.now(timezone.utc) + CLOCK_SKEW
         except (ArithmeticError, KeyError, TypeError, ValueError, RecursionError):
             return None
@@ -77,14 +78,13 @@ def find_start(
     look; what was reported since, the log tells.
     """
     now = datetime.now(timezone.utc)
-    oldest, first_end = now - lookback, now
+    oldest, first = now - lookback, None
     for key in keys:
-        reported = find_first_end(instance, key)
-        if reported is not None:
-            first_end = min(first_end, reported)
-        if first_end <= oldest:
-            break
-    return max(oldest, first_end - lookback_on_first_start)
+        end = find_first_end(instance, key)
+        first = min(first or end, end) if end is not None else first
+        if first is not None and first <= oldest:
+            return oldest
+    return first or now - lookback_on_first_start
 
 
 def _read_seen(version: Any, seen: Any) -> frozenset[bytes]:

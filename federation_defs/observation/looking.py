@@ -12,6 +12,8 @@ from federation_defs.airflow.runs import ChangedRuns
 from federation_defs.reporting import CLOCK_SKEW
 
 _MIN_RUNS = 100
+_LONG = timedelta(minutes=10)
+_NEAR = timedelta(minutes=1)
 _MIN_SLICE = timedelta(seconds=1)
 
 
@@ -53,33 +55,43 @@ class Looking:
         began, runs = time.monotonic(), 0
         try:
             start = since - self._overlap
-            changed = self._fetch(start, at_most=self._max_runs)
-            runs = len(changed.runs)
+            # Of what seems to be a history, first of all how long it is.
+            is_long = datetime.now(timezone.utc) - since > _LONG
+            changed = self._fetch(start, at_most=1 if is_long else self._max_runs)
             now = _read_clock(changed)
             if _is_whole(changed):
-                return Look(changed.runs, now)
-            look = self._look_at_history(start, now, changed.total)
+                look = Look(changed.runs, now)
+            elif now - since <= max(self._overlap, _NEAR):
+                look = Look(self._fetch(start).runs, now)
+            else:
+                look = self._look_at_history(start, now, changed.total)
             runs = len(look.runs)
             return look
         finally:
             self._adapt(runs, time.monotonic() - began)
 
     def _look_at_history(self, start: datetime, now: datetime, total: int) -> Look:
-        """The oldest part that is small enough, and not so near that rows may yet appear in it."""
+        """The oldest part that is small enough, and not so near that rows may yet appear in it.
+
+        What ends before now is read with an end: rows can only leave it, which shows. In one
+        without, a row that came would hide one that left.
+        """
         safe = now - self._overlap
-        until = start + (now - start) * (0.8 * self._max_runs / total)  # were they evenly spread
-        while until < safe and until - start > _MIN_SLICE:
-            changed = self._fetch(start, until, at_most=self._max_runs)
-            if _is_whole(changed):
-                if changed.runs:
-                    return Look(changed.runs, until + self._overlap)
-                start, until = until, until + (now - until) / 2
-            else:
+        share = min(1.0, 0.8 * self._max_runs / total)  # were they evenly spread
+        until = start + (safe - start) * share
+        while True:
+            # So many within a second that no slice is small enough: all of them.
+            at_most = self._max_runs if until - start > _MIN_SLICE else None
+            changed = self._fetch(start, until, at_most)
+            if not _is_whole(changed):
                 until = start + (until - start) / 2
+            elif changed.runs or until >= safe:
+                break
+            else:
+                start, until = until, safe
         if until < safe:
-            # So many within a second that no slice is small enough.
-            return Look(self._fetch(start, until).runs, until + self._overlap)
-        return Look(self._fetch(start).runs, now)
+            return Look(changed.runs, until + self._overlap)
+        return Look([*changed.runs, *self._fetch(safe).runs], now)
 
     def _fetch(
         self, start: datetime, until: datetime | None = None, at_most: int | None = None

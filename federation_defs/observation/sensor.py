@@ -21,13 +21,14 @@ from federation_defs.errors import AirflowError, UnreachableError
 from federation_defs.naming import (
     build_asset_key,
     build_observation_sensor_name,
-    parse_root_run_id,
 )
 from federation_defs.observation.backoff import Backoff
 from federation_defs.observation.choosing import choose, group_by_dag
 from federation_defs.observation.cursor import Cursor, build_fingerprint, find_start
 from federation_defs.observation.judging import Judging
 from federation_defs.observation.looking import Look, Looking
+from federation_defs.observation.ownership import find_held
+from federation_defs.observation.timely import run_in_time
 from federation_defs.recovery import end_orphaned_runs
 from federation_defs.reporting import (
     build_check_evaluation,
@@ -58,6 +59,8 @@ AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvalua
 
 # The daemon has stored a tick's events by then, or it is dead.
 STORED_S = 30.0
+# As long as catching up takes, at the least.
+MIN_GAP = timedelta(hours=1)
 
 
 def build_observation_sensor(
@@ -167,12 +170,14 @@ class _Observer:
     def _observe(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         deadline = time.monotonic() + self._limits.seconds
         cursor, gap = self._read_cursor(context)
-        look = self._looking.look(cursor.since)
-        runs = self._add_held(look.runs, cursor.held)
+        look = self._look(cursor.since, deadline)
+        runs, waiting = self._add_held(look.runs, cursor.held, context)
         finished = [run for run in runs if run.is_finished and run.dag_id in self._dags]
         new = [run for run in finished if build_fingerprint(run) not in cursor.seen]
-        owned, held = self._find_owned(context.instance, new)
-        free = [run for run in new if run not in owned]
+        held = find_held(context.instance, self._client.instance, new)
+        keys_held = {_key(run) for run in held}
+        waiting |= {_key(run) for run in new}
+        free = [run for run in new if _key(run) not in keys_held]
 
         verdicts = self._judging.judge(choose(free, self._limits.reports), deadline)
         missing = self._build_missing(context.instance, verdicts)
@@ -182,8 +187,8 @@ class _Observer:
 
         left = len(free) - len(verdicts)
         # What came by being held may have left the window: there it would not be found again.
-        kept = set(cursor.held) & ({_key(run) for run in free} - {_key(v.run) for v in verdicts})
-        dealt = [verdict.run for verdict in verdicts] + [run for run in owned if run not in held]
+        kept = (set(cursor.held) - {_key(verdict.run) for verdict in verdicts}) & waiting
+        dealt = [verdict.run for verdict in verdicts]
         following = _follow(cursor, look, finished, dealt, is_done=not left)
         more = f" {left} more wait for the next tick." if left else ""
         if more:
@@ -193,8 +198,20 @@ class _Observer:
             skip_reason=None
             if events or gap
             else f"No run of Airflow '{self._client.instance}' ended since.{more}",
-            cursor=replace(following, held=tuple(sorted({*kept, *map(_key, held)}))).to_json(),
+            cursor=replace(following, held=tuple(sorted(kept | keys_held))).to_json(),
         )
+
+    def _look(self, since: datetime, deadline: float) -> Look:
+        """What changed.
+
+        Raises:
+            UnreachableError: It could not be told in time, among others.
+        """
+        (look,) = run_in_time([lambda: self._looking.look(since)], 1, deadline)
+        if look is None:
+            reason = f"no whole answer within {self._limits.seconds:.0f} s"
+            raise UnreachableError(self._client.instance, self._client.url, reason, is_late=True)
+        return look
 
     def _read_cursor(
         self, context: dg.SensorEvaluationContext
@@ -209,7 +226,8 @@ class _Observer:
             context.log.info("There is no cursor to go on from. Looking back to %s.", since)
             return Cursor(since), []
         oldest = datetime.now(timezone.utc) - self._lookback
-        if cursor.since >= oldest:
+        # Time goes on while we catch up: that is no gap.
+        if cursor.since >= oldest - max(self._lookback / 7, MIN_GAP):
             return cursor, []
         told = (
             f"What ended in Airflow '{self._client.instance}' between {cursor.since:%F %T} and "
@@ -227,22 +245,24 @@ class _Observer:
             for dag_id in self._dags
         ]
 
-    def _add_held(self, runs: list[DagRun], held: Collection[tuple[str, str]]) -> list[DagRun]:
-        """The changed runs, and those held that have left the window meanwhile."""
+    def _add_held(
+        self,
+        runs: list[DagRun],
+        held: Collection[tuple[str, str]],
+        context: dg.SensorEvaluationContext,
+    ) -> tuple[list[DagRun], set[tuple[str, str]]]:
+        """The changed runs, and those held that have left the window meanwhile; and which of these
+        can't be asked for now."""
         changed = {_key(run): run for run in runs}
-        fetched = self._client.fetch_runs(key for key in held if key not in changed)
-        return [*changed.values(), *fetched.values()]
-
-    def _find_owned(
-        self, instance: dg.DagsterInstance, runs: list[DagRun]
-    ) -> tuple[list[DagRun], list[DagRun]]:
-        """The runs that a living Dagster run reports; and those of them that it has not yet."""
-        owned = [run for run in runs if _has_living_owner(instance, run)]
-        held = []
-        for dag_id, group in group_by_dag(owned).items():
-            log = fetch_reported(instance, self._build_key(dag_id), group)
-            held += [run for run in group if not log.has_evaluation(run)]
-        return owned, held
+        gone = [key for key in held if key not in changed and key[0] in self._dags]
+        try:
+            fetched = self._client.fetch_runs(gone)
+        except UnreachableError:
+            raise
+        except AirflowError as error:
+            context.log.warning("Runs that are held can't be looked at: %s", error)
+            return [*changed.values()], set(gone)
+        return [*changed.values(), *fetched.values()], set()
 
     def _build_missing(
         self, instance: dg.DagsterInstance, verdicts: list[Verdict]
@@ -270,25 +290,12 @@ class _Observer:
 def _follow(
     cursor: Cursor, look: Look, finished: list[DagRun], dealt: list[DagRun], *, is_done: bool
 ) -> Cursor:
-    """How far we are now. While something of the look is left, the next is from the same moment.
-
-    Not later than the server's clock, which may have been set back.
-    """
-    marks = frozenset(build_fingerprint(run) for run in dealt)
-    if not is_done:
-        return Cursor(cursor.since, cursor.seen | marks)
+    """How far we are now. While something of the look is left, the next is from the same moment."""
+    # Not what is no more: a state that was set by hand, and is set back, is news once more.
     present = {build_fingerprint(run) for run in finished}
-    return Cursor(look.following, (cursor.seen & present) | marks)
+    seen = (cursor.seen & present) | {build_fingerprint(run) for run in dealt}
+    return Cursor(look.following if is_done else cursor.since, seen)
 
 
 def _key(run: DagRun) -> tuple[str, str]:
     return run.dag_id, run.run_id
-
-
-def _has_living_owner(instance: dg.DagsterInstance, run: DagRun) -> bool:
-    """Whether a Dagster run that triggered this one is still there to report it."""
-    root_run_id = parse_root_run_id(run.run_id)
-    if root_run_id is None or (root := instance.get_run_by_id(root_run_id)) is None:
-        return False
-    retries = instance.get_runs(dg.RunsFilter(tags={"dagster/root_run_id": root_run_id}))
-    return any(not owner.is_finished for owner in (root, *retries))

@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -30,13 +30,14 @@ def daemon(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Daemon:
 
 
 def run_owner(
-    instance: dg.DagsterInstance, act: Callable[[dg.OpExecutionContext], None]
+    instance: dg.DagsterInstance, act: Callable[[dg.OpExecutionContext], Any]
 ) -> dg.ExecuteInProcessResult:
-    """A Dagster run, alive while it acts; it fails if that raises."""
+    """A Dagster run, alive while it acts; it fails if that raises, and tells what that yields."""
 
     @dg.op
-    def own(context: dg.OpExecutionContext) -> None:
-        act(context)
+    def own(context: dg.OpExecutionContext) -> Iterator[Any]:
+        yield from act(context) or ()
+        yield dg.Output(None)
 
     @dg.job
     def owner() -> None:
@@ -50,14 +51,12 @@ def finish_run_of(airflow: Airflow, dagster_run_id: str, state: str = "success")
     return airflow.database.finish_run(run, state)
 
 
-def report_as_the_owner(
-    airflow: Airflow, instance: dg.DagsterInstance, dagster_run_id: str
-) -> None:
+def report_as_the_owner(airflow: Airflow, dagster_run_id: str) -> Iterator[Any]:
     run = airflow.client.fetch_run(DAG, build_run_id(dagster_run_id))
     assert run is not None
     verdict = judge_by_state(run)
-    instance.report_runless_asset_event(build_materialization(airflow.client, verdict))
-    instance.report_runless_asset_event(build_check_evaluation(airflow.client, verdict))
+    yield build_materialization(airflow.client, verdict)
+    yield build_check_evaluation(airflow.client, verdict)
 
 
 def test_a_run_is_held_while_its_owner_lives_and_reported_when_that_failed(
@@ -77,10 +76,10 @@ def test_a_run_is_held_while_its_owner_lives_and_reported_when_that_failed(
 def test_a_run_that_its_owner_reported_is_not_reported_again(
     airflow_v2: Airflow, daemon: Daemon
 ) -> None:
-    def report(context: dg.OpExecutionContext) -> None:
+    def report(context: dg.OpExecutionContext) -> Iterator[Any]:
         finish_run_of(airflow_v2, context.run_id)
         assert daemon.tick() == []
-        report_as_the_owner(airflow_v2, daemon.instance, context.run_id)
+        yield from report_as_the_owner(airflow_v2, context.run_id)
 
     result = run_owner(daemon.instance, report)
     assert result.success
@@ -174,9 +173,9 @@ def test_a_run_that_its_living_owner_reported_is_not_asked_for_any_more(
 ) -> None:
     """One slow DAG of a step must not have the finished ones asked for at every tick."""
 
-    def report_and_go_on(context: dg.OpExecutionContext) -> None:
+    def report_and_go_on(context: dg.OpExecutionContext) -> Iterator[Any]:
         finish_run_of(airflow_v2, context.run_id)
-        report_as_the_owner(airflow_v2, daemon.instance, context.run_id)
+        yield from report_as_the_owner(airflow_v2, context.run_id)
         daemon.tick()
         before = airflow_v2.server.count("GET", ".*/dagRuns/[^/]+")
         for _ in range(3):

@@ -209,12 +209,10 @@ NO_TIMES = ["9999-12-31T23:59:59-05:00", 5, "soon"]
 
 @pytest.mark.parametrize("no_time", NO_TIMES, ids=str)
 def test_a_field_out_of_all_bounds_is_an_error_of_ours(reached: Reached, no_time: Any) -> None:
-    database = reached.server.database
-    database.finish_run(database.start_run("load_customers", "mine"))
-    fault = edit(lambda tasks: tasks["task_instances"][0].update(end_date=no_time))
-    reached.server.fail_next(asks("GET", ".*/taskInstances"), fault)
-    with pytest.raises(UnexpectedAnswerError, match="/taskInstances with a field of another kind"):
-        reached.client.fetch_task_instances("load_customers", "mine")
+    fault = edit(lambda dag: dag.update(start_date=no_time))
+    reached.server.fail_next(asks("GET", ".*/details"), fault)
+    with pytest.raises(UnexpectedAnswerError, match="/details with a field of another kind"):
+        reached.client.fetch_dag_details("load_customers")
 
 
 @pytest.mark.parametrize("no_time", NO_TIMES, ids=str)

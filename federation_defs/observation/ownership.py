@@ -1,0 +1,52 @@
+"""Runs that a Dagster run triggered, and will report itself if it lives."""
+
+from __future__ import annotations
+
+import json
+
+import dagster as dg
+
+from federation_defs.airflow.records import DagRun
+from federation_defs.naming import LEFT_TAG, build_asset_key, parse_root_run_id
+from federation_defs.observation.choosing import group_by_dag
+from federation_defs.reporting import fetch_reported
+
+
+def find_held(instance: dg.DagsterInstance, airflow: str, runs: list[DagRun]) -> list[DagRun]:
+    """Those of the finished runs that a living Dagster run has yet to report.
+
+    One that has reported a run, or given up waiting for it, may live on for the sake of others.
+    """
+    roots = {root for run in runs if (root := parse_root_run_id(run.run_id)) is not None}
+    living = {root: _find_living(instance, root) for root in roots}
+    owners = {
+        (run.dag_id, run.run_id): [
+            owner.run_id
+            for owner in living.get(parse_root_run_id(run.run_id) or "", [])
+            if run.dag_id not in _read_left(owner)
+        ]
+        for run in runs
+    }
+    owned = [run for run in runs if owners[run.dag_id, run.run_id]]
+    held = []
+    for dag_id, group in group_by_dag(owned).items():
+        log = fetch_reported(instance, build_asset_key(airflow, dag_id), group)
+        held += [run for run in group if not log.is_told_by(owners[dag_id, run.run_id], run)]
+    return held
+
+
+def _find_living(instance: dg.DagsterInstance, root_run_id: str) -> list[dg.DagsterRun]:
+    """The Dagster run, and its re-executions, as far as they go on."""
+    root = instance.get_run_by_id(root_run_id)
+    if root is None:
+        return []
+    retries = instance.get_runs(dg.RunsFilter(tags={"dagster/root_run_id": root_run_id}))
+    return [run for run in (root, *retries) if not run.is_finished]
+
+
+def _read_left(owner: dg.DagsterRun) -> list[str]:
+    """The DAGs that it waits for no longer, though they may go on."""
+    try:
+        return list(json.loads(owner.tags.get(LEFT_TAG, "[]")))
+    except (TypeError, ValueError):  # a person may edit tags
+        return []
