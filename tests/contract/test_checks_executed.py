@@ -182,6 +182,20 @@ def test_the_check_of_a_dag_with_dependencies_is_executed_without_triggering_it(
     assert fetch_reported_run_ids(instance, build_asset_key("metrics", dag_id)) == []
 
 
+def test_a_check_that_can_not_be_told_keeps_no_dag_from_being_run(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    assets = build_assets(airflow_v2.client, {DAG: {}, "gone": {}})
+    gone = build_check_key(build_asset_key("metrics", "gone"))
+    selection = dg.AssetSelection.assets(KEY) | dg.AssetSelection.checks(gone)
+    job = dg.define_asset_job("both", selection, executor_def=dg.in_process_executor)
+    resolved = dg.Definitions(assets=[assets], jobs=[job]).resolve_job_def("both")
+    result = resolved.execute_in_process(instance=instance, raise_on_error=False)
+    assert "has no DAG 'gone'" in read_failure(result)
+    assert len(fetch_reported_run_ids(instance, KEY)) == len(airflow_v2.database.runs) == 1
+
+
 def test_the_check_of_a_dag_with_dependencies_goes_by_its_rule(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
