@@ -25,6 +25,7 @@ from federation_defs.naming import (
 from federation_defs.observation.backoff import Backoff
 from federation_defs.observation.choosing import choose, group_by_dag
 from federation_defs.observation.cursor import Cursor, build_fingerprint, find_start
+from federation_defs.observation.gaps import build_gap, describe_gap
 from federation_defs.observation.judging import Judging
 from federation_defs.observation.looking import Look, Looking
 from federation_defs.observation.ownership import find_held
@@ -229,21 +230,10 @@ class _Observer:
         # Time goes on while we catch up: that is no gap.
         if cursor.since >= oldest - max(self._lookback / 7, MIN_GAP):
             return cursor, []
-        told = (
-            f"What ended in Airflow '{self._client.instance}' between {cursor.since:%F %T} and "
-            f"{oldest:%F %T} UTC was not looked at: nobody observed it then, and "
-            "`observe.lookback` reaches back no further."
-        )
-        context.log.warning(told)
-        metadata = {
-            "Gap": dg.MetadataValue.text(told),
-            "Gap start": dg.MetadataValue.timestamp(cursor.since),
-            "Gap end": dg.MetadataValue.timestamp(oldest),
-        }
-        return replace(cursor, since=oldest), [
-            dg.AssetObservation(self._build_key(dag_id), description=told, metadata=metadata)
-            for dag_id in self._dags
-        ]
+        gap = describe_gap(self._client.instance, cursor.since, oldest)
+        context.log.warning(gap)
+        keys = [self._build_key(dag_id) for dag_id in self._dags]
+        return replace(cursor, since=oldest), build_gap(gap, keys, cursor.since, oldest)
 
     def _add_held(
         self,

@@ -21,7 +21,7 @@ FLOORS = [
     ["observation.sensor"],
     ["observation.judging", "observation.looking", "observation.ownership"],
     ["observation.cursor"],
-    ["observation.choosing", "observation.backoff", "observation.timely"],
+    ["observation.choosing", "observation.backoff", "observation.timely", "observation.gaps"],
     ["failures", "checks", "triggering"],
     ["reporting"],
     ["automation", "discovery", "recovery", "verdicts"],
