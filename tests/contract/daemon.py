@@ -82,7 +82,7 @@ def fetch_reported(
     instance: dg.DagsterInstance, key: dg.AssetKey
 ) -> list[Mapping[str, dg.MetadataValue]]:
     """The metadata of all materializations of an asset, the first one first."""
-    records = instance.fetch_materializations(key, limit=100_000, ascending=True).records
+    records = instance.fetch_materializations(key, limit=10_000, ascending=True).records
     events = [record.asset_materialization for record in records]
     return [event.metadata for event in events if event is not None]
 
@@ -92,7 +92,7 @@ def fetch_evaluations(
 ) -> list[dg.AssetCheckEvaluation]:
     """All evaluations of an asset's check, the first one first."""
     history = instance.event_log_storage.get_asset_check_execution_history(
-        build_check_key(key), limit=100_000
+        build_check_key(key), limit=10_000
     )
     events = [record.event.dagster_event for record in history if record.event]
     found = [event.event_specific_data for event in events if event]
