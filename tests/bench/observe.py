@@ -102,7 +102,9 @@ def measure(
     return figures
 
 
-def measure_idle(contenders: Sequence[Contender], seconds: float) -> dict[str, Idle]:
+def measure_idle(
+    contenders: Sequence[Contender], seconds: float, warm_up_s: float
+) -> dict[str, Idle]:
     """What each costs when nothing happens, all of them at the same time."""
     for contender in contenders:
         contender.start(interval_s=30)  # which is airlift's own; ours has 5
@@ -110,7 +112,7 @@ def measure_idle(contenders: Sequence[Contender], seconds: float) -> dict[str, I
         wait_for(
             lambda own=contender: has_looked(own.airflow), f"{contender.name} looks", timeout_s=120
         )
-    time.sleep(130)  # what ended lately is still looked at for as long
+    time.sleep(warm_up_s)
     before = {contender.name: contender.read_cpu_s() for contender in contenders}
     for contender in contenders:
         contender.airflow.forget()
@@ -162,7 +164,7 @@ def judge(
     figures.news_s = news[0] - first if news else float("nan")
 
 
-def measure_limit(folder: Path, rounds: int = 3, count: int = 300) -> dict[str, float]:
+def measure_limit(folder: Path, count: int, rounds: int = 3) -> dict[str, float]:
     """Events a second that Dagster alone writes, by kind: the medians."""
     home = folder / "limit"
     home.mkdir()
@@ -214,10 +216,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--outage", type=float, default=20, help="seconds")
     parser.add_argument("--idle", type=float, default=600, help="seconds; 0 for none")
+    # What ended lately is looked at for as long again.
+    parser.add_argument("--warm-up", type=float, default=130, help="seconds, before idling")
+    parser.add_argument("--limit-events", type=int, default=300, help="written by Dagster alone")
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-observe-"))
     try:
-        limit = measure_limit(folder)
+        limit = measure_limit(folder, asked.limit_events)
         told = ", ".join(f"{rate:.0f} {kind}/s" for kind, rate in limit.items())
         print(f"Dagster alone, report_runless_asset_event on SQLite: {told}")
         with running(folder) as (airflow, quiet), ExitStack() as proxies:
@@ -230,7 +235,7 @@ def main() -> None:
                 contenders.append(contender)
             if asked.idle:
                 print(f"\nIdle for {asked.idle:.0f} s, requests to one Airflow:")
-                for name, idle in measure_idle(contenders, asked.idle).items():
+                for name, idle in measure_idle(contenders, asked.idle, asked.warm_up).items():
                     told = f"{idle.requests} requests, {idle.cpu_s:.1f} s of CPU, {idle.mb:.0f} MB"
                     print(f"  {name:<8} {told}")
     finally:
