@@ -21,6 +21,7 @@ from federation_defs.errors import AirflowError, DeclarationError
 from federation_defs.execution import build_execution
 from federation_defs.lineage import build_specs
 from federation_defs.observation import build_observation_sensor
+from federation_defs.partitioning import Partitioning
 from federation_defs.scaffolding import AirflowScaffolder
 from federation_defs.templates import find_variables, render_templates
 from federation_defs.validation import Member, find_problems
@@ -150,15 +151,23 @@ class FederatedAirflow(dg.StateBackedComponent):
         specs = build_specs(declaration, self._snapshot, referenced)
         executable = {dag_id: specs[dag_id] for dag_id in declaration.downstreams}
         rules = {dag_id: declaration.find_rule(dag_id) for dag_id in specs}
+        partitionings = {
+            dag_id: Partitioning(dag.partitions)
+            for dag_id, dag in declaration.dags.items()
+            if dag.partitions is not None
+        }
         observed = {dag_id: rule for dag_id, rule in rules.items() if dag_id not in executable}
         external = [spec for dag_id, spec in specs.items() if dag_id not in executable]
         sensors: list[dg.SensorDefinition] = [
-            build_observation_sensor(client, rules, declaration.observe)
+            build_observation_sensor(
+                client, rules, declaration.observe, partitionings=partitionings
+            )
         ]
         assets: list[dg.AssetSpec | dg.AssetsDefinition] = [*external]
         if executable:
             keys = [spec.key for spec in executable.values()]
-            assets.append(build_execution(client, declaration.downstreams, executable))
+            limit = declaration.limits.max_active_runs
+            assets.append(build_execution(client, declaration.downstreams, executable, limit))
             sensors.append(build_automation_sensor(declaration.name, keys))
         checks = [build_checks(client, observed)] if observed else []
         return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors)

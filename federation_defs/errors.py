@@ -14,6 +14,7 @@ FederationError
     ├── UnexpectedAnswerError   an answer that is none of Airflow's, or lacks what we need
     ├── DagNotFoundError        the DAG is not there (any more)
     ├── DagPausedError          the DAG would leave a run queued
+    ├── DagBrokenError          the DAG's file does not parse as it is now
     ├── LogicalDateTakenError   another run owns the logical date
     └── RunLostError            a DAG run that was there is gone, or overstayed its time-out
 
@@ -184,26 +185,54 @@ class UnexpectedAnswerError(AirflowError):
 
 
 class DagNotFoundError(AirflowError):
-    """The instance has no such DAG, or none that it can still parse."""
+    """The instance has no such DAG, or none that it can still parse.
 
-    def __init__(self, instance: str, dag_id: str, seen: str) -> None:
+    Args:
+        seen: What told so.
+        hint: The nearest name that there is, as the end of a sentence.
+    """
+
+    def __init__(self, instance: str, dag_id: str, seen: str, hint: str = "") -> None:
         self.dag_id = dag_id
+        self.seen = seen
         super().__init__(
             instance,
-            f"has no DAG '{dag_id}' ({seen}). Bring its file back, look for an import error, "
-            "or take it out of the declarations.",
+            f"has no DAG '{dag_id}' ({seen}){hint or '.'} Bring its file back, look for an import "
+            "error, or take it out of the declarations.",
         )
 
 
 class DagPausedError(AirflowError):
-    """The DAG is paused: a run would stay queued until someone unpauses it."""
+    """The DAG is paused: a run would stay queued until someone unpauses it.
 
-    def __init__(self, instance: str, dag_id: str, url: str) -> None:
+    Args:
+        run_id: The run that is queued there, if there is one.
+    """
+
+    def __init__(self, instance: str, dag_id: str, url: str, run_id: str | None = None) -> None:
+        self.dag_id = dag_id
+        remedy = f"a run would wait for ever. Unpause it at {url} and materialize the asset again."
+        if run_id is not None:
+            remedy = (
+                f"run '{run_id}' stays queued, and is waited for no longer. Unpause it at {url}: "
+                "then it runs, and is reported when it ends."
+            )
+        super().__init__(instance, f"has DAG '{dag_id}' paused: {remedy}")
+
+
+class DagBrokenError(AirflowError):
+    """The DAG's file has an import error: a run would be of the file as it was, or fail.
+
+    Args:
+        reason: The last line of what Airflow says about it.
+    """
+
+    def __init__(self, instance: str, dag_id: str, url: str, reason: str) -> None:
         self.dag_id = dag_id
         super().__init__(
             instance,
-            f"has DAG '{dag_id}' paused: a run would wait for ever. Unpause it at {url} and "
-            "materialize the asset again.",
+            f"can't import the file of DAG '{dag_id}'{f' ({reason})' if reason else ''}. Mend it until {url} shows no "
+            "error, and materialize the asset again.",
         )
 
 

@@ -11,6 +11,7 @@ from federation_defs.automation import build_condition
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.discovery import DagSnapshot, Snapshot
 from federation_defs.naming import build_asset_key, build_owner, build_tag_key
+from federation_defs.partitioning import Partitioning
 
 # What airlift gives each DAG asset, for those DAGs that no snapshot knows.
 _KINDS = {"airflow", "dag"}
@@ -40,6 +41,7 @@ def _build_spec(
     declared: DagDeclaration | None,
 ) -> dg.AssetSpec:
     upstreams = declared.upstreams if declared else []
+    partitions = declared.partitions if declared else None
     return dg.AssetSpec(
         key=build_asset_key(declaration.name, dag_id),
         deps=[build_asset_key(instance, upstream) for instance, upstream in upstreams],
@@ -51,6 +53,7 @@ def _build_spec(
         kinds=_KINDS if dag is None else None,
         metadata=_build_metadata(dag) if dag else {"Dag ID": dag_id},
         automation_condition=build_condition() if upstreams else None,
+        partitions_def=Partitioning(partitions).definition if partitions else None,
     )
 
 

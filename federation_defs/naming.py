@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from urllib.parse import quote
 
 import dagster as dg
 
 RUN_ID_PREFIX = "dagster__"
 ALIVE_TAG = "federation/alive_at"
-LEFT_TAG = "federation/no_longer_waits_for"
 CHECK_NAME = "dag_run"
 
 
@@ -75,18 +75,48 @@ def build_input_names(keys: Iterable[dg.AssetKey]) -> dict[str, dg.AssetKey]:
     return {f"upstream_{number}": key for number, key in enumerate(sorted(keys))}
 
 
-def build_run_id(root_run_id: str) -> str:
+def build_run_id(root_run_id: str, partition: str | None = None, number: int = 1) -> str:
     """The Airflow run id of a trigger: the same for every re-execution of one Dagster run.
 
     Airflow keeps run ids unique per DAG, so that a trigger that is repeated finds its own run.
+
+    Args:
+        partition: The partition's key, if the DAG is partitioned.
+        number: Above 1 if a re-execution started anew what had failed (`on_retry: new_run`).
     """
-    return f"{RUN_ID_PREFIX}{root_run_id}"
+    parts = [root_run_id]
+    if partition is not None:
+        # Airflow 3 takes no other characters than these in run ids.
+        parts.append(quote(partition, safe="+:").replace("%", "~"))
+    if number > 1:
+        parts.append(f"retry_{number}")
+    return RUN_ID_PREFIX + "__".join(parts)
 
 
 def parse_root_run_id(run_id: str) -> str | None:
     """The Dagster run behind an Airflow run id, or None if Dagster did not trigger it."""
-    root_run_id = run_id.removeprefix(RUN_ID_PREFIX)
-    return root_run_id if root_run_id != run_id else None
+    rest = run_id.removeprefix(RUN_ID_PREFIX)
+    return rest.split("__", 1)[0] if rest != run_id else None
+
+
+def build_left_tag(instance: str) -> str:
+    """The tag that names the DAGs which a Dagster run waits for no longer, though they go on."""
+    return f"federation/no_longer_waits_for.{instance}"
+
+
+def build_plan_tag(instance: str) -> str:
+    """The tag that says which runs a Dagster run is about to have run again."""
+    return f"federation/runs_again.{instance}"
+
+
+def build_dag_run_tag(instance: str, dag_id: str) -> str:
+    """The tag of a Dagster run by which a person finds the DAG run, and it by the DAG run."""
+    return f"federation/dag_run.{instance}.{dag_id}"
+
+
+def build_pool_name(instance: str) -> str:
+    """Of the Dagster concurrency pool whose slots are DAG runs of this instance."""
+    return f"{instance}__dag_runs"
 
 
 def build_waiting_tags(instance: str) -> dict[str, str]:

@@ -43,11 +43,7 @@ _MAX_CONF = 10_000  # characters of JSON; it is stored with each event
 def build_run_metadata(client: AirflowClient, verdict: Verdict) -> dict[str, dg.MetadataValue]:
     """What a person wants to see of a run; absent dates are left out. Durations in seconds."""
     run = verdict.run
-    metadata: dict[str, dg.MetadataValue] = {
-        _RUN_ID: dg.MetadataValue.text(run.run_id),
-        _LINK: dg.MetadataValue.url(client.build_run_url(run.dag_id, run.run_id)),
-        _STATE: dg.MetadataValue.text(run.state),
-    }
+    metadata = build_link_metadata(client, run)
     dates = {
         "Logical date": run.logical_date,
         "Data interval start": run.data_interval_start,
@@ -97,10 +93,22 @@ def _build_conf(conf: Mapping[str, Any]) -> dg.MetadataValue:
     return dg.MetadataValue.text(f"{text[:_MAX_CONF]}… ({len(text)} characters; see the run)")
 
 
-def build_materialization(client: AirflowClient, verdict: Verdict) -> dg.AssetMaterialization:
+def build_link_metadata(client: AirflowClient, run: DagRun) -> dict[str, dg.MetadataValue]:
+    """What leads a person to a run that goes on."""
+    return {
+        _RUN_ID: dg.MetadataValue.text(run.run_id),
+        _LINK: dg.MetadataValue.url(client.build_run_url(run.dag_id, run.run_id)),
+        _STATE: dg.MetadataValue.text(run.state),
+    }
+
+
+def build_materialization(
+    client: AirflowClient, verdict: Verdict, partition: str | None = None
+) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         asset_key=build_asset_key(client.instance, verdict.run.dag_id),
         metadata=build_run_metadata(client, verdict),
+        partition=partition,
     )
 
 
@@ -174,6 +182,20 @@ def fetch_reported(instance: dg.DagsterInstance, key: dg.AssetKey, runs: list[Da
     # A step's evaluation has its place in the log since the Dagster run began, maybe hours before.
     _add_evaluations(reported, instance, key, min(since, *_find_owners_starts(instance, runs)))
     return reported
+
+
+def read_run_link(metadata: Mapping[str, dg.MetadataValue]) -> tuple[str, str] | None:
+    """Run id and link (or empty) of the run that an event tells of; None if of none."""
+    run_id, _, _ = _read_run(metadata)
+    link = metadata.get(_LINK)
+    url = link.url if isinstance(link, dg.UrlMetadataValue) else ""
+    return (run_id, url or "") if run_id else None
+
+
+def read_duration_s(metadata: Mapping[str, dg.MetadataValue]) -> float | None:
+    """How long the run took that an event tells of; None if it does not say."""
+    duration = metadata.get(_DURATION)
+    return duration.value if isinstance(duration, dg.FloatMetadataValue) else None
 
 
 def find_first_end(instance: dg.DagsterInstance, key: dg.AssetKey) -> datetime | None:

@@ -16,8 +16,9 @@ from federation_defs.airflow.api import AirflowApi
 from federation_defs.airflow.transport import describe_request, read_server_time
 from federation_defs.errors import UnreachableError
 
-# Servers clamp it to what they allow, 100 unless told otherwise (2.11 and 3.3).
+# Servers clamp it to what they allow, by default the other (2.11 and 3.3).
 PAGE_LIMIT = 1000
+SERVER_PAGE = 100
 READ_AGAIN = 2
 
 T = TypeVar("T")

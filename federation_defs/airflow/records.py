@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+ACTIVE_STATES = frozenset({"queued", "running"})
 FINISHED_STATES = frozenset({"success", "failed"})
 
 

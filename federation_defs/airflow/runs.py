@@ -13,7 +13,12 @@ from federation_defs.airflow.api import follow_upgrade, is_absent, parse_version
 from federation_defs.airflow.dialects import build_path, build_run_path, format_time
 from federation_defs.airflow.paging import PagedApi
 from federation_defs.airflow.parsing import parse_dag_run
-from federation_defs.airflow.records import FINISHED_STATES, DagRun, TriggerOptions
+from federation_defs.airflow.records import (
+    ACTIVE_STATES,
+    FINISHED_STATES,
+    DagRun,
+    TriggerOptions,
+)
 from federation_defs.airflow.session import read_detail
 from federation_defs.errors import (
     DagNotFoundError,
@@ -72,6 +77,29 @@ class RunQuestions(PagedApi):
             params["state"] = sorted(states)
         page = self._fetch_pages("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
         return ChangedRuns(page.entries, page.total, page.server_time)
+
+    @follow_upgrade
+    def fetch_active_runs(self, at_most: int) -> list[DagRun] | None:
+        """The runs of all DAGs that are not over; None if there are more than so many.
+
+        While runs end, the list moves as it is paged, and one that goes on may be missing.
+        """
+        params = {"state": sorted(ACTIVE_STATES), "order_by": "id"}
+        page, _ = self._fetch_list("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
+        return page.entries if page.total <= at_most else None
+
+    @follow_upgrade
+    def fetch_run_of_date(self, dag_id: str, logical_date: datetime) -> DagRun | None:
+        """The run of a DAG that has this logical date, or None if none has."""
+        moment = format_time(logical_date)
+        # 2.x takes it by the name that it had before 2.2, and passes over any other.
+        name = "execution_date" if self.dialect.api == "v1" else "logical_date"
+        params = {f"{name}_gte": moment, f"{name}_lte": moment, "limit": 10}
+        response = self._get(build_path("dags", dag_id, "dagRuns"), params=params)
+        if is_absent(response):
+            return None
+        runs = self._read_list(response, "dag_runs", parse_dag_run).entries
+        return next((run for run in runs if run.logical_date == logical_date), None)
 
     @follow_upgrade
     def fetch_latest_finished_run(self, dag_id: str) -> DagRun | None:

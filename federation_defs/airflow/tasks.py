@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from federation_defs.airflow.api import follow_upgrade, is_json
 from federation_defs.airflow.dialects import build_run_path
 from federation_defs.airflow.paging import PagedApi
@@ -22,6 +25,20 @@ class TaskQuestions(PagedApi):
         pages = self._fetch_pages(path, "task_instances", parse_task_instance, {})
         # Mapped tasks that are expanded meanwhile move the rest, and have some come twice.
         return list({(task.task_id, task.map_index): task for task in pages.entries}.values())
+
+    @follow_upgrade
+    def fetch_running_tasks(self, at_most: int) -> dict[tuple[str, str], list[TaskInstance]] | None:
+        """The tasks that run now in any DAG, by (DAG id, run id); None if they are more than so
+        many."""
+        path = build_run_path("~", "~", "taskInstances")
+        params = {"state": ["running"]}
+        page, _ = self._fetch_list(path, "task_instances", _parse_with_run, params, at_most)
+        if page.total > at_most:
+            return None
+        tasks: dict[tuple[str, str], list[TaskInstance]] = {}
+        for run, task in page.entries:
+            tasks.setdefault(run, []).append(task)
+        return tasks
 
     @follow_upgrade
     def fetch_log(
@@ -49,3 +66,7 @@ class TaskQuestions(PagedApi):
                 break
             params["token"] = token = following
         return text
+
+
+def _parse_with_run(answer: Mapping[str, Any]) -> tuple[tuple[str, str], TaskInstance]:
+    return (answer["dag_id"], answer["dag_run_id"]), parse_task_instance(answer)

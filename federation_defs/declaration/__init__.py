@@ -15,14 +15,18 @@ from federation_defs.declaration.connection import (
     TlsDeclaration,
     TokenAuthDeclaration,
 )
-from federation_defs.declaration.fields import suggest
-from federation_defs.declaration.instance import (
+from federation_defs.declaration.dag import (
     DagDeclaration,
-    InstanceDeclaration,
-    ObserveDeclaration,
-    SelectDeclaration,
+    PartitionsDeclaration,
     SuccessDeclaration,
     TriggerDeclaration,
+)
+from federation_defs.declaration.fields import suggest
+from federation_defs.declaration.instance import (
+    InstanceDeclaration,
+    LimitsDeclaration,
+    ObserveDeclaration,
+    SelectDeclaration,
     parse_declaration,
 )
 
@@ -33,9 +37,11 @@ __all__ = [
     "DagDeclaration",
     "HttpDeclaration",
     "InstanceDeclaration",
+    "LimitsDeclaration",
     "MwaaAuthDeclaration",
     "NoAuthDeclaration",
     "ObserveDeclaration",
+    "PartitionsDeclaration",
     "PasswordAuthDeclaration",
     "SelectDeclaration",
     "SuccessDeclaration",

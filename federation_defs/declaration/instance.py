@@ -7,14 +7,15 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from dagster.components import DefsStateConfigArgs
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from federation_defs.declaration.connection import (
     AuthDeclaration,
     HttpDeclaration,
     TlsDeclaration,
 )
-from federation_defs.declaration.fields import Declaration, Duration, Number
+from federation_defs.declaration.dag import DagDeclaration, SuccessDeclaration
+from federation_defs.declaration.fields import Count, Declaration, Duration, Number
 from federation_defs.errors import DeclarationError
 from federation_defs.templates import is_template
 
@@ -84,59 +85,15 @@ class ObserveDeclaration(Declaration):
     )
 
 
-class TriggerDeclaration(Declaration):
-    """How a DAG with dependencies is run."""
+class LimitsDeclaration(Declaration):
+    """How much of the instance the federation takes."""
 
-    timeout: Duration = Field(
-        default=86400.0,
-        description="For the DAG run, as 30s, 5m, 24h or 7d. Past it the wait ends with an "
-        "error, and the DAG run goes on.",
-    )
-
-
-class SuccessDeclaration(Declaration):
-    """Which tasks of a DAG decide whether a finished run left its data."""
-
-    tasks: list[str] | None = Field(
+    max_active_runs: Count | None = Field(
         default=None,
-        min_length=1,
-        description="Tasks or task groups that all have to have succeeded, whatever became of the "
-        "others.",
+        description="DAG runs that are waited for at a time, over all Dagster runs; the others "
+        "wait for their turn, those with the higher tag `dagster/priority` first. No limit unless "
+        "set here or for the concurrency pool in Dagster.",
     )
-    all_except: list[str] | None = Field(
-        default=None,
-        min_length=1,
-        description="Tasks or task groups that may fail; all others have to have succeeded.",
-    )
-
-    @model_validator(mode="after")
-    def _refuse_both_or_none(self) -> SuccessDeclaration:
-        if (self.tasks is None) == (self.all_except is None):
-            raise ValueError("write either `tasks` or `all_except`")
-        return self
-
-
-class DagDeclaration(Declaration):
-    """What is declared of one DAG."""
-
-    depends_on: list[Annotated[str, StringConstraints(pattern=r"^[^/\s]+/\S+$")]] = Field(
-        default=[],
-        description="Upstream DAGs as instance/dag_id: a success of any of them starts this DAG.",
-        examples=[["warehouse/load_customers"]],
-    )
-    trigger: TriggerDeclaration = TriggerDeclaration()
-    success_when: SuccessDeclaration | None = Field(
-        default=None,
-        description="Which tasks decide whether a run is a success; the run's own state unless "
-        "set.",
-        examples=[{"tasks": ["load", "publish"]}, {"all_except": ["clean_up"]}],
-    )
-
-    @property
-    def upstreams(self) -> list[tuple[str, str]]:
-        """The upstream DAGs, each as (instance, DAG id)."""
-        pairs = (upstream.split("/", 1) for upstream in self.depends_on)
-        return [(instance, dag_id) for instance, dag_id in pairs]
 
 
 class InstanceDeclaration(Declaration):
@@ -158,6 +115,7 @@ class InstanceDeclaration(Declaration):
     http: HttpDeclaration = HttpDeclaration()
     select: SelectDeclaration = SelectDeclaration()
     observe: ObserveDeclaration = ObserveDeclaration()
+    limits: LimitsDeclaration = LimitsDeclaration()
     dags: dict[str, DagDeclaration] = Field(default={}, description="What is declared, by DAG id.")
     defs_state: Annotated[DefsStateConfigArgs, AfterValidator(_check_state)] = Field(
         default=DefsStateConfigArgs.local_filesystem(),

@@ -7,7 +7,7 @@ import json
 import dagster as dg
 
 from federation_defs.airflow.records import DagRun
-from federation_defs.naming import LEFT_TAG, build_asset_key, parse_root_run_id
+from federation_defs.naming import build_asset_key, build_left_tag, parse_root_run_id
 from federation_defs.observation.choosing import group_by_dag
 from federation_defs.reporting import fetch_reported
 
@@ -23,7 +23,7 @@ def find_held(instance: dg.DagsterInstance, airflow: str, runs: list[DagRun]) ->
         (run.dag_id, run.run_id): [
             owner.run_id
             for owner in living.get(parse_root_run_id(run.run_id) or "", [])
-            if run.dag_id not in _read_left(owner)
+            if [run.dag_id, run.run_id] not in _read_left(owner, airflow)
         ]
         for run in runs
     }
@@ -44,9 +44,9 @@ def _find_living(instance: dg.DagsterInstance, root_run_id: str) -> list[dg.Dags
     return [run for run in (root, *retries) if not run.is_finished]
 
 
-def _read_left(owner: dg.DagsterRun) -> list[str]:
-    """The DAGs that it waits for no longer, though they may go on."""
+def _read_left(owner: dg.DagsterRun, airflow: str) -> list[list[str]]:
+    """The runs, each as DAG id and run id, that it waits for no longer, though they may go on."""
     try:
-        return list(json.loads(owner.tags.get(LEFT_TAG, "[]")))
+        return list(json.loads(owner.tags.get(build_left_tag(airflow), "[]")))
     except (TypeError, ValueError):  # a person may edit tags
         return []

@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from types import MappingProxyType
 
 import dagster as dg
 
@@ -30,6 +31,7 @@ from federation_defs.observation.judging import Judging
 from federation_defs.observation.looking import Look, Looking
 from federation_defs.observation.ownership import find_held
 from federation_defs.observation.timely import run_in_time
+from federation_defs.partitioning import Partitioning
 from federation_defs.recovery import end_orphaned_runs
 from federation_defs.reporting import (
     build_check_evaluation,
@@ -69,14 +71,16 @@ def build_observation_sensor(
     dags: Mapping[str, SuccessDeclaration | None],
     observe: ObserveDeclaration,
     limits: Limits = Limits(),
+    partitionings: Mapping[str, Partitioning] = MappingProxyType({}),
 ) -> dg.SensorDefinition:
     """The sensor that reports an instance's finished runs.
 
     Args:
         dags: The DAGs that are assets, by id, and what decides on the success of their runs. Runs
             of others are passed over.
+        partitionings: Of those DAGs that have partitions.
     """
-    observer = _Observer(client, dags, observe, limits)
+    observer = _Observer(client, dags, observe, limits, partitionings)
 
     @dg.sensor(
         name=build_observation_sensor_name(client.instance),
@@ -119,9 +123,11 @@ class _Observer:
         dags: Mapping[str, SuccessDeclaration | None],
         observe: ObserveDeclaration,
         limits: Limits,
+        partitionings: Mapping[str, Partitioning],
     ) -> None:
         self._client = client
         self._dags = dags
+        self._partitionings = partitionings
         self._lookback = timedelta(seconds=observe.lookback)
         self._lookback_on_first_start = timedelta(seconds=observe.lookback_on_first_start)
         overlap = timedelta(seconds=observe.overlap)
@@ -266,7 +272,9 @@ class _Observer:
         for verdict in verdicts:
             log, events = logs[verdict.run.dag_id], []
             if log.lacks_materialization(verdict):
-                events.append(build_materialization(self._client, verdict))
+                partitioning = self._partitionings.get(verdict.run.dag_id)
+                partition = partitioning.find_partition(verdict.run) if partitioning else None
+                events.append(build_materialization(self._client, verdict, partition))
             if log.lacks_evaluation(verdict):
                 events.append(build_check_evaluation(self._client, verdict))
             if events:

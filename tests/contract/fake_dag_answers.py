@@ -19,7 +19,7 @@ def build_dag(api: str, dag: DagRow) -> dict[str, Any]:
         "description": dag.description,
         "file_token": build_token(dag),
         "fileloc": f"{FOLDER}/{dag.file}",
-        "has_import_errors": False,
+        "has_import_errors": dag.has_import_errors,
         "has_task_concurrency_limits": False,
         "is_paused": dag.is_paused,
         "last_expired": None,

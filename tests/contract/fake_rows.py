@@ -32,6 +32,7 @@ class DagRow:
 
     Attributes:
         is_present: Its file is there; else it is stale (3.x), or inactive (2.x).
+        has_import_errors: Its file does not parse any more; the DAG is listed as it was.
         params: By name, each with `value`, `description` and `schema`.
         file: Below the folder of DAGs; its own if not said.
         tasks: Its tasks; of those told by their ids, each comes after the one before it. The last
@@ -46,6 +47,7 @@ class DagRow:
     dag_id: str
     is_paused: bool = False
     is_present: bool = True
+    has_import_errors: bool = False
     description: str | None = None
     doc: str | None = None
     owners: tuple[str, ...] = ("airflow",)

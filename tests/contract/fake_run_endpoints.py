@@ -40,6 +40,16 @@ class RunEndpoints(FakeApi):
         if dag_id != "~" and self.api == "v2":  # 2.x lists none
             self.find_dag(dag_id)
         runs = [run for run in self.database.runs if dag_id in ("~", run.dag_id)]
+        if {"queued", "running"}.issuperset(request.args.getlist("state") or [""]):
+            for run in runs:
+                self.database.count_poll(run)  # as reading each of them on its own does
+        name = "execution_date" if self.api == "v1" else "logical_date"
+        if since := request.args.get(f"{name}_gte"):
+            moment = datetime.fromisoformat(since)
+            runs = [run for run in runs if run.logical_date and run.logical_date >= moment]
+        if until := request.args.get(f"{name}_lte"):
+            moment = datetime.fromisoformat(until)
+            runs = [run for run in runs if run.logical_date and run.logical_date <= moment]
         if since := request.args.get("updated_at_gte"):
             runs = [run for run in runs if run.updated_at >= datetime.fromisoformat(since)]
         if until := request.args.get("updated_at_lte"):
@@ -48,7 +58,7 @@ class RunEndpoints(FakeApi):
             runs = [run for run in runs if run.state in states]
         first = datetime.min.replace(tzinfo=timezone.utc)
         order = {"id": lambda run: run.id, "end_date": lambda run: run.end_date or first}
-        known = {"updated_at_gte", "updated_at_lte", "state"}
+        known = {"updated_at_gte", "updated_at_lte", "state", f"{name}_gte", f"{name}_lte"}
         return self.page(request, "dag_runs", runs, build_run, order, known)
 
     def show_run(self, _: Request, dag_id: str, run_id: str) -> Response:

@@ -8,11 +8,12 @@ from werkzeug import Request, Response
 
 from tests.contract.fake_answers import build_list
 from tests.contract.fake_api import FakeApi, RefusedError, build_json
-from tests.contract.fake_rows import TaskRow
+from tests.contract.fake_rows import RunRow, TaskRow
 from tests.contract.fake_run_answers import build_log_lines, build_log_text, build_task
 from tests.contract.fake_run_endpoints import RUN
 
 TASK_ROUTES = [
+    ("GET", "/dags/~/dagRuns/~/taskInstances", "list_all_tasks"),
     ("GET", f"{RUN}/taskInstances", "list_tasks"),
     ("GET", f"{RUN}/taskInstances/<task_id>/logs/<int:try_number>", "show_log"),
 ]
@@ -30,6 +31,16 @@ class TaskEndpoints(FakeApi):
             return build_task(api, run, task)
 
         return self.page(request, "task_instances", run.tasks, shape)
+
+    def list_all_tasks(self, request: Request) -> Response:
+        rows = [(run, task) for run in self.database.runs for task in run.tasks]
+        if states := request.args.getlist("state"):
+            rows = [(run, task) for run, task in rows if task.state in states]
+
+        def shape(api: str, row: tuple[RunRow, TaskRow]) -> dict[str, Any]:
+            return build_task(api, *row)
+
+        return self.page(request, "task_instances", rows, shape, parameters={"state"})
 
     def show_log(
         self, request: Request, dag_id: str, run_id: str, task_id: str, try_number: int

@@ -14,7 +14,7 @@ import pytest
 from werkzeug import Response
 
 from federation_defs.declaration import SuccessDeclaration
-from federation_defs.naming import LEFT_TAG, build_run_id
+from federation_defs.naming import build_left_tag, build_run_id
 from federation_defs.observation import Limits
 from tests.contract.conftest import Airflow
 from tests.contract.daemon import DAG, KEY, Daemon, fetch_evaluations, fetch_reported_run_ids
@@ -163,7 +163,9 @@ def test_a_dag_that_its_owner_gave_up_is_reported_while_that_waits_for_another(
         mine = wait_for(lambda: find(OTHER) and find(DAG), "both are triggered", 20)
         daemon = watch(airflow, instance)
         wait_for(
-            lambda: any(LEFT_TAG in run.tags for run in instance.get_runs()), "it gives up", 20
+            lambda: any(build_left_tag("metrics") in run.tags for run in instance.get_runs()),
+            "it gives up",
+            20,
         )
         airflow.database.finish_run(mine)
         assert daemon.tick() == [mine.run_id]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dagster as dg
 
+from federation_defs.declaration import DagDeclaration
+from federation_defs.execution.attempt import Attempt, Target
+from federation_defs.execution.starting import Starter
 from federation_defs.naming import build_run_id
-from federation_defs.triggering import start_run
 from tests.contract.conftest import Airflow
 from tests.contract.executing import TIMEOUT, Attempts, Outcome
 
@@ -155,6 +157,9 @@ def test_dagsters_own_retry_leaves_a_failed_run_failed(
         root_run_id=first.run_id,
         tags={"dagster/retry_number": "1"},
     )
-    run = start_run(airflow_v2.client, DAG, build_run_id(first.run_id), retry)
+    starter = Starter(
+        airflow_v2.client, Attempt(instance, retry, "metrics"), {DAG: DagDeclaration()}
+    )
+    run = starter.start(Target(DAG), "a note")
     assert run.state == "failed"
     assert airflow_v2.server.count("POST", ".*clear.*") == 0

@@ -36,6 +36,12 @@ EXAMPLES = [
     ),
     errors.DagNotFoundError("sales", "revenue", "404"),
     errors.DagPausedError("sales", "revenue", f"{SALES}/dags/revenue"),
+    errors.DagBrokenError(
+        "sales",
+        "revenue",
+        f"{SALES}/dags/revenue",
+        "ModuleNotFoundError: No module named 'forecast'",
+    ),
     errors.LogicalDateTakenError("sales", "revenue", "dagster__1", "already exists"),
     errors.RunLostError(
         "sales", "has no run 'dagster__1' of DAG 'revenue' to clear. Was it deleted there?"

@@ -14,27 +14,43 @@ from federation_defs.verdicts import Verdict
 
 
 def join_failures(failures: Mapping[str, dg.Failure]) -> dg.Failure:
-    """One failure as it is; several, by DAG id, as one that tells of them all."""
+    """One failure as it is; several, by name, as one that tells of them all."""
     if len(failures) == 1:
         (failure,) = failures.values()
         return failure
     return dg.Failure(
         "\n".join(failure.description or "" for failure in failures.values()),
         metadata={
-            f"{dag_id}: {name}": value
-            for dag_id, failure in failures.items()
-            for name, value in failure.metadata.items()
+            f"{name}: {label}": value
+            for name, failure in failures.items()
+            for label, value in failure.metadata.items()
         },
         allow_retries=False,
     )
 
 
-def build_timeout_error(client: AirflowClient, run: DagRun, waited_s: float) -> RunLostError:
+def build_failure(error: Exception) -> dg.Failure:
+    """One that Dagster does not retry: the error says what a person has to do."""
+    return dg.Failure(str(error), allow_retries=False)
+
+
+def build_timeout_error(
+    client: AirflowClient, run: DagRun, waited_s: float, *, is_stopped: bool
+) -> RunLostError:
+    following = "It was stopped" if is_stopped else "The run goes on"
     return RunLostError(
         client.instance,
         f"still has run '{run.run_id}' of DAG '{run.dag_id}' {run.state} after {waited_s:.0f} s, "
-        "which is its `trigger.timeout`. The run goes on: "
+        f"which is its `trigger.timeout`. {following}: "
         f"{client.build_run_url(run.dag_id, run.run_id)}",
+    )
+
+
+def build_deleted_error(client: AirflowClient, run: DagRun) -> RunLostError:
+    return RunLostError(
+        client.instance,
+        f"no longer has run '{run.run_id}' of DAG '{run.dag_id}': it was deleted while we waited. "
+        "Materialize the asset again for a new run.",
     )
 
 

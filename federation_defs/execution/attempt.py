@@ -1,0 +1,131 @@
+"""The Dagster run on whose behalf DAGs are run, and what of it outlives its worker: its tags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from threading import Lock
+
+import dagster as dg
+
+from federation_defs.airflow.records import DagRun
+from federation_defs.execution.provenance import is_automation
+from federation_defs.naming import (
+    build_dag_run_tag,
+    build_left_tag,
+    build_plan_tag,
+    build_run_id,
+    parse_root_run_id,
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A DAG run that is to be brought about: of a DAG, or of one of its partitions."""
+
+    dag_id: str
+    partition: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.dag_id if self.partition is None else f"{self.dag_id} [{self.partition}]"
+
+
+class Attempt:
+    """A Dagster run: a first one, or a re-execution, which goes on where the one before it stopped.
+
+    Safe to share between threads.
+
+    Args:
+        airflow: The Airflow instance's name.
+
+    Attributes:
+        is_first: There was none before it.
+        is_automatic: It is a retry of Dagster's own.
+        is_requested_by_automation: No person or backfill asked for it.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance, run: dg.DagsterRun, airflow: str) -> None:
+        self._instance = instance
+        self._run = run
+        self._airflow = airflow
+        self._root_run_id = run.root_run_id or run.run_id
+        self.is_first = run.parent_run_id is None
+        self.is_automatic = "dagster/retry_number" in run.tags
+        # A person may execute again what an automation requested.
+        is_by_person = not self.is_first and not self.is_automatic
+        self.is_requested_by_automation = is_automation(run) and not is_by_person
+        self._plans = self._read_plans()
+        self._own_plans: set[str] = set()
+        self._left: list[tuple[str, str]] = []
+        self._lock = Lock()
+        if build_left_tag(airflow) in run.tags:
+            self.leave()  # nothing yet: a retry has the tags of the run before it
+
+    def build_run_id(self, target: Target, number: int = 1) -> str:
+        return build_run_id(self._root_run_id, target.partition, number)
+
+    def owns(self, target: Target, run: DagRun) -> bool:
+        """Whether the DAG run is of our making: started by us, or run again."""
+        is_started = parse_root_run_id(run.run_id) == self._root_run_id
+        planned = self._plans.get(target.name)
+        return is_started or (planned is not None and planned[0] == run.run_id)
+
+    def find_planned_run_id(self, target: Target) -> str | None:
+        """The run that was to be run again for this target, by this attempt or one before."""
+        planned = self._plans.get(target.name)
+        return planned[0] if planned else None
+
+    def is_still_planned(self, target: Target, run: DagRun) -> bool:
+        """Whether a run that was to be run again has not been since: it ended when it had then."""
+        return self._plans.get(target.name) == (run.run_id, _build_mark(run))
+
+    def has_planned(self, target: Target) -> bool:
+        """Whether it is this attempt that planned to have a run of the target run again."""
+        return target.name in self._own_plans
+
+    def plan(self, target: Target, run: DagRun) -> None:
+        """Puts down that a finished run is about to be run again.
+
+        Before it is done: whoever goes on after us sees by the run's end whether it was.
+        """
+        with self._lock:
+            self._plans[target.name] = (run.run_id, _build_mark(run))
+            self._own_plans.add(target.name)
+            self._tag(build_plan_tag(self._airflow), json.dumps(self._plans))
+
+    def leave(self, *runs: tuple[str, str]) -> None:
+        """Lets observation report these runs (DAG id, run id), which go on without us, or are not
+        judged."""
+        with self._lock:
+            self._left += runs
+            self._tag(build_left_tag(self._airflow), json.dumps(self._left))
+
+    def tell_run_id(self, dag_id: str, run_ids: list[str]) -> None:
+        """Has the Dagster run be found by its DAG run."""
+        more = f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else ""
+        self._tag(build_dag_run_tag(self._airflow, dag_id), f"{run_ids[0]}{more}")
+
+    def fetch_status(self) -> dg.DagsterRunStatus:
+        """How the Dagster run is doing by Dagster's own account."""
+        run = self._instance.get_run_by_id(self._run.run_id)
+        return run.status if run else dg.DagsterRunStatus.CANCELED
+
+    def _tag(self, key: str, value: str) -> None:
+        self._instance.add_run_tags(self._run.run_id, {key: value})
+
+    def _read_plans(self) -> dict[str, tuple[str, str]]:
+        """With those of the attempt before, whose tags this one need not have."""
+        parent_id = self._run.parent_run_id
+        parent = self._instance.get_run_by_id(parent_id) if parent_id else None
+        tags: Mapping[str, str] = {**(parent.tags if parent else {}), **self._run.tags}
+        try:
+            plans = json.loads(tags.get(build_plan_tag(self._airflow), "{}"))
+            return {name: (run_id, mark) for name, (run_id, mark) in plans.items()}
+        except (AttributeError, TypeError, ValueError):  # a person may edit tags
+            return {}
+
+
+def _build_mark(run: DagRun) -> str:
+    return f"{run.state} {run.end_date.isoformat() if run.end_date else ''}".rstrip()

@@ -1,0 +1,32 @@
+"""DAGs to break things around: `paced` takes as long as a Variable says and runs once at a time,
+the many `storm_…` end as soon as the scheduler sees them, and `never` is there to depend on."""
+
+# pyright: reportMissingImports=false, reportUnusedExpression=false
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import partial
+
+from airflow import DAG
+from airflow.decorators import dag, task
+from airflow.models import Variable
+from airflow.operators.empty import EmptyOperator
+from rehearsal import take_time
+
+BEGIN = datetime(2026, 1, 1)
+
+
+@dag(schedule=None, start_date=BEGIN, catchup=False, max_active_runs=1, tags=["chaos"])
+def paced() -> None:
+    @task
+    def work() -> None:
+        take_time("paced", partial(Variable.get, default_var=None))
+
+    work()
+
+
+paced()
+for dag_id in ["never", *(f"storm_{number:02}" for number in range(20))]:
+    with DAG(dag_id, schedule=None, start_date=BEGIN, catchup=False, tags=["chaos"]):
+        EmptyOperator(task_id="load")
