@@ -12,7 +12,7 @@ from federation_defs.naming import build_automation_sensor_name, build_waiting_t
 EVALUATION_INTERVAL_S = 1
 
 
-def build_condition() -> dg.AutomationCondition:
+def build_condition(*, waits: bool = True) -> dg.AutomationCondition:
     """Run when an upstream was updated, and lose no update.
 
     `eager()` loses two kinds of updates (dagster 1.13), which this does not:
@@ -24,6 +24,10 @@ def build_condition() -> dg.AutomationCondition:
 
     Built-in conditions only: they are evaluated in the daemon, with no user code and no cap of 500
     entities.
+
+    Args:
+        waits: The Dagster run lasts as long as the DAG run. If not, the DAG run goes on from the
+            request until its end is reported, or until a Dagster run failed to start it.
     """
     condition = dg.AutomationCondition
     updated = condition.newly_missing() | condition.any_deps_updated()
@@ -31,9 +35,15 @@ def build_condition() -> dg.AutomationCondition:
     first = condition.initial_evaluation()
     pending = updated.since(requested | first)
     overtaken = (updated & requested).since((requested & ~updated) | first)
-    return condition.eager().replace(
+    lossless = condition.eager().replace(
         updated.since_last_handled(), (pending | overtaken).with_label("updated_since_request")
     )
+    if waits:
+        return lossless
+    # Every end of a run is an evaluation of the asset's check, that of a failed one too.
+    ended = condition.newly_updated() | condition.any_checks_match(condition.newly_updated())
+    goes_on = requested.since(ended) & ~condition.execution_failed()
+    return lossless & ~goes_on.with_label("dag_run_goes_on")
 
 
 def build_automation_sensor(

@@ -229,10 +229,11 @@ class DagBrokenError(AirflowError):
 
     def __init__(self, instance: str, dag_id: str, url: str, reason: str) -> None:
         self.dag_id = dag_id
+        why = f" ({reason})" if reason else ""
         super().__init__(
             instance,
-            f"can't import the file of DAG '{dag_id}'{f' ({reason})' if reason else ''}. Mend it until {url} shows no "
-            "error, and materialize the asset again.",
+            f"can't import the file of DAG '{dag_id}'{why}. Mend it until {url} shows no error, and "
+            "materialize the asset again.",
         )
 
 

@@ -42,6 +42,8 @@ def _build_spec(
 ) -> dg.AssetSpec:
     upstreams = declared.upstreams if declared else []
     partitions = declared.partitions if declared else None
+    waits = declared is None or declared.trigger.wait
+    condition = build_condition(waits=waits) if upstreams else None
     return dg.AssetSpec(
         key=build_asset_key(declaration.name, dag_id),
         deps=[build_asset_key(instance, upstream) for instance, upstream in upstreams],
@@ -52,7 +54,7 @@ def _build_spec(
         tags={build_tag_key(tag): "" for tag in dag.airflow_tags} | dict(dag.tags) if dag else {},
         kinds=_KINDS if dag is None else None,
         metadata=_build_metadata(dag) if dag else {"Dag ID": dag_id},
-        automation_condition=build_condition() if upstreams else None,
+        automation_condition=condition,
         partitions_def=Partitioning(partitions).definition if partitions else None,
     )
 

@@ -65,9 +65,9 @@ class ObserveDeclaration(Declaration):
     """How the instance is watched."""
 
     interval: Number = Field(
-        default=5,
-        description="Seconds from one look to the next. Dagster's sensor daemon itself loops "
-        "every 5 seconds at best.",
+        default=2,
+        description="Seconds from one look to the next, each a request. Dagster's sensor daemon "
+        "takes a turn every 5 seconds at best; with less, there are several looks in a turn.",
     )
     overlap: Duration = Field(
         default=120.0,

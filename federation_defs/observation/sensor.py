@@ -27,6 +27,7 @@ from federation_defs.observation.backoff import Backoff
 from federation_defs.observation.choosing import choose, group_by_dag
 from federation_defs.observation.cursor import Cursor, build_fingerprint, find_start
 from federation_defs.observation.gaps import build_gap, describe_gap
+from federation_defs.observation.handover import Handover
 from federation_defs.observation.judging import Judging
 from federation_defs.observation.looking import Look, Looking
 from federation_defs.observation.ownership import find_held
@@ -60,8 +61,9 @@ class Limits:
 
 AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
-# The daemon has stored a tick's events by then, or it is dead.
-STORED_S = 30.0
+# Dagster's sensor daemon loops every 5 s at best (1.13). A tick that ends within this is over by
+# the next turn.
+TURN_S = 4.0
 # As long as catching up takes, at the least.
 MIN_GAP = timedelta(hours=1)
 
@@ -84,8 +86,8 @@ def build_observation_sensor(
 
     @dg.sensor(
         name=build_observation_sensor_name(client.instance),
-        # One less: the daemon loops every 5 s, and would pass over every other turn of a sensor
-        # that is due in exactly 5.
+        # One less: the daemon would pass over every other turn of a sensor that is due in exactly
+        # its 5 s.
         minimum_interval_seconds=max(1, round(observe.interval) - 1),
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Reports the finished DAG runs of Airflow {client.instance}.",
@@ -94,20 +96,6 @@ def build_observation_sensor(
         return observer.tick(context)
 
     return observation
-
-
-@dataclass(frozen=True)
-class _Handover:
-    """Events that a tick gave to the daemon to store.
-
-    Attributes:
-        cursor: That the tick was given. The daemon saves a new one once the events are stored.
-        at: By the monotonic clock.
-    """
-
-    cursor: str | None
-    at: float
-    last: Verdict
 
 
 class _Observer:
@@ -128,13 +116,14 @@ class _Observer:
         self._client = client
         self._dags = dags
         self._partitionings = partitionings
+        self._interval_s = observe.interval
         self._lookback = timedelta(seconds=observe.lookback)
         self._lookback_on_first_start = timedelta(seconds=observe.lookback_on_first_start)
         overlap = timedelta(seconds=observe.overlap)
         self._looking = Looking(client, overlap, limits.runs, limits.seconds / 2)
         self._limits = limits
         self._backoff = Backoff(observe.interval)
-        self._handover: _Handover | None = None
+        self._handover: Handover | None = None
         self._judging = Judging(client, dags)
         self._lock = threading.Lock()
 
@@ -155,7 +144,7 @@ class _Observer:
         if self._is_being_stored(context):
             return dg.SkipReason("The events of the tick before are still being stored.")
         try:
-            result = self._observe(context)
+            result = self._look_for_news(context)
         except AirflowError as error:
             # The cursor stays where it is: what ends meanwhile is reported when it is back.
             self._backoff.begin(error)
@@ -165,12 +154,19 @@ class _Observer:
         self._backoff.end()
         return result
 
+    def _look_for_news(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        """What one look gives; if that is nothing, what the next ones of this turn do."""
+        until = time.monotonic() + TURN_S
+        while True:
+            result = self._observe(context)
+            if result.asset_events or time.monotonic() + self._interval_s >= until:
+                return result
+            time.sleep(self._interval_s)
+
     def _is_being_stored(self, context: dg.SensorEvaluationContext) -> bool:
         """Whether another tick, which overlaps this one, found what this one would find."""
         handover = self._handover
-        if handover is None or handover.cursor != context.cursor:
-            return False
-        if time.monotonic() - handover.at > STORED_S:
+        if handover is None or not handover.may_go_on(context.cursor):
             return False
         return bool(self._build_missing(context.instance, [handover.last]))
 
@@ -189,7 +185,7 @@ class _Observer:
         verdicts = self._judging.judge(choose(free, self._limits.reports), deadline)
         missing = self._build_missing(context.instance, verdicts)
         if missing:
-            self._handover = _Handover(context.cursor, time.monotonic(), missing[-1][0])
+            self._handover = Handover(context.cursor, time.monotonic(), missing[-1][0])
         events = [event for _, of_run in missing for event in of_run]
 
         left = len(free) - len(verdicts)

@@ -40,7 +40,8 @@ class Daemon:
         self.cursor: str | None = None
         self.rules: dict[str, SuccessDeclaration | None] = dict.fromkeys(dag_ids)
         self._limits = limits or Limits()
-        self._observe = ObserveDeclaration.model_validate(declared)
+        # One look a tick, unless the test says otherwise.
+        self._observe = ObserveDeclaration.model_validate({"interval": 5, **declared})
         self.restart()
 
     def restart(self) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import dagster as dg
 import pytest
+from werkzeug import Response
 
 from federation_defs.errors import SignInRefusedError
 from tests.contract.conftest import Airflow
 from tests.contract.daemon import DAG, KEY, Daemon, Observed, fetch_evaluations
+from tests.contract.fake_airflow import asks
+from tests.contract.faults import Act
 from tests.contract.worlds import connect
 
 
@@ -38,6 +42,34 @@ def test_a_tick_goes_on_as_soon_as_the_events_of_the_one_before_are_stored(
     observed.daemon.tick(crashes=True)
     observed.add_run("another")
     assert observed.daemon.tick() == ["another"]
+
+
+def test_a_run_that_ends_during_a_tick_is_reported_by_it(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Dagster takes a turn every 5 s; a turn looks several times."""
+    airflow_v2.database.add_dag(DAG)
+    daemon = Daemon(airflow_v2.client, [DAG], instance, interval=1)
+
+    def end_a_run(act: Act) -> Response:
+        response = act()
+        airflow_v2.database.finish_run(airflow_v2.database.start_run(DAG, "mine"))
+        return response
+
+    airflow_v2.server.fail_next(asks("GET", "/dags/~/dagRuns"), end_a_run)
+    assert daemon.tick() == ["mine"]
+    assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 2
+
+
+def test_a_tick_without_news_is_over_before_the_next_turn(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG)
+    daemon = Daemon(airflow_v2.client, [DAG], instance, interval=1)
+    began = time.monotonic()
+    assert daemon.tick() == []
+    assert time.monotonic() - began < 5
+    assert 3 <= airflow_v2.server.count("GET", "/dags/~/dagRuns") <= 4
 
 
 def test_an_instance_that_is_away_is_asked_less_and_less(observed: Observed) -> None:

@@ -30,6 +30,7 @@ FLOORS = [
     ["observation.judging", "observation.looking", "observation.ownership"],
     ["observation.cursor"],
     ["observation.choosing", "observation.backoff", "observation.timely", "observation.gaps"],
+    ["observation.handover"],
     ["checks"],
     ["reporting"],
     ["automation", "discovery", "partitioning", "recovery", "verdicts"],

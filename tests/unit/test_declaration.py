@@ -23,7 +23,7 @@ def test_what_is_not_set_has_the_documented_default() -> None:
     declared = declare(dags={"a": {"depends_on": ["warehouse/b"]}})
     assert declared.api == "auto"
     assert declared.select.dag_ids == ["*"]
-    assert declared.observe.interval == 5
+    assert declared.observe.interval == 2
     assert declared.dags["a"].trigger.timeout == 24 * 3600
 
 
