@@ -232,8 +232,8 @@ class DagBrokenError(AirflowError):
         why = f" ({reason})" if reason else ""
         super().__init__(
             instance,
-            f"can't import the file of DAG '{dag_id}'{why}. Mend it until {url} shows no error, and "
-            "materialize the asset again.",
+            f"can't import the file of DAG '{dag_id}'{why}. Mend it until {url} shows no error, "
+            "and materialize the asset again.",
         )
 
 
