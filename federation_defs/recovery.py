@@ -17,6 +17,7 @@ import time
 import dagster as dg
 
 from federation_defs.naming import ALIVE_TAG, build_execution_name, build_waiting_tags
+from federation_defs.tagging import tag_run
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         alive = {ALIVE_TAG: f"{time.time():.0f}"}
-        self._instance.add_run_tags(self._run_id, {**self._tags, **alive})
+        tag_run(self._instance, self._run_id, {**self._tags, **alive})
 
 
 def end_orphaned_runs(instance: dg.DagsterInstance, airflow: str, log: logging.Logger) -> None:

@@ -18,6 +18,7 @@ from federation_defs.naming import (
     build_run_id,
     parse_root_run_id,
 )
+from federation_defs.tagging import tag_run
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Attempt:
         return run.status if run else dg.DagsterRunStatus.CANCELED
 
     def _tag(self, key: str, value: str) -> None:
-        self._instance.add_run_tags(self._run.run_id, {key: value})
+        tag_run(self._instance, self._run.run_id, {key: value})
 
     def _read_plans(self) -> dict[str, tuple[str, str]]:
         """With those of the attempt before, whose tags this one need not have."""

@@ -365,8 +365,7 @@ class Step:
         if self._attempt.fetch_status() not in _CANCELED:
             self._teller.warn("Interrupted, and not canceled: DAG runs that were started go on.")
             return
-        deadline = time.monotonic() + STOP_S
-        self._collect(deadline)  # a trigger that is under way
+        self._collect(STOP_S / 2)  # a trigger that is under way
         for one in self._waits.values():
             run_id = one.run.run_id if one.run else self._attempt.build_run_id(one.target)
             is_ours = one.run is None or self._attempt.owns(one.target, one.run)
@@ -376,12 +375,14 @@ class Step:
             elif one.is_claimed and is_ours and not is_over:
                 act = partial(self._client.stop_run, one.target.dag_id, run_id)
                 self._submit(act, partial(self._teller.tell_canceled, one.target, run_id))
-        self._collect(deadline)
+        self._collect(STOP_S / 2)
 
-    def _collect(self, deadline: float) -> None:
-        """Takes in what was asked, up to a moment."""
-        wait(self._futures, max(0.0, deadline - time.monotonic()))
+    def _collect(self, timeout_s: float) -> None:
+        """Takes in what was asked and is answered in time."""
+        wait(self._futures, timeout_s)
         for future, then in list(self._futures.items()):
             del self._futures[future]
-            if future.done() and not isinstance(future.exception(), StoppedError):
+            if not future.done():
+                then(UnreachableError(self._client.instance, self._client.url, "not in time"))
+            elif not isinstance(future.exception(), StoppedError):
                 then(future.result())

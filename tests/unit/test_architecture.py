@@ -62,7 +62,7 @@ FLOORS = [
     ["declaration.connection"],
     ["declaration.fields"],
     ["templates"],
-    ["naming", "errors"],
+    ["naming", "errors", "tagging"],
 ]
 
 
