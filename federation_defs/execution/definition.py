@@ -15,6 +15,7 @@ from federation_defs.execution.safety import find_hold_reason
 from federation_defs.execution.slots import Slots
 from federation_defs.execution.step import Step
 from federation_defs.execution.telling import Event, Teller
+from federation_defs.execution.watching import Watch
 from federation_defs.masking import mask
 from federation_defs.naming import (
     CHECK_NAME,
@@ -62,7 +63,8 @@ def build_execution(
             elif targets:
                 slots = Slots(context.instance, context.run, client.instance, max_active_runs)
                 teller = Teller(context, client, attempt, specs, outputs, targets)
-                yield from Step(client, attempt, dags, targets, slots, teller).run()
+                watch = Watch(client, attempt, dags, slots, teller)
+                yield from Step(client, dags, targets, watch, teller).run()
             rules = {dag_id: dag.success_when for dag_id, dag in dags.items()}
             yield from run_checks(client, rules, checked - context.selected_asset_keys, context)
 

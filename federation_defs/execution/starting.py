@@ -18,13 +18,10 @@ from federation_defs.errors import (
     RunLostError,
 )
 from federation_defs.execution.attempt import Attempt, Target
+from federation_defs.execution.calls import DroppedError
 from federation_defs.partitioning import Partitioning
 from federation_defs.success import is_mended_by_failed
 from federation_defs.verdicts import fetch_verdict, judge_by_state
-
-
-class StoppedError(Exception):
-    """Nothing is started any more: the Dagster run is being canceled."""
 
 
 class Starter:
@@ -61,7 +58,7 @@ class Starter:
             DagBrokenError: Its file has an import error; nothing was triggered.
             DagNotFoundError: The DAG is not there.
             AirflowError: Anything else that the instance answered, or did not.
-            StoppedError: It was too late.
+            DroppedError: It was too late: the Dagster run is being canceled.
         """
         found = None if self._attempt.is_first else self._find_started(target)
         if found is None:
@@ -144,7 +141,7 @@ class Starter:
 
     def _refuse_if_stopped(self) -> None:
         if self._is_stopped.is_set():
-            raise StoppedError
+            raise DroppedError
 
 
 def fetch_fit_dag(client: AirflowClient, dag_id: str) -> Dag:

@@ -1,64 +1,23 @@
-"""One step of a Dagster run: the selected DAGs of an instance, from trigger to end."""
+"""One step of a Dagster run: the selected DAGs of an instance, in the order of what they need."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from functools import partial
+from collections.abc import Iterator, Mapping
 from graphlib import TopologicalSorter
-from typing import Any, TypeVar
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.records import Dag, DagRun
-from federation_defs.declaration import DagDeclaration, TriggerDeclaration
-from federation_defs.errors import (
-    AirflowError,
-    CredentialError,
-    DagBrokenError,
-    DagNotFoundError,
-    DagPausedError,
-    RunLostError,
-    UnreachableError,
-)
-from federation_defs.execution.attempt import Attempt, Target
-from federation_defs.execution.failures import (
-    build_deleted_error,
-    build_failure,
-    build_run_failure,
-    build_timeout_error,
-    join_failures,
-)
-from federation_defs.execution.slots import Slots
-from federation_defs.execution.starting import Starter, StoppedError
+from federation_defs.declaration import DagDeclaration
+from federation_defs.execution.attempt import Target
+from federation_defs.execution.failures import build_failure, build_run_failure, join_failures
 from federation_defs.execution.telling import Event, Teller
-from federation_defs.execution.waiting import (
-    TASKS_S,
-    Key,
-    Looked,
-    Wait,
-    fetch_tasks_told,
-    fetch_waited,
-)
-from federation_defs.verdicts import Verdict, add_log_tails, fetch_verdict
-
-# How long an answer that is none of Airflow's is borne: a gateway's, or one from an upgrade.
-TROUBLE_S = 600.0
-SLOT_S = 1.0
-STOP_S = 45.0  # Dagster gives a run that is canceled a minute (`cancel_timeout_seconds`)
-_FINAL = (DagNotFoundError, DagPausedError, DagBrokenError, RunLostError)
-_CANCELED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
-
-T = TypeVar("T")
+from federation_defs.execution.waiting import Wait
+from federation_defs.execution.watching import Watch
 
 
 class Step:
-    """The targets of a step, each started, waited for and reported.
-
-    All that is asked of Airflow is asked in threads, so that this one is free to be interrupted:
-    a trigger that is under way when the run is canceled is seen to its end, and then stopped.
+    """The targets of a step, each run as soon as what it depends on has succeeded.
 
     Args:
         dags: What is declared of the instance's DAGs.
@@ -68,28 +27,21 @@ class Step:
     def __init__(
         self,
         client: AirflowClient,
-        attempt: Attempt,
         dags: Mapping[str, DagDeclaration],
         targets: list[Target],
-        slots: Slots,
+        watch: Watch,
         teller: Teller,
     ) -> None:
         self._client = client
-        self._attempt = attempt
         self._dags = dags
-        self._targets = targets
-        self._slots = slots
+        self._watch = watch
         self._teller = teller
-        self._starter = Starter(client, attempt, dags)
-        self._waits: dict[Target, Wait] = {}
-        self._over: list[Wait] = []
         self._failures: dict[Target, dg.Failure] = {}
         self._skipped: set[Target] = set()
-        self._futures: dict[Future[Any], Callable[[Any], None]] = {}
-        self._next_tasks = time.monotonic() + TASKS_S
-        self._is_looking = False
-        at_once = client.session.transport.http.max_connections
-        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix=f"airflow-{client.instance}")
+        by_dag: dict[str, dict[str | None, Target]] = {}
+        for target in targets:
+            by_dag.setdefault(target.dag_id, {})[target.partition] = target
+        self._upstreams = {target: self._find_upstreams(target, by_dag) for target in targets}
 
     def run(self) -> Iterator[Event]:
         """Materializes what succeeds, as it succeeds.
@@ -100,289 +52,55 @@ class Step:
         try:
             yield from self._work()
         except (dg.DagsterExecutionInterruptedError, GeneratorExit):
-            self._interrupt()
+            self._watch.interrupt()
             raise
         finally:
-            for target in self._waits:
-                self._slots.free(target.name)
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._watch.close()
         if self._failures:
             raise join_failures({one.name: failure for one, failure in self._failures.items()})
 
     def _work(self) -> Iterator[Event]:
-        order = TopologicalSorter(
-            {target: self._find_upstreams(target) for target in self._targets}
-        )
+        order = TopologicalSorter(self._upstreams)
         order.prepare()
         while order.is_active():
             for target in order.get_ready():
-                if not self._enter(target):
+                if broken := self._find_broken(target):
+                    self._skipped.add(target)
+                    self._teller.tell_skipped(target, broken)
                     order.done(target)
-            now = time.monotonic()
-            self._start_due(now)
-            self._look_if_due(now)
-            self._judge_due(now)
-            self._await()
+                else:
+                    self._watch.add(target)
+            over = self._watch.turn()
             yield from self._teller.take()
-            over, self._over = self._over, []
             for one in over:
-                del self._waits[one.target]
-                self._slots.free(one.target.name)
                 yield from self._conclude(one)
                 order.done(one.target)
 
-    def _find_upstreams(self, target: Target) -> set[Target]:
+    def _find_upstreams(
+        self, target: Target, targets: Mapping[str, Mapping[str | None, Target]]
+    ) -> set[Target]:
         """What the target depends on in this step: the same partition of a DAG, or all of it."""
-        name = self._client.instance
-        ups = {up for instance, up in self._dags[target.dag_id].upstreams if instance == name}
         found: set[Target] = set()
-        for up in ups:
-            own = {one for one in self._targets if one.dag_id == up}
-            found |= {one for one in own if one.partition == target.partition} or own
+        for instance, dag_id in self._dags[target.dag_id].upstreams:
+            own = targets.get(dag_id, {}) if instance == self._client.instance else {}
+            same = own.get(target.partition)
+            found |= {same} if same else set(own.values())
         return found
 
-    def _enter(self, target: Target) -> bool:
-        """Puts a target among those to look after; False if what it depends on did not succeed."""
-        upstreams = self._find_upstreams(target)
-        unwaited = {up for up in upstreams if not self._get_trigger(up).wait}
-        if broken := upstreams & (self._failures.keys() | self._skipped) | unwaited:
-            self._skipped.add(target)
-            self._teller.tell_skipped(target, sorted(up.name for up in broken))
-            return False
-        now = time.monotonic()
-        trigger = self._get_trigger(target)
-        self._teller.warn_of_short_timeout(target, trigger.timeout)
-        one = Wait(target, now, now + trigger.timeout, now, now)
-        one.next_pause_check = now + one.pause_check_s
-        self._waits[target] = one
-        return True
-
-    def _get_trigger(self, target: Target) -> TriggerDeclaration:
-        return self._dags[target.dag_id].trigger
-
-    def _start_due(self, now: float) -> None:
-        for one in self._waits.values():
-            if one.run is not None or one.is_busy or now < one.next_look:
-                continue
-            if not one.is_claimed:
-                if not self._slots.claim(one.target.name):
-                    self._teller.tell_queued(one)
-                    one.next_look = now + SLOT_S
-                    break  # those after it would not get one either
-                one.is_claimed = True
-                one.since, one.deadline = now, now + self._get_trigger(one.target).timeout
-            one.is_busy = True
-            note = self._teller.build_note(one.target)
-            act = partial(self._starter.start, one.target, note)
-            self._submit(act, partial(self._on_started, one))
-
-    def _look_if_due(self, now: float) -> None:
-        """Asks how all runs are doing that go on, if it is time for one of them."""
-        going_on = [one for one in self._waits.values() if one.is_going_on and not one.is_busy]
-        if not self._is_looking and any(now >= one.next_look for one in going_on):
-            self._is_looking = True
-            keys = [one.key for one in going_on]
-            act = partial(fetch_waited, self._client, keys)
-            self._submit(act, partial(self._on_look, going_on))
-        if going_on and now >= self._next_tasks:
-            self._next_tasks = now + TASKS_S
-            self._submit(partial(fetch_tasks_told, self._client), self._on_tasks)
-        for one in going_on:
-            if one.is_queued and now >= one.next_pause_check:
-                one.plan_next_pause_check(now)
-                act = partial(self._client.fetch_dag, one.target.dag_id)
-                self._submit(act, partial(self._on_dag, one))
-
-    def _submit(self, act: Callable[[], T], then: Callable[[T | AirflowError], None]) -> None:
-        def call() -> T | AirflowError:
-            try:
-                return act()
-            except AirflowError as error:
-                return error
-
-        self._futures[self._pool.submit(call)] = then
-
-    def _await(self) -> None:
-        """Returns when something was answered, or it is time for something."""
-        due = [
-            one.next_look
-            for one in self._waits.values()
-            if not one.is_busy and not (self._is_looking and one.is_going_on)
-        ]
-        now = time.monotonic()
-        timeout = max(0.0, min(due, default=now + SLOT_S) - now)
-        if not self._futures:
-            time.sleep(timeout if self._waits else 0)
-            return
-        done, _ = wait(self._futures, timeout, FIRST_COMPLETED)
-        for future in done:
-            self._futures.pop(future)(future.result())
-
-    def _on_started(self, one: Wait, answer: DagRun | AirflowError) -> None:
-        one.is_busy = False
-        if isinstance(answer, AirflowError):
-            self._bear(one, answer)
-            return
-        self._see(one, answer)
-        if not self._get_trigger(one.target).wait:
-            self._teller.tell_unwaited(one.target)
-            self._leave(one)
-            self._finish(one)
-
-    def _on_look(
-        self,
-        looked_after: list[Wait],
-        answer: Looked | AirflowError,
-    ) -> None:
-        self._is_looking = False
-        for one in looked_after:
-            if one.is_over or one.run is None:
-                continue
-            found = answer if isinstance(answer, AirflowError) else answer[one.key]
-            if found is None:
-                found = build_deleted_error(self._client, one.run)
-            if isinstance(found, AirflowError):
-                self._bear(one, found)
-            else:
-                self._see(one, found)
-
-    def _see(self, one: Wait, run: DagRun) -> None:
-        """Takes in how a run is doing."""
-        now = time.monotonic()
-        one.trouble_since = None
-        self._teller.tell_run(one, run)
-        one.run = run
-        one.plan_next_look(now)
-        if run.is_finished:
-            one.next_look = now
-        elif now >= one.deadline:
-            self._time_out(one, run, now - one.since)
-
-    def _judge_due(self, now: float) -> None:
-        """Asks what became of the runs that are over."""
-        for one in self._waits.values():
-            run = one.run
-            if run is not None and run.is_finished and not one.is_busy and now >= one.next_look:
-                one.is_busy = True
-                self._submit(partial(self._judge, run), partial(self._on_verdict, one))
-
-    def _judge(self, run: DagRun) -> Verdict:
-        """What became of a run; of one that failed with its logs."""
-        verdict = fetch_verdict(self._client, run, self._dags[run.dag_id].success_when)
-        return verdict if verdict.is_success else add_log_tails(self._client, verdict)
-
-    def _on_verdict(self, one: Wait, answer: Verdict | AirflowError) -> None:
-        one.is_busy = False
-        if isinstance(answer, AirflowError):
-            self._bear(one, answer)
-            return
-        one.verdict = answer
-        self._finish(one)
-
-    def _on_dag(self, one: Wait, answer: Dag | AirflowError) -> None:
-        """Ends the wait for a run that stays queued, for its DAG is paused or gone."""
-        if one.is_over or not one.is_queued or one.run is None:
-            return
-        if isinstance(answer, Dag) and answer.is_paused:
-            url = self._client.build_dag_url(answer.dag_id)
-            answer = DagPausedError(self._client.instance, answer.dag_id, url, one.run.run_id)
-        if isinstance(answer, DagPausedError | DagNotFoundError):
-            self._fail(one, answer)
-
-    def _on_tasks(self, answer: dict[Key, str] | AirflowError | None) -> None:
-        if isinstance(answer, dict):
-            for one in self._waits.values():
-                if one.is_going_on:
-                    self._teller.tell_tasks(one, answer.get(one.key, ""))
-
-    def _bear(self, one: Wait, error: AirflowError) -> None:
-        """Goes on waiting: until the time-out for an instance that is away, for some minutes while
-        it answers oddly, or there is nothing to sign in with. A trigger that was answered, if with
-        a refusal, is not tried again."""
-        now = time.monotonic()
-        if one.trouble_since is None:
-            one.trouble_since = now
-            if not isinstance(error, _FINAL):
-                self._teller.warn(f"{error} Waiting on.")
-        is_away = isinstance(error, UnreachableError)
-        is_refused = one.run is None and not isinstance(error, UnreachableError | CredentialError)
-        is_enough = is_refused or (not is_away and now - one.trouble_since > TROUBLE_S)
-        if isinstance(error, _FINAL) or is_enough:
-            self._fail(one, error)
-        elif now < one.deadline:
-            one.plan_next_look(now)
-        elif one.is_going_on and one.run is not None:
-            self._time_out(one, one.run, now - one.since)
-        else:  # it was not started, or it is over and its tasks aren't told
-            self._fail(one, error)
-
-    def _time_out(self, one: Wait, run: DagRun, waited_s: float) -> None:
-        on_timeout = self._get_trigger(one.target).on_timeout
-        is_stopped = on_timeout == "cancel" and self._attempt.owns(one.target, run)
-        error = build_timeout_error(self._client, run, waited_s, is_stopped=is_stopped)
-        if not is_stopped:
-            self._fail(one, error)
-            return
-        one.is_busy = True
-        act = partial(self._client.stop_run, run.dag_id, run.run_id)
-        self._submit(act, partial(self._on_stopped, one, error))
-
-    def _on_stopped(self, one: Wait, error: AirflowError, answer: DagRun | AirflowError) -> None:
-        one.is_busy = False
-        if isinstance(answer, DagRun) and answer.is_success:  # it ended between our look and word
-            self._see(one, answer)
-            return
-        if isinstance(answer, AirflowError):
-            self._teller.warn(f"It could not be stopped, and may go on: {answer}")
-        self._fail(one, error)
-
-    def _fail(self, one: Wait, error: AirflowError) -> None:
-        self._teller.tell_failed(error)
-        self._failures[one.target] = build_failure(error)
-        self._leave(one)
-        self._finish(one)
-
-    def _leave(self, one: Wait) -> None:
-        """Lets observation report the run, which goes on without us, or was not judged."""
-        run_id = one.run.run_id if one.run else self._attempt.build_run_id(one.target)
-        self._attempt.leave((one.target.dag_id, run_id))
-
-    def _finish(self, one: Wait) -> None:
-        one.is_over = True
-        self._over.append(one)
+    def _find_broken(self, target: Target) -> list[str]:
+        """What the target depends on and did not succeed, or is not waited for."""
+        broken = self._failures.keys() | self._skipped
+        return sorted(
+            up.name
+            for up in self._upstreams[target]
+            if up in broken or not self._dags[up.dag_id].trigger.wait
+        )
 
     def _conclude(self, one: Wait) -> Iterator[Event]:
+        if one.error is not None:
+            self._failures[one.target] = build_failure(one.error)
         if one.verdict is None:  # it failed before it ended, or is not waited for
             return
         if not one.verdict.is_success:
             self._failures[one.target] = build_run_failure(self._client, one.verdict)
         yield from self._teller.report(one.target, one.verdict)
-
-    def _interrupt(self) -> None:
-        """Stops what a canceled run started. One that is interrupted and not canceled, as by the
-        end of the machine that it ran on, leaves its DAG runs to its retry."""
-        self._starter.stop()
-        if self._attempt.fetch_status() not in _CANCELED:
-            self._teller.warn("Interrupted, and not canceled: DAG runs that were started go on.")
-            return
-        self._collect(STOP_S / 2)  # a trigger that is under way
-        for one in self._waits.values():
-            run_id = one.run.run_id if one.run else self._attempt.build_run_id(one.target)
-            is_ours = one.run is None or self._attempt.owns(one.target, one.run)
-            is_over = one.run is not None and one.run.is_finished
-            if self._get_trigger(one.target).on_cancel == "leave":
-                self._teller.tell_left(one.target, run_id)
-            elif one.is_claimed and is_ours and not is_over:
-                act = partial(self._client.stop_run, one.target.dag_id, run_id)
-                self._submit(act, partial(self._teller.tell_canceled, one.target, run_id))
-        self._collect(STOP_S / 2)
-
-    def _collect(self, timeout_s: float) -> None:
-        """Takes in what was asked and is answered in time."""
-        wait(self._futures, timeout_s)
-        for future, then in list(self._futures.items()):
-            del self._futures[future]
-            if not future.done():
-                then(UnreachableError(self._client.instance, self._client.url, "not in time"))
-            elif not isinstance(future.exception(), StoppedError):
-                then(future.result())

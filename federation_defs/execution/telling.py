@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
@@ -60,10 +61,10 @@ class Teller:
         self._attempt = attempt
         self._specs = specs
         self._outputs = outputs
-        self._targets = targets
+        self._counts = Counter(target.dag_id for target in targets)
         self._events: list[Event] = []
         self._runs: dict[str, list[str]] = {}
-        self._succeeded: set[Target] = set()
+        self._succeeded: Counter[str] = Counter()
         self._notes: dict[str, str] = {}
 
     def take(self) -> Iterator[Event]:
@@ -179,8 +180,7 @@ class Teller:
                 f"{target.name}: run {run.run_id} was reported before. To run the DAG once more, "
                 "materialize the asset instead of executing this run again."
             )
-        own = [one for one in self._targets if one.dag_id == target.dag_id]
-        if len(own) == 1:
+        if self._counts[target.dag_id] == 1:
             yield from self._report_one(verdict, is_new=is_new, is_checked=is_checked)
             return
         # An output has one event for all partitions of a range. Each has its own run.
@@ -188,8 +188,8 @@ class Teller:
             yield build_materialization(self._client, verdict, target.partition)
         if is_checked:
             yield build_check_evaluation(self._client, verdict)
-        self._succeeded |= {target} if verdict.is_success else set()
-        if self._succeeded.issuperset(own):
+        self._succeeded[target.dag_id] += verdict.is_success
+        if verdict.is_success and self._succeeded[target.dag_id] == self._counts[target.dag_id]:
             yield self._build_output(target.dag_id)
 
     def _report_one(self, verdict: Verdict, *, is_new: bool, is_checked: bool) -> Iterator[Event]:

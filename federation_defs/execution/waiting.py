@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ class Wait:
         is_claimed: It has its slot.
         is_busy: Something is being asked or done for it.
         is_over: It needs no looking after any more, however it ended.
+        error: Why it is given up.
         tasks: That ran when we looked last, as a person was told.
         trouble_since: When an answer that was no help came, if none that was has come since.
     """
@@ -48,8 +50,15 @@ class Wait:
     is_over: bool = False
     run: DagRun | None = None
     verdict: Verdict | None = None
+    error: AirflowError | None = None
     trouble_since: float | None = None
     tasks: str = ""
+
+    @classmethod
+    def begin(cls, target: Target, timeout_s: float) -> Wait:
+        """One that is to be started now."""
+        now = time.monotonic()
+        return cls(target, now, now + timeout_s, now, now + PAUSE_CHECK_S)
 
     @property
     def key(self) -> Key:
