@@ -48,6 +48,13 @@ class DagQuestions(PagedApi):
         return list({dag.dag_id: dag for dag in pages.entries if dag.is_present}.values())
 
     @follow_upgrade
+    def fetch_dags_by_id(self, at_most: int) -> dict[str, Dag] | None:
+        """All DAGs that the account may read, by id; None if there are more than so many."""
+        params = {"order_by": "dag_id"}
+        page, _ = self._fetch_list("/dags", "dags", parse_dag, params, at_most)
+        return {dag.dag_id: dag for dag in page.entries} if page.total <= at_most else None
+
+    @follow_upgrade
     def fetch_dag(self, dag_id: str) -> Dag:
         """One DAG.
 

@@ -31,6 +31,7 @@ from federation_defs.execution.waiting import (
     Key,
     Looked,
     Wait,
+    fetch_dags_of,
     fetch_tasks_told,
     fetch_waited,
 )
@@ -157,11 +158,13 @@ class Watch:
         if going_on and now >= self._next_tasks:
             self._next_tasks = now + TASKS_S
             self._calls.ask(partial(fetch_tasks_told, self._client), self._on_tasks)
-        for one in going_on:
-            if one.is_queued and now >= one.next_pause_check:
+        queued = [one for one in going_on if one.is_queued]
+        if any(now >= one.next_pause_check for one in queued):
+            for one in queued:
                 one.plan_next_pause_check(now)
-                act = partial(self._client.fetch_dag, one.target.dag_id)
-                self._calls.ask(act, partial(self._on_dag, one))
+            dag_ids = list({one.target.dag_id: None for one in queued})
+            act = partial(fetch_dags_of, self._client, dag_ids)
+            self._calls.ask(act, partial(self._on_dags, queued))
 
     def _await(self) -> None:
         """Returns when something was answered, or it is time for something."""
@@ -235,15 +238,22 @@ class Watch:
         one.verdict = answer
         self._finish(one)
 
-    def _on_dag(self, one: Wait, answer: Dag | AirflowError) -> None:
-        """Ends the wait for a run that stays queued, for its DAG is paused or gone."""
-        if one.is_over or not one.is_queued or one.run is None:
-            return
-        if isinstance(answer, Dag) and answer.is_paused:
-            url = self._client.build_dag_url(answer.dag_id)
-            answer = DagPausedError(self._client.instance, answer.dag_id, url, one.run.run_id)
-        if isinstance(answer, DagPausedError | DagNotFoundError):
-            self._fail(one, answer)
+    def _on_dags(
+        self, queued: list[Wait], answer: dict[str, Dag | AirflowError] | AirflowError
+    ) -> None:
+        """Ends the wait for runs that stay queued, for their DAG is paused or gone."""
+        if isinstance(answer, AirflowError):
+            return  # who is away, or odd, is told by the looks
+        for one in queued:
+            dag = answer[one.target.dag_id]
+            if one.is_over or not one.is_queued or one.run is None:
+                continue
+            if isinstance(dag, DagNotFoundError):
+                self._fail(one, dag)
+            elif isinstance(dag, Dag) and dag.is_paused:
+                url = self._client.build_dag_url(dag.dag_id)
+                run_id = one.run.run_id
+                self._fail(one, DagPausedError(self._client.instance, dag.dag_id, url, run_id))
 
     def _on_tasks(self, answer: dict[Key, str] | AirflowError | None) -> None:
         if isinstance(answer, dict):
