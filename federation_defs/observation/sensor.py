@@ -61,9 +61,11 @@ class Limits:
 
 AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
-# Dagster's sensor daemon loops every 5 s at best (1.13). A tick that ends within this is over by
-# the next turn.
-TURN_S = 4.0
+# Dagster's sensor daemon takes a turn every 5 s at best (1.13). A tick whose last look begins by
+# then is over when the next turn comes. So late, for the asset daemon, which decides what follows,
+# has turns of its own, often at the same moment as these: what is seen at their beginning waits
+# for all of 5 s.
+LAST_LOOK_S = 4.1
 # As long as catching up takes, at the least.
 MIN_GAP = timedelta(hours=1)
 
@@ -156,12 +158,15 @@ class _Observer:
 
     def _look_for_news(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """What one look gives; if that is nothing, what the next ones of this turn do."""
-        until = time.monotonic() + TURN_S
+        began = time.monotonic()
+        offset_s = 0.0
         while True:
             result = self._observe(context)
-            if result.asset_events or time.monotonic() + self._interval_s >= until:
+            offset_s += self._interval_s
+            pause_s = began + offset_s - time.monotonic()
+            if result.asset_events or offset_s > LAST_LOOK_S or pause_s < 0:
                 return result
-            time.sleep(self._interval_s)
+            time.sleep(pause_s)
 
     def _is_being_stored(self, context: dg.SensorEvaluationContext) -> bool:
         """Whether another tick, which overlaps this one, found what this one would find."""
