@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from types import MappingProxyType
 
 import dagster as dg
@@ -32,6 +33,7 @@ from federation_defs.observation.judging import Judging
 from federation_defs.observation.looking import Look, Looking
 from federation_defs.observation.ownership import find_held
 from federation_defs.observation.timely import run_in_time
+from federation_defs.observation.turn import look_for_news
 from federation_defs.partitioning import Partitioning
 from federation_defs.recovery import end_orphaned_runs
 from federation_defs.reporting import (
@@ -61,11 +63,6 @@ class Limits:
 
 AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
-# Dagster's sensor daemon takes a turn every 5 s at best (1.13). A tick whose last look begins by
-# then is over when the next turn comes. So late, for the asset daemon, which decides what follows,
-# has turns of its own, often at the same moment as these: what is seen at their beginning waits
-# for all of 5 s.
-LAST_LOOK_S = 4.1
 # As long as catching up takes, at the least.
 MIN_GAP = timedelta(hours=1)
 
@@ -146,7 +143,7 @@ class _Observer:
         if self._is_being_stored(context):
             return dg.SkipReason("The events of the tick before are still being stored.")
         try:
-            result = self._look_for_news(context)
+            result = look_for_news(partial(self._observe, context), self._interval_s)
         except AirflowError as error:
             # The cursor stays where it is: what ends meanwhile is reported when it is back.
             self._backoff.begin(error)
@@ -155,18 +152,6 @@ class _Observer:
             raise
         self._backoff.end()
         return result
-
-    def _look_for_news(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        """What one look gives; if that is nothing, what the next ones of this turn do."""
-        began = time.monotonic()
-        offset_s = 0.0
-        while True:
-            result = self._observe(context)
-            offset_s += self._interval_s
-            pause_s = began + offset_s - time.monotonic()
-            if result.asset_events or offset_s > LAST_LOOK_S or pause_s < 0:
-                return result
-            time.sleep(pause_s)
 
     def _is_being_stored(self, context: dg.SensorEvaluationContext) -> bool:
         """Whether another tick, which overlaps this one, found what this one would find."""

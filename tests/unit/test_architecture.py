@@ -31,7 +31,7 @@ FLOORS = [
     ["observation.judging", "observation.looking", "observation.ownership"],
     ["observation.cursor"],
     ["observation.choosing", "observation.backoff", "observation.timely", "observation.gaps"],
-    ["observation.handover"],
+    ["observation.handover", "observation.turn"],
     ["checks"],
     ["reporting"],
     ["automation", "discovery", "partitioning", "recovery", "verdicts"],
