@@ -12,7 +12,9 @@ from federation_defs.naming import build_automation_sensor_name, build_waiting_t
 EVALUATION_INTERVAL_S = 1
 
 
-def build_condition(*, waits: bool = True) -> dg.AutomationCondition:
+def build_condition(
+    *, waits: bool = True, follows_unwaited: bool = False
+) -> dg.AutomationCondition:
     """Run when an upstream was updated, and lose no update.
 
     `eager()` loses two kinds of updates (dagster 1.13), which this does not:
@@ -28,20 +30,28 @@ def build_condition(*, waits: bool = True) -> dg.AutomationCondition:
     Args:
         waits: The Dagster run lasts as long as the DAG run. If not, the DAG run goes on from the
             request until its end is reported, or until a Dagster run failed to start it.
+        follows_unwaited: It depends on a DAG that is not waited for, and so can't run in the same
+            Dagster run as that.
     """
     condition = dg.AutomationCondition
-    updated = condition.newly_missing() | condition.any_deps_updated()
+    deps_updated = condition.any_deps_updated()
+    if follows_unwaited:
+        deps_updated = condition.any_deps_match(condition.newly_updated())
+    updated = condition.newly_missing() | deps_updated
     requested = condition.newly_requested()
     first = condition.initial_evaluation()
     pending = updated.since(requested | first)
     overtaken = (updated & requested).since((requested & ~updated) | first)
+    handled = condition.newly_missing() | condition.any_deps_updated()
     lossless = condition.eager().replace(
-        updated.since_last_handled(), (pending | overtaken).with_label("updated_since_request")
+        handled.since_last_handled(), (pending | overtaken).with_label("updated_since_request")
     )
     if waits:
         return lossless
-    # Every end of a run is an evaluation of the asset's check, that of a failed one too.
+    # Every end of a run is an evaluation of the asset's check, that of a failed one too. Of a run
+    # that never was, or was deleted, there is none: such a one is waited for up to the full hour.
     ended = condition.newly_updated() | condition.any_checks_match(condition.newly_updated())
+    ended |= condition.cron_tick_passed("0 * * * *")
     goes_on = requested.since(ended) & ~condition.execution_failed()
     return lossless & ~goes_on.with_label("dag_run_goes_on")
 

@@ -24,7 +24,7 @@ them all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 class FederationError(Exception):
@@ -153,11 +153,19 @@ class RequestRefusedError(AirflowError):
     """
 
     def __init__(self, instance: str, request: str, status: int, detail: str) -> None:
+        self._told = (request, status, detail)
         super().__init__(
             instance,
             f"won't do {request} ({status}{_said(detail)}). Change what it names: sent again, the "
             "same is refused again.",
         )
+
+    def hide(self, secrets: Collection[str]) -> RequestRefusedError:
+        """The same error, with none of these texts in Airflow's words."""
+        request, status, detail = self._told
+        for secret in secrets:
+            detail = detail.replace(secret, "***")
+        return RequestRefusedError(self.instance, request, status, detail)
 
 
 class UnsupportedError(AirflowError):

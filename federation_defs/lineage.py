@@ -43,7 +43,11 @@ def _build_spec(
     upstreams = declared.upstreams if declared else []
     partitions = declared.partitions if declared else None
     waits = declared is None or declared.trigger.wait
-    condition = build_condition(waits=waits) if upstreams else None
+    unwaited = {
+        (declaration.name, one) for one, dag in declaration.dags.items() if not dag.trigger.wait
+    }
+    follows_unwaited = not unwaited.isdisjoint(upstreams)
+    condition = build_condition(waits=waits, follows_unwaited=follows_unwaited)
     return dg.AssetSpec(
         key=build_asset_key(declaration.name, dag_id),
         deps=[build_asset_key(instance, upstream) for instance, upstream in upstreams],
@@ -54,7 +58,7 @@ def _build_spec(
         tags={build_tag_key(tag): "" for tag in dag.airflow_tags} | dict(dag.tags) if dag else {},
         kinds=_KINDS if dag is None else None,
         metadata=_build_metadata(dag) if dag else {"Dag ID": dag_id},
-        automation_condition=condition,
+        automation_condition=condition if upstreams else None,
         partitions_def=Partitioning(partitions).definition if partitions else None,
     )
 

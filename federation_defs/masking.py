@@ -54,6 +54,17 @@ def mask(value: Any, *, is_secret: bool = False, depth: int = _DEPTH) -> Any:
     return _MASK if is_secret and value is not None else value
 
 
+def find_secrets(value: Any, *, is_secret: bool = False) -> set[str]:
+    """The texts that stand under sensitive keys, however deep."""
+    if isinstance(value, Mapping):
+        inner = ((is_secret or _is_sensitive(key), one) for key, one in value.items())
+    elif isinstance(value, list):
+        inner = ((is_secret, one) for one in value)
+    else:
+        return {str(value)} if is_secret and value not in (None, "") else set()
+    return {text for secret, one in inner for text in find_secrets(one, is_secret=secret)}
+
+
 def _is_sensitive(key: Any) -> bool:
     name = re.sub(r"\W+", "_", str(key).strip().lower())  # as 3.3: "api-key" is one too
     return any(word in name for word in _SENSITIVE)

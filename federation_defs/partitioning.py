@@ -41,7 +41,7 @@ class Partitioning:
         window is not over yet is told too: Dagster knows it from its end on.
         """
         if run.partition_key is not None:
-            return run.partition_key if self._is_key(run.partition_key) else None
+            return run.partition_key if self._is_partition(run.partition_key) else None
         dates = {
             "data_interval_start": run.data_interval_start,
             "data_interval_end": run.data_interval_end,
@@ -52,7 +52,8 @@ class Partitioning:
             return None
         # An interval that ends when a window does is of that window, and not of the next one.
         ends = self.declaration.date == "data_interval_end"
-        return self.definition.get_partition_key_for_timestamp(date.timestamp(), end_closed=ends)
+        key = self.definition.get_partition_key_for_timestamp(date.timestamp(), end_closed=ends)
+        return key if self._is_partition(key) else None
 
     def build_options(self, key: str, *, has_keys: bool) -> TriggerOptions:
         """How a run of a partition is asked for.
@@ -71,9 +72,14 @@ class Partitioning:
             case "logical_date":
                 return TriggerOptions(window.start)
 
-    def _is_key(self, key: str) -> bool:
-        form = self.definition.fmt
+    def _is_partition(self, key: str) -> bool:
+        """Whether this is a partition's key, be that over or not: it begins at a tick, and not
+        before the first one."""
         try:
-            return datetime.strptime(key, form).strftime(form) == key
-        except ValueError:
+            start = self.definition.time_window_for_partition_key(key).start
+        except (ValueError, dg.DagsterInvariantViolationError):
             return False
+        first = self.definition.get_first_partition_window()
+        is_before = first is not None and start < first.start
+        again = self.definition.get_partition_key_for_timestamp(start.timestamp())
+        return again == key and not is_before

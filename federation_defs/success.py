@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 from federation_defs.airflow.records import TaskInstance
 from federation_defs.declaration import SuccessDeclaration
@@ -13,6 +14,8 @@ from federation_defs.declaration.fields import suggest
 # a task that the DAG no longer has.
 _PASSED_OVER = frozenset({"skipped", "removed"})
 _NAMES_SHOWN = 10
+# What is skipped by the end of a run, and not before it.
+_AT_THE_END = timedelta(seconds=5)
 
 
 def name_task(task: TaskInstance) -> str:
@@ -76,3 +79,13 @@ def join_tasks(tasks: Sequence[TaskInstance], *, with_state: bool = False) -> st
 def _is_of(task: TaskInstance, name: str) -> bool:
     """Whether it is the named task, or in the named group (whose name begins its id)."""
     return task.task_id == name or task.task_id.startswith(f"{name}.")
+
+
+def was_cut_short(tasks: Sequence[TaskInstance], end: datetime | None) -> bool:
+    """Whether a failed run was ended before its tasks were: by a cancellation, or by hand.
+
+    Airflow (2.11, 3.3) then sets what had not begun to "skipped", which running the failed tasks
+    again leaves so. What is skipped by a branch is so from the branch on, mostly long before.
+    """
+    skipped = [task.end_date for task in tasks if task.state == "skipped"]
+    return any(one is None or end is None or one >= end - _AT_THE_END for one in skipped)

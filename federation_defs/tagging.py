@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from threading import Lock
 
@@ -18,3 +19,15 @@ def tag_run(instance: dg.DagsterInstance, run_id: str, tags: Mapping[str, str]) 
     """
     with _lock:
         instance.add_run_tags(run_id, tags)
+
+
+def read_plans(run: dg.DagsterRun | None, tag: str) -> dict[str, tuple[str, str]]:
+    """The DAG runs of somebody else's that a Dagster run took over, as its tag tells.
+
+    By target (a DAG id, and maybe a partition): run id, and how the run was when that was decided.
+    """
+    try:
+        plans = json.loads(run.tags.get(tag, "{}")) if run else {}
+        return {name: (run_id, mark) for name, (run_id, mark) in plans.items()}
+    except (AttributeError, TypeError, ValueError):  # a person may edit tags
+        return {}

@@ -128,7 +128,7 @@ class RunQuestions(PagedApi):
         """DAG runs by (DAG id, run id), without those that there are not.
 
         A request each, several at a time: neither API takes a list of run ids. For many that go
-        on, `fetch_changed_runs` tells the same in fewer requests.
+        on, `fetch_active_runs` tells the same in fewer requests.
         """
         asked = list(dict.fromkeys(keys))
         runs = self._fetch_together(lambda key: self.fetch_run(*key), asked)

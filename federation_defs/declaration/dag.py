@@ -23,6 +23,18 @@ def _check_cron(cron: str) -> str:
     return cron
 
 
+def _check_format(form: str | None) -> str | None:
+    if form is None or is_template(form):
+        return form
+    minute = datetime.datetime(2026, 1, 31, 13, 5)
+    try:
+        shown = minute.strftime(form)
+        datetime.datetime.strptime(shown, form)
+    except ValueError:
+        raise ValueError("write a format of strptime, as %Y-%m-%d") from None
+    return form
+
+
 def _check_timezone(name: str) -> str:
     if not is_template(name) and name not in available_timezones():
         raise ValueError(f"no such time zone{suggest(name, available_timezones())}")
@@ -74,12 +86,29 @@ class PartitionsDeclaration(Declaration):
         "January as data_interval_start in Airflow 2; in Airflow 3 all three are 2 January unless "
         "the DAG says otherwise, and what it computes is over by then: data_interval_end.",
     )
-    key_format: str | None = Field(
+    key_format: Annotated[str | None, AfterValidator(_check_format)] = Field(
         default=None,
         description="Of the partition keys, as of strftime; 2026-01-31 or 2026-01-31-13:00 unless "
         "set. For a partitioned DAG (Airflow 3.2) the one of its own keys.",
         examples=["%Y-%m-%dT%H:%M:%S"],
     )
+
+    @model_validator(mode="after")
+    def _refuse_a_format_that_names_two(self) -> PartitionsDeclaration:
+        form = self.key_format
+        if form is None or any(map(is_template, (form, self.cron, self.timezone))):
+            return self
+        partitions = dg.TimeWindowPartitionsDefinition(
+            cron_schedule=self.cron,
+            start=datetime.datetime.combine(self.start, datetime.time.min),
+            timezone=self.timezone,
+            fmt=form,
+        )
+        first = partitions.get_first_partition_window()
+        second = partitions.get_next_partition_window(first.end) if first else None
+        if first and second and first.start.strftime(form) == first.end.strftime(form):
+            raise ValueError("key_format: two partitions have the same key; write more of the date")
+        return self
 
 
 class SuccessDeclaration(Declaration):

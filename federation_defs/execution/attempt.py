@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 from threading import Lock
 
@@ -18,7 +18,11 @@ from federation_defs.naming import (
     build_run_id,
     parse_root_run_id,
 )
-from federation_defs.tagging import tag_run
+from federation_defs.tagging import read_plans, tag_run
+
+_ADOPTED = "adopted"
+_WRITES = 3
+_GOING_ON = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Attempt:
         is_by_person = not self.is_first and not self.is_automatic
         self.is_requested_by_automation = is_automation(run) and not is_by_person
         self._plans = self._read_plans()
+        if self._plans:  # the attempt after this one reads them here
+            self._tag(build_plan_tag(airflow), json.dumps(self._plans))
         self._own_plans: set[str] = set()
         self._left: list[tuple[str, str]] = []
         self._lock = Lock()
@@ -70,11 +76,12 @@ class Attempt:
     def owns(self, target: Target, run: DagRun) -> bool:
         """Whether the DAG run is of our making: started by us, or run again."""
         is_started = parse_root_run_id(run.run_id) == self._root_run_id
-        planned = self._plans.get(target.name)
-        return is_started or (planned is not None and planned[0] == run.run_id)
+        run_id, mark = self._plans.get(target.name, ("", _ADOPTED))
+        return is_started or (run_id == run.run_id and mark != _ADOPTED)
 
     def find_planned_run_id(self, target: Target) -> str | None:
-        """The run that was to be run again for this target, by this attempt or one before."""
+        """The run of somebody else's that was adopted for this target, or was to be run again, by
+        this attempt or one before."""
         planned = self._plans.get(target.name)
         return planned[0] if planned else None
 
@@ -91,10 +98,23 @@ class Attempt:
 
         Before it is done: whoever goes on after us sees by the run's end whether it was.
         """
+        self._own_plans.add(target.name)
+        self._write_plan(target, run, _build_mark(run))
+
+    def adopt(self, target: Target, run: DagRun) -> None:
+        """Puts down that a run of somebody else's is the target's, as it is."""
+        self._write_plan(target, run, _ADOPTED)
+
+    def _write_plan(self, target: Target, run: DagRun, mark: str) -> None:
+        tag = build_plan_tag(self._airflow)
         with self._lock:
-            self._plans[target.name] = (run.run_id, _build_mark(run))
-            self._own_plans.add(target.name)
-            self._tag(build_plan_tag(self._airflow), json.dumps(self._plans))
+            self._plans[target.name] = (run.run_id, mark)
+            # Again if a step of another process wrote the run's tags at the same moment.
+            for _ in range(_WRITES):
+                self._tag(tag, json.dumps(self._plans))
+                written = self._instance.get_run_by_id(self._run.run_id)
+                if written is None or written.tags.get(tag) == json.dumps(self._plans):
+                    break
 
     def leave(self, *runs: tuple[str, str]) -> None:
         """Lets observation report these runs (DAG id, run id), which go on without us, or are not
@@ -108,6 +128,23 @@ class Attempt:
         more = f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else ""
         self._tag(build_dag_run_tag(self._airflow, dag_id), f"{run_ids[0]}{more}")
 
+    def find_earlier(self) -> list[str]:
+        """Attempts at the same that began before this one and go on, as Dagster run ids.
+
+        Dagster's own retry and a person's may come at the same time. Of two that report a DAG run
+        at the same moment, neither would see that the other does.
+        """
+        root = dg.RunsFilter(run_ids=[self._root_run_id], statuses=_GOING_ON)
+        retries = dg.RunsFilter(tags={"dagster/root_run_id": self._root_run_id}, statuses=_GOING_ON)
+        records = [
+            *self._instance.get_run_records(root),
+            *self._instance.get_run_records(retries),
+        ]
+        began = {record.dagster_run.run_id: record.start_time or 0.0 for record in records}
+        own_id = self._run.run_id
+        own = (began.get(own_id, math.inf), own_id)
+        return sorted(one for one, at in began.items() if one != own_id and (at, one) < own)
+
     def fetch_status(self) -> dg.DagsterRunStatus:
         """How the Dagster run is doing by Dagster's own account."""
         run = self._instance.get_run_by_id(self._run.run_id)
@@ -120,12 +157,8 @@ class Attempt:
         """With those of the attempt before, whose tags this one need not have."""
         parent_id = self._run.parent_run_id
         parent = self._instance.get_run_by_id(parent_id) if parent_id else None
-        tags: Mapping[str, str] = {**(parent.tags if parent else {}), **self._run.tags}
-        try:
-            plans = json.loads(tags.get(build_plan_tag(self._airflow), "{}"))
-            return {name: (run_id, mark) for name, (run_id, mark) in plans.items()}
-        except (AttributeError, TypeError, ValueError):  # a person may edit tags
-            return {}
+        tag = build_plan_tag(self._airflow)
+        return {**read_plans(parent, tag), **read_plans(self._run, tag)}
 
 
 def _build_mark(run: DagRun) -> str:

@@ -8,20 +8,19 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.errors import AirflowError, UnreachableError
+from federation_defs.errors import AirflowError
 
 T = TypeVar("T")
 
 
 class DroppedError(Exception):
-    """What was to be done need not be done any more; nobody is told."""
+    """What was to be done need not be done any more, for the Dagster run is being canceled."""
 
 
 class Calls:
     """What an instance is being asked, as many things at a time as is declared."""
 
     def __init__(self, client: AirflowClient) -> None:
-        self._client = client
         self._open: dict[Future[Any], Callable[[Any], None]] = {}
         at_once = client.session.transport.http.max_connections
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix=f"airflow-{client.instance}")
@@ -45,16 +44,6 @@ class Calls:
         done, _ = wait(self._open, timeout_s, FIRST_COMPLETED)
         for future in done:
             self._open.pop(future)(future.result())
-
-    def tell_all(self, timeout_s: float) -> None:
-        """Tells everything that was asked, also what was not answered in time."""
-        wait(self._open, timeout_s)
-        for future, then in list(self._open.items()):
-            del self._open[future]
-            if not future.done():
-                then(UnreachableError(self._client.instance, self._client.url, "not in time"))
-            elif not isinstance(future.exception(), DroppedError):
-                then(future.result())
 
     def close(self) -> None:
         """Asks nothing any more; what is under way is seen to its end, and nobody is told."""

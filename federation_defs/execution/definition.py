@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 
 import dagster as dg
@@ -25,6 +26,9 @@ from federation_defs.naming import (
     build_output_names,
 )
 from federation_defs.recovery import Heartbeat
+
+EARLIER_S = 2.0
+_PARTITION_TAGS = {"dagster/partition", "dagster/asset_partition_range_start"}
 
 
 def build_execution(
@@ -55,12 +59,13 @@ def build_execution(
     )
     def run_dags(context: dg.AssetExecutionContext) -> Iterator[Event]:
         attempt = Attempt(context.instance, context.run, client.instance)
-        targets = _find_targets(context, client.instance, dags, outputs)
+        targets = _find_targets(context, client.instance, dags)
         checked = {key.asset_key for key in context.selected_asset_check_keys}
         with Heartbeat(context.instance, context.run.run_id, client.instance):
             if (reason := find_hold_reason(os.environ)) is not None:
                 _tell_held(context, client.instance, attempt, dags, targets, reason)
             elif targets:
+                _wait_for_earlier(context, attempt)
                 slots = Slots(context.instance, context.run, client.instance, max_active_runs)
                 teller = Teller(context, client, attempt, specs, outputs, targets)
                 watch = Watch(client, attempt, dags, slots, teller)
@@ -86,7 +91,6 @@ def _find_targets(
     context: dg.AssetExecutionContext,
     instance: str,
     dags: Mapping[str, DagDeclaration],
-    outputs: Mapping[str, str],
 ) -> list[Target]:
     """What the Dagster run selects of this instance."""
     targets: list[Target] = []
@@ -97,9 +101,25 @@ def _find_targets(
         if dags[dag_id].partitions is None:
             targets.append(Target(dag_id))
             continue
-        partitions = context.asset_partition_keys_for_output(outputs[dag_id])
-        targets += [Target(dag_id, partition) for partition in partitions]
+        if not _PARTITION_TAGS & context.run.tags.keys():
+            raise dg.Failure(
+                f"DAG '{dag_id}' of Airflow '{instance}' has partitions, and this run names none: "
+                "nothing was triggered. Choose one or more when you materialize the asset.",
+                allow_retries=False,
+            )
+        targets += [Target(dag_id, partition) for partition in context.partition_keys]
     return targets
+
+
+def _wait_for_earlier(context: dg.AssetExecutionContext, attempt: Attempt) -> None:
+    """Returns when no earlier attempt at the same goes on. One whose worker is dead is ended by
+    the observation sensor."""
+    told: list[str] = []
+    while earlier := attempt.find_earlier():
+        if earlier != told:
+            told = earlier
+            context.log.info(f"Waiting for {', '.join(earlier)}: an earlier attempt at the same.")
+        time.sleep(EARLIER_S)
 
 
 def _tell_held(

@@ -8,7 +8,7 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.records import DagRun
-from federation_defs.errors import RunLostError
+from federation_defs.errors import AirflowError, RunLostError
 from federation_defs.reporting import build_check_metadata
 from federation_defs.verdicts import Verdict
 
@@ -43,6 +43,18 @@ def build_timeout_error(
         f"still has run '{run.run_id}' of DAG '{run.dag_id}' {run.state} after {waited_s:.0f} s, "
         f"which is its `trigger.timeout`. {following}: "
         f"{client.build_run_url(run.dag_id, run.run_id)}",
+    )
+
+
+def build_silence_error(
+    client: AirflowClient, run: DagRun, waited_s: float, error: AirflowError
+) -> RunLostError:
+    """For a run whose time is over while its instance does not answer."""
+    return RunLostError(
+        client.instance,
+        f"does not say what became of run '{run.run_id}' of DAG '{run.dag_id}' in the "
+        f"{waited_s:.0f} s of its `trigger.timeout`: it was {run.state} when we heard of it last. "
+        f"({error}) What it ends as is reported when the instance is back.",
     )
 
 

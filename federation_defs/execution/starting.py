@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import replace
-from threading import Event
+from threading import Condition
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.records import Dag, DagRun, TriggerOptions
@@ -15,13 +17,19 @@ from federation_defs.errors import (
     DagPausedError,
     LogicalDateTakenError,
     PermissionMissingError,
+    RequestRefusedError,
     RunLostError,
 )
 from federation_defs.execution.attempt import Attempt, Target
 from federation_defs.execution.calls import DroppedError
+from federation_defs.masking import find_secrets
+from federation_defs.naming import parse_root_run_id
 from federation_defs.partitioning import Partitioning
-from federation_defs.success import is_mended_by_failed
+from federation_defs.success import is_mended_by_failed, was_cut_short
 from federation_defs.verdicts import fetch_verdict, judge_by_state
+
+# How long a DAG that could be run is taken for one.
+FIT_S = 5.0
 
 
 class Starter:
@@ -37,11 +45,26 @@ class Starter:
         self._client = client
         self._attempt = attempt
         self._dags = dags
-        self._is_stopped = Event()
+        self._is_stopped = False
+        self._started: dict[Target, str] = {}
+        self._under_way = 0
+        self._fit: dict[str, tuple[float, Dag]] = {}
+        self._changed = Condition()
 
-    def stop(self) -> None:
-        """From now on nothing is started; what is under way is finished."""
-        self._is_stopped.set()
+    def stop(self, timeout_s: float) -> dict[Target, str]:
+        """The runs that are ours, by target, those included that may have been started just now.
+
+        From now on nothing is started; what is under way is waited for.
+        """
+        with self._changed:
+            self._is_stopped = True
+            self._changed.wait_for(lambda: not self._under_way, timeout_s)
+            return dict(self._started)
+
+    def forget(self, target: Target) -> None:
+        """Leaves out a run that is over, or is not to be stopped with the others."""
+        with self._changed:
+            self._started.pop(target, None)
 
     def start(self, target: Target, note: str) -> DagRun:
         """The DAG run of a target, under way or over.
@@ -60,10 +83,20 @@ class Starter:
             AirflowError: Anything else that the instance answered, or did not.
             DroppedError: It was too late: the Dagster run is being canceled.
         """
-        found = None if self._attempt.is_first else self._find_started(target)
-        if found is None:
-            return self._trigger(target, note)
-        return self._resume(target, note, *found)
+        with self._changed:
+            self._refuse_if_stopped()
+            self._under_way += 1
+        try:
+            found = None if self._attempt.is_first else self._find_started(target)
+            run = self._resume(target, note, *found) if found else self._trigger(target, note)
+            if self._attempt.owns(target, run):
+                with self._changed:  # also if it was found when all are to be stopped
+                    self._started[target] = run.run_id
+            return run
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
 
     def _find_started(self, target: Target) -> tuple[DagRun, int] | None:
         """The last run that an attempt before brought about, and its number."""
@@ -73,36 +106,46 @@ class Starter:
             run_id = attempt.find_planned_run_id(target)  # of somebody else's
             found = client.fetch_run(dag_id, run_id) if run_id else None
             return (found, number) if found else None
-        while self._dags[dag_id].trigger.on_retry == "new_run":
-            later = client.fetch_run(dag_id, attempt.build_run_id(target, number + 1))
-            if later is None:
-                break
+        while later := client.fetch_run(dag_id, attempt.build_run_id(target, number + 1)):
             found, number = later, number + 1
         return found, number
 
     def _trigger(self, target: Target, note: str, number: int = 1) -> DagRun:
         client, declared = self._client, self._dags[target.dag_id]
-        dag = fetch_fit_dag(client, target.dag_id)
+        dag = self._fetch_fit_dag(target.dag_id)
         options = TriggerOptions()
         if declared.partitions is not None and target.partition is not None:
             partitioning = Partitioning(declared.partitions)
             options = partitioning.build_options(target.partition, has_keys=dag.is_partitioned)
         run_id = self._attempt.build_run_id(target, number)
-        self._refuse_if_stopped()
+        self._expect(target, run_id)
+        conf = declared.trigger.conf
         try:
-            return client.trigger_run(
-                target.dag_id, run_id, declared.trigger.conf, replace(options, note=note)
-            )
+            return client.trigger_run(target.dag_id, run_id, conf, replace(options, note=note))
+        except RequestRefusedError as error:
+            raise error.hide(find_secrets(conf)) from None
         except LogicalDateTakenError:
             date = options.logical_date
             owner = client.fetch_run_of_date(target.dag_id, date) if date else None
             if owner is None:
                 raise
-        if self._attempt.find_planned_run_id(target) == owner.run_id:
-            is_due = self._attempt.is_still_planned(target, owner)
+        self.forget(target)
+        return self._take_over(target, owner)
+
+    def _take_over(self, target: Target, owner: DagRun) -> DagRun:
+        """A run of somebody else's that has the partition's date: as it is, or run again."""
+        attempt = self._attempt
+        if attempt.find_planned_run_id(target) == owner.run_id:
+            is_due = attempt.is_still_planned(target, owner)
         else:
-            is_due = owner.is_finished and not self._attempt.is_requested_by_automation
-        return self._run_again(target, owner, whole=True) if is_due else owner
+            # What an automation ran is of before the update that asks for it now.
+            is_of_a_schedule = parse_root_run_id(owner.run_id) is None
+            is_enough = attempt.is_requested_by_automation and is_of_a_schedule
+            is_due = owner.is_finished and not is_enough
+        if is_due:
+            return self._run_again(target, owner, whole=True)
+        attempt.adopt(target, owner)
+        return owner
 
     def _resume(self, target: Target, note: str, run: DagRun, number: int) -> DagRun:
         attempt, declared = self._attempt, self._dags[target.dag_id]
@@ -117,15 +160,22 @@ class Starter:
         if declared.trigger.on_retry == "new_run":
             attempt.plan(target, run)
             return self._trigger(target, note, number + 1)
-        is_mended = rule is None or is_mended_by_failed(verdict.tasks or (), rule)
-        whole = verdict.is_success or not is_mended or declared.trigger.on_retry == "clear_all"
-        return self._run_again(target, run, whole=whole)
+        whole = verdict.is_success or declared.trigger.on_retry == "clear_all"
+        return self._run_again(target, run, whole=whole or not self._is_mended_by_failed(run))
+
+    def _is_mended_by_failed(self, run: DagRun) -> bool:
+        """Whether running its failed tasks again makes it whole."""
+        tasks = self._client.fetch_task_instances(run.dag_id, run.run_id)
+        rule = self._dags[run.dag_id].success_when
+        return not was_cut_short(tasks, run.end_date) and (
+            rule is None or is_mended_by_failed(tasks, rule)
+        )
 
     def _run_again(self, target: Target, run: DagRun, *, whole: bool) -> DagRun:
         """A finished run, under way once more: all its tasks, or the failed ones if there are."""
         client, (dag_id, run_id) = self._client, (run.dag_id, run.run_id)
-        fetch_fit_dag(client, dag_id)
-        self._refuse_if_stopped()
+        self._fetch_fit_dag(dag_id)
+        self._expect(target, run_id)
         self._attempt.plan(target, run)
         again = run
         clears = (client.clear_run,) if whole else (client.clear_failed_tasks, client.clear_run)
@@ -139,8 +189,22 @@ class Starter:
                 break
         return again
 
+    def _fetch_fit_dag(self, dag_id: str) -> Dag:
+        """Once for all partitions that are started at about the same time."""
+        fetched_at, dag = self._fit.get(dag_id, (-math.inf, None))
+        if dag is None or time.monotonic() - fetched_at > FIT_S:
+            dag = fetch_fit_dag(self._client, dag_id)
+            self._fit[dag_id] = (time.monotonic(), dag)
+        return dag
+
+    def _expect(self, target: Target, run_id: str) -> None:
+        """Puts down that a run is ours, before it is started or run again."""
+        with self._changed:
+            self._refuse_if_stopped()
+            self._started[target] = run_id
+
     def _refuse_if_stopped(self) -> None:
-        if self._is_stopped.is_set():
+        if self._is_stopped:
             raise DroppedError
 
 

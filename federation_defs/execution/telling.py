@@ -66,6 +66,8 @@ class Teller:
         self._runs: dict[str, list[str]] = {}
         self._succeeded: Counter[str] = Counter()
         self._notes: dict[str, str] = {}
+        self._compared: set[str] = set()
+        self._are_queued: set[Target] = set()
 
     def take(self) -> Iterator[Event]:
         """What came up since."""
@@ -108,8 +110,8 @@ class Teller:
 
     def tell_queued(self, one: Wait) -> None:
         """That there is no slot, once."""
-        if one.tasks != "queued":
-            one.tasks = "queued"
+        if one.target not in self._are_queued:
+            self._are_queued.add(one.target)
             self._context.log.info(
                 f"{one.target.name} waits for its turn: as many DAG runs of Airflow "
                 f"'{self._client.instance}' as are allowed go on."
@@ -131,7 +133,8 @@ class Teller:
     def tell_canceled(self, target: Target, run_id: str, answer: DagRun | AirflowError) -> None:
         """What became of a run that was to be stopped."""
         if isinstance(answer, DagRun):
-            self._context.log.info(f"{target.name}: run {run_id} was stopped: {answer.state}.")
+            ends = "was stopped" if answer.is_finished else "is told to stop, and cleans up"
+            self._context.log.info(f"{target.name}: run {run_id} {ends}: {answer.state}.")
         elif not isinstance(answer, RunLostError):  # it never was
             url = self._client.build_run_url(target.dag_id, run_id)
             self._context.log.error(f"{answer} So run {run_id} may go on: {url}")
@@ -143,7 +146,10 @@ class Teller:
         self._context.log.warning(message)
 
     def warn_of_short_timeout(self, target: Target, timeout_s: float) -> None:
-        """Says so if none of the DAG's last runs was over in the time that it is given."""
+        """Says so if none of the DAG's last runs was over in the time that it is given; once."""
+        if target.dag_id in self._compared:
+            return
+        self._compared.add(target.dag_id)
         key = self._build_key(target.dag_id)
         records = self._context.instance.fetch_materializations(key, limit=_DURATIONS).records
         events = [record.asset_materialization for record in records]

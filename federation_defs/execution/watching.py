@@ -6,8 +6,6 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
-import dagster as dg
-
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.records import Dag, DagRun
 from federation_defs.declaration import DagDeclaration, TriggerDeclaration
@@ -22,9 +20,14 @@ from federation_defs.errors import (
 )
 from federation_defs.execution.attempt import Attempt, Target
 from federation_defs.execution.calls import Calls
-from federation_defs.execution.failures import build_deleted_error, build_timeout_error
+from federation_defs.execution.failures import (
+    build_deleted_error,
+    build_silence_error,
+    build_timeout_error,
+)
 from federation_defs.execution.slots import Slots
 from federation_defs.execution.starting import Starter
+from federation_defs.execution.stopping import Stopper
 from federation_defs.execution.telling import Teller
 from federation_defs.execution.waiting import (
     TASKS_S,
@@ -40,16 +43,16 @@ from federation_defs.verdicts import Verdict, add_log_tails, fetch_verdict
 # How long an answer that is none of Airflow's is borne: a gateway's, or one from an upgrade.
 TROUBLE_S = 600.0
 SLOT_S = 1.0
-STOP_S = 45.0  # Dagster gives a run that is canceled a minute (`cancel_timeout_seconds`)
+STOP_S = 50.0  # Dagster gives a run that is canceled a minute (`cancel_timeout_seconds`)
 _FINAL = (DagNotFoundError, DagPausedError, DagBrokenError, RunLostError)
-_CANCELED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
 
 class Watch:
     """Looks after targets: starts each, asks how its run is doing, and what became of it.
 
     All that is asked of Airflow is asked in threads, so that this one is free to be interrupted:
-    a trigger that is under way when the run is canceled is seen to its end, and then stopped.
+    a trigger that is under way when the run is canceled is seen to its end, and then stopped
+    (`stopping`).
 
     Args:
         dags: What is declared of the instance's DAGs.
@@ -69,6 +72,7 @@ class Watch:
         self._slots = slots
         self._teller = teller
         self._starter = Starter(client, attempt, dags)
+        self._stopper = Stopper(client, attempt, dags, self._starter, teller)
         self._waits: dict[Target, Wait] = {}
         self._over: list[Wait] = []
         self._calls = Calls(client)
@@ -102,25 +106,13 @@ class Watch:
         for target in self._waits:
             self._slots.free(target.name)
         self._calls.close()
+        self._stopper.close()
 
     def interrupt(self) -> None:
-        """Stops what a canceled run started. One that is interrupted and not canceled, as by the
-        end of the machine that it ran on, leaves its DAG runs to its retry."""
-        self._starter.stop()
-        if self._attempt.fetch_status() not in _CANCELED:
+        """Has the runs stopped if the Dagster run is canceled. If it is interrupted and not
+        canceled, as by the end of the machine that it ran on, they are left to its retry."""
+        if not self._stopper.stop_if_canceled(STOP_S):
             self._teller.warn("Interrupted, and not canceled: DAG runs that were started go on.")
-            return
-        self._calls.tell_all(STOP_S / 2)  # a trigger that is under way
-        for one in self._waits.values():
-            run_id = one.run.run_id if one.run else self._attempt.build_run_id(one.target)
-            is_ours = one.run is None or self._attempt.owns(one.target, one.run)
-            is_over = one.run is not None and one.run.is_finished
-            if self._get_trigger(one.target).on_cancel == "leave":
-                self._teller.tell_left(one.target, run_id)
-            elif one.is_claimed and is_ours and not is_over:
-                act = partial(self._client.stop_run, one.target.dag_id, run_id)
-                self._calls.ask(act, partial(self._teller.tell_canceled, one.target, run_id))
-        self._calls.tell_all(STOP_S / 2)
 
     def _get_trigger(self, target: Target) -> TriggerDeclaration:
         return self._dags[target.dag_id].trigger
@@ -182,11 +174,14 @@ class Watch:
         if isinstance(answer, AirflowError):
             self._bear(one, answer)
             return
-        self._see(one, answer)
-        if not self._get_trigger(one.target).wait:
-            self._teller.tell_unwaited(one.target)
-            self._leave(one)
-            self._finish(one)
+        if self._get_trigger(one.target).wait:
+            self._see(one, answer)
+            return
+        self._teller.tell_run(one, answer)
+        one.run = answer
+        self._teller.tell_unwaited(one.target)
+        self._leave(one)
+        self._finish(one)
 
     def _on_look(
         self,
@@ -195,7 +190,7 @@ class Watch:
     ) -> None:
         self._is_looking = False
         for one in looked_after:
-            if one.is_over or one.run is None:
+            if one.is_over or one.is_busy or one.run is None:
                 continue
             found = answer if isinstance(answer, AirflowError) else answer[one.key]
             if found is None:
@@ -246,7 +241,7 @@ class Watch:
             return  # who is away, or odd, is told by the looks
         for one in queued:
             dag = answer[one.target.dag_id]
-            if one.is_over or not one.is_queued or one.run is None:
+            if one.is_over or one.is_busy or not one.is_queued or one.run is None:
                 continue
             if isinstance(dag, DagNotFoundError):
                 self._fail(one, dag)
@@ -278,29 +273,31 @@ class Watch:
         elif now < one.deadline:
             one.plan_next_look(now)
         elif one.is_going_on and one.run is not None:
-            self._time_out(one, one.run, now - one.since)
+            self._fail(one, build_silence_error(self._client, one.run, now - one.since, error))
         else:  # it was not started, or it is over and its tasks aren't told
             self._fail(one, error)
 
     def _time_out(self, one: Wait, run: DagRun, waited_s: float) -> None:
         on_timeout = self._get_trigger(one.target).on_timeout
-        is_stopped = on_timeout == "cancel" and self._attempt.owns(one.target, run)
-        error = build_timeout_error(self._client, run, waited_s, is_stopped=is_stopped)
-        if not is_stopped:
+        if on_timeout == "leave" or not self._attempt.owns(one.target, run):
+            error = build_timeout_error(self._client, run, waited_s, is_stopped=False)
             self._fail(one, error)
             return
         one.is_busy = True
         act = partial(self._client.stop_run, run.dag_id, run.run_id)
-        self._calls.ask(act, partial(self._on_stopped, one, error))
+        self._calls.ask(act, partial(self._on_stopped, one, run, waited_s))
 
-    def _on_stopped(self, one: Wait, error: AirflowError, answer: DagRun | AirflowError) -> None:
+    def _on_stopped(
+        self, one: Wait, run: DagRun, waited_s: float, answer: DagRun | AirflowError
+    ) -> None:
         one.is_busy = False
         if isinstance(answer, DagRun) and answer.is_success:  # it ended between our look and word
             self._see(one, answer)
             return
+        is_stopped = isinstance(answer, DagRun)
         if isinstance(answer, AirflowError):
-            self._teller.warn(f"It could not be stopped, and may go on: {answer}")
-        self._fail(one, error)
+            self._teller.warn(f"It could not be stopped: {answer}")
+        self._fail(one, build_timeout_error(self._client, run, waited_s, is_stopped=is_stopped))
 
     def _fail(self, one: Wait, error: AirflowError) -> None:
         self._teller.tell_failed(error)
@@ -314,5 +311,7 @@ class Watch:
         self._attempt.leave((one.target.dag_id, run_id))
 
     def _finish(self, one: Wait) -> None:
-        one.is_over = True
-        self._over.append(one)
+        if not one.is_over:
+            one.is_over = True
+            self._over.append(one)
+            self._starter.forget(one.target)

@@ -1,4 +1,4 @@
-"""Runs that a Dagster run triggered, and will report itself if it lives."""
+"""Runs that a Dagster run triggered or took over, and will report itself if it lives."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ import json
 import dagster as dg
 
 from federation_defs.airflow.records import DagRun
-from federation_defs.naming import build_asset_key, build_left_tag, parse_root_run_id
+from federation_defs.naming import (
+    build_asset_key,
+    build_left_tag,
+    build_plan_tag,
+    build_waiting_tags,
+    parse_root_run_id,
+)
 from federation_defs.observation.choosing import group_by_dag
 from federation_defs.reporting import fetch_reported
+from federation_defs.tagging import read_plans
 
 
 def find_held(instance: dg.DagsterInstance, airflow: str, runs: list[DagRun]) -> list[DagRun]:
@@ -19,10 +26,14 @@ def find_held(instance: dg.DagsterInstance, airflow: str, runs: list[DagRun]) ->
     """
     roots = {root for run in runs if (root := parse_root_run_id(run.run_id)) is not None}
     living = {root: _find_living(instance, root) for root in roots}
+    takers = _find_takers(instance, airflow) if runs else []
     owners = {
         (run.dag_id, run.run_id): [
             owner.run_id
-            for owner in living.get(parse_root_run_id(run.run_id) or "", [])
+            for owner in (
+                *living.get(parse_root_run_id(run.run_id) or "", []),
+                *(taker for taker in takers if _has_taken(taker, airflow, run)),
+            )
             if [run.dag_id, run.run_id] not in _read_left(owner, airflow)
         ]
         for run in runs
@@ -42,6 +53,21 @@ def _find_living(instance: dg.DagsterInstance, root_run_id: str) -> list[dg.Dags
         return []
     retries = instance.get_runs(dg.RunsFilter(tags={"dagster/root_run_id": root_run_id}))
     return [run for run in (root, *retries) if not run.is_finished]
+
+
+def _find_takers(instance: dg.DagsterInstance, airflow: str) -> list[dg.DagsterRun]:
+    """Dagster runs that go on and have taken over runs of somebody else's."""
+    going_on = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    waiting = dg.RunsFilter(statuses=going_on, tags=build_waiting_tags(airflow))
+    return [run for run in instance.get_runs(waiting) if build_plan_tag(airflow) in run.tags]
+
+
+def _has_taken(taker: dg.DagsterRun, airflow: str, run: DagRun) -> bool:
+    taken = read_plans(taker, build_plan_tag(airflow))
+    return any(
+        run_id == run.run_id and name.split(" [")[0] == run.dag_id
+        for name, (run_id, _) in taken.items()
+    )
 
 
 def _read_left(owner: dg.DagsterRun, airflow: str) -> list[list[str]]:

@@ -22,6 +22,7 @@ FLOORS = [
     ["execution.definition"],
     ["execution.step"],
     ["execution.watching"],
+    ["execution.stopping"],
     ["execution.telling", "execution.starting"],
     ["execution.waiting"],
     ["execution.attempt", "execution.calls", "execution.failures"],
