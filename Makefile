@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-tests demo trigger latency bench-client bench-observe soak screenshot check lint types dg format test unit contract quick live
+.PHONY: help install install-tests demo trigger latency bench-client bench-observe bench-execute bench-latency soak screenshot check lint types dg format test unit contract quick live
 
 # Ports and passwords: `make demo WAREHOUSE_PORT=9081`; .env has their names.
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
@@ -24,9 +24,16 @@ bench-client: install ## our client beside dagster-airlift's: stub and real Airf
 bench-observe: install ## our observation beside dagster-airlift's, real Airflow 2.11, 20 minutes
 	@$(RUN) python -m tests.bench.observe
 
-soak: install-tests ## the long version of what breaks things: histories, bursts, kills; half an hour
+bench-execute: install ## waiting for 50 DAGs beside dagster-airlift's tutorial, 10 minutes
+	@$(RUN) python -m tests.bench.execute
+
+bench-latency: install ## a dependency's seconds beside dagster-airlift's tutorial, 25 minutes
+	@$(RUN) python -m tests.bench.federating
+
+soak: install-tests ## the long version of what breaks things: histories, bursts, kills; an hour
 	@HISTORIES=2000 $(RUN) pytest -q -s tests/contract/test_observation_histories.py
 	@BURST_RUNS=1000 BURST_ROUNDS=5 $(RUN) pytest -q -s tests/live/test_observing.py
+	@CHAOS_ROUNDS=20 CHAOS_BURST=25 $(RUN) pytest -q -s tests/live/test_chaos.py tests/live/test_chaos_airflow.py
 
 screenshot: install ## the README's picture, of the running demo
 	@$(RUN) python docs/screenshot.py
@@ -49,8 +56,10 @@ format: install ## what ruff can mend by itself
 	@$(RUN) ruff check --fix .
 	@$(RUN) ruff format .
 
+# Those without real Airflows mostly wait: several at a time. The real ones are busy: one by one.
 test: install-tests ## all tests: unit, contract, live
-	@$(RUN) pytest
+	@$(RUN) pytest -n 4 tests/unit tests/contract -m "not real_airflows"
+	@$(RUN) pytest tests/contract tests/live -m real_airflows
 
 unit: install ## tests without a socket
 	@$(RUN) pytest tests/unit
@@ -58,8 +67,8 @@ unit: install ## tests without a socket
 contract: install-tests ## our client, over stand-ins and over real Airflows
 	@$(RUN) pytest tests/contract
 
-quick: install ## what takes a minute: all tests that need no real Airflow
-	@$(RUN) pytest tests/unit tests/contract -m "not real_airflows"
+quick: install ## what takes some minutes: all tests that need no real Airflow
+	@$(RUN) pytest -n 4 tests/unit tests/contract -m "not real_airflows"
 
 live: install-tests ## real Airflows and a real dagster dev
 	@$(RUN) pytest tests/live

@@ -50,6 +50,8 @@ class Airflow2Instance(AirflowInstance):
             # Of 1 s most of a small run would be waiting; below 0.25 its loop keeps a core warm.
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.25",
             "AIRFLOW__WEBSERVER__BASE_URL": self.settings.url,
+            # On a busy machine its workers take their time; at 120 s it would end itself.
+            "AIRFLOW__WEBSERVER__WEB_SERVER_MASTER_TIMEOUT": "3600",
             # Nobody but this machine can reach it.
             "AIRFLOW__WEBSERVER__WARN_DEPLOYMENT_EXPOSURE": "False",
             # gunicorn 25 has one control socket in the person's home folder for all instances.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -69,6 +70,13 @@ StartAirflow = Callable[..., Airflow]
 def instance() -> Iterator[dg.DagsterInstance]:
     """An empty Dagster."""
     with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture
+def stored_instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """An empty Dagster in files, which threads can share."""
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         yield instance
 
 

@@ -13,6 +13,7 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.declaration import ObserveDeclaration, SuccessDeclaration
 from federation_defs.naming import build_asset_key, build_check_key
 from federation_defs.observation import Limits, build_observation_sensor
+from federation_defs.partitioning import Partitioning
 from tests.contract.fake_airflow import FakeAirflow
 from tests.contract.fake_database import Database, RunRow
 
@@ -25,6 +26,7 @@ class Daemon:
 
     Attributes:
         cursor: What the last tick that did not crash left.
+        partitionings: Of those DAGs that have partitions; changed, they hold after a restart.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Daemon:
         self.instance = instance
         self.cursor: str | None = None
         self.rules: dict[str, SuccessDeclaration | None] = dict.fromkeys(dag_ids)
+        self.partitionings: dict[str, Partitioning] = {}
         self._limits = limits or Limits()
         # One look a tick, unless the test says otherwise.
         self._observe = ObserveDeclaration.model_validate({"interval": 5, **declared})
@@ -46,7 +49,9 @@ class Daemon:
 
     def restart(self) -> None:
         """The code server dies, and another takes its place."""
-        self.sensor = build_observation_sensor(self.client, self.rules, self._observe, self._limits)
+        self.sensor = build_observation_sensor(
+            self.client, self.rules, self._observe, self._limits, self.partitionings
+        )
 
     def evaluate(self) -> dg.SensorResult | dg.SkipReason:
         """What the sensor gives; nothing is stored."""

@@ -117,9 +117,9 @@ class Database:
         end_date: datetime | None = None,
         updated_at: datetime | None = None,
     ) -> RunRow:
-        """The run, ended by its tasks: all that have not succeeded yet ran just now."""
+        """The run, ended by its tasks: all that are not over yet, or failed, ran just now."""
         with self.lock:
-            left = [task for task in run.tasks if task.state != "success"]
+            left = [task for task in run.tasks if task.state not in ("success", "skipped")]
             for task in left:
                 self._run_task(run, task, "success")
             if state == "failed" and left:
@@ -187,6 +187,8 @@ class Database:
     def count_poll(self, run: RunRow) -> None:
         """Moves on a run that ends by itself, for it was read on its own."""
         if run.polls_left is None or run.is_finished:
+            return
+        if run.state == "queued" and self.dags[run.dag_id].is_paused:
             return
         run.polls_left -= 1
         if run.polls_left <= 0:

@@ -8,12 +8,20 @@ from datetime import datetime, timedelta, timezone
 import psutil
 import pytest
 
-from federation_defs.airflow.records import DagRun, TaskInstance
+from federation_defs.airflow.records import DagRun
 from federation_defs.errors import DagNotFoundError, RunLostError
 from tests.contract.conftest import Airflow
 from tests.contract.fake_airflow import asks
 from tests.contract.faults import answer
-from tests.contract.worlds import FakeWorld, RealWorld, World, make_run_id, run_dag, wait_for_end
+from tests.contract.worlds import (
+    FakeWorld,
+    RealWorld,
+    World,
+    make_run_id,
+    run_dag,
+    start_endless_run,
+    wait_for_end,
+)
 from tests.waiting import wait_for
 
 
@@ -149,20 +157,6 @@ def test_an_unknown_run_cannot_be_cleared(world: World) -> None:
         world.client.clear_failed_tasks(world.dag_id, make_run_id())
     with pytest.raises(RunLostError, match="to clear"):
         world.client.clear_run(world.dag_id, make_run_id())
-
-
-def start_endless_run(world: World) -> tuple[DagRun, TaskInstance]:
-    """A run whose first task is at work, and that task."""
-    run_id = make_run_id()
-    world.client.trigger_run("endless", run_id)
-
-    def find_task() -> tuple[DagRun, TaskInstance] | None:
-        run = world.client.fetch_run("endless", run_id)
-        tasks = world.client.fetch_task_instances("endless", run_id)
-        working = [task for task in tasks if task.state == "running"]
-        return (run, working[0]) if run is not None and working else None
-
-    return wait_for(find_task, "a task is running", interval_s=0.2)
 
 
 def test_a_running_run_is_stopped_with_its_tasks(world: World) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
-from random import randrange
 
 import pytest
 
@@ -15,15 +14,9 @@ from federation_defs.errors import (
     UnsupportedError,
 )
 from tests.contract.conftest import Airflow
-from tests.contract.worlds import World, make_run_id, wait_for_end
+from tests.contract.worlds import World, make_date, make_run_id, wait_for_end
 
 CONF = {"day": "2026-02-03", "size": 5}
-
-
-def make_date() -> datetime:
-    """A moment after the DAG's start that no other test takes."""
-    begin = datetime(2026, 1, 2, tzinfo=timezone.utc)
-    return begin + timedelta(seconds=randrange(200 * 86400))  # noqa: S311
 
 
 def test_an_unknown_dag_cannot_be_triggered(world: World) -> None:

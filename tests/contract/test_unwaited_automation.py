@@ -3,6 +3,8 @@ and an update that comes meanwhile leads to one more run, when that is over."""
 
 from __future__ import annotations
 
+import math
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import dagster as dg
@@ -14,8 +16,13 @@ from tests.contract.daemon import Daemon
 from tests.contract.executing import build_assets
 
 DAG = "customer_metrics"
-KEY = build_asset_key("metrics", DAG)
+FOLLOWING = "a_report"
+UNWAITED = {"trigger": {"wait": False}}
 UPSTREAM = build_asset_key("warehouse", "load_customers")
+
+
+def build_key(dag_id: str) -> dg.AssetKey:
+    return build_asset_key("metrics", dag_id)
 
 
 class Automation:
@@ -24,8 +31,9 @@ class Automation:
     def __init__(self, airflow: Airflow, instance: dg.DagsterInstance) -> None:
         self.airflow = airflow
         self.instance = instance
-        self.assets = build_assets(airflow.client, {DAG: {"trigger": {"wait": False}}})
-        self.observation = Daemon(airflow.client, [DAG], instance)
+        dags = {DAG: UNWAITED, FOLLOWING: {"depends_on": [f"metrics/{DAG}"], **UNWAITED}}
+        self.assets = build_assets(airflow.client, dags)
+        self.observation = Daemon(airflow.client, list(dags), instance)
         self.defs = dg.Definitions([self.assets, dg.AssetSpec(UPSTREAM)])
         self._cursor: Any = None
         self.tick()  # what was before is no update
@@ -43,19 +51,24 @@ class Automation:
         self.airflow.database.finish_run(self.airflow.database.runs[-1], outcome)
         self.observation.tick()
 
-    def tick(self) -> bool:
-        """Whether the DAG is requested; it is then run."""
-        result = dg.evaluate_automation_conditions(self.defs, self.instance, cursor=self._cursor)
+    def tick(self, dag_id: str = DAG, at: datetime | None = None) -> bool:
+        """Whether the DAG is requested; what is requested is then run."""
+        result = dg.evaluate_automation_conditions(
+            self.defs, self.instance, cursor=self._cursor, evaluation_time=at
+        )
         self._cursor = result.cursor
-        if not result.get_num_requested(KEY):
-            return False
-        dg.materialize([self.assets], instance=self.instance, raise_on_error=False)
-        return True
+        requested = [one for one in (DAG, FOLLOWING) if result.get_num_requested(build_key(one))]
+        if requested:
+            selection = dg.AssetSelection.assets(*map(build_key, requested))
+            dg.materialize(
+                [self.assets], selection=selection, instance=self.instance, raise_on_error=False
+            )
+        return dag_id in requested
 
 
 @pytest.fixture
 def automation(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Automation:
-    airflow_v2.database.add_dag(DAG, polls=float("inf"))
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
     return Automation(airflow_v2, instance)
 
 
@@ -98,3 +111,26 @@ def test_a_dag_that_could_not_be_started_waits_for_the_next_update_and_for_no_ru
     automation.update_upstream()
     assert automation.tick()
     assert len(automation.runs) == 1
+
+
+def test_a_dag_that_follows_one_that_is_not_waited_for_runs_when_that_was_reported(
+    automation: Automation,
+) -> None:
+    automation.airflow.database.add_dag(FOLLOWING, polls=math.inf)
+    automation.update_upstream()
+    assert automation.tick()
+    assert not automation.tick(FOLLOWING)
+    automation.end_run()
+    assert automation.tick(FOLLOWING)
+    assert [run.dag_id for run in automation.airflow.database.runs] == [DAG, FOLLOWING]
+
+
+def test_what_never_ends_holds_nothing_up_beyond_the_full_hour(automation: Automation) -> None:
+    """A run that was deleted in Airflow, or that a canceled Dagster run did not start."""
+    automation.update_upstream()
+    assert automation.tick()
+    automation.airflow.database.runs.clear()
+    automation.update_upstream()
+    assert not automation.tick()
+    following_hour = datetime.now(timezone.utc) + timedelta(hours=1)
+    assert automation.tick(at=following_hour)

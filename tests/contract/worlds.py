@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from random import randrange
 from typing import Any, Protocol
 from urllib.parse import quote
 from uuid import uuid4
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.connecting import build_client
-from federation_defs.airflow.records import DagRun
+from federation_defs.airflow.records import DagRun, TaskInstance
 from federation_defs.declaration import InstanceDeclaration
 from tests.contract.fake_airflow import PASSWORD, USERNAME, FakeAirflow
 from tests.contract.fake_contract import add_contract_dags
@@ -92,6 +94,26 @@ def wait_for_end(world: World, run_id: str, dag_id: str | None = None) -> DagRun
         return run if run is not None and run.is_finished else None
 
     return wait_for(find_end, f"run {run_id} is over", interval_s=0.1)
+
+
+def start_endless_run(world: World) -> tuple[DagRun, TaskInstance]:
+    """A run whose first task is at work, and that task."""
+    run_id = make_run_id()
+    world.client.trigger_run("endless", run_id)
+
+    def find_task() -> tuple[DagRun, TaskInstance] | None:
+        run = world.client.fetch_run("endless", run_id)
+        tasks = world.client.fetch_task_instances("endless", run_id)
+        working = [task for task in tasks if task.state == "running"]
+        return (run, working[0]) if run is not None and working else None
+
+    return wait_for(find_task, "a task is running", interval_s=0.2)
+
+
+def make_date() -> datetime:
+    """A moment after the DAG's start that no other test takes."""
+    begin = datetime(2026, 1, 2, tzinfo=timezone.utc)
+    return begin + timedelta(seconds=randrange(200 * 86400))  # noqa: S311
 
 
 class FakeWorld:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.live.airflow_lab import Lab, Server
 from tests.live.airflow_setups import SETUPS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.real_airflows)
 
 
 def on(*names: str) -> pytest.MarkDecorator:

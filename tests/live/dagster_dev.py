@@ -177,7 +177,7 @@ class DagsterDev:
         (info,) = self.query(_PROGRESS, keys=keys)["assetsLatestInfo"]
         return bool(info["unstartedRunIds"] or info["inProgressRunIds"])
 
-    def materialize(self, instance: str, dag_id: str) -> str:
+    def materialize(self, instance: str, *dag_ids: str) -> str:
         """The id of a run that a person starts."""
         mutation = """
         mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
@@ -192,7 +192,7 @@ class DagsterDev:
             "repositoryName": entry["name"],
             "repositoryLocationName": entry["location"]["name"],
             "jobName": "__ASSET_JOB",
-            "assetSelection": [{"path": [instance, "dag", dag_id]}],
+            "assetSelection": [{"path": [instance, "dag", dag_id]} for dag_id in dag_ids],
         }
         launched = self.query(mutation, params={"selector": selector, "mode": "default"})
         assert launched["launchRun"]["__typename"] == "LaunchRunSuccess", launched

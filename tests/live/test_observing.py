@@ -65,12 +65,16 @@ def observing(airflows: Airflows, tmp_path_factory: pytest.TempPathFactory) -> I
         urls = {name: airflows.env[f"{name.upper()}_AIRFLOW_URL"] for name in DAGS}
         proxies = {name: running.enter_context(FaultProxy(url)) for name, url in urls.items()}
         worlds = {name: build_world(name, airflows) for name in DAGS}
-        env = {f"{name.upper()}_AIRFLOW_URL": proxy.url for name, proxy in proxies.items()}
+        # By the port: the project's .env makes the address from it, and wins over one of ours.
+        env = {
+            f"{name.upper()}_PORT": proxy.url.rsplit(":", 1)[1] for name, proxy in proxies.items()
+        }
         dagster = DagsterDev(tmp_path_factory.mktemp("observing"), {**airflows.env, **env})
         for name, dag_id in DAGS.items():
             declare_observed(dagster, name, [BURST, dag_id])
         dagster.start()
         running.callback(dagster.stop)
+        wait_for(lambda: all(proxy.total for proxy in proxies.values()), "Dagster asks the proxies")
         log = running.enter_context(dg.DagsterInstance.from_config(str(dagster.home)))
         yield Observing(dagster, proxies, worlds, log)
 

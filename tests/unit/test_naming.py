@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import dagster as dg
 import pytest
 
@@ -27,6 +29,49 @@ def test_the_key_of_another_instance_is_no_dag_of_ours() -> None:
 def test_a_run_id_leads_back_to_its_dagster_run() -> None:
     assert parse_root_run_id(build_run_id("abc")) == "abc"
     assert parse_root_run_id("manual__2026-01-01T00:00:00+00:00") is None
+
+
+KEYS = [
+    "2025-02-03",
+    "2025-02-03-13:00",
+    "03/02/2025",
+    "a b",
+    "a__b",
+    "größe",
+    "50%",
+    "~",
+    "+1",
+    "",
+]
+
+
+@pytest.mark.parametrize("number", [1, 2, 10])
+@pytest.mark.parametrize("partition", [None, *KEYS])
+def test_a_run_id_of_any_partition_and_number_leads_back_to_its_dagster_run(
+    partition: str | None, number: int
+) -> None:
+    root = "0f9a2e0c-61d5-4a0e-a8f7-1b2c3d4e5f60"
+    run_id = build_run_id(root, partition, number)
+    assert parse_root_run_id(run_id) == root
+    assert re.fullmatch(r"[A-Za-z0-9_.~:+-]+", run_id)  # what Airflow 3 takes
+
+
+def test_run_ids_of_different_partitions_and_numbers_differ() -> None:
+    pairs = [(key, number) for key in (None, *KEYS) for number in (1, 2, 3)]
+    assert len({build_run_id("abc", *pair) for pair in pairs}) == len(pairs)
+
+
+def test_a_run_id_says_what_it_is_of() -> None:
+    assert build_run_id("abc") == "dagster__abc"
+    assert build_run_id("abc", "2025-02-03") == "dagster__abc__2025-02-03"
+    assert build_run_id("abc", number=2) == "dagster__abc__retry_2"
+
+
+@pytest.mark.parametrize(
+    "run_id", ["", "dagster", "dagster_abc", "scheduled__dagster__abc", "Dagster__abc"]
+)
+def test_a_run_that_dagster_did_not_trigger_leads_to_none(run_id: str) -> None:
+    assert parse_root_run_id(run_id) is None
 
 
 def test_output_names_are_valid_and_differ() -> None:

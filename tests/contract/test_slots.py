@@ -1,0 +1,224 @@
+"""How many DAG runs are waited for at a time: `limits.max_active_runs`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import dagster as dg
+import pytest
+from werkzeug import Response
+
+from federation_defs.naming import build_pool_name
+from tests.contract.conftest import Airflow
+from tests.contract.executing import Attempts, Outcome, materialize, meanwhile, wait_for_log
+from tests.contract.fake_airflow import asks
+from tests.contract.faults import Act
+from tests.contract.interrupting import before_acting, cancel, interrupt
+from tests.waiting import wait_for
+
+POOL = build_pool_name("metrics")
+POST = asks("POST", "/dags/[^/]+/dagRuns")
+ANY_RUN = "/dags/[^~/]+/dagRuns/[^/]+"
+FIVE = [f"dag_{number}" for number in range(5)]
+
+
+@pytest.fixture
+def instance(stored_instance: dg.DagsterInstance) -> dg.DagsterInstance:
+    """Where the slots are."""
+    return stored_instance
+
+
+class Counting:
+    """Counts the runs that go on whenever one more is triggered."""
+
+    def __init__(self, airflow: Airflow) -> None:
+        self.most = 0
+        self._database = airflow.database
+        airflow.server.fail_next(POST, self, times=99)
+
+    def __call__(self, act: Act) -> Response:
+        response = act()
+        going_on = [run for run in self._database.runs if not run.is_finished]
+        self.most = max(self.most, len(going_on))
+        return response
+
+
+def add_dags(airflow: Airflow, dag_ids: Sequence[str], polls: float | None = 1) -> None:
+    for dag_id in dag_ids:
+        airflow.database.add_dag(dag_id, polls=polls)
+
+
+def read_slots(instance: dg.DagsterInstance) -> tuple[int, int]:
+    """How many are taken, and how many wait for one."""
+    info = instance.event_log_storage.get_concurrency_info(POOL)
+    return info.active_slot_count, info.pending_step_count
+
+
+def test_no_more_runs_go_on_at_a_time_than_are_allowed_and_all_have_their_turn(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    add_dags(airflow, FIVE)
+    counting = Counting(airflow)
+    outcome = materialize(airflow.client, FIVE, instance, max_active_runs=2)
+    assert sorted(outcome.materialized) == FIVE
+    assert counting.most == 2
+    assert any("waits for its turn" in line for line in outcome.log)
+    assert read_slots(instance) == (0, 0)
+
+
+def test_runs_are_limited_over_all_dagster_runs(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    halves = [FIVE[:3], FIVE[3:]]
+    add_dags(airflow_v2, FIVE)
+    counting = Counting(airflow_v2)
+    run = partial(materialize, airflow_v2.client, instance=instance, max_active_runs=2)
+    with ThreadPoolExecutor(2) as threads:
+        outcomes = list(threads.map(run, halves, timeout=60))
+    assert [sorted(outcome.materialized) for outcome in outcomes] == halves
+    assert counting.most == 2
+    assert read_slots(instance) == (0, 0)
+
+
+def test_a_limit_that_is_set_in_dagster_holds_where_none_is_declared(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    instance.event_log_storage.set_concurrency_slots(POOL, 1)
+    add_dags(airflow_v2, FIVE[:2])
+    counting = Counting(airflow_v2)
+    outcome = materialize(airflow_v2.client, FIVE[:2], instance)
+    assert sorted(outcome.materialized) == FIVE[:2]
+    assert counting.most == 1
+
+
+def test_no_limit_is_none(airflow_v2: Airflow, instance: dg.DagsterInstance) -> None:
+    add_dags(airflow_v2, FIVE)
+    counting = Counting(airflow_v2)
+    materialize(airflow_v2.client, FIVE, instance)
+    assert counting.most == 5
+
+
+def test_the_time_out_of_a_run_begins_with_its_turn(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Each takes a second and more; the other waits for longer than it is given."""
+    add_dags(airflow_v2, FIVE[:2])
+    declared = {dag_id: {"trigger": {"timeout": "1.5s"}} for dag_id in FIVE[:2]}
+    outcome = materialize(airflow_v2.client, declared, instance, max_active_runs=1)
+    assert sorted(outcome.materialized) == FIVE[:2]
+
+
+def hold_the_slot(instance: dg.DagsterInstance) -> str:
+    """Another Dagster run, which lives, has the only one; its id."""
+
+    @dg.job
+    def other() -> None: ...
+
+    run = instance.create_run_for_job(other, status=dg.DagsterRunStatus.STARTING)
+    storage = instance.event_log_storage
+    storage.set_concurrency_slots(POOL, 1)
+    assert storage.claim_concurrency_slot(POOL, run.run_id, "other", 0).is_claimed
+    return run.run_id
+
+
+def test_the_dagster_run_of_the_higher_priority_has_its_turn_first(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    holder = hold_the_slot(instance)
+    add_dags(airflow_v2, FIVE)
+
+    def run(dag_ids: list[str], priority: str) -> Outcome:
+        tags = {"dagster/priority": priority}
+        return materialize(airflow_v2.client, dag_ids, instance, tags=tags, max_active_runs=1)
+
+    def count_waiting(number: int) -> Callable[[], bool]:
+        return lambda: read_slots(instance)[1] == number
+
+    with ThreadPoolExecutor(2) as threads:
+        low = threads.submit(run, FIVE[:1], "-1")
+        wait_for(count_waiting(1), "one waits for its turn", interval_s=0.02)
+        high = threads.submit(run, FIVE[1:2], "5")
+        wait_for(count_waiting(2), "both wait for their turn", interval_s=0.02)
+        instance.event_log_storage.free_concurrency_slot_for_step(holder, "other")
+        assert low.result(60).success
+        assert high.result(60).success
+    assert [run.dag_id for run in airflow_v2.database.runs] == [FIVE[1], FIVE[0]]
+
+
+def test_a_priority_that_is_no_number_is_the_usual_one(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    add_dags(airflow_v2, FIVE[:1], polls=0)
+    tags = {"dagster/priority": "urgent"}
+    assert materialize(airflow_v2.client, FIVE[:1], instance, tags=tags, max_active_runs=1).success
+
+
+def test_the_slots_of_a_dead_attempt_are_free_for_the_next(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Its worker was killed: nobody gave them back."""
+    add_dags(airflow_v2, FIVE[:1], polls=0)
+    airflow_v2.database.dags[FIVE[0]].outcome = "failed"
+    attempts = Attempts(airflow_v2.client, FIVE[:1], instance, max_active_runs=1)
+    first = attempts.execute()
+    storage = instance.event_log_storage
+    assert storage.claim_concurrency_slot(POOL, first.run_id, f"{POOL}.{FIVE[0]}", 0).is_claimed
+    airflow_v2.database.dags[FIVE[0]].outcome = "success"
+    second = attempts.execute(first)
+    assert second.materialized == FIVE[:1]
+    assert read_slots(instance) == (0, 0)
+
+
+def test_the_slots_are_free_after_a_failure(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    add_dags(airflow_v2, FIVE, polls=0)
+    airflow_v2.database.dags[FIVE[0]].outcome = "failed"
+    airflow_v2.database.dags[FIVE[1]].is_paused = True
+    outcome = materialize(airflow_v2.client, FIVE, instance, max_active_runs=1)
+    assert sorted(outcome.materialized) == FIVE[2:]
+    assert read_slots(instance) == (0, 0)
+
+
+@pytest.mark.parametrize("is_canceled", [True, False], ids=["canceled", "interrupted"])
+def test_the_slots_and_the_places_in_the_queue_are_free_when_the_run_is_interrupted(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, is_canceled: bool
+) -> None:
+    add_dags(airflow_v2, FIVE, polls=math.inf)
+    happens = partial(cancel, instance) if is_canceled else interrupt
+    airflow_v2.server.fail_next(asks("GET", ANY_RUN), before_acting(happens))
+    outcome = materialize(airflow_v2.client, FIVE, instance, max_active_runs=1)
+    assert not outcome.success
+    assert len(airflow_v2.database.runs) == 1
+    assert read_slots(instance) == (0, 0)
+
+
+def test_a_run_that_is_canceled_before_its_turn_triggers_nothing(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    hold_the_slot(instance)
+    add_dags(airflow_v2, FIVE[:1])
+
+    def give_up() -> None:
+        wait_for_log(instance, "waits for its turn")
+        cancel(instance)
+
+    with meanwhile(give_up):
+        outcome = materialize(airflow_v2.client, FIVE[:1], instance, max_active_runs=1)
+    assert outcome.status is dg.DagsterRunStatus.CANCELED
+    assert airflow_v2.database.runs == []
+    assert read_slots(instance) == (1, 0)
+
+
+def test_a_run_that_is_not_waited_for_takes_no_slot_for_long(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    add_dags(airflow_v2, FIVE, polls=math.inf)
+    declared = {dag_id: {"trigger": {"wait": False}} for dag_id in FIVE}
+    outcome = materialize(airflow_v2.client, declared, instance, max_active_runs=1)
+    assert outcome.success
+    assert len(airflow_v2.database.runs) == 5
+    assert read_slots(instance) == (0, 0)
