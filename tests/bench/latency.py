@@ -1,9 +1,8 @@
 """How long a dependency takes in the running demo, stage by stage.
 
 Runs `load_customers` in warehouse again and again, waits for the `customer_metrics` that follows in
-metrics, and prints the seconds since the upstream run's end at which Dagster had its
-materialization, had made and had started a run, and the downstream DAG run started. Prints the
-medians; it judges nothing, for machines are noisy.
+metrics, and prints the seconds since the upstream run's end at which Dagster came to each stage,
+and the downstream DAG run started. Prints the medians; it judges nothing, for machines are noisy.
 
     make demo                        # in one terminal
     make latency LATENCY_RUNS=7      # in another
@@ -16,12 +15,10 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import requests
 from dotenv import dotenv_values
 
 from federation_defs.airflow.client import AirflowClient
@@ -29,19 +26,12 @@ from federation_defs.airflow.connecting import build_client
 from federation_defs.airflow.records import DagRun
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.naming import parse_root_run_id
+from tests.bench.stages import STAGES, fetch_times
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("materialized", "requested", "run started", "DAG started", "DAG ended")
-T = TypeVar("T")
-
-_DAGSTER_TIMES = """
-query Times($run: ID!, $upstream: AssetKeyInput!) {
-  runOrError(runId: $run) { ... on Run { creationTime startTime } }
-  assetOrError(assetKey: $upstream) {
-    ... on Asset { assetMaterializations(limit: 1) { timestamp } }
-  }
-}
-"""
+ALL_STAGES = (*STAGES, "DAG started", "DAG ended")
+WITHIN = {"timeout_s": 120, "interval_s": 0.2}
 
 
 def main() -> None:
@@ -51,9 +41,9 @@ def main() -> None:
     settings = {**dotenv_values(ROOT / ".env"), **os.environ}
     warehouse = connect("warehouse", "basic", settings)
     metrics = connect("metrics", "password", settings)
-    dagster_url = f"http://127.0.0.1:{settings['DAGSTER_PORT']}/graphql"
+    dagster_url = f"http://127.0.0.1:{settings['DAGSTER_PORT']}"
 
-    print("seconds after the end of load_customers\n" + "".join(f"{s:>14}" for s in STAGES))
+    print("seconds after the end of load_customers\n" + "".join(f"{s:>14}" for s in ALL_STAGES))
     rows = []
     for number in range(runs):
         rows.append(measure(warehouse, metrics, dagster_url, number))
@@ -82,7 +72,7 @@ def measure(
         run = warehouse.fetch_run("load_customers", run_id)
         return run.end_date if run is not None and run.is_finished else None
 
-    end = wait_for(find_end)
+    end = wait_for(find_end, "load_customers has ended", **WITHIN)
 
     def find_downstream() -> DagRun | None:
         for run in metrics.fetch_changed_runs(before).runs:
@@ -91,33 +81,17 @@ def measure(
                 return run
         return None
 
-    downstream = wait_for(find_downstream)
-    variables = {
-        "run": parse_root_run_id(downstream.run_id),
-        "upstream": {"path": ["warehouse", "dag", "load_customers"]},
-    }
-    answer = requests.post(
-        dagster_url, json={"query": _DAGSTER_TIMES, "variables": variables}, timeout=30
-    ).json()["data"]
+    downstream = wait_for(find_downstream, "customer_metrics has followed", **WITHIN)
+    root_run_id = parse_root_run_id(downstream.run_id)
+    assert root_run_id
     assert downstream.start_date
     assert downstream.end_date
     times = [
-        float(answer["assetOrError"]["assetMaterializations"][0]["timestamp"]) / 1000,
-        answer["runOrError"]["creationTime"],
-        answer["runOrError"]["startTime"],
+        *fetch_times(dagster_url, root_run_id),
         downstream.start_date.timestamp(),
         downstream.end_date.timestamp(),
     ]
     return [moment - end.timestamp() for moment in times]
-
-
-def wait_for(find: Callable[[], T | None], timeout_s: float = 120) -> T:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if (found := find()) is not None:
-            return found
-        time.sleep(0.2)
-    raise TimeoutError(f"nothing came of it within {timeout_s:.0f} s: is the whole demo running?")
 
 
 if __name__ == "__main__":

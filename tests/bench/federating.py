@@ -1,0 +1,200 @@
+"""How long a dependency takes beside dagster-airlift's tutorial, stage by stage.
+
+`make bench-latency`: over the same two real Airflows 2.11, in one run, by turns, each in a `dagster
+dev` of its own. `load_customers` runs in one of them, and ends at any moment of the daemons' loops;
+what is measured is how many seconds later the `customer_metrics` that follows in the other one
+starts. `published` is the tutorial with Dagster's own settings; `tuned` is the same with sensors
+that look every second, and runs of one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.bench.airflow2 import RunRow, SchedulingAirflow, scheduling_airflow
+from tests.bench.projects import DEFAULTS, OURS, Contender, running
+from tests.bench.stages import STAGES, fetch_times
+from tests.bench.tutorial import DOWNSTREAM, TUNED_VARIABLE, UPSTREAM
+from tests.waiting import wait_for
+
+ALL_STAGES = (*STAGES, "triggered", "DAG started")
+CONTENDERS = ("published", "tuned", "ours")
+AIRFLOW_SETTINGS = {
+    # SQLite has but the SequentialExecutor else, whose every task starts an interpreter.
+    "_AIRFLOW__SKIP_DATABASE_EXECUTOR_COMPATIBILITY_CHECK": "1",
+    "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+    "AIRFLOW__CORE__PARALLELISM": "4",
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.25",
+    "AIRFLOW__WEBSERVER__WORKERS": "1",
+}
+LOST_AFTER_S = 120
+
+
+@dataclass
+class Figures:
+    """What one contender took.
+
+    Attributes:
+        rows: Seconds from the upstream's end to each stage, a row for each round.
+        lost: Rounds in which nothing followed.
+        doubled: Runs that followed besides the one.
+    """
+
+    name: str
+    rows: list[list[float]] = field(default_factory=list)
+    lost: int = 0
+    doubled: int = 0
+
+    def summarize(self, of: Callable[[Sequence[float]], float]) -> list[float]:
+        return [of(column) for column in zip(*self.rows, strict=True)]
+
+
+@dataclass(frozen=True)
+class Airflows:
+    """Where the upstream is, and where the downstream."""
+
+    warehouse: SchedulingAirflow
+    metrics: SchedulingAirflow
+
+    def forget_runs(self) -> None:
+        self.warehouse.forget_runs()
+        self.metrics.forget_runs()
+
+
+@contextmanager
+def running_airflows(folder: Path) -> Iterator[Airflows]:
+    def start(name: str, dag_id: str) -> SchedulingAirflow:
+        own = scheduling_airflow(folder / name, [dag_id], AIRFLOW_SETTINGS)
+        return stack.enter_context(own)
+
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        upstream = pool.submit(start, "warehouse", UPSTREAM)
+        downstream = pool.submit(start, "metrics", DOWNSTREAM)
+        yield Airflows(upstream.result(), downstream.result())
+
+
+def build_contender(name: str, folder: Path, airflows: Airflows) -> Contender:
+    urls = {"warehouse": airflows.warehouse.url, "metrics": airflows.metrics.url}
+    if name == "ours":
+        ours = Contender(folder / name, OURS, {})
+        dependency = {DOWNSTREAM: {"depends_on": [f"warehouse/{UPSTREAM}"]}}
+        dags = {"warehouse": {}, "metrics": dependency}
+        ours.declare({"name": one, "url": urls[one], "dags": dags[one]} for one in urls)
+        return ours
+    env = {f"BENCH_{one.upper()}_URL": url for one, url in urls.items()}
+    if name == "tuned":
+        env[TUNED_VARIABLE] = "yes"
+    return Contender(folder / name, "tests.bench.tutorial", env, DEFAULTS)
+
+
+def measure(
+    figures: Figures, contender: Contender, airflows: Airflows, rounds: int, warm_up: int
+) -> None:
+    """Some rounds from one start of a contender's `dagster dev`."""
+    is_new = contender.process is None
+    with running(contender):
+        if is_new:
+            contender.wait_for_sensors()
+            for _ in range(warm_up):
+                run_round(Figures("warm-up"), contender, airflows)
+        for _ in range(rounds):
+            # More than one turn of the daemons, which may else take this round's update for what
+            # the end of the round before has settled; and so that the upstream ends at any moment
+            # of their loops.
+            time.sleep(random.uniform(5, 10))
+            row = run_round(figures, contender, airflows)
+            show_line(figures.name, row or (), "" if row else "   lost")
+    airflows.forget_runs()  # or the next to start would find those of this one
+
+
+def run_round(figures: Figures, contender: Contender, airflows: Airflows) -> list[float] | None:
+    """What one end of the upstream led to, stage by stage; None if to nothing."""
+    runs_before = len(contender.fetch_runs(DOWNSTREAM))
+    rows_before = len(airflows.metrics.read_runs(DOWNSTREAM))
+    airflows.warehouse.trigger(UPSTREAM, f"bench__{time.time()}")
+
+    def find_end() -> float | None:
+        return airflows.warehouse.read_runs(UPSTREAM)[-1].end
+
+    end = wait_for(find_end, "the upstream has ended", interval_s=0.1)
+
+    def find_downstream() -> RunRow | bool:
+        new = airflows.metrics.read_runs(DOWNSTREAM)[rows_before:]
+        if new and new[0].end:
+            return new[0]
+        return time.time() - end > LOST_AFTER_S
+
+    found = wait_for(find_downstream, "the downstream has ended", LOST_AFTER_S + 10)
+    if not isinstance(found, RunRow):
+        figures.lost += 1
+        return None
+    wait_for(
+        lambda: not contender.is_in_progress("metrics", DOWNSTREAM), "its Dagster run has ended"
+    )
+    runs = contender.fetch_runs(DOWNSTREAM)  # the newest first
+    new_runs = runs[: len(runs) - runs_before]
+    figures.doubled += len(new_runs) - 1
+    assert found.queued_at
+    assert found.start
+    moments = fetch_times(contender.url, new_runs[-1].run_id)
+    row = [at - end for at in (*moments, found.queued_at, found.start)]
+    figures.rows.append(row)
+    return row
+
+
+def show(figures: Figures) -> None:
+    count = f"of {len(figures.rows)}, {figures.lost} lost, {figures.doubled} doubled"
+    if figures.rows:
+        show_line(figures.name, figures.summarize(statistics.median), f"   median {count}")
+        show_line("", figures.summarize(max), "   worst")
+    else:
+        print(f"{figures.name:<10} {count}", flush=True)
+
+
+def show_line(name: str, seconds: Sequence[float], what: str = "") -> None:
+    print(f"{name:<10}" + "".join(f"{one:14.1f}" for one in seconds) + what, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10)
+    # A dagster dev's daemons loop in step: how they meet is chance, once for each start.
+    parser.add_argument("--starts", type=int, default=5, help="of each dagster dev, in turn")
+    parser.add_argument("--warm-up", type=int, default=1, help="rounds that don't count")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    asked = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="bench-federating-"))
+    found = {name: Figures(name) for name in asked.contenders}
+    try:
+        with running_airflows(folder) as airflows:
+            print("seconds after the end of load_customers, two real Airflows 2.11")
+            print(" " * 10 + "".join(f"{stage:>14}" for stage in ALL_STAGES))
+            contenders = {name: build_contender(name, folder, airflows) for name in found}
+            for start in range(asked.starts):
+                for name, contender in contenders.items():
+                    rounds = len(range(start, asked.runs, asked.starts))
+                    measure(found[name], contender, airflows, rounds, asked.warm_up)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print()
+    for figures in found.values():
+        show(figures)
+    medians = {
+        name: own.summarize(statistics.median)[-1] for name, own in found.items() if own.rows
+    }
+    for name in [name for name in medians if name != "ours" and "ours" in medians]:
+        print(f"{name} takes {medians[name] / medians['ours']:.1f} times as long")
+
+
+if __name__ == "__main__":
+    main()

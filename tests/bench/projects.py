@@ -1,0 +1,129 @@
+"""The contenders of `execute` and `federating`: each a `dagster dev` over a project of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.bench.contender import PASSWORD, USERNAME
+from tests.conftest import ROOT
+from tests.live.dagster_dev import FINISHED, DagsterDev
+from tests.live.test_library import DEFINITIONS, PYPROJECT
+from tests.processes import find_free_port
+from tests.waiting import wait_for
+
+OURS = "theirs.definitions"  # in a project that is not ours
+_MODULE = """
+[tool.dagster]
+module_name = "{}"
+code_location_name = "project"
+"""
+_SHIPPED = (ROOT / "deployment" / "dagster.yaml").read_text()
+DEFAULTS = "telemetry: {enabled: false}\n"
+
+_REPOSITORIES = """
+query { repositoriesOrError { ... on RepositoryConnection { nodes {
+  name location { name }
+  sensors { id sensorState { ticks(limit: 1) { status } } } } } } }
+"""
+_MESSAGES = """
+query ($run: ID!) { logsForRun(runId: $run) { ... on EventConnection { events {
+  ... on MessageEvent { message } } } } }
+"""
+
+
+class Contender(DagsterDev):
+    """`dagster dev` over a scratch project.
+
+    Args:
+        folder: For all that it writes; it is made.
+        module: Of the definitions: `OURS`, or the peer's.
+        env: What the definitions read.
+        settings: The dagster.yaml.
+    """
+
+    def __init__(
+        self, folder: Path, module: str, env: Mapping[str, str], settings: str = _SHIPPED
+    ) -> None:
+        self.project, self.home = folder / "project", folder / "dagster"
+        self.project.mkdir(parents=True)
+        (self.project / "pyproject.toml").write_text(PYPROJECT + _MODULE.format(module))
+        self.home.mkdir()
+        (self.home / "dagster.yaml").write_text(settings)
+        self.port = find_free_port()
+        path = f"{self.project}{os.pathsep}{ROOT}"
+        self.env = {
+            **env,
+            "DAGSTER_HOME": str(self.home),
+            "PYTHONPATH": path,
+            # Modules are compiled once, as on any machine, whatever this one has set: it is half
+            # of a run worker's start.
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": str(folder / "compiled"),
+        }
+        self.log = folder / "dagster.log"
+        self.process = None
+
+    def declare(self, instances: Iterable[Mapping[str, Any]]) -> None:
+        """A project as the README has it, with a defs.yaml for each instance."""
+        package = self.project / "theirs"
+        (package / "defs").mkdir(parents=True)
+        for module in (package, package / "defs"):
+            (module / "__init__.py").touch()
+        (package / "definitions.py").write_text(DEFINITIONS)
+        auth = {"type": "basic", "username": USERNAME, "password": PASSWORD}
+        for attributes in instances:
+            folder = package / "defs" / attributes["name"]
+            folder.mkdir()
+            declared = {
+                "type": "federation_defs.FederatedAirflow",
+                "attributes": {**attributes, "auth": auth},
+            }
+            (folder / "defs.yaml").write_text(yaml.safe_dump(declared))
+
+    def stop_sensors(self) -> None:
+        mutation = "mutation ($id: String!) { stopSensor(id: $id) { __typename } }"
+        for sensor in self._fetch_repository()["sensors"]:
+            stopped = self.query(mutation, id=sensor["id"])["stopSensor"]["__typename"]
+            assert stopped == "StopSensorMutationResult", stopped
+
+    def wait_for_sensors(self) -> None:
+        """Returns when each has looked once; what is new then is news to all of them. Only after
+        the first start: of later ones GraphQL tells no ticks (Dagster 1.13)."""
+
+        def have_looked() -> bool:
+            sensors = self._fetch_repository()["sensors"]
+            ticks = [tick for sensor in sensors for tick in sensor["sensorState"]["ticks"]]
+            return len(ticks) == len(sensors) and all(tick["status"] != "STARTED" for tick in ticks)
+
+        wait_for(have_looked, "every sensor has looked", timeout_s=120)
+
+    def is_over(self, run_id: str) -> bool:
+        query = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
+        return self.query(query, run=run_id)["runOrError"]["status"] in FINISHED
+
+    def fetch_messages(self, run_id: str) -> str:
+        """What is in the log of a run."""
+        events = self.query(_MESSAGES, run=run_id)["logsForRun"]["events"]
+        return "\n".join(event["message"] for event in events)
+
+    def _fetch_repository(self) -> dict[str, Any]:
+        return self.query(_REPOSITORIES)["repositoriesOrError"]["nodes"][0]
+
+
+@contextmanager
+def running(contender: Contender) -> Iterator[Contender]:
+    """From its start to its end; if something fails, it and all that it started is killed."""
+    try:
+        contender.start()
+        yield contender
+    except BaseException:
+        if contender.process and contender.process.is_running:
+            contender.kill()
+        raise
+    contender.stop()
