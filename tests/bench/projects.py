@@ -28,7 +28,6 @@ DEFAULTS = "telemetry: {enabled: false}\n"
 
 _REPOSITORIES = """
 query { repositoriesOrError { ... on RepositoryConnection { nodes {
-  name location { name }
   sensors { id sensorState { ticks(limit: 1) { status } } } } } } }
 """
 _MESSAGES = """
@@ -61,8 +60,8 @@ class Contender(DagsterDev):
             **env,
             "DAGSTER_HOME": str(self.home),
             "PYTHONPATH": path,
-            # Modules are compiled once, as on any machine, whatever this one has set: it is half
-            # of a run worker's start.
+            # Modules are compiled once, also where the environment forbids it, as in many a
+            # container: compiling them anew is half of a run worker's start.
             "PYTHONDONTWRITEBYTECODE": "",
             "PYTHONPYCACHEPREFIX": str(folder / "compiled"),
         }

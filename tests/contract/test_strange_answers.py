@@ -177,7 +177,11 @@ def test_a_server_that_says_a_second_is_given_a_second() -> None:
     for_each_fault({"number": {"Retry-After": "1"}, "date of its clock": a_date}, check)
 
 
-@pytest.mark.parametrize("said", ["3600", "9" * 400, format_datetime(SOON, usegmt=True)])
+@pytest.mark.parametrize(
+    "said",
+    ["3600", "9" * 400, format_datetime(SOON, usegmt=True)],
+    ids=["an hour", "no number of seconds", "a date"],
+)
 def test_a_server_that_says_an_hour_is_told_and_not_waited_for(reached: Reached, said: str) -> None:
     reached.server.fail_next(asks("GET", "/dags"), answer(429, {}, {"Retry-After": said}))
     with Stopwatch() as took, pytest.raises(UnreachableError, match="429, to be asked again in"):
