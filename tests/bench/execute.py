@@ -26,6 +26,7 @@ import psutil
 from tests.bench.airflow2 import CountingAirflow, SchedulingAirflow, scheduling_airflow
 from tests.bench.projects import OURS, Contender, running
 from tests.bench.tutorial import UPSTREAM
+from tests.conftest import pytest_configure as end_on_signals
 from tests.contract.fault_proxy import FaultProxy
 from tests.waiting import wait_for
 
@@ -152,6 +153,7 @@ def show(name: str, figures: Figures) -> None:
 
 
 def main() -> None:
+    end_on_signals()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dags", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60, help="of waiting that are measured")

@@ -25,6 +25,7 @@ from tests.bench.airflow2 import RunRow, SchedulingAirflow, scheduling_airflow
 from tests.bench.projects import DEFAULTS, OURS, Contender, running
 from tests.bench.stages import STAGES, fetch_times
 from tests.bench.tutorial import DOWNSTREAM, TUNED_VARIABLE, UPSTREAM
+from tests.conftest import pytest_configure as end_on_signals
 from tests.waiting import wait_for
 
 ALL_STAGES = (*STAGES, "triggered", "DAG started")
@@ -166,6 +167,7 @@ def show_line(name: str, seconds: Sequence[float], what: str = "") -> None:
 
 
 def main() -> None:
+    end_on_signals()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10)
     # A dagster dev's daemons loop in step: how they meet is chance, once for each start.
