@@ -39,6 +39,7 @@ AIRFLOW_SETTINGS = {
     "AIRFLOW__WEBSERVER__WORKERS": "1",
 }
 LOST_AFTER_S = 120
+LOOP_S = {"published": 30, "tuned": 5, "ours": 5}  # of the slowest that looks
 
 
 @dataclass
@@ -109,10 +110,9 @@ def measure(
             for _ in range(warm_up):
                 run_round(Figures("warm-up"), contender, airflows)
         for _ in range(rounds):
-            # More than one turn of the daemons, which may else take this round's update for what
-            # the end of the round before has settled; and so that the upstream ends at any moment
-            # of their loops.
-            time.sleep(random.uniform(5, 10))
+            # A turn of the daemons, which may else take this round's update for what the end of
+            # the round before has settled; and more, for the upstream to end at any moment of it.
+            time.sleep(5 + random.uniform(0, LOOP_S[figures.name]))
             row = run_round(figures, contender, airflows)
             show_line(figures.name, row or (), "" if row else "   lost")
     airflows.forget_runs()  # or the next to start would find those of this one

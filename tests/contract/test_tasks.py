@@ -43,17 +43,19 @@ def test_clearing_the_failed_tasks_runs_them_again_and_no_others(world: World) -
 def test_the_log_of_an_earlier_try_is_there_after_a_clear(world: World) -> None:
     with world.failing() as error:
         run = run_dag(world)
+    assert run.state == "failed"
     world.client.clear_failed_tasks(world.dag_id, run.run_id)
     assert wait_for_end(world, run.run_id).is_success
     tasks = world.client.fetch_task_instances(world.dag_id, run.run_id)
-    (again,) = [task for task in tasks if task.try_number == 2]
+    again = max(tasks, key=lambda task: task.try_number)  # a busy Airflow may take a third one
+    assert again.try_number >= 2
 
     def fetch_log(try_number: int | None = None) -> str:
         return world.client.fetch_log(world.dag_id, run.run_id, again, try_number)
 
     assert (error in fetch_log(1), error in fetch_log()) == (True, False)
     # The task's process says its last words when its run is over already.
-    wait_for(lambda: fetch_log() == fetch_log(2), "the log is whole")
+    wait_for(lambda: fetch_log() == fetch_log(again.try_number), "the log is whole")
 
 
 def test_a_mapped_task_is_there_once_per_index_with_a_log_of_its_own(world: World) -> None:
