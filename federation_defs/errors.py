@@ -16,6 +16,7 @@ FederationError
     ├── DagPausedError          the DAG would leave a run queued
     ├── DagBrokenError          the DAG's file does not parse as it is now
     ├── LogicalDateTakenError   another run owns the logical date
+    ├── RunNotStartedError      a trigger that failed there, and left no run behind
     └── RunLostError            a DAG run that was there is gone, or overstayed its time-out
 
 Every message says what, where, what was seen and what to do, in one line; `docs/errors.md` has
@@ -67,6 +68,7 @@ class UnreachableError(AirflowError):
 
     def __init__(self, instance: str, url: str, reason: str, *, is_late: bool = False) -> None:
         self.url = url
+        self.reason = reason
         self.is_late = is_late
         super().__init__(
             instance,
@@ -253,6 +255,24 @@ class LogicalDateTakenError(AirflowError):
             instance,
             f"did not start run '{run_id}' of DAG '{dag_id}': another run has its logical date "
             f"(409{_said(detail)}). Clear that run instead.",
+        )
+
+
+class RunNotStartedError(AirflowError):
+    """A trigger got no answer, or none that says anything sure, and there is no run of its id:
+    while the instance does answer what else it is asked. Worth a few more tries.
+
+    Args:
+        reason: What became of the trigger, in Airflow's own words if there are any.
+    """
+
+    def __init__(self, instance: str, dag_id: str, run_id: str, reason: str) -> None:
+        self.dag_id = dag_id
+        super().__init__(
+            instance,
+            f"did not start run '{run_id}' of DAG '{dag_id}' ({reason}), and has none of that id. "
+            "Look into the log of its web server or API server, mend what it names, and "
+            "materialize the asset again.",
         )
 
 

@@ -11,7 +11,7 @@ import requests
 
 from federation_defs.airflow.api import follow_upgrade, is_absent, parse_version
 from federation_defs.airflow.dialects import build_path, build_run_path, format_time
-from federation_defs.airflow.paging import PagedApi
+from federation_defs.airflow.paging import SERVER_PAGE, PagedApi
 from federation_defs.airflow.parsing import parse_dag_run
 from federation_defs.airflow.records import (
     ACTIVE_STATES,
@@ -24,6 +24,7 @@ from federation_defs.errors import (
     DagNotFoundError,
     LogicalDateTakenError,
     RunLostError,
+    RunNotStartedError,
     TlsError,
     UnexpectedAnswerError,
     UnreachableError,
@@ -102,6 +103,17 @@ class RunQuestions(PagedApi):
         return next((run for run in runs if run.logical_date == logical_date), None)
 
     @follow_upgrade
+    def fetch_run_of_key(self, dag_id: str, partition_key: str) -> DagRun | None:
+        """The last run of a DAG that has this partition key (Airflow 3.2), or None if none has."""
+        # Airflow looks for a part of the key, and takes `%`, `_` and `|` in it for signs.
+        params = {"partition_key_pattern": partition_key, "order_by": "-id", "limit": SERVER_PAGE}
+        response = self._get(build_path("dags", dag_id, "dagRuns"), params=params)
+        if is_absent(response):
+            return None
+        runs = self._read_list(response, "dag_runs", parse_dag_run).entries
+        return next((run for run in runs if run.partition_key == partition_key), None)
+
+    @follow_upgrade
     def fetch_latest_finished_run(self, dag_id: str) -> DagRun | None:
         """The run of a DAG that ended last, or None if none has.
 
@@ -150,6 +162,7 @@ class RunQuestions(PagedApi):
         Raises:
             DagNotFoundError: The instance has no such DAG.
             LogicalDateTakenError: Another run owns the logical date.
+            RunNotStartedError: The trigger failed there, or was lost; no run came of it so far.
             RequestRefusedError: The conf, a date or the partition key is none that the DAG takes.
             UnsupportedError: A partition key before 3.2, a data interval before 2.9.
         """
@@ -160,7 +173,11 @@ class RunQuestions(PagedApi):
                 build_path("dags", dag_id, "dagRuns"),
                 json=self.dialect.build_trigger_body(run_id, conf or {}, options),
             )
-        except (UnreachableError, TlsError):
+        except UnreachableError as error:
+            if (run := self.fetch_run(dag_id, run_id)) is not None:
+                return run
+            raise RunNotStartedError(self.instance, dag_id, run_id, error.reason) from error
+        except TlsError:
             if (run := self.fetch_run(dag_id, run_id)) is not None:
                 return run
             raise
@@ -177,9 +194,12 @@ class RunQuestions(PagedApi):
         is_ambiguous = status in (408, 409) or status < 300 or status >= 500
         if is_ambiguous and (run := self.fetch_run(dag_id, run_id)) is not None:
             return run
-        if response.status_code == 409:
+        if status == 409:
             raise LogicalDateTakenError(self.instance, dag_id, run_id, read_detail(response))
-        raise self.session.build_error(response)
+        error = self.session.build_error(response)
+        if is_ambiguous and isinstance(error, UnreachableError):
+            raise RunNotStartedError(self.instance, dag_id, run_id, error.reason)
+        raise error
 
     def _refuse_unsupported(self, options: TriggerOptions) -> None:
         """Older versions would say that they know no such field; that tells nobody what to do."""

@@ -46,12 +46,10 @@ def build_timeout_error(
     )
 
 
-def build_silence_error(
-    client: AirflowClient, run: DagRun, waited_s: float, error: AirflowError
-) -> RunLostError:
+def build_silence_error(run: DagRun, waited_s: float, error: AirflowError) -> RunLostError:
     """For a run whose time is over while its instance does not answer."""
     return RunLostError(
-        client.instance,
+        error.instance,
         f"does not say what became of run '{run.run_id}' of DAG '{run.dag_id}' in the "
         f"{waited_s:.0f} s of its `trigger.timeout`: it was {run.state} when we heard of it last. "
         f"({error}) What it ends as is reported when the instance is back.",

@@ -117,6 +117,8 @@ class Starter:
         if declared.partitions is not None and target.partition is not None:
             partitioning = Partitioning(declared.partitions)
             options = partitioning.build_options(target.partition, has_keys=dag.is_partitioned)
+        if (ran := self._find_run_of_key(target, options)) is not None:
+            return self._take_over(target, ran)
         run_id = self._attempt.build_run_id(target, number)
         self._expect(target, run_id)
         conf = declared.trigger.conf
@@ -131,6 +133,15 @@ class Starter:
                 raise
         self.forget(target)
         return self._take_over(target, owner)
+
+    def _find_run_of_key(self, target: Target, options: TriggerOptions) -> DagRun | None:
+        """The run that a partition key had by itself, for an automation that asks for one. (Airflow
+        refuses a date that has run, but no key.)"""
+        key = options.partition_key
+        if key is None or not self._attempt.is_requested_by_automation:
+            return None
+        ran = self._client.fetch_run_of_key(target.dag_id, key)
+        return ran if ran and parse_root_run_id(ran.run_id) is None else None
 
     def _take_over(self, target: Target, owner: DagRun) -> DagRun:
         """A run of somebody else's that has the partition's date: as it is, or run again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -33,6 +35,7 @@ Event = (
     | dg.AssetObservation
     | dg.Output
 )
+TROUBLE_TOLD_S = 600.0
 _DURATIONS = 10
 # An output that is there for the steps after it, and reports nothing: Dagster (1.13) has no public
 # way to say so, but leaves out the event of an output with this metadata.
@@ -68,6 +71,7 @@ class Teller:
         self._notes: dict[str, str] = {}
         self._compared: set[str] = set()
         self._are_queued: set[Target] = set()
+        self._troubles: dict[str, float] = {}
 
     def take(self) -> Iterator[Event]:
         """What came up since."""
@@ -138,6 +142,13 @@ class Teller:
         elif not isinstance(answer, RunLostError):  # it never was
             url = self._client.build_run_url(target.dag_id, run_id)
             self._context.log.error(f"{answer} So run {run_id} may go on: {url}")
+
+    def tell_trouble(self, error: AirflowError) -> None:
+        """Why there is nothing new; every ten minutes, for as long as it is so."""
+        now, message = time.monotonic(), f"{error} Waiting on."
+        if now - self._troubles.get(message, -math.inf) >= TROUBLE_TOLD_S:
+            self._troubles[message] = now
+            self.warn(message)
 
     def tell_failed(self, error: AirflowError) -> None:
         self._context.log.error(str(error))

@@ -36,7 +36,7 @@ class Wait:
         is_over: It needs no looking after any more, however it ended.
         error: Why it is given up.
         tasks: That ran when we looked last, as a person was told.
-        trouble_since: When an answer that was no help came, if none that was has come since.
+        odd_since: Since when the instance answers, and nothing that is a help.
     """
 
     target: Target
@@ -51,7 +51,7 @@ class Wait:
     run: DagRun | None = None
     verdict: Verdict | None = None
     error: AirflowError | None = None
-    trouble_since: float | None = None
+    odd_since: float | None = None
     tasks: str = ""
 
     @classmethod
@@ -74,6 +74,16 @@ class Wait:
     @property
     def is_queued(self) -> bool:
         return self.run is not None and self.run.state == "queued"
+
+    @property
+    def is_unwaited(self) -> bool:
+        """It was started, and is left to itself (`trigger.wait: false`)."""
+        return self.is_over and self.verdict is None and self.error is None
+
+    def claim(self, now: float) -> None:
+        """It has its slot: its time begins."""
+        self.is_claimed = True
+        self.since, self.deadline = now, now + (self.deadline - self.since)
 
     def plan_next_pause_check(self, now: float) -> None:
         """The longer a run is queued, the less often its DAG is asked for: up to 5 minutes."""

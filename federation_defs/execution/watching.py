@@ -11,20 +11,17 @@ from federation_defs.airflow.records import Dag, DagRun
 from federation_defs.declaration import DagDeclaration, TriggerDeclaration
 from federation_defs.errors import (
     AirflowError,
-    CredentialError,
-    DagBrokenError,
     DagNotFoundError,
     DagPausedError,
-    RunLostError,
-    UnreachableError,
 )
+from federation_defs.execution.admission import SLOT_S, Admission
 from federation_defs.execution.attempt import Attempt, Target
 from federation_defs.execution.calls import Calls
 from federation_defs.execution.failures import (
     build_deleted_error,
-    build_silence_error,
     build_timeout_error,
 )
+from federation_defs.execution.patience import bear
 from federation_defs.execution.slots import Slots
 from federation_defs.execution.starting import Starter
 from federation_defs.execution.stopping import Stopper
@@ -40,11 +37,7 @@ from federation_defs.execution.waiting import (
 )
 from federation_defs.verdicts import Verdict, add_log_tails, fetch_verdict
 
-# How long an answer that is none of Airflow's is borne: a gateway's, or one from an upgrade.
-TROUBLE_S = 600.0
-SLOT_S = 1.0
 STOP_S = 50.0  # Dagster gives a run that is canceled a minute (`cancel_timeout_seconds`)
-_FINAL = (DagNotFoundError, DagPausedError, DagBrokenError, RunLostError)
 
 
 class Watch:
@@ -69,13 +62,13 @@ class Watch:
         self._client = client
         self._attempt = attempt
         self._dags = dags
-        self._slots = slots
         self._teller = teller
         self._starter = Starter(client, attempt, dags)
         self._stopper = Stopper(client, attempt, dags, self._starter, teller)
         self._waits: dict[Target, Wait] = {}
         self._over: list[Wait] = []
         self._calls = Calls(client)
+        self._admission = Admission(client, slots, teller, self._calls)
         self._next_tasks = time.monotonic() + TASKS_S
         self._is_looking = False
 
@@ -98,13 +91,13 @@ class Watch:
         over, self._over = self._over, []
         for one in over:
             del self._waits[one.target]
-            self._slots.free(one.target.name)
+            self._admission.leave(one)
         return over
 
     def close(self) -> None:
         """Ends it, whatever is going on."""
-        for target in self._waits:
-            self._slots.free(target.name)
+        for one in self._waits.values():
+            self._admission.leave(one)
         self._calls.close()
         self._stopper.close()
 
@@ -121,23 +114,12 @@ class Watch:
         for one in self._waits.values():
             if one.run is not None or one.is_busy or now < one.next_look:
                 continue
-            if not one.is_claimed:
-                if not self._slots.claim(one.target.name):
-                    self._teller.tell_queued(one)
-                    self._postpone_claims(now + SLOT_S)
-                    break
-                one.is_claimed = True
-                one.since, one.deadline = now, now + self._get_trigger(one.target).timeout
+            if not self._admission.admit(one, self._waits.values(), now):
+                break
             one.is_busy = True
             note = self._teller.build_note(one.target)
             act = partial(self._starter.start, one.target, note)
             self._calls.ask(act, partial(self._on_started, one))
-
-    def _postpone_claims(self, until: float) -> None:
-        """Those after one that got no slot would not get one either."""
-        for one in self._waits.values():
-            if not one.is_claimed:
-                one.next_look = until
 
     def _look_if_due(self, now: float) -> None:
         """Asks how all runs are doing that go on, if it is time for one of them."""
@@ -203,7 +185,7 @@ class Watch:
     def _see(self, one: Wait, run: DagRun) -> None:
         """Takes in how a run is doing."""
         now = time.monotonic()
-        one.trouble_since = None
+        one.odd_since = None
         self._teller.tell_run(one, run)
         one.run = run
         one.plan_next_look(now)
@@ -257,25 +239,13 @@ class Watch:
                     self._teller.tell_tasks(one, answer.get(one.key, ""))
 
     def _bear(self, one: Wait, error: AirflowError) -> None:
-        """Goes on waiting: until the time-out for an instance that is away, for some minutes while
-        it answers oddly, or there is nothing to sign in with. A trigger that was answered, if with
-        a refusal, is not tried again."""
+        """Goes on waiting for as long as it makes sense."""
         now = time.monotonic()
-        if one.trouble_since is None:
-            one.trouble_since = now
-            if not isinstance(error, _FINAL):
-                self._teller.warn(f"{error} Waiting on.")
-        is_away = isinstance(error, UnreachableError)
-        is_refused = one.run is None and not isinstance(error, UnreachableError | CredentialError)
-        is_enough = is_refused or (not is_away and now - one.trouble_since > TROUBLE_S)
-        if isinstance(error, _FINAL) or is_enough:
-            self._fail(one, error)
-        elif now < one.deadline:
-            one.plan_next_look(now)
-        elif one.is_going_on and one.run is not None:
-            self._fail(one, build_silence_error(self._client, one.run, now - one.since, error))
-        else:  # it was not started, or it is over and its tasks aren't told
-            self._fail(one, error)
+        if (end := bear(one, error, now)) is not None:
+            self._fail(one, end)
+            return
+        self._teller.tell_trouble(error)
+        one.plan_next_look(now)
 
     def _time_out(self, one: Wait, run: DagRun, waited_s: float) -> None:
         on_timeout = self._get_trigger(one.target).on_timeout

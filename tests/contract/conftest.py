@@ -6,6 +6,7 @@ checked against the real ones. `pytest tests/contract -m "not real_airflows"` is
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -66,17 +67,21 @@ class Airflow:
 StartAirflow = Callable[..., Airflow]
 
 
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    """An empty Dagster."""
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield instance
+@pytest.fixture(scope="session")
+def empty_dagster(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of an empty Dagster: making them anew takes longer than most tests."""
+    folder = tmp_path_factory.mktemp("dagster")
+    with dg.DagsterInstance.local_temp(str(folder)) as instance:
+        instance.get_runs()
+        instance.fetch_materializations(dg.AssetKey("any"), limit=1)
+    return folder
 
 
 @pytest.fixture
-def stored_instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    """An empty Dagster in files, which threads can share."""
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+def instance(empty_dagster: Path, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """An empty Dagster, in files: of one in memory, threads lock each other out."""
+    folder = shutil.copytree(empty_dagster, tmp_path / "dagster")
+    with dg.DagsterInstance.local_temp(str(folder)) as instance:
         yield instance
 
 

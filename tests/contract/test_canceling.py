@@ -28,12 +28,6 @@ LEAVE = {"trigger": {"on_cancel": "leave"}}
 CANCELED, FAILURE = dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE
 
 
-@pytest.fixture
-def instance(stored_instance: dg.DagsterInstance) -> dg.DagsterInstance:
-    """That somebody else writes to too."""
-    return stored_instance
-
-
 def cancel_at(
     airflow: Airflow, instance: dg.DagsterInstance, method: str = "GET", pattern: str = RUN
 ) -> None:

@@ -64,11 +64,11 @@ def test_a_run_that_can_not_be_stopped_is_told_as_such(
 
 
 def test_a_run_that_was_given_up_is_reported_when_it_ends_though_others_are_waited_for(
-    airflow_v2: Airflow, stored_instance: dg.DagsterInstance
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     for dag_id in (DAG, "other"):
         airflow_v2.database.add_dag(dag_id, polls=math.inf)
-    daemon = Daemon(airflow_v2.client, [DAG, "other"], stored_instance)
+    daemon = Daemon(airflow_v2.client, [DAG, "other"], instance)
     seen: list[list[str]] = []
 
     def end_both() -> None:
@@ -80,7 +80,7 @@ def test_a_run_that_was_given_up_is_reported_when_it_ends_though_others_are_wait
     # Only one is waited for any more when a run is asked for by itself.
     other = asks("GET", "/dags/other/dagRuns/[^/]+")
     airflow_v2.server.fail_next(other, before_acting(end_both))
-    outcome = materialize(airflow_v2.client, {DAG: TIMEOUT, "other": {}}, stored_instance)
+    outcome = materialize(airflow_v2.client, {DAG: TIMEOUT, "other": {}}, instance)
     assert outcome.materialized == ["other"]
     (own,) = [run.run_id for run in airflow_v2.database.runs if run.dag_id == DAG]
     assert seen == [[own]]

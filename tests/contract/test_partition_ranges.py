@@ -143,9 +143,7 @@ def test_what_is_without_partitions_runs_once_after_all_of_its_upstreams(
     assert [run.dag_id for run in airflow_v2.database.runs] == [DAG] * 5 + ["report"]
 
 
-def test_a_range_keeps_to_the_limit(
-    airflow_v2: Airflow, stored_instance: dg.DagsterInstance
-) -> None:
+def test_a_range_keeps_to_the_limit(airflow_v2: Airflow, instance: dg.DagsterInstance) -> None:
     airflow_v2.database.add_dag(DAG, polls=1)
     most: list[int] = []
 
@@ -156,7 +154,7 @@ def test_a_range_keeps_to_the_limit(
 
     airflow_v2.server.fail_next(POST, count, times=5)
     outcome = materialize(
-        airflow_v2.client, {DAG: declare()}, stored_instance, tags=RANGE, max_active_runs=3
+        airflow_v2.client, {DAG: declare()}, instance, tags=RANGE, max_active_runs=3
     )
     assert outcome.success
     assert max(most) == 3

@@ -126,19 +126,19 @@ def test_the_tag_of_a_range_has_one_run_and_how_many_more_there_are(
 
 
 def test_the_link_is_told_before_the_dag_run_ends(
-    airflow: Airflow, stored_instance: dg.DagsterInstance
+    airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag(DAG, polls=math.inf)
     seen: list[dg.AssetObservation] = []
 
     def look() -> None:
-        records = stored_instance.fetch_observations(KEY, limit=10).records
+        records = instance.fetch_observations(KEY, limit=10).records
         seen.extend(record.asset_observation for record in records if record.asset_observation)
         airflow.database.finish_run(airflow.database.runs[0])
 
     asked = asks("GET", f"/dags/{DAG}/dagRuns/[^/]+")
     airflow.server.fail_next(asked, before_acting(look))
-    outcome = materialize(airflow.client, [DAG], stored_instance)
+    outcome = materialize(airflow.client, [DAG], instance)
     assert outcome.success
     (observation,) = seen
     run_id = build_run_id(outcome.run_id)
@@ -148,7 +148,7 @@ def test_the_link_is_told_before_the_dag_run_ends(
         "Link to run": airflow.client.build_run_url(DAG, run_id),
         "State": "queued",
     }
-    assert len(stored_instance.fetch_observations(KEY, limit=10).records) == 1
+    assert len(instance.fetch_observations(KEY, limit=10).records) == 1
 
 
 def test_the_note_of_a_re_execution_is_the_first_attempts(

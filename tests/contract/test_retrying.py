@@ -204,15 +204,15 @@ def test_a_new_run_whose_answer_is_lost_is_started_once(
 
 
 def test_a_new_run_whose_answer_is_lost_is_stopped_with_a_canceled_run(
-    airflow_v2: Airflow, stored_instance: dg.DagsterInstance
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    retried = Retried(airflow_v2, stored_instance, "new_run")
+    retried = Retried(airflow_v2, instance, "new_run")
     retried.dag.polls = math.inf
 
     def lose_sight_and_cancel() -> None:
         look = asks("GET", f"{TRIGGER}/.*retry_2")
         airflow_v2.server.fail_next(look, hang_up, times=4)  # is it there after all?
-        cancel(stored_instance)
+        cancel(instance)
 
     airflow_v2.server.fail_next(asks("POST", TRIGGER), after_acting(lose_sight_and_cancel))
     second = retried.attempts.execute(retried.first)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import dagster as dg
 import pytest
 from werkzeug import Response
 
+from federation_defs.execution import admission
 from federation_defs.naming import build_pool_name
 from tests.contract.conftest import Airflow
 from tests.contract.executing import Attempts, Outcome, materialize, meanwhile, wait_for_log
 from tests.contract.fake_airflow import asks
-from tests.contract.faults import Act
+from tests.contract.fake_rows import RunRow
+from tests.contract.faults import Act, answer
 from tests.contract.interrupting import before_acting, cancel, interrupt
 from tests.waiting import wait_for
 
@@ -23,12 +26,6 @@ POOL = build_pool_name("metrics")
 POST = asks("POST", "/dags/[^/]+/dagRuns")
 ANY_RUN = "/dags/[^~/]+/dagRuns/[^/]+"
 FIVE = [f"dag_{number}" for number in range(5)]
-
-
-@pytest.fixture
-def instance(stored_instance: dg.DagsterInstance) -> dg.DagsterInstance:
-    """Where the slots are."""
-    return stored_instance
 
 
 class Counting:
@@ -165,7 +162,7 @@ def test_the_slots_of_a_dead_attempt_are_free_for_the_next(
     attempts = Attempts(airflow_v2.client, FIVE[:1], instance, max_active_runs=1)
     first = attempts.execute()
     storage = instance.event_log_storage
-    assert storage.claim_concurrency_slot(POOL, first.run_id, f"{POOL}.{FIVE[0]}", 0).is_claimed
+    assert storage.claim_concurrency_slot(POOL, first.run_id, f"{POOL}.of.{FIVE[0]}", 0).is_claimed
     airflow_v2.database.dags[FIVE[0]].outcome = "success"
     second = attempts.execute(first)
     assert second.materialized == FIVE[:1]
@@ -213,12 +210,120 @@ def test_a_run_that_is_canceled_before_its_turn_triggers_nothing(
     assert read_slots(instance) == (1, 0)
 
 
-def test_a_run_that_is_not_waited_for_takes_no_slot_for_long(
+def declare_unwaited(dag_ids: Sequence[str]) -> dict[str, Any]:
+    return {dag_id: {"trigger": {"wait": False}} for dag_id in dag_ids}
+
+
+@pytest.fixture
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a slot looks at once after those that are left to a DAG run."""
+    monkeypatch.setattr(admission, "LEFT_S", 0.1)
+
+
+@pytest.mark.usefixtures("impatience")
+def test_runs_that_are_not_waited_for_count_until_they_end(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    add_dags(airflow, FIVE)
+    counting = Counting(airflow)
+    outcome = materialize(airflow.client, declare_unwaited(FIVE), instance, max_active_runs=2)
+    assert outcome.success
+    assert counting.most == 2
+    assert len(airflow.database.runs) == 5
+
+
+def leave_one(airflow: Airflow, instance: dg.DagsterInstance) -> RunRow:
+    """A run that is not waited for, with the only slot; its Dagster run is over."""
+    add_dags(airflow, FIVE[:2])
+    airflow.database.dags[FIVE[0]].polls = None
+    unwaited = declare_unwaited(FIVE[:1])
+    outcome = materialize(airflow.client, unwaited, instance, max_active_runs=1)
+    assert outcome.success
+    assert read_slots(instance) == (1, 0)
+    return airflow.database.runs[0]
+
+
+def end(airflow: Airflow, run: RunRow) -> None:
+    airflow.database.finish_run(run, "failed")
+
+
+def delete(airflow: Airflow, run: RunRow) -> None:
+    airflow.database.runs.remove(run)
+
+
+def pause(airflow: Airflow, run: RunRow) -> None:
+    assert run.state == "queued"
+    airflow.database.dags[run.dag_id].is_paused = True
+
+
+@pytest.mark.usefixtures("impatience")
+@pytest.mark.parametrize("happens", [end, delete, pause])
+def test_the_slot_of_a_run_that_is_not_waited_for_is_free_when_that_does_not_go_on(
+    airflow_v2: Airflow,
+    instance: dg.DagsterInstance,
+    happens: Callable[[Airflow, RunRow], None],
+) -> None:
+    run = leave_one(airflow_v2, instance)
+
+    def act() -> None:
+        wait_for_log(instance, "waits for its turn")
+        asked = airflow_v2.server.count("GET", ANY_RUN)
+        wait_for(lambda: airflow_v2.server.count("GET", ANY_RUN) > asked + 1, "it is looked after")
+        assert len(airflow_v2.database.runs) == 1
+        happens(airflow_v2, run)
+
+    with meanwhile(act):
+        outcome = materialize(airflow_v2.client, FIVE[1:2], instance, max_active_runs=1)
+    assert outcome.materialized == FIVE[1:2]
+    assert read_slots(instance) == (0, 0)
+
+
+@pytest.mark.usefixtures("impatience")
+def test_the_slot_of_a_run_that_is_not_waited_for_is_kept_while_its_instance_is_away(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    run = leave_one(airflow_v2, instance)
+    airflow_v2.server.fail_next(asks("GET", ".*"), answer(503), times=9)
+
+    def act() -> None:
+        wait_for(lambda: airflow_v2.server.count("GET", ANY_RUN) > 4, "it is looked after")
+        assert len(airflow_v2.database.runs) == 1
+        airflow_v2.database.finish_run(run)
+
+    with meanwhile(act):
+        outcome = materialize(airflow_v2.client, FIVE[1:2], instance, max_active_runs=1)
+    assert outcome.materialized == FIVE[1:2]
+
+
+def test_a_run_that_waits_for_its_slot_keeps_it_from_those_that_come_later(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """It is given to the DAG run, whoever else is in the queue and however urgent that is."""
+    add_dags(airflow_v2, FIVE[:2], polls=math.inf)
+    client = airflow_v2.client
+    urgent: list[Future[Outcome]] = []
+    with ThreadPoolExecutor(1) as threads:
+
+        def come() -> None:
+            dags, tags = FIVE[1:2], {"dagster/priority": "9"}
+            task = partial(materialize, client, dags, instance, tags=tags, max_active_runs=1)
+            urgent.append(threads.submit(task))
+            wait_for_log(instance, "waits for its turn")
+
+        airflow_v2.server.fail_next(POST, before_acting(come))
+        unwaited = declare_unwaited(FIVE[:1])
+        assert materialize(client, unwaited, instance, max_active_runs=1).success
+        assert read_slots(instance) == (1, 1)
+        (run,) = airflow_v2.database.runs
+        airflow_v2.database.dags[FIVE[1]].polls = 0
+        airflow_v2.database.finish_run(run)
+        assert urgent[0].result(30).materialized == FIVE[1:2]
+
+
+def test_without_a_limit_runs_that_are_not_waited_for_hold_nothing(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     add_dags(airflow_v2, FIVE, polls=math.inf)
-    declared = {dag_id: {"trigger": {"wait": False}} for dag_id in FIVE}
-    outcome = materialize(airflow_v2.client, declared, instance, max_active_runs=1)
-    assert outcome.success
+    assert materialize(airflow_v2.client, declare_unwaited(FIVE), instance).success
     assert len(airflow_v2.database.runs) == 5
     assert read_slots(instance) == (0, 0)

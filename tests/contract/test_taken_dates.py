@@ -121,13 +121,13 @@ def test_one_that_goes_on_is_waited_for_whoever_asks(
 
 @pytest.mark.parametrize("tags", [PERSON, AUTOMATION])
 def test_one_that_goes_on_is_not_stopped_with_the_dagster_run(
-    airflow_v2: Airflow, stored_instance: dg.DagsterInstance, tags: dict[str, str]
+    airflow_v2: Airflow, instance: dg.DagsterInstance, tags: dict[str, str]
 ) -> None:
     """It is somebody else's."""
     run = add_run(airflow_v2, "running")
-    canceled = before_acting(partial(cancel, stored_instance))
+    canceled = before_acting(partial(cancel, instance))
     airflow_v2.server.fail_next(asks("GET", RUN), canceled)
-    outcome = run_day(airflow_v2, stored_instance, tags)
+    outcome = run_day(airflow_v2, instance, tags)
     assert outcome.status is dg.DagsterRunStatus.CANCELED
     assert run.state == "running"
     assert airflow_v2.server.count("PATCH", ".*") == 0
@@ -144,25 +144,25 @@ def test_one_that_goes_on_is_not_stopped_at_the_time_out(
 
 
 def test_one_that_was_run_again_is_stopped_with_the_dagster_run(
-    airflow_v2: Airflow, stored_instance: dg.DagsterInstance
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     """It had been over: what goes on is of our making."""
     run = add_run(airflow_v2, polls=math.inf)
     look = asks("GET", RUN)
     airflow_v2.server.fail_next(look, before_acting(lambda: None), times=2)  # ours? and cleared?
-    airflow_v2.server.fail_next(look, before_acting(partial(cancel, stored_instance)))
-    outcome = run_day(airflow_v2, stored_instance, PERSON)
+    airflow_v2.server.fail_next(look, before_acting(partial(cancel, instance)))
+    outcome = run_day(airflow_v2, instance, PERSON)
     assert outcome.status is dg.DagsterRunStatus.CANCELED
     assert run.state == "failed"
 
 
 def test_one_that_was_run_again_is_stopped_though_the_answer_is_lost(
-    airflow_v2: Airflow, stored_instance: dg.DagsterInstance
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     run = add_run(airflow_v2, polls=math.inf)
-    canceled = after_acting(partial(cancel, stored_instance))
+    canceled = after_acting(partial(cancel, instance))
     airflow_v2.server.fail_next(asks("POST", CLEAR), canceled)
-    outcome = run_day(airflow_v2, stored_instance, PERSON)
+    outcome = run_day(airflow_v2, instance, PERSON)
     assert outcome.status is dg.DagsterRunStatus.CANCELED
     assert run.state == "failed"
 

@@ -65,20 +65,20 @@ def test_what_was_adopted_is_neither_cleared_nor_reported_again_by_a_re_executio
 
 
 def test_what_was_adopted_is_not_reported_by_observation_while_its_taker_lives(
-    airflow_v2: Airflow, stored_instance: dg.DagsterInstance
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     run = add_run(airflow_v2, "running", polls=None)
-    daemon = build_daemon(airflow_v2, stored_instance, **{DAG: DAILY})
+    daemon = build_daemon(airflow_v2, instance, **{DAG: DAILY})
 
     def end() -> None:
-        wait_for_log(stored_instance, f"{DAG} [{DAY}] is ")
+        wait_for_log(instance, f"{DAG} [{DAY}] is ")
         airflow_v2.database.finish_run(run)
         assert daemon.tick() == []
 
     with meanwhile(end):
-        materialize(airflow_v2.client, {DAG: declare()}, stored_instance, tags=AUTOMATION)
+        materialize(airflow_v2.client, {DAG: declare()}, instance, tags=AUTOMATION)
     assert daemon.tick() == []
-    assert fetch_reported_run_ids(stored_instance, KEY) == [RUN_ID]
+    assert fetch_reported_run_ids(instance, KEY) == [RUN_ID]
 
 
 def test_an_update_after_a_run_of_automations_own_runs_the_partition_again(
@@ -93,22 +93,22 @@ def test_an_update_after_a_run_of_automations_own_runs_the_partition_again(
 
 
 def test_of_two_attempts_at_once_the_later_waits_for_the_earlier(
-    airflow_v2: Airflow, stored_instance: dg.DagsterInstance
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     """Dagster's own retry and a person's: both would report the run that ends."""
     airflow_v2.database.add_dag(DAG, polls=math.inf)
-    attempts = Attempts(airflow_v2.client, [DAG], stored_instance, {"trigger": {"timeout": "1s"}})
+    attempts = Attempts(airflow_v2.client, [DAG], instance, {"trigger": {"timeout": "1s"}})
     first = attempts.execute()
-    attempts = Attempts(airflow_v2.client, [DAG], stored_instance)
+    attempts = Attempts(airflow_v2.client, [DAG], instance)
     (run,) = airflow_v2.database.runs
     with ThreadPoolExecutor(2) as threads:
         both = [threads.submit(attempts.execute, first) for _ in range(2)]
-        wait_for_log(stored_instance, "an earlier attempt at the same")
+        wait_for_log(instance, "an earlier attempt at the same")
         airflow_v2.database.finish_run(run)
         outcomes = [one.result(60) for one in both]
     assert [outcome.success for outcome in outcomes] == [True, True]
     assert sorted(outcome.materialized for outcome in outcomes) == [[], [DAG]]
-    assert fetch_reported_run_ids(stored_instance, KEY) == [run.run_id]
+    assert fetch_reported_run_ids(instance, KEY) == [run.run_id]
 
 
 def test_secrets_in_a_refused_conf_are_not_told(

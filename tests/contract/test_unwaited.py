@@ -88,11 +88,11 @@ def test_a_re_execution_starts_no_second_run(
 
 
 def test_a_run_is_reported_while_the_dagster_run_waits_for_others(
-    airflow_v2: Airflow, stored_instance: dg.DagsterInstance
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     for dag_id in (DAG, "other"):
         airflow_v2.database.add_dag(dag_id, polls=math.inf)
-    daemon = Daemon(airflow_v2.client, [DAG, "other"], stored_instance)
+    daemon = Daemon(airflow_v2.client, [DAG, "other"], instance)
     seen: list[list[str]] = []
 
     def end_both() -> None:
@@ -103,7 +103,7 @@ def test_a_run_is_reported_while_the_dagster_run_waits_for_others(
 
     other = asks("GET", "/dags/other/dagRuns/[^/]+")
     airflow_v2.server.fail_next(other, before_acting(end_both))
-    outcome = materialize(airflow_v2.client, {DAG: UNWAITED, "other": {}}, stored_instance)
+    outcome = materialize(airflow_v2.client, {DAG: UNWAITED, "other": {}}, instance)
     assert outcome.materialized == ["other"]
     assert len(seen[0]) == 1
     assert daemon.tick() == []

@@ -102,20 +102,20 @@ def test_an_odd_answer_about_one_run_does_not_hold_up_the_others(
 
 @pytest.mark.usefixtures("eager")
 def test_what_a_run_does_is_told_when_it_changes(
-    airflow: Airflow, stored_instance: dg.DagsterInstance
+    airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag(DAG, polls=math.inf)
 
     def look_on() -> None:
-        wait_for_log(stored_instance, f"{DAG} runs extract.")
+        wait_for_log(instance, f"{DAG} runs extract.")
         (run,) = airflow.database.runs
         with airflow.database.lock:
             run.tasks[0].state, run.tasks[1].state = "success", "running"
-        wait_for_log(stored_instance, f"{DAG} runs load.")
+        wait_for_log(instance, f"{DAG} runs load.")
         airflow.database.finish_run(run)
 
     with meanwhile(look_on):
-        outcome = materialize(airflow.client, [DAG], stored_instance)
+        outcome = materialize(airflow.client, [DAG], instance)
     url = airflow.client.build_run_url(DAG, airflow.database.runs[0].run_id)
     states = [line for line in outcome.log if line.startswith(f"{DAG} is ")]
     assert states == [
@@ -160,22 +160,22 @@ def test_a_queued_run_whose_dag_gets_paused_is_waited_for_no_longer_and_reported
 
 @pytest.mark.usefixtures("eager")
 def test_a_run_that_is_waited_for_no_longer_is_reported_while_the_dagster_run_goes_on(
-    airflow_v2: Airflow, stored_instance: dg.DagsterInstance
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     dag = airflow_v2.database.add_dag(DAG, is_paused=False)
     airflow_v2.database.add_dag(OTHER)
-    daemon = Daemon(airflow_v2.client, [DAG, OTHER], stored_instance)
+    daemon = Daemon(airflow_v2.client, [DAG, OTHER], instance)
     airflow_v2.server.fail_next(asks("POST", TRIGGER), before_answering(lambda: pause(dag)))
 
     def end_both() -> None:
-        wait_for_log(stored_instance, "stays queued")
+        wait_for_log(instance, "stays queued")
         runs = {run.dag_id: run for run in airflow_v2.database.runs}
         airflow_v2.database.finish_run(runs[DAG])
         assert daemon.tick() == [runs[DAG].run_id]
         airflow_v2.database.finish_run(runs[OTHER])
 
     with meanwhile(end_both):
-        outcome = materialize(airflow_v2.client, [DAG, OTHER], stored_instance)
+        outcome = materialize(airflow_v2.client, [DAG, OTHER], instance)
     assert outcome.materialized == [OTHER]
     assert daemon.tick() == []
 
@@ -231,19 +231,19 @@ def test_an_upgrade_in_mid_list_is_one_materialization_of_each(
 
 
 def test_an_instance_that_is_away_for_long_in_mid_wait_is_waited_for(
-    airflow: Airflow, stored_instance: dg.DagsterInstance
+    airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag(DAG)
     airflow.server.fail_next(asks("GET", RUN), before_acting(airflow.server.stop))
 
     def come_back() -> None:
-        wait_for_log(stored_instance, "Waiting on.")
+        wait_for_log(instance, "Waiting on.")
         (run,) = airflow.database.runs
         airflow.database.finish_run(run)
         airflow.server.start()
 
     with meanwhile(come_back):
-        outcome = materialize(airflow.client, [DAG], stored_instance)
+        outcome = materialize(airflow.client, [DAG], instance)
     assert outcome.materialized == [DAG]
     assert len([line for line in outcome.log if "Waiting on." in line]) == 1
     assert airflow.server.count("POST", TRIGGER) == 1

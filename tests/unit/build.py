@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import dagster as dg
 
+from federation_defs.airflow.records import DagRun
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.discovery import DagSnapshot, Snapshot
 
@@ -20,6 +22,13 @@ def build_declaration(name: str, **dags: list[str]) -> InstanceDeclaration:
             "dags": {dag_id: {"depends_on": upstreams} for dag_id, upstreams in dags.items()},
         }
     )
+
+
+def build_run(dag_id: str, run_id: str, state: str = "success", **values: Any) -> DagRun:
+    """A DAG run without any dates, unless said."""
+    none: dict[str, Any] = {field.name: None for field in fields(DagRun)}
+    named = {"dag_id": dag_id, "run_id": run_id, "state": state, "conf": {}}
+    return DagRun(**{**none, **named, **values})
 
 
 def build_dag_snapshot(dag_id: str, **values: Any) -> DagSnapshot:

@@ -10,34 +10,19 @@ from hypothesis import strategies as st
 
 from federation_defs.airflow.records import DagRun
 from federation_defs.observation.choosing import choose, group_by_dag, sort_by_end
+from tests.unit.build import build_run
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)
 
 
-def build_run(dag_id: str, run_id: str, ended_at_s: float | None) -> DagRun:
-    """A run that ended so many seconds after noon."""
-    end = None if ended_at_s is None else NOON + timedelta(seconds=ended_at_s)
-    return DagRun(
-        dag_id=dag_id,
-        run_id=run_id,
-        state="success",
-        run_type=None,
-        logical_date=None,
-        data_interval_start=None,
-        data_interval_end=None,
-        run_after=None,
-        queued_at=None,
-        start_date=None,
-        end_date=end,
-        conf={},
-        note=None,
-        partition_key=None,
-    )
+def end_at(seconds: float | None) -> datetime | None:
+    """So many seconds after noon."""
+    return None if seconds is None else NOON + timedelta(seconds=seconds)
 
 
 def build_runs(dag_id: str, *ends_at_s: float | None) -> list[DagRun]:
     """Runs called by the second in which they ended."""
-    return [build_run(dag_id, f"{dag_id} {end}", end) for end in ends_at_s]
+    return [build_run(dag_id, f"{dag_id} {end}", end_date=end_at(end)) for end in ends_at_s]
 
 
 def choose_ids(runs: list[DagRun], at_most: int) -> list[str]:
@@ -60,7 +45,7 @@ def test_of_each_dag_the_oldest_are_chosen_first() -> None:
 
 
 def test_runs_that_ended_together_are_in_the_order_of_their_ids() -> None:
-    runs = [build_run("a", run_id, 1) for run_id in ("r 3", "r 1", "r 2")]
+    runs = [build_run("a", run_id, end_date=end_at(1)) for run_id in ("r 3", "r 1", "r 2")]
     assert choose_ids(runs, 3) == ["r 1", "r 2", "r 3"]
     assert choose_ids(runs, 2) == ["r 1", "r 2"]
 
@@ -87,7 +72,9 @@ RUNS = st.lists(
     st.tuples(st.sampled_from("abc"), st.integers(0, 99), st.none() | st.integers(0, 9)),
     max_size=40,
     unique_by=lambda run: run[:2],
-).map(lambda runs: [build_run(dag_id, str(name), end) for dag_id, name, end in runs])
+).map(
+    lambda runs: [build_run(dag_id, str(name), end_date=end_at(end)) for dag_id, name, end in runs]
+)
 
 
 @given(runs=RUNS, at_most=st.integers(0, 45))

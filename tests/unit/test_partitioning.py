@@ -11,6 +11,7 @@ import pytest
 from federation_defs.airflow.records import DagRun, TriggerOptions
 from federation_defs.declaration import PartitionsDeclaration
 from federation_defs.partitioning import Partitioning
+from tests.unit.build import build_run
 
 START = "2025-01-01"
 
@@ -24,13 +25,11 @@ def at(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=timezone.utc)
 
 
-def build_run(date: str | None = None, key: str | None = None, **dates: datetime) -> DagRun:
+def run_at(date: str | None = None, key: str | None = None, **dates: datetime) -> DagRun:
     """A run all of whose dates are this one, unless said."""
     moment = at(date) if date else None
     all_dates = dict.fromkeys(("logical_date", "data_interval_start", "data_interval_end"), moment)
-    others = ("run_after", "queued_at", "start_date", "end_date", "note", "run_type")
-    values: dict[str, Any] = {**all_dates, **dates, **dict.fromkeys(others)}
-    return DagRun("dag", "run", "success", conf={}, partition_key=key, **values)
+    return build_run("dag", "run", partition_key=key, **{**all_dates, **dates})
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def test_a_run_that_was_asked_for_is_of_the_partition_that_it_was_asked_for(
         logical = options.logical_date
         assert logical is not None
         start, end = options.data_interval or (logical, logical)
-        run = build_run(
+        run = run_at(
             logical_date=logical.astimezone(timezone.utc),
             data_interval_start=start.astimezone(timezone.utc),
             data_interval_end=end.astimezone(timezone.utc),
@@ -146,23 +145,23 @@ def test_a_run_is_of_the_partition_in_which_its_date_is(
     date: str, moment: str, partition: str | None
 ) -> None:
     """An interval that ends when a partition does is of that one."""
-    assert build(date=date).find_partition(build_run(moment)) == partition
+    assert build(date=date).find_partition(run_at(moment)) == partition
 
 
 def test_a_run_without_the_date_is_of_no_partition() -> None:
-    assert build().find_partition(build_run()) is None
-    assert build(date="logical_date").find_partition(build_run()) is None
+    assert build().find_partition(run_at()) is None
+    assert build(date="logical_date").find_partition(run_at()) is None
 
 
 def test_a_key_comes_before_all_dates() -> None:
-    run = build_run("2025-02-03", key="2025-02-07")
+    run = run_at("2025-02-03", key="2025-02-07")
     assert build().find_partition(run) == "2025-02-07"
 
 
 @pytest.mark.parametrize("key", ["", "2025-2-3", "2025-02-30", "20250203", "2025-02-03 ", "x"])
 def test_a_key_of_another_form_is_no_partition(key: str) -> None:
-    assert build().find_partition(build_run("2025-02-03", key=key)) is None
+    assert build().find_partition(run_at("2025-02-03", key=key)) is None
 
 
 def test_a_key_before_the_first_partition_is_no_partition() -> None:
-    assert build().find_partition(build_run(key="2024-12-31")) is None
+    assert build().find_partition(run_at(key="2024-12-31")) is None

@@ -1,0 +1,50 @@
+"""How long a wait is kept up when what comes back is no help."""
+
+from __future__ import annotations
+
+from federation_defs.errors import (
+    AirflowError,
+    CredentialError,
+    DagBrokenError,
+    DagNotFoundError,
+    DagPausedError,
+    RunLostError,
+    RunNotStartedError,
+    UnreachableError,
+)
+from federation_defs.execution.failures import build_silence_error
+from federation_defs.execution.waiting import Wait
+
+# How long an answer that is none of Airflow's is borne: a gateway's, or one from an upgrade; and
+# triggers that fail there, as they do while SQLite is locked.
+TROUBLE_S = 600.0
+
+_FINAL = (DagNotFoundError, DagPausedError, DagBrokenError, RunLostError)
+_MAY_PASS = (UnreachableError, CredentialError, RunNotStartedError)
+
+
+def bear(one: Wait, error: AirflowError, now: float) -> AirflowError | None:
+    """What to give a wait up with after this error; None if it goes on.
+
+    It goes on until its time-out while the instance is away, and for some minutes while that
+    answers oddly or there is nothing to sign in with. A trigger that was answered, if with a
+    refusal, is not tried again.
+
+    Args:
+        now: By the monotonic clock, in seconds.
+    """
+    if isinstance(error, _FINAL):
+        return error
+    if isinstance(error, UnreachableError):
+        one.odd_since = None
+    elif one.odd_since is None:
+        one.odd_since = now
+    is_refused = one.run is None and not isinstance(error, _MAY_PASS)
+    is_enough = one.odd_since is not None and now - one.odd_since > TROUBLE_S
+    if is_refused or is_enough:
+        return error
+    if now < one.deadline:
+        return None
+    if one.run is not None and one.is_going_on:
+        return build_silence_error(one.run, now - one.since, error)
+    return error  # it was not started, or it is over and its tasks aren't told
