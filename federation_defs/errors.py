@@ -165,9 +165,7 @@ class RequestRefusedError(AirflowError):
     def hide(self, secrets: Collection[str]) -> RequestRefusedError:
         """The same error, with none of these texts in Airflow's words."""
         request, status, detail = self._told
-        for secret in secrets:
-            detail = detail.replace(secret, "***")
-        return RequestRefusedError(self.instance, request, status, detail)
+        return RequestRefusedError(self.instance, request, status, _hide(secrets, detail))
 
 
 class UnsupportedError(AirflowError):
@@ -268,6 +266,7 @@ class RunNotStartedError(AirflowError):
 
     def __init__(self, instance: str, dag_id: str, run_id: str, reason: str) -> None:
         self.dag_id = dag_id
+        self._told = (run_id, reason)
         super().__init__(
             instance,
             f"did not start run '{run_id}' of DAG '{dag_id}' ({reason}), and has none of that id. "
@@ -275,9 +274,20 @@ class RunNotStartedError(AirflowError):
             "materialize the asset again.",
         )
 
+    def hide(self, secrets: Collection[str]) -> RunNotStartedError:
+        """The same error, with none of these texts in Airflow's words."""
+        run_id, reason = self._told
+        return RunNotStartedError(self.instance, self.dag_id, run_id, _hide(secrets, reason))
+
 
 class RunLostError(AirflowError):
     """A DAG run that we waited for is gone, or is still going past its time-out."""
+
+
+def _hide(secrets: Collection[str], text: str) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
 
 
 def _said(detail: str) -> str:

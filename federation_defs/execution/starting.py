@@ -19,6 +19,7 @@ from federation_defs.errors import (
     PermissionMissingError,
     RequestRefusedError,
     RunLostError,
+    RunNotStartedError,
 )
 from federation_defs.execution.attempt import Attempt, Target
 from federation_defs.execution.calls import DroppedError
@@ -124,7 +125,7 @@ class Starter:
         conf = declared.trigger.conf
         try:
             return client.trigger_run(target.dag_id, run_id, conf, replace(options, note=note))
-        except RequestRefusedError as error:
+        except (RequestRefusedError, RunNotStartedError) as error:
             raise error.hide(find_secrets(conf)) from None
         except LogicalDateTakenError:
             date = options.logical_date

@@ -68,6 +68,19 @@ def test_one_that_is_done_after_all_is_adopted(
     assert len(airflow.database.runs) == 1
 
 
+def test_no_secret_of_the_conf_is_in_airflows_words(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "TROUBLE_S", 0.5)
+    airflow_v2.database.add_dag(DAG)
+    said = answer(500, {"detail": "database is locked [parameters: {'token': 's3cret-word'}]"})
+    airflow_v2.server.fail_next(asks("POST", TRIGGER), said, times=99)
+    dags = {DAG: {"trigger": {"conf": {"token": "s3cret-word"}}}}
+    outcome = materialize(airflow_v2.client, dags, instance)
+    assert "database is locked [parameters: {'token': '***'}]" in (outcome.failure or "")
+    assert "s3cret-word" not in "".join([*outcome.log, outcome.failure or ""])
+
+
 def test_a_trouble_that_lasts_is_told_again_and_again(
     airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from threading import Barrier
 import pytest
 from werkzeug import Response
 
-from federation_defs.errors import UnreachableError
+from federation_defs.errors import RunNotStartedError, UnreachableError
 from tests.contract.declaring import (
     QUICK,
     SIGN_INS,
@@ -167,9 +167,9 @@ def test_a_trigger_is_adopted_though_the_look_for_its_run_is_cut_once(
     assert reached.server.count("POST", TRIGGER) == 1
 
 
-def test_a_trigger_that_was_not_done_is_unreachable_and_sent_once(reached: Reached) -> None:
+def test_a_trigger_that_was_not_done_is_told_as_such_and_sent_once(reached: Reached) -> None:
     reached.server.fail_next(asks("POST", TRIGGER), hang_up)
-    with pytest.raises(UnreachableError):
+    with pytest.raises(RunNotStartedError):
         reached.client.trigger_run("load_customers", "mine")
     assert reached.server.count("POST", TRIGGER) == 1
     assert_works(reached)

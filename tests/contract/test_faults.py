@@ -13,6 +13,7 @@ from federation_defs.errors import (
     LogicalDateTakenError,
     PermissionMissingError,
     RequestRefusedError,
+    RunNotStartedError,
     UnexpectedAnswerError,
     UnreachableError,
 )
@@ -99,7 +100,7 @@ def test_a_trigger_that_was_done_but_not_confirmed_is_adopted(
 def test_a_trigger_that_was_not_done_is_not_sent_again(airflow: Airflow) -> None:
     airflow.database.add_dag("load_customers")
     airflow.server.fail_next(asks("POST", TRIGGER), hang_up)
-    with pytest.raises(UnreachableError, match="did not answer"):
+    with pytest.raises(RunNotStartedError, match="did not start run 'mine'"):
         trigger(airflow.client)
     assert airflow.database.runs == []
     assert airflow.server.count("POST", TRIGGER) == 1
@@ -108,7 +109,7 @@ def test_a_trigger_that_was_not_done_is_not_sent_again(airflow: Airflow) -> None
 def test_a_trigger_that_a_busy_server_refused_is_not_sent_again(airflow: Airflow) -> None:
     airflow.database.add_dag("load_customers")
     airflow.server.fail_next(asks("POST", TRIGGER), UNAVAILABLE)
-    with pytest.raises(UnreachableError, match=f"POST /api/v.{TRIGGER}: 503"):
+    with pytest.raises(RunNotStartedError, match=f"POST /api/v.{TRIGGER}: 503"):
         trigger(airflow.client)
     assert airflow.server.count("POST", TRIGGER) == 1
 

@@ -13,9 +13,9 @@ from federation_defs.airflow.basic import BasicAuth
 from federation_defs.errors import (
     AirflowError,
     PermissionMissingError,
+    RunNotStartedError,
     SignInRefusedError,
     UnexpectedAnswerError,
-    UnreachableError,
 )
 from tests.contract.conftest import Airflow, StartAirflow
 from tests.contract.fake_airflow import PASSWORD, asks
@@ -168,7 +168,7 @@ def test_no_secret_is_in_any_error_or_log(
             client.fetch_dags()
         assert not [secret for secret in secrets if secret in _tell_all(error.value)]
     server.fail_next(asks("POST", ANY), hang_up)
-    with pytest.raises(UnreachableError) as error:
+    with pytest.raises(RunNotStartedError) as error:
         client.trigger_run("load_customers", "mine")
     told = _tell_all(error.value) + caplog.text
     assert caplog.text
