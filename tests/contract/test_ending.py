@@ -63,8 +63,11 @@ def test_a_run_that_can_not_be_stopped_is_told_as_such(
     assert any("lacks the permission to stop DAG runs" in line for line in outcome.log)
 
 
-def test_a_run_that_was_given_up_is_reported_when_it_ends_though_others_are_waited_for(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
+@pytest.mark.parametrize(
+    "declared", [TIMEOUT, {"trigger": {"wait": False}}], ids=["given up", "never waited for"]
+)
+def test_a_run_that_is_not_waited_for_is_reported_when_it_ends_though_others_are(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, declared: dict[str, Any]
 ) -> None:
     for dag_id in (DAG, "other"):
         airflow_v2.database.add_dag(dag_id, polls=math.inf)
@@ -80,7 +83,7 @@ def test_a_run_that_was_given_up_is_reported_when_it_ends_though_others_are_wait
     # Only one is waited for any more when a run is asked for by itself.
     other = asks("GET", "/dags/other/dagRuns/[^/]+")
     airflow_v2.server.fail_next(other, before_acting(end_both))
-    outcome = materialize(airflow_v2.client, {DAG: TIMEOUT, "other": {}}, instance)
+    outcome = materialize(airflow_v2.client, {DAG: declared, "other": {}}, instance)
     assert outcome.materialized == ["other"]
     (own,) = [run.run_id for run in airflow_v2.database.runs if run.dag_id == DAG]
     assert seen == [[own]]

@@ -13,7 +13,6 @@ from tests.contract.daemon import Daemon, fetch_reported_run_ids
 from tests.contract.executing import Attempts, materialize
 from tests.contract.fake_airflow import asks
 from tests.contract.faults import hang_up_after_acting
-from tests.contract.interrupting import before_acting
 
 DAG = "customer_metrics"
 KEY = build_asset_key("metrics", DAG)
@@ -85,25 +84,3 @@ def test_a_re_execution_starts_no_second_run(
     airflow_v2.database.finish_run(run)
     daemon = Daemon(airflow_v2.client, [DAG], instance)
     assert (daemon.tick(), daemon.tick()) == ([run.run_id], [])
-
-
-def test_a_run_is_reported_while_the_dagster_run_waits_for_others(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
-) -> None:
-    for dag_id in (DAG, "other"):
-        airflow_v2.database.add_dag(dag_id, polls=math.inf)
-    daemon = Daemon(airflow_v2.client, [DAG, "other"], instance)
-    seen: list[list[str]] = []
-
-    def end_both() -> None:
-        runs = {run.dag_id: run for run in airflow_v2.database.runs}
-        airflow_v2.database.finish_run(runs[DAG])
-        seen.append(daemon.tick())
-        airflow_v2.database.finish_run(runs["other"])
-
-    other = asks("GET", "/dags/other/dagRuns/[^/]+")
-    airflow_v2.server.fail_next(other, before_acting(end_both))
-    outcome = materialize(airflow_v2.client, {DAG: UNWAITED, "other": {}}, instance)
-    assert outcome.materialized == ["other"]
-    assert len(seen[0]) == 1
-    assert daemon.tick() == []
