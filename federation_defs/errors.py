@@ -25,7 +25,7 @@ them all.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 
 class FederationError(Exception):
@@ -155,17 +155,17 @@ class RequestRefusedError(AirflowError):
     """
 
     def __init__(self, instance: str, request: str, status: int, detail: str) -> None:
-        self._told = (request, status, detail)
+        self.detail = detail
+        self._told = (request, status)
         super().__init__(
             instance,
             f"won't do {request} ({status}{_said(detail)}). Change what it names: sent again, the "
             "same is refused again.",
         )
 
-    def hide(self, secrets: Collection[str]) -> RequestRefusedError:
-        """The same error, with none of these texts in Airflow's words."""
-        request, status, detail = self._told
-        return RequestRefusedError(self.instance, request, status, _hide(secrets, detail))
+    def say(self, detail: str) -> RequestRefusedError:
+        """The same error, with other words of Airflow's."""
+        return RequestRefusedError(self.instance, *self._told, detail)
 
 
 class UnsupportedError(AirflowError):
@@ -261,33 +261,32 @@ class RunNotStartedError(AirflowError):
     while the instance does answer what else it is asked. Worth a few more tries.
 
     Args:
-        reason: What became of the trigger, in Airflow's own words if there are any.
+        reason: What became of the trigger.
+        detail: Airflow's own words about it, if there are any.
     """
 
-    def __init__(self, instance: str, dag_id: str, run_id: str, reason: str) -> None:
+    def __init__(
+        self, instance: str, dag_id: str, run_id: str, reason: str, detail: str = ""
+    ) -> None:
         self.dag_id = dag_id
+        self.detail = detail
         self._told = (run_id, reason)
         super().__init__(
             instance,
-            f"did not start run '{run_id}' of DAG '{dag_id}' ({reason}), and has none of that id. "
-            "Look into the log of its web server or API server, mend what it names, and "
-            "materialize the asset again.",
+            f"did not start run '{run_id}' of DAG '{dag_id}' ({reason}{_said(detail)}), and has "
+            "none of that id. Look into the log of its web server or API server, and mend what it "
+            "names. If this Dagster run fails of it, execute that again: should the run come up "
+            "late, it is adopted.",
         )
 
-    def hide(self, secrets: Collection[str]) -> RunNotStartedError:
-        """The same error, with none of these texts in Airflow's words."""
+    def say(self, detail: str) -> RunNotStartedError:
+        """The same error, with other words of Airflow's."""
         run_id, reason = self._told
-        return RunNotStartedError(self.instance, self.dag_id, run_id, _hide(secrets, reason))
+        return RunNotStartedError(self.instance, self.dag_id, run_id, reason, detail)
 
 
 class RunLostError(AirflowError):
     """A DAG run that we waited for is gone, or is still going past its time-out."""
-
-
-def _hide(secrets: Collection[str], text: str) -> str:
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
 
 
 def _said(detail: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 # A key that holds one of these words has a secret for a value (`DEFAULT_SENSITIVE_FIELDS` of
@@ -34,6 +35,8 @@ _SENSITIVE = (
 _MASK = "***"
 # 2.11 looks no deeper than 5, and shows what is there; we show nothing that we did not look at.
 _DEPTH = 8
+# The beginning of a secret that is so long is one.
+_TAIL = 4
 
 
 def mask(value: Any, *, is_secret: bool = False, depth: int = _DEPTH) -> Any:
@@ -63,6 +66,24 @@ def find_secrets(value: Any, *, is_secret: bool = False) -> set[str]:
     else:
         return {str(value)} if is_secret and value not in (None, "") else set()
     return {text for secret, one in inner for text in find_secrets(one, is_secret=secret)}
+
+
+def hide(text: str, secrets: Collection[str]) -> str:
+    """A text of somebody else's without these secrets, in whatever form it quotes them, and though
+    it may break off in the midst of one."""
+    forms = {
+        form
+        for secret in secrets
+        for form in (secret, " ".join(secret.split()), repr(secret)[1:-1], json.dumps(secret)[1:-1])
+        if form
+    }
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, _MASK)
+        for length in range(len(form) - 1, _TAIL - 1, -1):
+            if text.endswith(form[:length]):
+                text = text[:-length] + _MASK
+                break
+    return text
 
 
 def _is_sensitive(key: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,7 +12,7 @@ import requests
 
 from federation_defs.airflow.api import follow_upgrade, is_absent, parse_version
 from federation_defs.airflow.dialects import build_path, build_run_path, format_time
-from federation_defs.airflow.paging import SERVER_PAGE, PagedApi
+from federation_defs.airflow.paging import PagedApi
 from federation_defs.airflow.parsing import parse_dag_run
 from federation_defs.airflow.records import (
     ACTIVE_STATES,
@@ -20,6 +21,7 @@ from federation_defs.airflow.records import (
     TriggerOptions,
 )
 from federation_defs.airflow.session import read_detail
+from federation_defs.airflow.transport import describe_request
 from federation_defs.errors import (
     DagNotFoundError,
     LogicalDateTakenError,
@@ -103,17 +105,6 @@ class RunQuestions(PagedApi):
         return next((run for run in runs if run.logical_date == logical_date), None)
 
     @follow_upgrade
-    def fetch_run_of_key(self, dag_id: str, partition_key: str) -> DagRun | None:
-        """The last run of a DAG that has this partition key (Airflow 3.2), or None if none has."""
-        # Airflow looks for a part of the key, and takes `%`, `_` and `|` in it for signs.
-        params = {"partition_key_pattern": partition_key, "order_by": "-id", "limit": SERVER_PAGE}
-        response = self._get(build_path("dags", dag_id, "dagRuns"), params=params)
-        if is_absent(response):
-            return None
-        runs = self._read_list(response, "dag_runs", parse_dag_run).entries
-        return next((run for run in runs if run.partition_key == partition_key), None)
-
-    @follow_upgrade
     def fetch_latest_finished_run(self, dag_id: str) -> DagRun | None:
         """The run of a DAG that ended last, or None if none has.
 
@@ -182,12 +173,8 @@ class RunQuestions(PagedApi):
                 return run
             raise
         if response.status_code in (200, 201):
-            try:
+            with suppress(UnexpectedAnswerError):
                 return self._read(response, parse_dag_run)
-            except UnexpectedAnswerError:
-                if (run := self.fetch_run(dag_id, run_id)) is not None:
-                    return run
-                raise
         if is_absent(response):
             raise DagNotFoundError(self.instance, dag_id, "404 to the trigger")
         status = response.status_code
@@ -196,10 +183,11 @@ class RunQuestions(PagedApi):
             return run
         if status == 409:
             raise LogicalDateTakenError(self.instance, dag_id, run_id, read_detail(response))
-        error = self.session.build_error(response)
-        if is_ambiguous and isinstance(error, UnreachableError):
-            raise RunNotStartedError(self.instance, dag_id, run_id, error.reason)
-        raise error
+        if is_ambiguous:
+            reason = f"{describe_request(response)}: {status}"
+            detail = read_detail(response) if status >= 400 else "no run of Airflow's in it"
+            raise RunNotStartedError(self.instance, dag_id, run_id, reason, detail)
+        raise self.session.build_error(response)
 
     def _refuse_unsupported(self, options: TriggerOptions) -> None:
         """Older versions would say that they know no such field; that tells nobody what to do."""

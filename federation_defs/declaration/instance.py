@@ -90,7 +90,7 @@ class LimitsDeclaration(Declaration):
 
     max_active_runs: Count | None = Field(
         default=None,
-        description="DAG runs that are waited for at a time, over all Dagster runs; the others "
+        description="DAG runs that go on at a time by our doing, over all Dagster runs; the others "
         "wait for their turn, those with the higher tag `dagster/priority` first. No limit unless "
         "set here or for the concurrency pool in Dagster.",
     )

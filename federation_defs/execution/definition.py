@@ -42,7 +42,7 @@ def build_execution(
     Args:
         dags: The declarations of the DAGs with dependencies, by DAG id.
         specs: Their asset specs, by DAG id.
-        max_active_runs: That are waited for at a time; None for what is set in Dagster, if it is.
+        max_active_runs: Of the instance by our doing; None for what is set in Dagster, if it is.
     """
     # By an op and not by @multi_asset, which derives the outputs' names (of the checks at least)
     # from the keys: that fails on DAG ids with letters outside ASCII, and on two that differ in a

@@ -4,26 +4,39 @@ By a Dagster concurrency pool, whose slots are here DAG runs and not ops: they a
 own storage, shown in its UI (Deployment, Concurrency), and given to the highest `dagster/priority`
 first.
 
-A slot is a Dagster run's. One of a DAG run that is not waited for is that DAG run's own, for it
-outlives the Dagster run, and Dagster frees what runs hold that are over: whoever waits for a slot
-frees it, once the DAG run has ended.
+A slot is a Dagster run's. One of a DAG run that is not waited for is handed over to that DAG run,
+for it outlives the Dagster run, and Dagster frees what runs hold that are over. Whoever waits for a
+slot looks after what others hold.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.records import Dag, DagRun
-from federation_defs.errors import AirflowError
+from federation_defs.declaration import DagDeclaration
+from federation_defs.errors import AirflowError, DagNotFoundError
+from federation_defs.execution.attempt import Target
 from federation_defs.execution.waiting import Key, Looked, fetch_dags_of, fetch_waited
-from federation_defs.naming import build_pool_name
+from federation_defs.naming import (
+    build_pool_name,
+    build_run_id,
+    build_slot_key,
+    parse_left_dag_id,
+)
 
+Holder = tuple[str, str]
 _FIRST = 2**31 - 1
 
 
 class Slots:
     """The slots that one Dagster run holds. Safe to share between threads.
+
+    A holder of a slot is a run id, of a Dagster run or of a DAG run, and a step key.
 
     Args:
         airflow: The Airflow instance's name.
@@ -36,89 +49,138 @@ class Slots:
         self._instance = instance
         self._storage = instance.event_log_storage
         self._run = run
+        self._airflow = airflow
         self._pool = build_pool_name(airflow)
-        known = self._storage.get_concurrency_info(self._pool).limit
-        if limit is not None and known != limit:
+        self._priority = _read_priority(run)
+        info = self._storage.get_concurrency_info(self._pool)
+        if not info.slot_count:  # its limit was deleted: who had a slot still has one
+            for holder in self._fetch_left():
+                self._free(holder)
+        if limit is not None and (info.limit != limit or not info.slot_count):
             self._storage.set_concurrency_slots(self._pool, limit)
-        self.is_limited = limit is not None or known is not None
+        elif info.limit is not None and not info.slot_count:
+            self._storage.initialize_concurrency_limit_to_default(self._pool)
+        self.is_limited = limit is not None or info.limit is not None
+        self._is_lifted = False
         if self.is_limited:
             self._free_dead()
-        self._priority = _read_priority(run)
+        self._left = self._fetch_left() if self.is_limited and run.parent_run_id else {}
 
-    def claim(self, name: str) -> bool:
+    def claim(self, target: Target) -> bool:
         """Whether there is a slot for this; if not, it stays in the queue for one."""
-        if not self.is_limited:
+        if not self.is_limited or self._is_lifted:
             return True
-        return self._claim(self._run.run_id, self._build_key(name), self._priority)
+        holder = self._build_holder(target)
+        if (left := self._find_left(target)) is not None:
+            return self._move(left, holder)
+        if self._claim(holder, self._priority):
+            return True
+        info = self._storage.get_concurrency_info(self._pool)
+        if info.assigned_step_count >= info.slot_count:
+            return False
+        self._free(holder)  # it came into the queue as the last slot was given back: none is next
+        return self._claim(holder, self._priority)
 
-    def free(self, name: str) -> None:
+    def free(self, target: Target) -> None:
         """Gives a slot back, or the place in the queue."""
         if self.is_limited:
-            self._storage.free_concurrency_slot_for_step(self._run.run_id, self._build_key(name))
+            self._free(self._build_holder(target))
 
-    def leave(self, name: str, run: DagRun) -> None:
+    def hand_over(self, target: Target, run: DagRun) -> None:
         """Gives a slot to a DAG run, which goes on when the Dagster run is over."""
-        if self.is_limited:
-            holder = run.run_id, f"{self._left_prefix}{run.dag_id}"
-            if not self._claim(*holder, _FIRST):  # there is but the one that it is to have
-                self.free(name)
-                self._claim(*holder, _FIRST)
-            self.free(name)
+        if self._is_lifted:
+            self.free(target)
+        elif self.is_limited:
+            key = build_slot_key(self._airflow, run.dag_id, is_left=True)
+            self._move(self._build_holder(target), (run.run_id, key))
 
-    def free_left(self, client: AirflowClient) -> None:
-        """Frees what is held by DAG runs that are over, or gone, or queued in a paused DAG.
+    def look_after(self, client: AirflowClient, dags: Mapping[str, DagDeclaration]) -> None:
+        """Frees what dead Dagster runs hold, and DAG runs that are over, gone, past the time-out of
+        their DAG, or not moved on, for that is paused or gone.
+
+        Args:
+            dags: What is declared of the instance's DAGs.
 
         Raises:
-            AirflowError: The instance was asked for them, and did not say.
+            AirflowError: Of a DAG run the instance was asked for, and did not say.
         """
-        holders = self._fetch_holders()
-        left = {
-            (step_key.removeprefix(self._left_prefix), run_id): step_key
-            for run_id, step_key in holders
-            if step_key.startswith(self._left_prefix)
-        }
-        if not left:
-            return
-        runs = fetch_waited(client, list(left))
-        over = {key for key, run in runs.items() if run is None or _is_over(run)}
-        for dag_id, run_id in over | _find_stuck(client, runs):
-            self._storage.free_concurrency_slot_for_step(run_id, left[dag_id, run_id])
+        self._is_lifted = not self._storage.get_concurrency_info(self._pool).slot_count
+        self._free_dead()
+        left = self._fetch_left()
+        now = datetime.now(timezone.utc)
+        for holder, (dag_id, since) in left.items():
+            if dag_id not in dags or now - since > timedelta(seconds=dags[dag_id].trigger.timeout):
+                self._free(holder)
+        holders = {(dag_id, holder[0]): holder for holder, (dag_id, _) in left.items()}
+        if holders:
+            runs = fetch_waited(client, list(holders))
+            for key, run in runs.items():
+                if run is None or (isinstance(run, DagRun) and run.is_finished):
+                    self._free(holders[key])
+            for key in _find_stuck(client, runs):
+                self._free(holders[key])
+            if errors := [run for run in runs.values() if isinstance(run, AirflowError)]:
+                raise errors[0]
 
-    def _claim(self, run_id: str, step_key: str, priority: int) -> bool:
-        status = self._storage.claim_concurrency_slot(self._pool, run_id, step_key, priority)
+    def _claim(self, holder: Holder, priority: int) -> bool:
+        status = self._storage.claim_concurrency_slot(self._pool, *holder, priority)
         return status.is_claimed
+
+    def _free(self, holder: Holder) -> None:
+        self._storage.free_concurrency_slot_for_step(*holder)
+
+    def _move(self, source: Holder, target: Holder) -> bool:
+        """Has one's slot be another's: next in the queue before it is free."""
+        self._claim(target, _FIRST)
+        self._free(source)
+        return self._claim(target, _FIRST)
+
+    def _build_holder(self, target: Target) -> Holder:
+        return self._run.run_id, build_slot_key(self._airflow, target.name)
+
+    def _find_left(self, target: Target) -> Holder | None:
+        """Who holds the slot of a run that an attempt before this one started, and left."""
+        first = build_run_id(self._run.root_run_id or self._run.run_id, target.partition)
+        for holder, (dag_id, _) in self._left.items():
+            is_own = holder[0] == first or holder[0].startswith(f"{first}__retry_")
+            if dag_id == target.dag_id and is_own:
+                del self._left[holder]
+                return holder
+        return None
 
     def _free_dead(self) -> None:
         """Frees what runs hold whose worker died with it. Dagster does so only if it is told to
         (`run_monitoring.free_slots_after_run_end_seconds`), and some time after."""
-        holders = self._fetch_holders()
-        for run_id in {one for one, key in holders if not key.startswith(self._left_prefix)}:
-            holder = self._instance.get_run_by_id(run_id)
-            if holder is None or holder.is_finished:
+        info = self._storage.get_concurrency_info(self._pool)
+        holders = {(one.run_id, one.step_key) for one in (*info.claimed_slots, *info.pending_steps)}
+        for run_id in {run_id for run_id, key in holders if parse_left_dag_id(key) is None}:
+            run = self._instance.get_run_by_id(run_id)
+            if run is None or run.is_finished:
                 self._storage.free_concurrency_slots_for_run(run_id)
 
-    def _fetch_holders(self) -> set[tuple[str, str]]:
-        """Who has a slot or waits for one: run id and step key."""
-        info = self._storage.get_concurrency_info(self._pool)
-        return {(one.run_id, one.step_key) for one in (*info.claimed_slots, *info.pending_steps)}
-
-    @property
-    def _left_prefix(self) -> str:
-        return f"{self._pool}.left."
-
-    def _build_key(self, name: str) -> str:
-        return f"{self._pool}.of.{name}"
-
-
-def _is_over(run: DagRun | AirflowError) -> bool:
-    return isinstance(run, DagRun) and run.is_finished
+    def _fetch_left(self) -> dict[Holder, tuple[str, datetime]]:
+        """The slots of DAG runs: of which DAG, and since when."""
+        steps = self._storage.get_concurrency_info(self._pool).pending_steps
+        return {
+            (one.run_id, one.step_key): (dag_id, one.assigned_timestamp or one.enqueued_timestamp)
+            for one in steps
+            if (dag_id := parse_left_dag_id(one.step_key)) is not None
+        }
 
 
 def _find_stuck(client: AirflowClient, runs: Looked) -> set[Key]:
-    """Those that do not begin before somebody unpauses their DAG."""
-    queued = [key for key, run in runs.items() if isinstance(run, DagRun) and run.state == "queued"]
-    dags = fetch_dags_of(client, list({dag_id: None for dag_id, _ in queued})) if queued else {}
-    return {key for key in queued if isinstance(dag := dags[key[0]], Dag) and dag.is_paused}
+    """Runs that Airflow's scheduler moves on no more, before somebody unpauses their DAG or brings
+    it back."""
+    active = [key for key, run in runs.items() if isinstance(run, DagRun) and not run.is_finished]
+    if not active:
+        return set()
+    dags = fetch_dags_of(client, list({dag_id: None for dag_id, _ in active}))
+    return {
+        key
+        for key in active
+        for dag in [dags[key[0]]]
+        if isinstance(dag, DagNotFoundError) or (isinstance(dag, Dag) and dag.is_paused)
+    }
 
 
 def _read_priority(run: dg.DagsterRun) -> int:

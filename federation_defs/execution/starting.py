@@ -23,7 +23,7 @@ from federation_defs.errors import (
 )
 from federation_defs.execution.attempt import Attempt, Target
 from federation_defs.execution.calls import DroppedError
-from federation_defs.masking import find_secrets
+from federation_defs.masking import find_secrets, hide
 from federation_defs.naming import parse_root_run_id
 from federation_defs.partitioning import Partitioning
 from federation_defs.success import is_mended_by_failed, was_cut_short
@@ -118,15 +118,13 @@ class Starter:
         if declared.partitions is not None and target.partition is not None:
             partitioning = Partitioning(declared.partitions)
             options = partitioning.build_options(target.partition, has_keys=dag.is_partitioned)
-        if (ran := self._find_run_of_key(target, options)) is not None:
-            return self._take_over(target, ran)
         run_id = self._attempt.build_run_id(target, number)
         self._expect(target, run_id)
         conf = declared.trigger.conf
         try:
             return client.trigger_run(target.dag_id, run_id, conf, replace(options, note=note))
         except (RequestRefusedError, RunNotStartedError) as error:
-            raise error.hide(find_secrets(conf)) from None
+            raise error.say(hide(error.detail, find_secrets(conf))) from None
         except LogicalDateTakenError:
             date = options.logical_date
             owner = client.fetch_run_of_date(target.dag_id, date) if date else None
@@ -134,15 +132,6 @@ class Starter:
                 raise
         self.forget(target)
         return self._take_over(target, owner)
-
-    def _find_run_of_key(self, target: Target, options: TriggerOptions) -> DagRun | None:
-        """The run that a partition key had by itself, for an automation that asks for one. (Airflow
-        refuses a date that has run, but no key.)"""
-        key = options.partition_key
-        if key is None or not self._attempt.is_requested_by_automation:
-            return None
-        ran = self._client.fetch_run_of_key(target.dag_id, key)
-        return ran if ran and parse_root_run_id(ran.run_id) is None else None
 
     def _take_over(self, target: Target, owner: DagRun) -> DagRun:
         """A run of somebody else's that has the partition's date: as it is, or run again."""

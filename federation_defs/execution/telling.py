@@ -11,7 +11,7 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.records import DagRun
-from federation_defs.errors import AirflowError, RunLostError
+from federation_defs.errors import AirflowError, RunLostError, UnreachableError
 from federation_defs.execution.attempt import Attempt, Target
 from federation_defs.execution.provenance import build_note
 from federation_defs.execution.waiting import Wait
@@ -71,7 +71,7 @@ class Teller:
         self._notes: dict[str, str] = {}
         self._compared: set[str] = set()
         self._are_queued: set[Target] = set()
-        self._troubles: dict[str, float] = {}
+        self._troubles: dict[tuple[type, Target | None], float] = {}
 
     def take(self) -> Iterator[Event]:
         """What came up since."""
@@ -143,12 +143,17 @@ class Teller:
             url = self._client.build_run_url(target.dag_id, run_id)
             self._context.log.error(f"{answer} So run {run_id} may go on: {url}")
 
-    def tell_trouble(self, error: AirflowError) -> None:
-        """Why there is nothing new; every ten minutes, for as long as it is so."""
-        now, message = time.monotonic(), f"{error} Waiting on."
-        if now - self._troubles.get(message, -math.inf) >= TROUBLE_TOLD_S:
-            self._troubles[message] = now
-            self.warn(message)
+    def tell_trouble(self, error: AirflowError, target: Target | None = None) -> None:
+        """Why there is nothing new; every ten minutes, for as long as it is so.
+
+        Args:
+            target: Whose trouble it is, if it is not the same for all.
+        """
+        trouble = type(error), None if isinstance(error, UnreachableError) else target
+        now = time.monotonic()
+        if now - self._troubles.get(trouble, -math.inf) >= TROUBLE_TOLD_S:
+            self._troubles[trouble] = now
+            self.warn(f"{error} Waiting on.")
 
     def tell_failed(self, error: AirflowError) -> None:
         self._context.log.error(str(error))

@@ -33,10 +33,12 @@ class Wait:
     Attributes:
         is_claimed: It has its slot.
         is_busy: Something is being asked or done for it.
+        is_left: It was started, and is left to itself (`trigger.wait: false`).
         is_over: It needs no looking after any more, however it ended.
         error: Why it is given up.
         tasks: That ran when we looked last, as a person was told.
         odd_since: Since when the instance answers, and nothing that is a help.
+        away_since: Since when it does not answer at all.
     """
 
     target: Target
@@ -52,6 +54,8 @@ class Wait:
     verdict: Verdict | None = None
     error: AirflowError | None = None
     odd_since: float | None = None
+    away_since: float | None = None
+    is_left: bool = False
     tasks: str = ""
 
     @classmethod
@@ -74,11 +78,6 @@ class Wait:
     @property
     def is_queued(self) -> bool:
         return self.run is not None and self.run.state == "queued"
-
-    @property
-    def is_unwaited(self) -> bool:
-        """It was started, and is left to itself (`trigger.wait: false`)."""
-        return self.is_over and self.verdict is None and self.error is None
 
     def claim(self, now: float) -> None:
         """It has its slot: its time begins."""

@@ -68,7 +68,7 @@ class Watch:
         self._waits: dict[Target, Wait] = {}
         self._over: list[Wait] = []
         self._calls = Calls(client)
-        self._admission = Admission(client, slots, teller, self._calls)
+        self._admission = Admission(client, dags, slots, teller, self._calls)
         self._next_tasks = time.monotonic() + TASKS_S
         self._is_looking = False
 
@@ -91,13 +91,13 @@ class Watch:
         over, self._over = self._over, []
         for one in over:
             del self._waits[one.target]
-            self._admission.leave(one)
+            self._admission.dismiss(one)
         return over
 
     def close(self) -> None:
         """Ends it, whatever is going on."""
         for one in self._waits.values():
-            self._admission.leave(one)
+            self._admission.dismiss(one)
         self._calls.close()
         self._stopper.close()
 
@@ -161,6 +161,7 @@ class Watch:
             return
         self._teller.tell_run(one, answer)
         one.run = answer
+        one.is_left = True
         self._teller.tell_unwaited(one.target)
         self._leave(one)
         self._finish(one)
@@ -185,7 +186,7 @@ class Watch:
     def _see(self, one: Wait, run: DagRun) -> None:
         """Takes in how a run is doing."""
         now = time.monotonic()
-        one.odd_since = None
+        one.odd_since = one.away_since = None
         self._teller.tell_run(one, run)
         one.run = run
         one.plan_next_look(now)
@@ -244,7 +245,7 @@ class Watch:
         if (end := bear(one, error, now)) is not None:
             self._fail(one, end)
             return
-        self._teller.tell_trouble(error)
+        self._teller.tell_trouble(error, one.target)
         one.plan_next_look(now)
 
     def _time_out(self, one: Wait, run: DagRun, waited_s: float) -> None:

@@ -8,9 +8,9 @@ import pytest
 from federation_defs.execution import patience, telling
 from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow
-from tests.contract.executing import materialize
+from tests.contract.executing import Attempts, materialize
 from tests.contract.fake_airflow import asks
-from tests.contract.faults import Fault, answer, hang_up
+from tests.contract.faults import LOGIN_PAGE, Fault, answer, hang_up
 
 DAG = "customer_metrics"
 TRIGGER = f"/dags/{DAG}/dagRuns"
@@ -73,12 +73,39 @@ def test_no_secret_of_the_conf_is_in_airflows_words(
 ) -> None:
     monkeypatch.setattr(patience, "TROUBLE_S", 0.5)
     airflow_v2.database.add_dag(DAG)
-    said = answer(500, {"detail": "database is locked [parameters: {'token': 's3cret-word'}]"})
+    conf = {"token": "s3cret-word", "tokens": 5}
+    said = answer(500, {"detail": f"database is locked [parameters: {conf}]"})
     airflow_v2.server.fail_next(asks("POST", TRIGGER), said, times=99)
-    dags = {DAG: {"trigger": {"conf": {"token": "s3cret-word"}}}}
-    outcome = materialize(airflow_v2.client, dags, instance)
-    assert "database is locked [parameters: {'token': '***'}]" in (outcome.failure or "")
+    outcome = materialize(airflow_v2.client, {DAG: {"trigger": {"conf": conf}}}, instance)
+    assert f"POST /api/v2{TRIGGER}: 500: " in (outcome.failure or "")
+    assert "is locked [parameters: {'token': '***', 'tokens': ***}]" in (outcome.failure or "")
     assert "s3cret-word" not in "".join([*outcome.log, outcome.failure or ""])
+
+
+def test_one_that_is_answered_by_something_else_is_told_as_not_started(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "TROUBLE_S", 0.5)
+    airflow_v2.database.add_dag(DAG)
+    airflow_v2.server.fail_next(asks("POST", TRIGGER), answer(200, LOGIN_PAGE), times=99)
+    outcome = materialize(airflow_v2.client, [DAG], instance)
+    assert "200: no run of Airflow's in it), and has none of that id" in (outcome.failure or "")
+
+
+def test_executing_again_adopts_a_run_that_came_up_late(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "TROUBLE_S", 0.5)
+    airflow_v2.database.add_dag(DAG, polls=0)
+    airflow_v2.server.fail_next(asks("POST", TRIGGER), answer(504), times=99)
+    attempts = Attempts(airflow_v2.client, [DAG], instance)
+    first = attempts.execute()
+    assert "execute that again" in (first.failure or "")
+    airflow_v2.server.forget_faults()
+    late = airflow_v2.database.start_run(DAG, build_run_id(first.run_id))
+    airflow_v2.database.finish_run(late)
+    assert attempts.execute(first).materialized == [DAG]
+    assert len(airflow_v2.database.runs) == 1
 
 
 def test_a_trouble_that_lasts_is_told_again_and_again(
@@ -86,7 +113,9 @@ def test_a_trouble_that_lasts_is_told_again_and_again(
 ) -> None:
     monkeypatch.setattr(telling, "TROUBLE_TOLD_S", 1.5)
     airflow_v2.database.add_dag(DAG, polls=0)
-    airflow_v2.server.fail_next(asks("POST", TRIGGER), BROKEN, times=4)
+    for number in range(4):  # each in other words
+        failed = answer(500, {"detail": f"error {number}"})
+        airflow_v2.server.fail_next(asks("POST", TRIGGER), failed)
     outcome = materialize(airflow_v2.client, [DAG], instance)
     assert outcome.materialized == [DAG]
     waiting = [line for line in outcome.log if line.endswith("Waiting on.")]

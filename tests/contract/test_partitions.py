@@ -13,7 +13,6 @@ from tests.contract.conftest import Airflow
 from tests.contract.executing import Attempts, materialize
 from tests.contract.fake_airflow import asks
 from tests.contract.faults import hang_up_after_acting
-from tests.contract.interrupting import before_acting, interrupt
 from tests.contract.partitioned import (
     BERLIN,
     DAG,
@@ -84,62 +83,21 @@ def test_a_partition_reaches_a_partitioned_dag_as_its_key(
     assert build_daemon(airflow_v2, instance, **{DAG: partitions}).tick() == []
 
 
-def test_a_partition_of_a_partitioned_dag_may_run_again(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
+@pytest.mark.parametrize("tags", [{}, {"dagster/from_automation_condition": "true"}])
+def test_a_key_that_ran_runs_again_whoever_asks_for_it(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, tags: dict[str, str]
 ) -> None:
+    """Airflow takes a key more than once, so that no update that leads to it is passed over."""
     airflow_v2.database.add_dag(DAG, polls=0, key_format="%Y-%m-%d")
+    by_itself = airflow_v2.database.start_run(DAG, "by itself", partition_key="2025-02-03")
+    airflow_v2.database.finish_run(by_itself)
     dags = {DAG: declare()}
     for _ in range(2):
-        outcome = materialize(airflow_v2.client, dags, instance, tags=of("2025-02-03"))
+        outcome = materialize(airflow_v2.client, dags, instance, tags=of("2025-02-03") | tags)
         assert outcome.materialized == [DAG]
-    run_ids = [run.run_id for run in airflow_v2.database.runs]
+    run_ids = [run.run_id for run in airflow_v2.database.runs if run is not by_itself]
     assert len(set(run_ids)) == 2
     assert read_partitions(instance) == [("2025-02-03", run_id) for run_id in run_ids]
-
-
-BY_AUTOMATION = {**of("2025-02-03"), "dagster/from_automation_condition": "true"}
-
-
-@pytest.mark.parametrize("state", ["success", "running"])
-def test_a_key_that_ran_by_itself_is_adopted_for_an_automation(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, state: str
-) -> None:
-    airflow_v2.database.add_dag(DAG, polls=1, key_format="%Y-%m-%d")
-    for key in ("2025-02-02", "2025-02-03", "2025-02-04"):
-        run = airflow_v2.database.start_run(DAG, f"by itself {key}", partition_key=key)
-        if key != "2025-02-03" or state == "success":
-            airflow_v2.database.finish_run(run)
-    outcome = materialize(airflow_v2.client, {DAG: declare()}, instance, tags=BY_AUTOMATION)
-    assert outcome.materialized == [DAG]
-    assert read_partitions(instance) == [("2025-02-03", "by itself 2025-02-03")]
-    assert airflow_v2.server.count("POST", TRIGGER) == 0
-
-
-def test_a_key_that_ran_for_dagster_runs_again_for_an_automation(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
-) -> None:
-    """It asks again because something came since."""
-    airflow_v2.database.add_dag(DAG, polls=0, key_format="%Y-%m-%d")
-    dags = {DAG: declare()}
-    for _ in range(2):
-        materialize(airflow_v2.client, dags, instance, tags=BY_AUTOMATION)
-    assert len(airflow_v2.database.runs) == 2
-
-
-def test_a_key_that_was_adopted_is_adopted_by_the_retry_too(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
-) -> None:
-    airflow_v2.database.add_dag(DAG, polls=None, key_format="%Y-%m-%d")
-    run = airflow_v2.database.start_run(DAG, "by itself", partition_key="2025-02-03")
-    look = asks("GET", f"{TRIGGER}/by.*")
-    airflow_v2.server.fail_next(look, before_acting(interrupt))
-    attempts = Attempts(airflow_v2.client, [DAG], instance, declare())
-    first = attempts.execute(tags=BY_AUTOMATION)
-    assert not first.success
-    airflow_v2.database.finish_run(run)
-    second = attempts.execute(first, {"dagster/retry_number": "1"})
-    assert second.materialized == [DAG]
-    assert airflow_v2.database.runs == [run]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How many DAG runs are waited for at a time: `limits.max_active_runs`."""
+"""How many DAG runs go on at a time by our doing: `limits.max_active_runs`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -13,12 +14,12 @@ import pytest
 from werkzeug import Response
 
 from federation_defs.execution import admission
-from federation_defs.naming import build_pool_name
+from federation_defs.naming import build_pool_name, build_slot_key
 from tests.contract.conftest import Airflow
 from tests.contract.executing import Attempts, Outcome, materialize, meanwhile, wait_for_log
 from tests.contract.fake_airflow import asks
 from tests.contract.fake_rows import RunRow
-from tests.contract.faults import Act, answer
+from tests.contract.faults import Act, Fault, answer
 from tests.contract.interrupting import before_acting, cancel, interrupt
 from tests.waiting import wait_for
 
@@ -162,7 +163,8 @@ def test_the_slots_of_a_dead_attempt_are_free_for_the_next(
     attempts = Attempts(airflow_v2.client, FIVE[:1], instance, max_active_runs=1)
     first = attempts.execute()
     storage = instance.event_log_storage
-    assert storage.claim_concurrency_slot(POOL, first.run_id, f"{POOL}.of.{FIVE[0]}", 0).is_claimed
+    key = build_slot_key("metrics", FIVE[0])
+    assert storage.claim_concurrency_slot(POOL, first.run_id, key, 0).is_claimed
     airflow_v2.database.dags[FIVE[0]].outcome = "success"
     second = attempts.execute(first)
     assert second.materialized == FIVE[:1]
@@ -216,8 +218,8 @@ def declare_unwaited(dag_ids: Sequence[str]) -> dict[str, Any]:
 
 @pytest.fixture
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits for a slot looks at once after those that are left to a DAG run."""
-    monkeypatch.setattr(admission, "LEFT_S", 0.1)
+    """Who waits for a slot looks often after those that others have."""
+    monkeypatch.setattr(admission, "OTHERS_S", 0.1)
 
 
 @pytest.mark.usefixtures("impatience")
@@ -234,13 +236,26 @@ def test_runs_that_are_not_waited_for_count_until_they_end(
 
 def leave_one(airflow: Airflow, instance: dg.DagsterInstance) -> RunRow:
     """A run that is not waited for, with the only slot; its Dagster run is over."""
-    add_dags(airflow, FIVE[:2])
-    airflow.database.dags[FIVE[0]].polls = None
+    add_dags(airflow, FIVE[:2], polls=None)
+    airflow.database.dags[FIVE[1]].polls = 0
     unwaited = declare_unwaited(FIVE[:1])
     outcome = materialize(airflow.client, unwaited, instance, max_active_runs=1)
     assert outcome.success
     assert read_slots(instance) == (1, 0)
     return airflow.database.runs[0]
+
+
+def follow_one(
+    airflow: Airflow, instance: dg.DagsterInstance, *, timeout: str = "30s"
+) -> tuple[Outcome, list[str]]:
+    """What becomes of a run that needs the slot of the one that was left; and who has it then."""
+    declared = {**declare_unwaited(FIVE[:1]), FIVE[1]: {}}
+    declared[FIVE[0]]["trigger"]["timeout"] = timeout
+    outcome = materialize(
+        airflow.client, declared, instance, selection=FIVE[1:2], max_active_runs=1
+    )
+    info = instance.event_log_storage.get_concurrency_info(POOL)
+    return outcome, [slot.run_id for slot in info.claimed_slots]
 
 
 def end(airflow: Airflow, run: RunRow) -> None:
@@ -252,12 +267,29 @@ def delete(airflow: Airflow, run: RunRow) -> None:
 
 
 def pause(airflow: Airflow, run: RunRow) -> None:
-    assert run.state == "queued"
     airflow.database.dags[run.dag_id].is_paused = True
 
 
+def pause_in_mid_run(airflow: Airflow, run: RunRow) -> None:
+    run.state = "running"
+    pause(airflow, run)
+
+
+def remove_dag(airflow: Airflow, run: RunRow) -> None:
+    airflow.database.dags[run.dag_id].is_present = False
+
+
+def end_where_dags_may_not_be_read(airflow: Airflow, run: RunRow) -> None:
+    forbidden = answer(403, {"detail": "Forbidden"})
+    airflow.server.fail_next(asks("GET", "/dags"), forbidden, times=99)
+    end(airflow, run)
+
+
 @pytest.mark.usefixtures("impatience")
-@pytest.mark.parametrize("happens", [end, delete, pause])
+@pytest.mark.parametrize(
+    "happens",
+    [end, delete, pause, pause_in_mid_run, remove_dag, end_where_dags_may_not_be_read],
+)
 def test_the_slot_of_a_run_that_is_not_waited_for_is_free_when_that_does_not_go_on(
     airflow_v2: Airflow,
     instance: dg.DagsterInstance,
@@ -273,26 +305,140 @@ def test_the_slot_of_a_run_that_is_not_waited_for_is_free_when_that_does_not_go_
         happens(airflow_v2, run)
 
     with meanwhile(act):
-        outcome = materialize(airflow_v2.client, FIVE[1:2], instance, max_active_runs=1)
+        outcome, holders = follow_one(airflow_v2, instance)
     assert outcome.materialized == FIVE[1:2]
-    assert read_slots(instance) == (0, 0)
+    assert holders == []
 
 
 @pytest.mark.usefixtures("impatience")
-def test_the_slot_of_a_run_that_is_not_waited_for_is_kept_while_its_instance_is_away(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
+@pytest.mark.parametrize(
+    "fault", [answer(503), answer(403, {"detail": "Forbidden"})], ids=["away", "forbidden"]
+)
+def test_the_slot_of_a_run_that_is_not_waited_for_is_kept_while_its_instance_does_not_tell(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, fault: Fault
 ) -> None:
+    """How that run is doing; it tells whatever else it is asked."""
     run = leave_one(airflow_v2, instance)
-    airflow_v2.server.fail_next(asks("GET", ".*"), answer(503), times=9)
+    airflow_v2.server.fail_next(asks("GET", ANY_RUN), fault, times=999)
 
     def act() -> None:
-        wait_for(lambda: airflow_v2.server.count("GET", ANY_RUN) > 4, "it is looked after")
-        assert len(airflow_v2.database.runs) == 1
+        wait_for_log(instance, "Waiting on.")
+        assert read_slots(instance) == (1, 1)
+        asked = airflow_v2.server.count("GET", ANY_RUN)
+        wait_for(lambda: airflow_v2.server.count("GET", ANY_RUN) > asked + 9, "it is looked after")
+        assert read_slots(instance) == (1, 1)
+        airflow_v2.server.forget_faults()
         airflow_v2.database.finish_run(run)
 
     with meanwhile(act):
-        outcome = materialize(airflow_v2.client, FIVE[1:2], instance, max_active_runs=1)
+        outcome, _ = follow_one(airflow_v2, instance)
     assert outcome.materialized == FIVE[1:2]
+
+
+@pytest.mark.usefixtures("impatience")
+def test_a_run_that_is_not_waited_for_has_its_slot_no_longer_than_its_time_out(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    leave_one(airflow_v2, instance)
+    outcome, _ = follow_one(airflow_v2, instance, timeout="2s")
+    assert outcome.materialized == FIVE[1:2]
+    assert airflow_v2.database.runs[0].state == "queued"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_executing_again_what_is_not_waited_for_takes_its_slot_over(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, number: int
+) -> None:
+    """Also that of a new run (`on_retry: new_run`) for one that failed."""
+    add_dags(airflow_v2, FIVE[:1], polls=None)
+    declared = {"trigger": {"wait": False, "on_retry": "new_run"}}
+    attempts = Attempts(airflow_v2.client, FIVE[:1], instance, declared, max_active_runs=1)
+    last = attempts.execute()
+    if number == 2:
+        airflow_v2.database.finish_run(airflow_v2.database.runs[0], "failed")
+        last = attempts.execute(last)
+    again = attempts.execute(last)
+    assert again.success
+    assert not any("waits for its turn" in line for line in again.log)
+    assert len(airflow_v2.database.runs) == number
+    info = instance.event_log_storage.get_concurrency_info(POOL)
+    assert [slot.run_id for slot in info.claimed_slots] == [airflow_v2.database.runs[-1].run_id]
+
+
+def test_a_limit_that_is_deleted_while_a_run_has_its_slot_spoils_no_pool(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    leave_one(airflow_v2, instance)
+    storage = instance.event_log_storage
+    storage.delete_concurrency_limit(POOL)
+    outcome, _ = follow_one(airflow_v2, instance)
+    assert outcome.materialized == FIVE[1:2]
+    storage.set_concurrency_slots("another pool", 3)
+    assert storage.get_concurrency_info("another pool").slot_count == 3
+
+
+@pytest.mark.usefixtures("impatience")
+def test_a_limit_that_is_deleted_while_a_run_waits_for_its_turn_is_none(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    hold_the_slot(instance)
+    add_dags(airflow_v2, FIVE[:1], polls=0)
+
+    def lift() -> None:
+        wait_for_log(instance, "waits for its turn")
+        instance.event_log_storage.delete_concurrency_limit(POOL)
+
+    with meanwhile(lift):
+        outcome = materialize(airflow_v2.client, FIVE[:1], instance)
+    assert outcome.materialized == FIVE[:1]
+
+
+@pytest.mark.usefixtures("impatience")
+def test_the_slot_of_a_run_that_dies_is_free_for_one_that_waits_for_it(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    holder = instance.get_run_by_id(hold_the_slot(instance))
+    assert holder is not None
+    add_dags(airflow_v2, FIVE[:1], polls=0)
+
+    def die() -> None:
+        wait_for_log(instance, "waits for its turn")
+        instance.report_run_failed(holder)
+
+    with meanwhile(die):
+        outcome = materialize(airflow_v2.client, FIVE[:1], instance, max_active_runs=1)
+    assert outcome.materialized == FIVE[:1]
+
+
+def test_a_slot_that_is_given_back_as_one_comes_into_the_queue_is_had(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster assigns it to who is in the queue by then: to nobody."""
+    holder = hold_the_slot(instance)
+    add_dags(airflow_v2, FIVE[:1], polls=0)
+    storage = instance.event_log_storage
+
+    def give_back() -> None:
+        wait_for_log(instance, "waits for its turn")
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "assign_pending_steps", lambda _: None)
+            storage.free_concurrency_slot_for_step(holder, "other")
+
+    with meanwhile(give_back):
+        outcome = materialize(airflow_v2.client, FIVE[:1], instance, max_active_runs=1)
+    assert outcome.materialized == FIVE[:1]
+
+
+def test_the_default_limit_of_dagsters_pools_holds_where_none_is_declared(
+    airflow_v2: Airflow, tmp_path: Path
+) -> None:
+    add_dags(airflow_v2, FIVE[:3])
+    counting = Counting(airflow_v2)
+    settings = {"concurrency": {"pools": {"default_limit": 2}}}
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=settings) as instance:
+        outcome = materialize(airflow_v2.client, FIVE[:3], instance)
+    assert sorted(outcome.materialized) == FIVE[:3]
+    assert counting.most == 2
 
 
 def test_a_run_that_waits_for_its_slot_keeps_it_from_those_that_come_later(

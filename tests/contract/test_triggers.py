@@ -123,19 +123,6 @@ def test_a_partition_key_comes_back(world_v2: World) -> None:
     assert run.logical_date is None
 
 
-def test_the_last_run_of_a_partition_key_is_found(world_v2: World) -> None:
-    key = f"{make_date():%Y-%m-%d}"
-    run_ids, options = [make_run_id() for _ in range(2)], TriggerOptions(partition_key=key)
-    for run_id in run_ids:
-        world_v2.client.trigger_run("partitioned", run_id, options=options)
-    run = world_v2.client.fetch_run_of_key("partitioned", key)
-    assert run is not None
-    assert (run.run_id, run.partition_key) == (run_ids[1], key)
-    assert world_v2.client.fetch_run_of_key("partitioned", key[:-1]) is None
-    assert world_v2.client.fetch_run_of_key("mapped", key) is None
-    assert world_v2.client.fetch_run_of_key("nobody_knows_it", key) is None
-
-
 def test_a_partition_key_of_a_wrong_form_is_refused(world_v2: World) -> None:
     options = TriggerOptions(partition_key="yesterday")
     with pytest.raises(RequestRefusedError, match=r"400: Partition key 'yesterday'"):

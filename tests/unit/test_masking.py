@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from federation_defs.masking import mask
+from federation_defs.masking import hide, mask
 
 # What both versions' own maskers look for (`DEFAULT_SENSITIVE_FIELDS`); the last ones only 3.3's.
 WORDS = [
@@ -119,3 +119,20 @@ def test_as_deep_as_airflow_looks_all_shows_but_secrets() -> None:
 
 def test_a_conf_of_any_depth_is_masked() -> None:
     assert "s3cret" not in str(mask(nest(900, "s3cret")))
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("no such user s3cret-word.", "no such user ***."),
+        ("two\\nlines in 'two\\nlines'", "*** in '***'"),
+        ("two lines", "***"),
+        ("it breaks off at s3cret", "it breaks off at ***"),
+        ("s3cret-word-and-more", "***"),
+        ("nothing of it", "nothing of it"),
+    ],
+)
+def test_secrets_in_somebody_elses_words_are_hidden_in_whatever_form(
+    text: str, hidden: str
+) -> None:
+    assert hide(text, {"s3cret-word", "s3cret-word-and-more", "two\nlines"}) == hidden

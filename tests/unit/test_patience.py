@@ -16,7 +16,7 @@ from federation_defs.errors import (
     UnreachableError,
 )
 from federation_defs.execution.attempt import Target
-from federation_defs.execution.patience import TROUBLE_S, bear
+from federation_defs.execution.patience import AWAY_S, TROUBLE_S, bear
 from federation_defs.execution.waiting import Wait
 from tests.unit.build import build_run
 
@@ -78,8 +78,17 @@ def test_what_nobody_mends_by_waiting_ends_it_at_once(run: DagRun | None) -> Non
 
 
 @pytest.mark.parametrize("error", [FAILED, NO_ACCOUNT])
-def test_hours_of_being_away_do_not_count_against_what_comes_after(error: AirflowError) -> None:
-    """An instance that comes back may need a while before it can do everything."""
-    one, minutes = build_wait(), TROUBLE_S / HOUR_S
-    assert bear_each(one, (0, AWAY), (5, error), (5.1, AWAY), (5.2, error)) == [None] * 4
-    assert bear_each(one, (5.21 + minutes, error)) == [error]
+def test_what_was_before_an_instance_was_away_does_not_count_when_it_is_back(
+    error: AirflowError,
+) -> None:
+    """It may need a while before it can do everything."""
+    one, minutes, away = build_wait(), TROUBLE_S / HOUR_S, 1.01 * AWAY_S / HOUR_S
+    tries = bear_each(one, (0, error), (1, AWAY), (1 + away, AWAY), (5, error), (5.1, error))
+    assert tries == [None] * 5
+    assert bear_each(one, (5.01 + minutes, error)) == [error]
+
+
+def test_now_away_and_now_failing_is_given_up_too() -> None:
+    one = build_wait()
+    tries = [bear(one, (FAILED, AWAY)[number % 2], 15.0 * number) for number in range(60)]
+    assert next((15 * number, end) for number, end in enumerate(tries) if end) == (630, FAILED)
