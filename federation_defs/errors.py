@@ -55,6 +55,7 @@ class AirflowError(FederationError):
 
     def __init__(self, instance: str, message: str) -> None:
         self.instance = instance
+        self.said = message
         super().__init__(f"Airflow '{instance}' {message}")
 
 
@@ -143,7 +144,7 @@ class PermissionMissingError(AirflowError):
         if not detail:
             wrong = "Airflow 2 answers a wrong password so"
             remedy = f"Check {check}: {wrong}. If it is right: {remedy}"
-        super().__init__(instance, f"forbids {request} (403{_said(detail)}). {remedy}")
+        super().__init__(instance, f"forbids {request} (403{quote_detail(detail)}). {remedy}")
 
 
 class RequestRefusedError(AirflowError):
@@ -159,8 +160,8 @@ class RequestRefusedError(AirflowError):
         self._told = (request, status)
         super().__init__(
             instance,
-            f"won't do {request} ({status}{_said(detail)}). Change what it names: sent again, the "
-            "same is refused again.",
+            f"won't do {request} ({status}{quote_detail(detail)}). Change what it names: sent "
+            "again, the same is refused again.",
         )
 
     def say(self, detail: str) -> RequestRefusedError:
@@ -252,7 +253,7 @@ class LogicalDateTakenError(AirflowError):
         super().__init__(
             instance,
             f"did not start run '{run_id}' of DAG '{dag_id}': another run has its logical date "
-            f"(409{_said(detail)}). Clear that run instead.",
+            f"(409{quote_detail(detail)}). Clear that run instead.",
         )
 
 
@@ -273,9 +274,9 @@ class RunNotStartedError(AirflowError):
         self._told = (run_id, reason)
         super().__init__(
             instance,
-            f"did not start run '{run_id}' of DAG '{dag_id}' ({reason}{_said(detail)}), and has "
-            "none of that id. Look into the log of its web server or API server, and mend what it "
-            "names. If this Dagster run fails of it, execute that again: should the run come up "
+            f"did not start run '{run_id}' of DAG '{dag_id}' ({reason}{quote_detail(detail)}), and "
+            "shows none of that id. Look into the log of its web server or API server, and mend what "
+            "it names. If this Dagster run fails of it, execute that again: should the run come up "
             "late, it is adopted.",
         )
 
@@ -289,5 +290,6 @@ class RunLostError(AirflowError):
     """A DAG run that we waited for is gone, or is still going past its time-out."""
 
 
-def _said(detail: str) -> str:
-    return f": {detail}" if detail else ""
+def quote_detail(detail: str) -> str:
+    """Airflow's own words, if there are any, as they follow a status: 300 letters at most."""
+    return f": {detail[:300]}" if detail else ""

@@ -35,8 +35,6 @@ _SENSITIVE = (
 _MASK = "***"
 # 2.11 looks no deeper than 5, and shows what is there; we show nothing that we did not look at.
 _DEPTH = 8
-# The beginning of a secret that is so long is one.
-_TAIL = 4
 
 
 def mask(value: Any, *, is_secret: bool = False, depth: int = _DEPTH) -> Any:
@@ -69,21 +67,28 @@ def find_secrets(value: Any, *, is_secret: bool = False) -> set[str]:
 
 
 def hide(text: str, secrets: Collection[str]) -> str:
-    """A text of somebody else's without these secrets, in whatever form it quotes them, and though
-    it may break off in the midst of one."""
-    forms = {
-        form
-        for secret in secrets
-        for form in (secret, " ".join(secret.split()), repr(secret)[1:-1], json.dumps(secret)[1:-1])
-        if form
-    }
-    for form in sorted(forms, key=len, reverse=True):
-        text = text.replace(form, _MASK)
-        for length in range(len(form) - 1, _TAIL - 1, -1):
-            if text.endswith(form[:length]):
-                text = text[:-length] + _MASK
-                break
+    """A text of somebody else's without these secrets, in whatever form it quotes them."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = re.sub(_build_pattern(secret), _MASK, text)
     return text
+
+
+def _build_pattern(secret: str) -> str:
+    """Matches a text however often it was quoted by Python or as JSON, and whatever became of its
+    white space."""
+    return "".join(
+        r"(?:\s|\\+[nrt])+" if part.isspace() else "".join(map(_build_letter, part))
+        for part in re.split(r"(\s+)", secret)
+    )
+
+
+def _build_letter(letter: str) -> str:
+    if letter == "\\":
+        return r"\\+"
+    if letter.isascii():
+        return r"\\*" + re.escape(letter)
+    codes = json.dumps(letter)[1:-1].replace("\\", r"\\+")
+    return f"(?:{re.escape(letter)}|{codes}|\\\\+(?:x|u|U)0*{ord(letter):x})"
 
 
 def _is_sensitive(key: Any) -> bool:

@@ -23,6 +23,7 @@ from federation_defs.airflow.records import (
 from federation_defs.airflow.session import read_detail
 from federation_defs.airflow.transport import describe_request
 from federation_defs.errors import (
+    AirflowError,
     DagNotFoundError,
     LogicalDateTakenError,
     RunLostError,
@@ -165,9 +166,7 @@ class RunQuestions(PagedApi):
                 json=self.dialect.build_trigger_body(run_id, conf or {}, options),
             )
         except UnreachableError as error:
-            if (run := self.fetch_run(dag_id, run_id)) is not None:
-                return run
-            raise RunNotStartedError(self.instance, dag_id, run_id, error.reason) from error
+            return self._fetch_started(dag_id, run_id, error.reason)
         except TlsError:
             if (run := self.fetch_run(dag_id, run_id)) is not None:
                 return run
@@ -178,16 +177,28 @@ class RunQuestions(PagedApi):
         if is_absent(response):
             raise DagNotFoundError(self.instance, dag_id, "404 to the trigger")
         status = response.status_code
-        is_ambiguous = status in (408, 409) or status < 300 or status >= 500
-        if is_ambiguous and (run := self.fetch_run(dag_id, run_id)) is not None:
-            return run
         if status == 409:
+            if (run := self.fetch_run(dag_id, run_id)) is not None:
+                return run
             raise LogicalDateTakenError(self.instance, dag_id, run_id, read_detail(response))
-        if is_ambiguous:
-            reason = f"{describe_request(response)}: {status}"
+        if status == 408 or status < 300 or status >= 500:
             detail = read_detail(response) if status >= 400 else "no run of Airflow's in it"
-            raise RunNotStartedError(self.instance, dag_id, run_id, reason, detail)
+            reason = f"{describe_request(response)}: {status}"
+            return self._fetch_started(dag_id, run_id, reason, detail)
         raise self.session.build_error(response)
+
+    def _fetch_started(self, dag_id: str, run_id: str, reason: str, detail: str = "") -> DagRun:
+        """The run of a trigger that may have been done."""
+        try:
+            run = self.fetch_run(dag_id, run_id)
+        except UnreachableError:
+            raise
+        except AirflowError as error:
+            reason = f"{reason}; asked for the run, it {error.said}"
+            raise RunNotStartedError(self.instance, dag_id, run_id, reason, detail) from error
+        if run is None:
+            raise RunNotStartedError(self.instance, dag_id, run_id, reason, detail)
+        return run
 
     def _refuse_unsupported(self, options: TriggerOptions) -> None:
         """Older versions would say that they know no such field; that tells nobody what to do."""

@@ -20,6 +20,7 @@ from federation_defs.errors import (
     SignInRefusedError,
     UnexpectedAnswerError,
     UnreachableError,
+    quote_detail,
 )
 
 _OPEN = OpenAuth()
@@ -105,7 +106,7 @@ class AirflowSession:
             needed = describe_permission(request)
             hint = self._account_hint
             return PermissionMissingError(self.instance, request, needed, detail, hint)
-        seen = f"{status}: {detail}" if detail else str(status)
+        seen = f"{status}{quote_detail(detail)}"
         if status == 429 or status >= 500:
             later = read_retry_after(response)
             seen += f", to be asked again in {later:.0f} s" if later else ""
@@ -133,9 +134,9 @@ class AirflowSession:
 
 
 def read_detail(response: requests.Response) -> str:
-    """Airflow's own words about an error, or where it sends us; one line, at most 300 letters."""
+    """Airflow's own words about an error, or where it sends us; one line, as long as they are."""
     if response.is_redirect:
-        return f"go to {re.split('[?#]', response.headers['Location'])[0]}"[:300]
+        return f"go to {re.split('[?#]', response.headers['Location'])[0]}"
     try:
         answer = response.json()
     except (ValueError, RecursionError):
@@ -146,7 +147,7 @@ def read_detail(response: requests.Response) -> str:
     # an `error` in place of the `detail`.
     title = answer.get("title") if response.status_code != 403 else ""
     detail = answer.get("detail") or title or answer.get("error")
-    return " ".join(_tell(detail).split())[:300]
+    return " ".join(_tell(detail).split())
 
 
 def _tell(detail: Any) -> str:

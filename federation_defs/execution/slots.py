@@ -18,7 +18,7 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.records import Dag, DagRun
-from federation_defs.declaration import DagDeclaration
+from federation_defs.declaration import DagDeclaration, TriggerDeclaration
 from federation_defs.errors import AirflowError, DagNotFoundError
 from federation_defs.execution.attempt import Target
 from federation_defs.execution.waiting import Key, Looked, fetch_dags_of, fetch_waited
@@ -30,7 +30,7 @@ from federation_defs.naming import (
 )
 
 Holder = tuple[str, str]
-_FIRST = 2**31 - 1
+_FIRST = 2**31 - 1  # the most that PostgreSQL takes for a priority
 
 
 class Slots:
@@ -51,20 +51,13 @@ class Slots:
         self._run = run
         self._airflow = airflow
         self._pool = build_pool_name(airflow)
+        self._limit = limit
         self._priority = _read_priority(run)
-        info = self._storage.get_concurrency_info(self._pool)
-        if not info.slot_count:  # its limit was deleted: who had a slot still has one
-            for holder in self._fetch_left():
-                self._free(holder)
-        if limit is not None and (info.limit != limit or not info.slot_count):
-            self._storage.set_concurrency_slots(self._pool, limit)
-        elif info.limit is not None and not info.slot_count:
-            self._storage.initialize_concurrency_limit_to_default(self._pool)
-        self.is_limited = limit is not None or info.limit is not None
         self._is_lifted = False
+        self._was_open = False
+        self.is_limited = self._set_limit()
         if self.is_limited:
             self._free_dead()
-        self._left = self._fetch_left() if self.is_limited and run.parent_run_id else {}
 
     def claim(self, target: Target) -> bool:
         """Whether there is a slot for this; if not, it stays in the queue for one."""
@@ -73,12 +66,6 @@ class Slots:
         holder = self._build_holder(target)
         if (left := self._find_left(target)) is not None:
             return self._move(left, holder)
-        if self._claim(holder, self._priority):
-            return True
-        info = self._storage.get_concurrency_info(self._pool)
-        if info.assigned_step_count >= info.slot_count:
-            return False
-        self._free(holder)  # it came into the queue as the last slot was given back: none is next
         return self._claim(holder, self._priority)
 
     def free(self, target: Target) -> None:
@@ -104,12 +91,14 @@ class Slots:
         Raises:
             AirflowError: Of a DAG run the instance was asked for, and did not say.
         """
-        self._is_lifted = not self._storage.get_concurrency_info(self._pool).slot_count
+        self._is_lifted = not self._set_limit()
         self._free_dead()
+        self._wake_next()
         left = self._fetch_left()
         now = datetime.now(timezone.utc)
         for holder, (dag_id, since) in left.items():
-            if dag_id not in dags or now - since > timedelta(seconds=dags[dag_id].trigger.timeout):
+            trigger = dags[dag_id].trigger if dag_id in dags else TriggerDeclaration()
+            if now - since > timedelta(seconds=trigger.timeout):
                 self._free(holder)
         holders = {(dag_id, holder[0]): holder for holder, (dag_id, _) in left.items()}
         if holders:
@@ -121,6 +110,31 @@ class Slots:
                 self._free(holders[key])
             if errors := [run for run in runs.values() if isinstance(run, AirflowError)]:
                 raise errors[0]
+
+    def _set_limit(self) -> bool:
+        """Has the pool be as it is declared, or else as Dagster's settings have it; whether it has
+        a limit."""
+        info = self._storage.get_concurrency_info(self._pool)
+        is_new = info.limit is None or (info.using_default_limit and not info.slot_count)
+        if is_new:  # or was deleted: who has a slot of it still has
+            for holder in self._fetch_left():
+                self._free(holder)
+        if self._limit is not None and (is_new or info.limit != self._limit):
+            self._storage.set_concurrency_slots(self._pool, self._limit)
+        elif is_new and info.limit is not None:
+            self._storage.initialize_concurrency_limit_to_default(self._pool)
+        return self._limit is not None or info.limit is not None
+
+    def _wake_next(self) -> None:
+        """Has the next in the queue ask anew, if nobody gets the slot that there is: it came into
+        the queue just as the slot was given back (dagster 1.13). To be sure, at the second look."""
+        info = self._storage.get_concurrency_info(self._pool)
+        queue = [one for one in info.pending_steps if one.assigned_timestamp is None]
+        is_open = bool(queue) and info.assigned_step_count < info.slot_count
+        if is_open and self._was_open:
+            following = min(queue, key=lambda one: (-(one.priority or 0), one.enqueued_timestamp))
+            self._free((following.run_id, following.step_key))
+        self._was_open = is_open
 
     def _claim(self, holder: Holder, priority: int) -> bool:
         status = self._storage.claim_concurrency_slot(self._pool, *holder, priority)
@@ -140,11 +154,12 @@ class Slots:
 
     def _find_left(self, target: Target) -> Holder | None:
         """Who holds the slot of a run that an attempt before this one started, and left."""
+        if self._run.parent_run_id is None:
+            return None
         first = build_run_id(self._run.root_run_id or self._run.run_id, target.partition)
-        for holder, (dag_id, _) in self._left.items():
+        for holder, (dag_id, _) in self._fetch_left().items():
             is_own = holder[0] == first or holder[0].startswith(f"{first}__retry_")
             if dag_id == target.dag_id and is_own:
-                del self._left[holder]
                 return holder
         return None
 
@@ -185,6 +200,6 @@ def _find_stuck(client: AirflowClient, runs: Looked) -> set[Key]:
 
 def _read_priority(run: dg.DagsterRun) -> int:
     try:
-        return int(run.tags.get("dagster/priority", 0))
+        return min(_FIRST - 1, max(-_FIRST, int(run.tags.get("dagster/priority", 0))))
     except ValueError:  # a person may write anything there
         return 0

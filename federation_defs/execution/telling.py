@@ -11,7 +11,7 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.records import DagRun
-from federation_defs.errors import AirflowError, RunLostError, UnreachableError
+from federation_defs.errors import AirflowError, RunLostError, RunNotStartedError
 from federation_defs.execution.attempt import Attempt, Target
 from federation_defs.execution.provenance import build_note
 from federation_defs.execution.waiting import Wait
@@ -147,9 +147,9 @@ class Teller:
         """Why there is nothing new; every ten minutes, for as long as it is so.
 
         Args:
-            target: Whose trouble it is, if it is not the same for all.
+            target: Whose trouble it is, if it may be its own.
         """
-        trouble = type(error), None if isinstance(error, UnreachableError) else target
+        trouble = type(error), target if isinstance(error, RunNotStartedError) else None
         now = time.monotonic()
         if now - self._troubles.get(trouble, -math.inf) >= TROUBLE_TOLD_S:
             self._troubles[trouble] = now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -394,6 +395,46 @@ def test_a_limit_that_is_deleted_while_a_run_waits_for_its_turn_is_none(
 
 
 @pytest.mark.usefixtures("impatience")
+def test_a_declared_limit_that_is_deleted_while_runs_wait_for_their_turn_is_set_again(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """There is another pool, as Dagster spoils the only one that has a slot and is deleted."""
+    add_dags(airflow_v2, FIVE[:3])
+    storage = instance.event_log_storage
+    storage.set_concurrency_slots("another pool", 1)
+    counting = Counting(airflow_v2)
+
+    def delete_limit() -> None:
+        wait_for_log(instance, "waits for its turn")
+        storage.delete_concurrency_limit(POOL)
+
+    with meanwhile(delete_limit):
+        outcome = materialize(airflow_v2.client, FIVE[:3], instance, max_active_runs=1)
+    assert sorted(outcome.materialized) == FIVE[:3]
+    assert counting.most <= 2  # the slot that was deleted, and the one in its place
+    assert storage.get_concurrency_info(POOL).limit == 1
+
+
+@pytest.mark.usefixtures("impatience")
+def test_a_limit_of_none_at_all_lets_none_begin(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    storage = instance.event_log_storage
+    storage.set_concurrency_slots(POOL, 0)
+    add_dags(airflow_v2, FIVE[:1], polls=0)
+
+    def let_begin() -> None:
+        wait_for_log(instance, "waits for its turn")
+        time.sleep(1.5)
+        assert airflow_v2.database.runs == []
+        storage.set_concurrency_slots(POOL, 1)
+
+    with meanwhile(let_begin):
+        outcome = materialize(airflow_v2.client, FIVE[:1], instance)
+    assert outcome.materialized == FIVE[:1]
+
+
+@pytest.mark.usefixtures("impatience")
 def test_the_slot_of_a_run_that_dies_is_free_for_one_that_waits_for_it(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
@@ -410,6 +451,7 @@ def test_the_slot_of_a_run_that_dies_is_free_for_one_that_waits_for_it(
     assert outcome.materialized == FIVE[:1]
 
 
+@pytest.mark.usefixtures("impatience")
 def test_a_slot_that_is_given_back_as_one_comes_into_the_queue_is_had(
     airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,7 +483,7 @@ def test_the_default_limit_of_dagsters_pools_holds_where_none_is_declared(
     assert counting.most == 2
 
 
-def test_a_run_that_waits_for_its_slot_keeps_it_from_those_that_come_later(
+def test_a_run_that_is_not_waited_for_keeps_its_slot_from_those_that_come_meanwhile(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     """It is given to the DAG run, whoever else is in the queue and however urgent that is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -121,18 +122,24 @@ def test_a_conf_of_any_depth_is_masked() -> None:
     assert "s3cret" not in str(mask(nest(900, "s3cret")))
 
 
+ODD = '-----BEGIN KEY-----\nit\'s "clé" C:\\temp 🔑\n-----END'
+
+
 @pytest.mark.parametrize(
     ("text", "hidden"),
     [
         ("no such user s3cret-word.", "no such user ***."),
         ("two\\nlines in 'two\\nlines'", "*** in '***'"),
         ("two lines", "***"),
-        ("it breaks off at s3cret", "it breaks off at ***"),
         ("s3cret-word-and-more", "***"),
         ("nothing of it", "nothing of it"),
+        (repr((json.dumps({"key": ODD}),)), """('{"key": "***"}',)"""),
+        (json.dumps(json.dumps({"key": ODD})), '"{\\"key\\": \\"***\\"}"'),
+        (repr({"key": ODD}), "{'key': '***'}"),
+        (" ".join(ODD.split()), "***"),
     ],
 )
 def test_secrets_in_somebody_elses_words_are_hidden_in_whatever_form(
     text: str, hidden: str
 ) -> None:
-    assert hide(text, {"s3cret-word", "s3cret-word-and-more", "two\nlines"}) == hidden
+    assert hide(text, {"s3cret-word", "s3cret-word-and-more", "two\nlines", ODD}) == hidden
