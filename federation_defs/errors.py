@@ -276,8 +276,8 @@ class RunNotStartedError(AirflowError):
             instance,
             f"did not start run '{run_id}' of DAG '{dag_id}' ({reason}{quote_detail(detail)}), and "
             "shows none of that id. Look into the log of its web server or API server, and mend "
-            "what it names. If this Dagster run fails of it, execute that again: should the run come "
-            "up late, it is adopted.",
+            "what it names. If this Dagster run fails of it, execute that again: should the run "
+            "come up late, it is adopted.",
         )
 
     def say(self, detail: str) -> RunNotStartedError:
