@@ -145,10 +145,10 @@ def test_who_is_asked_to_come_later_is_not_asked_by_other_threads_meanwhile() ->
         client = declare(server.url, http=QUICK)
         client.fetch_dags()
         arrived = collect(server)
-        server.fail_next(asks("GET", "/dags"), answer(429, {}, {"Retry-After": "1"}))
+        server.fail_next(asks("GET", "/dags"), answer(429, {}, {"Retry-After": "3"}))
         ask_for(0.3, client.fetch_dags, threads=8)
         times = arrived()
     gaps = [later - sooner for sooner, later in pairwise(times)]
-    assert max(gaps) > 0.8
-    # Those whose turn had come already, one per thread.
-    assert sum(moment < times[0] + 0.8 for moment in times) <= 8
+    assert max(gaps) > 1.5
+    # Those whose turn had come already, one per thread; on a busy machine they take their time.
+    assert sum(moment < times[0] + 1.5 for moment in times) <= 8
