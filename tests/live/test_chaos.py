@@ -207,5 +207,7 @@ def test_whoever_triggers_the_same_at_once_gets_the_same_run(
         for got in pool.map(trigger_all, range(THREADS)):
             assert sorted(got) == sorted(run_ids)
     took_s = time.monotonic() - began
+    for run_id in run_ids:
+        wait_for_state(chaos.clients[name], STORM[0], run_id, "success")
     chaos.assert_truthful(name, since, [(STORM[0], run_id) for run_id in run_ids])
     say(f"{THREADS} x {BURST} triggers in {name}: {took_s:.0f} s, {dict(troubles)}")
