@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ import dagster as dg
 import pytest
 from werkzeug import Response
 
+from federation_defs.execution.attempt import Attempt
 from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow
 from tests.contract.daemon import Daemon
@@ -59,6 +61,24 @@ def test_all_that_a_canceled_run_started_is_stopped(
     outcome = materialize(airflow_v2.client, dag_ids, instance)
     assert outcome.status is CANCELED
     assert [run.state for run in airflow_v2.database.runs] == ["failed"] * 20
+
+
+def test_the_dag_run_of_a_canceled_run_is_stopped_though_the_database_was_away_for_a_moment(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+    fetch, troubles = Attempt.fetch_status, [OSError("no connection"), OSError("starting up")]
+
+    def fetch_status(attempt: Attempt) -> dg.DagsterRunStatus:
+        if troubles and threading.current_thread().name == "stopper":
+            raise troubles.pop()
+        return fetch(attempt)
+
+    monkeypatch.setattr(Attempt, "fetch_status", fetch_status)
+    cancel_at(airflow_v2, instance)
+    outcome = materialize(airflow_v2.client, [DAG], instance)
+    assert (troubles, outcome.status) == ([], CANCELED)
+    assert airflow_v2.database.runs[0].state == "failed"
 
 
 def act_then_cancel(instance: dg.DagsterInstance, act: Act) -> Response:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,10 @@ import dagster as dg
 import pytest
 from werkzeug import Response
 
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.declaration import DagDeclaration
 from federation_defs.execution import admission
+from federation_defs.execution.slots import Slots
 from federation_defs.naming import build_pool_name, build_slot_key
 from tests.contract.conftest import Airflow
 from tests.contract.executing import Attempts, Outcome, materialize, meanwhile, wait_for_log
@@ -417,15 +420,22 @@ def test_a_declared_limit_that_is_deleted_while_runs_wait_for_their_turn_is_set_
 
 @pytest.mark.usefixtures("impatience")
 def test_a_limit_of_none_at_all_lets_none_begin(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
+    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = instance.event_log_storage
+    storage, looks = instance.event_log_storage, Counter[str]()
+    look_after = Slots.look_after
+
+    def count(slots: Slots, client: AirflowClient, dags: Mapping[str, DagDeclaration]) -> None:
+        look_after(slots, client, dags)
+        looks["over"] += 1
+
+    monkeypatch.setattr(Slots, "look_after", count)
     storage.set_concurrency_slots(POOL, 0)
     add_dags(airflow_v2, FIVE[:1], polls=0)
 
     def let_begin() -> None:
         wait_for_log(instance, "waits for its turn")
-        time.sleep(1.5)
+        wait_for(lambda: looks["over"] > 2, "it was looked who has a slot, more than once")
         assert airflow_v2.database.runs == []
         storage.set_concurrency_slots(POOL, 1)
 
