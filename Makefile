@@ -31,7 +31,7 @@ bench-latency: install ## a dependency's seconds beside dagster-airlift's tutori
 	@$(RUN) python -m tests.bench.federating
 
 soak: install-tests ## the long version of what breaks things: histories, bursts, kills; an hour
-	@HISTORIES=2000 $(RUN) pytest -q -s tests/contract/test_observation_histories.py
+	@HISTORIES=2000 $(RUN) pytest -q -s tests/contract/observation/test_observation_histories.py
 	@BURST_RUNS=1000 BURST_ROUNDS=5 $(RUN) pytest -q -s tests/live/test_observing.py
 	@CHAOS_ROUNDS=20 CHAOS_BURST=25 $(RUN) pytest -q -s tests/live/test_chaos.py tests/live/test_chaos_airflow.py
 

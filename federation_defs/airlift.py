@@ -1,14 +1,336 @@
-"""For those who have code on dagster-airlift: an instance that its functions take."""
+"""An Airflow instance as dagster-airlift's own functions take it, for Airflow 2 and 3."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
 
-from federation_defs.airflow.connecting import build_client
+import requests
+from dagster_airlift.core import AirflowAuthBackend, AirflowInstance, DagInfo
+from dagster_airlift.core.filter import AirflowFilter
+from dagster_airlift.core.runtime_representations import DagRun, TaskInstance
+from dagster_airlift.core.serialization.serialized_data import (
+    Dataset,
+    DatasetConsumingDag,
+    DatasetProducingTask,
+)
+from typing_extensions import override
+
+from federation_defs.airflow.client import AirflowClient, build_client
+from federation_defs.airflow.models import AirflowAsset, Dag, TriggerOptions
+from federation_defs.airflow.models import TaskInstance as Task
 from federation_defs.declaration import parse_declaration
+from federation_defs.errors import DagNotFoundError
 
-if TYPE_CHECKING:
-    from dagster_airlift.core import AirflowInstance
+
+class ClientBackend(AirflowAuthBackend):
+    """Where the instance is, and the way there; also for whoever asks it something of their own."""
+
+    def __init__(self, client: AirflowClient) -> None:
+        self._client = client
+
+    @override
+    def get_session(self) -> requests.Session:
+        return _ClientSession(self._client)
+
+    @override
+    def get_webserver_url(self) -> str:
+        return self._client.url
+
+
+class _ClientSession(requests.Session):
+    """Requests that go the client's way: its one pool, its pace, its sign-in, its errors."""
+
+    def __init__(self, client: AirflowClient) -> None:
+        super().__init__()
+        self._client = client
+
+    @override
+    def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:  # type: ignore[override]
+        session = self._client.session
+        if not url.startswith(f"{session.url}/"):
+            raise ValueError(f"{url} is not at {session.url}: its credentials would go along")
+        given = {name for name, value in kwargs.items() if value is not None}
+        headers = kwargs.get("headers") or {}
+        # Time-outs are the client's own, and redirects are never followed.
+        unknown = given - {"params", "json", "headers", "timeout", "allow_redirects"}
+        if unknown or headers.keys() - {"Accept"}:
+            raise TypeError(f"{method} {url}: only params, json and an Accept header are passed on")
+        response = session.request(
+            method.upper(),
+            url.removeprefix(session.url),
+            params=kwargs.get("params"),
+            json=kwargs.get("json"),
+            accept=headers.get("Accept"),
+        )
+        if response.status_code >= 300:
+            raise session.build_error(response)
+        return response
+
+
+# How many sources are asked for ahead of dagster-airlift, which asks for one after another.
+_READ_AHEAD = 64
+
+
+class ClientInstance(AirflowInstance):
+    """dagster-airlift's view of an instance.
+
+    Args:
+        client: Does the requests, and raises its own errors in place of airlift's.
+    """
+
+    def __init__(self, client: AirflowClient) -> None:
+        super().__init__(auth_backend=ClientBackend(client), name=client.instance)
+        self.client = client
+        self._dags_by_token: dict[str, Dag] = {}
+        self._sources: dict[str, str] = {}
+        self._ahead = 1
+
+    @override
+    def get_api_url(self) -> str:
+        return self.client.url + self.client.api_version.prefix
+
+    @override
+    def list_dags(self, retrieval_filter: AirflowFilter | None = None) -> list[DagInfo]:
+        asked = retrieval_filter or AirflowFilter()
+        tags = asked.airflow_tags or ()
+        dags = self.client.fetch_dags(asked.dag_id_ilike, tags, with_raw=True)
+        self._dags_by_token = {_read_token(dag): dag for dag in dags}
+        self._sources, self._ahead = {}, 1
+        return self._build_infos(dags)
+
+    def _build_infos(self, dags: Sequence[Dag]) -> list[DagInfo]:
+        return [
+            DagInfo(webserver_url=self.client.url, dag_id=dag.dag_id, metadata=dict(dag.raw or {}))
+            for dag in dags
+        ]
+
+    @override
+    def get_dag_source_code(self, file_token: str) -> str:
+        if file_token not in self._sources:
+            self._read_sources(file_token)
+        return self._sources[file_token]
+
+    def _read_sources(self, file_token: str) -> None:
+        """Reads the file, and more and more of the next ones, as long as they are asked for."""
+        if file_token not in self._dags_by_token:
+            self.list_dags()
+        if file_token not in self._dags_by_token:
+            raise DagNotFoundError(self.name, "of a file token", "its file has gone")
+        tokens = list(self._dags_by_token)
+        start = tokens.index(file_token)
+        asked = [self._dags_by_token[token] for token in tokens[start : start + self._ahead]]
+        texts = self.client.fetch_dag_sources(asked)
+        # A file that has gone since is an empty one: airlift has no way to go without.
+        self._sources |= {_read_token(dag): texts.get(dag.dag_id, "") for dag in asked}
+        self._ahead = min(_READ_AHEAD, self._ahead * 4)
+
+    @override
+    def get_all_datasets(
+        self,
+        *,
+        batch_size: int = 100,
+        retrieval_filter: AirflowFilter | None = None,
+        dag_ids: Sequence[str] | None = None,
+    ) -> Sequence[Dataset]:
+        part = (retrieval_filter.dataset_uri_ilike if retrieval_filter else None) or ""
+        assets = [a for a in self.client.fetch_assets() if part.lower() in a.uri.lower()]
+        datasets = [_build_dataset(asset, dag_ids) for asset in assets]
+        # As airlift has it: what no known DAG produces is left out.
+        return [dataset for dataset in datasets if dataset.producing_tasks]
+
+    @override
+    def get_dag_run(self, dag_id: str, run_id: str) -> DagRun:
+        path = f"{self.get_api_url()}/dags/{dag_id}/dagRuns/{run_id}"
+        return self._build_run(self.auth_backend.get_session().get(path).json())
+
+    @override
+    def get_dag_runs_batch(
+        self,
+        dag_ids: Sequence[str],
+        end_date_gte: datetime | None = None,
+        end_date_lte: datetime | None = None,
+        start_date_gte: datetime | None = None,
+        start_date_lte: datetime | None = None,
+        offset: int = 0,
+        states: Sequence[str] | None = None,
+    ) -> tuple[list[DagRun], int]:
+        if not dag_ids:  # no DAGs, which for the API means all of them
+            return [], 0
+        between = {
+            "end_date_gte": end_date_gte,
+            "end_date_lte": end_date_lte,
+            "start_date_gte": start_date_gte,
+            "start_date_lte": start_date_lte,
+        }
+        body: dict[str, Any] = {
+            "dag_ids": list(dag_ids),
+            "states": list(states or ["success"]),
+            "order_by": "end_date",
+            "page_offset": offset,
+            "page_limit": self.batch_dag_runs_limit,
+            **{name: moment.isoformat() for name, moment in between.items() if moment},
+        }
+        url = f"{self.get_api_url()}/dags/~/dagRuns/list"
+        answer = self.auth_backend.get_session().post(url, json=body).json()
+        return [self._build_run(run) for run in answer["dag_runs"]], answer["total_entries"]
+
+    def _build_run(self, answer: Mapping[str, Any]) -> DagRun:
+        kind = _DagRun3 if self.client.api_version.api == "v2" else DagRun
+        return kind(
+            webserver_url=self.client.url,
+            dag_id=answer["dag_id"],
+            run_id=answer["dag_run_id"],
+            metadata=_complete_dates(answer),
+        )
+
+    @override
+    def get_task_instance_batch_time_range(
+        self,
+        dag_ids: Sequence[str],
+        states: Sequence[str],
+        end_date_gte: datetime,
+        end_date_lte: datetime,
+    ) -> list[TaskInstance]:
+        return self._list_task_instances(
+            {
+                "dag_ids": list(dag_ids),
+                "end_date_gte": end_date_gte.isoformat(),
+                "end_date_lte": end_date_lte.isoformat(),
+                "state": list(states),
+            }
+        )
+
+    @override
+    def get_task_instance_batch(
+        self, dag_id: str, task_ids: Sequence[str], run_id: str, states: Sequence[str]
+    ) -> list[TaskInstance]:
+        if not task_ids:
+            return []
+        body = {"dag_ids": [dag_id], "dag_run_ids": [run_id], "task_ids": list(task_ids)}
+        return [task for task in self._list_task_instances(body) if task.state in states]
+
+    def _list_task_instances(self, body: dict[str, Any]) -> list[TaskInstance]:
+        url = f"{self.get_api_url()}/dags/~/dagRuns/~/taskInstances/list"
+        session = self.auth_backend.get_session()
+        found: list[TaskInstance] = []
+        total = 1
+        while len(found) < total:
+            page = {**body, "page_offset": len(found), "page_limit": self.batch_task_instance_limit}
+            answer = session.post(url, json=page).json()
+            entries, total = answer["task_instances"], answer["total_entries"]
+            found += [self._build_task_instance(entry) for entry in entries]
+            if not entries:
+                break
+        return found
+
+    @override
+    def get_task_instance(self, dag_id: str, task_id: str, run_id: str) -> TaskInstance:
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
+        answer = self.auth_backend.get_session().get(self.get_api_url() + path).json()
+        return self._build_task_instance(answer)
+
+    def _build_task_instance(self, answer: Mapping[str, Any]) -> TaskInstance:
+        return TaskInstance(
+            webserver_url=self.client.url,
+            dag_id=answer["dag_id"],
+            task_id=answer["task_id"],
+            run_id=answer["dag_run_id"],
+            metadata=_complete_dates(answer),
+        )
+
+    @override
+    def trigger_dag(self, dag_id: str, logical_date: datetime | None = None) -> str:
+        options = TriggerOptions(logical_date=logical_date)
+        return self.client.trigger_run(dag_id, f"dagster__{uuid4()}", {}, options).run_id
+
+    @override
+    def unpause_dag(self, dag_id: str) -> None:
+        # airlift's own asks for all DAGs whose id contains this one.
+        url = f"{self.get_api_url()}/dags/{dag_id}"
+        self.auth_backend.get_session().patch(url, json={"is_paused": False})
+
+    @override
+    def get_task_instance_logs(
+        self, dag_id: str, task_id: str, run_id: str, try_number: int
+    ) -> str:
+        task = Task(task_id, map_index=-1, state=None, try_number=try_number)
+        return self.client.fetch_log(dag_id, run_id, task)
+
+
+class SnapshotInstance(ClientInstance):
+    """An instance whose DAGs were read already.
+
+    Args:
+        dags: What airlift gets to see.
+    """
+
+    def __init__(self, client: AirflowClient, dags: Sequence[Dag]) -> None:
+        super().__init__(client)
+        self._dags = dags
+
+    @override
+    def list_dags(self, retrieval_filter: AirflowFilter | None = None) -> list[DagInfo]:
+        return self._build_infos(self._dags)
+
+    @override
+    def get_all_datasets(self, **_: object) -> list[Dataset]:  # type: ignore[override]
+        return []  # the specs of DAGs hold nothing of them
+
+
+class _DagRun3(DagRun):
+    """A run of Airflow 3, whose page is elsewhere."""
+
+    @property
+    @override
+    def url(self) -> str:
+        return f"{self.webserver_url}/dags/{self.dag_id}/runs/{self.run_id}"
+
+
+def _read_token(dag: Dag) -> str:
+    """What airlift asks for a source by, in both versions."""
+    return (dag.raw or {})["file_token"]
+
+
+def _build_dataset(asset: AirflowAsset, dag_ids: Sequence[str] | None) -> Dataset:
+    def is_known(dag_id: str) -> bool:
+        return not dag_ids or dag_id in dag_ids
+
+    return Dataset(
+        id=asset.id,
+        uri=asset.uri,
+        extra=asset.extra,
+        created_at="",
+        updated_at="",
+        consuming_dags=[
+            DatasetConsumingDag(dag_id=dag_id, created_at="", updated_at="")
+            for dag_id in asset.scheduled_dag_ids
+            if is_known(dag_id)
+        ],
+        producing_tasks=[
+            DatasetProducingTask(dag_id=dag_id, task_id=task_id, created_at="", updated_at="")
+            for dag_id, task_id in asset.producing_tasks
+            if is_known(dag_id)
+        ],
+    )
+
+
+def _complete_dates(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer with the dates that airlift can't do without: a run of 3.x may have no logical
+    date, and one that was set to a state by hand no start. In UTC's form of 2.x, for Python 3.10
+    reads no "Z"."""
+    dates = {
+        name: value.replace("Z", "+00:00")
+        for name, value in answer.items()
+        if isinstance(value, str) and (name.endswith("_date") or name == "run_after")
+    }
+    complete = {**answer, **dates}
+    fallback = dates.get("run_after") or dates.get("end_date")
+    for name in ("logical_date", "start_date"):
+        complete[name] = complete.get(name) or fallback
+    return complete
 
 
 def build_airflow_instance(**attributes: Any) -> AirflowInstance:
@@ -26,7 +348,6 @@ def build_airflow_instance(**attributes: Any) -> AirflowInstance:
         MissingExtraError: The way to sign in needs a package that is not installed.
     """
     # Deferred: it takes 1.6 s, and who does not use airlift's functions does not need it.
-    from federation_defs.airflow.instance import ClientInstance
 
     declaration = parse_declaration(attributes, "build_airflow_instance(...)")
     return ClientInstance(build_client(declaration, "`auth`"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from federation_defs.naming import build_automation_sensor_name, build_waiting_tags
+from federation_defs.naming import build_automation_sensor_name, build_monitor_tags
 
 # Dagster's asset daemon loops every 5 seconds at best; asking for less makes each loop count.
 EVALUATION_INTERVAL_S = 1
@@ -67,7 +67,7 @@ def build_automation_sensor(
     return dg.AutomationConditionSensorDefinition(
         name=build_automation_sensor_name(instance),
         target=dg.AssetSelection.assets(*keys),
-        run_tags=build_waiting_tags(instance),
+        run_tags=build_monitor_tags(instance),
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=EVALUATION_INTERVAL_S,
         description=f"Starts the DAGs of Airflow {instance} whose upstreams were updated.",

@@ -13,6 +13,7 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.declaration import SuccessDeclaration
 from federation_defs.errors import AirflowError
+from federation_defs.events import build_check_result
 from federation_defs.naming import (
     CHECK_NAME,
     build_asset_key,
@@ -20,8 +21,7 @@ from federation_defs.naming import (
     build_dag_id,
     build_output_names,
 )
-from federation_defs.reporting import build_check_result
-from federation_defs.verdicts import add_log_tails, fetch_verdict
+from federation_defs.outcome import add_log_tails, fetch_outcome
 
 
 def build_check_spec(instance: str, dag_id: str) -> dg.AssetCheckSpec:
@@ -84,10 +84,10 @@ def run_checks(
             if run is None:
                 context.log.info(f"No run of {dag_id} has ended in Airflow '{client.instance}'.")
                 continue
-            verdict = add_log_tails(client, fetch_verdict(client, run, dags[dag_id]))
+            outcome = add_log_tails(client, fetch_outcome(client, run, dags[dag_id]))
         except AirflowError as error:
             errors.append(str(error))
             continue
-        yield build_check_result(client, verdict)
+        yield build_check_result(client, outcome)
     if errors:
         raise dg.Failure("\n".join(errors))

@@ -4,27 +4,56 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import dagster as dg
-from dagster.components import DefsStateConfig
+from dagster.components import DefsStateConfig, ScaffoldRequest
 from pydantic import BaseModel
 from typing_extensions import override
 
-from federation_defs.airflow.connecting import build_client
+from federation_defs.airflow.client import build_client
 from federation_defs.automation import build_automation_sensor
 from federation_defs.checks import build_checks
 from federation_defs.declaration import InstanceDeclaration, parse_declaration
-from federation_defs.discovery import Snapshot, fetch_snapshot
+from federation_defs.declaration.templates import find_variables, render_templates
 from federation_defs.errors import AirflowError, DeclarationError
 from federation_defs.execution import build_execution
-from federation_defs.lineage import build_specs
 from federation_defs.observation import build_observation_sensor
-from federation_defs.partitioning import Partitioning
-from federation_defs.scaffolding import AirflowScaffolder
-from federation_defs.templates import find_variables, render_templates
+from federation_defs.partitions import Partitioning
+from federation_defs.specs import build_specs
+from federation_defs.state import Snapshot, fetch_snapshot
 from federation_defs.validation import Member, find_problems
+
+_DEFS_YAML = """\
+type: {type}
+
+attributes:
+  name: {name}
+  url: "{{{{ env.{prefix}_AIRFLOW_URL }}}}"
+  auth:
+    type: password  # Airflow 3; for Airflow 2: basic
+    username: "{{{{ env.{prefix}_AIRFLOW_USERNAME }}}}"
+    password: "{{{{ env.{prefix}_AIRFLOW_PASSWORD }}}}"
+  # select:
+  #   dag_ids: ["*"]
+  # dags:
+  #   a_dag_of_this_instance:
+  #     depends_on: [another_instance/a_dag_of_it]
+"""
+
+
+class AirflowScaffolder(dg.Scaffolder):
+    """Writes a defs.yaml to start from; the folder's name becomes the instance's."""
+
+    @override
+    def scaffold(self, request: ScaffoldRequest) -> None:
+        name = request.target_path.name.replace("-", "_")
+        request.target_path.mkdir(parents=True, exist_ok=True)
+        text = _DEFS_YAML.format(type=request.type_name, name=name, prefix=name.upper())
+        (request.target_path / "defs.yaml").write_text(text)
+
 
 _log = logging.getLogger(__name__)
 
@@ -182,3 +211,27 @@ def _find_referenced(name: str, members: Iterable[Member]) -> set[str]:
         for instance, upstream in dag.upstreams
         if instance == name
     }
+
+
+def load_federation(path_within_project: Path) -> dg.Definitions:
+    """Everything in a project's defs folder, for run workers that start quickly.
+
+    What `dagster.load_from_defs_folder` does, but for two things, because every trigger starts a
+    run worker, and its start is the user's waiting time:
+
+    - `load_from_defs_folder` imports all component packages that are installed, dagster-airlift
+      among them, to describe them to the UI (dagster 1.13, `ComponentRootComponent`): 1.3 s.
+    - A run waits for its DAGs in one process. The default executor would start one more per step:
+      3 s later, 150 MB larger, and only as many at a time as there are cores.
+
+    Args:
+        path_within_project: The project's root, or anything in it.
+    """
+    with warnings.catch_warnings():
+        # As `load_from_defs_folder` does: they tell of Dagster's own use of its beta features.
+        warnings.simplefilter("ignore", category=dg.BetaWarning)
+        tree = dg.ComponentTree.for_project(path_within_project)
+        return dg.Definitions.merge(
+            tree.build_defs(tree.defs_module_path),
+            dg.Definitions(executor=dg.in_process_executor, component_tree=tree),
+        )

@@ -101,7 +101,7 @@ def parse_root_run_id(run_id: str) -> str | None:
     return rest.split("__", 1)[0] if rest != run_id else None
 
 
-def build_left_tag(instance: str) -> str:
+def build_detached_tag(instance: str) -> str:
     """The tag that names the DAGs which a Dagster run waits for no longer, though they go on."""
     return f"federation/no_longer_waits_for.{instance}"
 
@@ -121,7 +121,7 @@ def build_pool_name(instance: str) -> str:
     return f"{instance}__dag_runs"
 
 
-def build_slot_key(instance: str, name: str, *, is_left: bool = False) -> str:
+def build_slot_key(instance: str, name: str, *, is_detached: bool = False) -> str:
     """The step key by which a slot of that pool is held, as a person reads it in Dagster.
 
     It begins with a digest, because MySQL tells two apart by their first 32 letters only (dagster
@@ -129,19 +129,19 @@ def build_slot_key(instance: str, name: str, *, is_left: bool = False) -> str:
 
     Args:
         name: Of a DAG, or of one of its partitions.
-        is_left: It is the slot of a run that is not waited for.
+        is_detached: It is the slot of a run that is not waited for.
     """
-    key = f"{build_pool_name(instance)}{_LEFT if is_left else ': '}{name}"
+    key = f"{build_pool_name(instance)}{_LEFT if is_detached else ': '}{name}"
     return f"{blake2b(key.encode(), digest_size=4).hexdigest()} {key}"
 
 
 def parse_left_dag_id(slot_key: str) -> str | None:
     """The DAG whose run, which is not waited for, has the slot; None if it is no such slot."""
-    _, is_left, dag_id = slot_key.partition(_LEFT)
-    return dag_id if is_left else None
+    _, is_detached, dag_id = slot_key.partition(_LEFT)
+    return dag_id if is_detached else None
 
 
-def build_waiting_tags(instance: str) -> dict[str, str]:
+def build_monitor_tags(instance: str) -> dict[str, str]:
     """The tags of a Dagster run that triggers DAGs of this instance, and waits for them."""
     return {f"federation/waits_for.{instance}": "true"}
 

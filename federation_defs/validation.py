@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
 from federation_defs.declaration import InstanceDeclaration, suggest
-from federation_defs.discovery import Snapshot
+from federation_defs.state import Snapshot
 
 
 @dataclass(frozen=True)

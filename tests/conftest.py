@@ -12,8 +12,7 @@ from types import FrameType
 import pytest
 from dotenv import dotenv_values
 
-from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.connecting import build_client
+from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.declaration import InstanceDeclaration
 from tests.processes import LoggedProcess, find_free_port
 from tests.waiting import wait_for

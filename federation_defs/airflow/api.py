@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial, wraps
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import requests
 
-from federation_defs.airflow.dialects import DIALECTS, V1, V2, Dialect
-from federation_defs.airflow.flight import SingleFlight
+from federation_defs.airflow.http import describe_request, read_server_time
 from federation_defs.airflow.parsing import MissingFieldError
 from federation_defs.airflow.session import AirflowSession
-from federation_defs.airflow.transport import describe_request
+from federation_defs.airflow.versions import API_VERSIONS, V1, V2, ApiVersion
 from federation_defs.errors import (
     AirflowError,
     RequestRefusedError,
     UnexpectedAnswerError,
     UnreachableError,
 )
+from federation_defs.threads import SingleFlight, run_calls
 
 UPGRADING = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
 
@@ -28,8 +31,11 @@ UPGRADING = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
 _ODD = (ArithmeticError, AttributeError, MemoryError, RecursionError, TypeError, ValueError)
 
 T = TypeVar("T")
+
 R = TypeVar("R")
+
 P = ParamSpec("P")
+
 Api = TypeVar("Api", bound="AirflowApi")
 
 
@@ -44,14 +50,14 @@ def follow_upgrade(
 
     @wraps(call)
     def made_anew(self: Api, *args: P.args, **kwargs: P.kwargs) -> R:
-        before = self.known_dialect
+        before = self.known_api_version
         try:
             return call(self, *args, **kwargs)
         except UpgradedError:
             pass
         except (RequestRefusedError, UnexpectedAnswerError):
             # Another thread may have been the first to see it, halfway through this call.
-            if before is None or self.known_dialect is before:
+            if before is None or self.known_api_version is before:
                 raise
         try:
             return call(self, *args, **kwargs)
@@ -73,9 +79,9 @@ class AirflowApi:
     def __init__(self, session: AirflowSession, api: str = "auto") -> None:
         self.session = session
         self._is_pinned = api != "auto"
-        self._dialect = DIALECTS.get(api)
+        self._api_version = API_VERSIONS.get(api)
         self._version: str | None = None
-        self._detecting: SingleFlight[Dialect] = SingleFlight()
+        self._detecting: SingleFlight[ApiVersion] = SingleFlight()
 
     @property
     def instance(self) -> str:
@@ -87,30 +93,30 @@ class AirflowApi:
         return self.session.url
 
     @property
-    def known_dialect(self) -> Dialect | None:
+    def known_api_version(self) -> ApiVersion | None:
         """The server's API version, if it was found out."""
-        return self._dialect
+        return self._api_version
 
     @property
-    def dialect(self) -> Dialect:
+    def api_version(self) -> ApiVersion:
         """The server's API version, found out once."""
-        return self._dialect or self._detecting.do(lambda: self._detect(None))
+        return self._api_version or self._detecting.do(lambda: self._detect(None))
 
-    def _detect(self, known: Dialect | None) -> Dialect:
+    def _detect(self, known: ApiVersion | None) -> ApiVersion:
         """The dialect, asked for unless somebody has since it was this one."""
-        dialect = self._dialect
-        if dialect is known or dialect is None:
-            self._dialect = dialect = self._fetch_dialect()
-        return dialect
+        api_version = self._api_version
+        if api_version is known or api_version is None:
+            self._api_version = api_version = self._fetch_api_version()
+        return api_version
 
-    def _fetch_dialect(self) -> Dialect:
+    def _fetch_api_version(self) -> ApiVersion:
         """3.x has no v1 at all and 2.x no v2: the one whose version answers is the one."""
         statuses = []
-        for dialect in (V2, V1):
-            response = self._get_open(f"{dialect.prefix}/version")
+        for api_version in (V2, V1):
+            response = self._get_open(f"{api_version.prefix}/version")
             if response.status_code == 200 and is_json(response):
                 self._version = self._read(response, _read_version)
-                return dialect
+                return api_version
             if response.status_code == 429 or response.status_code >= 500:
                 raise self.session.build_error(response)
             if response.status_code in (401, 403):
@@ -126,8 +132,8 @@ class AirflowApi:
     @follow_upgrade
     def fetch_version(self) -> str:
         """The server's version, such as "2.11.2"."""
-        response = self._get_open(f"{self.dialect.prefix}/version")
-        self._check_dialect(self.dialect, response)
+        response = self._get_open(f"{self.api_version.prefix}/version")
+        self._check_api_version(self.api_version, response)
         self._version = self._read(response, _read_version)
         return self._version
 
@@ -146,25 +152,25 @@ class AirflowApi:
             UpgradedError: It came from the other API.
             UnreachableError: It came from something in front of an Airflow that is away.
         """
-        dialect = self.dialect
-        response = self.session.request(method, dialect.prefix + path, **content)
-        self._check_dialect(dialect, response)
+        api_version = self.api_version
+        response = self.session.request(method, api_version.prefix + path, **content)
+        self._check_api_version(api_version, response)
         return response
 
     def _get(self, path: str, **content: Any) -> requests.Response:
         return self._send("GET", path, **content)
 
-    def _check_dialect(self, dialect: Dialect, response: requests.Response) -> None:
+    def _check_api_version(self, api_version: ApiVersion, response: requests.Response) -> None:
         """Looks anew which API this is, if another one answered than was asked.
 
         3.3 answers 404 to a GET of v1 and 405 to all else, in its own form; 2.11 has a page.
         """
-        if response.status_code not in (404, 405) or dialect.is_own(_read_answer(response)):
+        if response.status_code not in (404, 405) or api_version.is_own(_read_answer(response)):
             return
         if self._is_pinned:
             if is_json(response):
                 return
-            other = V1 if dialect is V2 else V2
+            other = V1 if api_version is V2 else V2
             if self._get_open(f"{other.prefix}/version").status_code == 200:
                 remedy = f"It speaks {other.api}: declare `api: auto`."
                 request = describe_request(response)
@@ -173,7 +179,7 @@ class AirflowApi:
         if not self._is_pinned:
             # What answers as neither is something in front of them.
             with suppress(UnexpectedAnswerError):
-                if self._detecting.do(lambda: self._detect(dialect)) is not dialect:
+                if self._detecting.do(lambda: self._detect(api_version)) is not api_version:
                     raise UpgradedError
         # A gateway whose Airflow is away answers so too; or one that has both behind it.
         seen = f"{response.status_code} to {describe_request(response)}, but not from Airflow"
@@ -229,7 +235,9 @@ class AirflowApi:
             seen, cause = f"no `{error.args[0]}`", error
         except _ODD as error:
             seen, cause = f"a field of another kind than Airflow's ({error})", error
-        if self._version is None and self._dialect is not None:  # else that is what is asked now
+        if (
+            self._version is None and self._api_version is not None
+        ):  # else that is what is asked now
             with suppress(AirflowError):
                 self.fetch_version()
         version = self._version or "of unknown version"
@@ -268,3 +276,110 @@ def _read_version(answer: Mapping[str, Any]) -> str:
     if not isinstance(version, str):
         raise TypeError(f"`version` is a {type(version).__name__}")
     return version
+
+
+# Servers clamp it to what they allow, by default the other (2.11 and 3.3).
+PAGE_LIMIT = 1000
+
+SERVER_PAGE = 100
+
+READ_AGAIN = 2
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """A list, or a part of it.
+
+    Attributes:
+        total: Of the whole list, as it was then.
+        server_time: When the server answered, by its own clock; None if it did not say.
+    """
+
+    entries: list[T]
+    total: int
+    server_time: datetime | None
+
+
+class PagedApi(AirflowApi):
+    """What all kinds of questions that are answered with a list need."""
+
+    def _fetch_pages(
+        self,
+        path: str,
+        field: str,
+        parse: Callable[[Any], T],
+        params: Mapping[str, Any],
+        at_most: int | None = None,
+    ) -> Page[T]:
+        """A list to its end, by what came back and `total_entries`: servers clamp the pages.
+
+        The first page tells how many there are; the others are asked for together. A list that
+        shrank meanwhile is read anew: what was taken out moved the rest, and hid some of it.
+
+        Args:
+            at_most: Of a list with more entries than this, only the first page.
+        """
+        limit = at_most or sys.maxsize
+        whole, has_shrunk = self._fetch_list(path, field, parse, params, limit)
+        for _ in range(READ_AGAIN):
+            if has_shrunk:
+                whole, has_shrunk = self._fetch_list(path, field, parse, params, limit)
+        if has_shrunk:
+            seen = f"GET {path}: a list that shrinks while it is read"
+            raise UnreachableError(self.instance, self.url, seen)
+        return whole
+
+    def _fetch_list(
+        self,
+        path: str,
+        field: str,
+        parse: Callable[[Any], T],
+        params: Mapping[str, Any],
+        at_most: int,
+    ) -> tuple[Page[T], bool]:
+        def fetch(offset: int) -> Page[T]:
+            return self._fetch_page(path, field, parse, {**params, "offset": offset})
+
+        first = fetch(0)
+        entries, total, size = list(first.entries), first.total, len(first.entries)
+        has_shrunk = False
+        at_once = self.session.transport.http.max_connections
+        while size and len(entries) < total <= at_most:
+            # Not all of them: it is only said that there are so many.
+            offsets = range(len(entries), total, size)[: at_once * 4]
+            for page in self._fetch_together(fetch, offsets):
+                entries += page.entries
+                # Than the first was: they come at a time, and one that was later may say less.
+                has_shrunk = has_shrunk or page.total < first.total
+                total = page.total
+                if len(page.entries) < size:  # those after it would leave a gap
+                    size = len(page.entries)
+                    break
+        return Page(entries, total, first.server_time), has_shrunk
+
+    def _fetch_page(
+        self, path: str, field: str, parse: Callable[[Any], T], params: Mapping[str, Any]
+    ) -> Page[T]:
+        response = self._get(path, params={"limit": PAGE_LIMIT, **params})
+        return self._read_list(response, field, parse)
+
+    def _read_list(
+        self, response: requests.Response, field: str, parse: Callable[[Any], T]
+    ) -> Page[T]:
+        """The part of a list that an answer is; an error for any other answer."""
+        request = describe_request(response)
+        entries, total = self._read(response, partial(_read_page, field))
+        parsed = [self._parse(parse, entry, request) for entry in entries]
+        return Page(parsed, total, read_server_time(response))
+
+    def _fetch_together(self, fetch: Callable[[T], R], asked: Sequence[T]) -> list[R]:
+        """The answers in the order of what is asked, as many at a time as is declared."""
+        calls = [partial(fetch, item) for item in asked]
+        return run_calls(calls, self.session.transport.http.max_connections)
+
+
+def _read_page(field: str, answer: Mapping[str, Any]) -> tuple[list[Any], int]:
+    entries, total = answer[field], answer["total_entries"]
+    if not isinstance(entries, list) or not isinstance(total, int):
+        raise TypeError(f"`{field}` is no list, or `total_entries` no number")
+    return entries, total

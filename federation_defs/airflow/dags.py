@@ -1,27 +1,37 @@
-"""What an instance has: its DAGs, their tasks and source, and what is wrong with them."""
+"""DAG and asset endpoints: what an instance has, and what is wrong with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any
 
-from federation_defs.airflow.api import follow_upgrade, is_absent
-from federation_defs.airflow.dialects import build_path
-from federation_defs.airflow.paging import PagedApi
+from federation_defs.airflow.api import PagedApi, follow_upgrade, is_absent
+from federation_defs.airflow.http import describe_request
+from federation_defs.airflow.models import (
+    AirflowAsset,
+    AssetEvent,
+    Dag,
+    DagDetails,
+    DagImportError,
+    DagWarning,
+    Task,
+)
 from federation_defs.airflow.parsing import (
+    parse_asset,
+    parse_asset_event,
     parse_dag,
     parse_dag_details,
     parse_dag_warning,
     parse_import_error,
     parse_task,
 )
-from federation_defs.airflow.records import Dag, DagDetails, DagImportError, DagWarning, Task
-from federation_defs.airflow.transport import describe_request
+from federation_defs.airflow.versions import build_path
 from federation_defs.errors import DagNotFoundError
 
 
-class DagQuestions(PagedApi):
+class DagEndpoints(PagedApi):
     """Questions about DAGs."""
 
     @follow_upgrade
@@ -121,7 +131,7 @@ class DagQuestions(PagedApi):
         return {dag_id: text for dag_id, text in found if text is not None}
 
     def _fetch_source(self, dag: Dag) -> str | None:
-        response = self._get(self.dialect.build_source_path(dag), accept="text/plain")
+        response = self._get(self.api_version.build_source_path(dag), accept="text/plain")
         if is_absent(response):
             return None
         return self._read_text(response)
@@ -139,3 +149,37 @@ class DagQuestions(PagedApi):
         """What Airflow has against DAGs that it runs nevertheless."""
         params = {"order_by": "dag_id"}
         return self._fetch_pages("/dagWarnings", "dag_warnings", parse_dag_warning, params).entries
+
+
+class AssetEndpoints(PagedApi):
+    """Questions about Airflow assets."""
+
+    @follow_upgrade
+    def fetch_assets(self) -> list[AirflowAsset]:
+        """All Airflow assets that the account may read."""
+        api_version = self.api_version
+        params = {"order_by": "id"}
+        return self._fetch_pages(
+            api_version.asset_path, api_version.asset_field, parse_asset, params
+        ).entries
+
+    @follow_upgrade
+    def fetch_asset_events(self, since: datetime) -> list[AssetEvent]:
+        """The events at or after a moment, by the server's clock; in the order in which they were.
+
+        Read from the newest on, as 2.x knows no events since a moment: what happens meanwhile
+        comes twice, and is dropped once. (Airflow takes no events out but by a cleaning of its
+        database, which takes old ones.)
+        """
+        api_version = self.api_version
+        path, field = f"{api_version.asset_path}/events", api_version.asset_event_field
+        events: dict[int, AssetEvent] = {}
+        offset = 0
+        while True:
+            params = {"order_by": "-timestamp", "offset": offset}
+            page = self._fetch_page(path, field, parse_asset_event, params)
+            events |= {event.id: event for event in page.entries if event.timestamp >= since}
+            offset += len(page.entries)
+            is_older = any(event.timestamp < since for event in page.entries)
+            if is_older or not page.entries or offset >= page.total:
+                return sorted(events.values(), key=lambda event: (event.timestamp, event.id))

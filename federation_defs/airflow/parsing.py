@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from federation_defs.airflow.records import (
+from federation_defs.airflow.models import (
     AirflowAsset,
     AssetEvent,
     ComponentHealth,

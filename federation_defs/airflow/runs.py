@@ -10,18 +10,12 @@ from typing import Any
 
 import requests
 
-from federation_defs.airflow.api import follow_upgrade, is_absent, parse_version
-from federation_defs.airflow.dialects import build_path, build_run_path, format_time
-from federation_defs.airflow.paging import PagedApi
+from federation_defs.airflow.api import PagedApi, follow_upgrade, is_absent, parse_version
+from federation_defs.airflow.http import describe_request
+from federation_defs.airflow.models import ACTIVE_STATES, FINISHED_STATES, DagRun, TriggerOptions
 from federation_defs.airflow.parsing import parse_dag_run
-from federation_defs.airflow.records import (
-    ACTIVE_STATES,
-    FINISHED_STATES,
-    DagRun,
-    TriggerOptions,
-)
 from federation_defs.airflow.session import read_detail
-from federation_defs.airflow.transport import describe_request
+from federation_defs.airflow.versions import build_path, build_run_path, format_time
 from federation_defs.errors import (
     AirflowError,
     DagNotFoundError,
@@ -52,7 +46,7 @@ class ChangedRuns:
     server_time: datetime | None
 
 
-class RunQuestions(PagedApi):
+class RunEndpoints(PagedApi):
     """Questions about DAG runs, and what is done to them."""
 
     @follow_upgrade
@@ -97,7 +91,7 @@ class RunQuestions(PagedApi):
         """The run of a DAG that has this logical date, or None if none has."""
         moment = format_time(logical_date)
         # 2.x takes it by the name that it had before 2.2, and passes over any other.
-        name = "execution_date" if self.dialect.api == "v1" else "logical_date"
+        name = "execution_date" if self.api_version.api == "v1" else "logical_date"
         params = {f"{name}_gte": moment, f"{name}_lte": moment, "limit": 10}
         response = self._get(build_path("dags", dag_id, "dagRuns"), params=params)
         if is_absent(response):
@@ -163,7 +157,7 @@ class RunQuestions(PagedApi):
             response = self._send(
                 "POST",
                 build_path("dags", dag_id, "dagRuns"),
-                json=self.dialect.build_trigger_body(run_id, conf or {}, options),
+                json=self.api_version.build_trigger_body(run_id, conf or {}, options),
             )
         except UnreachableError as error:
             return self._fetch_started(dag_id, run_id, error.reason)
@@ -270,4 +264,4 @@ class RunQuestions(PagedApi):
 
     def build_run_url(self, dag_id: str, run_id: str) -> str:
         """Where a person looks at a run."""
-        return self.url + self.dialect.build_run_page(dag_id, run_id)
+        return self.url + self.api_version.build_run_page(dag_id, run_id)

@@ -8,10 +8,8 @@ from typing import Any
 
 import requests
 
-from federation_defs.airflow.auth import NotSignedInError, OpenAuth, SignIn, is_refused
-from federation_defs.airflow.basic import BasicAuth
-from federation_defs.airflow.permissions import describe_permission
-from federation_defs.airflow.transport import Transport, describe_request, read_retry_after
+from federation_defs.airflow.auth import BasicAuth, NotSignedInError, OpenAuth, SignIn, is_refused
+from federation_defs.airflow.http import Transport, describe_request, read_retry_after
 from federation_defs.errors import (
     AirflowError,
     CredentialError,
@@ -103,7 +101,7 @@ class AirflowSession:
             hint = self._account_hint
             return SignInRefusedError(self.instance, request, status, hint, remedy)
         if status == 403:
-            needed = describe_permission(request)
+            needed = describe_needed_permission(request)
             hint = self._account_hint
             return PermissionMissingError(self.instance, request, needed, detail, hint)
         seen = f"{status}{quote_detail(detail)}"
@@ -159,3 +157,42 @@ def _tell(detail: Any) -> str:
         said = detail.get("msg") or detail.get("message") or detail.get("reason")
         return f"{where}: {said}" if where else str(said or detail)
     return str(detail or "")
+
+
+_READ = "DAGs.can_read"
+
+_EDIT = "DAGs.can_edit"
+
+_RUNS = f"DAG Runs.can_read, {_READ}"
+
+# What is asked, what that is, its permissions, and one of Airflow's roles that has them whichever
+# the auth manager.
+_NEEDS = (
+    (r"POST .*/dags/[^/]+/dagRuns", "trigger DAG runs", f"DAG Runs.can_create, {_EDIT}", "User"),
+    (r"POST .*/clear(TaskInstances)?", "clear tasks", f"Task Instances.can_edit, {_EDIT}", "User"),
+    (r"PATCH .*/dagRuns/[^/]+", "stop DAG runs", f"DAG Runs.can_edit, {_EDIT}", "User"),
+    (r"DELETE .*/dagRuns/[^/]+", "delete DAG runs", f"DAG Runs.can_delete, {_EDIT}", "User"),
+    (r"PATCH .*/dags.*", "edit DAGs", _EDIT, "User"),
+    (r"POST .*/datasets/events", "create dataset events", "Datasets.can_create", "Op"),
+    (r"POST .*/assets/events", "create asset events", "Assets.can_create", "Op"),
+    (r"GET .*/datasets.*", "read datasets", "Datasets.can_read", "Viewer"),
+    (r"GET .*/assets.*", "read assets", "Assets.can_read", "Viewer"),
+    (r".*/taskInstances.*", "read tasks and logs", f"Task Instances.can_read, {_RUNS}", "Viewer"),
+    (r".*/dagRuns.*", "read DAG runs", _RUNS, "Viewer"),
+    (r"GET .*/dagSources/.*", "read source code", f"DAG Code.can_read, {_READ}", "Viewer"),
+    (r"GET .*/importErrors", "read import errors", "ImportError.can_read", "Viewer"),
+    (r"GET .*/dagWarnings", "read DAG warnings", f"DAG Warnings.can_read, {_READ}", "Viewer"),
+    (r"GET .*/dags.*", "read DAGs", _READ, "Viewer"),
+)
+
+
+def describe_needed_permission(request: str) -> str:
+    """What an account needs for a request; empty if we don't know.
+
+    Args:
+        request: Method and path.
+    """
+    for pattern, deed, permissions, role in _NEEDS:
+        if re.fullmatch(pattern, request):
+            return f"to {deed} ({permissions}; the role {role} has it)"
+    return ""

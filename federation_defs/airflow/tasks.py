@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from federation_defs.airflow.api import follow_upgrade, is_json
-from federation_defs.airflow.dialects import build_run_path
-from federation_defs.airflow.paging import PagedApi
+from federation_defs.airflow.api import PagedApi, follow_upgrade, is_json
+from federation_defs.airflow.models import TaskInstance
 from federation_defs.airflow.parsing import parse_log, parse_task_instance
-from federation_defs.airflow.records import TaskInstance
+from federation_defs.airflow.versions import build_run_path
 
 # A page has all that there is; a task that goes on talking has one more each time it is asked for.
 MAX_LOG_PAGES = 100
 
 
-class TaskQuestions(PagedApi):
+class TaskEndpoints(PagedApi):
     """Questions about task instances."""
 
     @follow_upgrade
@@ -56,7 +55,7 @@ class TaskQuestions(PagedApi):
         )
         text, token = "", ""
         for _ in range(MAX_LOG_PAGES):
-            response = self._get(path, params=params, accept=self.dialect.log_type)
+            response = self._get(path, params=params, accept=self.api_version.log_type)
             if is_json(response):
                 page, following = self._read(response, parse_log)
             else:

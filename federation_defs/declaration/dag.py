@@ -10,7 +10,7 @@ import dagster as dg
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from federation_defs.declaration.fields import Declaration, Duration, Switch, suggest
-from federation_defs.templates import is_template
+from federation_defs.declaration.templates import is_template
 
 
 def _check_cron(cron: str) -> str:

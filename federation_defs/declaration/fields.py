@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from federation_defs.templates import is_template
+from federation_defs.declaration.templates import is_template
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

@@ -9,15 +9,11 @@ from urllib.parse import urlsplit
 from dagster.components import DefsStateConfigArgs
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
-from federation_defs.declaration.connection import (
-    AuthDeclaration,
-    HttpDeclaration,
-    TlsDeclaration,
-)
+from federation_defs.declaration.connection import AuthDeclaration, HttpDeclaration, TlsDeclaration
 from federation_defs.declaration.dag import DagDeclaration, SuccessDeclaration
 from federation_defs.declaration.fields import Count, Declaration, Duration, Number
+from federation_defs.declaration.templates import is_template
 from federation_defs.errors import DeclarationError
-from federation_defs.templates import is_template
 
 
 def _check_url(url: str) -> str:

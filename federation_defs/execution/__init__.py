@@ -6,6 +6,6 @@ for together (`waiting`). What Dagster knows of the run on whose behalf that is 
 to outlive the process, is in `attempt`.
 """
 
-from federation_defs.execution.definition import build_execution
+from federation_defs.execution.asset import build_execution
 
 __all__ = ["build_execution"]

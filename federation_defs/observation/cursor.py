@@ -12,8 +12,8 @@ from typing import Any
 
 import dagster as dg
 
-from federation_defs.airflow.records import DagRun
-from federation_defs.reporting import CLOCK_SKEW, find_first_end
+from federation_defs.airflow.models import DagRun
+from federation_defs.dagster_io.event_log import MAX_CLOCK_SKEW, find_first_end
 
 VERSION = 3
 _DIGEST = 8  # bytes: 10,000 runs are 107 kB, and two of them alike one time in 4e11
@@ -53,7 +53,7 @@ class Cursor:
             seen = _read_seen(content["version"], content["seen"])
             pairs = [(str(dag_id), str(run_id)) for dag_id, run_id in content["held"]]
             held = tuple(pair for pair in pairs if all(pair))
-            is_ahead = since > datetime.now(timezone.utc) + CLOCK_SKEW
+            is_ahead = since > datetime.now(timezone.utc) + MAX_CLOCK_SKEW
         except (ArithmeticError, KeyError, TypeError, ValueError, RecursionError):
             return None
         return None if is_ahead else Cursor(since, seen, held)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -17,31 +17,93 @@ from types import MappingProxyType
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.records import DagRun
+from federation_defs.airflow.models import DagRun
+from federation_defs.dagster_io.event_log import fetch_reported_runs
+from federation_defs.dagster_io.heartbeat import fail_orphaned_runs
 from federation_defs.declaration import ObserveDeclaration, SuccessDeclaration
 from federation_defs.errors import AirflowError, UnreachableError
-from federation_defs.naming import (
-    build_asset_key,
-    build_observation_sensor_name,
+from federation_defs.events import build_check_evaluation, build_materialization
+from federation_defs.naming import build_asset_key, build_observation_sensor_name
+from federation_defs.observation.batch import (
+    Handover,
+    OutcomeFetcher,
+    build_gap,
+    choose,
+    describe_gap,
+    group_by_dag,
 )
-from federation_defs.observation.backoff import Backoff
-from federation_defs.observation.choosing import choose, group_by_dag
 from federation_defs.observation.cursor import Cursor, build_fingerprint, find_start
-from federation_defs.observation.gaps import build_gap, describe_gap
-from federation_defs.observation.handover import Handover
-from federation_defs.observation.judging import Judging
-from federation_defs.observation.looking import Look, Looking
-from federation_defs.observation.ownership import find_held
-from federation_defs.observation.timely import run_in_time
-from federation_defs.observation.turn import look_for_news
-from federation_defs.partitioning import Partitioning
-from federation_defs.recovery import end_orphaned_runs
-from federation_defs.reporting import (
-    build_check_evaluation,
-    build_materialization,
-    fetch_reported,
-)
-from federation_defs.verdicts import Verdict
+from federation_defs.observation.ownership import find_deferred_runs
+from federation_defs.observation.poller import Batch, Poller
+from federation_defs.outcome import Outcome
+from federation_defs.partitions import Partitioning
+from federation_defs.threads import run_calls
+
+# The daemon takes a turn every 5 s at best (1.13). A tick whose last look begins by then is over
+# when the next turn comes. So late, for the asset daemon, which decides what follows, has turns of
+# its own, often at the same moment as these: what is seen at their beginning waits for all of 5 s.
+LAST_LOOK_S = 4.1
+
+# Ticks of several instances that do so at a time, of the half a dozen threads of a code server.
+_may_linger = threading.BoundedSemaphore(3)
+
+
+def look_for_news(look: Callable[[], dg.SensorResult], interval_s: float) -> dg.SensorResult:
+    """What one look gives; if that is no event, what the next ones of this turn do."""
+    began = time.monotonic()
+    result = look()
+    if interval_s > LAST_LOOK_S or not _may_linger.acquire(blocking=False):
+        return result
+    try:
+        offset_s = interval_s
+        while not result.asset_events and offset_s <= LAST_LOOK_S:
+            time.sleep(max(0.0, began + offset_s - time.monotonic()))
+            result = look()
+            offset_s += interval_s
+        return result
+    finally:
+        _may_linger.release()
+
+
+# Who is away is soon back; who refuses us waits for a person, and may lock the account.
+MAX_WAIT_S = 60.0
+
+MAX_WAIT_WHEN_REFUSED_S = 300.0
+
+
+class Backoff:
+    """When to ask again: at once after the first failure, then less and less often.
+
+    Args:
+        interval_s: Between two looks when all is well.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._failures = 0
+        self._again_at = 0.0
+        self._since = datetime.now(timezone.utc)
+        self._error: AirflowError | None = None
+
+    def begin(self, error: AirflowError) -> None:
+        """Notes a failure."""
+        if self._failures == 0:
+            self._since = datetime.now(timezone.utc)
+        self._failures += 1
+        limit = MAX_WAIT_S if isinstance(error, UnreachableError) else MAX_WAIT_WHEN_REFUSED_S
+        wait_s = min(limit, self._interval_s * (2 ** min(self._failures - 1, 20) - 1))
+        self._again_at = time.monotonic() + wait_s
+        self._error = error
+
+    def end(self) -> None:
+        self._failures, self._error = 0, None
+
+    def explain(self) -> str | None:
+        """Why nothing is asked now; None if something may be."""
+        left_s = self._again_at - time.monotonic()
+        if self._error is None or left_s <= 0:
+            return None
+        return f"{self._error} (Since {self._since:%F %T} UTC; asked again in {left_s:.0f} s.)"
 
 
 @dataclass(frozen=True)
@@ -119,11 +181,11 @@ class _Observer:
         self._lookback = timedelta(seconds=observe.lookback)
         self._lookback_on_first_start = timedelta(seconds=observe.lookback_on_first_start)
         overlap = timedelta(seconds=observe.overlap)
-        self._looking = Looking(client, overlap, limits.runs, limits.seconds / 2)
+        self._poller = Poller(client, overlap, limits.runs, limits.seconds / 2)
         self._limits = limits
         self._backoff = Backoff(observe.interval)
         self._handover: Handover | None = None
-        self._judging = Judging(client, dags)
+        self._outcome_fetcher = OutcomeFetcher(client, dags)
         self._lock = threading.Lock()
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
@@ -133,7 +195,7 @@ class _Observer:
             AirflowError: Something that a person has to mend. While it stays so, and while the
                 instance is not reached, most ticks ask nothing and are skipped.
         """
-        end_orphaned_runs(context.instance, self._client.instance, context.log)
+        fail_orphaned_runs(context.instance, self._client.instance, context.log)
         with self._lock:
             return self._look_if_due(context)
 
@@ -167,25 +229,25 @@ class _Observer:
         runs, waiting = self._add_held(look.runs, cursor.held, context)
         finished = [run for run in runs if run.is_finished and run.dag_id in self._dags]
         new = [run for run in finished if build_fingerprint(run) not in cursor.seen]
-        held = find_held(context.instance, self._client.instance, new)
+        held = find_deferred_runs(context.instance, self._client.instance, new)
         keys_held = {_key(run) for run in held}
         waiting |= {_key(run) for run in new}
         free = [run for run in new if _key(run) not in keys_held]
 
-        verdicts = self._judging.judge(choose(free, self._limits.reports), deadline)
-        missing = self._build_missing(context.instance, verdicts)
+        outcomes = self._outcome_fetcher.judge(choose(free, self._limits.reports), deadline)
+        missing = self._build_missing(context.instance, outcomes)
         if missing:
             self._handover = Handover(context.cursor, time.monotonic(), missing[-1][0])
         events = [event for _, of_run in missing for event in of_run]
 
-        left = len(free) - len(verdicts)
+        left = len(free) - len(outcomes)
         # What came by being held may have left the window: there it would not be found again.
-        kept = (set(cursor.held) - {_key(verdict.run) for verdict in verdicts}) & waiting
-        dealt = [verdict.run for verdict in verdicts]
+        kept = (set(cursor.held) - {_key(outcome.run) for outcome in outcomes}) & waiting
+        dealt = [outcome.run for outcome in outcomes]
         following = _follow(cursor, look, finished, dealt, is_done=not left)
         more = f" {left} more wait for the next tick." if left else ""
         if more:
-            context.log.info("%d runs are dealt with.%s", len(verdicts), more)
+            context.log.info("%d runs are dealt with.%s", len(outcomes), more)
         return dg.SensorResult(
             asset_events=[*gap, *events],
             skip_reason=None
@@ -194,13 +256,13 @@ class _Observer:
             cursor=replace(following, held=tuple(sorted(kept | keys_held))).to_json(),
         )
 
-    def _look(self, since: datetime, deadline: float) -> Look:
+    def _look(self, since: datetime, deadline: float) -> Batch:
         """What changed.
 
         Raises:
             UnreachableError: It could not be told in time, among others.
         """
-        (look,) = run_in_time([lambda: self._looking.look(since)], 1, deadline)
+        (look,) = run_calls([lambda: self._poller.look(since)], 1, deadline)
         if look is None:
             reason = f"no whole answer within {self._limits.seconds:.0f} s"
             raise UnreachableError(self._client.instance, self._client.url, reason, is_late=True)
@@ -247,24 +309,24 @@ class _Observer:
         return [*changed.values(), *fetched.values()], set()
 
     def _build_missing(
-        self, instance: dg.DagsterInstance, verdicts: list[Verdict]
-    ) -> list[tuple[Verdict, list[AssetEvent]]]:
+        self, instance: dg.DagsterInstance, outcomes: list[Outcome]
+    ) -> list[tuple[Outcome, list[AssetEvent]]]:
         """The verdicts of which events are not in the log yet, and those, in the same order."""
-        missing: list[tuple[Verdict, list[AssetEvent]]] = []
+        missing: list[tuple[Outcome, list[AssetEvent]]] = []
         logs = {
-            dag_id: fetch_reported(instance, self._build_key(dag_id), runs)
-            for dag_id, runs in group_by_dag(one.run for one in verdicts).items()
+            dag_id: fetch_reported_runs(instance, self._build_key(dag_id), runs)
+            for dag_id, runs in group_by_dag(one.run for one in outcomes).items()
         }
-        for verdict in verdicts:
-            log, events = logs[verdict.run.dag_id], []
-            if log.lacks_materialization(verdict):
-                partitioning = self._partitionings.get(verdict.run.dag_id)
-                partition = partitioning.find_partition(verdict.run) if partitioning else None
-                events.append(build_materialization(self._client, verdict, partition))
-            if log.lacks_evaluation(verdict):
-                events.append(build_check_evaluation(self._client, verdict))
+        for outcome in outcomes:
+            log, events = logs[outcome.run.dag_id], []
+            if log.lacks_materialization_of(outcome):
+                partitioning = self._partitionings.get(outcome.run.dag_id)
+                partition = partitioning.find_partition(outcome.run) if partitioning else None
+                events.append(build_materialization(self._client, outcome, partition))
+            if log.lacks_evaluation_of(outcome):
+                events.append(build_check_evaluation(self._client, outcome))
             if events:
-                missing.append((verdict, events))
+                missing.append((outcome, events))
         return missing
 
     def _build_key(self, dag_id: str) -> dg.AssetKey:
@@ -272,7 +334,7 @@ class _Observer:
 
 
 def _follow(
-    cursor: Cursor, look: Look, finished: list[DagRun], dealt: list[DagRun], *, is_done: bool
+    cursor: Cursor, look: Batch, finished: list[DagRun], dealt: list[DagRun], *, is_done: bool
 ) -> Cursor:
     """How far we are now. While something of the look is left, the next is from the same moment."""
     # Not what is no more: a state that was set by hand, and is set back, is news once more.

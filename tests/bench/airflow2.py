@@ -18,7 +18,7 @@ from urllib.parse import quote
 import requests
 
 from tests.bench.contender import PASSWORD, USERNAME
-from tests.contract.fault_proxy import FaultProxy
+from tests.contract.fakes.fault_proxy import FaultProxy
 from tests.processes import LoggedProcess, find_free_port
 from tests.waiting import wait_for
 

@@ -19,7 +19,7 @@ HTTP = {"max_requests_per_minute": 100_000}  # as fast as it goes: the pace is n
 
 def build_ours(url: str) -> dict[str, Callable[[], list[Any]]]:
     from federation_defs import build_airflow_instance
-    from federation_defs.airflow.connecting import build_client
+    from federation_defs.airflow.client import build_client
     from federation_defs.declaration import InstanceDeclaration
 
     auth = {"type": "basic", "username": USERNAME, "password": PASSWORD}

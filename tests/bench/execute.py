@@ -27,7 +27,7 @@ from tests.bench.airflow2 import CountingAirflow, SchedulingAirflow, scheduling_
 from tests.bench.projects import OURS, Contender, running
 from tests.bench.tutorial import UPSTREAM
 from tests.conftest import pytest_configure as end_on_signals
-from tests.contract.fault_proxy import FaultProxy
+from tests.contract.fakes.fault_proxy import FaultProxy
 from tests.waiting import wait_for
 
 NEVER = {"AIRFLOW__CORE__DEFAULT_POOL_TASK_SLOT_COUNT": "0"}  # is when a task starts

@@ -21,9 +21,8 @@ from typing import Any
 
 from dotenv import dotenv_values
 
-from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.connecting import build_client
-from federation_defs.airflow.records import DagRun
+from federation_defs.airflow.client import AirflowClient, build_client
+from federation_defs.airflow.models import DagRun
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.naming import parse_root_run_id
 from tests.bench.stages import STAGES, fetch_times

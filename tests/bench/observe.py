@@ -34,8 +34,8 @@ from tests.bench.watching import (
     read_events,
 )
 from tests.conftest import ROOT
-from tests.contract.fake_airflow import FakeAirflow
-from tests.contract.fault_proxy import FaultProxy
+from tests.contract.fakes.airflow import FakeAirflow
+from tests.contract.fakes.fault_proxy import FaultProxy
 from tests.waiting import wait_for
 
 

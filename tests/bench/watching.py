@@ -21,7 +21,7 @@ from tests.bench.airflow2 import CountingAirflow
 from tests.bench.contender import PASSWORD, USERNAME
 from tests.bench.observers import INTERVAL_VARIABLE
 from tests.conftest import ROOT
-from tests.contract.fake_airflow import FakeAirflow
+from tests.contract.fakes.airflow import FakeAirflow
 from tests.live.dagster_dev import copy_project
 from tests.processes import LoggedProcess
 

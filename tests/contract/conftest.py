@@ -17,10 +17,10 @@ import pytest
 
 from federation_defs.airflow.client import AirflowClient
 from tests.conftest import Airflows
-from tests.contract.daemon import DAG, Daemon, Observed
-from tests.contract.fake_airflow import FakeAirflow
-from tests.contract.fake_database import Database
-from tests.contract.upgrading import Upgraded, start_upgradable
+from tests.contract.fakes.airflow import FakeAirflow
+from tests.contract.fakes.database import Database
+from tests.contract.fakes.upgrading import Upgraded, start_upgradable
+from tests.contract.observation.daemon import DAG, Daemon, Observed
 from tests.contract.worlds import (
     SIGN_INS,
     FakeWorld,

@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.connecting import build_client
+from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.declaration import InstanceDeclaration
-from tests.contract.fake_airflow import PASSWORD, USERNAME, FakeAirflow
-from tests.contract.fault_proxy import FaultProxy
+from tests.contract.fakes.airflow import PASSWORD, USERNAME, FakeAirflow
+from tests.contract.fakes.fault_proxy import FaultProxy
 
 HINT = "METRICS_PASSWORD"
 ACCOUNT = {"username": USERNAME, "password": PASSWORD}

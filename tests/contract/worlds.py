@@ -10,14 +10,13 @@ from typing import Any, Protocol
 from urllib.parse import quote
 from uuid import uuid4
 
-from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.connecting import build_client
-from federation_defs.airflow.records import DagRun, TaskInstance
+from federation_defs.airflow.client import AirflowClient, build_client
+from federation_defs.airflow.models import DagRun, TaskInstance
 from federation_defs.declaration import InstanceDeclaration
-from tests.contract.fake_airflow import PASSWORD, USERNAME, FakeAirflow
-from tests.contract.fake_contract import add_contract_dags
-from tests.contract.fake_database import Database
-from tests.contract.fake_rows import RunRow
+from tests.contract.fakes.airflow import PASSWORD, USERNAME, FakeAirflow
+from tests.contract.fakes.contract import add_contract_dags
+from tests.contract.fakes.database import Database
+from tests.contract.fakes.rows import RunRow
 from tests.waiting import wait_for
 
 SIGN_INS = {"v1": "basic", "v2": "password"}
@@ -166,7 +165,7 @@ class RealWorld:
     """
 
     def __init__(self, client: AirflowClient, dag_id: str, username: str) -> None:
-        self.api = client.dialect.api
+        self.api = client.api_version.api
         self.client = client
         self.dag_id = dag_id
         self._username = username

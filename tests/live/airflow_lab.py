@@ -19,8 +19,7 @@ from threading import Event
 
 import requests
 
-from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.connecting import build_client
+from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.declaration import InstanceDeclaration
 from tests.live.airflow_setups import (
     ACCOUNTS,

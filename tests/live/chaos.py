@@ -16,11 +16,11 @@ from pathlib import Path
 import yaml
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.records import DagRun
+from federation_defs.airflow.models import DagRun
 from federation_defs.naming import build_run_id
 from tests.conftest import Airflows
-from tests.contract.fault_proxy import FaultProxy
-from tests.contract.spoiling import Fault
+from tests.contract.fakes.fault_proxy import FaultProxy
+from tests.contract.fakes.spoiling import Fault
 from tests.contract.worlds import SIGN_INS, connect
 from tests.live.chaos_dagster import MortalDagster
 from tests.live.dagster_dev import Materialization
@@ -96,7 +96,7 @@ def connect_as_demo(airflows: Airflows, name: str, url: str | None = None) -> Ai
 
 def set_pace(client: AirflowClient, seconds: float) -> None:
     """How long the runs of `paced` that start from now on will take."""
-    path = f"/api/{client.dialect.api}/variables"
+    path = f"/api/{client.api_version.api}/variables"
     client.session.request("DELETE", f"{path}/{PACED}__seconds")
     value = {"key": f"{PACED}__seconds", "value": str(seconds)}
     answer = client.session.request("POST", path, json=value)

@@ -32,7 +32,7 @@ query { workspaceOrError { ... on Workspace {
 
 
 @dataclass(frozen=True)
-class Attempt:
+class CurrentRun:
     """A Dagster run, or a re-execution of it."""
 
     run_id: str
@@ -88,12 +88,12 @@ class MortalDagster(DagsterDev):
         (entry,) = self.query(_LOCATIONS)["workspaceOrError"]["locationEntries"]
         return entry["updatedTimestamp"], (entry["locationOrLoadError"] or {}).get("__typename", "")
 
-    def fetch_attempts(self, root_run_id: str) -> list[Attempt]:
+    def fetch_attempts(self, root_run_id: str) -> list[CurrentRun]:
         """A run and all its re-executions, the oldest first."""
         found = self.query(_ATTEMPTS, root=root_run_id)
         runs = [*found["first"]["results"], *found["more"]["results"]]
         runs.sort(key=lambda run: run["creationTime"])
-        return [Attempt(run["runId"], run["status"]) for run in runs]
+        return [CurrentRun(run["runId"], run["status"]) for run in runs]
 
     def fetch_status(self, run_id: str) -> str:
         return self.fetch_attempts(run_id)[0].status
@@ -118,10 +118,10 @@ class MortalDagster(DagsterDev):
                 return answer["run"]["runId"]
         return None
 
-    def wait_for_attempts(self, root_run_id: str, timeout_s: float = 120) -> list[Attempt]:
+    def wait_for_attempts(self, root_run_id: str, timeout_s: float = 120) -> list[CurrentRun]:
         """A run and its re-executions, when all of them are over."""
 
-        def find() -> list[Attempt] | None:
+        def find() -> list[CurrentRun] | None:
             attempts = self.fetch_attempts(root_run_id)
             return attempts if all(one.is_over for one in attempts) else None
 

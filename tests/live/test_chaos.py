@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.records import DagRun
+from federation_defs.airflow.models import DagRun
 from federation_defs.errors import RunNotStartedError, UnreachableError
 from federation_defs.naming import build_run_id
 from tests.conftest import Airflows
-from tests.contract.spoiling import trickle
+from tests.contract.fakes.spoiling import trickle
 from tests.live.chaos import (
     APIS,
     BURST,

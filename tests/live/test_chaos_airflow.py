@@ -16,8 +16,8 @@ import pytest
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.naming import build_run_id
 from tests.conftest import Airflows
-from tests.contract.executing import Outcome, materialize
-from tests.contract.spoiling import close, reset
+from tests.contract.execution.executing import ExecutedRun, materialize
+from tests.contract.fakes.spoiling import close, reset
 from tests.live.chaos import (
     APIS,
     PACED,
@@ -63,7 +63,7 @@ def test_a_trigger_whose_answer_gets_lost_is_one_dag_run(
 ) -> None:
     random, since, began = make_random(), now(), time.monotonic()
     lost: Counter[str] = Counter()
-    outcomes = []
+    executed = []
     proxy = LossyProxy(connect_as_demo(airflows, name).url)
     with proxy:
         client = connect_as_demo(airflows, name, proxy.url)
@@ -73,12 +73,12 @@ def test_a_trigger_whose_answer_gets_lost_is_one_dag_run(
             for loss in losses:
                 LOSSES[loss](proxy)
                 lost[loss] += 1
-            outcomes.append(
+            executed.append(
                 materialize(client, {STORM[0]: {"trigger": {"timeout": "5m"}}}, instance)
             )
             proxy.mend()
-    assert_truthful(connect_as_demo(airflows, name), since, STORM[0], outcomes)
-    say(f"{len(outcomes)} triggers of {name}, {time.monotonic() - began:.0f} s, lost: {dict(lost)}")
+    assert_truthful(connect_as_demo(airflows, name), since, STORM[0], executed)
+    say(f"{len(executed)} triggers of {name}, {time.monotonic() - began:.0f} s, lost: {dict(lost)}")
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,8 @@ def survive_a_run(airflow: MortalAirflow) -> float:
         airflow.start(airflow.server)
         wait_for(airflow.is_answering, "the API answers", timeout_s=120)
         away_s = time.monotonic() - began
-        outcome = waiting.result(120)
-    assert_truthful(airflow.client, since, PACED, [outcome])
+        executed = waiting.result(120)
+    assert_truthful(airflow.client, since, PACED, [executed])
     return away_s
 
 
@@ -129,13 +129,13 @@ def survive_an_end(airflow: MortalAirflow) -> float:
         airflow.start(airflow.server)
         wait_for(airflow.is_answering, "the API answers", timeout_s=120)
         away_s = time.monotonic() - began
-        outcome = waiting.result(120)
-    assert_truthful(airflow.client, since, STORM[1], [outcome])
+        executed = waiting.result(120)
+    assert_truthful(airflow.client, since, STORM[1], [executed])
     return away_s
 
 
 @contextmanager
-def waiting_for(airflow: MortalAirflow, dag_id: str) -> Iterator[tuple[str, Future[Outcome]]]:
+def waiting_for(airflow: MortalAirflow, dag_id: str) -> Iterator[tuple[str, Future[ExecutedRun]]]:
     """A materialization that goes on, and the id of its DAG run."""
     with start_dagster() as instance, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(materialize, airflow.client, {dag_id: PATIENT}, instance)
@@ -147,13 +147,13 @@ def assert_truthful(
     client: AirflowClient,
     since: datetime,
     dag_id: str,
-    outcomes: list[Outcome],
+    executed: list[ExecutedRun],
 ) -> None:
     """Each was a success, of one DAG run, and one materialization; there were no other runs."""
-    run_ids = [build_run_id(outcome.run_id) for outcome in outcomes]
-    assert [outcome.failure for outcome in outcomes] == [None] * len(outcomes)
+    run_ids = [build_run_id(executed.run_id) for executed in executed]
+    assert [executed.failure for executed in executed] == [None] * len(executed)
     runs = fetch_runs(client, since, {dag_id})
     assert [(run.run_id, run.state) for run in runs] == [(one, "success") for one in run_ids]
-    for outcome, run_id in zip(outcomes, run_ids, strict=True):
-        assert outcome.materialized == [dag_id]
-        assert outcome.metadata[dag_id]["Run ID"].value == run_id
+    for run, run_id in zip(executed, run_ids, strict=True):
+        assert run.materialized == [dag_id]
+        assert run.metadata[dag_id]["Run ID"].value == run_id

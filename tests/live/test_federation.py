@@ -13,7 +13,7 @@ import duckdb
 import pytest
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.records import DagRun
+from federation_defs.airflow.models import DagRun
 from tests.conftest import Airflows
 from tests.live.dagster_dev import DagsterDev, Materialization
 from tests.waiting import wait_for

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import duckdb
 
-from federation_defs.airflow.records import DagRun
+from federation_defs.airflow.models import DagRun
 from tests.conftest import Airflows
 from tests.waiting import wait_for
 

@@ -17,11 +17,11 @@ import dagster as dg
 import pytest
 import yaml
 
-from federation_defs.airflow.records import DagRun
+from federation_defs.airflow.models import DagRun
 from federation_defs.naming import build_asset_key
 from tests.conftest import Airflows
-from tests.contract.daemon import fetch_evaluations, fetch_reported
-from tests.contract.fault_proxy import FaultProxy
+from tests.contract.fakes.fault_proxy import FaultProxy
+from tests.contract.observation.daemon import fetch_evaluations, fetch_reported_runs
 from tests.contract.worlds import RealWorld, connect, run_dag, wait_for_end
 from tests.live.dagster_dev import DagsterDev
 from tests.waiting import wait_for
@@ -44,9 +44,9 @@ class Observing:
     worlds: Mapping[str, RealWorld]
     log: dg.DagsterInstance
 
-    def fetch_reported(self, name: str, dag_id: str) -> list[dict[str, Any]]:
+    def fetch_reported_runs(self, name: str, dag_id: str) -> list[dict[str, Any]]:
         """The materializations of a DAG: names and values of their metadata, the first first."""
-        events = fetch_reported(self.log, build_asset_key(name, dag_id))
+        events = fetch_reported_runs(self.log, build_asset_key(name, dag_id))
         return [{key: value.value for key, value in event.items()} for event in events]
 
     def fetch_evaluations(self, name: str, dag_id: str, run_id: str) -> list[bool]:
@@ -55,7 +55,7 @@ class Observing:
         return [event.passed for event in events if event.metadata["Run ID"].value == run_id]
 
     def count_reports(self, name: str, dag_id: str, run_id: str) -> int:
-        reported = self.fetch_reported(name, dag_id)
+        reported = self.fetch_reported_runs(name, dag_id)
         return sum(metadata["Run ID"] == run_id for metadata in reported)
 
 
@@ -104,7 +104,7 @@ def test_bursts_are_reported_once_and_in_order_whatever_is_killed_meanwhile(
     """In one Airflow a burst, in the midst of whose report Dagster is killed; in the other one at
     the same time, while it can't be reached."""
     observing.proxies["warehouse"].refuse()
-    before = {name: len(observing.fetch_reported(name, BURST)) for name in DAGS}
+    before = {name: len(observing.fetch_reported_runs(name, BURST)) for name in DAGS}
     run_ids = {name: [f"burst__{number}__{uuid4()}" for _ in range(RUNS)] for name in DAGS}
     with ThreadPoolExecutor(8) as pool:
         for name, ids in run_ids.items():
@@ -112,7 +112,7 @@ def test_bursts_are_reported_once_and_in_order_whatever_is_killed_meanwhile(
             pool.map(lambda run_id, client=client: client.trigger_run(BURST, run_id), ids)
 
         def count_new() -> int:
-            return len(observing.fetch_reported("metrics", BURST)) - before["metrics"]
+            return len(observing.fetch_reported_runs("metrics", BURST)) - before["metrics"]
 
         wait_for(lambda: count_new() > 5, "the burst is being reported", interval_s=0.05)
         observing.dagster.kill()
@@ -125,7 +125,7 @@ def test_bursts_are_reported_once_and_in_order_whatever_is_killed_meanwhile(
     for name, ids in run_ids.items():
         wait_for(
             lambda name=name, ids=ids: (
-                len(observing.fetch_reported(name, BURST)) >= before[name] + len(ids)
+                len(observing.fetch_reported_runs(name, BURST)) >= before[name] + len(ids)
             ),
             f"the burst in {name} is reported",
             timeout_s=60 + RUNS / 4,
@@ -136,7 +136,7 @@ def test_bursts_are_reported_once_and_in_order_whatever_is_killed_meanwhile(
     for name in DAGS:
         observing.dagster.settle(name, BURST, seconds=6)
     for name, ids in run_ids.items():
-        reported = observing.fetch_reported(name, BURST)[before[name] :]
+        reported = observing.fetch_reported_runs(name, BURST)[before[name] :]
         assert Counter(metadata["Run ID"] for metadata in reported) == Counter(ids)
         assert_in_order([metadata["End"] for metadata in reported])
         evaluations = fetch_evaluations(observing.log, build_asset_key(name, BURST))

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.records import Permissions
+from federation_defs.airflow.models import Permissions
 from federation_defs.errors import (
     AirflowError,
     PermissionMissingError,
@@ -69,10 +69,10 @@ def count_deeds(client: AirflowClient) -> int:
 
 
 def post_asset_event(client: AirflowClient) -> None:
-    dialect = client.dialect
+    api_version = client.api_version
     (asset,) = client.fetch_assets()
-    body = {"asset_id": asset.id} if dialect.api == "v2" else {"dataset_uri": ASSET}
-    path = f"{dialect.prefix}{dialect.asset_path}/events"
+    body = {"asset_id": asset.id} if api_version.api == "v2" else {"dataset_uri": ASSET}
+    path = f"{api_version.prefix}{api_version.asset_path}/events"
     response = client.session.request("POST", path, json={**body, "extra": {}})
     if response.status_code != 200:
         raise client.session.build_error(response)
@@ -87,7 +87,9 @@ def test_a_viewer_who_triggers_is_told_what_is_missing(airflow: Server) -> None:
     with pytest.raises(PermissionMissingError) as error:
         client.trigger_run(DAG, "never")
     told = str(error.value)
-    assert f"Airflow '{airflow.name}' forbids POST {client.dialect.prefix}/dags/{DAG}/dag" in told
+    assert (
+        f"Airflow '{airflow.name}' forbids POST {client.api_version.prefix}/dags/{DAG}/dag" in told
+    )
     assert "lacks the permission to trigger DAG runs" in told
     assert "the role User has it" in told
     assert client.fetch_run(DAG, "never") is None

@@ -7,9 +7,9 @@ from typing import Any
 
 import dagster as dg
 
-from federation_defs.airflow.records import DagRun
+from federation_defs.airflow.models import DagRun
 from federation_defs.declaration import InstanceDeclaration
-from federation_defs.discovery import DagSnapshot, Snapshot
+from federation_defs.state import DagSnapshot, Snapshot
 
 
 def build_declaration(name: str, **dags: list[str]) -> InstanceDeclaration:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from federation_defs import errors
-from federation_defs.airflow.permissions import describe_permission
+from federation_defs.airflow.session import describe_needed_permission
 
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
 
@@ -24,7 +24,7 @@ EXAMPLES = [
     errors.MissingExtraError("sales", "mwaa", "boto3", "mwaa"),
     errors.SignInRefusedError("sales", "POST /auth/token", 401, "SALES_AIRFLOW_PASSWORD"),
     errors.PermissionMissingError(
-        "sales", TRIGGER, describe_permission(TRIGGER), "Forbidden", "SALES_AIRFLOW_PASSWORD"
+        "sales", TRIGGER, describe_needed_permission(TRIGGER), "Forbidden", "SALES_AIRFLOW_PASSWORD"
     ),
     errors.RequestRefusedError("sales", TRIGGER, 400, PARAM),
     errors.UnsupportedError("sales", "2.11.2", "partition keys", "3.2"),

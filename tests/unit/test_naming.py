@@ -109,4 +109,4 @@ def test_slots_are_told_apart_by_their_first_32_letters_and_of_whom_they_are() -
     assert len({key[:32] for key in keys}) == len(names)
     assert keys[0].endswith(f"metrics__dag_runs: {names[0]}")
     assert parse_left_dag_id(keys[0]) is None
-    assert parse_left_dag_id(build_slot_key("metrics", "load", is_left=True)) == "load"
+    assert parse_left_dag_id(build_slot_key("metrics", "load", is_detached=True)) == "load"

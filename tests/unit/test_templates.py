@@ -6,8 +6,8 @@ import pytest
 from dagster.components import ResolutionContext
 from pydantic import SecretStr
 
+from federation_defs.declaration.templates import find_variables, render_templates
 from federation_defs.errors import DeclarationError
-from federation_defs.templates import find_variables, render_templates
 
 SCOPE = ResolutionContext.default().scope
 

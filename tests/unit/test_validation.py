@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from federation_defs.declaration import InstanceDeclaration
-from federation_defs.discovery import Snapshot
+from federation_defs.state import Snapshot
 from federation_defs.validation import Member, find_problems
 from tests.unit.build import build_declaration, build_snapshot
 

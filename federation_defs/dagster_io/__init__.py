@@ -1,0 +1,1 @@
+"""What is asked of a Dagster instance, and what is kept in it."""

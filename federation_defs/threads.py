@@ -1,0 +1,117 @@
+"""Calls in threads: in parallel with a deadline, with callbacks, or shared between callers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, Generic, TypeVar, overload
+
+from federation_defs.errors import AirflowError
+
+T = TypeVar("T")
+
+
+class CallPool:
+    """Runs calls in threads and passes their results to callbacks in the calling thread.
+
+    Args:
+        size: The number of threads, and so of calls at a time.
+        name: A prefix for the threads' names.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(max(1, size), thread_name_prefix=name)
+        self._callbacks: dict[Future[Any], Callable[[Any], None]] = {}
+
+    def submit(self, call: Callable[[], T], callback: Callable[[T | AirflowError], None]) -> None:
+        """Run a call in a thread. `run_callbacks` passes its result, or the `AirflowError` that it
+        raised, to the callback."""
+
+        def run() -> T | AirflowError:
+            try:
+                return call()
+            except AirflowError as error:
+                return error
+
+        self._callbacks[self._pool.submit(run)] = callback
+
+    def run_callbacks(self, timeout_s: float) -> None:
+        """Wait until a call is done, or for the timeout; run the callbacks of all that are done.
+
+        Raises:
+            Exception: A call raised something other than an `AirflowError`.
+        """
+        if not self._callbacks:
+            time.sleep(timeout_s)
+            return
+        done, _ = wait(self._callbacks, timeout_s, FIRST_COMPLETED)
+        for future in done:
+            self._callbacks.pop(future)(future.result())
+
+    def close(self) -> None:
+        """Drop calls that have not started. Those under way finish, without a callback."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+@overload
+def run_calls(calls: Sequence[Callable[[], T]], threads: int) -> list[T]: ...
+@overload
+def run_calls(
+    calls: Sequence[Callable[[], T]], threads: int, deadline: float
+) -> list[T | None]: ...
+def run_calls(
+    calls: Sequence[Callable[[], T]], threads: int, deadline: float | None = None
+) -> list[Any]:
+    """Run calls in threads and return their results in order.
+
+    Args:
+        threads: The number of calls at a time.
+        deadline: By the monotonic clock. A call that is not done by then gives None; its thread
+            runs on until the call's own time-outs end it. Without one, all calls are waited for.
+
+    Raises:
+        Exception: The first error that one of the calls raised before the deadline.
+    """
+    if deadline is None and len(calls) <= 1:
+        return [call() for call in calls]
+    pool = ThreadPoolExecutor(max(1, min(threads, len(calls))), thread_name_prefix="airflow")
+    try:
+        futures = [pool.submit(call) for call in calls]
+        if deadline is None:
+            return [future.result() for future in futures]
+        done, _ = wait(futures, timeout=max(0.0, deadline - time.monotonic()))
+        return [future.result() if future in done else None for future in futures]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class SingleFlight(Generic[T]):
+    """Lets concurrent callers share one call and its result, or its error."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pending: Future[T] | None = None
+
+    def do(self, call: Callable[[], T]) -> T:
+        """Run the call, or wait for the one that is under way, and return its result.
+
+        Raises:
+            Exception: What the call raised. All callers get it: repeating a request to a server
+                that stalls, one caller after another, would only add up the waiting.
+        """
+        with self._lock:
+            pending, is_ours = self._pending, self._pending is None
+            if pending is None:
+                pending = self._pending = Future()
+        if not is_ours:
+            return pending.result()
+        try:
+            pending.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised below, in all callers
+            pending.set_exception(error)
+        finally:
+            with self._lock:
+                self._pending = None
+        return pending.result()

@@ -1,0 +1,120 @@
+"""What the client tells of what goes on, on an Airflow of either API, fake or real."""
+
+from __future__ import annotations
+
+from datetime import timedelta, timezone
+
+from federation_defs.airflow.models import TriggerOptions
+from federation_defs.outcome import name_task
+from tests.contract.conftest import Airflow
+from tests.contract.worlds import (
+    World,
+    make_date,
+    make_run_id,
+    run_dag,
+    start_endless_run,
+    wait_for_end,
+)
+
+CONF = {"day": "2026-02-03", "size": 5}
+MANY = 5000
+
+
+def test_a_run_that_goes_on_is_among_the_active_ones_until_it_ends(world: World) -> None:
+    run, _ = start_endless_run(world)
+    active = world.client.fetch_active_runs(MANY)
+    assert active is not None
+    assert run in active
+    world.client.stop_run("endless", run.run_id)
+    active = world.client.fetch_active_runs(MANY)
+    assert run.run_id not in {one.run_id for one in active or ()}
+
+
+def test_a_queued_run_is_among_the_active_ones(world: World) -> None:
+    world.set_paused(is_paused=True)
+    run_id = make_run_id()
+    world.client.trigger_run(world.dag_id, run_id)
+    active = {run.run_id: run.state for run in world.client.fetch_active_runs(MANY) or ()}
+    world.set_paused(is_paused=False)
+    assert active[run_id] == "queued"
+    wait_for_end(world, run_id)
+
+
+def test_a_run_that_is_over_is_not_among_the_active_ones(world: World) -> None:
+    run = run_dag(world)
+    active = world.client.fetch_active_runs(MANY)
+    assert active is not None
+    assert run.run_id not in {one.run_id for one in active}
+
+
+def test_more_active_runs_than_asked_for_are_not_told(airflow: Airflow) -> None:
+    airflow.database.add_dag("busy")
+    for _ in range(250):
+        airflow.database.start_run("busy")
+    active = airflow.client.fetch_active_runs(250)
+    assert active is not None
+    assert len({run.run_id for run in active}) == 250
+    before = len(airflow.server.asked)
+    assert airflow.client.fetch_active_runs(249) is None
+    assert len(airflow.server.asked) == before + 1
+
+
+def test_no_active_runs_are_none_too_many(airflow: Airflow) -> None:
+    airflow.database.add_dag("idle")
+    assert airflow.client.fetch_active_runs(0) == []
+
+
+def test_the_active_runs_of_all_pages_are_told(airflow: Airflow) -> None:
+    airflow.server.endpoints.page_limit = 3
+    airflow.database.add_dag("busy")
+    runs = [airflow.database.start_run("busy").run_id for _ in range(8)]
+    active = airflow.client.fetch_active_runs(8)
+    assert [run.run_id for run in active or ()] == runs
+
+
+def test_a_run_is_told_by_its_logical_date(world: World) -> None:
+    date, run_id = make_date(), make_run_id()
+    world.client.trigger_run("described", run_id, CONF, TriggerOptions(date))
+    run = world.client.fetch_run_of_date("described", date)
+    assert run is not None
+    assert (run.run_id, run.logical_date) == (run_id, date)
+    there = date.astimezone(timezone(timedelta(hours=-3, minutes=-30)))
+    same = world.client.fetch_run_of_date("described", there)
+    assert same is not None
+    assert same.run_id == run_id
+    wait_for_end(world, run_id, "described")
+
+
+def test_a_date_that_no_run_has_has_none_though_others_are_near(world: World) -> None:
+    date, run_id = make_date(), make_run_id()
+    world.client.trigger_run("described", run_id, CONF, TriggerOptions(date))
+    for seconds in (-0.5, 0.5):
+        near = date + timedelta(seconds=seconds)
+        assert world.client.fetch_run_of_date("described", near) is None
+    assert world.client.fetch_run_of_date("mapped", date) is None
+    wait_for_end(world, run_id, "described")
+
+
+def test_an_unknown_dag_has_no_run_of_any_date(world: World) -> None:
+    assert world.client.fetch_run_of_date("nobody_knows_it", make_date()) is None
+
+
+def test_the_tasks_that_run_are_told_by_their_runs(world: World) -> None:
+    runs = [start_endless_run(world)[0] for _ in range(2)]
+    running = world.client.fetch_running_tasks(MANY)
+    assert running is not None
+    for run in runs:
+        tasks = running["endless", run.run_id]
+        assert [(name_task(task), task.state) for task in tasks] == [("wait", "running")]
+        world.client.stop_run("endless", run.run_id)
+    running = world.client.fetch_running_tasks(MANY)
+    assert running is not None
+    assert not {("endless", run.run_id) for run in runs} & running.keys()
+
+
+def test_more_running_tasks_than_asked_for_are_not_told(airflow: Airflow) -> None:
+    airflow.database.add_dag("busy")
+    for _ in range(3):
+        airflow.database.start_run("busy").tasks[0].state = "running"
+    assert len(airflow.client.fetch_running_tasks(3) or ()) == 3
+    assert airflow.client.fetch_running_tasks(2) is None

@@ -1,0 +1,188 @@
+"""dagster-airlift's public functions over our instance, on real Airflows of both versions."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster_airlift.core import (
+    AirflowInstance,
+    build_airflow_polling_sensor,
+    build_defs_from_airflow_instance,
+    load_airflow_dag_asset_specs,
+)
+
+from federation_defs import DeclarationError, build_airflow_instance
+from federation_defs.airlift import ClientInstance
+from federation_defs.errors import PermissionMissingError, SignInRefusedError
+from tests.contract.conftest import Airflow
+from tests.contract.fakes.airflow import PASSWORD, USERNAME
+from tests.contract.worlds import RealWorld, run_dag
+
+
+@pytest.fixture
+def airlift(real_world: RealWorld) -> ClientInstance:
+    return ClientInstance(real_world.client)
+
+
+def tick(
+    sensor: dg.SensorDefinition, defs: dg.Definitions, instance: dg.DagsterInstance
+) -> list[tuple[dg.AssetKey, str]]:
+    """Key and Airflow run id of what one evaluation of airlift's sensor reports."""
+    context = dg.build_sensor_context(
+        instance=instance, repository_def=defs.get_repository_def(), cursor=None
+    )
+    result = sensor(context)
+    assert isinstance(result, dg.SensorResult)
+    events = result.asset_events
+    return [
+        (event.asset_key, str(event.metadata["Airflow Run ID"].value))
+        for event in events
+        if isinstance(event, dg.AssetMaterialization)
+    ]
+
+
+def test_specs_are_loaded_with_the_source_of_the_dags(
+    airlift: ClientInstance, real_world: RealWorld
+) -> None:
+    specs = load_airflow_dag_asset_specs(airlift, source_code_retrieval_enabled=True)
+    by_key = {spec.key: spec for spec in specs}
+    assert len(by_key) == len(real_world.client.fetch_dags())
+    spec = by_key[dg.AssetKey([airlift.name, "dag", real_world.dag_id])]
+    assert f"def {real_world.dag_id}" in str(spec.metadata["Source Code"])
+
+
+def test_the_polling_sensor_reports_a_run(
+    airlift: ClientInstance, real_world: RealWorld, instance: dg.DagsterInstance
+) -> None:
+    specs = load_airflow_dag_asset_specs(
+        airlift, dag_selector_fn=lambda dag: dag.dag_id == real_world.dag_id
+    )
+    sensor = build_airflow_polling_sensor(mapped_assets=specs, airflow_instance=airlift)
+    run = run_dag(real_world)
+    reported = tick(sensor, dg.Definitions(assets=specs, sensors=[sensor]), instance)
+    assert (dg.AssetKey([airlift.name, "dag", real_world.dag_id]), run.run_id) in reported
+
+
+def test_whole_definitions_are_built_and_their_sensor_reports_a_run(
+    airlift: ClientInstance, real_world: RealWorld, instance: dg.DagsterInstance
+) -> None:
+    defs = build_defs_from_airflow_instance(airflow_instance=airlift)
+    run = run_dag(real_world)
+    (sensor,) = list(defs.sensors or ())
+    assert isinstance(sensor, dg.SensorDefinition)
+    reported = tick(sensor, defs, instance)
+    assert (dg.AssetKey([airlift.name, "dag", real_world.dag_id]), run.run_id) in reported
+
+
+def test_a_run_is_triggered_waited_for_and_deleted(
+    airlift: ClientInstance, real_world: RealWorld
+) -> None:
+    run_id = airlift.trigger_dag(real_world.dag_id)
+    airlift.wait_for_run_completion(real_world.dag_id, run_id, timeout=60)
+    assert airlift.get_run_state(real_world.dag_id, run_id) == "success"
+    run = airlift.get_dag_run(real_world.dag_id, run_id)
+    assert run.start_date <= run.end_date
+    assert run.logical_date.tzinfo is not None
+    assert run.url.startswith(real_world.client.url)
+    airlift.delete_run(real_world.dag_id, run_id)
+    assert real_world.client.fetch_run(real_world.dag_id, run_id) is None
+
+
+def test_the_tasks_of_a_run_are_told_with_their_logs(
+    airlift: ClientInstance, real_world: RealWorld
+) -> None:
+    run = run_dag(real_world)
+    infos = airlift.get_task_infos(dag_id=real_world.dag_id)
+    task_ids = [info.task_id for info in infos]
+    assert airlift.get_task_info(dag_id=real_world.dag_id, task_id=task_ids[0]) in infos
+    tasks = airlift.get_task_instance_batch(real_world.dag_id, task_ids, run.run_id, ["success"])
+    assert {task.task_id for task in tasks} == set(task_ids)
+    (one,) = [task for task in tasks if task.task_id == task_ids[0]]
+    assert airlift.get_task_instance(real_world.dag_id, one.task_id, run.run_id) == one
+    hour = timedelta(hours=1)
+    now = datetime.now(timezone.utc)
+    dag_ids = [real_world.dag_id]
+    recent = airlift.get_task_instance_batch_time_range(
+        dag_ids, ["success"], now - hour, now + hour
+    )
+    assert one in recent
+    log = airlift.get_task_instance_logs(real_world.dag_id, one.task_id, run.run_id, one.try_number)
+    assert one.task_id in log
+
+
+def test_a_paused_dag_is_unpaused(airlift: ClientInstance, real_world: RealWorld) -> None:
+    real_world.set_paused(is_paused=True)
+    airlift.unpause_dag(real_world.dag_id)
+    assert not real_world.client.fetch_dag(real_world.dag_id).is_paused
+
+
+def test_what_airlift_has_no_function_for_goes_the_clients_way(airlift: ClientInstance) -> None:
+    session = airlift.auth_backend.get_session()
+    pools = session.get(f"{airlift.get_api_url()}/pools", params={"limit": 1}).json()["pools"]
+    assert [pool["name"] for pool in pools] == ["default_pool"]
+
+
+def test_runs_of_no_dag_are_none(airlift: ClientInstance) -> None:
+    """To the API an empty list of DAGs means all of them."""
+    assert airlift.get_dag_runs_batch([]) == ([], 0)
+
+
+def test_the_credentials_go_to_no_other_host(airflow: Airflow) -> None:
+    session = ClientInstance(airflow.client).auth_backend.get_session()
+    with pytest.raises(ValueError, match="is not at"):
+        session.get(f"{airflow.server.url}.example.com/api/v2/pools")
+
+
+def test_what_would_not_be_passed_on_is_refused_and_not_dropped(airflow: Airflow) -> None:
+    session = ClientInstance(airflow.client).auth_backend.get_session()
+    url = f"{airflow.server.url}/api/{airflow.server.api}/pools"
+    dropped: list[dict[str, Any]] = [
+        {"data": "{}"},
+        {"headers": {"X-Team": "sales"}},
+        {"auth": ("me", "pw")},
+    ]
+    for more in dropped:
+        with pytest.raises(TypeError, match="only params, json and an Accept header"):
+            session.request("POST", url, **more)
+    assert airflow.server.asked == []
+
+
+def test_an_error_is_the_clients_own(airflow: Airflow) -> None:
+    airflow.server.password = "another"
+    airflow.server.change_secret()
+    with pytest.raises(
+        (SignInRefusedError, PermissionMissingError), match="Check METRICS_PASSWORD"
+    ):
+        load_airflow_dag_asset_specs(ClientInstance(airflow.client))
+
+
+def test_an_instance_is_built_from_what_a_defs_yaml_would_say(airflow: Airflow) -> None:
+    airflow.database.add_dag("load_customers")
+    kind = {"v1": "basic", "v2": "password"}[airflow.server.api]
+    auth = {"type": kind, "username": USERNAME, "password": PASSWORD}
+    airlift = build_airflow_instance(name="metrics", url=airflow.server.url, auth=auth)
+    assert isinstance(airlift, AirflowInstance)
+    assert [dag.dag_id for dag in airlift.list_dags()] == ["load_customers"]
+
+
+def test_an_instance_that_is_declared_wrongly_names_the_key() -> None:
+    with pytest.raises(DeclarationError, match="unknown key 'uri'; did you mean 'url'"):
+        build_airflow_instance(name="metrics", uri="http://127.0.0.1:1", auth={"type": "none"})
+
+
+def test_sources_that_are_asked_for_one_after_another_are_read_several_at_a_time(
+    airflow: Airflow,
+) -> None:
+    for number in range(100):
+        airflow.database.add_dag(f"dag_{number:03}", source=f"# {number}")
+    airlift = ClientInstance(airflow.client)
+    tokens = [dag.file_token for dag in airlift.list_dags()]
+    assert airlift.get_dag_source_code(tokens[7]) == "# 7"
+    assert airflow.server.count("GET", "/dagSources/.*") == 1  # who asks for one gets one
+    sources = [airlift.get_dag_source_code(token) for token in tokens]
+    assert sources == [f"# {number}" for number in range(100)]
+    connections = {a.connection for a in airflow.server.asked if a.path.startswith("/dagSources")}
+    assert len(connections) > 1

@@ -1,0 +1,99 @@
+"""Name and password traded for a session, where an Airflow 2 takes one, and where it does not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from dotenv import dotenv_values
+
+from federation_defs.airflow.auth import PATIENCE
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.errors import PermissionMissingError
+from tests.conftest import ROOT, Airflows
+from tests.contract.conftest import Airflow, StartAirflow
+from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.fault_proxy import FaultProxy
+from tests.contract.fakes.faults import answer
+from tests.contract.worlds import connect
+
+FORM = '<form method="post"><input id="csrf_token" name="csrf_token" type="hidden" value="c5f">'
+MANY = PATIENCE * 4
+
+
+@pytest.fixture
+def seen(airflows: Airflows) -> Iterator[FaultProxy]:
+    """What passes on the way to a real Airflow 2.11 with the `session` back end."""
+    with FaultProxy(airflows.warehouse.url) as proxy:
+        yield proxy
+
+
+def read_signatures(proxy: FaultProxy) -> list[str]:
+    """How each request to the API was signed in: "Basic", "session" or ""."""
+    heads = re.findall(rb"(?s)GET /api/v1/dags\S* .*?\r\n\r\n", bytes(proxy.received))
+    found = [re.search(rb"Authorization: (Basic) |Cookie: (session)=", head) for head in heads]
+    return [(one[1] or one[2]).decode() if one else "" for one in found]
+
+
+@pytest.mark.real_airflows
+def test_who_asks_much_is_signed_in_by_a_session(seen: FaultProxy) -> None:
+    settings = dotenv_values(ROOT / ".env.example")
+    client = connect(seen.url, "basic", settings["WAREHOUSE_AIRFLOW_PASSWORD"] or "", "warehouse")
+    for _ in range(MANY):
+        client.fetch_dag("load_customers")
+    assert read_signatures(seen) == ["Basic"] * PATIENCE + ["session"] * (MANY - PATIENCE)
+
+
+@pytest.fixture
+def airflow_v1(start_airflow: StartAirflow) -> Airflow:
+    airflow = start_airflow("v1")
+    airflow.database.add_dag("a")
+    return airflow
+
+
+def offer_login(airflow: Airflow, **answered: str) -> None:
+    """Has the next sign-in by the form end so."""
+    begun = {"Set-Cookie": "session=begun; HttpOnly; Path=/"}
+    airflow.server.fail_next(asks("GET", "/login/"), answer(200, FORM, begun))
+    airflow.server.fail_next(asks("POST", "/login/"), answer(302, "", answered))
+
+
+def ask(client: AirflowClient, times: int = MANY) -> None:
+    for _ in range(times):
+        assert client.fetch_dag("a").dag_id == "a"
+
+
+def test_without_a_login_page_name_and_password_go_on(airflow_v1: Airflow) -> None:
+    ask(airflow_v1.client)
+    assert airflow_v1.server.count("GET", "/login/") == 1
+    assert airflow_v1.server.count("POST", "/login/") == 0
+    assert airflow_v1.server.count("GET", "/dags/a") == MANY
+
+
+def test_a_session_that_the_api_does_not_take_is_tried_once(airflow_v1: Airflow) -> None:
+    """As it is without the `session` back end."""
+    offer_login(airflow_v1, **{"Set-Cookie": "session=in; Path=/", "Location": "/home"})
+    ask(airflow_v1.client)
+    assert airflow_v1.server.count("POST", "/login/") == 1
+    assert airflow_v1.server.count("GET", "/dags/a") == MANY + 1
+
+
+def test_a_login_that_is_refused_leaves_name_and_password(airflow_v1: Airflow) -> None:
+    offer_login(airflow_v1, **{"Set-Cookie": "session=begun", "Location": "/login/"})
+    ask(airflow_v1.client)
+    assert airflow_v1.server.count("GET", "/dags/a") == MANY
+
+
+def test_threads_that_ask_much_sign_in_once(airflow_v1: Airflow) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda _: ask(airflow_v1.client, 4), range(16)))
+    assert airflow_v1.server.count("GET", "/login/") == 1
+
+
+def test_a_missing_permission_is_told_as_such_by_a_session_too(airflow_v1: Airflow) -> None:
+    ask(airflow_v1.client)
+    airflow_v1.server.fail_next(asks("GET", "/dags/a"), answer(403, {"detail": "No."}), times=2)
+    with pytest.raises(PermissionMissingError, match=r"DAGs\.can_read"):
+        airflow_v1.client.fetch_dag("a")

@@ -1,0 +1,217 @@
+"""What the client tells of runs and does to them, on an Airflow of either API, fake or real."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta, timezone
+
+import psutil
+import pytest
+
+from federation_defs.airflow.models import DagRun
+from federation_defs.errors import DagNotFoundError, RunLostError
+from tests.contract.conftest import Airflow
+from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.faults import answer
+from tests.contract.worlds import (
+    FakeWorld,
+    RealWorld,
+    World,
+    make_run_id,
+    run_dag,
+    start_endless_run,
+    wait_for_end,
+)
+from tests.waiting import wait_for
+
+
+def fetch_own_runs(world: World, run_id: str, since: datetime) -> list[DagRun]:
+    """All runs of this id among those that changed."""
+    runs = world.client.fetch_changed_runs(since).runs
+    return [run for run in runs if (run.dag_id, run.run_id) == (world.dag_id, run_id)]
+
+
+def an_hour_ago() -> datetime:
+    return datetime.now(timezone.utc) - timedelta(hours=1)
+
+
+def test_an_unknown_run_is_none(world: World) -> None:
+    assert world.client.fetch_run(world.dag_id, make_run_id()) is None
+
+
+def test_runs_are_told_by_many_ids_and_those_that_are_not_there_left_out(world: World) -> None:
+    keys = [(world.dag_id, make_run_id()) for _ in range(3)]
+    for dag_id, run_id in keys:
+        world.client.trigger_run(dag_id, run_id)
+    unknown = [(world.dag_id, make_run_id()), ("nobody_knows_it", keys[0][1])]
+    runs = world.client.fetch_runs([*keys, *unknown])
+    assert [*runs] == keys
+    assert [(run.dag_id, run.run_id) for run in runs.values()] == keys
+    for _, run_id in keys:
+        wait_for_end(world, run_id)
+
+
+def test_no_runs_are_told_by_no_ids(world: World) -> None:
+    assert world.client.fetch_runs([]) == {}
+
+
+def test_a_run_that_is_asked_for_twice_is_read_once(airflow: Airflow) -> None:
+    airflow.database.add_dag("load_customers")
+    airflow.database.start_run("load_customers", "mine")
+    key = ("load_customers", "mine")
+    assert set(airflow.client.fetch_runs(iter([key, key]))) == {key}
+    assert airflow.server.count("GET", "/dags/load_customers/dagRuns/mine") == 1
+
+
+def test_a_new_run_is_among_the_changed_ones_and_so_is_its_end(world: World) -> None:
+    since, run_id = an_hour_ago(), make_run_id()
+    world.client.trigger_run(world.dag_id, run_id)
+    (new,) = fetch_own_runs(world, run_id, since)
+    assert not new.is_finished
+    ended = wait_for_end(world, run_id)
+    assert fetch_own_runs(world, run_id, since) == [ended]
+
+
+def test_what_ended_before_the_moment_asked_for_is_not_among_the_changed(world: World) -> None:
+    run = run_dag(world)
+    assert run.end_date is not None
+    later = run.end_date + timedelta(minutes=1)
+    assert fetch_own_runs(world, run.run_id, later) == []
+
+
+def test_a_state_set_by_hand_is_a_change_though_the_end_stays(world: World) -> None:
+    run = run_dag(world)
+    world.set_state(run.run_id, "failed")
+    assert run.end_date is not None
+    (changed,) = fetch_own_runs(world, run.run_id, an_hour_ago())
+    assert (changed.state, changed.end_date) == ("failed", run.end_date)
+
+
+def test_a_cleared_run_is_a_change_and_has_lost_its_dates(world: World) -> None:
+    run = run_dag(world)
+    world.set_paused(is_paused=True)  # so that it stays as the clear leaves it
+    world.client.clear_run(world.dag_id, run.run_id)
+    (changed,) = fetch_own_runs(world, run.run_id, an_hour_ago())
+    world.set_paused(is_paused=False)
+    assert (changed.state, changed.start_date, changed.end_date) == ("queued", None, None)
+    assert wait_for_end(world, run.run_id).end_date != run.end_date
+
+
+def test_the_changed_runs_come_with_the_servers_own_time(world: World) -> None:
+    server_time = world.client.fetch_changed_runs(an_hour_ago()).server_time
+    assert server_time is not None
+    assert abs(server_time - datetime.now(timezone.utc)) < timedelta(seconds=30)
+
+
+def test_changed_runs_are_told_by_their_states(world: World) -> None:
+    run = run_dag(world)
+    since = an_hour_ago()
+    for states in (["success"], ["success", "failed"], ["success", "queued"]):
+        changed = world.client.fetch_changed_runs(since, states=states).runs
+        assert run in changed
+        assert {one.state for one in changed} <= set(states)
+    assert run not in world.client.fetch_changed_runs(since, states=["failed"]).runs
+
+
+def test_changed_runs_are_told_up_to_a_moment(world: World) -> None:
+    run = run_dag(world)
+    now = world.client.fetch_changed_runs(an_hour_ago()).server_time
+    assert now is not None
+    assert run in world.client.fetch_changed_runs(an_hour_ago(), now + timedelta(minutes=1)).runs
+    assert run.start_date is not None
+    before = run.start_date - timedelta(seconds=10)
+    assert run not in world.client.fetch_changed_runs(an_hour_ago(), before).runs
+
+
+def test_more_changed_runs_than_asked_for_are_only_counted(airflow: Airflow) -> None:
+    airflow.database.add_dag("load_customers")
+    for _ in range(250):
+        airflow.database.start_run("load_customers")
+    airflow.client.fetch_dag("load_customers")
+    before = len(airflow.server.asked)
+    changed = airflow.client.fetch_changed_runs(an_hour_ago(), at_most=249)
+    assert (changed.total, len(changed.runs)) == (250, 100)
+    assert len(airflow.server.asked) == before + 1
+    changed = airflow.client.fetch_changed_runs(an_hour_ago(), at_most=250)
+    assert (changed.total, len(changed.runs)) == (250, 250)
+
+
+def test_the_latest_finished_run_is_the_one_that_ended_last(world: World) -> None:
+    runs = [run_dag(world) for _ in range(2)]
+    assert world.client.fetch_latest_finished_run(world.dag_id) == runs[-1]
+
+
+def test_a_dag_of_which_no_run_ended_has_no_latest_one(airflow: Airflow) -> None:
+    airflow.database.add_dag("load_customers")
+    airflow.database.start_run("load_customers")
+    assert airflow.client.fetch_latest_finished_run("load_customers") is None
+
+
+def test_an_unknown_dag_has_no_runs_to_tell_of(world: World) -> None:
+    with pytest.raises(DagNotFoundError):
+        world.client.fetch_latest_finished_run("nobody_knows_it")
+
+
+def test_an_unknown_run_cannot_be_cleared(world: World) -> None:
+    with pytest.raises(RunLostError, match="to clear"):
+        world.client.clear_failed_tasks(world.dag_id, make_run_id())
+    with pytest.raises(RunLostError, match="to clear"):
+        world.client.clear_run(world.dag_id, make_run_id())
+
+
+def test_a_running_run_is_stopped_with_its_tasks(world: World) -> None:
+    run, _ = start_endless_run(world)
+    assert run.state == "running"
+    stopped = world.client.stop_run("endless", run.run_id)
+    assert (stopped.run_id, stopped.state) == (run.run_id, "failed")
+    assert stopped.end_date is not None
+    tasks = world.client.fetch_task_instances("endless", run.run_id)
+    assert {task.task_id: (task.state, task.try_number) for task in tasks} == {
+        "wait": ("failed", 1),
+        "go_on": ("skipped", 0),
+    }
+    assert world.client.fetch_run("endless", run.run_id) == stopped
+
+
+def test_the_process_of_a_stopped_run_is_gone(real_world: RealWorld) -> None:
+    run, task = start_endless_run(real_world)
+
+    def find_process() -> int | None:
+        log = real_world.client.fetch_log("endless", run.run_id, task)
+        said = re.search(r"waiting in process (\d+)", log)
+        return int(said[1]) if said else None
+
+    process = wait_for(find_process, "the task says which process it is")
+    assert psutil.pid_exists(process)
+    real_world.client.stop_run("endless", run.run_id)
+    wait_for(lambda: not psutil.pid_exists(process), "the task's process is gone", timeout_s=30)
+
+
+def test_a_run_that_is_over_is_left_as_it_is_by_a_stop(world: World) -> None:
+    run = run_dag(world)
+    assert run.is_success
+    assert world.client.stop_run(world.dag_id, run.run_id) == run
+    assert world.client.fetch_run(world.dag_id, run.run_id) == run
+
+
+def test_a_queued_run_is_stopped_before_it_starts(world: World) -> None:
+    world.set_paused(is_paused=True)
+    run_id = make_run_id()
+    world.client.trigger_run(world.dag_id, run_id)
+    stopped = world.client.stop_run(world.dag_id, run_id)
+    world.set_paused(is_paused=False)
+    assert stopped.state == "failed"
+
+
+def test_an_unknown_run_cannot_be_stopped(world: World) -> None:
+    with pytest.raises(RunLostError, match="to stop"):
+        world.client.stop_run(world.dag_id, make_run_id())
+
+
+def test_a_stop_that_is_refused_is_no_stop(fake_world: FakeWorld) -> None:
+    run_id = make_run_id()
+    fake_world.client.trigger_run("endless", run_id)
+    conflict = answer(409, {"detail": "not now"})
+    fake_world.server.fail_next(asks("PATCH", ".*"), conflict)
+    with pytest.raises(Exception, match="409: not now"):
+        fake_world.client.stop_run("endless", run_id)

@@ -1,0 +1,147 @@
+"""What the client tells of the tasks of a run, and of what they said, fake or real."""
+
+from __future__ import annotations
+
+import pytest
+from werkzeug import Response
+
+from federation_defs.airflow.models import TaskInstance
+from federation_defs.errors import AirflowError
+from tests.contract.airflow.test_runs import start_endless_run
+from tests.contract.conftest import Airflow
+from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.contract import LINES
+from tests.contract.fakes.faults import Act
+from tests.contract.worlds import FakeWorld, World, run_dag, wait_for_end
+from tests.waiting import wait_for
+
+LOG = ".*/logs/1"
+
+
+def test_a_failed_run_has_a_failed_task_whose_log_holds_the_error(world: World) -> None:
+    with world.failing() as error:
+        run = run_dag(world)
+    assert run.state == "failed"
+    tasks = world.client.fetch_task_instances(world.dag_id, run.run_id)
+    (failed,) = [task for task in tasks if task.state == "failed"]
+    assert error in world.client.fetch_log(world.dag_id, run.run_id, failed)
+
+
+def test_clearing_the_failed_tasks_runs_them_again_and_no_others(world: World) -> None:
+    with world.failing():
+        run = run_dag(world)
+    tries = {
+        task.task_id: task.try_number + (task.state == "failed")
+        for task in world.client.fetch_task_instances(world.dag_id, run.run_id)
+    }
+    world.client.clear_failed_tasks(world.dag_id, run.run_id)
+    assert wait_for_end(world, run.run_id).is_success
+    again = world.client.fetch_task_instances(world.dag_id, run.run_id)
+    assert {task.task_id: task.try_number for task in again} == tries
+
+
+def test_the_log_of_an_earlier_try_is_there_after_a_clear(world: World) -> None:
+    with world.failing() as error:
+        run = run_dag(world)
+    assert run.state == "failed"
+    world.client.clear_failed_tasks(world.dag_id, run.run_id)
+    assert wait_for_end(world, run.run_id).is_success
+    tasks = world.client.fetch_task_instances(world.dag_id, run.run_id)
+    again = max(tasks, key=lambda task: task.try_number)  # a busy Airflow may take a third one
+    assert again.try_number >= 2
+
+    def fetch_log(try_number: int | None = None) -> str:
+        return world.client.fetch_log(world.dag_id, run.run_id, again, try_number)
+
+    assert (error in fetch_log(1), error in fetch_log()) == (True, False)
+    # The task's process says its last words when its run is over already.
+    wait_for(lambda: fetch_log() == fetch_log(again.try_number), "the log is whole")
+
+
+def test_a_mapped_task_is_there_once_per_index_with_a_log_of_its_own(world: World) -> None:
+    run = run_dag(world, "mapped")
+    assert run.is_success
+    tasks = world.client.fetch_task_instances("mapped", run.run_id)
+    assert [(task.task_id, task.map_index) for task in tasks] == [
+        ("weigh", index) for index in range(3)
+    ]
+    labels = [str(task.rendered_map_index) for task in tasks]
+    assert labels == ["number 10", "number 20", "number 30"]
+    for task, own in zip(tasks, labels, strict=True):
+        log = world.client.fetch_log("mapped", run.run_id, task)
+        assert [label for label in labels if label in log] == [own]
+
+
+def test_a_task_that_ran_has_its_times_and_place(world: World) -> None:
+    run = run_dag(world, "mapped")
+    for task in world.client.fetch_task_instances("mapped", run.run_id):
+        assert task.start_date is not None
+        assert task.end_date is not None
+        assert run.end_date is not None
+        assert task.start_date <= task.end_date <= run.end_date
+        ran_s = (task.end_date - task.start_date).total_seconds()
+        assert task.duration_s == pytest.approx(ran_s, abs=0.01)
+        assert (task.state, task.try_number) == ("success", 1)
+        assert (task.operator, task.pool) == ("_PythonDecoratedOperator", "default_pool")
+        assert task.hostname
+
+
+def test_a_long_log_that_is_not_ascii_comes_in_one_piece(world: World) -> None:
+    """3.x gives logs in pages, if it reads them from where they have been sent."""
+    run = run_dag(world, "wordy")
+    (task,) = world.client.fetch_task_instances("wordy", run.run_id)
+    log = world.client.fetch_log("wordy", run.run_id, task)
+    lines = [line for line in log.splitlines() if "größer als 数" in line]
+    assert len(lines) == LINES
+    for number, line in enumerate(lines):
+        assert f"line {number:05d}: größer" in line
+
+
+def test_the_log_of_a_task_at_work_is_what_it_said_so_far(world: World) -> None:
+    """There a next page of it is always announced."""
+    run, task = start_endless_run(world)
+
+    def has_spoken() -> bool:
+        return "waiting in process" in world.client.fetch_log("endless", run.run_id, task)
+
+    wait_for(has_spoken, "the task's words are in its log")
+    world.client.stop_run("endless", run.run_id)
+
+
+def test_a_task_that_there_is_not_has_no_log(world: World) -> None:
+    run = run_dag(world)
+    unknown = TaskInstance("nobody_knows_it", map_index=-1, state="failed", try_number=1)
+    with pytest.raises(AirflowError, match="404"):
+        world.client.fetch_log(world.dag_id, run.run_id, unknown)
+
+
+def test_a_long_log_is_read_page_by_page(fake_world: FakeWorld) -> None:
+    run = run_dag(fake_world, "wordy")
+    (task,) = fake_world.client.fetch_task_instances("wordy", run.run_id)
+    log = fake_world.client.fetch_log("wordy", run.run_id, task)
+    # Without tokens in 2.x, whose log is one text.
+    pages = {"v1": 1, "v2": LINES // 1000 + 1}[fake_world.api]
+    assert fake_world.server.count("GET", LOG) == pages
+    assert log.splitlines()[-1].startswith(f"line {LINES - 1}")
+
+
+def test_a_task_that_goes_on_talking_is_not_listened_to_for_ever(airflow_v2: Airflow) -> None:
+    """3.3 announces a next page as long as the task is at work, and fills it with what it has said
+    since the page before."""
+    airflow_v2.database.add_dag("chatty", tasks=("talk",))
+    run = airflow_v2.database.start_run("chatty", "mine")
+    task = run.tasks[0]
+    task.state, task.try_number, task.log = "running", 1, ["at first"]
+    pages = 200
+
+    def talk_on(act: Act) -> Response:
+        response = act()
+        task.log.append("and another thing")
+        if airflow_v2.server.count("GET", LOG) >= pages:
+            task.state = "success"
+        return response
+
+    airflow_v2.server.fail_next(asks("GET", LOG), talk_on, times=pages)
+    (working,) = airflow_v2.client.fetch_task_instances("chatty", "mine")
+    assert "at first" in airflow_v2.client.fetch_log("chatty", "mine", working)
+    assert airflow_v2.server.count("GET", LOG) < pages

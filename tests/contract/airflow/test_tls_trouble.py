@@ -1,0 +1,245 @@
+"""TLS that goes wrong: files, ports, and connections that break or stall in the middle of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from federation_defs.errors import TlsError, UnreachableError
+from tests.conftest import ROOT
+from tests.contract.airflow.test_tls import Authority, assert_works, connect
+from tests.contract.declaring import QUICK, Stopwatch, declare, forget_surroundings, tell_all
+from tests.contract.fakes.airflow import PASSWORD, FakeAirflow
+from tests.contract.fakes.fault_proxy import FaultProxy
+from tests.contract.fakes.front import Front, front
+from tests.contract.fakes.spoiling import close, reset, trickle
+from tests.processes import find_free_port
+
+OPEN = {"type": "none"}
+TOKEN = {"type": "token", "token": "token-1-of-federation"}
+FILES = ["ca_bundle", "client_cert", "client_key"]
+ASK_WITH_ENCRYPTED_KEY = """
+import sys
+from tests.contract.airflow.test_tls import connect
+from federation_defs.errors import TlsError
+try:
+    connect(sys.argv[1], ca_bundle=sys.argv[2], client_cert=sys.argv[3]).fetch_dags()
+except TlsError as error:
+    print(error)
+"""
+CONNECT_IN_THREADS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from federation_defs.errors import UnreachableError
+from tests.contract.declaring import UNPACED, declare
+
+def connect(_):
+    try:
+        client.session.request("PATCH", "/")
+    except UnreachableError:
+        return "refused"
+
+tls = {"ca_bundle": sys.argv[2], "client_cert": sys.argv[3]}
+client = declare(sys.argv[1], {"type": "none"}, http={"max_connections": 32, **UNPACED}, tls=tls)
+with ThreadPoolExecutor(32) as threads:
+    print(set(threads.map(connect, range(500))))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_surroundings(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def airflow() -> Iterator[FakeAirflow]:
+    with FakeAirflow("v2") as server:
+        server.database.add_dag("load_customers")
+        yield server
+
+
+@pytest.fixture
+def server(airflow: FakeAirflow, authority: Authority) -> Iterator[Front]:
+    with front(airflow, tls=authority.build_context()) as server:
+        yield server
+
+
+@pytest.fixture
+def secure(airflow: FakeAirflow, authority: Authority) -> Iterator[FaultProxy]:
+    with FaultProxy(airflow.url, tls=authority.build_context()) as proxy:
+        yield proxy
+
+
+def name_files(authority: Authority, which: str, path: Path) -> dict[str, str]:
+    """All that can be declared, one of them at this path."""
+    _, cert, key = authority.issue_client_cert()
+    files = {"ca_bundle": authority.bundle, "client_cert": cert, "client_key": key}
+    return files | {which: str(path)}
+
+
+@pytest.mark.parametrize("which", FILES)
+def test_a_file_that_is_not_there_is_named(
+    server: Front, authority: Authority, tmp_path: Path, which: str
+) -> None:
+    path = tmp_path / "gone.pem"
+    with pytest.raises(TlsError, match=str(path)):
+        connect(server.url, **name_files(authority, which, path)).fetch_dags()
+
+
+@pytest.mark.parametrize("which", FILES)
+@pytest.mark.parametrize("content", ["", "no PEM file", "-----BEGIN CERTIFICATE-----\nAAAA\n"])
+def test_a_file_that_holds_no_such_thing_is_named(
+    server: Front, authority: Authority, tmp_path: Path, which: str, content: str
+) -> None:
+    """OpenSSL's own words, `no start line`, tell nobody which of three files it was."""
+    path = tmp_path / "else.pem"
+    path.write_text(content)
+    with pytest.raises(TlsError, match=str(path)):
+        connect(server.url, **name_files(authority, which, path)).fetch_dags()
+
+
+def test_a_certificate_without_its_key_is_named(server: Front, authority: Authority) -> None:
+    _, cert, _ = authority.issue_client_cert()
+    with pytest.raises(TlsError, match=cert):
+        connect(server.url, ca_bundle=authority.bundle, client_cert=cert).fetch_dags()
+
+
+def test_a_key_that_wants_a_password_is_an_error_and_no_prompt(
+    airflow: FakeAirflow, authority: Authority, tmp_path: Path
+) -> None:
+    """OpenSSL asks on the terminal, where nobody sits; and while it waits, so do all threads."""
+    both, _, _ = authority.issue_client_cert()
+    locked = tmp_path / "locked.pem"
+    encrypt_key(Path(both), locked)
+    context = authority.build_context(wants_client=True)
+    with front(airflow, tls=context) as server:
+        command = [sys.executable, "-c", ASK_WITH_ENCRYPTED_KEY]
+        asking = subprocess.Popen(
+            [*command, server.url, authority.bundle, str(locked)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        try:
+            asking.wait(10)
+        except subprocess.TimeoutExpired:
+            pytest.fail("it waits for a password")
+        finally:
+            asking.kill()
+            said, problems = asking.communicate()
+    assert str(locked) in said, problems
+
+
+def encrypt_key(source: Path, target: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    content = source.read_bytes()
+    key = serialization.load_pem_private_key(content, None)
+    locked = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"pass phrase"),
+    )
+    target.write_bytes(locked + content[content.index(b"-----BEGIN CERTIFICATE") :])
+
+
+def test_http_to_a_port_that_speaks_tls_asks_whether_the_address_is_right(
+    server: Front,
+) -> None:
+    url = server.url.replace("https", "http")
+    with pytest.raises(UnreachableError, match="is its `url` right") as error:
+        declare(url, OPEN, http=QUICK).session.request("PATCH", "/")  # which is not repeated
+    assert PASSWORD not in tell_all(error.value)
+
+
+def test_https_to_a_port_that_speaks_none_asks_whether_the_address_is_right(
+    airflow: FakeAirflow,
+) -> None:
+    with pytest.raises(TlsError, match="Is `url` right, https and port included"):
+        connect(airflow.url.replace("http", "https")).fetch_dags()
+
+
+@pytest.mark.parametrize("fault", [reset(), reset(5, in_body=True), close(5, in_body=True)])
+def test_a_read_that_breaks_in_the_middle_of_tls_is_repeated(
+    secure: FaultProxy, authority: Authority, airflow: FakeAirflow, fault: object
+) -> None:
+    client = connect(secure.url, ca_bundle=authority.bundle)
+    assert_works(client)
+    secure.fail_next(fault)  # type: ignore[arg-type]
+    assert_works(client)
+    assert airflow.count("GET", "/dags") == 3
+
+
+def test_a_deadline_holds_over_tls_too(secure: FaultProxy, authority: Authority) -> None:
+    tls = {"ca_bundle": authority.bundle}
+    client = declare(secure.url, http={**QUICK, "answer_timeout": 0.5}, tls=tls)
+    assert_works(client)
+    secure.fail_next(trickle(10, 0.1))
+    with Stopwatch() as took, pytest.raises(UnreachableError, match="timed out"):
+        client.fetch_dags()
+    assert took.seconds < 1.5
+    assert_works(client)
+
+
+def test_a_server_that_is_silent_in_the_handshake_is_given_up_by_all_threads_in_time() -> None:
+    """Whoever waits for its own handshake must not wait for those of others first."""
+    with socket.socket() as silent, ThreadPoolExecutor(6) as threads:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(20)
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        client = declare(url, TOKEN, http=QUICK, api="v2")
+        with Stopwatch() as took:
+            asking = [threads.submit(client.fetch_dags) for _ in range(6)]
+            errors = [dags.exception(timeout=30) for dags in asking]
+    assert {type(error) for error in errors} == {UnreachableError}
+    assert took.seconds < 1.5
+
+
+def test_threads_whose_server_has_one_worker_do_not_lock_each_other_out(
+    airflow: FakeAirflow, authority: Authority
+) -> None:
+    """It shakes hands in the order in which they came: who waits for another one's turn to do so,
+    its own connection standing already, waits for ever."""
+    context = authority.build_context()
+    with front(airflow, tls=context, has_one_worker=True) as server, ThreadPoolExecutor(8) as pool:
+        client = declare(server.url, http=QUICK, tls={"ca_bundle": authority.bundle})
+        assert_works(client)
+        asking = [pool.submit(client.fetch_dags) for _ in range(24)]
+        errors = [dags.exception(timeout=60) for dags in asking]
+    assert {error for error in errors if error is not None} == set()
+
+
+def test_threads_that_all_load_our_certificate_do_not_end_the_process(
+    authority: Authority,
+) -> None:
+    """In a process of its own, as OpenSSL ends the one that loads a key into what others use. The
+    server hangs up at once, so that there are many connections in little time."""
+    both, _, _ = authority.issue_client_cert()
+    with FaultProxy(f"http://127.0.0.1:{find_free_port()}") as nobody:
+        url = nobody.url.replace("http", "https")
+        asked = subprocess.run(
+            [sys.executable, "-c", CONNECT_IN_THREADS, url, authority.bundle, both],
+            # Few authorities are soon loaded.
+            env={**os.environ, "SSL_CERT_FILE": authority.bundle, "SSL_CERT_DIR": "/nonexistent"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (asked.returncode, asked.stdout) == (0, "{'refused'}\n"), asked.stderr[-2000:]

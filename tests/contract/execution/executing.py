@@ -1,0 +1,235 @@
+"""An instance's DAGs as Dagster runs them: once by `materialize`, and again as re-executions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.declaration import InstanceDeclaration
+from federation_defs.execution import build_execution
+from federation_defs.naming import build_asset_key
+from federation_defs.specs import build_specs
+from tests.contract.fakes.airflow import PASSWORD
+from tests.contract.worlds import SIGN_INS, connect
+from tests.waiting import wait_for
+
+SOURCE = "warehouse/load_customers"  # what starts a DAG here; it is never asked for
+TIMEOUT = {"trigger": {"timeout": "1s"}}
+# Of the tags of a run, by a re-execution of it; there are more (dagster 1.13).
+NOT_INHERITED = {"dagster/retry_number", "dagster/will_retry", "dagster/run_failure_reason"}
+PATIENCE = {"timeout": "30s"}  # so that a test which waits for what never comes fails
+
+
+def build_assets(
+    client: AirflowClient, dags: Mapping[str, Any], max_active_runs: int | None = None
+) -> dg.AssetsDefinition:
+    """The multi_asset of an instance.
+
+    Args:
+        dags: What is declared of its DAGs, by id; those without `depends_on` depend on another
+            instance, and those without a time-out have a short one.
+    """
+    declaration = InstanceDeclaration.model_validate(
+        {
+            "name": client.instance,
+            "url": client.url,
+            "auth": {"type": "basic", "username": "nobody", "password": "nothing"},
+            "dags": {
+                dag_id: {
+                    "depends_on": [SOURCE],
+                    **declared,
+                    "trigger": {**PATIENCE, **declared.get("trigger", {})},
+                }
+                for dag_id, declared in dags.items()
+            },
+        }
+    )
+    specs = build_specs(declaration, None, set())
+    return build_execution(client, declaration.downstreams, specs, max_active_runs)
+
+
+@dataclass(frozen=True)
+class ExecutedRun:
+    """How a Dagster run went.
+
+    Attributes:
+        log: What it told, in order.
+        materialized: DAG ids, in order.
+        metadata: Of each of them.
+        failure: The step's failure as a person reads it; None if there was none.
+        failure_metadata: What comes with it.
+    """
+
+    run_id: str
+    success: bool
+    status: dg.DagsterRunStatus
+    log: list[str]
+    materialized: list[str]
+    metadata: dict[str, Mapping[str, dg.MetadataValue]]
+    failure: str | None
+    failure_metadata: Mapping[str, dg.MetadataValue]
+
+
+def materialize(
+    client: AirflowClient,
+    dags: Sequence[str] | Mapping[str, Any],
+    instance: dg.DagsterInstance,
+    selection: Sequence[str] | None = None,
+    *,
+    tags: Mapping[str, str] | None = None,
+    max_active_runs: int | None = None,
+) -> ExecutedRun:
+    """Materializes DAGs of an instance: those selected, or all.
+
+    Args:
+        tags: Of the Dagster run.
+    """
+    declared = dags if isinstance(dags, Mapping) else {dag_id: {} for dag_id in dags}
+    keys = [build_asset_key(client.instance, dag_id) for dag_id in selection or declared]
+    result = dg.materialize(
+        [build_assets(client, declared, max_active_runs)],
+        selection=dg.AssetSelection.assets(*keys),
+        instance=instance,
+        tags=tags,
+        raise_on_error=False,
+    )
+    return _read_outcome(result, instance)
+
+
+def build_job(airflows: Sequence[Mapping[str, Any]]) -> dg.JobDefinition:
+    """The job over the DAGs of some instances; Dagster calls this for each attempt at it."""
+    assets = [
+        build_assets(
+            connect(airflow["url"], SIGN_INS[airflow["api"]], PASSWORD, airflow["name"]),
+            airflow["dags"],
+            airflow["max_active_runs"],
+        )
+        for airflow in airflows
+    ]
+    job = dg.define_asset_job("attempt", executor_def=dg.in_process_executor)
+    return dg.Definitions(assets, jobs=[job]).resolve_job_def("attempt")
+
+
+class Attempts:
+    """One Dagster run of some DAGs, and its re-executions.
+
+    Args:
+        declared: What is declared of each of the DAGs.
+    """
+
+    def __init__(
+        self,
+        client: AirflowClient,
+        dag_ids: Sequence[str],
+        instance: dg.DagsterInstance,
+        declared: Mapping[str, Any] | None = None,
+        *,
+        max_active_runs: int | None = None,
+    ) -> None:
+        dags = {dag_id: dict(declared or {}) for dag_id in dag_ids}
+        self._airflows = [_describe(client, dags, max_active_runs)]
+        self._instance = instance
+
+    @classmethod
+    def of(
+        cls, instance: dg.DagsterInstance, *airflows: tuple[AirflowClient, Mapping[str, Any]]
+    ) -> Attempts:
+        """At DAGs of several instances, or with declarations of their own."""
+        attempts = cls(airflows[0][0], [], instance)
+        attempts._airflows = [_describe(client, dags, None) for client, dags in airflows]
+        return attempts
+
+    def execute(
+        self,
+        parent: ExecutedRun | None = None,
+        tags: Mapping[str, str] | None = None,
+        *,
+        is_from_failure: bool = False,
+    ) -> ExecutedRun:
+        """A first attempt, or one that re-executes another: all of it, or what did not succeed.
+
+        Args:
+            tags: Besides those of the parent, which Dagster gives to a re-execution too.
+        """
+        before = self._instance.get_run_by_id(parent.run_id) if parent else None
+        inherited = before.tags.items() if before else ()
+        tags = {name: value for name, value in inherited if name not in NOT_INHERITED} | {
+            **(tags or {})
+        }
+        if before:
+            tags |= {
+                "dagster/parent_run_id": before.run_id,
+                "dagster/root_run_id": before.root_run_id or before.run_id,
+            }
+        job = dg.build_reconstructable_job(__name__, "build_job", (self._airflows,))
+        options = dg.ReexecutionOptions(parent.run_id) if parent else None
+        if parent and is_from_failure:
+            options = dg.ReexecutionOptions.from_failure(parent.run_id, self._instance)
+        with dg.execute_job(
+            job, self._instance, tags=tags, raise_on_error=False, reexecution_options=options
+        ) as result:
+            return _read_outcome(result, self._instance)
+
+
+def _describe(
+    client: AirflowClient, dags: Mapping[str, Any], max_active_runs: int | None
+) -> dict[str, Any]:
+    return {
+        "name": client.instance,
+        "url": client.url,
+        "api": client.api_version.api,
+        "dags": dict(dags),
+        "max_active_runs": max_active_runs,
+    }
+
+
+@contextmanager
+def meanwhile(act: Callable[[], object]) -> Iterator[None]:
+    """Does something in another thread, and fails if that fails."""
+    with ThreadPoolExecutor(1) as threads:
+        done = threads.submit(act)
+        yield
+        done.result(30)
+
+
+def wait_for_log(instance: dg.DagsterInstance, text: str) -> None:
+    """Until a Dagster run that goes on tells this."""
+
+    def is_told() -> bool:
+        runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+        logs = [entry for run in runs for entry in instance.all_logs(run.run_id)]
+        return any(text in entry.user_message for entry in logs)
+
+    wait_for(is_told, f"a run tells: {text}", timeout_s=20, interval_s=0.02)
+
+
+def _read_outcome(
+    result: dg.ExecuteInProcessResult | dg.ExecuteJobResult, instance: dg.DagsterInstance
+) -> ExecutedRun:
+    materializations = [
+        event.step_materialization_data.materialization
+        for event in result.all_events
+        if event.is_step_materialization
+    ]
+    failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    user_failure = failures[0].user_failure_data if failures else None
+    error = failures[0].error if failures else None
+    run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    entries = instance.all_logs(result.run_id)
+    return ExecutedRun(
+        run_id=result.run_id,
+        success=result.success,
+        status=run.status,
+        log=[entry.user_message for entry in entries if entry.dagster_event is None],
+        materialized=[event.asset_key.path[-1] for event in materializations],
+        metadata={event.asset_key.path[-1]: event.metadata for event in materializations},
+        failure=user_failure.description if user_failure else error and error.to_string(),
+        failure_metadata=user_failure.metadata if user_failure else {},
+    )

@@ -1,0 +1,71 @@
+"""A run worker that is interrupted: by a person who cancels the run, or by the end of its machine.
+
+Dagster tells a worker by a signal, which raises an error in its main thread wherever that is. Here
+the test's process is the worker; the signal comes while the fake Airflow is asked for something, so
+that the step is at work for sure.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+
+import dagster as dg
+from werkzeug import Response
+
+from tests.contract.fakes.faults import Act, Fault
+
+
+def interrupt() -> None:
+    """As the end of the machine does; also as Dagster does it after a cancellation."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGINT)
+
+
+def cancel(instance: dg.DagsterInstance) -> None:
+    """As a person does, whose run goes on: the run is marked first."""
+    (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    instance.report_run_canceling(run)
+    interrupt()
+
+
+def before_acting(happen: Callable[[], object]) -> Fault:
+    """It happens, and then the request is dealt with as ever."""
+
+    def fault(act: Act) -> Response:
+        happen()
+        return act()
+
+    return fault
+
+
+def before_answering(happen: Callable[[], object]) -> Fault:
+    """What was asked is done, then it happens, and then it is answered."""
+
+    def fault(act: Act) -> Response:
+        response = act()
+        happen()
+        return response
+
+    return fault
+
+
+def instead_of_acting(happen: Callable[[], object]) -> Fault:
+    """It happens, and the connection is closed: nothing is done."""
+
+    def fault(_act: Act) -> None:
+        happen()
+
+    return fault
+
+
+def after_acting(happen: Callable[[], object]) -> Fault:
+    """What was asked is done, then it happens, and the answer gets lost."""
+
+    def fault(act: Act) -> None:
+        act()
+        happen()
+
+    return fault

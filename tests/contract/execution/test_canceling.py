@@ -1,0 +1,238 @@
+"""A Dagster run that is canceled, or interrupted, while its DAG runs go on."""
+
+from __future__ import annotations
+
+import gc
+import math
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+import dagster as dg
+import pytest
+from werkzeug import Response
+
+from federation_defs.dagster_io.run_tags import CurrentRun
+from federation_defs.naming import build_run_id
+from tests.contract.conftest import Airflow
+from tests.contract.execution.executing import Attempts, materialize
+from tests.contract.execution.interrupting import after_acting, before_acting, cancel, interrupt
+from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.faults import Act, answer, hang_up, lag
+from tests.contract.observation.daemon import Daemon
+from tests.waiting import wait_for
+
+DAG = "customer_metrics"
+TRIGGER = f"/dags/{DAG}/dagRuns"
+RUN = f"/dags/{DAG}/dagRuns/[^/]+"
+LEAVE = {"trigger": {"on_cancel": "leave"}}
+CANCELED, FAILURE = dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE
+
+
+def cancel_at(
+    airflow: Airflow, instance: dg.DagsterInstance, method: str = "GET", pattern: str = RUN
+) -> None:
+    """Has the Dagster run canceled when this is asked for."""
+    fault = before_acting(partial(cancel, instance))
+    airflow.server.fail_next(asks(method, pattern), fault)
+
+
+def test_the_dag_run_of_a_canceled_run_is_stopped(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow.database.add_dag(DAG, polls=math.inf)
+    cancel_at(airflow, instance)
+    executed = materialize(airflow.client, [DAG], instance)
+    assert executed.status is CANCELED
+    (run,) = airflow.database.runs
+    assert run.state == "failed"
+    assert run.tasks[0].state == "failed"  # it was at work
+    assert f"{DAG}: run {run.run_id} was stopped: failed." in executed.log
+
+
+def test_all_that_a_canceled_run_started_is_stopped(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    dag_ids = [f"dag_{number}" for number in range(20)]
+    for dag_id in dag_ids:
+        airflow_v2.database.add_dag(dag_id, polls=math.inf)
+    cancel_at(airflow_v2, instance, pattern="/dags/~/dagRuns")
+    executed = materialize(airflow_v2.client, dag_ids, instance)
+    assert executed.status is CANCELED
+    assert [run.state for run in airflow_v2.database.runs] == ["failed"] * 20
+
+
+def test_the_dag_run_of_a_canceled_run_is_stopped_though_the_database_was_away_for_a_moment(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+    fetch, troubles = CurrentRun.fetch_status, [OSError("no connection"), OSError("starting up")]
+
+    def fetch_status(attempt: CurrentRun) -> dg.DagsterRunStatus:
+        if troubles and threading.current_thread().name == "stopper":
+            raise troubles.pop()
+        return fetch(attempt)
+
+    monkeypatch.setattr(CurrentRun, "fetch_status", fetch_status)
+    cancel_at(airflow_v2, instance)
+    executed = materialize(airflow_v2.client, [DAG], instance)
+    assert (troubles, executed.status) == ([], CANCELED)
+    assert airflow_v2.database.runs[0].state == "failed"
+
+
+def act_then_cancel(instance: dg.DagsterInstance, act: Act) -> Response:
+    response = act()
+    cancel(instance)
+    time.sleep(0.3)  # a server that takes its time
+    return response
+
+
+def cancel_then_act(instance: dg.DagsterInstance, act: Act) -> Response:
+    cancel(instance)
+    time.sleep(0.3)
+    return act()
+
+
+@pytest.mark.parametrize("fault", [act_then_cancel, cancel_then_act])
+def test_a_dag_run_whose_trigger_is_under_way_is_stopped_too(
+    airflow_v2: Airflow,
+    instance: dg.DagsterInstance,
+    fault: Callable[[dg.DagsterInstance, Act], Response],
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+    airflow_v2.server.fail_next(asks("POST", TRIGGER), partial(fault, instance))
+    executed = materialize(airflow_v2.client, [DAG], instance)
+    assert executed.status is CANCELED
+    assert [run.state for run in airflow_v2.database.runs] == ["failed"]
+
+
+def test_a_dag_run_whose_trigger_got_no_answer_is_stopped_too(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+    airflow_v2.server.fail_next(asks("POST", TRIGGER), after_acting(partial(cancel, instance)))
+    airflow_v2.server.fail_next(asks("GET", RUN), hang_up, times=4)  # is it there after all?
+    executed = materialize(airflow_v2.client, [DAG], instance)
+    assert executed.status is CANCELED
+    assert [run.state for run in airflow_v2.database.runs] == ["failed"]
+
+
+def test_what_was_not_triggered_by_then_is_not_triggered_any_more(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    dag_ids = [f"dag_{number}" for number in range(20)]  # more than are asked for at a time
+    for dag_id in dag_ids:
+        airflow_v2.database.add_dag(dag_id, polls=math.inf)
+    fault = partial(cancel_then_act, instance)
+    airflow_v2.server.fail_next(asks("GET", "/dags/dag_.*"), fault)
+    airflow_v2.server.fail_next(asks("GET", "/dags/dag_.*"), lag(0.5), times=19)
+    executed = materialize(airflow_v2.client, dag_ids, instance)
+    assert executed.status is CANCELED
+    assert airflow_v2.database.runs == []
+    assert airflow_v2.server.count("POST", ".*/dagRuns") == 0
+
+
+def test_a_dag_run_is_left_going_if_that_is_declared(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+    cancel_at(airflow_v2, instance)
+    executed = materialize(airflow_v2.client, {DAG: LEAVE}, instance)
+    assert executed.status is CANCELED
+    (run,) = airflow_v2.database.runs
+    assert run.state == "running"
+    assert f"{DAG}: run {run.run_id} goes on (`trigger.on_cancel: leave`)." in executed.log
+    airflow_v2.database.finish_run(run)
+    assert Daemon(airflow_v2.client, [DAG], instance).tick() == [run.run_id]
+
+
+def test_an_interruption_is_no_cancellation_and_leaves_the_dag_run_to_the_next_attempt(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """The machine of the worker is shut down, say."""
+    dag = airflow_v2.database.add_dag(DAG, polls=math.inf)
+    attempts = Attempts(airflow_v2.client, [DAG], instance)
+    airflow_v2.server.fail_next(asks("GET", RUN), before_acting(interrupt))
+    first = attempts.execute()
+    assert first.status is FAILURE
+    (run,) = airflow_v2.database.runs
+    assert (run.state, airflow_v2.server.count("PATCH", ".*")) == ("running", 0)
+    assert "Interrupted, and not canceled: DAG runs that were started go on." in first.log
+    airflow_v2.database.finish_after(run, polls=1)
+    second = attempts.execute(first, {"dagster/retry_number": "1"})
+    assert second.metadata[DAG]["Run ID"].value == build_run_id(first.run_id)
+    assert (dag.outcome, len(airflow_v2.database.runs)) == ("success", 1)
+
+
+def test_a_dag_run_that_goes_on_when_the_next_attempt_is_canceled_is_stopped(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+    attempts = Attempts(airflow_v2.client, [DAG], instance)
+    airflow_v2.server.fail_next(asks("GET", RUN), before_acting(interrupt))
+    first = attempts.execute()
+    airflow_v2.server.fail_next(asks("GET", f"/dags/{DAG}/dagRuns/.*"), lag(0))  # finds it
+    cancel_at(airflow_v2, instance)
+    assert attempts.execute(first).status is CANCELED
+    assert [run.state for run in airflow_v2.database.runs] == ["failed"]
+
+
+def test_a_dag_run_that_succeeded_in_that_moment_is_reported_by_observation(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+
+    def end_and_cancel() -> None:
+        airflow_v2.database.finish_run(airflow_v2.database.runs[0])
+        cancel(instance)
+
+    airflow_v2.server.fail_next(asks("GET", RUN), before_acting(end_and_cancel))
+    executed = materialize(airflow_v2.client, [DAG], instance)
+    (run,) = airflow_v2.database.runs
+    assert (executed.status, run.state) == (CANCELED, "success")
+    assert executed.materialized == []
+    daemon = Daemon(airflow_v2.client, [DAG], instance)
+    assert (daemon.tick(), daemon.tick()) == ([run.run_id], [])
+
+
+def test_a_dag_run_that_can_not_be_stopped_is_told_with_its_link(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+    cancel_at(airflow_v2, instance)
+    airflow_v2.server.fail_next(asks("PATCH", RUN), answer(503, "down"))
+    executed = materialize(airflow_v2.client, [DAG], instance)
+    assert executed.status is CANCELED
+    (run,) = airflow_v2.database.runs
+    url = airflow_v2.client.build_run_url(DAG, run.run_id)
+    (told,) = [line for line in executed.log if f"may go on: {url}" in line]
+    assert "503" in told
+
+
+def test_a_cancellation_between_two_events_of_the_step_stops_the_dag_run_too(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Dagster holds the signal back while it stores an event, and then never enters the step
+    again."""
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+    stored: list[dg.EventLogEntry] = []
+
+    def cancel_when_stored(entry: dg.EventLogEntry) -> None:
+        event = entry.dagster_event
+        if event is not None and event.event_type is dg.DagsterEventType.ASSET_OBSERVATION:
+            stored.append(entry)
+            cancel(instance)
+
+    def listen() -> None:
+        (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+        instance.add_event_listener(run.run_id, cancel_when_stored)
+
+    airflow_v2.server.fail_next(asks("GET", f"/dags/{DAG}"), before_acting(listen))
+    try:
+        executed = materialize(airflow_v2.client, [DAG], instance)
+        assert (executed.status, len(stored)) == (CANCELED, 1)
+        (run,) = airflow_v2.database.runs
+        wait_for(lambda: run.state == "failed", "it is stopped", timeout_s=20, interval_s=0.05)
+    finally:
+        gc.collect()  # else what is left of the step is closed when there is no Dagster any more

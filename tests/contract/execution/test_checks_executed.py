@@ -1,0 +1,227 @@
+"""The asset check `dag_run`, when a person executes it: Airflow is asked for the last run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+import dagster as dg
+import pytest
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.checks import build_checks
+from federation_defs.declaration import SuccessDeclaration
+from federation_defs.naming import build_asset_key, build_check_key
+from tests.contract.conftest import Airflow
+from tests.contract.execution.executing import build_assets
+from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.database import Database
+from tests.contract.fakes.faults import answer
+from tests.contract.observation.daemon import (
+    DAG,
+    KEY,
+    Daemon,
+    fetch_evaluations,
+    fetch_reported_run_ids,
+)
+
+LOAD = SuccessDeclaration(tasks=["load"])
+
+
+def execute(
+    client: AirflowClient,
+    definitions: Sequence[dg.AssetSpec | dg.AssetsDefinition],
+    checks: Sequence[dg.AssetChecksDefinition],
+    dag_ids: Sequence[str],
+    instance: dg.DagsterInstance,
+) -> dg.ExecuteInProcessResult:
+    """The checks of some DAGs, executed alone."""
+    keys = [build_check_key(build_asset_key(client.instance, dag_id)) for dag_id in dag_ids]
+    selection = dg.AssetSelection.checks(*keys)
+    job = dg.define_asset_job("checks", selection, executor_def=dg.in_process_executor)
+    defs = dg.Definitions(assets=definitions, asset_checks=checks, jobs=[job])
+    resolved = defs.resolve_job_def("checks")
+    return resolved.execute_in_process(instance=instance, raise_on_error=False)
+
+
+def check(
+    client: AirflowClient,
+    dags: Sequence[str] | Mapping[str, SuccessDeclaration | None],
+    instance: dg.DagsterInstance,
+    selected: Sequence[str] | None = None,
+) -> dg.ExecuteInProcessResult:
+    """The checks of DAGs that Dagster does not run itself: those selected, or all."""
+    rules = dags if isinstance(dags, Mapping) else dict.fromkeys(dags)
+    specs = [dg.AssetSpec(build_asset_key(client.instance, dag_id)) for dag_id in rules]
+    checks = [build_checks(client, rules)]
+    return execute(client, specs, checks, selected or list(rules), instance)
+
+
+def read_outcomes(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
+    """By DAG id."""
+    found = result.get_asset_check_evaluations()
+    return {one.asset_key.path[-1]: one.passed for one in found}
+
+
+def read_failure(result: dg.ExecuteInProcessResult) -> str:
+    (failure,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    assert failure.user_failure_data is not None
+    return failure.user_failure_data.description or ""
+
+
+def add_run(database: Database, dag_id: str, run_id: str, state: str = "success") -> None:
+    if dag_id not in database.dags:
+        database.add_dag(dag_id)
+    database.finish_run(database.start_run(dag_id, run_id), state)
+
+
+@pytest.mark.parametrize(("state", "passed"), [("success", True), ("failed", False)])
+def test_the_check_tells_how_the_run_that_ended_last_went(
+    airflow: Airflow, instance: dg.DagsterInstance, state: str, *, passed: bool
+) -> None:
+    database = airflow.database
+    add_run(database, DAG, "last", state)
+    before = database.start_run(DAG, "made later, ended earlier")
+    ended = database.now() - timedelta(minutes=5)
+    database.finish_run(before, "success" if state == "failed" else "failed", end_date=ended)
+    database.start_run(DAG, "goes on")
+    result = check(airflow.client, [DAG], instance)
+    assert (result.success, read_outcomes(result)) == (True, {DAG: passed})
+    (evaluation,) = fetch_evaluations(instance, KEY)
+    assert evaluation.metadata["Run ID"].value == "last"
+    assert evaluation.metadata["Link to run"].value == airflow.client.build_run_url(DAG, "last")
+    if not passed:
+        assert evaluation.description == "Run last failed. Failed tasks: load."
+        log = str(evaluation.metadata["Log of load"].value)
+        assert "ValueError: load could not read its table" in log
+
+
+def test_a_rule_decides_here_too(airflow_v2: Airflow, instance: dg.DagsterInstance) -> None:
+    add_run(airflow_v2.database, DAG, "mine")
+    airflow_v2.database.runs[0].tasks[-1].state = "failed"
+    result = check(airflow_v2.client, {DAG: LOAD}, instance)
+    assert read_outcomes(result) == {DAG: False}
+    (evaluation,) = fetch_evaluations(instance, KEY)
+    assert "By its `success_when` it is no success: load is failed." in (
+        evaluation.description or ""
+    )
+    assert "Log of load" in evaluation.metadata
+
+
+def test_a_dag_of_which_no_run_ended_has_no_evaluation(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow.database.add_dag(DAG)
+    airflow.database.start_run(DAG, "goes on")
+    result = check(airflow.client, [DAG], instance)
+    assert (result.success, read_outcomes(result)) == (True, {})
+    assert fetch_evaluations(instance, KEY) == []
+
+
+def test_a_dag_that_there_is_not_fails_the_run_and_hinders_no_other_check(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    for dag_id in ("a", "z"):
+        add_run(airflow.database, dag_id, "mine")
+    result = check(airflow.client, ["a", "never_was", "z"], instance)
+    assert (result.success, read_outcomes(result)) == (False, {"a": True, "z": True})
+    assert "Airflow 'metrics' has no DAG 'never_was' (404)" in read_failure(result)
+
+
+def test_a_dag_that_may_not_be_read_fails_the_run_and_hinders_no_other_check(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    for dag_id in ("a", "z"):
+        add_run(airflow_v2.database, dag_id, "mine")
+    forbidden = answer(403, {"detail": "Forbidden"})
+    airflow_v2.server.fail_next(asks("GET", "/dags/a/dagRuns"), forbidden)
+    result = check(airflow_v2.client, ["a", "z"], instance)
+    assert (result.success, read_outcomes(result)) == (False, {"z": True})
+    assert "Airflow 'metrics' forbids GET /api/v2/dags/a/dagRuns" in read_failure(result)
+
+
+def test_an_instance_that_is_away_fails_the_run_in_our_words(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    add_run(airflow_v2.database, DAG, "mine")
+    airflow_v2.server.stop()
+    result = check(airflow_v2.client, [DAG], instance)
+    assert (result.success, read_outcomes(result)) == (False, {})
+    url = airflow_v2.client.url
+    assert read_failure(result).startswith(f"Airflow 'metrics' did not answer at {url} (")
+
+
+def test_only_the_selected_checks_are_executed(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    for dag_id in ("a", "b", "c"):
+        add_run(airflow_v2.database, dag_id, "mine")
+    result = check(airflow_v2.client, ["a", "b", "c"], instance, ["b"])
+    assert read_outcomes(result) == {"b": True}
+    assert airflow_v2.server.count("GET", "/dags/[ac]/.*") == 0
+
+
+def test_dags_whose_ids_differ_in_a_sign_only_have_a_check_each(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    ids = {"über.a-b": "success", "über.a.b": "failed", "über_a_b": "success", "数.a": "failed"}
+    for dag_id, state in ids.items():
+        add_run(airflow.database, dag_id, "mine", state)
+    result = check(airflow.client, list(ids), instance)
+    assert result.success
+    assert read_outcomes(result) == {dag_id: state == "success" for dag_id, state in ids.items()}
+    alone = check(airflow.client, list(ids), instance, ["über.a.b"])
+    assert read_outcomes(alone) == {"über.a.b": False}
+
+
+@pytest.mark.parametrize("dag_id", [DAG, "über.a-b"])
+def test_the_check_of_a_dag_with_dependencies_is_executed_without_triggering_it(
+    airflow: Airflow, instance: dg.DagsterInstance, dag_id: str
+) -> None:
+    add_run(airflow.database, dag_id, "mine", "failed")
+    airflow.database.add_dag("other")
+    assets = [build_assets(airflow.client, {dag_id: {}, "other": {}})]
+    result = execute(airflow.client, assets, [], [dag_id], instance)
+    assert (result.success, read_outcomes(result)) == (True, {dag_id: False})
+    assert airflow.server.count("POST", "/dags/.*") == 0
+    assert len(airflow.database.runs) == 1
+    assert fetch_reported_run_ids(instance, build_asset_key("metrics", dag_id)) == []
+
+
+def test_a_check_that_can_not_be_told_keeps_no_dag_from_being_run(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    assets = build_assets(airflow_v2.client, {DAG: {}, "gone": {}})
+    gone = build_check_key(build_asset_key("metrics", "gone"))
+    selection = dg.AssetSelection.assets(KEY) | dg.AssetSelection.checks(gone)
+    job = dg.define_asset_job("both", selection, executor_def=dg.in_process_executor)
+    resolved = dg.Definitions(assets=[assets], jobs=[job]).resolve_job_def("both")
+    result = resolved.execute_in_process(instance=instance, raise_on_error=False)
+    assert "has no DAG 'gone'" in read_failure(result)
+    assert len(fetch_reported_run_ids(instance, KEY)) == len(airflow_v2.database.runs) == 1
+
+
+def test_the_check_of_a_dag_with_dependencies_goes_by_its_rule(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, tasks=("load", "clean_up"))
+    add_run(airflow_v2.database, DAG, "mine", "failed")
+    dags = {DAG: {"success_when": {"tasks": ["load"]}}}
+    assets = [build_assets(airflow_v2.client, dags)]
+    result = execute(airflow_v2.client, assets, [], [DAG], instance)
+    assert read_outcomes(result) == {DAG: True}
+
+
+@pytest.mark.parametrize("state", ["success", "failed"])
+def test_what_the_executed_check_has_evaluated_observation_does_not_evaluate_again(
+    airflow: Airflow, instance: dg.DagsterInstance, state: str
+) -> None:
+    add_run(airflow.database, DAG, "mine", state)
+    check(airflow.client, [DAG], instance)
+    daemon = Daemon(airflow.client, [DAG], instance)
+    assert daemon.tick() == (["mine"] if state == "success" else [])
+    assert len(fetch_evaluations(instance, KEY)) == 1
+    add_run(airflow.database, DAG, "another")
+    assert daemon.tick() == ["another"]
+    assert len(fetch_evaluations(instance, KEY)) == 2

@@ -1,0 +1,136 @@
+"""A DAG that is not waited for, under automation: its run goes on after the Dagster run has ended,
+and an update that comes meanwhile leads to one more run, when that is over."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from federation_defs.naming import build_asset_key
+from tests.contract.conftest import Airflow
+from tests.contract.execution.executing import build_assets
+from tests.contract.observation.daemon import Daemon
+
+DAG = "customer_metrics"
+FOLLOWING = "a_report"
+UNWAITED = {"trigger": {"wait": False}}
+UPSTREAM = build_asset_key("warehouse", "load_customers")
+
+
+def build_key(dag_id: str) -> dg.AssetKey:
+    return build_asset_key("metrics", dag_id)
+
+
+class Automation:
+    """Dagster's daemons, played by the test: observation, the condition, and what it requests."""
+
+    def __init__(self, airflow: Airflow, instance: dg.DagsterInstance) -> None:
+        self.airflow = airflow
+        self.instance = instance
+        dags = {DAG: UNWAITED, FOLLOWING: {"depends_on": [f"metrics/{DAG}"], **UNWAITED}}
+        self.assets = build_assets(airflow.client, dags)
+        self.observation = Daemon(airflow.client, list(dags), instance)
+        self.defs = dg.Definitions([self.assets, dg.AssetSpec(UPSTREAM)])
+        self._cursor: Any = None
+        self.tick()  # what was before is no update
+
+    @property
+    def runs(self) -> list[str]:
+        """The states of all DAG runs."""
+        return [run.state for run in self.airflow.database.runs]
+
+    def update_upstream(self) -> None:
+        self.instance.report_runless_asset_event(dg.AssetMaterialization(UPSTREAM))
+
+    def end_run(self, executed: str = "success") -> None:
+        """Ends the last DAG run, and has it observed."""
+        self.airflow.database.finish_run(self.airflow.database.runs[-1], executed)
+        self.observation.tick()
+
+    def tick(self, dag_id: str = DAG, at: datetime | None = None) -> bool:
+        """Whether the DAG is requested; what is requested is then run."""
+        result = dg.evaluate_automation_conditions(
+            self.defs, self.instance, cursor=self._cursor, evaluation_time=at
+        )
+        self._cursor = result.cursor
+        requested = [one for one in (DAG, FOLLOWING) if result.get_num_requested(build_key(one))]
+        if requested:
+            selection = dg.AssetSelection.assets(*map(build_key, requested))
+            dg.materialize(
+                [self.assets], selection=selection, instance=self.instance, raise_on_error=False
+            )
+        return dag_id in requested
+
+
+@pytest.fixture
+def automation(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Automation:
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+    return Automation(airflow_v2, instance)
+
+
+@pytest.mark.parametrize("outcome", ["success", "failed"])
+def test_updates_during_a_run_lead_to_one_more_when_it_is_over(
+    automation: Automation, executed: str
+) -> None:
+    automation.update_upstream()
+    assert automation.tick()
+    for _ in range(3):
+        automation.update_upstream()
+        assert not automation.tick()
+    automation.end_run(executed)
+    assert automation.tick()
+    assert not automation.tick()
+    automation.end_run()
+    assert not automation.tick()
+    assert automation.runs == [executed, "success"]
+
+
+def test_an_update_after_a_run_is_over_starts_the_next_at_once(automation: Automation) -> None:
+    for _ in range(2):
+        automation.update_upstream()
+        assert automation.tick()
+        automation.end_run()
+        assert not automation.tick()
+    assert automation.runs == ["success", "success"]
+
+
+def test_a_dag_that_could_not_be_started_waits_for_the_next_update_and_for_no_run(
+    automation: Automation,
+) -> None:
+    """There is no run whose end would be reported."""
+    automation.airflow.database.dags[DAG].is_paused = True
+    for _ in range(2):
+        automation.update_upstream()
+        assert automation.tick()
+        assert not automation.tick()
+    automation.airflow.database.dags[DAG].is_paused = False
+    automation.update_upstream()
+    assert automation.tick()
+    assert len(automation.runs) == 1
+
+
+def test_a_dag_that_follows_one_that_is_not_waited_for_runs_when_that_was_reported(
+    automation: Automation,
+) -> None:
+    automation.airflow.database.add_dag(FOLLOWING, polls=math.inf)
+    automation.update_upstream()
+    assert automation.tick()
+    assert not automation.tick(FOLLOWING)
+    automation.end_run()
+    assert automation.tick(FOLLOWING)
+    assert [run.dag_id for run in automation.airflow.database.runs] == [DAG, FOLLOWING]
+
+
+def test_what_never_ends_holds_nothing_up_beyond_the_full_hour(automation: Automation) -> None:
+    """A run that was deleted in Airflow, or that a canceled Dagster run did not start."""
+    automation.update_upstream()
+    assert automation.tick()
+    automation.airflow.database.runs.clear()
+    automation.update_upstream()
+    assert not automation.tick()
+    following_hour = datetime.now(timezone.utc) + timedelta(hours=1)
+    assert automation.tick(at=following_hour)

@@ -1,0 +1,122 @@
+"""The end of patience: `trigger.timeout`, and what then becomes of the DAG run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from federation_defs.naming import build_asset_key
+from tests.contract.conftest import Airflow
+from tests.contract.execution.executing import TIMEOUT, materialize
+from tests.contract.execution.interrupting import before_acting
+from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.faults import answer
+from tests.contract.observation.daemon import Daemon
+
+DAG = "customer_metrics"
+KEY = build_asset_key("metrics", DAG)
+RUN = f"/dags/{DAG}/dagRuns/[^/]+"
+CANCEL: dict[str, Any] = {"trigger": {"timeout": "1s", "on_timeout": "cancel"}}
+
+
+def test_a_run_that_overstays_its_timeout_is_stopped_if_that_is_declared(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow.database.add_dag(DAG, polls=math.inf)
+    executed = materialize(airflow.client, {DAG: CANCEL}, instance)
+    (run,) = airflow.database.runs
+    assert (run.state, run.tasks[0].state) == ("failed", "failed")
+    failure = executed.failure or ""
+    assert failure.startswith(f"Airflow 'metrics' still has run '{run.run_id}' of DAG '{DAG}' ")
+    url = airflow.client.build_run_url(DAG, run.run_id)
+    assert failure.endswith(f"which is its `trigger.timeout`. It was stopped: {url}")
+
+
+def test_a_run_that_succeeds_just_as_it_is_to_be_stopped_counts(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+
+    def succeed() -> None:
+        airflow_v2.database.finish_run(airflow_v2.database.runs[0])
+
+    looks = before_acting(lambda: None), before_acting(succeed)  # the last one, and the stop's own
+    for fault in looks:
+        airflow_v2.server.fail_next(asks("GET", RUN), fault)
+    executed = materialize(airflow_v2.client, {DAG: CANCEL}, instance)
+    assert executed.materialized == [DAG]
+    assert airflow_v2.server.count("PATCH", ".*") == 0
+
+
+def test_a_run_that_can_not_be_stopped_is_told_as_such(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+    forbidden = answer(403, {"detail": "Forbidden"})
+    airflow_v2.server.fail_next(asks("PATCH", RUN), forbidden)
+    executed = materialize(airflow_v2.client, {DAG: CANCEL}, instance)
+    assert airflow_v2.database.runs[0].state == "running"
+    assert "It was stopped" not in (executed.failure or "")
+    assert any("lacks the permission to stop DAG runs" in line for line in executed.log)
+
+
+@pytest.mark.parametrize(
+    "declared", [TIMEOUT, {"trigger": {"wait": False}}], ids=["given up", "never waited for"]
+)
+def test_a_run_that_is_not_waited_for_is_reported_when_it_ends_though_others_are(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, declared: dict[str, Any]
+) -> None:
+    for dag_id in (DAG, "other"):
+        airflow_v2.database.add_dag(dag_id, polls=math.inf)
+    daemon = Daemon(airflow_v2.client, [DAG, "other"], instance)
+    seen: list[list[str]] = []
+
+    def end_both() -> None:
+        runs = {run.dag_id: run for run in airflow_v2.database.runs}
+        airflow_v2.database.finish_run(runs[DAG])
+        seen.append(daemon.tick())
+        airflow_v2.database.finish_run(runs["other"])
+
+    # Only one is waited for any more when a run is asked for by itself.
+    other = asks("GET", "/dags/other/dagRuns/[^/]+")
+    airflow_v2.server.fail_next(other, before_acting(end_both))
+    executed = materialize(airflow_v2.client, {DAG: declared, "other": {}}, instance)
+    assert executed.materialized == ["other"]
+    (own,) = [run.run_id for run in airflow_v2.database.runs if run.dag_id == DAG]
+    assert seen == [[own]]
+    assert daemon.tick() == []
+
+
+def report_durations(instance: dg.DagsterInstance, *seconds: float) -> None:
+    for duration in seconds:
+        event = dg.AssetMaterialization(KEY, metadata={"Duration (s)": duration})
+        instance.report_runless_asset_event(event)
+
+
+def find_warnings(log: list[str]) -> list[str]:
+    return [line for line in log if "`trigger.timeout`) and will be given up" in line]
+
+
+def test_a_timeout_that_the_dag_never_kept_is_warned_of(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    report_durations(instance, 300.0, 90.0, 100.0)
+    executed = materialize(airflow_v2.client, {DAG: TIMEOUT}, instance)
+    assert find_warnings(executed.log) == [
+        f"{DAG} is given 1 s (`trigger.timeout`) and will be given up: it takes 100 s as a rule, "
+        "and never took less than 90 s."
+    ]
+
+
+@pytest.mark.parametrize("durations", [(), (0.5, 100.0)], ids=["unknown", "once kept"])
+def test_a_timeout_that_may_do_is_not_warned_of(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, durations: tuple[float, ...]
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    report_durations(instance, *durations)
+    executed = materialize(airflow_v2.client, {DAG: TIMEOUT}, instance)
+    assert find_warnings(executed.log) == []

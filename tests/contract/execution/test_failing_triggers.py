@@ -1,0 +1,138 @@
+"""Triggers that fail in Airflow itself, though it answers whatever else it is asked."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+
+from federation_defs.execution import monitor as patience
+from federation_defs.execution import reporter as telling
+from federation_defs.naming import build_run_id
+from tests.contract.conftest import Airflow
+from tests.contract.execution.executing import Attempts, materialize
+from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.faults import LOGIN_PAGE, Fault, answer, hang_up
+
+DAG = "customer_metrics"
+TRIGGER = f"/dags/{DAG}/dagRuns"
+BROKEN = answer(500, {"detail": "no space left on device"})
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [(BROKEN, "500: no space left on device"), (answer(502), "502"), (hang_up, "")],
+    ids=["500", "502", "no answer"],
+)
+def test_one_that_keeps_failing_is_given_up_in_airflows_words_and_can_be_made_later(
+    airflow: Airflow,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    said: str,
+) -> None:
+    monkeypatch.setattr(patience, "TROUBLE_S", 2.5)
+    airflow.database.add_dag(DAG, polls=0)
+    airflow.database.add_dag("other", polls=0)
+    airflow.server.fail_next(asks("POST", TRIGGER), fault, times=99)
+    executed = materialize(airflow.client, [DAG, "other"], instance)
+    run_id = build_run_id(executed.run_id)
+    assert f"did not start run '{run_id}' of DAG '{DAG}' (" in (executed.failure or "")
+    assert f"{said}), and shows none of that id. Look into the log" in (executed.failure or "")
+    assert executed.materialized == ["other"]
+    assert 3 <= airflow.server.count("POST", TRIGGER) <= 5
+    waiting = [line for line in executed.log if line.endswith("Waiting on.")]
+    assert len(waiting) == 1
+    assert "did not start run" in waiting[0]
+    airflow.server.forget_faults()
+    assert materialize(airflow.client, [DAG], instance).materialized == [DAG]
+    assert len(airflow.database.runs) == 2
+
+
+def test_one_that_fails_for_a_while_starts_one_run(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow.database.add_dag(DAG, polls=0)
+    airflow.server.fail_next(asks("POST", TRIGGER), BROKEN, times=2)
+    assert materialize(airflow.client, [DAG], instance).materialized == [DAG]
+    assert airflow.server.count("POST", TRIGGER) == 3
+    assert len(airflow.database.runs) == 1
+
+
+def test_one_that_is_done_after_all_is_adopted(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow.database.add_dag(DAG, polls=0)
+    failed = answer(500, {"detail": "database is locked"}, acts=True)
+    airflow.server.fail_next(asks("POST", TRIGGER), failed)
+    assert materialize(airflow.client, [DAG], instance).materialized == [DAG]
+    assert airflow.server.count("POST", TRIGGER) == 1
+    assert len(airflow.database.runs) == 1
+
+
+@pytest.mark.parametrize("acts", [True, False], ids=["done", "not done"])
+def test_one_that_may_not_be_looked_up_at_once_is_looked_up_again(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, acts: bool
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    airflow_v2.server.fail_next(asks("POST", TRIGGER), answer(504, acts=acts))
+    forbidden = answer(403, {"detail": "Forbidden"})
+    airflow_v2.server.fail_next(asks("GET", f"{TRIGGER}/.+"), forbidden)
+    executed = materialize(airflow_v2.client, [DAG], instance)
+    assert executed.materialized == [DAG]
+    assert any("504; asked for the run, it forbids GET" in line for line in executed.log)
+    assert len(airflow_v2.database.runs) == 1
+
+
+def test_no_secret_of_the_conf_is_in_airflows_words(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "TROUBLE_S", 0.5)
+    airflow_v2.database.add_dag(DAG)
+    conf = {"token": "s3cret-word", "tokens": 5}
+    words = f"database is locked [parameters: {conf}]"
+    said = answer(500, {"detail": f"{words:.<294}s3cret-word"})  # longer than what is told
+    airflow_v2.server.fail_next(asks("POST", TRIGGER), said, times=99)
+    executed = materialize(airflow_v2.client, {DAG: {"trigger": {"conf": conf}}}, instance)
+    assert f"POST /api/v2{TRIGGER}: 500: " in (executed.failure or "")
+    assert "is locked [parameters: {'token': '***', 'tokens': ***}]" in (executed.failure or "")
+    assert "s3c" not in "".join([*executed.log, executed.failure or ""])
+
+
+def test_one_that_is_answered_by_something_else_is_told_as_not_started(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "TROUBLE_S", 0.5)
+    airflow_v2.database.add_dag(DAG)
+    airflow_v2.server.fail_next(asks("POST", TRIGGER), answer(200, LOGIN_PAGE), times=99)
+    executed = materialize(airflow_v2.client, [DAG], instance)
+    assert "200: no run of Airflow's in it), and shows none of that id" in (executed.failure or "")
+
+
+def test_executing_again_adopts_a_run_that_came_up_late(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "TROUBLE_S", 0.5)
+    airflow_v2.database.add_dag(DAG, polls=0)
+    airflow_v2.server.fail_next(asks("POST", TRIGGER), answer(504), times=99)
+    attempts = Attempts(airflow_v2.client, [DAG], instance)
+    first = attempts.execute()
+    assert "execute that again" in (first.failure or "")
+    airflow_v2.server.forget_faults()
+    late = airflow_v2.database.start_run(DAG, build_run_id(first.run_id))
+    airflow_v2.database.finish_run(late)
+    assert attempts.execute(first).materialized == [DAG]
+    assert len(airflow_v2.database.runs) == 1
+
+
+def test_a_trouble_that_lasts_is_told_again_and_again(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telling, "TROUBLE_TOLD_S", 1.5)
+    airflow_v2.database.add_dag(DAG, polls=0)
+    for number in range(4):  # each in other words
+        failed = answer(500, {"detail": f"error {number}"})
+        airflow_v2.server.fail_next(asks("POST", TRIGGER), failed)
+    executed = materialize(airflow_v2.client, [DAG], instance)
+    assert executed.materialized == [DAG]
+    waiting = [line for line in executed.log if line.endswith("Waiting on.")]
+    assert len(waiting) == 2

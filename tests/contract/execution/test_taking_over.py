@@ -1,0 +1,134 @@
+"""What an attempt takes over: runs that were cut short, and runs of others."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import dagster as dg
+
+from tests.contract.conftest import Airflow
+from tests.contract.execution.executing import Attempts, materialize, meanwhile, wait_for_log
+from tests.contract.execution.partitioned import DAG, DAILY, KEY, build_daemon, declare
+from tests.contract.execution.test_taken_dates import AUTOMATION, DAY, RUN_ID, add_run, read_tries
+from tests.contract.observation.daemon import fetch_reported_run_ids
+
+OTHER = "order_metrics"
+CUT_SHORT = {"trigger": {"timeout": "1s", "on_timeout": "cancel"}}
+CLEAR = f"/dags/{DAG}/(clearTaskInstances|dagRuns/[^/]+/clear)"
+
+
+def test_a_run_that_was_stopped_is_run_again_whole(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Airflow has set to skipped what had not begun, and would leave it so."""
+    dag = airflow.database.add_dag(DAG, polls=math.inf, tasks=("extract", "load", "publish"))
+    attempts = Attempts(airflow.client, [DAG], instance, CUT_SHORT)
+    first = attempts.execute()
+    (run,) = airflow.database.runs
+    assert [task.state for task in run.tasks] == ["failed", "skipped", "skipped"]
+    dag.polls = 1
+    second = attempts.execute(first)
+    assert second.materialized == [DAG]
+    assert [task.state for task in run.tasks] == ["success"] * 3
+
+
+def test_of_a_run_with_a_branch_that_was_not_taken_only_the_failed_tasks_run_again(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    dag = airflow_v2.database.add_dag(DAG, polls=0, outcome="failed", tasks=("a", "b", "load"))
+    attempts = Attempts(airflow_v2.client, [DAG], instance)
+    first = attempts.execute()
+    (run,) = airflow_v2.database.runs
+    run.tasks[1].state = "skipped"
+    assert run.end_date is not None
+    run.tasks[1].end_date = run.end_date.replace(year=run.end_date.year - 1)
+    dag.outcome = "success"
+    assert attempts.execute(first).materialized == [DAG]
+    assert read_tries(run) == [1, 1, 2]
+
+
+def test_what_was_adopted_is_neither_cleared_nor_reported_again_by_a_re_execution(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    run = add_run(airflow_v2)
+    other = airflow_v2.database.add_dag(OTHER, polls=0, outcome="failed")
+    dags = {DAG: declare(), OTHER: declare()}
+    attempts = Attempts.of(instance, (airflow_v2.client, dags))
+    first = attempts.execute(tags=AUTOMATION)
+    assert (first.success, first.materialized) == (False, [DAG])
+    other.outcome = "success"
+    second = attempts.execute(first)
+    assert (second.success, second.materialized) == (True, [OTHER])
+    assert airflow_v2.server.count("POST", CLEAR) == 0
+    assert read_tries(run) == [1, 1]
+
+
+def test_what_was_adopted_is_not_reported_by_observation_while_its_taker_lives(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    run = add_run(airflow_v2, "running", polls=None)
+    daemon = build_daemon(airflow_v2, instance, **{DAG: DAILY})
+
+    def end() -> None:
+        wait_for_log(instance, f"{DAG} [{DAY}] is ")
+        airflow_v2.database.finish_run(run)
+        assert daemon.tick() == []
+
+    with meanwhile(end):
+        materialize(airflow_v2.client, {DAG: declare()}, instance, tags=AUTOMATION)
+    assert daemon.tick() == []
+    assert fetch_reported_run_ids(instance, KEY) == [RUN_ID]
+
+
+def test_an_update_after_a_run_of_automations_own_runs_the_partition_again(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    for _ in range(2):
+        executed = materialize(airflow_v2.client, {DAG: declare()}, instance, tags=AUTOMATION)
+        assert executed.materialized == [DAG]
+    (run,) = airflow_v2.database.runs
+    assert read_tries(run) == [2, 2]
+
+
+def test_of_two_attempts_at_once_the_later_waits_for_the_earlier(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Dagster's own retry and a person's: both would report the run that ends."""
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+    attempts = Attempts(airflow_v2.client, [DAG], instance, {"trigger": {"timeout": "1s"}})
+    first = attempts.execute()
+    attempts = Attempts(airflow_v2.client, [DAG], instance)
+    (run,) = airflow_v2.database.runs
+    with ThreadPoolExecutor(2) as threads:
+        both = [threads.submit(attempts.execute, first) for _ in range(2)]
+        wait_for_log(instance, "an earlier attempt at the same")
+        airflow_v2.database.finish_run(run)
+        executed = [one.result(60) for one in both]
+    assert [executed.success for executed in executed] == [True, True]
+    assert sorted(executed.materialized for executed in executed) == [[], [DAG]]
+    assert fetch_reported_run_ids(instance, KEY) == [run.run_id]
+
+
+def test_secrets_in_a_refused_conf_are_not_told(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    dag = airflow.database.add_dag(DAG)
+    dag.refusal = "Invalid input for param api_token: 'hunter2' is too short"
+    declared = {DAG: {"trigger": {"conf": {"api_token": "hunter2"}}}}
+    executed = materialize(airflow.client, declared, instance)
+    assert "param api_token: '***' is too short" in (executed.failure or "")
+    assert not any("hunter2" in line for line in executed.log)
+    assert airflow.server.count("POST", f"/dags/{DAG}/dagRuns") == 1
+
+
+def test_a_partitioned_dag_in_a_run_without_a_partition_says_what_to_do(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG)
+    executed = materialize(airflow_v2.client, {DAG: declare()}, instance)
+    assert "has partitions, and this run names none: nothing was triggered" in (
+        executed.failure or ""
+    )
+    assert airflow_v2.server.count("POST", ".*dagRuns") == 0

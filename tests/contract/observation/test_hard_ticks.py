@@ -1,0 +1,236 @@
+"""What would stop an instance's observation for good, had each tick to begin with it anew."""
+
+# No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
+
+import json
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from threading import Thread
+from typing import Any
+
+import dagster as dg
+import pytest
+from werkzeug import Response
+
+from federation_defs.declaration import SuccessDeclaration
+from federation_defs.naming import build_detached_tag, build_run_id
+from federation_defs.observation import Limits
+from tests.contract.conftest import Airflow
+from tests.contract.execution.executing import materialize
+from tests.contract.execution.test_checks_executed import check
+from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.faults import Act, answer, edit, lag
+from tests.contract.fakes.rows import TaskSpec
+from tests.contract.observation.daemon import (
+    DAG,
+    KEY,
+    Daemon,
+    fetch_evaluations,
+    fetch_reported_run_ids,
+)
+from tests.contract.observation.test_catching_up import OTHER, add_run, airflow, last_seen, watch
+from tests.contract.observation.test_ownership import run_owner
+from tests.waiting import wait_for
+
+__all__ = ["airflow"]  # a fixture
+
+SECOND = timedelta(seconds=1)
+
+
+def fail_run(airflow: Airflow, run_id: str = "failed") -> None:
+    airflow.database.finish_run(airflow.database.start_run(DAG, run_id), "failed")
+
+
+def finish_run_of(airflow: Airflow, dagster_run_id: str) -> Any:
+    run = airflow.database.start_run(DAG, build_run_id(dagster_run_id))
+    return airflow.database.finish_run(run)
+
+
+def test_logs_that_do_not_come_in_time_are_done_without(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    fail_run(airflow)
+    airflow.server.fail_next(asks("GET", ".*/logs/.*"), lag(3), times=9)
+    daemon = watch(airflow, instance, Limits(seconds=1.0))
+    began = time.monotonic()
+    daemon.tick()
+    assert time.monotonic() - began < 2.5
+    (evaluation,) = fetch_evaluations(instance, KEY)
+    assert "Failed tasks: load." in (evaluation.description or "")
+
+
+def test_a_list_that_does_not_come_in_time_is_an_instance_that_is_away(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    add_run(airflow, "mine", SECOND)
+    airflow.server.fail_next(asks("GET", ".*/dagRuns"), lag(3))
+    daemon = watch(airflow, instance, Limits(seconds=0.5))
+    result = daemon.evaluate()
+    assert isinstance(result, dg.SkipReason)
+    assert "no whole answer within" in (result.skip_message or "")
+    assert watch(airflow, instance).tick() == ["mine"]
+
+
+def test_a_log_of_one_endless_line_is_cut(airflow: Airflow, instance: dg.DagsterInstance) -> None:
+    airflow.database.dags[DAG].tasks = (TaskSpec("load", says=("x" * 1_000_000,)),)
+    fail_run(airflow)
+    watch(airflow, instance).tick()
+    (evaluation,) = fetch_evaluations(instance, KEY)
+    assert max(len(str(value.value)) for value in evaluation.metadata.values()) < 10_000
+
+
+def test_a_run_of_the_year_one_holds_up_no_other(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    add_run(airflow, "good", 5 * SECOND)
+    add_run(airflow, "odd", 3 * SECOND)
+
+    def age(content: dict[str, Any]) -> None:
+        for run in content["dag_runs"]:
+            if run["dag_run_id"] == "odd":
+                run["end_date"] = "0001-01-01T00:00:00Z"
+
+    airflow.server.fail_next(asks("GET", ".*dagRuns"), edit(age), times=9)
+    assert watch(airflow, instance).tick() == ["odd", "good"]
+
+
+def test_a_held_run_that_airflow_forbids_to_look_at_holds_up_no_other(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = watch(airflow, instance)
+
+    def die_late(context: dg.OpExecutionContext) -> None:
+        run = finish_run_of(airflow, context.run_id)
+        assert daemon.tick() == []
+        run.updated_at -= timedelta(minutes=10)
+        forbidden = answer(403, {"detail": "Forbidden"})
+        airflow.server.fail_next(asks("GET", f"/dags/{DAG}/.*"), forbidden, times=9)
+        add_run(airflow, "news", SECOND, OTHER)
+        assert daemon.tick() == ["news"]
+        raise RuntimeError("killed before it could report")
+
+    result = run_owner(instance, die_late)
+    airflow.server.forget_faults()
+    assert daemon.tick() == [build_run_id(result.run_id)]
+
+
+@pytest.mark.parametrize("held", [[["", ""]], [[DAG, "nobody knows it"]], [["gone", "gone"]]])
+def test_what_a_person_writes_into_the_cursor_stops_nothing(
+    airflow: Airflow, instance: dg.DagsterInstance, held: list[list[str]]
+) -> None:
+    now = datetime.now(timezone.utc).isoformat()
+    daemon = watch(airflow, instance)
+    daemon.cursor = json.dumps({"version": 3, "since": now, "seen": "", "held": held})
+    add_run(airflow, "news", SECOND, OTHER)
+    assert daemon.tick() == ["news"]
+
+
+def test_a_gap_is_told_once_however_long_catching_up_takes(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    for number in range(4):
+        add_run(airflow, f"run {number}", timedelta(minutes=40 - number))
+    daemon = watch(airflow, instance, Limits(reports=1), lookback="1h")
+    daemon.cursor = last_seen(timedelta(hours=3))
+    told = [run_id for _ in range(6) for run_id in daemon.tick()]
+    assert told == [f"run {number}" for number in range(4)]
+    assert len(instance.fetch_observations(KEY, limit=9).records) == 1
+
+
+def test_a_check_that_a_person_executes_is_no_report_of_the_runs_owner(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = watch(airflow, instance)
+
+    def die_unreported(context: dg.OpExecutionContext) -> None:
+        finish_run_of(airflow, context.run_id)
+        check(airflow.client, [DAG], instance)
+        assert daemon.tick() == []
+        raise RuntimeError("killed before it could report")
+
+    result = run_owner(instance, die_unreported)
+    assert daemon.tick() == [build_run_id(result.run_id)]
+
+
+def test_a_dag_that_its_owner_gave_up_is_reported_while_that_waits_for_another(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    for dag_id in (DAG, OTHER):
+        airflow.database.dags[dag_id].polls = float("inf")
+    declared = {DAG: {"trigger": {"timeout": "1s"}}, OTHER: {}}
+    owner = Thread(target=lambda: materialize(airflow.client, declared, instance))
+    owner.start()
+
+    def find(dag_id: str) -> Any:
+        return next((run for run in airflow.database.runs if run.dag_id == dag_id), None)
+
+    try:
+        mine = wait_for(lambda: find(OTHER) and find(DAG), "both are triggered", 20)
+        daemon = watch(airflow, instance)
+        wait_for(
+            lambda: any(build_detached_tag("metrics") in run.tags for run in instance.get_runs()),
+            "it gives up",
+            20,
+        )
+        airflow.database.finish_run(mine)
+        assert daemon.tick() == [mine.run_id]
+        assert owner.is_alive()
+    finally:
+        airflow.database.finish_run(find(OTHER))
+        owner.join(30)
+    assert daemon.tick() == []
+    assert fetch_reported_run_ids(instance, KEY) == [mine.run_id]
+
+
+def test_a_row_that_leaves_while_another_comes_hides_none(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Between two pages: the list is as long as before, but all rows have moved."""
+    for number in range(6):
+        add_run(airflow, f"run {number}", timedelta(hours=3) - number * SECOND)
+    airflow.server.endpoints.page_limit = 3
+
+    def swap(act: Act) -> Response | None:
+        airflow.database.clear(airflow.database.runs[0])
+        add_run(airflow, "new", 0 * SECOND)
+        return act()
+
+    daemon = watch(airflow, instance)
+    daemon.cursor = last_seen(timedelta(hours=5))
+    fetched = on_call(2, swap)
+    airflow.server.fail_next(asks("GET", ".*dagRuns"), fetched, times=9)
+    told = [run_id for _ in range(4) for run_id in daemon.tick()]
+    assert told[-6:] == [*(f"run {number}" for number in range(1, 6)), "new"]
+
+
+def on_call(number: int, fault: Callable[[Act], Response | None]) -> Callable[[Act], Any]:
+    """A fault of one request only, by its number from 1."""
+    calls = 0
+
+    def act_or_fail(act: Act) -> Response | None:
+        nonlocal calls
+        calls += 1
+        return fault(act) if calls == number else act()
+
+    return act_or_fail
+
+
+def test_a_state_that_is_set_back_while_another_dag_must_wait_is_told(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon: Daemon = watch(airflow, instance)
+    daemon.rules[OTHER] = SuccessDeclaration(tasks=["load"])
+    daemon.restart()
+    add_run(airflow, "blocked", 2 * SECOND, OTHER)
+    add_run(airflow, "mine", SECOND)
+    run = airflow.database.find_run(DAG, "mine")
+    assert run is not None
+    unwell = answer(500, {"detail": "no"})
+    airflow.server.fail_next(asks("GET", f"/dags/{OTHER}/.*"), unwell, times=99)
+    daemon.tick()
+    for state in ("failed", "success"):
+        airflow.database.set_state(run, state)
+        daemon.tick()
+    passed = [evaluation.passed for evaluation in fetch_evaluations(instance, KEY)]
+    assert passed == [True, False, True]

@@ -1,0 +1,212 @@
+"""DAG runs that Dagster triggered: reported by whoever triggered them, else by observation."""
+
+# No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from federation_defs.events import build_check_evaluation, build_materialization
+from federation_defs.naming import build_asset_key, build_run_id
+from federation_defs.outcome import build_outcome_by_state
+from tests.contract.conftest import Airflow
+from tests.contract.execution.executing import materialize
+from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.database import RunRow
+from tests.contract.fakes.faults import edit
+from tests.contract.observation.daemon import Daemon, fetch_reported_run_ids
+
+DAG = "customer_metrics"
+KEY = build_asset_key("metrics", DAG)
+
+
+@pytest.fixture
+def daemon(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Daemon:
+    airflow_v2.database.add_dag(DAG)
+    return Daemon(airflow_v2.client, [DAG], instance)
+
+
+def run_owner(
+    instance: dg.DagsterInstance, act: Callable[[dg.OpExecutionContext], Any]
+) -> dg.ExecuteInProcessResult:
+    """A Dagster run, alive while it acts; it fails if that raises, and tells what that yields."""
+
+    @dg.op
+    def own(context: dg.OpExecutionContext) -> Iterator[Any]:
+        yield from act(context) or ()
+        yield dg.Output(None)
+
+    @dg.job
+    def owner() -> None:
+        own()
+
+    return owner.execute_in_process(instance=instance, raise_on_error=False)
+
+
+def finish_run_of(airflow: Airflow, dagster_run_id: str, state: str = "success") -> RunRow:
+    run = airflow.database.start_run(DAG, build_run_id(dagster_run_id))
+    return airflow.database.finish_run(run, state)
+
+
+def report_as_the_owner(airflow: Airflow, dagster_run_id: str) -> Iterator[Any]:
+    run = airflow.client.fetch_run(DAG, build_run_id(dagster_run_id))
+    assert run is not None
+    outcome = build_outcome_by_state(run)
+    yield build_materialization(airflow.client, outcome)
+    yield build_check_evaluation(airflow.client, outcome)
+
+
+def test_a_run_is_held_while_its_owner_lives_and_reported_when_that_failed(
+    airflow_v2: Airflow, daemon: Daemon
+) -> None:
+    def die_before_reporting(context: dg.OpExecutionContext) -> None:
+        finish_run_of(airflow_v2, context.run_id)
+        assert daemon.tick() == []
+        assert daemon.tick() == []
+        raise RuntimeError("killed before it could report")
+
+    result = run_owner(daemon.instance, die_before_reporting)
+    assert daemon.tick() == [build_run_id(result.run_id)]
+    assert daemon.tick() == []
+
+
+def test_a_run_that_its_owner_reported_is_not_reported_again(
+    airflow_v2: Airflow, daemon: Daemon
+) -> None:
+    def report(context: dg.OpExecutionContext) -> Iterator[Any]:
+        finish_run_of(airflow_v2, context.run_id)
+        assert daemon.tick() == []
+        yield from report_as_the_owner(airflow_v2, context.run_id)
+
+    result = run_owner(daemon.instance, report)
+    assert result.success
+    assert daemon.tick() == []
+    assert fetch_reported_run_ids(daemon.instance, KEY) == [build_run_id(result.run_id)]
+
+
+def test_a_held_run_is_still_reported_when_it_has_long_left_the_overlap(
+    airflow_v2: Airflow, daemon: Daemon
+) -> None:
+    def die_late(context: dg.OpExecutionContext) -> None:
+        run = finish_run_of(airflow_v2, context.run_id)
+        for _ in range(3):
+            assert daemon.tick() == []
+            run.updated_at -= timedelta(minutes=5)
+        raise RuntimeError("killed before it could report")
+
+    result = run_owner(daemon.instance, die_late)
+    assert daemon.tick() == [build_run_id(result.run_id)]
+    assert daemon.tick() == []
+
+
+def test_a_held_run_that_is_deleted_is_forgotten(airflow_v2: Airflow, daemon: Daemon) -> None:
+    def lose(context: dg.OpExecutionContext) -> None:
+        run = finish_run_of(airflow_v2, context.run_id)
+        assert daemon.tick() == []
+        airflow_v2.database.delete_run(run)
+        raise RuntimeError("killed before it could report")
+
+    run_owner(daemon.instance, lose)
+    assert daemon.tick() == []
+    assert daemon.cursor is not None
+    assert DAG not in daemon.cursor
+
+
+def test_others_runs_are_not_held_with_it(airflow_v2: Airflow, daemon: Daemon) -> None:
+    def look(context: dg.OpExecutionContext) -> None:
+        finish_run_of(airflow_v2, context.run_id)
+        others = airflow_v2.database.start_run(DAG, "manual__by_a_person")
+        airflow_v2.database.finish_run(others)
+        assert daemon.tick() == ["manual__by_a_person"]
+
+    assert run_owner(daemon.instance, look).success
+
+
+def test_a_run_is_held_for_a_retry_of_its_owner(airflow_v2: Airflow, daemon: Daemon) -> None:
+    """The first attempt died; the next one takes the DAG run over and reports it."""
+
+    def die(_: dg.OpExecutionContext) -> None:
+        raise RuntimeError("killed")
+
+    first = run_owner(daemon.instance, die)
+    finish_run_of(airflow_v2, first.run_id)
+
+    @dg.job
+    def retry() -> None:
+        pass
+
+    daemon.instance.create_run_for_job(
+        retry,
+        status=dg.DagsterRunStatus.STARTING,
+        parent_run_id=first.run_id,
+        root_run_id=first.run_id,
+        tags={"dagster/root_run_id": first.run_id, "dagster/parent_run_id": first.run_id},
+    )
+    assert daemon.tick() == []
+
+
+def test_a_run_whose_owner_this_dagster_never_had_is_reported(
+    airflow_v2: Airflow, daemon: Daemon
+) -> None:
+    """Another Dagster's, or one whose history was deleted."""
+    finish_run_of(airflow_v2, "11111111-2222-3333-4444-555555555555")
+    assert len(daemon.tick()) == 1
+
+
+def test_a_run_that_its_owner_saw_fail_is_no_materialization(
+    airflow_v2: Airflow, daemon: Daemon
+) -> None:
+    def fail(context: dg.OpExecutionContext) -> None:
+        finish_run_of(airflow_v2, context.run_id, "failed")
+        assert daemon.tick() == []
+        raise RuntimeError("its DAG failed")
+
+    run_owner(daemon.instance, fail)
+    assert daemon.tick() == []
+
+
+def test_a_run_that_its_living_owner_reported_is_not_asked_for_any_more(
+    airflow_v2: Airflow, daemon: Daemon
+) -> None:
+    """One slow DAG of a step must not have the finished ones asked for at every tick."""
+
+    def report_and_go_on(context: dg.OpExecutionContext) -> Iterator[Any]:
+        finish_run_of(airflow_v2, context.run_id)
+        yield from report_as_the_owner(airflow_v2, context.run_id)
+        daemon.tick()
+        before = airflow_v2.server.count("GET", ".*/dagRuns/[^/]+")
+        for _ in range(3):
+            daemon.tick()
+        assert airflow_v2.server.count("GET", ".*/dagRuns/[^/]+") == before
+
+    assert run_owner(daemon.instance, report_and_go_on).success
+
+
+def test_a_run_whose_owner_reported_is_known_whatever_airflows_clock_says(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    airflow_v2.database.skew = timedelta(minutes=20)
+    materialize(airflow_v2.client, [DAG], instance)
+    Daemon(airflow_v2.client, [DAG], instance).tick()
+    assert len(fetch_reported_run_ids(instance, KEY)) == 1
+
+
+def test_a_success_without_an_end_is_reported_once(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+
+    def forget_the_end(content: dict[str, Any]) -> None:
+        for run in content.get("dag_runs", [content]):
+            run["end_date"] = None
+
+    for method in ("GET", "POST"):
+        fault = edit(forget_the_end)
+        airflow_v2.server.fail_next(asks(method, ".*dagRuns.*"), fault, times=9)
+    materialize(airflow_v2.client, [DAG], instance)
+    Daemon(airflow_v2.client, [DAG], instance).tick()
+    assert len(fetch_reported_run_ids(instance, KEY)) == 1

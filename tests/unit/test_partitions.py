@@ -1,0 +1,167 @@
+"""Of which partition a run is, and how one is asked for."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from federation_defs.airflow.models import DagRun, TriggerOptions
+from federation_defs.declaration import PartitionsDeclaration
+from federation_defs.partitions import Partitioning
+from tests.unit.build import build_run
+
+START = "2025-01-01"
+
+
+def build(cron: str = "0 0 * * *", **declared: Any) -> Partitioning:
+    values = {"cron": cron, "start": START, **declared}
+    return Partitioning(PartitionsDeclaration.model_validate(values))
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=timezone.utc)
+
+
+def run_at(date: str | None = None, key: str | None = None, **dates: datetime) -> DagRun:
+    """A run all of whose dates are this one, unless said."""
+    moment = at(date) if date else None
+    all_dates = dict.fromkeys(("logical_date", "data_interval_start", "data_interval_end"), moment)
+    return build_run("dag", "run", partition_key=key, **{**all_dates, **dates})
+
+
+@pytest.mark.parametrize(
+    ("cron", "first", "second"),
+    [
+        ("0 0 * * *", "2025-01-01", "2025-01-02"),
+        ("@daily", "2025-01-01", "2025-01-02"),
+        ("30 4 * * *", "2025-01-01", "2025-01-02"),
+        ("@weekly", "2025-01-05", "2025-01-12"),
+        ("0 6 * * 1", "2025-01-06", "2025-01-13"),
+        ("@monthly", "2025-01-01", "2025-02-01"),
+        ("@hourly", "2025-01-01-00:00", "2025-01-01-01:00"),
+        ("0 * * * *", "2025-01-01-00:00", "2025-01-01-01:00"),
+        ("*/15 6-8 * * *", "2025-01-01-06:00", "2025-01-01-06:15"),
+        ("0 6,18 * * *", "2025-01-01-06:00", "2025-01-01-18:00"),
+    ],
+)
+def test_keys_are_dates_where_a_day_has_one_partition_and_times_where_it_has_more(
+    cron: str, first: str, second: str
+) -> None:
+    keys = build(cron).definition.get_partition_keys(at("2025-03-15"))
+    assert list(keys[:2]) == [first, second]
+    assert len(set(keys)) == len(keys)
+
+
+def test_keys_have_the_form_that_is_declared() -> None:
+    keys = build(key_format="%d.%m.%Y").definition.get_partition_keys(at("2025-01-03"))
+    assert list(keys) == ["01.01.2025", "02.01.2025"]
+
+
+def test_the_first_partition_begins_on_the_first_day_of_its_own_time_zone() -> None:
+    definition = build(timezone="America/New_York").definition
+    window = definition.time_window_for_partition_key("2025-01-01")
+    assert window.start.astimezone(timezone.utc) == at("2025-01-01T05:00")
+
+
+DAY = (at("2025-02-03"), at("2025-02-04"))
+
+
+@pytest.mark.parametrize(
+    ("date", "options"),
+    [
+        ("data_interval_start", TriggerOptions(DAY[0], DAY)),
+        ("data_interval_end", TriggerOptions(DAY[1], DAY)),
+        ("logical_date", TriggerOptions(DAY[0])),
+    ],
+)
+def test_a_partition_is_asked_for_by_the_date_that_tells_it(
+    date: str, options: TriggerOptions
+) -> None:
+    assert build(date=date).build_options("2025-02-03", has_keys=False) == options
+
+
+@pytest.mark.parametrize("date", ["data_interval_start", "data_interval_end", "logical_date"])
+def test_a_partition_of_a_dag_with_keys_is_asked_for_by_its_key_only(date: str) -> None:
+    options = build(date=date).build_options("2025-02-03", has_keys=True)
+    assert options == TriggerOptions(partition_key="2025-02-03")
+
+
+@pytest.mark.parametrize(
+    "cron", ["0 0 * * *", "@hourly", "@monthly", "0 6,18 * * *", "*/15 * * * *"]
+)
+@pytest.mark.parametrize("date", ["data_interval_start", "data_interval_end", "logical_date"])
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Australia/Lord_Howe"])
+def test_a_run_that_was_asked_for_is_of_the_partition_that_it_was_asked_for(
+    cron: str, date: str, zone: str
+) -> None:
+    """Through the changes of the clock too, of which one is half an hour."""
+    partitioning = build(cron, date=date, timezone=zone)
+    definition = partitioning.definition
+    keys = [
+        *definition.get_partition_keys(at("2025-01-03")),
+        *definition.get_partition_keys_in_range(find_range(partitioning, "2025-03-29", 4)),
+        *definition.get_partition_keys_in_range(find_range(partitioning, "2025-04-05", 3)),
+        *definition.get_partition_keys_in_range(find_range(partitioning, "2025-10-25", 3)),
+    ]
+    for key in keys:
+        options = partitioning.build_options(key, has_keys=False)
+        logical = options.logical_date
+        assert logical is not None
+        start, end = options.data_interval or (logical, logical)
+        run = run_at(
+            logical_date=logical.astimezone(timezone.utc),
+            data_interval_start=start.astimezone(timezone.utc),
+            data_interval_end=end.astimezone(timezone.utc),
+        )
+        assert partitioning.find_partition(run) == key
+
+
+def find_range(partitioning: Partitioning, day: str, days: int) -> dg.PartitionKeyRange:
+    """The partitions of some days."""
+    first = at(day).timestamp()
+    moments = (first, first + days * 86400)
+    keys = [partitioning.definition.get_partition_key_for_timestamp(one) for one in moments]
+    return dg.PartitionKeyRange(*keys)
+
+
+@pytest.mark.parametrize(
+    ("date", "moment", "partition"),
+    [
+        ("data_interval_start", "2025-02-03T00:00", "2025-02-03"),
+        ("data_interval_end", "2025-02-03T00:00", "2025-02-02"),
+        ("logical_date", "2025-02-03T00:00", "2025-02-03"),
+        ("data_interval_start", "2025-02-03T12:00", "2025-02-03"),
+        ("data_interval_end", "2025-02-03T12:00", "2025-02-03"),
+        ("data_interval_start", "2025-01-01T00:00", "2025-01-01"),
+        ("data_interval_start", "2024-12-31T23:59", None),
+        ("data_interval_end", "2025-01-01T00:00", None),
+        ("data_interval_end", "2025-01-02T00:00", "2025-01-01"),
+    ],
+)
+def test_a_run_is_of_the_partition_in_which_its_date_is(
+    date: str, moment: str, partition: str | None
+) -> None:
+    """An interval that ends when a partition does is of that one."""
+    assert build(date=date).find_partition(run_at(moment)) == partition
+
+
+def test_a_run_without_the_date_is_of_no_partition() -> None:
+    assert build().find_partition(run_at()) is None
+    assert build(date="logical_date").find_partition(run_at()) is None
+
+
+def test_a_key_comes_before_all_dates() -> None:
+    run = run_at("2025-02-03", key="2025-02-07")
+    assert build().find_partition(run) == "2025-02-07"
+
+
+@pytest.mark.parametrize("key", ["", "2025-2-3", "2025-02-30", "20250203", "2025-02-03 ", "x"])
+def test_a_key_of_another_form_is_no_partition(key: str) -> None:
+    assert build().find_partition(run_at("2025-02-03", key=key)) is None
+
+
+def test_a_key_before_the_first_partition_is_no_partition() -> None:
+    assert build().find_partition(run_at(key="2024-12-31")) is None

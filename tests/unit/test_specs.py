@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import dagster as dg
+
+from federation_defs.naming import build_asset_key
+from federation_defs.specs import build_specs
+from tests.unit.build import build_dag_snapshot, build_declaration, build_snapshot
+
+
+def test_every_dag_of_the_snapshot_is_an_asset_of_its_instance() -> None:
+    specs = build_specs(build_declaration("warehouse"), build_snapshot("a", "b"), set())
+    assert [spec.key for spec in specs.values()] == [
+        build_asset_key("warehouse", "a"),
+        build_asset_key("warehouse", "b"),
+    ]
+    assert {spec.group_name for spec in specs.values()} == {"warehouse"}
+    assert specs["a"].kinds == {"airflow", "dag"}
+
+
+def test_an_asset_shows_what_airflow_says_of_the_dag() -> None:
+    dag = build_dag_snapshot(
+        "a",
+        description="Loads it.",
+        schedule="0 4 * * *",
+        owners=("data eng", "ann@example.com", ""),
+        airflow_tags=("sales", "tier: 1"),
+        is_paused=True,
+    )
+    spec = build_specs(build_declaration("warehouse"), build_snapshot(dag), set())["a"]
+    assert spec.description == "Loads it."
+    assert spec.owners == ["team:data eng", "ann@example.com"]
+    assert {"sales", "tier__1"} <= set(spec.tags)
+    assert spec.metadata["Link to DAG"] == dg.MetadataValue.url(dag.url)
+    assert spec.metadata["Schedule"] == "0 4 * * *"
+    assert spec.metadata["Paused"] is True
+    assert spec.metadata["Dag ID"] == "a"
+
+
+def test_a_dependency_is_an_edge_and_a_condition() -> None:
+    declaration = build_declaration("metrics", b=["warehouse/a"])
+    specs = build_specs(declaration, build_snapshot("b", "c"), set())
+    assert [dep.asset_key for dep in specs["b"].deps] == [build_asset_key("warehouse", "a")]
+    assert specs["b"].automation_condition is not None
+    assert specs["c"].automation_condition is None
+
+
+def test_what_was_declared_is_there_without_any_snapshot() -> None:
+    declaration = build_declaration("metrics", b=["warehouse/a"])
+    specs = build_specs(declaration, None, referenced={"x"})
+    assert list(specs) == ["b", "x"]
+    assert specs["b"].kinds == {"airflow", "dag"}
+
+
+def test_a_dag_that_has_gone_keeps_its_asset_as_long_as_something_depends_on_it() -> None:
+    snapshot = build_snapshot("a", vanished=("b", "c"))
+    specs = build_specs(build_declaration("warehouse"), snapshot, referenced={"b"})
+    assert list(specs) == ["a", "b"]
