@@ -72,7 +72,7 @@ def automation(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Automation:
     return Automation(airflow_v2, instance)
 
 
-@pytest.mark.parametrize("outcome", ["success", "failed"])
+@pytest.mark.parametrize("executed", ["success", "failed"])
 def test_updates_during_a_run_lead_to_one_more_when_it_is_over(
     automation: Automation, executed: str
 ) -> None:

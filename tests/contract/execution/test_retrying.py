@@ -179,7 +179,7 @@ def test_a_new_run_that_a_worker_died_after_is_not_started_again(
 
 @pytest.mark.parametrize("polls", [0, 1], ids=["over by then", "going on"])
 @pytest.mark.parametrize("fault", [hang_up, hang_up_after_acting], ids=["not done", "done"])
-@pytest.mark.parametrize("outcome", ["success", "failed"])
+@pytest.mark.parametrize("executed", ["success", "failed"])
 def test_a_clear_whose_answer_is_lost_is_made_once(
     airflow_v2: Airflow, instance: dg.DagsterInstance, fault: Fault, executed: str, polls: int
 ) -> None:
