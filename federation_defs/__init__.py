@@ -1,4 +1,4 @@
-"""One system out of many Apache Airflows, in Dagster."""
+"""Make one system of many Apache Airflows, in Dagster."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports dagster-airlift on first use only: it takes longer than the rest of a run worker's
-    start."""
+    # On first use only: importing dagster-airlift takes longer than the rest of a run worker's
+    # start.
     if name == "build_airflow_instance":
         from federation_defs.airlift import build_airflow_instance
 

@@ -1,4 +1,4 @@
-"""From declared dependencies to automation: when a downstream DAG runs. Pure."""
+"""Build the automation of downstream DAGs: when Dagster runs them. Pure."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ import dagster as dg
 
 from federation_defs.naming import build_automation_sensor_name, build_monitor_tags
 
-# Dagster's asset daemon loops every 5 seconds at best; asking for less makes each loop count.
-EVALUATION_INTERVAL_S = 1
+# Dagster's asset daemon loops every 5 seconds at best (1.13); 1 makes every loop evaluate.
+_EVALUATION_INTERVAL_S = 1
 
 
 def build_condition(
-    *, waits: bool = True, follows_unwaited: bool = False
+    *, waits: bool = True, follows_detached: bool = False
 ) -> dg.AutomationCondition:
-    """Run when an upstream was updated, and lose no update.
+    """Return a condition that requests a run when an upstream was updated, and loses no update.
 
-    `eager()` loses two kinds of updates (dagster 1.13), which this does not:
+    `eager()` loses updates in two cases (dagster 1.13):
 
-    - It takes the end of a run for the handling of every update until then, so that one which
-      arrives while the run goes on never leads to another. Here only a request handles updates.
-    - Of an update and a request that are new on the same tick the request wins, though the update
-      came after it. Here such an update is kept in a memory of its own, until the request after.
+    - It takes the end of a run as handling all updates until then, so that an update during a run
+      never leads to another run. Here only a request handles updates.
+    - If an update and a request are new on the same tick, the request wins, although the update
+      came after it. Here such an update is kept until the next request.
 
-    Built-in conditions only: they are evaluated in the daemon, with no user code and no cap of 500
-    entities.
+    All conditions are built-in: they are evaluated in the daemon, without user code and without its
+    limit of 500 entities.
 
     Args:
-        waits: The Dagster run lasts as long as the DAG run. If not, the DAG run goes on from the
+        waits: The Dagster run waits for the DAG run. If not, the DAG run is taken to go on from the
             request until its end is reported, or until a Dagster run failed to start it.
-        follows_unwaited: It depends on a DAG that is not waited for, and so can't run in the same
-            Dagster run as that.
+        follows_detached: The DAG depends on a DAG whose runs are not waited for, and so can't share
+            a Dagster run with it.
     """
     condition = dg.AutomationCondition
     deps_updated = condition.any_deps_updated()
-    if follows_unwaited:
+    if follows_detached:
         deps_updated = condition.any_deps_match(condition.newly_updated())
     updated = condition.newly_missing() | deps_updated
     requested = condition.newly_requested()
@@ -48,8 +48,8 @@ def build_condition(
     )
     if waits:
         return lossless
-    # Every end of a run is an evaluation of the asset's check, that of a failed one too. Of a run
-    # that never was, or was deleted, there is none: such a one is waited for up to the full hour.
+    # Every end of a DAG run evaluates the asset's check. A run that never started, or was deleted,
+    # has no end: it is taken to go on until the next full hour.
     ended = condition.newly_updated() | condition.any_checks_match(condition.newly_updated())
     ended |= condition.cron_tick_passed("0 * * * *")
     goes_on = requested.since(ended) & ~condition.execution_failed()
@@ -59,16 +59,16 @@ def build_condition(
 def build_automation_sensor(
     instance: str, keys: Sequence[dg.AssetKey]
 ) -> dg.AutomationConditionSensorDefinition:
-    """The sensor that starts an instance's downstream DAGs.
+    """Return the sensor that requests an instance's downstream DAGs.
 
-    One per instance: what is requested on one tick of one sensor shares a run, and each can be
-    switched off for a maintenance.
+    Each instance has its own: what one sensor requests on one tick shares a run, and each sensor
+    can be switched off for maintenance.
     """
     return dg.AutomationConditionSensorDefinition(
         name=build_automation_sensor_name(instance),
         target=dg.AssetSelection.assets(*keys),
         run_tags=build_monitor_tags(instance),
         default_status=dg.DefaultSensorStatus.RUNNING,
-        minimum_interval_seconds=EVALUATION_INTERVAL_S,
+        minimum_interval_seconds=_EVALUATION_INTERVAL_S,
         description=f"Starts the DAGs of Airflow {instance} whose upstreams were updated.",
     )

@@ -1,4 +1,4 @@
-"""FederatedAirflow: one Airflow instance, as its `defs.yaml` declares it."""
+"""The component FederatedAirflow: one Airflow instance, declared in a `defs.yaml`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import dagster as dg
@@ -13,7 +14,7 @@ from dagster.components import DefsStateConfig, ScaffoldRequest
 from pydantic import BaseModel
 from typing_extensions import override
 
-from federation_defs.airflow.client import build_client
+from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.automation import build_automation_sensor
 from federation_defs.checks import build_checks
 from federation_defs.declaration import InstanceDeclaration, parse_declaration
@@ -23,8 +24,10 @@ from federation_defs.execution import build_execution
 from federation_defs.observation import build_observation_sensor
 from federation_defs.partitions import Partitioning
 from federation_defs.specs import build_specs
-from federation_defs.state import Snapshot, fetch_snapshot
+from federation_defs.state import Snapshot, fetch_snapshot, read_snapshot, write_snapshot
 from federation_defs.validation import Member, find_problems
+
+_log = logging.getLogger(__name__)
 
 _DEFS_YAML = """\
 type: {type}
@@ -45,7 +48,7 @@ attributes:
 
 
 class AirflowScaffolder(dg.Scaffolder):
-    """Writes a defs.yaml to start from; the folder's name becomes the instance's."""
+    """Writes a `defs.yaml` to start from. The instance is named after the folder."""
 
     @override
     def scaffold(self, request: ScaffoldRequest) -> None:
@@ -55,18 +58,15 @@ class AirflowScaffolder(dg.Scaffolder):
         (request.target_path / "defs.yaml").write_text(text)
 
 
-_log = logging.getLogger(__name__)
-
-
 @dg.scaffold_with(AirflowScaffolder)
 class FederatedAirflow(dg.StateBackedComponent):
-    """One Airflow instance in the federation: its DAGs as assets, its finished runs observed, and
-    those DAGs that depend on others started by Dagster.
+    """One Airflow instance of the federation. Its DAGs are assets, its finished runs are observed,
+    and Dagster runs those of its DAGs that depend on others.
 
     Args:
-        declaration: What is declared of the instance, templates rendered.
+        declaration: The declaration of the instance, with all templates rendered.
         source: The file that declares it, for messages.
-        account_hint: What a person should check when the instance refuses the sign-in.
+        account_hint: What to check if the instance refuses the sign-in, for messages.
     """
 
     def __init__(
@@ -78,9 +78,8 @@ class FederatedAirflow(dg.StateBackedComponent):
         self.declaration = declaration
         self.source = source
         self.client = build_client(declaration, account_hint)
+        self.member: Member | None = None  # once the state was read
         self._refresh_if_dev = declaration.defs_state.refresh_if_dev
-        self._snapshot: Snapshot | None = None
-        self._is_snapshot_read = False
 
     @classmethod
     @override
@@ -92,17 +91,17 @@ class FederatedAirflow(dg.StateBackedComponent):
     def load(
         cls, attributes: BaseModel | None, context: dg.ComponentLoadContext
     ) -> FederatedAirflow:
-        """The component that a defs.yaml declares.
+        """Return the component that a `defs.yaml` declares.
 
         Raises:
-            DeclarationError: It has no attributes, a template in it can't be rendered, or what
-                comes out of one is of the wrong kind.
+            DeclarationError: It has no attributes, a template can't be rendered, or a rendered
+                value is wrong.
         """
         folder = context.component_path.file_path
         source = os.path.relpath(folder / "defs.yaml", context.project_root)
         if not isinstance(attributes, InstanceDeclaration):
             raise DeclarationError([f"{source}: write `attributes`: name, url and auth at least."])
-        # No warnings: a template stands where a number will be.
+        # Without warnings about templates in the place of numbers.
         raw = attributes.model_dump(exclude_unset=True, warnings=False)
         rendered = render_templates(raw, context.resolution_context.scope, source)
         declaration = parse_declaration(rendered, source)
@@ -123,112 +122,118 @@ class FederatedAirflow(dg.StateBackedComponent):
 
     @override
     def write_state_to_path(self, state_path: Path) -> None:
-        """Asks the instance what it has, and puts that in the place of what was known before.
+        """Fetch a snapshot of the instance and write it to the file.
 
         Raises:
-            AirflowError: The instance could not be read; what was known before stays.
+            AirflowError: The instance could not be read; the file is unchanged.
         """
-        previous = Snapshot.from_json(state_path.read_text()) if state_path.exists() else None
+        previous = read_snapshot(state_path)
         snapshot = fetch_snapshot(self.client, self.declaration.select, previous)
-        written = state_path.with_suffix(".new")
-        written.write_text(snapshot.to_json())
-        written.replace(state_path)
+        write_snapshot(snapshot, state_path)
 
     @override
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """This instance's part of the federation.
+        """Return the definitions of this instance. Logs a warning if Dagster refreshes the state
+        first (under `dagster dev`) and that fails; then the last state is used.
 
         Raises:
-            DeclarationError: The declarations of the federation don't hold together; the error
-                names everything that is wrong with any of them.
+            DeclarationError: This is the last component of the federation to be built, and the
+                declarations contradict each other. Names all problems.
         """
-        components = context.component_tree.get_all_components(of_type=FederatedAirflow)
-        members = [
-            Member(component.source, component.declaration, component.read_snapshot(context))
-            for component in components
-        ]
-        if problems := find_problems(members):
-            raise DeclarationError(problems)
-        return self._build_defs(_find_referenced(self.declaration.name, members))
-
-    def read_snapshot(self, context: dg.ComponentLoadContext) -> Snapshot | None:
-        """The instance's last known state, refreshed first where Dagster says so (`dagster dev`);
-        None if there is none. An instance that can't be read is a warning, and what was known
-        before is used."""
-        if not self._is_snapshot_read:
-            try:
-                super().build_defs(context)
-            except AirflowError as error:
-                self._refresh_if_dev = False
-                super().build_defs(context)
-                known = f"from {self._snapshot.taken_at}" if self._snapshot else "declared"
-                _log.warning("%s Going on with the DAGs %s.", error, known)
-            self._is_snapshot_read = True
-        return self._snapshot
+        try:
+            return super().build_defs(context)
+        except AirflowError as error:
+            self._refresh_if_dev = False
+            defs = super().build_defs(context)
+            snapshot = self.member and self.member.snapshot
+            known = f"DAGs known since {snapshot.taken_at}" if snapshot else "declared DAGs"
+            _log.warning("%s Using the %s.", error, known)
+            return defs
 
     @override
     def build_defs_from_state(
         self, context: dg.ComponentLoadContext, state_path: Path | None
     ) -> dg.Definitions:
-        """Takes the state in. The definitions are built when that of all instances is known, for a
-        dependency is only right if the other instance has the DAG."""
-        self._snapshot = Snapshot.from_json(state_path.read_text()) if state_path else None
-        return dg.Definitions()
+        """Return the definitions of this instance, from its declaration and its state.
 
-    def _build_defs(self, referenced: set[str]) -> dg.Definitions:
-        declaration, client = self.declaration, self.client
-        specs = build_specs(declaration, self._snapshot, referenced)
-        executable = {dag_id: specs[dag_id] for dag_id in declaration.downstreams}
-        rules = {dag_id: declaration.find_rule(dag_id) for dag_id in specs}
-        partitionings = {
-            dag_id: Partitioning(dag.partitions)
-            for dag_id, dag in declaration.dags.items()
-            if dag.partitions is not None
-        }
-        observed = {dag_id: rule for dag_id, rule in rules.items() if dag_id not in executable}
-        external = [spec for dag_id, spec in specs.items() if dag_id not in executable]
-        sensors: list[dg.SensorDefinition] = [
-            build_observation_sensor(
-                client, rules, declaration.observe, partitionings=partitionings
-            )
-        ]
-        assets: list[dg.AssetSpec | dg.AssetsDefinition] = [*external]
-        if executable:
-            keys = [spec.key for spec in executable.values()]
-            limit = declaration.limits.max_active_runs
-            assets.append(build_execution(client, declaration.downstreams, executable, limit))
-            sensors.append(build_automation_sensor(declaration.name, keys))
-        checks = [build_checks(client, observed)] if observed else []
-        return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors)
+        The last component of a federation to get here validates the federation, once per load: only
+        then are the states of all known.
+        """
+        snapshot = read_snapshot(state_path)
+        self.member = Member(self.source, self.declaration, snapshot)
+        components = context.component_tree.get_all_components(of_type=FederatedAirflow)
+        members = [component.member for component in components if component.member]
+        if len(members) == len(components) and (problems := find_problems(members)):
+            raise DeclarationError(problems)
+        referenced = find_referenced_dag_ids(
+            self.declaration.name, (component.declaration for component in components)
+        )
+        return build_instance_defs(self.client, self.declaration, snapshot, referenced)
 
 
-def _find_referenced(name: str, members: Iterable[Member]) -> set[str]:
-    """The DAGs of an instance that any DAG of the federation depends on."""
+def find_referenced_dag_ids(instance: str, declarations: Iterable[InstanceDeclaration]) -> set[str]:
+    """Return the ids of an instance's DAGs that any DAG of the federation depends on."""
     return {
-        upstream
-        for member in members
-        for dag in member.declaration.dags.values()
-        for instance, upstream in dag.upstreams
-        if instance == name
+        dag_id
+        for declaration in declarations
+        for dag in declaration.dags.values()
+        for upstream_instance, dag_id in dag.upstreams
+        if upstream_instance == instance
     }
 
 
-def load_federation(path_within_project: Path) -> dg.Definitions:
-    """Everything in a project's defs folder, for run workers that start quickly.
-
-    What `dagster.load_from_defs_folder` does, but for two things, because every trigger starts a
-    run worker, and its start is the user's waiting time:
-
-    - `load_from_defs_folder` imports all component packages that are installed, dagster-airlift
-      among them, to describe them to the UI (dagster 1.13, `ComponentRootComponent`): 1.3 s.
-    - A run waits for its DAGs in one process. The default executor would start one more per step:
-      3 s later, 150 MB larger, and only as many at a time as there are cores.
+def build_instance_defs(
+    client: AirflowClient,
+    declaration: InstanceDeclaration,
+    snapshot: Snapshot | None,
+    referenced: AbstractSet[str],
+) -> dg.Definitions:
+    """Return an instance's assets, checks and sensors. Pure.
 
     Args:
-        path_within_project: The project's root, or anything in it.
+        snapshot: The last known state; None if the instance was never reached.
+        referenced: From `find_referenced_dag_ids`.
+    """
+    specs = build_specs(declaration, snapshot, referenced)
+    downstreams = {dag_id: specs[dag_id] for dag_id in declaration.downstreams}
+    rules = {dag_id: declaration.find_success_rule(dag_id) for dag_id in specs}
+    partitionings = {
+        dag_id: Partitioning(dag.partitions)
+        for dag_id, dag in declaration.dags.items()
+        if dag.partitions is not None
+    }
+    assets: list[dg.AssetSpec | dg.AssetsDefinition] = [
+        spec for dag_id, spec in specs.items() if dag_id not in downstreams
+    ]
+    sensors: list[dg.SensorDefinition] = [
+        build_observation_sensor(client, rules, declaration.observe, partitionings=partitionings)
+    ]
+    if downstreams:
+        limit = declaration.limits.max_active_runs
+        assets.append(build_execution(client, declaration.downstreams, downstreams, limit))
+        keys = [spec.key for spec in downstreams.values()]
+        sensors.append(build_automation_sensor(declaration.name, keys))
+    observed = {dag_id: rule for dag_id, rule in rules.items() if dag_id not in downstreams}
+    checks = [build_checks(client, observed)] if observed else []
+    return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors)
+
+
+def load_federation(path_within_project: Path) -> dg.Definitions:
+    """Load all definitions in a project's defs folder.
+
+    Like `dagster.load_from_defs_folder`, except that run workers start faster. Every trigger starts
+    one, and its start is the user's waiting time:
+
+    - `load_from_defs_folder` imports all installed component packages, including dagster-airlift,
+      to describe them to the UI (dagster 1.13, `ComponentRootComponent`): 1.3 s.
+    - All steps run in one process. Dagster's default executor would start another process for each
+      step, 3 s later and 150 MB larger, and at most one per core at a time.
+
+    Args:
+        path_within_project: The project's root, or any path in it.
     """
     with warnings.catch_warnings():
-        # As `load_from_defs_folder` does: they tell of Dagster's own use of its beta features.
+        # As in `load_from_defs_folder`: they are about Dagster's own use of its beta features.
         warnings.simplefilter("ignore", category=dg.BetaWarning)
         tree = dg.ComponentTree.for_project(path_within_project)
         return dg.Definitions.merge(

@@ -1,4 +1,4 @@
-"""Dagster's entry point: the instances under `defs/`, as one federation."""
+"""Dagster's entry point: the federation of the instances under `defs/`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The one maker of asset keys, run ids and names: what is made here is never spelled elsewhere."""
+"""Asset keys, run ids, run tags and definition names. None is built anywhere else."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _LEFT = ", not waited for: "
 
 
 def build_asset_key(instance: str, dag_id: str) -> dg.AssetKey:
-    """The asset key of a DAG: `[instance, "dag", dag_id]`.
+    """Return the asset key of a DAG: `[instance, "dag", dag_id]`.
 
-    The DAG id stands as it is. (dagster-airlift writes `_` for characters outside `[A-Za-z0-9_]`,
+    The DAG id is not changed. (dagster-airlift replaces characters outside `[A-Za-z0-9_]` by `_`,
     which makes `a-b` and `a.b` one key.)
     """
     return dg.AssetKey([instance, "dag", dag_id])
 
 
 def build_dag_id(instance: str, key: dg.AssetKey) -> str | None:
-    """The DAG id behind an asset key, or None if the key is not one of this instance's DAGs."""
+    """Return the DAG id of an asset key; None if the asset is no DAG of this instance."""
     match key.path:
         case [owner, "dag", dag_id] if owner == instance:
             return dag_id
@@ -33,12 +33,12 @@ def build_dag_id(instance: str, key: dg.AssetKey) -> str | None:
 
 
 def build_check_key(key: dg.AssetKey) -> dg.AssetCheckKey:
-    """Of the asset check that every DAG has."""
+    """Return the key of the asset check that every DAG has."""
     return dg.AssetCheckKey(key, CHECK_NAME)
 
 
 def build_checks_name(instance: str) -> str:
-    """The name of the op that asks how an instance's DAGs are doing, when a person executes it."""
+    """Return the name of the op that executes the checks of an instance's DAGs."""
     return f"{instance}__checks"
 
 
@@ -51,15 +51,14 @@ def build_automation_sensor_name(instance: str) -> str:
 
 
 def build_execution_name(instance: str) -> str:
-    """The name of the op (and so the step) that triggers an instance's DAGs."""
+    """Return the name of the op (and so the step) that triggers an instance's DAGs."""
     return f"{instance}__dags"
 
 
 def build_output_names(dag_ids: list[str]) -> dict[str, str]:
-    """A valid and unique Dagster output name for each DAG id.
+    """Return a unique Dagster output name for each DAG id.
 
-    Dagster admits only `[A-Za-z0-9_]` in output names; a DAG id may also hold `.`, `-` and any
-    letter of any alphabet.
+    Dagster allows only `[A-Za-z0-9_]`; a DAG id may also contain `.`, `-` and non-ASCII letters.
     """
     names: dict[str, str] = {}
     for dag_id in sorted(dag_ids):
@@ -73,22 +72,22 @@ def build_output_names(dag_ids: list[str]) -> dict[str, str]:
 
 
 def build_input_names(keys: Iterable[dg.AssetKey]) -> dict[str, dg.AssetKey]:
-    """Dagster input names, which are never seen: any that are valid and unique."""
+    """Return a unique Dagster input name for each asset key. The names are not shown anywhere."""
     return {f"upstream_{number}": key for number, key in enumerate(sorted(keys))}
 
 
 def build_run_id(root_run_id: str, partition: str | None = None, number: int = 1) -> str:
-    """The Airflow run id of a trigger: the same for every re-execution of one Dagster run.
+    """Return the Airflow run id of a trigger: the same in every re-execution of a Dagster run.
 
-    Airflow keeps run ids unique per DAG, so that a trigger that is repeated finds its own run.
+    Airflow keeps run ids unique per DAG, which makes triggers idempotent.
 
     Args:
-        partition: The partition's key, if the DAG is partitioned.
-        number: Above 1 if a re-execution started anew what had failed (`on_retry: new_run`).
+        partition: The partition key, if the DAG is partitioned.
+        number: Above 1 for another DAG run in place of a failed one (`on_retry: new_run`).
     """
     parts = [root_run_id]
     if partition is not None:
-        # Airflow 3 takes no other characters than these in run ids.
+        # Airflow 3 allows only `[A-Za-z0-9_.~:+-]` in run ids.
         parts.append(quote(partition, safe="+:").replace("%", "~"))
     if number > 1:
         parts.append(f"retry_{number}")
@@ -96,23 +95,23 @@ def build_run_id(root_run_id: str, partition: str | None = None, number: int = 1
 
 
 def parse_root_run_id(run_id: str) -> str | None:
-    """The Dagster run behind an Airflow run id, or None if Dagster did not trigger it."""
+    """Return the Dagster run of an Airflow run id; None if Dagster did not trigger the run."""
     rest = run_id.removeprefix(RUN_ID_PREFIX)
     return rest.split("__", 1)[0] if rest != run_id else None
 
 
 def build_detached_tag(instance: str) -> str:
-    """The tag that names the DAGs which a Dagster run waits for no longer, though they go on."""
+    """Return the tag that names the DAGs whose runs go on without a Dagster run that waits."""
     return f"federation/no_longer_waits_for.{instance}"
 
 
 def build_plan_tag(instance: str) -> str:
-    """The tag that says which runs a Dagster run is about to have run again."""
+    """Return the tag that names the DAG runs which a Dagster run is about to run again."""
     return f"federation/runs_again.{instance}"
 
 
 def build_dag_run_tag(instance: str, dag_id: str) -> str:
-    """The tag of a Dagster run by which a person finds the DAG run, and it by the DAG run."""
+    """Return the tag of a Dagster run that holds the run id of a DAG run."""
     return f"federation/dag_run.{instance}.{dag_id}"
 
 
@@ -142,17 +141,17 @@ def parse_left_dag_id(slot_key: str) -> str | None:
 
 
 def build_monitor_tags(instance: str) -> dict[str, str]:
-    """The tags of a Dagster run that triggers DAGs of this instance, and waits for them."""
+    """Return the tags of a Dagster run that triggers DAGs of this instance."""
     return {f"federation/waits_for.{instance}": "true"}
 
 
 def build_tag_key(airflow_tag: str) -> str:
-    """An Airflow tag as a Dagster tag key: 63 characters at most, of `[A-Za-z0-9_.-]`."""
+    """Return an Airflow tag as a Dagster tag key: at most 63 characters of `[A-Za-z0-9_.-]`."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", airflow_tag)[:63]
 
 
 def build_owner(airflow_owner: str) -> str:
-    """An Airflow owner as Dagster takes them: an e-mail address, or a team."""
-    # As strict as Dagster is: what it does not take for an address would fail the whole location.
+    """Return an Airflow owner as a Dagster owner: an e-mail address, or a team."""
+    # Dagster's own pattern (1.13): an invalid owner would fail the whole code location.
     is_email = re.fullmatch(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}", airflow_owner)
     return airflow_owner if is_email else f"team:{airflow_owner}"

@@ -1,4 +1,4 @@
-"""The partitions of a DAG: of which one a run is, and how a run of one is asked for. Pure."""
+"""Convert between a DAG's partitions and the dates and partition keys of its runs. Pure."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import dagster as dg
 from federation_defs.airflow.models import DagRun, TriggerOptions
 from federation_defs.declaration import PartitionsDeclaration
 
-# A tick a day at most: the date names it.
+# At most one tick per day, so that the date is enough for a key.
 _DAILY = re.compile(r"\s*(\d+\s+\d+\s.*|@(daily|weekly|monthly|yearly|annually|midnight)\s*)")
 
 
 @dataclass(frozen=True)
 class Partitioning:
-    """How a DAG's runs and Dagster's partitions stand to each other."""
+    """The partitions of one DAG."""
 
     declaration: PartitionsDeclaration
 
     @cached_property
     def definition(self) -> dg.TimeWindowPartitionsDefinition:
-        """What Dagster shows: a partition from each tick of the cron expression to the next."""
+        """Dagster's definition: a partition from each tick of the cron expression to the next."""
         declared = self.declaration
         is_daily = _DAILY.fullmatch(declared.cron) is not None
         return dg.TimeWindowPartitionsDefinition(
@@ -35,10 +35,10 @@ class Partitioning:
         )
 
     def find_partition(self, run: DagRun) -> str | None:
-        """The partition that a run is of: by its partition key, or else by its declared date.
+        """Return the partition of a run, from its partition key or else its declared date.
 
-        None if it is of none, for it has no such date, or one before the first partition. One whose
-        window is not over yet is told too: Dagster knows it from its end on.
+        None if the run has neither, or is before the first partition. A partition counts before the
+        end of its window, which is when Dagster adds it.
         """
         if run.partition_key is not None:
             return run.partition_key if self._is_partition(run.partition_key) else None
@@ -50,13 +50,13 @@ class Partitioning:
         date = dates[self.declaration.date]
         if date is None or date < self.definition.start:
             return None
-        # An interval that ends when a window does is of that window, and not of the next one.
+        # A data interval that ends with a window belongs to that window, not to the next.
         ends = self.declaration.date == "data_interval_end"
         key = self.definition.get_partition_key_for_timestamp(date.timestamp(), end_closed=ends)
         return key if self._is_partition(key) else None
 
     def build_options(self, key: str, *, has_keys: bool) -> TriggerOptions:
-        """How a run of a partition is asked for.
+        """Return the options that trigger a run of a partition.
 
         Args:
             has_keys: The DAG's runs have partition keys in place of dates (Airflow 3.2).
@@ -73,13 +73,12 @@ class Partitioning:
                 return TriggerOptions(window.start)
 
     def _is_partition(self, key: str) -> bool:
-        """Whether this is a partition's key, be that over or not: it begins at a tick, and not
-        before the first one."""
+        """Whether the key's window begins with a tick, and not before the first partition."""
         try:
             start = self.definition.time_window_for_partition_key(key).start
         except (ValueError, dg.DagsterInvariantViolationError):
             return False
         first = self.definition.get_first_partition_window()
         is_before = first is not None and start < first.start
-        again = self.definition.get_partition_key_for_timestamp(start.timestamp())
-        return again == key and not is_before
+        round_trip = self.definition.get_partition_key_for_timestamp(start.timestamp())
+        return round_trip == key and not is_before

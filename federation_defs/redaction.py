@@ -1,98 +1,84 @@
-"""Secrets in a run's conf, hidden as Airflow hides them in its own UI."""
+"""Hide the secrets of a DAG run's conf, by the rule of Airflow's own UI: a value is secret if the
+name of its key, or of a key above it, says so."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Mapping
+import string
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-# A key that holds one of these words has a secret for a value (`DEFAULT_SENSITIVE_FIELDS` of
-# Airflow 2.11's and 3.3's secrets masker, whichever has more).
-_SENSITIVE = (
-    "access_key",
-    "access_token",
-    "api_key",
-    "apikey",
-    "auth_header",
-    "authorization",
-    "bearer",
-    "connection_string",
-    "dsn",
-    "keyfile_dict",
-    "passphrase",
-    "passwd",
-    "password",
-    "private_key",
-    "proxies",
-    "proxy",
-    "secret",
-    "service_account",
-    "service_key",
-    "token",
-    "webhook_url",
+# A key that contains one of these words has a secret value. The union of
+# `DEFAULT_SENSITIVE_FIELDS` in the secrets maskers of Airflow 2.11 and 3.3.
+_SENSITIVE = re.compile(
+    "access_key|access_token|api_key|apikey|auth_header|authorization|bearer|connection_string|dsn|"
+    "keyfile_dict|passphrase|passwd|password|private_key|proxies|proxy|secret|service_account|"
+    "service_key|token|webhook_url"
 )
 
 _MASK = "***"
 
-# 2.11 looks no deeper than 5, and shows what is there; we show nothing that we did not look at.
-_DEPTH = 8
+# Airflow 2.11 shows what is nested deeper than 5; we mask what is too deep to search.
+_MAX_DEPTH = 8
+
+# Shorter strings occur in any text by chance.
+_MIN_LENGTH = 4
+
+# The characters that stay as they are in JSON, a Python repr and HTML.
+_UNESCAPED = set(string.ascii_letters + string.digits + string.punctuation) - set("\"'\\&<>")
+
+_OMITTED = "omitted, because it may quote a secret of the conf; see Airflow's log"
 
 
-def redact(value: Any, *, is_secret: bool = False, depth: int = _DEPTH) -> Any:
-    """The same value, with what stands under a sensitive key replaced by `***`.
+def redact(value: Any, *, is_secret: bool = False, depth: int = _MAX_DEPTH) -> Any:
+    """Return the value with `***` for everything under a sensitive key, numbers included.
 
     Args:
-        is_secret: It stands under such a key itself.
+        is_secret: The value itself is under a sensitive key.
+        depth: How many more levels to search; what is deeper becomes `***`.
     """
     if isinstance(value, Mapping | list) and depth == 0:
         return _MASK
     if isinstance(value, Mapping):
         return {
-            key: redact(inner, is_secret=is_secret or _is_sensitive(key), depth=depth - 1)
-            for key, inner in value.items()
+            key: redact(item, is_secret=is_secret or _is_sensitive(key), depth=depth - 1)
+            for key, item in value.items()
         }
     if isinstance(value, list):
-        return [redact(inner, is_secret=is_secret, depth=depth - 1) for inner in value]
+        return [redact(item, is_secret=is_secret, depth=depth - 1) for item in value]
     return _MASK if is_secret and value is not None else value
 
 
-def find_secrets(value: Any, *, is_secret: bool = False) -> set[str]:
-    """The texts that stand under sensitive keys, however deep."""
-    if isinstance(value, Mapping):
-        inner = ((is_secret or _is_sensitive(key), one) for key, one in value.items())
-    elif isinstance(value, list):
-        inner = ((is_secret, one) for one in value)
-    else:
-        return {str(value)} if is_secret and value not in (None, "") else set()
-    return {text for secret, one in inner for text in find_secrets(one, is_secret=secret)}
+def redact_text(text: str, conf: Mapping[str, Any]) -> str:
+    """Return Airflow's words about a conf with `***` for each of the conf's secret strings.
 
+    Quoting may change a secret that contains white space, quotes, backslashes or characters
+    outside ASCII. If the text contains a part of such a secret, all of the text is replaced.
 
-def redact_text(text: str, secrets: Collection[str]) -> str:
-    """A text of somebody else's without these secrets, in whatever form it quotes them."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = re.sub(_build_pattern(secret), _MASK, text)
+    Not found are numbers, strings of fewer than 4 characters, and strings that Airflow cut off:
+    what they match may as well be a date or a word.
+    """
+    for secret in sorted(_find_secrets(conf), key=len, reverse=True):
+        text = text.replace(secret, _MASK)
+        parts = "".join(char if char in _UNESCAPED else " " for char in secret).split()
+        parts = [part for part in parts if len(part) >= _MIN_LENGTH]
+        if not parts or any(part in text for part in parts):
+            return _OMITTED
     return text
 
 
-def _build_pattern(secret: str) -> str:
-    """Matches a text however often it was quoted by Python or as JSON, and whatever became of its
-    white space."""
-    return "".join(
-        r"(?:\s|\\+[nrt])+" if part.isspace() else "".join(map(_build_letter, part))
-        for part in re.split(r"(\s+)", secret)
-    )
-
-
-def _build_letter(letter: str) -> str:
-    if letter == "\\":
-        return r"\\+"
-    if letter.isascii():
-        return r"\\*" + re.escape(letter)
-    codes = json.dumps(letter)[1:-1].replace("\\", r"\\+")
-    return f"(?:{re.escape(letter)}|{codes}|\\\\+(?:x|u|U)0*{ord(letter):x})"
+def _find_secrets(value: Any, *, is_secret: bool = False) -> Iterator[str]:
+    """Yield the strings under sensitive keys, at any depth."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _find_secrets(item, is_secret=is_secret or _is_sensitive(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _find_secrets(item, is_secret=is_secret)
+    elif is_secret and isinstance(value, str) and len(value) >= _MIN_LENGTH:
+        yield value
 
 
 def _is_sensitive(key: Any) -> bool:
-    name = re.sub(r"\W+", "_", str(key).strip().lower())  # as 3.3: "api-key" is one too
-    return any(word in name for word in _SENSITIVE)
+    name = re.sub(r"\W+", "_", str(key).strip().lower())  # like 3.3: "api-key" is sensitive too
+    return _SENSITIVE.search(name) is not None

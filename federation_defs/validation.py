@@ -1,8 +1,8 @@
-"""What must hold across instances. Pure: declarations and snapshots in, sentences out."""
+"""Find what is wrong across the instances of a federation. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
@@ -16,8 +16,7 @@ class Member:
 
     Attributes:
         source: The file that declares it, for messages.
-        snapshot: Its last known state; None if it was never reached, so that nothing can be said
-            of its DAGs.
+        snapshot: Its last known state; None if it was never reached.
     """
 
     source: str
@@ -30,7 +29,7 @@ class Member:
 
 
 def find_problems(members: Sequence[Member]) -> list[str]:
-    """Everything that is wrong, one sentence each; empty if all is well."""
+    """Return everything that is wrong, one sentence each."""
     by_name = {member.name: member for member in members}
     return [
         *_find_shared_names(members),
@@ -40,7 +39,7 @@ def find_problems(members: Sequence[Member]) -> list[str]:
     ]
 
 
-def _find_shared_names(members: Sequence[Member]) -> Iterable[str]:
+def _find_shared_names(members: Sequence[Member]) -> Iterator[str]:
     first: dict[str, Member] = {}
     for member in members:
         other = first.setdefault(member.name, member)
@@ -51,44 +50,43 @@ def _find_shared_names(members: Sequence[Member]) -> Iterable[str]:
             )
 
 
-def _find_unknown_dags(member: Member) -> Iterable[str]:
+def _find_unknown_dags(member: Member) -> Iterator[str]:
     for dag_id in member.declaration.dags:
-        if problem := _describe_missing(member, dag_id):
+        if problem := _describe_missing_dag(member, dag_id):
             yield f"{member.source}: dags.{dag_id}: {problem}"
 
 
-def _find_broken_edges(member: Member, members: Mapping[str, Member]) -> Iterable[str]:
+def _find_broken_edges(member: Member, members: Mapping[str, Member]) -> Iterator[str]:
     for dag_id, dag in member.declaration.dags.items():
         where = f"{member.source}: dags.{dag_id}.depends_on"
         for name, upstream in dag.upstreams:
             if name not in members:
-                yield f"{where}: there is no Airflow instance '{name}'{_or_list(name, members)}"
-            elif problem := _describe_missing(members[name], upstream):
+                hint = _suggest_or_list(name, members)
+                yield f"{where}: there is no Airflow instance '{name}'{hint}"
+            elif problem := _describe_missing_dag(members[name], upstream):
                 yield f"{where}: {problem}"
 
 
-def _describe_missing(member: Member, dag_id: str) -> str | None:
-    """What is wrong with naming this DAG; None if nothing, or nothing that we can know."""
+def _describe_missing_dag(member: Member, dag_id: str) -> str | None:
+    """Return a problem if the instance is known to have no such DAG, and never to have had one."""
     snapshot = member.snapshot
-    # An instance that lists no DAG at all has just started, or shows this account none.
+    # An instance that lists no DAG has just started, or the account may see none.
     if snapshot is None or not snapshot.present_dag_ids or dag_id in snapshot.known_dag_ids:
         return None
-    names = snapshot.present_dag_ids
-    return f"Airflow '{member.name}' has no DAG '{dag_id}'{_or_list(dag_id, names)}"
+    hint = _suggest_or_list(dag_id, snapshot.present_dag_ids)
+    return f"Airflow '{member.name}' has no DAG '{dag_id}'{hint}"
 
 
-def _or_list(name: str, known: Iterable[str]) -> str:
-    """The nearest right name, or some of those that there are."""
+def _suggest_or_list(name: str, known: Iterable[str]) -> str:
+    """Return the most similar name, or the first known names, as the end of a sentence."""
     names = sorted(known)
-    if near := suggest(name, names):
-        return near
-    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    return f"; there is {shown}." if names else "; it has none."
+    more = ", …" if len(names) > 10 else ""
+    return suggest(name, names) or f"; there is {', '.join(names[:10])}{more}."
 
 
-def _find_cycle(members: Sequence[Member]) -> Iterable[str]:
+def _find_cycle(members: Sequence[Member]) -> Iterator[str]:
     edges = {
-        f"{member.name}/{dag_id}": [f"{name}/{upstream}" for name, upstream in dag.upstreams]
+        f"{member.name}/{dag_id}": dag.depends_on
         for member in members
         for dag_id, dag in member.declaration.dags.items()
     }
@@ -96,4 +94,4 @@ def _find_cycle(members: Sequence[Member]) -> Iterable[str]:
         TopologicalSorter(edges).prepare()
     except CycleError as error:
         path = " → ".join(error.args[1])
-        yield f"depends_on goes round in a circle: {path}. Take one of these dependencies out."
+        yield f"depends_on has a cycle: {path}. Remove one of these dependencies."

@@ -188,7 +188,7 @@ class RunEndpoints(PagedApi):
         except UnreachableError:
             raise
         except AirflowError as error:
-            reason = f"{reason}; asked for the run, it {error.said}"
+            reason = f"{reason}; asked for the run, it {error.message}"
             raise RunNotStartedError(self.instance, dag_id, run_id, reason, detail) from error
         if run is None:
             raise RunNotStartedError(self.instance, dag_id, run_id, reason, detail)

@@ -1,8 +1,10 @@
-"""What can be declared: the types behind `defs.yaml`.
+"""The keys of a `defs.yaml`, as types.
 
-Text and numbers may be templates (`"{{ env.METRICS_AIRFLOW_URL }}"`), rendered as text and then
-read as the key's type. Unknown keys are refused by name, however deep.
+A text or number may be a template (`"{{ env.METRICS_AIRFLOW_URL }}"`). Templates are rendered as
+text, which is then parsed as the key's type. Unknown keys are errors at every level.
 """
+
+# ruff: noqa: F401 - these are re-exports
 
 from federation_defs.declaration.connection import (
     AuthDeclaration,
@@ -10,7 +12,6 @@ from federation_defs.declaration.connection import (
     ComposerAuthDeclaration,
     HttpDeclaration,
     MwaaAuthDeclaration,
-    NoAuthDeclaration,
     PasswordAuthDeclaration,
     TlsDeclaration,
     TokenAuthDeclaration,
@@ -24,30 +25,7 @@ from federation_defs.declaration.dag import (
 from federation_defs.declaration.fields import suggest
 from federation_defs.declaration.instance import (
     InstanceDeclaration,
-    LimitsDeclaration,
     ObserveDeclaration,
     SelectDeclaration,
     parse_declaration,
 )
-
-__all__ = [
-    "AuthDeclaration",
-    "BasicAuthDeclaration",
-    "ComposerAuthDeclaration",
-    "DagDeclaration",
-    "HttpDeclaration",
-    "InstanceDeclaration",
-    "LimitsDeclaration",
-    "MwaaAuthDeclaration",
-    "NoAuthDeclaration",
-    "ObserveDeclaration",
-    "PartitionsDeclaration",
-    "PasswordAuthDeclaration",
-    "SelectDeclaration",
-    "SuccessDeclaration",
-    "TlsDeclaration",
-    "TokenAuthDeclaration",
-    "TriggerDeclaration",
-    "parse_declaration",
-    "suggest",
-]

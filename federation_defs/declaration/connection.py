@@ -1,4 +1,4 @@
-"""How an instance is reached: signing in, TLS, and how hard it may be asked."""
+"""How to connect to an instance: sign-in, TLS, time-outs and limits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from federation_defs.declaration.fields import Count, Declaration, Duration, Swi
 
 
 class BasicAuthDeclaration(Declaration):
-    """Name and password on every request: Airflow 2 with the `basic_auth` back end."""
+    """User name and password with every request: Airflow 2 with the `basic_auth` back end."""
 
     type: Literal["basic"]
     username: str
@@ -20,7 +20,7 @@ class BasicAuthDeclaration(Declaration):
 
 
 class PasswordAuthDeclaration(Declaration):
-    """A token for name and password: Airflow 3, whichever auth manager."""
+    """A token in exchange for user name and password: Airflow 3, with any auth manager."""
 
     type: Literal["password"]
     username: str
@@ -28,26 +28,23 @@ class PasswordAuthDeclaration(Declaration):
 
 
 class TokenAuthDeclaration(Declaration):
-    """A bearer token that somebody else made: Astro's API tokens, or what a vault hands out.
-
-    Exactly one of the three says where it is.
-    """
+    """A bearer token from elsewhere, such as an Astro API token or a vault. Set exactly one key."""
 
     type: Literal["token"]
     token: SecretStr | None = Field(default=None, description="The token itself.")
     token_file: str | None = Field(
-        default=None, description="A file that holds it; read again whenever it changes."
+        default=None, description="A file that holds the token; read again when it changes."
     )
     token_command: list[str] | None = Field(
         default=None,
         min_length=1,
         repr=False,  # an argument may be a secret
-        description="A program and its arguments, which prints it; run again before the token "
-        "ends, and when it is refused. No shell reads it.",
+        description="A program and its arguments, which prints the token; run again before the "
+        "token expires and when it is refused. No shell is involved.",
     )
 
     @model_validator(mode="after")
-    def _need_one_source(self) -> TokenAuthDeclaration:
+    def _require_one_source(self) -> TokenAuthDeclaration:
         given = [self.token, self.token_file, self.token_command]
         if sum(source is not None for source in given) != 1:
             raise ValueError("write exactly one of token, token_file and token_command")
@@ -55,34 +52,35 @@ class TokenAuthDeclaration(Declaration):
 
 
 class MwaaAuthDeclaration(Declaration):
-    """Amazon MWAA, by IAM: needs `pip install 'federation-defs[mwaa]'`."""
+    """Amazon MWAA, through IAM. Needs `pip install 'federation-defs[mwaa]'`."""
 
     type: Literal["mwaa"]
     environment: str = Field(description="The name of the MWAA environment.")
-    region: str | None = Field(default=None, description="AWS region; else as boto3 finds it.")
-    profile: str | None = Field(default=None, description="AWS profile; else as boto3 finds it.")
+    region: str | None = Field(default=None, description="AWS region; boto3's default if not set.")
+    profile: str | None = Field(
+        default=None, description="AWS profile; boto3's default if not set."
+    )
 
 
 class ComposerAuthDeclaration(Declaration):
-    """Cloud Composer, by a Google account: needs `pip install 'federation-defs[composer]'`."""
+    """Cloud Composer, with a Google account. Needs `pip install 'federation-defs[composer]'`."""
 
     type: Literal["composer"]
     credentials_file: str | None = Field(
         default=None,
-        description="A service account's key; else the application default credentials.",
+        description="A service account key; the application default credentials if not set.",
     )
 
 
 class NoAuthDeclaration(Declaration):
-    """Nothing is sent: for an Airflow that lets everybody in, or one behind a proxy that signs
-    in by itself."""
+    """No credentials: for an Airflow that is open to everyone, or a proxy that signs in."""
 
     type: Literal["none"]
 
 
 class _ByType:
-    """Writes a union told apart by `type` into the schema as if/then, so that what checks YAML in
-    an editor names the wrong key, and not all the types that don't fit."""
+    """Writes a union discriminated by `type` into the JSON schema as if/then, so that an editor
+    names the wrong key, and not every type that does not match."""
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -112,41 +110,41 @@ AuthDeclaration = Annotated[
 
 
 class TlsDeclaration(Declaration):
-    """How the instance proves who it is, and we do. Trusted are the system's authorities, those
-    that requests brings, and whatever is declared here."""
+    """Certificates of both sides. Trusted authorities are those of the system, those of requests
+    (certifi), and `ca_bundle`."""
 
     verify: Switch = Field(
         default=True,
-        description="False takes anybody for the instance, who then reads the credentials; every "
-        "load warns of it.",
+        description="If false, certificates are not verified, and anyone in between can read the "
+        "credentials; a warning is logged at every load.",
     )
     ca_bundle: str | None = Field(
-        default=None, description="A PEM file of the authorities to trust besides the system's."
+        default=None, description="A PEM file of additional authorities to trust."
     )
     client_cert: str | None = Field(
-        default=None, description="A PEM file: our own certificate, with its key unless apart."
+        default=None,
+        description="A PEM file with the client certificate, and its key unless `client_key` is "
+        "set.",
     )
     client_key: str | None = Field(default=None, description="A PEM file: the certificate's key.")
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_a_key_alone(cls, value: Any) -> Any:
+    def _require_cert_of_key(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("client_key") and not value.get("client_cert"):
             raise ValueError("client_key is the key of client_cert: write that too")
         return value
 
 
 class HttpDeclaration(Declaration):
-    """How long an answer may take, and how hard the instance may be asked, by each process."""
+    """Time-outs and limits of the requests, per process."""
 
-    connect_timeout: Duration = Field(default=5.0, description="For a connection to stand.")
+    connect_timeout: Duration = Field(default=5.0, description="For making a connection.")
     read_timeout: Duration = Field(default=30.0, description="For the next byte of an answer.")
-    answer_timeout: Duration = Field(
-        default=60.0, description="For an answer as a whole, however it trickles in."
-    )
-    max_connections: Count = Field(default=8, description="At a time.")
+    answer_timeout: Duration = Field(default=60.0, description="For the whole answer.")
+    max_connections: Count = Field(default=8, description="Concurrent requests.")
     max_requests_per_minute: Count = Field(
         default=300,
-        description="In any minute; what comes too early waits. A quarter of them may come at "
-        "once.",
+        description="Requests in any minute; more requests wait. A burst may use a quarter of "
+        "them.",
     )

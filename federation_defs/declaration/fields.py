@@ -1,82 +1,86 @@
-"""What all declared things are made of: values that may be templates, keys refused by name."""
+"""The base class and the field types of all declarations."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema
 
 from federation_defs.declaration.templates import is_template
 
+_DURATION_PATTERN = r"^\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*$"
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
+T = TypeVar("T")
 
-class _Templated:
-    """Marks a field that is not text: besides its own type it takes a template, as it stands.
 
-    (Dagster's own way to admit templates makes every field a union with `str`, which turns a typo
-    two levels down into "not valid under any of the given schemas".)
-    """
+class _OrText:
+    """Allows text that matches a pattern in a field's JSON schema."""
 
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        def keep_template(value: Any, validate: core_schema.ValidatorFunctionWrapHandler) -> Any:
-            return value if is_template(value) else validate(value)
-
-        return core_schema.no_info_wrap_validator_function(keep_template, handler(source))
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        own = handler(schema)
-        return {"anyOf": [own, {"type": "string", "pattern": r"\{\{"}]}
+        return {"anyOf": [handler(schema), {"type": "string", "pattern": self._pattern}]}
 
 
-class _WithUnits:
-    """Marks a number of seconds: it may be written with a unit, as "30s", "5m", "24h" or "7d"."""
-
-    _PATTERN = r"^\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*$"
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self._read, handler(source))
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"anyOf": [handler(schema), {"type": "string", "pattern": self._PATTERN}]}
-
-    def _read(self, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        match = re.match(self._PATTERN, value)
-        if match is None:
-            raise ValueError("write a number and a unit: 30s, 5m, 24h, 7d")
-        return float(match[1]) * _UNITS_S[match[2] or "s"]
+def _keep_template(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    return value if is_template(value) else validate(value)
 
 
-Duration = Annotated[float, Field(gt=0), _WithUnits(), _Templated()]
-Number = Annotated[float, Field(gt=0), _Templated()]
-Count = Annotated[int, Field(gt=0), _Templated()]
-Switch = Annotated[bool, _Templated()]
+def _parse_duration(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = re.match(_DURATION_PATTERN, value)
+    if match is None:
+        raise ValueError("write a number and a unit: 30s, 5m, 24h, 7d")
+    return float(match[1]) * _UNITS_S[match[2] or "s"]
+
+
+# Dagster's own way to allow templates makes every field a union with `str`, which turns a typo two
+# levels down into "not valid under any of the given schemas".
+_Templated = Annotated[T, WrapValidator(_keep_template), _OrText(r"\{\{")]
+_Positive = Annotated[float, Field(gt=0)]
+
+Duration = _Templated[
+    Annotated[_Positive, BeforeValidator(_parse_duration), _OrText(_DURATION_PATTERN)]
+]
+Number = _Templated[_Positive]
+Count = _Templated[Annotated[int, Field(gt=0)]]
+Switch = _Templated[bool]
+
+
+def check_text(check: Callable[[str], object]) -> AfterValidator:
+    """Return a validator that calls `check`, which may raise a ValueError, on text other than a
+    template."""
+
+    def validate(value: str | None) -> str | None:
+        if value is not None and not is_template(value):
+            check(value)
+        return value
+
+    return AfterValidator(validate)
 
 
 class Declaration(BaseModel):
-    """What all declared things have in common: unknown keys are errors, values don't change."""
+    """The base of all declarations. They are immutable, and unknown keys are errors."""
 
     # An input in an error would show passwords.
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -96,6 +100,6 @@ class Declaration(BaseModel):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The nearest right name as the end of a sentence; empty if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    """Return "; did you mean '…'?" with the most similar known name; empty if none is similar."""
+    similar = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{similar[0]}'?" if similar else ""

@@ -30,7 +30,7 @@ from federation_defs.outcome import (
     was_ended_early,
 )
 from federation_defs.partitions import Partitioning
-from federation_defs.redaction import find_secrets, redact_text
+from federation_defs.redaction import redact_text
 
 # How long a DAG that could be run is taken for one.
 RUNNABLE_CACHE_S = 5.0
@@ -131,7 +131,7 @@ class Launcher:
         try:
             return client.trigger_run(target.dag_id, run_id, conf, replace(options, note=note))
         except (RequestRefusedError, RunNotStartedError) as error:
-            raise error.say(redact_text(error.detail, find_secrets(conf))) from None
+            raise error.with_detail(redact_text(error.detail, conf)) from None
         except LogicalDateTakenError:
             date = options.logical_date
             owner = client.fetch_run_of_date(target.dag_id, date) if date else None

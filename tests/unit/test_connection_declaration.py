@@ -60,8 +60,8 @@ def test_a_sign_in_that_cannot_be_is_refused_and_told_what_to_write(
     [
         ("airflow.example.com", "write a web address"),
         ("ftp://airflow.example.com", "write a web address"),
-        ("https://me:s3cret@airflow.example.com", "belong into `auth`"),
-        ("https://me:s3cret/x@airflow.example.com", "belong into `auth`"),
+        ("https://me:s3cret@airflow.example.com", "belong in `auth`"),
+        ("https://me:s3cret/x@airflow.example.com", "belong in `auth`"),
         ("https://airflow.example.com:s3cret", "write a web address"),
         ("https://airflow.example.com/home?tags=a", "end it with the path"),
         ("https://airflow.example.com:port", "write a web address"),

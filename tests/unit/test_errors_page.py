@@ -13,7 +13,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
 SALES = "https://sales.example.com"
 TRIGGER = "POST /api/v2/dags/revenue/dagRuns"
 PARAM = "Invalid input for param day: None is not of type 'string'"
-USERINFO = "Value error, take user name and password out of it: they belong into `auth`"
+USERINFO = "remove user name and password: they belong in `auth`"
 EXAMPLES = [
     errors.DeclarationError([f"defs/sales/defs.yaml: url: {USERINFO}"]),
     errors.UnreachableError("sales", SALES, "Connection refused"),

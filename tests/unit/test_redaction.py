@@ -1,7 +1,8 @@
-"""Secrets in a conf: hidden where Airflow 2.11 or 3.3 would hide them."""
+"""Secrets in a conf are redacted where Airflow 2.11 or 3.3 would redact them."""
 
 from __future__ import annotations
 
+import html
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from federation_defs.redaction import redact, redact_text
 
-# What both versions' own maskers look for (`DEFAULT_SENSITIVE_FIELDS`); the last ones only 3.3's.
+# `DEFAULT_SENSITIVE_FIELDS` of both versions; the last seven are only in 3.3.
 WORDS = [
     "access_token",
     "api_key",
@@ -36,29 +37,29 @@ WORDS = [
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_a_value_is_hidden_under_a_key_that_airflow_takes_for_a_secrets(word: str) -> None:
+def test_a_value_is_masked_under_each_of_airflows_sensitive_keys(word: str) -> None:
     assert redact({word: "x", "rows": 5}) == {word: "***", "rows": 5}
 
 
 @pytest.mark.parametrize(
     "key", ["DB_PASSWORD", "myApiKey", " Token ", "secrets", "x_access_token_y", "http_proxy_2"]
 )
-def test_a_key_may_hold_more_than_the_word_in_letters_of_any_case(key: str) -> None:
+def test_a_sensitive_key_may_contain_more_than_the_word_in_any_case(key: str) -> None:
     assert redact({key: "x"}) == {key: "***"}
 
 
 @pytest.mark.parametrize("key", ["api-key", "Private Key", "access.key", "service-account"])
-def test_a_word_of_two_may_be_joined_by_any_sign(key: str) -> None:
-    """3.3 takes `\\W+` for an underscore; 2.11 does not."""
+def test_the_parts_of_a_sensitive_word_may_be_joined_by_any_sign(key: str) -> None:
+    """Airflow 3.3 treats `\\W+` as an underscore; 2.11 does not."""
     assert redact({key: "x"}) == {key: "***"}
 
 
 @pytest.mark.parametrize("key", ["pass", "key", "user", "tok_en", "word", "prox"])
-def test_a_key_that_holds_none_of_the_words_shows_its_value(key: str) -> None:
+def test_a_value_under_another_key_is_not_masked(key: str) -> None:
     assert redact({key: "x"}) == {key: "x"}
 
 
-def test_what_is_nested_is_looked_through() -> None:
+def test_nested_values_are_masked() -> None:
     conf = {"db": {"host": "h", "login": {"user": "u", "password": "p"}}, "n": [{"token": "t"}, 1]}
     assert redact(conf) == {
         "db": {"host": "h", "login": {"user": "u", "password": "***"}},
@@ -66,7 +67,7 @@ def test_what_is_nested_is_looked_through() -> None:
     }
 
 
-def test_all_that_stands_below_a_secret_key_is_hidden_and_its_shape_kept() -> None:
+def test_everything_below_a_sensitive_key_is_masked_and_keeps_its_shape() -> None:
     conf = {"secrets": {"a": "x", "list": ["y", {"b": "z"}, ["w"]]}, "passwords": ["p", "q"]}
     assert redact(conf) == {
         "secrets": {"a": "***", "list": ["***", {"b": "***"}, ["***"]]},
@@ -75,25 +76,25 @@ def test_all_that_stands_below_a_secret_key_is_hidden_and_its_shape_kept() -> No
 
 
 @pytest.mark.parametrize("value", [1234, 0, 1.5, True, False, "x", "***"])
-def test_a_secret_may_be_a_number(value: Any) -> None:
+def test_a_secret_of_any_type_is_masked(value: Any) -> None:
     assert redact({"password": value}) == {"password": "***"}
 
 
 @pytest.mark.parametrize("value", [None, [], {}])
-def test_that_there_is_no_secret_shows(value: Any) -> None:
+def test_an_empty_value_is_not_masked(value: Any) -> None:
     assert redact({"password": value}) == {"password": value}
 
 
 @pytest.mark.parametrize("value", ["token", 1, None, [1, "secret"], "password=x"])
-def test_what_stands_under_no_secret_key_is_left_as_it_is(value: Any) -> None:
+def test_values_under_no_sensitive_key_are_not_changed(value: Any) -> None:
     assert redact({"rows": value}) == {"rows": value}
 
 
-def test_a_list_is_looked_through_as_well() -> None:
+def test_a_list_is_redacted_too() -> None:
     assert redact([{"token": "x"}, "y"]) == [{"token": "***"}, "y"]
 
 
-def test_what_is_given_is_not_changed() -> None:
+def test_the_given_conf_is_not_changed() -> None:
     conf: dict[str, Any] = {"a": {"token": "x"}}
     redact(conf)
     assert conf == {"a": {"token": "x"}}
@@ -106,40 +107,81 @@ def nest(levels: int, innermost: Any, *, in_lists: bool = False) -> Any:
 
 
 @pytest.mark.parametrize("in_lists", [False, True])
-def test_what_is_too_deep_to_look_through_does_not_show(*, in_lists: bool) -> None:
+def test_values_that_are_nested_too_deep_are_masked(*, in_lists: bool) -> None:
     masked = str(redact({"conf": nest(30, {"token": "s3cret", "rows": "many"}, in_lists=in_lists)}))
     assert "s3cret" not in masked
     assert "many" not in masked
     assert "***" in masked
 
 
-def test_as_deep_as_airflow_looks_all_shows_but_secrets() -> None:
+def test_as_deep_as_airflow_searches_only_secrets_are_masked() -> None:
     conf = nest(5, {"token": "s3cret", "rows": "many"})
     assert redact(conf) == nest(5, {"token": "***", "rows": "many"})
 
 
-def test_a_conf_of_any_depth_is_masked() -> None:
+def test_a_conf_of_any_depth_is_redacted() -> None:
     assert "s3cret" not in str(redact(nest(900, "s3cret")))
 
 
-ODD = '-----BEGIN KEY-----\nit\'s "clé" C:\\temp 🔑\n-----END'
+CONF = {
+    "rows": "s3cret",
+    "token": "s3cret-word",
+    "tokens": ["s3cret-word-and-more", 20260101, "abc", True, None],
+    "max_tokens": 5,
+    "login": {"password": "pa'ss=word"},
+}
 
 
 @pytest.mark.parametrize(
-    ("text", "hidden"),
+    ("text", "redacted"),
     [
         ("no such user s3cret-word.", "no such user ***."),
-        ("two\\nlines in 'two\\nlines'", "*** in '***'"),
-        ("two lines", "***"),
         ("s3cret-word-and-more", "***"),
-        ("nothing of it", "nothing of it"),
-        (repr((json.dumps({"key": ODD}),)), """('{"key": "***"}',)"""),
-        (json.dumps(json.dumps({"key": ODD})), '"{\\"key\\": \\"***\\"}"'),
-        (repr({"key": ODD}), "{'key': '***'}"),
-        (" ".join(ODD.split()), "***"),
+        (json.dumps(json.dumps(["s3cret-word"])), '"[\\"***\\"]"'),
+        ("{'token': 's3cret-word', 'rows': 's3cret'}", "{'token': '***', 'rows': 's3cret'}"),
+        ("nothing secret", "nothing secret"),
+        ("on 2026-01-05 (20260101) abc True None", "on 2026-01-05 (20260101) abc True None"),
     ],
 )
-def test_secrets_in_somebody_elses_words_are_hidden_in_whatever_form(
-    text: str, hidden: str
-) -> None:
-    assert redact_text(text, {"s3cret-word", "s3cret-word-and-more", "two\nlines", ODD}) == hidden
+def test_a_secret_string_in_a_text_is_replaced(text: str, redacted: str) -> None:
+    assert redact_text(text, CONF) == redacted
+
+
+ODD_SECRETS = [
+    "two\nlines",
+    "white  space",
+    "C:\\temp",
+    "it's-a-word",
+    'say "word"',
+    "clé-1234",
+    "postgresql://me:a&b@host/db",
+    '-----BEGIN KEY-----\nit\'s "clé" C:\\temp 🔑\n-----END',
+]
+
+
+@pytest.mark.parametrize("secret", ODD_SECRETS)
+def test_a_text_that_quotes_a_secret_in_another_form_is_omitted(secret: str) -> None:
+    quoted = [
+        repr(secret),
+        json.dumps(secret),
+        json.dumps(json.dumps({"key": secret})),
+        repr((json.dumps({"key": secret}),)),
+        html.escape(secret),
+        " ".join(secret.split()),
+    ]
+    for text in [*quoted, secret]:
+        redacted = redact_text(text, {"password": secret})
+        if secret in text:
+            assert redacted == text.replace(secret, "***")
+        else:
+            assert redacted.startswith("omitted, because")
+
+
+def test_a_text_that_does_not_quote_a_secret_is_kept() -> None:
+    conf = {"password": "two\nlines", "private_key": ODD_SECRETS[-1]}
+    text = "Invalid input for param day: None is not of type 'string'"
+    assert redact_text(text, conf) == text
+
+
+def test_a_text_is_omitted_if_a_secret_could_not_be_found_in_it() -> None:
+    assert redact_text("any text", {"password": "ключ"}).startswith("omitted, because")

@@ -37,7 +37,7 @@ def test_one_that_keeps_failing_is_given_up_in_airflows_words_and_can_be_made_la
     executed = materialize(airflow.client, [DAG, "other"], instance)
     run_id = build_run_id(executed.run_id)
     assert f"did not start run '{run_id}' of DAG '{DAG}' (" in (executed.failure or "")
-    assert f"{said}), and shows none of that id. Look into the log" in (executed.failure or "")
+    assert f"{said}), and has no run of that id. Look into the log" in (executed.failure or "")
     assert executed.materialized == ["other"]
     assert 3 <= airflow.server.count("POST", TRIGGER) <= 5
     waiting = [line for line in executed.log if line.endswith("Waiting on.")]
@@ -94,7 +94,7 @@ def test_no_secret_of_the_conf_is_in_airflows_words(
     airflow_v2.server.fail_next(asks("POST", TRIGGER), said, times=99)
     executed = materialize(airflow_v2.client, {DAG: {"trigger": {"conf": conf}}}, instance)
     assert f"POST /api/v2{TRIGGER}: 500: " in (executed.failure or "")
-    assert "is locked [parameters: {'token': '***', 'tokens': ***}]" in (executed.failure or "")
+    assert "is locked [parameters: {'token': '***', 'tokens': 5}]" in (executed.failure or "")
     assert "s3c" not in "".join([*executed.log, executed.failure or ""])
 
 
@@ -105,7 +105,7 @@ def test_one_that_is_answered_by_something_else_is_told_as_not_started(
     airflow_v2.database.add_dag(DAG)
     airflow_v2.server.fail_next(asks("POST", TRIGGER), answer(200, LOGIN_PAGE), times=99)
     executed = materialize(airflow_v2.client, [DAG], instance)
-    assert "200: no run of Airflow's in it), and shows none of that id" in (executed.failure or "")
+    assert "200: no run of Airflow's in it), and has no run of that id" in (executed.failure or "")
 
 
 def test_executing_again_adopts_a_run_that_came_up_late(
@@ -116,7 +116,7 @@ def test_executing_again_adopts_a_run_that_came_up_late(
     airflow_v2.server.fail_next(asks("POST", TRIGGER), answer(504), times=99)
     attempts = Attempts(airflow_v2.client, [DAG], instance)
     first = attempts.execute()
-    assert "execute that again" in (first.failure or "")
+    assert "re-execute that" in (first.failure or "")
     airflow_v2.server.forget_faults()
     late = airflow_v2.database.start_run(DAG, build_run_id(first.run_id))
     airflow_v2.database.finish_run(late)

@@ -24,7 +24,7 @@ def test_a_conf_that_the_params_do_not_allow_is_told_in_airflows_words_and_sent_
     dags = {DAG: {"trigger": {"conf": {"day": 5}}}, "other": {}}
     executed = materialize(airflow.client, dags, instance)
     assert "400: Invalid input for param day: 5 is not of type 'string'" in (executed.failure or "")
-    assert "sent again, the same is refused again" in (executed.failure or "")
+    assert "the same request would be rejected again" in (executed.failure or "")
     assert airflow.server.count("POST", TRIGGER) == 1
     assert executed.materialized == ["other"]
 
@@ -70,7 +70,7 @@ def test_a_file_that_does_not_parse_is_told_with_the_last_line_and_nothing_is_tr
     executed = materialize(airflow.client, [DAG], instance)
     assert executed.failure == (
         f"Airflow 'metrics' can't import the file of DAG '{DAG}' (NameError: name 'x' is not "
-        f"defined). Mend it until {airflow.client.build_dag_url(DAG)} shows no error, and "
+        f"defined). Fix it until {airflow.client.build_dag_url(DAG)} shows no error, and "
         "materialize the asset again."
     )
     assert airflow.server.count("POST", TRIGGER) == 0
@@ -87,7 +87,7 @@ def test_a_file_that_does_not_parse_is_told_though_nobody_says_why(
     airflow_v2.database.add_dag(DAG, has_import_errors=True)
     airflow_v2.server.fail_next(asks("GET", "/importErrors"), fault)  # type: ignore[arg-type]
     executed = materialize(airflow_v2.client, [DAG], instance)
-    assert f"can't import the file of DAG '{DAG}'. Mend it" in (executed.failure or "")
+    assert f"can't import the file of DAG '{DAG}'. Fix it" in (executed.failure or "")
     assert airflow_v2.database.runs == []
 
 
@@ -120,7 +120,7 @@ def test_a_dag_of_which_nothing_is_near_is_told_without_a_guess(
 ) -> None:
     airflow_v2.database.add_dag("load_orders")
     executed = materialize(airflow_v2.client, [DAG], instance)
-    assert f"has no DAG '{DAG}' (404). Bring its file back" in (executed.failure or "")
+    assert f"has no DAG '{DAG}' (404). Restore its file" in (executed.failure or "")
 
 
 def test_a_dag_that_goes_between_the_look_and_the_trigger_is_told_as_gone(
