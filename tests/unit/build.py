@@ -1,4 +1,4 @@
-"""Declarations and snapshots as the tests want them, said shortly."""
+"""Build declarations, runs and snapshots for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from federation_defs.state import DagSnapshot, Snapshot
 
 
 def build_declaration(name: str, **dags: list[str]) -> InstanceDeclaration:
-    """An instance whose DAGs depend on these, as instance/dag_id."""
+    """Return an instance, whose DAGs depend on these upstreams (as instance/dag_id)."""
     return InstanceDeclaration.model_validate(
         {
             "name": name,
@@ -25,7 +25,7 @@ def build_declaration(name: str, **dags: list[str]) -> InstanceDeclaration:
 
 
 def build_run(dag_id: str, run_id: str, state: str = "success", **values: Any) -> DagRun:
-    """A DAG run without any dates, unless said."""
+    """Return a DAG run; fields that are not given are None."""
     none: dict[str, Any] = {field.name: None for field in fields(DagRun)}
     named = {"dag_id": dag_id, "run_id": run_id, "state": state, "conf": {}}
     return DagRun(**{**none, **named, **values})

@@ -1,4 +1,4 @@
-"""Who may know whom, read off the imports."""
+"""The layers of the package, checked by its imports."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "federation_defs"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "defs" not in path.parts[-3:-1])
 
-# From the top down: a room imports only from rooms below it, or beside it.
-FLOORS = [
+# From top to bottom. A module imports only from its own layer and the layers below.
+LAYERS = [
     ["definitions"],
     ["__init__"],
     ["component"],
@@ -63,20 +63,20 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def floor_of(name: str) -> int:
-    return next(number for number, rooms in enumerate(FLOORS) if name in rooms)
+def layer_of(name: str) -> int:
+    return next(number for number, modules in enumerate(LAYERS) if name in modules)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_point_down_the_hall(path: Path) -> None:
-    own = floor_of(name_of(path))
+def test_imports_point_down(path: Path) -> None:
+    own = layer_of(name_of(path))
     for name in imports_of(path):
         if name.startswith("federation_defs."):
-            assert floor_of(name.removeprefix("federation_defs.")) >= own, name
+            assert layer_of(name.removeprefix("federation_defs.")) >= own, name
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_nothing_private_is_imported_and_libraries_stay_in_their_rooms(path: Path) -> None:
+def test_nothing_private_is_imported_and_libraries_only_where_they_belong(path: Path) -> None:
     name = name_of(path)
     for imported in imports_of(path):
         assert not any(part.startswith("_") for part in imported.split(".") if part != "__future__")
@@ -87,8 +87,8 @@ def test_nothing_private_is_imported_and_libraries_stay_in_their_rooms(path: Pat
             assert name == "airlift" or imported == "dagster_airlift.core"
 
 
-def test_importing_the_package_imports_neither_airlift_nor_anything_as_slow() -> None:
-    """A run worker's start is the user's waiting time; airlift takes 1.6 s of import."""
+def test_importing_the_package_does_not_import_slow_packages() -> None:
+    """Every trigger waits for a run worker to start; importing dagster-airlift takes 1.6 s."""
     code = (
         "import sys, federation_defs; "
         "print([name for name in ('dagster_airlift', 'dagster_graphql') if name in sys.modules])"

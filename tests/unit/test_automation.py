@@ -1,4 +1,4 @@
-"""The condition, evaluated by Dagster itself on an instance of its own."""
+"""The automation condition, evaluated by Dagster on an ephemeral instance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JOB = DEFS.resolve_implicit_global_asset_job_def()
 
 
 class Automation:
-    """Dagster's side of it: ticks of the condition, and the runs that they request."""
+    """The automation sensor: ticks of the condition, and the runs that they request."""
 
     def __init__(self) -> None:
         self.instance = dg.DagsterInstance.ephemeral()
@@ -34,7 +34,7 @@ class Automation:
         self.run: dg.DagsterRun | None = None
 
     def tick(self) -> bool:
-        """Whether the tick requests the downstream; the run that it requests is then under way."""
+        """Return whether a tick requests a run of the downstream. The run then goes on."""
         result = dg.evaluate_automation_conditions(DEFS, self.instance, cursor=self.cursor)
         self.cursor = result.cursor
         is_requested = result.get_num_requested(DOWNSTREAM) == 1
@@ -48,7 +48,7 @@ class Automation:
         self.instance.report_runless_asset_event(dg.AssetMaterialization(UPSTREAM))
 
     def finish(self) -> None:
-        """Ends the run that is under way, if there is one."""
+        """End the run that goes on, if there is one."""
         if self.run is not None:
             self.instance.report_runless_asset_event(dg.AssetMaterialization(DOWNSTREAM))
             self.instance.report_run_canceled(self.run, "over")
@@ -64,7 +64,7 @@ def test_an_update_requests_one_run() -> None:
     assert not automation.tick()
 
 
-def test_nothing_is_requested_because_the_location_was_loaded() -> None:
+def test_loading_the_location_requests_nothing() -> None:
     automation = Automation()
     automation.update_upstream()
     assert not automation.tick()
@@ -72,7 +72,7 @@ def test_nothing_is_requested_because_the_location_was_loaded() -> None:
 
 
 def test_an_update_before_the_tick_after_a_request_is_not_lost() -> None:
-    """`since()` lets the request win over an update that is new on the same tick."""
+    """With `since()` alone, a request wins over an update that is new on the same tick."""
     automation = Automation()
     automation.tick()
     automation.update_upstream()
@@ -87,7 +87,7 @@ def test_an_update_before_the_tick_after_a_request_is_not_lost() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from(["update", "tick", "finish"]), max_size=14))
-def test_a_run_is_requested_exactly_when_an_update_came_since_the_last_and_none_goes_on(
+def test_a_run_is_requested_if_there_was_an_update_since_the_last_request_and_no_run_goes_on(
     steps: list[str],
 ) -> None:
     automation = Automation()

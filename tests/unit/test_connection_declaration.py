@@ -1,4 +1,4 @@
-"""How an instance is reached, as it is declared: by the types, and by the schema of editors."""
+"""Declarations of connections: parsing, and the JSON schema for editors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VALIDATOR = jsonschema.Draft202012Validator(InstanceDeclaration.model_json_schem
 
 
 @pytest.mark.parametrize("auth", SIGN_INS, ids=lambda auth: "-".join(auth))
-def test_every_way_to_sign_in_can_be_declared_and_shows_no_secret(auth: dict[str, Any]) -> None:
+def test_every_sign_in_can_be_declared_and_its_repr_has_no_secret(auth: dict[str, Any]) -> None:
     declared = InstanceDeclaration.model_validate({**BASE, "auth": auth})
     assert declared.auth.type == auth["type"]
     assert "s3cret" not in repr(declared)
@@ -36,7 +36,7 @@ def test_every_way_to_sign_in_can_be_declared_and_shows_no_secret(auth: dict[str
 
 
 @pytest.mark.parametrize(
-    ("auth", "told"),
+    ("auth", "message"),
     [
         ({"type": "token"}, "exactly one of token, token_file and token_command"),
         ({"type": "token", "token": "a", "token_file": "b"}, "exactly one of"),
@@ -46,17 +46,17 @@ def test_every_way_to_sign_in_can_be_declared_and_shows_no_secret(auth: dict[str
         ({"type": "kerberos"}, "'basic', 'password', 'token', 'mwaa', 'composer', 'none'"),
     ],
 )
-def test_a_sign_in_that_cannot_be_is_refused_and_told_what_to_write(
-    auth: dict[str, Any], told: str
+def test_an_invalid_sign_in_is_refused_with_a_remedy_and_without_a_secret(
+    auth: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValidationError) as refused:
         InstanceDeclaration.model_validate({**BASE, "auth": auth})
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert "s3cret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("airflow.example.com", "write a web address"),
         ("ftp://airflow.example.com", "write a web address"),
@@ -68,10 +68,10 @@ def test_a_sign_in_that_cannot_be_is_refused_and_told_what_to_write(
         ("https://[::1", "write a web address"),
     ],
 )
-def test_an_address_that_is_none_is_refused_without_showing_it(url: str, told: str) -> None:
+def test_an_invalid_url_is_refused_without_quoting_it(url: str, message: str) -> None:
     with pytest.raises(ValidationError) as refused:
         InstanceDeclaration.model_validate({**BASE, "url": url, "auth": {"type": "none"}})
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert "s3cret" not in str(refused.value)
 
 
@@ -87,12 +87,12 @@ def test_an_address_that_is_none_is_refused_without_showing_it(url: str, told: s
     ],
     ids=str,
 )
-def test_a_connection_that_cannot_be_is_refused(more: dict[str, Any]) -> None:
+def test_an_invalid_connection_is_refused(more: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(more))):
         InstanceDeclaration.model_validate({**BASE, **more, "auth": {"type": "none"}})
 
 
-def test_templates_may_stand_for_numbers_and_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_templates_may_replace_numbers_and_switches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SALES_VERIFY", "false")
     monkeypatch.setenv("SALES_CONNECTIONS", "3")
     raw = {

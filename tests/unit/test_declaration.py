@@ -19,7 +19,7 @@ def declare(**more: Any) -> InstanceDeclaration:
     return InstanceDeclaration.model_validate({**MINIMAL, **more})
 
 
-def test_what_is_not_set_has_the_documented_default() -> None:
+def test_keys_that_are_not_set_have_their_documented_defaults() -> None:
     declared = declare(dags={"a": {"depends_on": ["warehouse/b"]}})
     assert declared.api == "auto"
     assert declared.select.dag_ids == ["*"]
@@ -27,12 +27,12 @@ def test_what_is_not_set_has_the_documented_default() -> None:
     assert declared.dags["a"].trigger.timeout == 24 * 3600
 
 
-def test_an_upstream_is_an_instance_and_a_dag_id_which_may_hold_anything_but_a_space() -> None:
+def test_an_upstream_is_an_instance_and_a_dag_id() -> None:
     declared = declare(dags={"a": {"depends_on": ["warehouse/b.c-d"]}})
     assert declared.dags["a"].upstreams == [("warehouse", "b.c-d")]
 
 
-def test_only_dags_that_depend_on_something_are_run_by_dagster() -> None:
+def test_downstreams_are_the_dags_that_depend_on_others() -> None:
     declared = declare(dags={"a": {"depends_on": ["w/b"]}, "c": {"trigger": {"timeout": "2h"}}})
     assert list(declared.downstreams) == ["a"]
 
@@ -49,7 +49,7 @@ def test_a_duration_is_a_number_and_a_unit(written: object, seconds: float) -> N
 
 
 @pytest.mark.parametrize("written", ["soon", "5 weeks", "-3h", 0])
-def test_what_is_no_duration_is_refused(written: object) -> None:
+def test_an_invalid_duration_is_refused(written: object) -> None:
     with pytest.raises(ValidationError, match=r"dags\.a\.trigger\.timeout"):
         declare(dags={"a": {"trigger": {"timeout": written}}})
 
@@ -75,7 +75,7 @@ def test_what_is_no_duration_is_refused(written: object) -> None:
         ),
     ],
 )
-def test_an_unknown_key_is_refused_by_name_however_deep(
+def test_an_unknown_key_is_named_at_every_level(
     more: dict[str, Any], where: str, message: str
 ) -> None:
     with pytest.raises(ValidationError) as refused:
@@ -95,7 +95,7 @@ def test_an_unknown_key_is_refused_by_name_however_deep(
         ({"dags": {"a": {"depends_on": ["b"]}}}, "dags.a.depends_on.0", "'b' does not match"),
     ],
 )
-def test_the_schema_that_checks_yaml_names_the_key_too(
+def test_the_json_schema_names_the_wrong_key_too(
     more: dict[str, Any], path: str, message: str
 ) -> None:
     validator = jsonschema.Draft202012Validator(InstanceDeclaration.model_json_schema())
@@ -104,20 +104,25 @@ def test_the_schema_that_checks_yaml_names_the_key_too(
     assert message in errors[0].message
 
 
-def test_a_template_may_stand_for_a_number() -> None:
+def test_a_template_may_replace_a_number() -> None:
     raw = {**MINIMAL, "observe": {"interval": "{{ env.INTERVAL }}"}}
     validator = jsonschema.Draft202012Validator(InstanceDeclaration.model_json_schema())
     assert list(validator.iter_errors(raw)) == []
     assert declare(**raw).observe.interval == "{{ env.INTERVAL }}"
 
 
-def test_no_password_shows() -> None:
+def test_neither_a_repr_nor_an_error_has_a_password() -> None:
     assert "s3cret" not in repr(declare())
     with pytest.raises(ValidationError) as refused:
         declare(auth={"type": "password", "username": 1, "password": "s3cret"})
     assert "s3cret" not in str(refused.value)
 
 
-def test_an_instance_name_is_fit_for_dagster_names() -> None:
+def test_an_instance_name_has_only_characters_that_dagster_allows() -> None:
     with pytest.raises(ValidationError, match="name"):
         declare(name="two words")
+
+
+def test_a_dag_that_depends_on_itself_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"dags\.a\.depends_on: a DAG can't depend on itself"):
+        declare(dags={"a": {"depends_on": ["metrics/a"]}})

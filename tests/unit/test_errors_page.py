@@ -1,4 +1,4 @@
-"""The page of all errors: each is on it, with the message that it really has."""
+"""`docs/errors.md` lists every error with its real message."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ def find_subclasses(error: type[Exception]) -> set[type[Exception]]:
     return direct.union(*(find_subclasses(kind) for kind in direct))
 
 
-def test_every_error_is_on_the_page_and_in_the_tree() -> None:
+def test_the_page_and_the_tree_list_every_error() -> None:
     kinds = {kind.__name__ for kind in find_subclasses(errors.FederationError)}
     assert kinds == set(re.findall(r"^#+ (\w+Error)$", PAGE, re.MULTILINE))
     assert all(kind in (errors.__doc__ or "") for kind in kinds)
     assert kinds == {type(error).__name__ for error in EXAMPLES} | {"AirflowError"}
 
 
-def test_the_messages_on_the_page_are_the_real_ones() -> None:
+def test_the_page_has_the_real_messages() -> None:
     shown = re.findall(r"^```\n(.*?)\n```$", PAGE, re.MULTILINE | re.DOTALL)
     assert shown == [str(error) for error in EXAMPLES]
 
 
-def test_every_message_about_an_airflow_is_one_line_that_names_it_and_a_remedy() -> None:
+def test_every_message_is_one_line_with_the_instance_and_a_remedy() -> None:
     for error in EXAMPLES[1:]:
         message = str(error)
         assert message.startswith("Airflow 'sales' ")

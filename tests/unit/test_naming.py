@@ -18,17 +18,17 @@ from federation_defs.naming import (
 )
 
 
-def test_an_asset_key_holds_the_dag_id_as_it_is() -> None:
+def test_an_asset_key_contains_the_unchanged_dag_id() -> None:
     assert build_asset_key("metrics", "a-b.c") == dg.AssetKey(["metrics", "dag", "a-b.c"])
 
 
-def test_the_key_of_another_instance_is_no_dag_of_ours() -> None:
+def test_an_asset_key_of_another_instance_has_no_dag_id() -> None:
     assert build_dag_id("metrics", build_asset_key("metrics", "x")) == "x"
     assert build_dag_id("metrics", build_asset_key("warehouse", "x")) is None
     assert build_dag_id("metrics", dg.AssetKey(["metrics", "dag", "x", "task", "y"])) is None
 
 
-def test_a_run_id_leads_back_to_its_dagster_run() -> None:
+def test_a_run_id_contains_its_dagster_run() -> None:
     assert parse_root_run_id(build_run_id("abc")) == "abc"
     assert parse_root_run_id("manual__2026-01-01T00:00:00+00:00") is None
 
@@ -49,13 +49,13 @@ KEYS = [
 
 @pytest.mark.parametrize("number", [1, 2, 10])
 @pytest.mark.parametrize("partition", [None, *KEYS])
-def test_a_run_id_of_any_partition_and_number_leads_back_to_its_dagster_run(
+def test_a_run_id_with_any_partition_and_number_contains_its_dagster_run(
     partition: str | None, number: int
 ) -> None:
     root = "0f9a2e0c-61d5-4a0e-a8f7-1b2c3d4e5f60"
     run_id = build_run_id(root, partition, number)
     assert parse_root_run_id(run_id) == root
-    assert re.fullmatch(r"[A-Za-z0-9_.~:+-]+", run_id)  # what Airflow 3 takes
+    assert re.fullmatch(r"[A-Za-z0-9_.~:+-]+", run_id)  # what Airflow 3 allows
 
 
 def test_run_ids_of_different_partitions_and_numbers_differ() -> None:
@@ -63,7 +63,7 @@ def test_run_ids_of_different_partitions_and_numbers_differ() -> None:
     assert len({build_run_id("abc", *pair) for pair in pairs}) == len(pairs)
 
 
-def test_a_run_id_says_what_it_is_of() -> None:
+def test_a_run_id_is_readable() -> None:
     assert build_run_id("abc") == "dagster__abc"
     assert build_run_id("abc", "2025-02-03") == "dagster__abc__2025-02-03"
     assert build_run_id("abc", number=2) == "dagster__abc__retry_2"
@@ -72,11 +72,11 @@ def test_a_run_id_says_what_it_is_of() -> None:
 @pytest.mark.parametrize(
     "run_id", ["", "dagster", "dagster_abc", "scheduled__dagster__abc", "Dagster__abc"]
 )
-def test_a_run_that_dagster_did_not_trigger_leads_to_none(run_id: str) -> None:
+def test_a_run_id_of_another_trigger_contains_no_dagster_run(run_id: str) -> None:
     assert parse_root_run_id(run_id) is None
 
 
-def test_output_names_are_valid_and_differ() -> None:
+def test_output_names_are_valid_and_unique() -> None:
     names = build_output_names(["a.b", "a-b", "a_b", "größe"])
     assert len(set(names.values())) == 4
     assert all(name.isascii() and name.isidentifier() for name in names.values())
@@ -90,14 +90,14 @@ def test_output_names_are_valid_and_differ() -> None:
         ("data eng", "team:data eng"),
     ],
 )
-def test_an_owner_is_an_address_or_a_team_that_dagster_takes(
+def test_an_owner_is_an_address_or_a_team_that_dagster_accepts(
     airflow_owner: str, owner: str
 ) -> None:
     assert build_owner(airflow_owner) == owner
     dg.AssetSpec("x", owners=[owner])
 
 
-def test_a_tag_becomes_a_key_that_dagster_takes() -> None:
+def test_a_tag_becomes_a_key_that_dagster_accepts() -> None:
     key = build_tag_key("team: sales/eu" + "x" * 100)
     assert key.startswith("team__sales_eu")
     dg.AssetSpec("x", tags={key: ""})

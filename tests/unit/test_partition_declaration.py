@@ -1,4 +1,4 @@
-"""What may be declared of a DAG's partitions, and of how it is run again."""
+"""Declarations of partitions, triggers and limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def declare(**more: Any) -> DagDeclaration:
     return DagDeclaration.model_validate({"depends_on": ["warehouse/a"], **more})
 
 
-def test_partitions_are_days_of_utc_by_the_beginning_of_their_interval_unless_said() -> None:
+def test_partitions_are_by_default_in_utc_and_by_data_interval_start() -> None:
     partitions = declare(partitions=DAILY).partitions
     assert partitions is not None
     assert (partitions.timezone, partitions.date) == ("UTC", "data_interval_start")
@@ -28,18 +28,18 @@ def test_partitions_are_days_of_utc_by_the_beginning_of_their_interval_unless_sa
 @pytest.mark.parametrize(
     "cron", ["0 0 * * *", "*/15 * * * *", "@daily", "@hourly", "{{ env.CRON }}"]
 )
-def test_a_cron_expression_or_its_name_or_a_template_is_one(cron: str) -> None:
+def test_a_cron_expression_may_be_a_name_or_a_template(cron: str) -> None:
     assert declare(partitions={**DAILY, "cron": cron}).partitions is not None
 
 
 @pytest.mark.parametrize("cron", ["daily", "every day", "0 0 * *", "99 * * * *", "", "@never"])
-def test_what_is_no_cron_expression_is_refused(cron: str) -> None:
+def test_an_invalid_cron_expression_is_refused(cron: str) -> None:
     with pytest.raises(ValidationError, match=r"partitions\.cron") as refused:
         declare(partitions={**DAILY, "cron": cron})
     assert "write a cron expression of five fields (0 6 * * *), or @daily" in str(refused.value)
 
 
-def test_an_unknown_time_zone_is_refused_with_the_nearest() -> None:
+def test_an_unknown_time_zone_is_refused_with_a_similar_one() -> None:
     with pytest.raises(ValidationError, match=r"partitions\.timezone") as refused:
         declare(partitions={**DAILY, "timezone": "Europe/Berln"})
     assert "no such time zone; did you mean 'Europe/Berlin'?" in str(refused.value)
@@ -48,12 +48,12 @@ def test_an_unknown_time_zone_is_refused_with_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("date", "execution_date"), ("start", "yesterday"), ("strat", "2025-01-01")]
 )
-def test_what_else_is_wrong_is_refused_by_its_key(key: str, value: str) -> None:
+def test_other_invalid_keys_of_partitions_are_refused(key: str, value: str) -> None:
     with pytest.raises(ValidationError, match="partitions"):
         declare(partitions={**DAILY, key: value})
 
 
-def test_a_partition_has_no_new_runs() -> None:
+def test_on_retry_new_run_is_refused_for_partitions() -> None:
     with pytest.raises(ValidationError, match=r"trigger\.on_retry: Airflow runs a date once"):
         declare(partitions=DAILY, trigger={"on_retry": "new_run"})
     assert declare(trigger={"on_retry": "new_run"}).trigger.on_retry == "new_run"
@@ -61,7 +61,7 @@ def test_a_partition_has_no_new_runs() -> None:
         declare(partitions=DAILY, trigger={"on_retry": on_retry})
 
 
-def test_what_is_not_set_of_a_trigger_leaves_at_the_time_out_and_stops_with_the_run() -> None:
+def test_a_trigger_has_its_documented_defaults() -> None:
     trigger = declare().trigger
     assert (trigger.on_timeout, trigger.on_cancel) == ("leave", "cancel")
     assert (trigger.on_retry, trigger.wait) == ("clear_failed", True)
@@ -71,14 +71,14 @@ def test_what_is_not_set_of_a_trigger_leaves_at_the_time_out_and_stops_with_the_
     "trigger",
     [{"on_timeout": "stop"}, {"on_cancel": "ignore"}, {"on_retry": "again"}, {"wait": "perhaps"}],
 )
-def test_what_a_trigger_can_not_do_is_refused(trigger: dict[str, str]) -> None:
+def test_an_invalid_trigger_is_refused(trigger: dict[str, str]) -> None:
     (key,) = trigger
     with pytest.raises(ValidationError, match=f"trigger.{key}"):
         declare(trigger=trigger)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "many"])
-def test_a_limit_is_a_whole_number_above_0(limit: object) -> None:
+def test_a_limit_that_is_no_positive_integer_is_refused(limit: object) -> None:
     with pytest.raises(ValidationError, match=r"limits\.max_active_runs"):
         InstanceDeclaration.model_validate(
             {
@@ -90,7 +90,7 @@ def test_a_limit_is_a_whole_number_above_0(limit: object) -> None:
         )
 
 
-def test_the_schema_that_checks_yaml_takes_all_that_is_meant() -> None:
+def test_the_json_schema_accepts_every_key() -> None:
     declared = {
         "name": "metrics",
         "url": "http://127.0.0.1:1",

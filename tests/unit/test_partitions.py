@@ -1,4 +1,4 @@
-"""Of which partition a run is, and how one is asked for."""
+"""The partition of a run, and the trigger of a partition."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def at(text: str) -> datetime:
 
 
 def run_at(date: str | None = None, key: str | None = None, **dates: datetime) -> DagRun:
-    """A run all of whose dates are this one, unless said."""
+    """Return a run with this date for all dates that are not given."""
     moment = at(date) if date else None
     all_dates = dict.fromkeys(("logical_date", "data_interval_start", "data_interval_end"), moment)
     return build_run("dag", "run", partition_key=key, **{**all_dates, **dates})
@@ -47,7 +47,7 @@ def run_at(date: str | None = None, key: str | None = None, **dates: datetime) -
         ("0 6,18 * * *", "2025-01-01-06:00", "2025-01-01-18:00"),
     ],
 )
-def test_keys_are_dates_where_a_day_has_one_partition_and_times_where_it_has_more(
+def test_keys_are_dates_if_a_day_has_one_partition_and_else_times(
     cron: str, first: str, second: str
 ) -> None:
     keys = build(cron).definition.get_partition_keys(at("2025-03-15"))
@@ -55,12 +55,12 @@ def test_keys_are_dates_where_a_day_has_one_partition_and_times_where_it_has_mor
     assert len(set(keys)) == len(keys)
 
 
-def test_keys_have_the_form_that_is_declared() -> None:
+def test_keys_have_the_declared_format() -> None:
     keys = build(key_format="%d.%m.%Y").definition.get_partition_keys(at("2025-01-03"))
     assert list(keys) == ["01.01.2025", "02.01.2025"]
 
 
-def test_the_first_partition_begins_on_the_first_day_of_its_own_time_zone() -> None:
+def test_the_first_partition_begins_on_the_first_day_in_its_time_zone() -> None:
     definition = build(timezone="America/New_York").definition
     window = definition.time_window_for_partition_key("2025-01-01")
     assert window.start.astimezone(timezone.utc) == at("2025-01-01T05:00")
@@ -77,14 +77,14 @@ DAY = (at("2025-02-03"), at("2025-02-04"))
         ("logical_date", TriggerOptions(DAY[0])),
     ],
 )
-def test_a_partition_is_asked_for_by_the_date_that_tells_it(
+def test_a_partition_is_triggered_with_its_declared_date(
     date: str, options: TriggerOptions
 ) -> None:
     assert build(date=date).build_options("2025-02-03", has_keys=False) == options
 
 
 @pytest.mark.parametrize("date", ["data_interval_start", "data_interval_end", "logical_date"])
-def test_a_partition_of_a_dag_with_keys_is_asked_for_by_its_key_only(date: str) -> None:
+def test_a_partition_of_a_dag_with_keys_is_triggered_with_its_key_only(date: str) -> None:
     options = build(date=date).build_options("2025-02-03", has_keys=True)
     assert options == TriggerOptions(partition_key="2025-02-03")
 
@@ -94,10 +94,10 @@ def test_a_partition_of_a_dag_with_keys_is_asked_for_by_its_key_only(date: str) 
 )
 @pytest.mark.parametrize("date", ["data_interval_start", "data_interval_end", "logical_date"])
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Australia/Lord_Howe"])
-def test_a_run_that_was_asked_for_is_of_the_partition_that_it_was_asked_for(
+def test_the_run_of_a_triggered_partition_belongs_to_that_partition(
     cron: str, date: str, zone: str
 ) -> None:
-    """Through the changes of the clock too, of which one is half an hour."""
+    """Also when the clocks change; in Lord Howe by half an hour."""
     partitioning = build(cron, date=date, timezone=zone)
     definition = partitioning.definition
     keys = [
@@ -120,10 +120,10 @@ def test_a_run_that_was_asked_for_is_of_the_partition_that_it_was_asked_for(
 
 
 def find_range(partitioning: Partitioning, day: str, days: int) -> dg.PartitionKeyRange:
-    """The partitions of some days."""
+    """Return the partitions of some days."""
     first = at(day).timestamp()
     moments = (first, first + days * 86400)
-    keys = [partitioning.definition.get_partition_key_for_timestamp(one) for one in moments]
+    keys = [partitioning.definition.get_partition_key_for_timestamp(moment) for moment in moments]
     return dg.PartitionKeyRange(*keys)
 
 
@@ -141,25 +141,25 @@ def find_range(partitioning: Partitioning, day: str, days: int) -> dg.PartitionK
         ("data_interval_end", "2025-01-02T00:00", "2025-01-01"),
     ],
 )
-def test_a_run_is_of_the_partition_in_which_its_date_is(
+def test_a_run_belongs_to_the_partition_of_its_date(
     date: str, moment: str, partition: str | None
 ) -> None:
-    """An interval that ends when a partition does is of that one."""
+    """A data interval that ends with a partition belongs to that partition."""
     assert build(date=date).find_partition(run_at(moment)) == partition
 
 
-def test_a_run_without_the_date_is_of_no_partition() -> None:
+def test_a_run_without_the_date_has_no_partition() -> None:
     assert build().find_partition(run_at()) is None
     assert build(date="logical_date").find_partition(run_at()) is None
 
 
-def test_a_key_comes_before_all_dates() -> None:
+def test_a_partition_key_takes_precedence_over_dates() -> None:
     run = run_at("2025-02-03", key="2025-02-07")
     assert build().find_partition(run) == "2025-02-07"
 
 
 @pytest.mark.parametrize("key", ["", "2025-2-3", "2025-02-30", "20250203", "2025-02-03 ", "x"])
-def test_a_key_of_another_form_is_no_partition(key: str) -> None:
+def test_a_key_of_another_format_is_no_partition(key: str) -> None:
     assert build().find_partition(run_at("2025-02-03", key=key)) is None
 
 

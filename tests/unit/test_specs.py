@@ -17,7 +17,7 @@ def test_every_dag_of_the_snapshot_is_an_asset_of_its_instance() -> None:
     assert specs["a"].kinds == {"airflow", "dag"}
 
 
-def test_an_asset_shows_what_airflow_says_of_the_dag() -> None:
+def test_an_asset_has_the_metadata_of_its_dag() -> None:
     dag = build_dag_snapshot(
         "a",
         description="Loads it.",
@@ -36,7 +36,7 @@ def test_an_asset_shows_what_airflow_says_of_the_dag() -> None:
     assert spec.metadata["Dag ID"] == "a"
 
 
-def test_a_dependency_is_an_edge_and_a_condition() -> None:
+def test_a_dependency_is_an_edge_and_an_automation_condition() -> None:
     declaration = build_declaration("metrics", b=["warehouse/a"])
     specs = build_specs(declaration, build_snapshot("b", "c"), set())
     assert [dep.asset_key for dep in specs["b"].deps] == [build_asset_key("warehouse", "a")]
@@ -44,14 +44,14 @@ def test_a_dependency_is_an_edge_and_a_condition() -> None:
     assert specs["c"].automation_condition is None
 
 
-def test_what_was_declared_is_there_without_any_snapshot() -> None:
+def test_declared_and_referenced_dags_are_assets_without_a_snapshot() -> None:
     declaration = build_declaration("metrics", b=["warehouse/a"])
     specs = build_specs(declaration, None, referenced={"x"})
     assert list(specs) == ["b", "x"]
     assert specs["b"].kinds == {"airflow", "dag"}
 
 
-def test_a_dag_that_has_gone_keeps_its_asset_as_long_as_something_depends_on_it() -> None:
+def test_a_deleted_dag_keeps_its_asset_while_another_dag_depends_on_it() -> None:
     snapshot = build_snapshot("a", vanished=("b", "c"))
     specs = build_specs(build_declaration("warehouse"), snapshot, referenced={"b"})
     assert list(specs) == ["a", "b"]

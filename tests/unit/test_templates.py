@@ -17,7 +17,7 @@ def render(raw: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("password", ["1_000", "None", "0x10", "[1]", "pa ss", "{{ x }}", "é"])
-def test_a_password_arrives_as_it_is_whatever_it_looks_like(
+def test_a_password_is_not_changed_whatever_it_looks_like(
     monkeypatch: pytest.MonkeyPatch, password: str
 ) -> None:
     monkeypatch.setenv("SOME_PASSWORD", password)
@@ -25,7 +25,7 @@ def test_a_password_arrives_as_it_is_whatever_it_looks_like(
     assert render(raw) == {"auth": {"password": password}}
 
 
-def test_templates_are_rendered_however_deep(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_templates_are_rendered_at_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_HOST", "h")
     raw = {"a": ["http://{{ env.SOME_HOST }}/x", 5], "b": {"c": "{{ env('UNSET_X', 'd') }}"}}
     assert render(raw) == {"a": ["http://h/x", 5], "b": {"c": "d"}}
@@ -45,6 +45,6 @@ def test_a_template_that_fails_is_named_with_file_and_key() -> None:
         render({"url": "{{ nothing.of_this }}"})
 
 
-def test_the_variables_of_a_template_are_found() -> None:
+def test_the_environment_variables_of_templates_are_found() -> None:
     raw = {"username": "{{ env.A_USER }}", "password": SecretStr("{{ env('A_PASSWORD') }}")}
     assert find_variables(raw) == ["A_USER", "A_PASSWORD"]
