@@ -146,7 +146,7 @@ class FederatedAirflow(dg.StateBackedComponent):
             self._refresh_if_dev = False
             defs = super().build_defs(context)
             snapshot = self.member and self.member.snapshot
-            known = f"DAGs known since {snapshot.taken_at}" if snapshot else "declared DAGs"
+            known = f"DAGs as of {snapshot.taken_at}" if snapshot else "declared DAGs"
             _log.warning("%s Using the %s.", error, known)
             return defs
 
@@ -156,8 +156,8 @@ class FederatedAirflow(dg.StateBackedComponent):
     ) -> dg.Definitions:
         """Return the definitions of this instance, from its declaration and its state.
 
-        The last component of a federation to get here validates the federation, once per load: only
-        then are the states of all known.
+        Validating the federation needs the states of all instances, so the last component of a load
+        does it. If Dagster loads a single component, nothing is validated.
         """
         snapshot = read_snapshot(state_path)
         self.member = Member(self.source, self.declaration, snapshot)

@@ -1,4 +1,4 @@
-"""Installed in a Dagster project of somebody else's, who never notices the demo."""
+"""The package as a library in another Dagster project, without the demo."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.processes import find_free_port
 
 PYPROJECT = """\
 [project]
-name = "theirs"
+name = "sales_platform"
 version = "0"
 
 [tool.dg]
 directory_type = "project"
 
 [tool.dg.project]
-root_module = "theirs"
+root_module = "sales_platform"
 """
 DEFINITIONS = """\
 from pathlib import Path
@@ -40,10 +40,10 @@ def defs() -> dg.Definitions:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    (tmp_path / "theirs" / "defs").mkdir(parents=True)
-    (tmp_path / "theirs" / "__init__.py").touch()
-    (tmp_path / "theirs" / "defs" / "__init__.py").touch()
-    (tmp_path / "theirs" / "definitions.py").write_text(DEFINITIONS)
+    (tmp_path / "sales_platform" / "defs").mkdir(parents=True)
+    (tmp_path / "sales_platform" / "__init__.py").touch()
+    (tmp_path / "sales_platform" / "defs" / "__init__.py").touch()
+    (tmp_path / "sales_platform" / "definitions.py").write_text(DEFINITIONS)
     (tmp_path / "pyproject.toml").write_text(PYPROJECT)
     return tmp_path
 
@@ -63,8 +63,8 @@ def run_dg(project: Path, *arguments: str, **env: str) -> str:
     return finished.stdout
 
 
-def test_the_wheel_holds_the_library_and_not_the_demo(tmp_path: Path) -> None:
-    uv = os.environ.get("UV") or shutil.which("uv")  # `uv run` says where it is
+def test_the_wheel_contains_the_library_and_not_the_demo(tmp_path: Path) -> None:
+    uv = os.environ.get("UV") or shutil.which("uv")  # set by `uv run`
     assert uv
     build = [uv, "build", "--quiet", "--wheel", "--out-dir", tmp_path, ROOT]
     subprocess.run(build, check=True, timeout=300)
@@ -80,7 +80,7 @@ def test_dg_finds_scaffolds_and_loads_the_component(project: Path) -> None:
     assert "federation_defs.FederatedAirflow" in run_dg(project, "list", "components")
 
     run_dg(project, "scaffold", "defs", "federation_defs.FederatedAirflow", "sales")
-    declared = (project / "theirs" / "defs" / "sales" / "defs.yaml").read_text()
+    declared = (project / "sales_platform" / "defs" / "sales" / "defs.yaml").read_text()
     assert "name: sales" in declared
     assert '"{{ env.SALES_AIRFLOW_URL }}"' in declared
 

@@ -1,4 +1,4 @@
-"""The location loads whatever its Airflows do, and says what is wrong."""
+"""The code location loads with Airflows down, and reports wrong declarations."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ASSETS = {
 
 
 class Project:
-    """A copy of the project, and the dg commands as a person types them."""
+    """A copy of the project, and `dg` commands in it."""
 
     def __init__(self, folder: Path, env: dict[str, str]) -> None:
         self.path = copy_project(folder)
         self.env = env
 
     def run_dg(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """The finished command, its output in one text."""
+        """Run a command. Its standard error is part of its output."""
         return subprocess.run(
             [Path(sys.executable).with_name("dg"), *arguments],
             cwd=self.path,
@@ -45,14 +45,14 @@ class Project:
         )
 
     def list_assets(self, **env: str) -> dict[str, dict[str, Any]]:
-        """The assets that `dg list defs` lists, by key as "a/b/c"."""
+        """Return the assets that `dg list defs` lists, by key as "a/b/c"."""
         listed = self.run_dg("list", "defs", "--json", **env)
         assert listed.returncode == 0, listed.stdout
         content = json.loads(listed.stdout[listed.stdout.index("{\n") :])
         return {asset["asset_key"]: asset for asset in content["assets"]}
 
     def declare(self, instance: str, old: str, new: str) -> None:
-        """Changes an instance's defs.yaml."""
+        """Replace text in an instance's defs.yaml."""
         path = self.path / "federation_defs" / "defs" / instance / "defs.yaml"
         text = path.read_text()
         assert old in text
@@ -75,7 +75,7 @@ def test_dg_checks_and_lists_the_demo(project: Project) -> None:
 
 
 @pytest.mark.parametrize("known_before", [True, False])
-def test_with_one_airflow_down_both_instances_assets_load_and_a_warning_names_it(
+def test_with_one_airflow_down_all_assets_load_and_a_warning_names_it(
     project: Project, known_before: bool
 ) -> None:
     if known_before:
@@ -86,11 +86,11 @@ def test_with_one_airflow_down_both_instances_assets_load_and_a_warning_names_it
     assert f"Airflow 'metrics' did not answer at http://127.0.0.1:{port}" in checked.stdout
     assets = project.list_assets(METRICS_PORT=port)
     assert set(assets) == ASSETS
-    # What Airflow says of a DAG is known if it was ever asked.
+    # Only a state has the owners.
     assert assets[DOWNSTREAM]["owners"] == ([{"team": "analytics"}] if known_before else [])
 
 
-def test_a_refresh_that_fails_says_so_and_keeps_what_was_known(project: Project) -> None:
+def test_a_failed_refresh_is_reported_and_keeps_the_last_state(project: Project) -> None:
     assert project.run_dg("utils", "refresh-defs-state").returncode == 0
     refreshed = project.run_dg("utils", "refresh-defs-state", METRICS_PORT=str(find_free_port()))
     assert refreshed.returncode != 0
@@ -106,7 +106,7 @@ def test_a_refresh_that_fails_says_so_and_keeps_what_was_known(project: Project)
         ("metrics", "refused POST /auth/token (401)"),
     ],
 )
-def test_a_wrong_password_is_said_with_the_instance_and_the_variable_to_check(
+def test_a_wrong_password_is_reported_with_the_instance_and_its_variables(
     project: Project, instance: str, refused: str
 ) -> None:
     prefix = instance.upper()
@@ -120,7 +120,7 @@ def test_a_wrong_password_is_said_with_the_instance_and_the_variable_to_check(
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("upstream", "problem"),
     [
         (
             "warehose/load_customers",
@@ -132,19 +132,19 @@ def test_a_wrong_password_is_said_with_the_instance_and_the_variable_to_check(
         ),
     ],
 )
-def test_a_dependency_on_what_is_not_there_is_refused_with_the_nearest_right_name(
-    project: Project, written: str, said: str
+def test_a_dependency_on_an_unknown_dag_is_refused_with_a_similar_name(
+    project: Project, upstream: str, problem: str
 ) -> None:
-    project.declare("metrics", "warehouse/load_customers", written)
+    project.declare("metrics", "warehouse/load_customers", upstream)
     checked = project.run_dg("check", "defs")
     assert checked.returncode != 0
     where = "federation_defs/defs/metrics/defs.yaml: dags.customer_metrics.depends_on: "
-    assert where + said in checked.stdout
+    assert where + problem in checked.stdout
 
 
-def test_an_unknown_key_is_refused_by_name_with_file_and_line(project: Project) -> None:
+def test_an_unknown_key_is_refused_with_file_and_line(project: Project) -> None:
     project.declare("metrics", "depends_on: [warehouse/load_customers]", "depend_on: []")
-    # By folder, since of all files of one component type dg checks but the last it finds (1.13).
+    # By folder, because dg 1.13 checks only the last file of each component type.
     for check in (("yaml", "federation_defs/defs/metrics"), ("defs",)):
         checked = project.run_dg("check", *check)
         assert checked.returncode != 0
@@ -162,7 +162,7 @@ def dagster_without_metrics(airflows: Airflows, tmp_path: Path) -> Iterator[Dags
         dagster.stop()
 
 
-def test_dagster_dev_loads_both_instances_with_one_of_them_down(
+def test_dagster_dev_loads_all_assets_with_one_airflow_down(
     airflows: Airflows, dagster_without_metrics: DagsterDev
 ) -> None:
     assets = dagster_without_metrics.fetch_assets()

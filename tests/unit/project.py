@@ -1,0 +1,68 @@
+"""A Dagster project in a temporary folder, with instances under its defs folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import dagster as dg
+import yaml
+from dagster.components.utils.project_paths import get_local_state_path
+
+from federation_defs import load_federation
+from federation_defs.naming import build_asset_key
+from federation_defs.state import write_snapshot
+from tests.unit.build import build_snapshot
+
+PYPROJECT = """\
+[tool.dg]
+directory_type = "project"
+
+[tool.dg.project]
+root_module = "{module}"
+"""
+
+
+class Project:
+    """A Dagster project with instances under its defs folder."""
+
+    def __init__(self, path: Path, module: str) -> None:
+        self.path = path
+        self.defs = path / module / "defs"
+        self.defs.mkdir(parents=True)
+        (path / module / "__init__.py").touch()
+        (path / "pyproject.toml").write_text(PYPROJECT.format(module=module))
+
+    def declare(
+        self,
+        instance: str,
+        url: str = "http://127.0.0.1:1",
+        auth: Mapping[str, str] = MappingProxyType({"type": "none"}),
+        **dags: list[str],
+    ) -> None:
+        """Declare an instance with these dependencies by DAG id."""
+        attributes: dict[str, Any] = {
+            "name": instance,
+            "url": url,
+            "auth": dict(auth),
+            "dags": {dag_id: {"depends_on": upstreams} for dag_id, upstreams in dags.items()},
+        }
+        declared = {"type": "federation_defs.FederatedAirflow", "attributes": attributes}
+        (self.defs / instance).mkdir()
+        (self.defs / instance / "defs.yaml").write_text(yaml.safe_dump(declared))
+
+    def keep_state(self, instance: str, *dag_ids: str) -> None:
+        """Write the last known state of an instance."""
+        path = get_local_state_path(f"FederatedAirflow[{instance}]", self.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_snapshot(build_snapshot(*dag_ids), path)
+
+    def load_asset_keys(self) -> set[dg.AssetKey]:
+        graph = load_federation(self.path).resolve_asset_graph()
+        return set(graph.get_all_asset_keys())
+
+
+def build_keys(*names: str) -> set[dg.AssetKey]:
+    return {build_asset_key(*name.split("/")) for name in names}
