@@ -24,7 +24,7 @@ _MAX_DEPTH = 8
 # Shorter strings occur in any text by chance.
 _MIN_LENGTH = 4
 
-# The characters that stay as they are in JSON, a Python repr and HTML.
+# The characters that JSON, a Python repr and HTML do not escape.
 _UNESCAPED = set(string.ascii_letters + string.digits + string.punctuation) - set("\"'\\&<>")
 
 _OMITTED = "omitted, because it may quote a secret of the conf; see Airflow's log"
@@ -52,11 +52,12 @@ def redact(value: Any, *, is_secret: bool = False, depth: int = _MAX_DEPTH) -> A
 def redact_text(text: str, conf: Mapping[str, Any]) -> str:
     """Return Airflow's words about a conf with `***` for each of the conf's secret strings.
 
-    Quoting may change a secret that contains white space, quotes, backslashes or characters
-    outside ASCII. If the text contains a part of such a secret, all of the text is replaced.
+    Quoting may change a secret that contains white space, quotes, backslashes, `&<>` or non-ASCII
+    characters. The whole text is omitted if a part of such a secret is left in it, or if no part is
+    long enough to search for.
 
-    Not found are numbers, strings of fewer than 4 characters, and strings that Airflow cut off:
-    what they match may as well be a date or a word.
+    Numbers and strings of fewer than 4 characters are not replaced, because they may match a date
+    or a word. A secret that Airflow cut off is not found.
     """
     for secret in sorted(_find_secrets(conf), key=len, reverse=True):
         text = text.replace(secret, _MASK)
