@@ -56,7 +56,7 @@ def run_dg(project: Path, *arguments: str, **env: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=180,
+        timeout=300,
         check=False,
     )
     assert finished.returncode == 0, finished.stdout

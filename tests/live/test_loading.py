@@ -40,7 +40,7 @@ class Project:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=300,  # only a command that hangs takes so long, even on a busy machine
             check=False,
         )
 
