@@ -1,4 +1,4 @@
-"""Runs the demo's processes with honcho, and leaves none behind."""
+"""Runs the demo's processes with honcho, and stops all of them."""
 
 from __future__ import annotations
 
@@ -14,69 +14,69 @@ from honcho.printer import Message, Printer
 
 
 class ProcessRunner(Manager):
-    """Runs all processes until it is asked to end, or one of them ends by itself.
+    """Runs processes until it is asked to stop, or one of them exits.
 
-    honcho ends the process group of each. Airflow runs every task in a group of its own, so
-    those are looked for by their session: honcho starts each process in a new one, and what a
-    process starts stays in it, even when its parent dies.
+    honcho stops the process group of each. Airflow runs every task in a process group of its own,
+    so tasks are found by their session: honcho starts each process in a new session, and its
+    descendants stay in it, even when their parent dies.
 
     Attributes:
-        ended_first: Process that ended by itself -> its exit code.
+        exited: The exit codes of the processes that exited without being asked, by name.
     """
 
     def __init__(self) -> None:
         super().__init__(_QuietPrinter(prefix=False))
-        self.ended_first: dict[str, int] = {}
-        self._noted: set[psutil.Process] = set()
+        self.exited: dict[str, int] = {}
+        self._descendants: set[psutil.Process] = set()
 
     def run(self) -> None:
-        """Starts all; returns when all have ended, with everything they started.
+        """Start all processes. Return when all of them and their descendants have ended.
 
-        Whoever has not ended 5 s after the first is killed.
+        Processes that are still running 5 s after the first one ended are killed.
         """
         try:
             self.loop()
         finally:
-            kill_processes(self._noted | self._find_all())
+            kill_processes(self._descendants | self._find_descendants())
 
     def terminate(self) -> None:
-        """Asks everything to end; honcho then waits, and makes its process groups end."""
+        """Ask all processes to end. honcho waits, and then kills their process groups."""
         if not self._all_started():
-            # honcho does not know yet what to end: once more, when it has had time to learn it.
+            # honcho does not know all processes yet. Ask again when it does.
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
             return
         if not self._terminating:
-            self.ended_first = {
+            self.exited = {
                 name: process["returncode"]
                 for name, process in self._processes.items()
                 if process.get("returncode") is not None
             }
-            # Now, while all parents live: a task's own child may be in yet another session.
-            self._noted = self._find_all()
-            # The tasks too, since a scheduler waits for its own before it ends.
-            for process in self._noted:
+            # Before the parents end: a task's own child may be in yet another session.
+            self._descendants = self._find_descendants()
+            # Tasks have to be asked too, since a scheduler waits for its tasks.
+            for process in self._descendants:
                 with suppress(ProcessLookupError, psutil.NoSuchProcess):
-                    if os.getpgid(process.pid) not in self._sessions():
+                    if os.getpgid(process.pid) not in self._session_ids():
                         process.terminate()
         super().terminate()
 
-    def _sessions(self) -> set[int]:
-        """The ids of the sessions honcho started; the process groups it ends have the same."""
+    def _session_ids(self) -> set[int]:
+        """Return the ids of honcho's sessions, which are also the ids of its process groups."""
         return {process["pid"] for process in self._processes.values() if "pid" in process}
 
-    def _find_all(self) -> set[psutil.Process]:
-        """What runs of the processes and all they started."""
-        sessions = self._sessions()
+    def _find_descendants(self) -> set[psutil.Process]:
+        """Return the running processes and all of their running descendants."""
+        session_ids = self._session_ids()
         found: set[psutil.Process] = set()
         for process in psutil.process_iter():
             with suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
-                if os.getsid(process.pid) in sessions:
+                if os.getsid(process.pid) in session_ids:
                     found |= {process, *process.children(recursive=True)}
         return found
 
 
 class _QuietPrinter(Printer):
-    """Shows what the processes write, not what honcho says of its own work."""
+    """Prints what the processes write, without honcho's own messages."""
 
     def write(self, message: Message) -> None:
         if message.name != "system":
@@ -84,18 +84,18 @@ class _QuietPrinter(Printer):
 
 
 def kill_processes(processes: set[psutil.Process]) -> None:
-    """Returns when none of them runs any more."""
+    """Kill the processes, and return when none of them is running."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    while any(map(_runs, processes)):
+    while any(map(_is_running, processes)):
         time.sleep(0.05)
 
 
-def _runs(process: psutil.Process) -> bool:
+def _is_running(process: psutil.Process) -> bool:
     try:
-        # What has ended stays a zombie for as long as its new parent, in a container often no
-        # real init, cares not to read its exit code. psutil.wait_procs would wait for that.
+        # A killed process is a zombie until its new parent reads its exit code. In a container
+        # that may never happen, so psutil.wait_procs would wait for ever.
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

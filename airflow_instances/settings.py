@@ -1,4 +1,4 @@
-"""The demo's settings: what the environment sets, else `.env`, else `.env.example`."""
+"""The demo's settings: from the environment, else `.env`, else `.env.example`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _LOCAL_URL = re.compile(r"http://(?:127\.0\.0\.1|localhost):(\d{1,5})/?")
 
 
 class SettingsError(Exception):
-    """A setting is missing or can't be used."""
+    """A setting is missing or invalid."""
 
 
 @dataclass(frozen=True)
 class AirflowSettings:
-    """Where one of the Airflows listens, and the account it lets in.
+    """The port and the account of one of the Airflows.
 
     Attributes:
         name: The instance's name.
         port: Its port on 127.0.0.1.
-        username: Name of the account.
-        password: Its password.
-        password_source: Where a person finds the password: "METRICS_... in .env".
+        username: The account's name.
+        password: The account's password.
+        password_source: Where the user finds the password: "METRICS_... in .env".
     """
 
     name: str
@@ -39,15 +39,15 @@ class AirflowSettings:
 
     @property
     def url(self) -> str:
-        """Where it answers, without a slash at the end."""
+        """Its address, without a slash at the end."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment variables from which the federation reads them.
+        """The environment variables from which the federation reads these settings.
 
-        With those that `.env` is made of: Dagster reads it too, and takes it for more than its
-        own environment.
+        They include the variables that `.env` refers to, because Dagster reads `.env` too and
+        prefers it to its environment.
         """
         name = self.name.upper()
         return {
@@ -61,15 +61,14 @@ class AirflowSettings:
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """All the demo has to be told.
+    """All settings of the demo.
 
     Attributes:
         warehouse: The Airflow 2.11.
         metrics: The Airflow 3.3.
-        dagster_port: Where Dagster listens.
-        home: Folder of everything the demo writes; nothing is shared with another home.
-        dags: Folder with a folder of DAG files per Airflow, which are read beside the demo's own;
-            None if there are no others.
+        dagster_port: The port of Dagster.
+        home: The folder that the demo writes to. Demos with different homes share nothing.
+        dags: A folder with a folder of extra DAG files per Airflow, or None.
     """
 
     warehouse: AirflowSettings
@@ -80,22 +79,22 @@ class DemoSettings:
 
     @property
     def lake(self) -> Path:
-        """The DuckDB file both Airflows work on."""
+        """The DuckDB file that both Airflows use."""
         return self.home / "lake.duckdb"
 
     @property
     def dagster_url(self) -> str:
-        """Where Dagster answers."""
+        """The address of Dagster."""
         return f"http://127.0.0.1:{self.dagster_port}"
 
 
 def read_settings() -> DemoSettings:
-    """The settings, checked.
+    """Read and check the settings.
 
     Raises:
-        SettingsError: One is missing, or its value can't be used.
+        SettingsError: A setting is missing or invalid.
     """
-    _forget_empty_variables()
+    _unset_empty_variables()
     sources = [
         _Source("the environment", os.environ),
         _Source(".env", dotenv_values(REPOSITORY / ".env")),
@@ -117,9 +116,9 @@ class _Source:
     values: Mapping[str, str | None] = field(repr=False)
 
 
-def _forget_empty_variables() -> None:
-    # make exports a variable that has no value as an empty one, and "${WAREHOUSE_PORT:-8081}" in
-    # .env would then be empty as well (python-dotenv 1.2).
+def _unset_empty_variables() -> None:
+    # make exports a variable without a value as an empty one, and "${WAREHOUSE_PORT:-8081}" in
+    # .env would then be empty too (python-dotenv 1.2).
     for name in ("WAREHOUSE", "METRICS", "DAGSTER"):
         for variable in (f"{name}_PORT", f"{name}_PASSWORD"):
             if os.environ.get(variable) == "":
@@ -132,8 +131,8 @@ def _airflow_settings(name: str, sources: list[_Source]) -> AirflowSettings:
     match = _LOCAL_URL.fullmatch(url)
     if match is None:
         raise SettingsError(
-            f"{prefix}_URL is '{url}': the demo starts its Airflows on this machine only, for"
-            " nobody else to reach. Set it to http://127.0.0.1:PORT."
+            f"{prefix}_URL is '{url}', but the demo's Airflows listen on 127.0.0.1 only. Set it to"
+            " http://127.0.0.1:PORT."
         )
     username, _ = _find(f"{prefix}_USERNAME", sources)
     password, source = _find(f"{prefix}_PASSWORD", sources)
@@ -152,12 +151,12 @@ def _find_dags() -> Path | None:
         return None
     dags = Path(value).expanduser().resolve()
     if not dags.is_dir():
-        raise SettingsError(f"DEMO_DAGS is '{value}', which is no folder. Make it, or unset it.")
+        raise SettingsError(f"DEMO_DAGS is '{value}', which is not a folder. Create or unset it.")
     return dags
 
 
 def _find(name: str, sources: list[_Source]) -> tuple[str, str]:
-    """The setting's value, and the name of the source it is from."""
+    """Return the setting's value and the name of its source."""
     for source in sources:
         if value := source.values.get(name):
             return value, source.name
@@ -166,5 +165,5 @@ def _find(name: str, sources: list[_Source]) -> tuple[str, str]:
 
 def _parse_port(name: str, value: str) -> int:
     if not value.isdecimal() or not 0 < int(value) < 65536:
-        raise SettingsError(f"{name} has '{value}' for a port: it must be from 1 to 65535.")
+        raise SettingsError(f"{name} has the port '{value}'. It must be from 1 to 65535.")
     return int(value)

@@ -1,7 +1,7 @@
-"""Starts the demo's two Airflows, and Dagster beside them with `--with-dagster`.
+"""Start the demo's two Airflows, and with `--with-dagster` Dagster too.
 
-Ctrl-C or SIGTERM ends all of it. Exit codes: 0 when asked to end, 1 when something failed,
-2 when nothing was started: a port is taken, or the installation is not complete.
+Ctrl-C or SIGTERM stops everything. Exit codes: 0 when stopped, 1 when something failed, 2 when
+nothing was started because a port is in use or the installation is incomplete.
 """
 
 from __future__ import annotations
@@ -17,67 +17,67 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
-from instance import AirflowInstance
-from instances import build_instances
+from instances import AirflowInstance, build_instances
 from processes import ProcessRunner, kill_processes
-from ready import dagster_executable
+from readiness import dagster_executable
 from settings import REPOSITORY, SettingsError, read_settings
 
-_READY = "ready"
+_READINESS = "readiness"
 
 
-class RefusedError(Exception):
-    """The demo can't be started as things are; nothing was."""
+class CannotStartError(Exception):
+    """The demo can't be started. Nothing was started."""
 
 
-class StepFailedError(Exception):
+class ProcessFailedError(Exception):
     """A step of an instance's preparation, or one of its components, failed."""
 
-    def __init__(self, what: str, exit_code: int, log: Path) -> None:
+    def __init__(self, process: str, exit_code: int, log: Path) -> None:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
         end = "".join(f"  | {line}\n" for line in lines)
-        super().__init__(f"{what} ended with exit code {exit_code}. The end of {log}:\n{end}")
+        super().__init__(f"{process} ended with exit code {exit_code}. The end of {log}:\n{end}")
 
 
-def refuse_incomplete_installation(instances: list[AirflowInstance], with_dagster: bool) -> None:
-    """Nothing, if all that is to be started is installed.
+def check_installation(instances: list[AirflowInstance], with_dagster: bool) -> None:
+    """Check that everything that will be started is installed.
 
     Raises:
-        RefusedError: Something is not.
+        CannotStartError: An executable is missing.
     """
-    needed = [instance.programs / "airflow" for instance in instances]
-    needed += [dagster_executable()] if with_dagster else []
-    for executable in needed:
+    executables = [instance.programs / "airflow" for instance in instances]
+    executables += [dagster_executable()] if with_dagster else []
+    for executable in executables:
         if not executable.exists():
-            raise RefusedError(f"There is no {executable}. Run 'make install'.")
+            raise CannotStartError(f"There is no {executable}. Run 'make install'.")
 
 
-def refuse_taken_ports(ports: dict[str, int]) -> None:
-    """Nothing, if all of them are free.
+def check_ports(ports: dict[str, int]) -> None:
+    """Check that all ports are free and different.
 
     Args:
-        ports: Name of what will listen -> port.
+        ports: The port of each server, by the server's name.
 
     Raises:
-        RefusedError: One is taken, or meant for two.
+        CannotStartError: A port is in use, or set for two servers.
     """
     for name, port in ports.items():
-        remedy = f"Choose another with 'make demo {name.upper()}_PORT={_next_free(port)}'."
+        remedy = f"Choose another with 'make demo {name.upper()}_PORT={_find_free_port(port)}'."
         if list(ports.values()).count(port) > 1:
-            raise RefusedError(f"Port {port} is set for {name} and for another. {remedy}")
+            raise CannotStartError(f"Port {port} is set for {name} and for another. {remedy}")
         if not _is_free(port):
-            raise RefusedError(f"Port {port}, meant for {name}, is taken. {remedy}")
+            raise CannotStartError(f"Port {port}, meant for {name}, is taken. {remedy}")
 
 
 def prepare_all(instances: list[AirflowInstance]) -> None:
-    """Returns when each has its database and account.
+    """Prepare all instances in parallel.
 
     Raises:
-        StepFailedError: A step failed.
+        ProcessFailedError: A step failed.
     """
     with ThreadPoolExecutor(len(instances)) as pool:
         try:
-            done, _ = wait([pool.submit(prepare, one) for one in instances], None, FIRST_EXCEPTION)
+            preparations = [pool.submit(prepare, instance) for instance in instances]
+            done, _ = wait(preparations, None, FIRST_EXCEPTION)
             for future in done:
                 future.result()
         except BaseException:
@@ -86,74 +86,74 @@ def prepare_all(instances: list[AirflowInstance]) -> None:
 
 
 def prepare(instance: AirflowInstance) -> None:
-    """Returns when it has its database and account, at once if an earlier start made them."""
+    """Create the instance's database and account, unless an earlier start did."""
     instance.logs.mkdir(parents=True, exist_ok=True)
     instance.link_dags()
     if instance.is_prepared():
         return
-    instance.drop_unfinished()
+    instance.remove_incomplete_database()
     log = instance.logs / "prepare.log"
     log.unlink(missing_ok=True)
 
     def run(command: list[str], text: str = "") -> None:
         _run_step(instance, command, text, log)
 
-    _say(f"{instance.name}: preparing its database (Airflow {instance.version})")
+    _print(f"{instance.name}: preparing its database (Airflow {instance.version})")
     run(["airflow", "db", "migrate"])
-    _say(f"{instance.name}: making the account '{instance.settings.username}'")
-    instance.make_account(run)
+    _print(f"{instance.name}: creating the account '{instance.settings.username}'")
+    instance.create_account(run)
     instance.mark_prepared()
 
 
 def run_all(instances: list[AirflowInstance], with_dagster: bool) -> None:
-    """Returns when asked to end, with all processes ended.
+    """Run all processes until asked to stop. Return when they have ended.
 
     Raises:
-        StepFailedError: A component ended by itself.
-        SystemExit: What waits for all to be ready failed, and has said why.
+        ProcessFailedError: A component ended by itself.
+        SystemExit: `readiness.py` failed, and has printed why.
     """
     runner = ProcessRunner()
     logs: dict[str, Path] = {}
     for instance in instances:
-        _say(f"{instance.name}: starting {', '.join(instance.components)}")
+        _print(f"{instance.name}: starting {', '.join(instance.components)}")
         for component, arguments in instance.components.items():
             name = f"{instance.name} {component}"
             logs[name] = instance.logs / f"{component}.log"
             command = shlex.join([str(instance.programs / "airflow"), *arguments])
-            # To a file: a pipe to honcho would stay open, and the process count as running, for
-            # as long as any task that outlives it.
+            # To a file: a task that outlives the process would keep a pipe to honcho open, and
+            # honcho would take the process for running.
             command = f"exec {command} >{shlex.quote(str(logs[name]))} 2>&1"
             runner.add_process(name, command, env=instance.environment(), cwd=instance.home)
-    ready = [sys.executable, str(Path(__file__).with_name("ready.py"))]
-    ready += ["--with-dagster"] if with_dagster else []
-    runner.add_process(_READY, f"exec {shlex.join(ready)}", cwd=REPOSITORY)
+    readiness = [sys.executable, str(Path(__file__).with_name("readiness.py"))]
+    readiness += ["--with-dagster"] if with_dagster else []
+    runner.add_process(_READINESS, f"exec {shlex.join(readiness)}", cwd=REPOSITORY)
     runner.run()
-    for name, exit_code in runner.ended_first.items():
-        if name == _READY:
+    for name, exit_code in runner.exited.items():
+        if name == _READINESS:
             raise SystemExit(1)
-        raise StepFailedError(f"{name}, not asked to end,", exit_code, logs[name])
+        raise ProcessFailedError(name, exit_code, logs[name])
 
 
 def _run_step(instance: AirflowInstance, command: list[str], text: str, log: Path) -> None:
     with log.open("ab") as output:
-        ended = subprocess.run(
+        finished = subprocess.run(
             [instance.programs / command[0], *command[1:]],
             cwd=instance.home,
             env=instance.environment(),
             input=text.encode(),
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C is ours to pass on
+            start_new_session=True,  # Ctrl-C must reach only this process, which stops the step
             check=False,
         )
-    if ended.returncode != 0:
+    if finished.returncode != 0:
         step = f"{instance.name}: {' '.join(command)}"
-        raise StepFailedError(step, ended.returncode, log)
+        raise ProcessFailedError(step, finished.returncode, log)
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as listener:
-        # As the servers do: connections of an earlier start that still linger don't count.
+        # As the servers do, so that closed connections of an earlier start don't count.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))
@@ -162,11 +162,11 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _next_free(port: int) -> int:
+def _find_free_port(port: int) -> int:
     return next(other for other in range(port + 1000, 65536) if _is_free(other))
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)
 
 
@@ -174,8 +174,8 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _hang_up(_signal: int, _frame: FrameType | None) -> None:
-    # All processes have sessions of their own: a closed terminal would leave them running.
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    # All processes have their own sessions, so a closed terminal would leave them running.
     signal.raise_signal(signal.SIGTERM)
 
 
@@ -185,26 +185,26 @@ def main() -> int:
     with_dagster: bool = parser.parse_args().with_dagster
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _interrupt)
-    signal.signal(signal.SIGHUP, _hang_up)
+    signal.signal(signal.SIGHUP, _terminate)
     try:
         demo = read_settings()
         instances = build_instances(demo)
-        refuse_incomplete_installation(instances, with_dagster)
-        ports = {one.name: one.settings.port for one in instances}
-        refuse_taken_ports(ports | ({"dagster": demo.dagster_port} if with_dagster else {}))
-        # Nobody else's business: password hashes and keys are in there.
+        check_installation(instances, with_dagster)
+        ports = {instance.name: instance.settings.port for instance in instances}
+        check_ports(ports | ({"dagster": demo.dagster_port} if with_dagster else {}))
+        # Not readable for other users: it holds password hashes and keys.
         demo.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         prepare_all(instances)
         run_all(instances, with_dagster)
-    except (SettingsError, RefusedError) as error:
+    except (SettingsError, CannotStartError) as error:
         print(error, file=sys.stderr)
         return 2
-    except StepFailedError as error:
+    except ProcessFailedError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         pass
-    _say("Everything is ended.")
+    _print("Everything has stopped.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Starts a DAG of the warehouse Airflow by hand: `trigger.py [DAG_ID]`, or load_customers."""
+"""Trigger a DAG of the warehouse Airflow: `trigger.py [DAG_ID]`, by default load_customers."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from http import HTTPStatus
 from urllib.parse import quote
 
 import requests
-from instance import AirflowInstance, SignInRefusedError
-from instances import Airflow2Instance
+from instances import Airflow2Instance, AirflowInstance, SignInRefusedError
 from settings import SettingsError, read_settings
 
 
 class TriggerError(Exception):
-    """The DAG was not started."""
+    """The DAG was not triggered."""
 
 
 def trigger(warehouse: AirflowInstance, dag_id: str) -> str:
-    """The id of the DAG run that was started.
+    """Trigger a DAG and return its run id.
 
     Raises:
-        SignInRefusedError: The account is not accepted.
-        TriggerError: It does not answer, has no such DAG, or refused.
+        SignInRefusedError: The account is refused.
+        TriggerError: The instance does not answer, has no such DAG, or refuses the trigger.
     """
     url = warehouse.settings.url
     try:
@@ -37,14 +36,13 @@ def trigger(warehouse: AirflowInstance, dag_id: str) -> str:
         raise TriggerError(f"Airflow 'warehouse' has no DAG '{dag_id}'. Its DAGs: {url}/home")
     if not response.ok:
         raise TriggerError(
-            f"Airflow 'warehouse' refused to start '{dag_id}' ({response.status_code}):"
+            f"Airflow 'warehouse' refused to trigger '{dag_id}' ({response.status_code}):"
             f" {response.text}"
         )
     return response.json()["dag_run_id"]
 
 
 def main() -> int:
-    """The exit code: 0 when the DAG was started."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dag_id", nargs="?", default="load_customers")
     dag_id: str = parser.parse_args().dag_id
@@ -56,11 +54,11 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     page = warehouse.dag_page.format(dag_id=dag_id)
-    print(f"Started {dag_id} in warehouse: {demo.warehouse.url}{page}?dag_run_id={quote(run_id)}")
+    print(f"Triggered {dag_id} in warehouse: {demo.warehouse.url}{page}?dag_run_id={quote(run_id)}")
     print(f"Watch it arrive in Dagster: {demo.dagster_url}/assets")
     if dag_id == "load_customers":
-        follower = f"{demo.metrics.url}/dags/customer_metrics"
-        print(f"Dagster then starts customer_metrics in metrics: {follower}")
+        downstream = f"{demo.metrics.url}/dags/customer_metrics"
+        print(f"Dagster then triggers customer_metrics in metrics: {downstream}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""From a CSV file into two tables of the lake: the good rows, and the rejected ones with why."""
+"""Loads a CSV file into two tables of the lake: valid rows, and rejected rows with the reason."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CsvLoad:
-    """What becomes of a CSV file.
+    """How to load a CSV file.
 
     Attributes:
-        table: Table of the good rows; the rejected go to `<table>_rejected`, as they came.
+        table: The table of valid rows. Rejected rows go unchanged to `<table>_rejected`.
         file: The CSV file, with a header line.
         columns: Column of the table -> SQL over `raw`, the columns of the file, all text. The first
-            column is the key: of the good rows with the same key only the first is loaded.
+            column is the key: of valid rows with the same key, only the first is loaded.
         rejects: Reason -> SQL condition over `raw` and `new`, the row as it would
             be loaded. The first condition that holds gives the reason.
     """
@@ -36,17 +36,17 @@ class CsvLoad:
 
 
 class IncompleteLoadError(Exception):
-    """Rows got lost between the file and the tables."""
+    """The tables have more or fewer rows than the file."""
 
     def __init__(self, table: str, read: int, stored: int) -> None:
         super().__init__(f"'{table}': {read} rows counted in the CSV file, {stored} stored.")
 
 
 def count_rows(load: CsvLoad) -> int:
-    """How many rows the file has, its header not counted.
+    """Count the rows of the file, without its header.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
     """
     import csv
 
@@ -57,13 +57,13 @@ def count_rows(load: CsvLoad) -> int:
 
 
 def load_csv(load: CsvLoad, expected_rows: int) -> dict[str, int]:
-    """Both tables, made anew from the file: `{"loaded": 1200, "missing id": 8, ...}` rows.
+    """Replace both tables, and return their numbers of rows: `{"loaded": 1200, "missing id": 8}`.
 
-    Loading the same file again gives the same tables; a reader sees the old ones or the new.
+    Loading the same file again gives the same tables. Readers see either the old tables or the new.
 
     Raises:
-        IncompleteLoadError: Another number of rows was stored than `expected_rows`.
-        LakeBusyError: Other processes held the lake for too long.
+        IncompleteLoadError: The number of stored rows is not `expected_rows`.
+        LakeBusyError: Other processes had the lake locked until the timeout.
     """
     with open_lake() as lake:
         _classify(lake, load)
@@ -86,7 +86,7 @@ def load_csv(load: CsvLoad, expected_rows: int) -> dict[str, int]:
 
 
 def _classify(lake: duckdb.DuckDBPyConnection, load: CsvLoad) -> None:
-    """The temporary table `classified`: each row of the file, its line, why it is rejected."""
+    """Create the temporary table `classified`: each row with its line and why it is rejected."""
     new = ", ".join(f"{sql} AS {column}" for column, sql in load.columns.items())
     reasons = " ".join(f"WHEN {sql} THEN '{reason}'" for reason, sql in load.rejects.items())
     key = next(iter(load.columns))

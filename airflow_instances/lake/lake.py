@@ -1,10 +1,11 @@
 """The lake: one DuckDB file that the DAGs of both Airflows read and write.
 
-DuckDB lets a single process hold the file, and refuses every other one, readers included
-(https://duckdb.org/docs/stable/connect/concurrency). So nobody keeps a connection: each task
-opens one for the moment of its work, and whoever finds the file held tries again.
+DuckDB locks the file for one process, readers included
+(https://duckdb.org/docs/stable/connect/concurrency). So each task keeps its connection short, and
+retries while another process has the lock.
 
-Nothing heavy is imported up here: Airflow imports this module each time it parses a DAG file.
+duckdb and tenacity are imported inside functions, because Airflow imports this module each time it
+parses a DAG file.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import duckdb
 
-_DEADLINE_S = 60.0
+_LOCK_TIMEOUT_S = 60.0
 
 
 class LakeBusyError(Exception):
-    """Other processes held the lake for as long as we were ready to wait."""
+    """Other processes had the lake locked until the timeout."""
 
-    def __init__(self, path: Path, deadline_s: float) -> None:
+    def __init__(self, path: Path, timeout_s: float) -> None:
         super().__init__(
-            f"The lake {path} was held by other processes for {deadline_s:g} s. Something keeps"
-            " a connection to it open: close it (a DuckDB shell, for instance), run the task again."
+            f"The lake {path} was locked by other processes for {timeout_s:g} s. Close the program"
+            " that keeps a connection to it (a DuckDB shell, for instance), and run the task again."
         )
 
 
 class TableMissingError(Exception):
-    """A DAG needs a table that no DAG has loaded yet."""
+    """A table that a DAG reads has not been loaded yet."""
 
     def __init__(self, table: str) -> None:
         super().__init__(
@@ -41,20 +42,20 @@ class TableMissingError(Exception):
 
 
 def lake_path() -> Path:
-    """The lake's file, from FEDERATION_LAKE."""
+    """Return the path in the environment variable FEDERATION_LAKE."""
     return Path(os.environ["FEDERATION_LAKE"])
 
 
 @contextmanager
-def open_lake(deadline_s: float = _DEADLINE_S) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection to the lake, in one transaction: all of what is done shows, or none of it.
+def open_lake(timeout_s: float = _LOCK_TIMEOUT_S) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a connection to the lake with one transaction, committed at the end of the block.
 
-    Keep it short: nobody else reads or writes meanwhile.
+    Keep the block short: no other process can read or write during it.
 
     Raises:
-        LakeBusyError: Others held the file until the deadline.
+        LakeBusyError: Other processes had the file locked until the timeout.
     """
-    with _connect(lake_path(), deadline_s) as connection:
+    with _connect(lake_path(), timeout_s) as connection:
         connection.begin()
         try:
             yield connection
@@ -65,10 +66,10 @@ def open_lake(deadline_s: float = _DEADLINE_S) -> Iterator[duckdb.DuckDBPyConnec
 
 
 def require_table(connection: duckdb.DuckDBPyConnection, table: str) -> None:
-    """Nothing, if the lake has this table.
+    """Check that the lake has a table.
 
     Raises:
-        TableMissingError: It has not.
+        TableMissingError: It does not.
     """
     found = connection.execute(
         "SELECT 1 FROM duckdb_tables() WHERE table_name = ?", [table]
@@ -77,7 +78,7 @@ def require_table(connection: duckdb.DuckDBPyConnection, table: str) -> None:
         raise TableMissingError(table)
 
 
-def _connect(path: Path, deadline_s: float) -> duckdb.DuckDBPyConnection:
+def _connect(path: Path, timeout_s: float) -> duckdb.DuckDBPyConnection:
     import duckdb
     from tenacity import (
         RetryError,
@@ -90,17 +91,17 @@ def _connect(path: Path, deadline_s: float) -> duckdb.DuckDBPyConnection:
     retrying = Retrying(
         retry=retry_if_exception(_is_lock_error),
         wait=wait_random_exponential(multiplier=0.05, max=1),
-        stop=stop_after_delay(deadline_s),
+        stop=stop_after_delay(timeout_s),
     )
     try:
-        # The tables are small: threads would cost more than they bring.
+        # The tables are small, so threads would only add cost.
         return retrying(duckdb.connect, path, config={"threads": 1})
     except RetryError as error:
-        raise LakeBusyError(path, deadline_s) from error.last_attempt.exception()
+        raise LakeBusyError(path, timeout_s) from error.last_attempt.exception()
 
 
 def _is_lock_error(error: BaseException) -> bool:
     import duckdb
 
-    # DuckDB has no class of its own for it (1.5): any failed read or write is an IOException.
+    # DuckDB 1.5 has no class for lock errors: any failed read or write is an IOException.
     return isinstance(error, duckdb.IOException) and "Could not set lock" in str(error)

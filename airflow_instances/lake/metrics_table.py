@@ -1,4 +1,4 @@
-"""Tables of metrics: one row per metric and dimension, written anew by every run."""
+"""Tables of metrics: one row per metric and dimension, replaced by every run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ log = logging.getLogger(__name__)
 def replace_metrics(
     lake: duckdb.DuckDBPyConnection, table: str, queries: Mapping[str, str]
 ) -> dict[str, int]:
-    """The table, made anew: how many rows each metric has.
+    """Replace a table of metrics, and return the number of rows per metric.
 
     Its columns: `metric` (text), `dimension` (text: a day, a country, or 'all'), `value` (number),
     `computed_at` (UTC).
 
     Args:
         lake: An open transaction.
-        table: Name of the table.
-        queries: Metric -> SQL giving its dimensions and values, in this order.
+        table: The table's name.
+        queries: Metric -> SQL that selects its dimensions and values, in this order.
     """
     lake.execute(f"""
         CREATE OR REPLACE TABLE {table} (

@@ -3,8 +3,8 @@
 | metric | dimension | value |
 |---|---|---|
 | customers | all | customers in total |
-| new_customers | a day | customers that signed up on it |
-| customers_by_country | a country code | customers who live there |
+| new_customers | a day | customers who signed up that day |
+| customers_by_country | a country code | customers in that country |
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 from functools import partial
 
 from airflow.sdk import Variable, dag, task
+from fault_injection import fail_if_requested, sleep_if_requested
 from lake import open_lake, require_table
 from metrics_table import replace_metrics
-from rehearsal import fail_if_asked, take_time
 
 METRICS = {
     "customers": "SELECT 'all', count(*) FROM customers",
@@ -33,12 +33,12 @@ def customer_metrics() -> None:
     @task
     def compute() -> dict[str, int]:
         read_variable = partial(Variable.get, default=None)
-        take_time("customer_metrics", read_variable)
+        sleep_if_requested("customer_metrics", read_variable)
         with open_lake() as lake:
             require_table(lake, "customers")
             rows = replace_metrics(lake, "customer_metrics", METRICS)
-            # In the transaction: when it fails, the table of the last run stays.
-            fail_if_asked("customer_metrics", read_variable)
+            # Inside the transaction: a failure keeps the table of the last run.
+            fail_if_requested("customer_metrics", read_variable)
         return rows
 
     compute()

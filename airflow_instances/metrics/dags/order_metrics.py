@@ -3,9 +3,9 @@
 | metric | dimension | value |
 |---|---|---|
 | orders | all | orders in total |
-| revenue | all | amounts of the completed and the shipped |
-| orders_per_day | a day | orders made on it |
-| orders_by_status | a status | orders that have it |
+| revenue | all | total amount of completed and shipped orders |
+| orders_per_day | a day | orders made that day |
+| orders_by_status | a status | orders with that status |
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 from functools import partial
 
 from airflow.sdk import Variable, dag, task
+from fault_injection import fail_if_requested, sleep_if_requested
 from lake import open_lake, require_table
 from metrics_table import replace_metrics
-from rehearsal import fail_if_asked, take_time
 
 METRICS = {
     "orders": "SELECT 'all', count(*) FROM orders",
@@ -35,12 +35,12 @@ def order_metrics() -> None:
     @task
     def compute() -> dict[str, int]:
         read_variable = partial(Variable.get, default=None)
-        take_time("order_metrics", read_variable)
+        sleep_if_requested("order_metrics", read_variable)
         with open_lake() as lake:
             require_table(lake, "orders")
             rows = replace_metrics(lake, "order_metrics", METRICS)
-            # In the transaction: when it fails, the table of the last run stays.
-            fail_if_asked("order_metrics", read_variable)
+            # Inside the transaction: a failure keeps the table of the last run.
+            fail_if_requested("order_metrics", read_variable)
         return rows
 
     compute()

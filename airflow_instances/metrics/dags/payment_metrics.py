@@ -3,8 +3,8 @@
 | metric | dimension | value |
 |---|---|---|
 | payments | all | payments in total |
-| paid_per_day | a day | amounts paid on it |
-| paid_by_method | a method | amounts paid by it |
+| paid_per_day | a day | amount paid that day |
+| paid_by_method | a method | amount paid by that method |
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 from functools import partial
 
 from airflow.sdk import Variable, dag, task
+from fault_injection import fail_if_requested, sleep_if_requested
 from lake import open_lake, require_table
 from metrics_table import replace_metrics
-from rehearsal import fail_if_asked, take_time
 
 METRICS = {
     "payments": "SELECT 'all', count(*) FROM payments",
@@ -33,12 +33,12 @@ def payment_metrics() -> None:
     @task
     def compute() -> dict[str, int]:
         read_variable = partial(Variable.get, default=None)
-        take_time("payment_metrics", read_variable)
+        sleep_if_requested("payment_metrics", read_variable)
         with open_lake() as lake:
             require_table(lake, "payments")
             rows = replace_metrics(lake, "payment_metrics", METRICS)
-            # In the transaction: when it fails, the table of the last run stays.
-            fail_if_asked("payment_metrics", read_variable)
+            # Inside the transaction: a failure keeps the table of the last run.
+            fail_if_requested("payment_metrics", read_variable)
         return rows
 
     compute()

@@ -3,8 +3,8 @@
 | metric | dimension | value |
 |---|---|---|
 | products | all | products in total |
-| products_by_category | a category | products in it |
-| mean_price_by_category | a category | their mean price |
+| products_by_category | a category | products in that category |
+| mean_price_by_category | a category | mean price in that category |
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 from functools import partial
 
 from airflow.sdk import Variable, dag, task
+from fault_injection import fail_if_requested, sleep_if_requested
 from lake import open_lake, require_table
 from metrics_table import replace_metrics
-from rehearsal import fail_if_asked, take_time
 
 METRICS = {
     "products": "SELECT 'all', count(*) FROM products",
@@ -33,12 +33,12 @@ def product_metrics() -> None:
     @task
     def compute() -> dict[str, int]:
         read_variable = partial(Variable.get, default=None)
-        take_time("product_metrics", read_variable)
+        sleep_if_requested("product_metrics", read_variable)
         with open_lake() as lake:
             require_table(lake, "products")
             rows = replace_metrics(lake, "product_metrics", METRICS)
-            # In the transaction: when it fails, the table of the last run stays.
-            fail_if_asked("product_metrics", read_variable)
+            # Inside the transaction: a failure keeps the table of the last run.
+            fail_if_requested("product_metrics", read_variable)
         return rows
 
     compute()

@@ -3,9 +3,9 @@
 | metric | dimension | value |
 |---|---|---|
 | sales | all | sales in total |
-| takings_per_day | a day | money taken on it |
-| takings_by_store | a store | money taken there |
-| units_by_store | a store | units sold there |
+| takings_per_day | a day | sum of sales that day |
+| takings_by_store | a store | sum of sales in that store |
+| units_by_store | a store | units sold in that store |
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 from functools import partial
 
 from airflow.sdk import Variable, dag, task
+from fault_injection import fail_if_requested, sleep_if_requested
 from lake import open_lake, require_table
 from metrics_table import replace_metrics
-from rehearsal import fail_if_asked, take_time
 
 METRICS = {
     "sales": "SELECT 'all', count(*) FROM sales",
@@ -35,12 +35,12 @@ def sales_metrics() -> None:
     @task
     def compute() -> dict[str, int]:
         read_variable = partial(Variable.get, default=None)
-        take_time("sales_metrics", read_variable)
+        sleep_if_requested("sales_metrics", read_variable)
         with open_lake() as lake:
             require_table(lake, "sales")
             rows = replace_metrics(lake, "sales_metrics", METRICS)
-            # In the transaction: when it fails, the table of the last run stays.
-            fail_if_asked("sales_metrics", read_variable)
+            # Inside the transaction: a failure keeps the table of the last run.
+            fail_if_requested("sales_metrics", read_variable)
         return rows
 
     compute()

@@ -1,7 +1,7 @@
 """Loads `data/customers.csv` into the lake's table `customers`.
 
-Countries are brought to two-letter codes, dates to dates, addresses to lower case. What cannot be
-used goes to `customers_rejected`, with its line in the file and the reason.
+Countries become two-letter codes, dates become dates, e-mail addresses lower case.
+Invalid rows go to `customers_rejected`, with their line in the file and the reason.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from airflow.decorators import dag, task
 from airflow.models import Variable
 from csv_load import CsvLoad, count_rows, load_csv
-from rehearsal import fail_if_asked, take_time
+from fault_injection import fail_if_requested, sleep_if_requested
 
 _COUNTRIES = {
     "DE": ["de", "germany", "deutschland"],
@@ -65,8 +65,8 @@ def load_customers() -> None:
     @task
     def load(rows: int) -> dict[str, int]:
         read_variable = partial(Variable.get, default_var=None)
-        take_time("load_customers", read_variable)
-        fail_if_asked("load_customers", read_variable)
+        sleep_if_requested("load_customers", read_variable)
+        fail_if_requested("load_customers", read_variable)
         return load_csv(CUSTOMERS, rows)
 
     load(count())

@@ -1,6 +1,6 @@
 """Loads `data/orders.csv` into the lake's table `orders`.
 
-What cannot be used goes to `orders_rejected`, with its line in the file and the reason.
+Invalid rows go to `orders_rejected`, with their line in the file and the reason.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from airflow.decorators import dag, task
 from airflow.models import Variable
 from csv_load import CsvLoad, count_rows, load_csv
-from rehearsal import fail_if_asked, take_time
+from fault_injection import fail_if_requested, sleep_if_requested
 
 ORDERS = CsvLoad(
     table="orders",
@@ -50,8 +50,8 @@ def load_orders() -> None:
     @task
     def load(rows: int) -> dict[str, int]:
         read_variable = partial(Variable.get, default_var=None)
-        take_time("load_orders", read_variable)
-        fail_if_asked("load_orders", read_variable)
+        sleep_if_requested("load_orders", read_variable)
+        fail_if_requested("load_orders", read_variable)
         return load_csv(ORDERS, rows)
 
     load(count())

@@ -1,6 +1,6 @@
 """Loads `data/payments.csv` into the lake's table `payments`.
 
-What cannot be used goes to `payments_rejected`, with its line in the file and the reason.
+Invalid rows go to `payments_rejected`, with their line in the file and the reason.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from airflow.decorators import dag, task
 from airflow.models import Variable
 from csv_load import CsvLoad, count_rows, load_csv
-from rehearsal import fail_if_asked, take_time
+from fault_injection import fail_if_requested, sleep_if_requested
 
 PAYMENTS = CsvLoad(
     table="payments",
@@ -50,8 +50,8 @@ def load_payments() -> None:
     @task
     def load(rows: int) -> dict[str, int]:
         read_variable = partial(Variable.get, default_var=None)
-        take_time("load_payments", read_variable)
-        fail_if_asked("load_payments", read_variable)
+        sleep_if_requested("load_payments", read_variable)
+        fail_if_requested("load_payments", read_variable)
         return load_csv(PAYMENTS, rows)
 
     load(count())

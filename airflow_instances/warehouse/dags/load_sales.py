@@ -1,6 +1,6 @@
-"""Loads `data/sales.csv`, what the shops sold, into the lake's table `sales`.
+"""Loads `data/sales.csv`, the sales of the shops, into the lake's table `sales`.
 
-What cannot be used goes to `sales_rejected`, with its line in the file and the reason.
+Invalid rows go to `sales_rejected`, with their line in the file and the reason.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from airflow.decorators import dag, task
 from airflow.models import Variable
 from csv_load import CsvLoad, count_rows, load_csv
-from rehearsal import fail_if_asked, take_time
+from fault_injection import fail_if_requested, sleep_if_requested
 
 SALES = CsvLoad(
     table="sales",
@@ -51,8 +51,8 @@ def load_sales() -> None:
     @task
     def load(rows: int) -> dict[str, int]:
         read_variable = partial(Variable.get, default_var=None)
-        take_time("load_sales", read_variable)
-        fail_if_asked("load_sales", read_variable)
+        sleep_if_requested("load_sales", read_variable)
+        fail_if_requested("load_sales", read_variable)
         return load_csv(SALES, rows)
 
     load(count())

@@ -9,14 +9,14 @@ from functools import partial
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Variable, dag, task
-from rehearsal import take_time
+from fault_injection import sleep_if_requested
 
 
 @dag(schedule=None, max_active_runs=1, tags=["chaos"])
 def paced() -> None:
     @task
     def work() -> None:
-        take_time("paced", partial(Variable.get, default=None))
+        sleep_if_requested("paced", partial(Variable.get, default=None))
 
     work()
 

@@ -12,7 +12,7 @@ from airflow import DAG
 from airflow.decorators import dag, task
 from airflow.models import Variable
 from airflow.operators.empty import EmptyOperator
-from rehearsal import take_time
+from fault_injection import sleep_if_requested
 
 BEGIN = datetime(2026, 1, 1)
 
@@ -21,7 +21,7 @@ BEGIN = datetime(2026, 1, 1)
 def paced() -> None:
     @task
     def work() -> None:
-        take_time("paced", partial(Variable.get, default_var=None))
+        sleep_if_requested("paced", partial(Variable.get, default_var=None))
 
     work()
 

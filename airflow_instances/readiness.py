@@ -1,6 +1,6 @@
-"""Says when both Airflows are ready; then starts Dagster if asked to, and says what there is.
+"""Waits until both Airflows are ready, then starts Dagster if asked to.
 
-`start.py` runs this beside the Airflows: it ends with an error when they take too long.
+`start.py` runs this beside the Airflows. It fails when an Airflow takes too long.
 """
 
 from __future__ import annotations
@@ -15,59 +15,58 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import requests
-from instance import AirflowInstance, SignInRefusedError
-from instances import build_instances
+from instances import AirflowInstance, SignInRefusedError, build_instances
 from settings import REPOSITORY, DemoSettings, read_settings
 
-_DEADLINE_S = 240
-_POLL_S = 0.5
-_ANSWER_WITHIN_S = 5
-_SAY_EVERY_S = 10
+_READY_TIMEOUT_S = 240
+_POLL_INTERVAL_S = 0.5
+_REQUEST_TIMEOUT_S = 5
+_PROGRESS_INTERVAL_S = 10
 
 
 class NotReadyError(Exception):
-    """Something that was started does not answer, or not any more."""
+    """An Airflow or Dagster is not ready in time, or has ended."""
 
 
 def wait_until_ready(instances: list[AirflowInstance]) -> None:
-    """Returns when all are, and has said so of each.
+    """Print each instance that is ready. Return when all are.
 
     Raises:
-        NotReadyError: One was not before the deadline.
-        SignInRefusedError: One does not accept the account of the settings.
+        NotReadyError: An instance is not ready in time.
+        SignInRefusedError: An instance refuses the account of the settings.
     """
-    started_at, started = datetime.now(timezone.utc), time.monotonic()
-    said = started
+    started_at, start = datetime.now(timezone.utc), time.monotonic()
+    last_progress = start
     waiting = list(instances)
     while True:
-        missing = {instance: instance.what_is_missing(started_at) for instance in waiting}
-        for instance, lack in missing.items():
-            if lack is None:
+        reasons = {instance: instance.check_readiness(started_at) for instance in waiting}
+        for instance in waiting:
+            if reasons[instance] is None:
                 print(f"ready: {instance.name} {instance.settings.url}", flush=True)
-        waiting = [instance for instance in waiting if missing[instance] is not None]
+        waiting = [instance for instance in waiting if reasons[instance] is not None]
         if not waiting:
             return
         now = time.monotonic()
-        if now > started + _DEADLINE_S:
+        if now > start + _READY_TIMEOUT_S:
             raise NotReadyError(
                 "\n".join(
-                    f"Airflow '{one.name}' is not ready after {_DEADLINE_S} s: {missing[one]}."
-                    f" Its logs are in {one.logs}."
-                    for one in waiting
+                    f"Airflow '{instance.name}' is not ready after {_READY_TIMEOUT_S} s:"
+                    f" {reasons[instance]}. Its logs are in {instance.logs}."
+                    for instance in waiting
                 )
             )
-        if now > said + _SAY_EVERY_S:
-            said = now
-            for one in waiting:
-                print(f"{one.name}: waiting, {missing[one]}", flush=True)
-        time.sleep(_POLL_S)
+        if now > last_progress + _PROGRESS_INTERVAL_S:
+            last_progress = now
+            for instance in waiting:
+                print(f"{instance.name}: waiting, {reasons[instance]}", flush=True)
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def start_dagster(demo: DemoSettings) -> subprocess.Popen[bytes]:
-    """Dagster, as soon as its web server answers.
+    """Start Dagster. Return its process when its web server answers.
 
     Raises:
-        NotReadyError: It ended, or did not answer before the deadline.
+        NotReadyError: Dagster ended, or did not answer in time.
     """
     home = demo.home / "dagster"
     home.mkdir(parents=True, exist_ok=True)
@@ -76,7 +75,7 @@ def start_dagster(demo: DemoSettings) -> subprocess.Popen[bytes]:
     print("dagster: starting", flush=True)
     address = ["--host", "127.0.0.1", "--port", str(demo.dagster_port)]
     dagster = subprocess.Popen(
-        # Its daemons say at level info each 5 s that they are there; what they do is in the UI.
+        # At level info the daemons log every 5 s that they are running.
         [dagster_executable(), "dev", *address, "--log-level", "warning"],
         cwd=REPOSITORY,
         env={
@@ -88,25 +87,25 @@ def start_dagster(demo: DemoSettings) -> subprocess.Popen[bytes]:
             "NO_PROXY": "127.0.0.1,localhost",
         },
     )
-    deadline = time.monotonic() + _DEADLINE_S
+    deadline = time.monotonic() + _READY_TIMEOUT_S
     session = requests.Session()
-    session.trust_env = False  # a proxy has no say on 127.0.0.1
-    while not _answers(session, f"{demo.dagster_url}/server_info"):
+    session.trust_env = False  # no proxy for 127.0.0.1
+    while not _is_answering(session, f"{demo.dagster_url}/server_info"):
         if dagster.poll() is not None:
             raise NotReadyError(f"Dagster ended (exit code {dagster.returncode}), see above.")
         if time.monotonic() > deadline:
-            raise NotReadyError(f"Dagster does not answer after {_DEADLINE_S} s, see above.")
-        time.sleep(_POLL_S)
+            raise NotReadyError(f"Dagster does not answer after {_READY_TIMEOUT_S} s, see above.")
+        time.sleep(_POLL_INTERVAL_S)
     return dagster
 
 
 def dagster_executable() -> Path:
-    """The `dagster` of the environment this runs in."""
+    """Return the `dagster` executable of the running environment."""
     return Path(sys.executable).parent / "dagster"
 
 
-def banner(demo: DemoSettings, instances: list[AirflowInstance], with_dagster: bool) -> str:
-    """What there is now, and what to try."""
+def build_banner(demo: DemoSettings, instances: list[AirflowInstance], with_dagster: bool) -> str:
+    """Return the addresses and accounts of everything that runs, and what to try."""
     lines = ["", "The demo runs:"]
     for instance in instances:
         settings = instance.settings
@@ -116,45 +115,40 @@ def banner(demo: DemoSettings, instances: list[AirflowInstance], with_dagster: b
         ]
     if with_dagster:
         lines.append(f"  {'dagster':<10}{demo.dagster_url}")
-    return "\n".join(
-        [*lines, f"Try '{_trigger_command(demo)}' in another terminal. Ctrl-C ends everything.", ""]
-    )
-
-
-def _trigger_command(demo: DemoSettings) -> str:
-    """With the ports that this demo was given and another terminal does not know of."""
+    # With the ports that were set for this demo, which another terminal does not know.
     ports = {
         "WAREHOUSE_PORT": demo.warehouse.port,
         "METRICS_PORT": demo.metrics.port,
         "DAGSTER_PORT": demo.dagster_port,
     }
     given = [f"{name}={port}" for name, port in ports.items() if os.environ.get(name)]
-    return " ".join(["make trigger", *given])
+    trigger = " ".join(["make trigger", *given])
+    return "\n".join([*lines, f"Try '{trigger}' in another terminal. Ctrl-C stops everything.", ""])
 
 
-def _answers(session: requests.Session, url: str) -> bool:
+def _is_answering(session: requests.Session, url: str) -> bool:
     try:
-        return session.get(url, timeout=_ANSWER_WITHIN_S).ok
+        return session.get(url, timeout=_REQUEST_TIMEOUT_S).ok
     except requests.RequestException:
         return False
 
 
 def main(with_dagster: bool) -> None:
-    """Returns never, unless something failed, which it has said then."""
+    """Run until the demo is stopped. Return only after printing an error."""
     demo = read_settings()
     instances = build_instances(demo)
     try:
         wait_until_ready(instances)
         dagster = start_dagster(demo) if with_dagster else None
-        print(banner(demo, instances, with_dagster), flush=True)
+        print(build_banner(demo, instances, with_dagster), flush=True)
         if dagster is not None:
             raise NotReadyError(f"Dagster ended by itself (exit code {dagster.wait()}), see above.")
-        # The process runner ends everything as soon as one of its processes ends.
+        # The process runner stops everything as soon as one of its processes ends.
         signal.pause()
     except (NotReadyError, SignInRefusedError) as error:
         print(error, file=sys.stderr, flush=True)
-    # With whatever is left of Dagster: it would keep our output open, for the process runner a
-    # sign of life.
+    # Including what is left of Dagster: it would keep our output open, and the process runner would
+    # take this process for running.
     os.killpg(0, signal.SIGTERM)
 
 

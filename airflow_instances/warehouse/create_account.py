@@ -1,8 +1,8 @@
-"""Makes an account of this Airflow 2.11, or gives it a new password: both read from stdin, as JSON.
+"""Create an account of this Airflow 2.11, or set its password. Reads both from stdin as JSON.
 
-`airflow users create` leaves an account that is there already as it is, and shows the password to
-whoever lists the machine's processes; `airflow users reset-password` fails (Flask-AppBuilder
-provider 1.5.4: it looks the account up in one application and changes it in another).
+`airflow users create` does not change an existing account, and shows the password in the machine's
+process list. `airflow users reset-password` fails, because it finds the account in one application
+and changes it in another (Flask-AppBuilder provider 1.5.4).
 """
 
 from __future__ import annotations
@@ -29,4 +29,4 @@ with get_application_builder() as builder:
     else:
         done = security.reset_password(user.id, account["password"])
 if not done:
-    sys.exit(f"The account '{account['username']}' was not made; see above.")
+    sys.exit(f"The account '{account['username']}' was not created, see above.")
