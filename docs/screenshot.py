@@ -1,8 +1,8 @@
-"""Takes the README's picture: the lineage graph of the running demo, in a headless Chromium.
+"""Takes the README's screenshot of the running demo's lineage graph, in a headless Chromium.
 
 apt-get install chromium
 make demo          # in one terminal
-make trigger       # and wait until customer_metrics is green
+make trigger       # in another; wait until customer_metrics is green
 make screenshot
 """
 
@@ -17,7 +17,7 @@ from dotenv import dotenv_values
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[1]
-PICTURE = ROOT / "docs" / "lineage.png"
+SCREENSHOT = ROOT / "docs" / "lineage.png"
 
 
 def main() -> None:
@@ -33,15 +33,15 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1400, "height": 1180})
         page.goto(f"http://127.0.0.1:{port}/asset-groups")
         for instance in ("warehouse", "metrics"):
-            box = page.get_by_text(instance, exact=True).locator("visible=true")
-            box.nth(1).wait_for(timeout=60_000)  # beside the one in the list
+            label = page.get_by_text(instance, exact=True).locator("visible=true")
+            label.nth(1).wait_for(timeout=60_000)  # the first is in the list beside the graph
         page.keyboard.press("Alt+E")  # the graph opens with one box per Airflow
         for dag_id in ("load_customers", "customer_metrics"):
             page.get_by_text(dag_id, exact=True).first.wait_for(timeout=60_000)
         page.wait_for_function("!document.body.innerText.includes('Loading')", timeout=60_000)
-        page.screenshot(path=PICTURE)
+        page.screenshot(path=SCREENSHOT)
         browser.close()
-    print(f"wrote {PICTURE.relative_to(ROOT)}")
+    print(f"wrote {SCREENSHOT.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
