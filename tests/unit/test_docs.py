@@ -1,0 +1,56 @@
+"""The pages of documentation: their links resolve, and the architecture page knows every module."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "federation_defs"
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "airflow_instances" / "README.md",
+]
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def name_page(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def find_anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_page)
+def test_relative_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / unquote(path)).resolve() if path else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in find_anchors(linked), target
+
+
+def test_every_module_named_in_the_architecture_exists() -> None:
+    named = set(re.findall(r"`([\w/]+\.py)`", ARCHITECTURE))
+    assert named
+    missing = {path for path in named if not any((at / path).exists() for at in (PACKAGE, ROOT))}
+    assert not missing
+
+
+def test_the_architecture_names_every_module() -> None:
+    modules = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py" or path.parent == PACKAGE
+    }
+    assert not {path for path in modules if f"`{path}`" not in ARCHITECTURE}
