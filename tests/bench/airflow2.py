@@ -229,7 +229,7 @@ def _prepare(home: Path, env: dict[str, str]) -> None:
 
     run(["airflow", "db", "migrate"])
     account = json.dumps({"username": USERNAME, "password": PASSWORD})
-    run(["python", str(_PROJECT / "make_account.py")], account)
+    run(["python", str(_PROJECT / "create_account.py")], account)
     with closing(sqlite3.connect(home / "airflow.db")) as database:
         database.execute("PRAGMA journal_mode = WAL")  # each request writes, as a sign-in
     run(["airflow", "dags", "reserialize"])
