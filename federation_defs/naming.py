@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from hashlib import blake2b
 from urllib.parse import quote
 
 import dagster as dg
@@ -12,7 +11,6 @@ import dagster as dg
 RUN_ID_PREFIX = "dagster__"
 ALIVE_TAG = "federation/alive_at"
 CHECK_NAME = "dag_run"
-_LEFT = ", not waited for: "
 
 
 def build_asset_key(instance: str, dag_id: str) -> dg.AssetKey:
@@ -113,31 +111,6 @@ def build_plan_tag(instance: str) -> str:
 def build_dag_run_tag(instance: str, dag_id: str) -> str:
     """Return the tag of a Dagster run that holds the run id of a DAG run."""
     return f"federation/dag_run.{instance}.{dag_id}"
-
-
-def build_pool_name(instance: str) -> str:
-    """Of the Dagster concurrency pool whose slots are DAG runs of this instance."""
-    return f"{instance}__dag_runs"
-
-
-def build_slot_key(instance: str, name: str, *, is_detached: bool = False) -> str:
-    """The step key by which a slot of that pool is held, as a person reads it in Dagster.
-
-    It begins with a digest, because MySQL tells two apart by their first 32 letters only (dagster
-    1.13).
-
-    Args:
-        name: Of a DAG, or of one of its partitions.
-        is_detached: It is the slot of a run that is not waited for.
-    """
-    key = f"{build_pool_name(instance)}{_LEFT if is_detached else ': '}{name}"
-    return f"{blake2b(key.encode(), digest_size=4).hexdigest()} {key}"
-
-
-def parse_left_dag_id(slot_key: str) -> str | None:
-    """The DAG whose run, which is not waited for, has the slot; None if it is no such slot."""
-    _, is_detached, dag_id = slot_key.partition(_LEFT)
-    return dag_id if is_detached else None
 
 
 def build_monitor_tags(instance: str) -> dict[str, str]:

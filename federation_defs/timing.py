@@ -27,6 +27,11 @@ class RetryPolicy:
         """The pause after so many tries, counted from 1."""
         return min(self.max_s, self.first_s * 2.0 ** min(tries - 1, 50))
 
+    def poll_pause_s(self, elapsed_s: float) -> float:
+        """The pause of a poll that began this long ago: a twentieth of that time, so that an end
+        is noticed at most 5 % late."""
+        return min(self.max_s, max(self.first_s, elapsed_s / 20))
+
     def is_over(self, elapsed_s: float) -> bool:
         """Whether to give up, this long after the first failure."""
         return elapsed_s > self.give_up_after_s
@@ -52,12 +57,15 @@ class Timing:
         poll_refused: Polls of an instance that refuses us. A person has to act, and an account may
             be locked by too many tries.
         fetch_outcome: Fetching the tasks of a finished run that decide on its outcome.
-        poll_run: Polls of a DAG run that goes on.
+        poll_run: Polls of a DAG run that goes on (`poll_pause_s`).
         check_paused: Checks whether the DAG of a queued run is paused.
         unexpected_answer: Tries while an instance answers, but not as Airflow does, or fails at
-            a trigger.
+            a trigger (`poll_pause_s`).
         forgive_after_s: An instance that was unreachable for so long starts anew with
             `unexpected_answer`.
+        ask_for_slot: Between two questions whether `limits.max_active_runs` leaves room, times
+            the number of Dagster runs that launch DAG runs of the instance.
+        launch_visible_s: After this, a run that was launched is in Airflow's list of runs.
         log_again_s: A problem that lasts is logged again after this.
         list_tasks_s: Between two looks at which tasks run.
         runnable_cache_s: How long a DAG that is not paused or broken is taken as such.
@@ -85,6 +93,8 @@ class Timing:
     check_paused: RetryPolicy = RetryPolicy(first_s=10.0, max_s=300.0)
     unexpected_answer: RetryPolicy = RetryPolicy(first_s=1.0, max_s=15.0, give_up_after_s=600.0)
     forgive_after_s: float = 60.0
+    ask_for_slot: RetryPolicy = RetryPolicy(first_s=2.0, max_s=60.0)
+    launch_visible_s: float = 5.0
     log_again_s: float = 600.0
     list_tasks_s: float = 15.0
     runnable_cache_s: float = 5.0

@@ -87,6 +87,27 @@ class RunEndpoints(PagedApi):
         return page.entries if page.total <= at_most else None
 
     @follow_upgrade
+    def fetch_active_runs_by_prefix(
+        self, prefix: str, at_most: int
+    ) -> tuple[list[DagRun], datetime | None] | None:
+        """Fetch the queued and running runs of all DAGs whose run id begins with a prefix.
+
+        3.3 selects them itself (`run_id_prefix_pattern`, which also gives some that don't match);
+        earlier 3.x pass over the parameter and 2.x refuses it, so there all active runs are read.
+
+        Returns:
+            The runs, and the server's time if it says it. None if the list is longer than
+            `at_most`.
+        """
+        params: dict[str, Any] = {"state": sorted(ACTIVE_STATES), "order_by": "id"}
+        if self.api_version.api == "v2":
+            params["run_id_prefix_pattern"] = prefix
+        page, _ = self._fetch_list("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
+        if page.total > at_most:
+            return None
+        return [run for run in page.entries if run.run_id.startswith(prefix)], page.server_time
+
+    @follow_upgrade
     def fetch_run_of_date(self, dag_id: str, logical_date: datetime) -> DagRun | None:
         """The run of a DAG that has this logical date, or None if none has."""
         moment = format_time(logical_date)

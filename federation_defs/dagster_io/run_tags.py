@@ -1,4 +1,30 @@
-"""Run tags: what outlives the worker of a Dagster run that launches DAGs."""
+"""Run tags: what a Dagster run that launches DAG runs leaves for other processes to read.
+
+Tags outlive the worker. They are the only state that executing keeps in Dagster. `<instance>` is
+the Airflow instance's name; `naming.py` builds the keys.
+
+`federation/waits_for.<instance>`
+    Value: "true". Written by `Heartbeat` when a step begins. By it, observation finds runs whose
+    worker died and runs that took over DAG runs of others, and a step counts how many others may
+    be waiting for a free place under `limits.max_active_runs`.
+`federation/alive_at`
+    Value: seconds since 1970. Written by `Heartbeat` every few seconds. Read by
+    `fail_orphaned_runs`, which ends a run that has stopped writing it.
+`federation/runs_again.<instance>`
+    Value: JSON, `{target name: [run id, mark]}`, for DAG runs that this Dagster run did not
+    trigger or is about to clear. The mark is "adopted" for a run that is taken as it is, else the
+    state and end date of the run before it was cleared. Written by `CurrentRun` before it acts.
+    Read by re-executions, which tell by the mark whether the clear was made, and by observation,
+    which leaves these runs to their Dagster run.
+`federation/no_longer_waits_for.<instance>`
+    Value: JSON, `[[DAG id, run id], ...]`, for DAG runs that the Dagster run won't report.
+    Written by `CurrentRun.detach`. Read by observation, which reports them instead.
+`federation/dag_run.<instance>.<DAG id>`
+    Value: the run id, and " and <n> more" for several partitions. Written by `CurrentRun` when a
+    DAG run was launched. For people, who search the list of runs by it.
+
+A re-execution inherits the tags of the run before it.
+"""
 
 from __future__ import annotations
 
@@ -14,29 +40,32 @@ from federation_defs.airflow.models import DagRun
 from federation_defs.naming import (
     build_dag_run_tag,
     build_detached_tag,
+    build_monitor_tags,
     build_plan_tag,
     build_run_id,
     parse_root_run_id,
 )
 
+_ADOPTED = "adopted"
+_WRITES = 3
+_ACTIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+_MAX_COUNTED = 50
+
 _lock = Lock()
 
 
 def add_run_tags(instance: dg.DagsterInstance, run_id: str, tags: Mapping[str, str]) -> None:
-    """Adds tags to a Dagster run, one thread of this process at a time.
+    """Add tags to a Dagster run, one thread of this process at a time.
 
-    Dagster reads all tags of the run, and writes them back with the new ones (1.13,
-    `SqlRunStorage.add_run_tags`): of two threads that do so at once, one's would be lost.
+    Dagster reads all tags of the run and writes them back with the new ones (1.13,
+    `SqlRunStorage.add_run_tags`). Two threads that did so at once would lose one's tags.
     """
     with _lock:
         instance.add_run_tags(run_id, tags)
 
 
 def read_planned_runs(run: dg.DagsterRun | None, tag: str) -> dict[str, tuple[str, str]]:
-    """The DAG runs of somebody else's that a Dagster run took over, as its tag tells.
-
-    By target (a DAG id, and maybe a partition): run id, and how the run was when that was decided.
-    """
+    """Return run id and mark by target name, from a `federation/runs_again` tag."""
     try:
         plans = json.loads(run.tags.get(tag, "{}")) if run else {}
         return {name: (run_id, mark) for name, (run_id, mark) in plans.items()}
@@ -44,16 +73,14 @@ def read_planned_runs(run: dg.DagsterRun | None, tag: str) -> dict[str, tuple[st
         return {}
 
 
-_ADOPTED = "adopted"
-
-_WRITES = 3
-
-_GOING_ON = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+def is_automation(run: dg.DagsterRun) -> bool:
+    """Whether an automation condition requested the run, and no person did."""
+    return "dagster/from_automation_condition" in run.tags
 
 
 @dataclass(frozen=True)
 class Target:
-    """A DAG run that is to be brought about: of a DAG, or of one of its partitions."""
+    """What a step is to run: a DAG, or one partition of it."""
 
     dag_id: str
     partition: str | None = None
@@ -64,17 +91,15 @@ class Target:
 
 
 class CurrentRun:
-    """A Dagster run: a first one, or a re-execution, which goes on where the one before it stopped.
-
-    Safe to share between threads.
+    """The Dagster run that executes this step: a first attempt, or a re-execution. Thread-safe.
 
     Args:
         airflow: The Airflow instance's name.
 
     Attributes:
-        is_first: There was none before it.
-        is_automatic: It is a retry of Dagster's own.
-        is_requested_by_automation: No person or backfill asked for it.
+        is_first: It is no re-execution.
+        is_automatic: It is a retry by Dagster.
+        is_requested_by_automation: No person and no backfill requested it.
     """
 
     def __init__(self, instance: dg.DagsterInstance, run: dg.DagsterRun, airflow: str) -> None:
@@ -84,113 +109,107 @@ class CurrentRun:
         self._root_run_id = run.root_run_id or run.run_id
         self.is_first = run.parent_run_id is None
         self.is_automatic = "dagster/retry_number" in run.tags
-        # A person may execute again what an automation requested.
+        # A person may re-execute what automation requested.
         is_by_person = not self.is_first and not self.is_automatic
         self.is_requested_by_automation = is_automation(run) and not is_by_person
-        self._plans = self._read_plans()
-        if self._plans:  # the attempt after this one reads them here
-            self._tag(build_plan_tag(airflow), json.dumps(self._plans))
+        self._plan_tag = build_plan_tag(airflow)
+        # A re-execution from the UI need not have the tags of the attempt before it.
+        parent = self._fetch_run(run.parent_run_id) if run.parent_run_id else None
+        self._plans = {
+            **read_planned_runs(parent, self._plan_tag),
+            **read_planned_runs(run, self._plan_tag),
+        }
+        if self._plans:
+            self._tag(self._plan_tag, json.dumps(self._plans))
         self._own_plans: set[str] = set()
         self._detached: list[tuple[str, str]] = []
         self._lock = Lock()
         if build_detached_tag(airflow) in run.tags:
-            self.detach()  # nothing yet: a retry has the tags of the run before it
+            self.detach()  # clears what was inherited
 
     def build_run_id(self, target: Target, number: int = 1) -> str:
         return build_run_id(self._root_run_id, target.partition, number)
 
     def owns(self, target: Target, run: DagRun) -> bool:
-        """Whether the DAG run is of our making: started by us, or run again."""
-        is_started = parse_root_run_id(run.run_id) == self._root_run_id
+        """Whether this Dagster run, or an attempt before it, triggered or cleared the DAG run."""
+        is_triggered = parse_root_run_id(run.run_id) == self._root_run_id
         run_id, mark = self._plans.get(target.name, ("", _ADOPTED))
-        return is_started or (run_id == run.run_id and mark != _ADOPTED)
+        return is_triggered or (run_id == run.run_id and mark != _ADOPTED)
 
-    def find_planned_run_id(self, target: Target) -> str | None:
-        """The run of somebody else's that was adopted for this target, or was to be run again, by
-        this attempt or one before."""
+    def get_planned_run_id(self, target: Target) -> str | None:
+        """The run that an attempt adopted, or was about to clear, for this target."""
         planned = self._plans.get(target.name)
         return planned[0] if planned else None
 
-    def is_still_planned(self, target: Target, run: DagRun) -> bool:
-        """Whether a run that was to be run again has not been since: it ended when it had then."""
+    def is_clear_pending(self, target: Target, run: DagRun) -> bool:
+        """Whether a clear was planned and not made: the run is as it was when it was planned."""
         return self._plans.get(target.name) == (run.run_id, _build_mark(run))
 
-    def has_planned(self, target: Target) -> bool:
-        """Whether it is this attempt that planned to have a run of the target run again."""
+    def has_planned_clear(self, target: Target) -> bool:
+        """Whether this very attempt planned to run the target's DAG run again."""
         return target.name in self._own_plans
 
-    def plan(self, target: Target, run: DagRun) -> None:
-        """Puts down that a finished run is about to be run again.
-
-        Before it is done: whoever goes on after us sees by the run's end whether it was.
-        """
+    def plan_clear(self, target: Target, run: DagRun) -> None:
+        """Record that a finished run is about to be run again, before it is."""
         self._own_plans.add(target.name)
         self._write_plan(target, run, _build_mark(run))
 
-    def adopt(self, target: Target, run: DagRun) -> None:
-        """Puts down that a run of somebody else's is the target's, as it is."""
+    def record_adoption(self, target: Target, run: DagRun) -> None:
+        """Record that a run which somebody else triggered is taken as the target's."""
         self._write_plan(target, run, _ADOPTED)
 
-    def _write_plan(self, target: Target, run: DagRun, mark: str) -> None:
-        tag = build_plan_tag(self._airflow)
-        with self._lock:
-            self._plans[target.name] = (run.run_id, mark)
-            # Again if a step of another process wrote the run's tags at the same moment.
-            for _ in range(_WRITES):
-                self._tag(tag, json.dumps(self._plans))
-                written = self._instance.get_run_by_id(self._run.run_id)
-                if written is None or written.tags.get(tag) == json.dumps(self._plans):
-                    break
-
     def detach(self, *runs: tuple[str, str]) -> None:
-        """Lets observation report these runs (DAG id, run id), which go on without us, or are not
-        judged."""
+        """Leave DAG runs, as (DAG id, run id), to observation, which then reports them."""
         with self._lock:
             self._detached += runs
             self._tag(build_detached_tag(self._airflow), json.dumps(self._detached))
 
     def tag_dag_run(self, dag_id: str, run_ids: list[str]) -> None:
-        """Has the Dagster run be found by its DAG run."""
         more = f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else ""
         self._tag(build_dag_run_tag(self._airflow, dag_id), f"{run_ids[0]}{more}")
 
-    def find_earlier_runs(self) -> list[str]:
-        """Attempts at the same that began before this one and go on, as Dagster run ids.
+    def find_earlier_attempts(self) -> list[str]:
+        """Return the ids of active Dagster runs of the same root that started before this one.
 
-        Dagster's own retry and a person's may come at the same time. Of two that report a DAG run
-        at the same moment, neither would see that the other does.
+        Dagster's own retry and a person's may run at the same time. Both would report a DAG run
+        that ends, since neither sees the other's report.
         """
-        root = dg.RunsFilter(run_ids=[self._root_run_id], statuses=_GOING_ON)
-        retries = dg.RunsFilter(tags={"dagster/root_run_id": self._root_run_id}, statuses=_GOING_ON)
+        root = dg.RunsFilter(run_ids=[self._root_run_id], statuses=_ACTIVE)
+        retries = dg.RunsFilter(tags={"dagster/root_run_id": self._root_run_id}, statuses=_ACTIVE)
         records = [
             *self._instance.get_run_records(root),
             *self._instance.get_run_records(retries),
         ]
-        began = {record.dagster_run.run_id: record.start_time or 0.0 for record in records}
-        own_id = self._run.run_id
-        own = (began.get(own_id, math.inf), own_id)
-        return sorted(one for one, at in began.items() if one != own_id and (at, one) < own)
+        starts = {record.dagster_run.run_id: record.start_time or 0.0 for record in records}
+        own = (starts.pop(self._run.run_id, math.inf), self._run.run_id)
+        return sorted(run_id for run_id, start in starts.items() if (start, run_id) < own)
+
+    def count_active_runs(self) -> int:
+        """Count active Dagster runs that launch DAG runs of this Airflow: from 1 to 50."""
+        steps = dg.RunsFilter(statuses=_ACTIVE, tags=build_monitor_tags(self._airflow))
+        return max(1, len(self._instance.get_run_records(steps, limit=_MAX_COUNTED)))
 
     def fetch_status(self) -> dg.DagsterRunStatus:
-        """How the Dagster run is doing by Dagster's own account."""
-        run = self._instance.get_run_by_id(self._run.run_id)
+        run = self._fetch_run(self._run.run_id)
         return run.status if run else dg.DagsterRunStatus.CANCELED
+
+    def _fetch_run(self, run_id: str) -> dg.DagsterRun | None:
+        return self._instance.get_run_by_id(run_id)
 
     def _tag(self, key: str, value: str) -> None:
         add_run_tags(self._instance, self._run.run_id, {key: value})
 
-    def _read_plans(self) -> dict[str, tuple[str, str]]:
-        """With those of the attempt before, whose tags this one need not have."""
-        parent_id = self._run.parent_run_id
-        parent = self._instance.get_run_by_id(parent_id) if parent_id else None
-        tag = build_plan_tag(self._airflow)
-        return {**read_planned_runs(parent, tag), **read_planned_runs(self._run, tag)}
+    def _write_plan(self, target: Target, run: DagRun, mark: str) -> None:
+        with self._lock:
+            self._plans[target.name] = (run.run_id, mark)
+            plans = json.dumps(self._plans)
+            # A step in another process may write the run's tags at the same moment.
+            for _ in range(_WRITES):
+                self._tag(self._plan_tag, plans)
+                written = self._fetch_run(self._run.run_id)
+                if written is None or written.tags.get(self._plan_tag) == plans:
+                    break
 
 
 def _build_mark(run: DagRun) -> str:
     return f"{run.state} {run.end_date.isoformat() if run.end_date else ''}".rstrip()
-
-
-def is_automation(run: dg.DagsterRun) -> bool:
-    """Whether an automation condition requested the run, and no person did."""
-    return "dagster/from_automation_condition" in run.tags

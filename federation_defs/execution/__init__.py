@@ -1,9 +1,8 @@
-"""From an asset to an Airflow run: trigger, wait, adopt, stop.
+"""Executing: from an asset that is due to an Airflow run and its outcome.
 
-All selected DAGs of an instance run in one step of one process (`definition`, `step`). Each is
-started as soon as what it depends on within the step has succeeded (`starting`), and all are asked
-for together (`waiting`). What Dagster knows of the run on whose behalf that is done, and what has
-to outlive the process, is in `attempt`.
+All selected DAGs of an instance run in one step of one process. A DAG that is due passes `asset`
+(the op), `step` (the order), `monitor` (launch, polls, outcome; it uses `concurrency`, `launcher`
+and `polling`) and `reporter` (the events). `cancellation` watches beside them.
 """
 
 from federation_defs.execution.asset import build_execution

@@ -1,104 +1,109 @@
-"""What ending a Dagster run does to the DAG runs that it started."""
+"""Stopping the DAG runs of a Dagster run that is canceled."""
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.dagster_io.run_tags import CurrentRun
+from federation_defs.airflow.models import DagRun
 from federation_defs.declaration import DagDeclaration
-from federation_defs.errors import AirflowError
+from federation_defs.errors import AirflowError, RunLostError
 from federation_defs.execution.launcher import Launcher
-from federation_defs.execution.reporter import Reporter
+from federation_defs.timing import Timing
 
 _log = logging.getLogger(__name__)
 
-STATUS_S = 2.0
-
-STARTED_S = 30.0
-
-# How long the run's status is asked for once the main thread has ended.
-GRACE_S = 30.0
-
 _CANCELED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
-
-_OVER = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE)
+_ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE)
 
 
 class CancellationWatcher:
-    """Stops the DAG runs of a Dagster run that is canceled.
+    """Stops the DAG runs of a step when its Dagster run is canceled.
 
-    In a thread that outlives the main one, and by the run's status in Dagster: the signal by which
-    Dagster (1.13) tells a worker is raised in the main thread wherever that is. While an event of
-    ours is being stored it ends the step without a word to us, and a second signal would end the
-    stopping itself.
+    It polls the run's status in a thread that outlives the main one. Dagster (1.13) tells a worker
+    by a signal that raises in the main thread, wherever that is. While Dagster stores an event,
+    the signal ends the step without closing it, and a second signal would end the stopping.
+
+    Args:
+        fetch_status: Fetches the status of the Dagster run.
+        dags: The declarations of the instance's DAGs.
+        log: The Dagster run's log.
     """
 
     def __init__(
         self,
         client: AirflowClient,
-        current_run: CurrentRun,
+        fetch_status: Callable[[], dg.DagsterRunStatus],
         dags: Mapping[str, DagDeclaration],
         launcher: Launcher,
-        reporter: Reporter,
+        log: logging.Logger,
+        timing: Timing,
     ) -> None:
         self._client = client
-        self._current_run = current_run
+        self._fetch_status = fetch_status
         self._dags = dags
         self._launcher = launcher
-        self._reporter = reporter
+        self._log = log
+        self._timing = timing
         self._wake = threading.Event()
         self._is_closed = False
-        self._thread = threading.Thread(target=self._watch, name="stopper")
+        self._thread = threading.Thread(target=self._watch, name="cancellation")
         self._thread.start()
 
-    def stop_if_canceled(self, timeout_s: float) -> bool:
-        """Whether the run is canceled; its DAG runs are stopped by then, or in a while."""
-        if self._current_run.fetch_status() not in _CANCELED:
+    def stop_if_canceled(self) -> bool:
+        """Return whether the Dagster run is canceled, after its DAG runs were stopped or
+        `timing.cancel_s` has passed."""
+        if self._fetch_status() not in _CANCELED:
             return False
         self._wake.set()
-        self._thread.join(timeout_s)
+        self._thread.join(self._timing.cancel_s)
         return True
 
     def close(self) -> None:
-        """Ends the watch: nothing is left to be stopped."""
+        """End the thread: no DAG run is left to be stopped."""
         self._is_closed = True
         self._wake.set()
 
     def _watch(self) -> None:
         until = None
-        while until is None or time.monotonic() < until:
-            self._wake.wait(STATUS_S)
+        while until is None or self._timing.monotonic() < until:
+            self._wake.wait(self._timing.status_s)
             if self._is_closed:
                 return
             if until is None and not threading.main_thread().is_alive():
-                until = time.monotonic() + GRACE_S
+                until = self._timing.monotonic() + self._timing.after_main_s
+            self._wake.clear()
             try:
-                status = self._current_run.fetch_status()
-            except Exception:  # noqa: BLE001 whatever the database says: it may be back
-                _log.warning("Whether the run is canceled can't be told.", exc_info=True)
-                self._wake.clear()
+                status = self._fetch_status()
+            except Exception:  # noqa: BLE001 - of any database; it may be back at the next poll
+                _log.warning("Could not read whether the run is canceled.", exc_info=True)
                 continue
             if status in _CANCELED:
-                self._stop()
+                self._stop_dag_runs()
+            if status in (*_CANCELED, *_ENDED):
                 return
-            if status in _OVER:
-                return
-            self._wake.clear()
 
-    def _stop(self) -> None:
+    def _stop_dag_runs(self) -> None:
         # One after the other: no pool starts a thread once the main one has ended.
-        for target, run_id in self._launcher.stop(STARTED_S).items():
+        for target, run_id in self._launcher.stop().items():
+            name = target.name
             if self._dags[target.dag_id].trigger.on_cancel == "leave":
-                self._reporter.log_left_running(target, run_id)
+                self._log.info(f"{name}: run {run_id} goes on (`trigger.on_cancel: leave`).")
                 continue
             try:
-                answer = self._client.stop_run(target.dag_id, run_id)
+                run = self._client.stop_run(target.dag_id, run_id)
+            except RunLostError:  # it was never started
+                continue
             except AirflowError as error:
-                answer = error
-            self._reporter.log_canceled(target, run_id, answer)
+                url = self._client.build_run_url(target.dag_id, run_id)
+                self._log.error(f"{error} So run {run_id} may go on: {url}")
+                continue
+            self._log.info(f"{name}: run {run_id} {_describe_stop(run)}: {run.state}.")
+
+
+def _describe_stop(run: DagRun) -> str:
+    return "was stopped" if run.is_finished else "is told to stop, and cleans up"

@@ -1,9 +1,8 @@
-"""A DAG run for a Dagster run: started now, or taken over from an earlier attempt, or others."""
+"""Launching DAG runs: a new one, or one that an earlier attempt or somebody else has started."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from threading import Condition
@@ -31,9 +30,7 @@ from federation_defs.outcome import (
 )
 from federation_defs.partitions import Partitioning
 from federation_defs.redaction import redact_text
-
-# How long a DAG that could be run is taken for one.
-RUNNABLE_CACHE_S = 5.0
+from federation_defs.timing import Timing
 
 
 class LaunchCanceledError(Exception):
@@ -41,77 +38,83 @@ class LaunchCanceledError(Exception):
 
 
 class Launcher:
-    """Brings about DAG runs, each once however often it is asked to. Safe to share between threads.
+    """Launches the DAG runs of a step, each once however often it is asked to. Thread-safe.
 
     Args:
-        dags: What is declared of the instance's DAGs, by DAG id.
+        dags: The declarations of the instance's DAGs, by DAG id.
     """
 
     def __init__(
-        self, client: AirflowClient, current_run: CurrentRun, dags: Mapping[str, DagDeclaration]
+        self,
+        client: AirflowClient,
+        current_run: CurrentRun,
+        dags: Mapping[str, DagDeclaration],
+        timing: Timing,
     ) -> None:
         self._client = client
         self._current_run = current_run
         self._dags = dags
+        self._timing = timing
         self._is_stopped = False
-        self._started: dict[Target, str] = {}
-        self._under_way = 0
+        self._launched: dict[Target, str] = {}
+        self._pending = 0
         self._runnable_dags: dict[str, tuple[float, Dag]] = {}
         self._changed = Condition()
 
-    def stop(self, timeout_s: float) -> dict[Target, str]:
-        """The runs that are ours, by target, those included that may have been started just now.
+    def stop(self) -> dict[Target, str]:
+        """Refuse further launches, and wait for those under way.
 
-        From now on nothing is started; what is under way is waited for.
+        Returns:
+            The run ids of our DAG runs, by target. Some may not exist: a trigger may have failed.
         """
         with self._changed:
             self._is_stopped = True
-            self._changed.wait_for(lambda: not self._under_way, timeout_s)
-            return dict(self._started)
+            self._changed.wait_for(lambda: not self._pending, self._timing.launch_end_s)
+            return dict(self._launched)
 
     def forget(self, target: Target) -> None:
-        """Leaves out a run that is over, or is not to be stopped with the others."""
+        """Leave a run out of `stop`: it ended, or is not to be stopped with the others."""
         with self._changed:
-            self._started.pop(target, None)
+            self._launched.pop(target, None)
 
-    def start(self, target: Target, note: str) -> DagRun:
-        """The DAG run of a target, under way or over.
+    def launch(self, target: Target, note: str) -> DagRun:
+        """Return the DAG run of a target, which may be active or finished.
 
-        A first attempt triggers it. A re-execution adopts the run if there is one: as it is if it
-        goes on or has succeeded. One that failed is dealt with as `trigger.on_retry` says when a
-        person executes it again; Dagster's own retry leaves it failed.
+        A first attempt triggers it. A re-execution adopts the run that is there: as it is if it
+        is active or succeeded. A failed run is run again as `trigger.on_retry` says if a person
+        re-executes; Dagster's own retry leaves it failed.
 
-        If the partition's logical date has run already, by a schedule or by hand, that run is
-        adopted for an automation, and run again for a person or a backfill.
+        If another run has the partition's logical date, that run is adopted for automation, and
+        run again for a person or a backfill.
 
         Raises:
             DagPausedError: The DAG is paused; nothing was triggered.
             DagBrokenError: Its file has an import error; nothing was triggered.
-            DagNotFoundError: The DAG is not there.
-            AirflowError: Anything else that the instance answered, or did not.
-            DroppedError: It was too late: the Dagster run is being canceled.
+            DagNotFoundError: The instance has no such DAG.
+            AirflowError: Any other error of a request.
+            LaunchCanceledError: The Dagster run is being canceled.
         """
         with self._changed:
             self._refuse_if_stopped()
-            self._under_way += 1
+            self._pending += 1
         try:
-            found = None if self._current_run.is_first else self._find_started(target)
+            found = None if self._current_run.is_first else self._find_launched(target)
             run = self._resume(target, note, *found) if found else self._trigger(target, note)
             if self._current_run.owns(target, run):
-                with self._changed:  # also if it was found when all are to be stopped
-                    self._started[target] = run.run_id
+                with self._changed:  # even if it is stopped by now: then `stop` has it too
+                    self._launched[target] = run.run_id
             return run
         finally:
             with self._changed:
-                self._under_way -= 1
+                self._pending -= 1
                 self._changed.notify_all()
 
-    def _find_started(self, target: Target) -> tuple[DagRun, int] | None:
-        """The last run that an attempt before brought about, and its number."""
+    def _find_launched(self, target: Target) -> tuple[DagRun, int] | None:
+        """Find the last run of an earlier attempt, and its number."""
         client, current_run, dag_id = self._client, self._current_run, target.dag_id
         found, number = client.fetch_run(dag_id, current_run.build_run_id(target)), 1
         if found is None:
-            run_id = current_run.find_planned_run_id(target)  # of somebody else's
+            run_id = current_run.get_planned_run_id(target)
             found = client.fetch_run(dag_id, run_id) if run_id else None
             return (found, number) if found else None
         while later := client.fetch_run(dag_id, current_run.build_run_id(target, number + 1)):
@@ -141,40 +144,40 @@ class Launcher:
         return self._take_over(target, owner)
 
     def _take_over(self, target: Target, owner: DagRun) -> DagRun:
-        """A run of somebody else's that has the partition's date: as it is, or run again."""
+        """Adopt the run that has the partition's logical date, or run it again."""
         current_run = self._current_run
-        if current_run.find_planned_run_id(target) == owner.run_id:
-            is_due = current_run.is_still_planned(target, owner)
+        if current_run.get_planned_run_id(target) == owner.run_id:
+            is_clear_due = current_run.is_clear_pending(target, owner)
         else:
-            # What an automation ran is of before the update that asks for it now.
-            is_of_a_schedule = parse_root_run_id(owner.run_id) is None
-            is_enough = current_run.is_requested_by_automation and is_of_a_schedule
-            is_due = owner.is_finished and not is_enough
-        if is_due:
+            # A run that automation triggered is older than the update that it asks for now.
+            is_scheduled = parse_root_run_id(owner.run_id) is None
+            is_enough = current_run.is_requested_by_automation and is_scheduled
+            is_clear_due = owner.is_finished and not is_enough
+        if is_clear_due:
             return self._run_again(target, owner, whole=True)
-        current_run.adopt(target, owner)
+        current_run.record_adoption(target, owner)
         return owner
 
     def _resume(self, target: Target, note: str, run: DagRun, number: int) -> DagRun:
+        """Adopt the run of an earlier attempt, or run it again."""
         current_run, declared = self._current_run, self._dags[target.dag_id]
         if not run.is_finished:
             return run
         rule = declared.success_when
         outcome = fetch_outcome(self._client, run, rule) if rule else build_outcome_by_state(run)
-        is_due = current_run.is_still_planned(target, run)
         is_settled = (
-            outcome.is_success or current_run.is_automatic or current_run.has_planned(target)
+            outcome.is_success or current_run.is_automatic or current_run.has_planned_clear(target)
         )
-        if is_settled and not is_due:
+        if is_settled and not current_run.is_clear_pending(target, run):
             return run
         if declared.trigger.on_retry == "new_run":
-            current_run.plan(target, run)
+            current_run.plan_clear(target, run)
             return self._trigger(target, note, number + 1)
         whole = outcome.is_success or declared.trigger.on_retry == "clear_all"
         return self._run_again(target, run, whole=whole or not self._is_met_by_failed_tasks(run))
 
     def _is_met_by_failed_tasks(self, run: DagRun) -> bool:
-        """Whether running its failed tasks again makes it whole."""
+        """Whether the run can succeed by running only its failed tasks again."""
         tasks = self._client.fetch_task_instances(run.dag_id, run.run_id)
         rule = self._dags[run.dag_id].success_when
         return not was_ended_early(tasks, run.end_date) and (
@@ -182,11 +185,11 @@ class Launcher:
         )
 
     def _run_again(self, target: Target, run: DagRun, *, whole: bool) -> DagRun:
-        """A finished run, under way once more: all its tasks, or the failed ones if there are."""
+        """Clear a finished run: all its tasks, or the failed ones if there are any."""
         client, (dag_id, run_id) = self._client, (run.dag_id, run.run_id)
         self._fetch_runnable_dag(dag_id)
         self._expect(target, run_id)
-        self._current_run.plan(target, run)
+        self._current_run.plan_clear(target, run)
         again = run
         clears = (client.clear_run,) if whole else (client.clear_failed_tasks, client.clear_run)
         for clear in clears:
@@ -200,18 +203,19 @@ class Launcher:
         return again
 
     def _fetch_runnable_dag(self, dag_id: str) -> Dag:
-        """Once for all partitions that are started at about the same time."""
+        """Fetch a DAG once for all partitions that are launched at about the same time."""
+        now = self._timing.monotonic()
         fetched_at, dag = self._runnable_dags.get(dag_id, (-math.inf, None))
-        if dag is None or time.monotonic() - fetched_at > RUNNABLE_CACHE_S:
+        if dag is None or now - fetched_at > self._timing.runnable_cache_s:
             dag = fetch_runnable_dag(self._client, dag_id)
-            self._runnable_dags[dag_id] = (time.monotonic(), dag)
+            self._runnable_dags[dag_id] = (self._timing.monotonic(), dag)
         return dag
 
     def _expect(self, target: Target, run_id: str) -> None:
-        """Puts down that a run is ours, before it is started or run again."""
+        """Record that a run is ours, before it is triggered or cleared."""
         with self._changed:
             self._refuse_if_stopped()
-            self._started[target] = run_id
+            self._launched[target] = run_id
 
     def _refuse_if_stopped(self) -> None:
         if self._is_stopped:
@@ -219,11 +223,11 @@ class Launcher:
 
 
 def fetch_runnable_dag(client: AirflowClient, dag_id: str) -> Dag:
-    """A DAG of which a run would run, and as its file says now.
+    """Fetch a DAG whose runs would run, as its file says now.
 
     Raises:
-        DagNotFoundError: It is not there; the nearest name that is there is told.
-        DagPausedError: A run would wait for ever.
+        DagNotFoundError: The instance has no such DAG; the error suggests the nearest name.
+        DagPausedError: The DAG is paused: a run would stay queued.
         DagBrokenError: Its file has an import error.
     """
     try:
@@ -235,12 +239,12 @@ def fetch_runnable_dag(client: AirflowClient, dag_id: str) -> Dag:
     if dag.is_paused:
         raise DagPausedError(client.instance, dag_id, url)
     if dag.has_import_errors:
-        raise DagBrokenError(client.instance, dag_id, url, _fetch_reason(client, dag))
+        raise DagBrokenError(client.instance, dag_id, url, _fetch_import_error(client, dag))
     return dag
 
 
-def _fetch_reason(client: AirflowClient, dag: Dag) -> str:
-    """The end of what Airflow says about a file; empty if this account may not read it."""
+def _fetch_import_error(client: AirflowClient, dag: Dag) -> str:
+    """Return the last line of the file's stack trace; empty if this account may not read it."""
     try:
         errors = client.fetch_import_errors()
     except PermissionMissingError:

@@ -1,101 +1,48 @@
-"""The DAG runs of a step, from their trigger to their end."""
+"""The DAG runs of a step, from launch to outcome."""
 
 from __future__ import annotations
 
-import time
+import logging
+import math
 from collections.abc import Mapping
 from functools import partial
+from random import uniform
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag, DagRun
 from federation_defs.dagster_io.run_tags import CurrentRun, Target
-from federation_defs.declaration import DagDeclaration, TriggerDeclaration
+from federation_defs.declaration import DagDeclaration
 from federation_defs.errors import (
     AirflowError,
-    CredentialError,
-    DagBrokenError,
     DagNotFoundError,
     DagPausedError,
     RunLostError,
     RunNotStartedError,
-    UnreachableError,
 )
-from federation_defs.execution.cancellation import CancellationWatcher
-from federation_defs.execution.concurrency import SLOT_S, Admission, Slots
+from federation_defs.execution.concurrency import ConcurrencyLimit
 from federation_defs.execution.launcher import Launcher
 from federation_defs.execution.polling import (
-    TASKS_S,
-    Key,
-    Looked,
     MonitoredRun,
-    fetch_dags_of,
-    fetch_tasks_told,
-    fetch_waited,
-)
-from federation_defs.execution.reporter import (
-    Reporter,
-    build_deleted_error,
-    build_silence_error,
-    build_timeout_error,
+    RunKey,
+    fetch_dags,
+    fetch_running_tasks,
+    fetch_runs,
 )
 from federation_defs.outcome import Outcome, add_log_tails, fetch_outcome
 from federation_defs.threads import CallPool
-
-# How long an answer that is none of Airflow's is borne: a gateway's, or one from an upgrade; and
-# triggers that fail there, as they do while SQLite is locked.
-TROUBLE_S = 600.0
-
-# How long an instance has to be away to be forgiven what was before.
-AWAY_S = 60.0
-
-_FINAL = (DagNotFoundError, DagPausedError, DagBrokenError, RunLostError)
-
-_MAY_PASS = (UnreachableError, CredentialError, RunNotStartedError)
-
-
-def bear(one: MonitoredRun, error: AirflowError, now: float) -> AirflowError | None:
-    """What to give a wait up with after this error; None if it goes on.
-
-    It goes on until its time-out while the instance is away, and for ten minutes while that answers
-    oddly, if now and then not at all, or there is nothing to sign in with. A trigger that was
-    answered, if with a refusal, is not tried again.
-
-    Args:
-        now: By the monotonic clock, in seconds.
-    """
-    if isinstance(error, _FINAL):
-        return error
-    is_away = isinstance(error, UnreachableError)
-    if not is_away:
-        one.away_since = None
-        one.odd_since = now if one.odd_since is None else one.odd_since
-    elif one.away_since is None:
-        one.away_since = now
-    elif now - one.away_since > AWAY_S:
-        one.odd_since = None
-    is_refused = one.run is None and not isinstance(error, _MAY_PASS)
-    is_odd_for_s = 0.0 if is_away or one.odd_since is None else now - one.odd_since
-    if is_refused or is_odd_for_s > TROUBLE_S:
-        return error
-    if now < one.deadline:
-        return None
-    if one.run is not None and one.is_going_on:
-        return build_silence_error(one.run, now - one.since, error)
-    return error  # it was not started, or it is over and its tasks aren't told
-
-
-STOP_S = 50.0  # Dagster gives a run that is canceled a minute (`cancel_timeout_seconds`)
+from federation_defs.timing import Timing
 
 
 class Monitor:
-    """Looks after targets: starts each, asks how its run is doing, and what became of it.
+    """Launches targets, polls their DAG runs and fetches their outcomes.
 
-    All that is asked of Airflow is asked in threads, so that this one is free to be interrupted:
-    a trigger that is under way when the run is canceled is seen to its end, and then stopped
-    (`stopping`).
+    All requests are made in threads. The main thread only waits, so Dagster can interrupt it while
+    a trigger is under way. `CancellationWatcher` then waits for the trigger and stops its run.
 
     Args:
-        dags: What is declared of the instance's DAGs.
+        dags: The declarations of the instance's DAGs.
+        limit: The instance's `limits.max_active_runs`, if it has one.
+        log: The Dagster run's log.
     """
 
     def __init__(
@@ -103,237 +50,322 @@ class Monitor:
         client: AirflowClient,
         current_run: CurrentRun,
         dags: Mapping[str, DagDeclaration],
-        slots: Slots,
-        reporter: Reporter,
+        launcher: Launcher,
+        limit: ConcurrencyLimit | None,
+        log: logging.Logger,
+        timing: Timing,
     ) -> None:
         self._client = client
         self._current_run = current_run
         self._dags = dags
-        self._reporter = reporter
-        self._launcher = Launcher(client, current_run, dags)
-        self._cancellation = CancellationWatcher(
-            client, current_run, dags, self._launcher, reporter
-        )
-        self._waits: dict[Target, MonitoredRun] = {}
-        self._over: list[MonitoredRun] = []
-        self._calls = CallPool(
-            client.session.transport.http.max_connections, f"airflow-{client.instance}"
-        )
-        self._admission = Admission(client, dags, slots, reporter, self._calls)
-        self._next_tasks = time.monotonic() + TASKS_S
-        self._is_looking = False
+        self._launcher = launcher
+        self._limit = limit
+        self._log = log
+        self._timing = timing
+        self._runs: dict[Target, MonitoredRun] = {}
+        self._launched: list[tuple[MonitoredRun, DagRun]] = []
+        self._ended: list[MonitoredRun] = []
+        threads = client.session.transport.http.max_connections
+        self._calls = CallPool(threads, f"airflow-{client.instance}")
+        self._next_task_list = timing.monotonic() + timing.list_tasks_s
+        self._is_polling = False
+        self._is_reserving = False
+        self._queued: set[Target] = set()
+        self._problems: dict[tuple[type, Target | None], float] = {}
 
-    def add(self, target: Target) -> None:
-        """Looks after a target from now on."""
-        trigger = self._get_trigger(target)
-        self._reporter.warn_of_short_timeout(target, trigger.timeout)
-        self._waits[target] = MonitoredRun.begin(target, trigger.timeout)
+    def add(self, target: Target, note: str) -> None:
+        """Launch a target, and monitor its run from now on.
 
-    def turn(self) -> list[MonitoredRun]:
-        """Does what it is time for; returns when something was answered, with what is over.
-
-        Each of those has a verdict, or an error, or is not waited for.
+        Args:
+            note: The note that a new DAG run gets.
         """
-        now = time.monotonic()
-        self._start_due(now)
-        self._look_if_due(now)
-        self._judge_due(now)
-        self._await()
-        over, self._over = self._over, []
-        for one in over:
-            del self._waits[one.target]
-            self._admission.dismiss(one)
-        return over
+        now = self._timing.monotonic()
+        timeout_s = self._dags[target.dag_id].trigger.timeout
+        next_pause_check = now + self._timing.check_paused.pause_s(1)
+        self._runs[target] = MonitoredRun(target, timeout_s, note, now, now, next_pause_check)
+
+    def wait(self) -> tuple[list[tuple[MonitoredRun, DagRun]], list[MonitoredRun]]:
+        """Do what is due, and wait until a request is answered or something else is due.
+
+        Returns:
+            The runs that were launched, each with its state then. And those that need no more
+            monitoring: each has an outcome or an error, or is detached.
+        """
+        now = self._timing.monotonic()
+        self._launch_due(now)
+        self._poll_due(now)
+        self._fetch_outcomes_due(now)
+        self._calls.run_callbacks(self._get_pause_s())
+        launched, self._launched = self._launched, []
+        ended, self._ended = self._ended, []
+        for run in ended:
+            del self._runs[run.target]
+            self._release(run)
+        return launched, ended
 
     def close(self) -> None:
-        """Ends it, whatever is going on."""
-        for one in self._waits.values():
-            self._admission.dismiss(one)
+        """End all monitoring. DAG runs go on."""
+        for run in self._runs.values():
+            self._release(run)
         self._calls.close()
-        self._cancellation.close()
 
-    def interrupt(self) -> None:
-        """Has the runs stopped if the Dagster run is canceled. If it is interrupted and not
-        canceled, as by the end of the machine that it ran on, they are left to its retry."""
-        if not self._cancellation.stop_if_canceled(STOP_S):
-            self._reporter.warn("Interrupted, and not canceled: DAG runs that were started go on.")
-
-    def _get_trigger(self, target: Target) -> TriggerDeclaration:
-        return self._dags[target.dag_id].trigger
-
-    def _start_due(self, now: float) -> None:
-        for one in self._waits.values():
-            if one.run is not None or one.is_busy or now < one.next_look:
-                continue
-            if not self._admission.admit(one, self._waits.values(), now):
-                break
-            one.is_busy = True
-            note = self._reporter.build_note(one.target)
-            act = partial(self._launcher.start, one.target, note)
-            self._calls.submit(act, partial(self._on_started, one))
-
-    def _look_if_due(self, now: float) -> None:
-        """Asks how all runs are doing that go on, if it is time for one of them."""
-        going_on = [one for one in self._waits.values() if one.is_going_on and not one.is_busy]
-        if not self._is_looking and any(now >= one.next_look for one in going_on):
-            self._is_looking = True
-            keys = [one.key for one in going_on]
-            act = partial(fetch_waited, self._client, keys)
-            self._calls.submit(act, partial(self._on_look, going_on))
-        if going_on and now >= self._next_tasks:
-            self._next_tasks = now + TASKS_S
-            self._calls.submit(partial(fetch_tasks_told, self._client), self._on_tasks)
-        queued = [one for one in going_on if one.is_queued]
-        if any(now >= one.next_pause_check for one in queued):
-            for one in queued:
-                one.plan_next_pause_check(now)
-            dag_ids = list({one.target.dag_id: None for one in queued})
-            act = partial(fetch_dags_of, self._client, dag_ids)
-            self._calls.submit(act, partial(self._on_dags, queued))
-
-    def _await(self) -> None:
-        """Returns when something was answered, or it is time for something."""
+    def _get_pause_s(self) -> float:
+        """Return the seconds until something is due; 0 if nothing is monitored."""
+        if not self._runs:
+            return 0.0
         due = [
-            one.next_look
-            for one in self._waits.values()
-            if not one.is_busy and not (self._is_looking and one.is_going_on)
+            run.next_poll
+            for run in self._runs.values()
+            if not run.is_busy
+            and not (self._is_polling and run.is_active)
+            and not (self._is_reserving and not run.is_admitted)
         ]
-        now = time.monotonic()
-        soonest = min(due, default=now + (SLOT_S if self._waits else 0))
-        self._calls.run_callbacks(max(0.0, soonest - now))
+        soonest = min(due, default=math.inf) - self._timing.monotonic()
+        return min(self._timing.poll_run.max_s, max(0.0, soonest))
 
-    def _on_started(self, one: MonitoredRun, answer: DagRun | AirflowError) -> None:
-        one.is_busy = False
+    # Launching
+
+    def _launch_due(self, now: float) -> None:
+        due = [
+            run
+            for run in self._runs.values()
+            if run.dag_run is None and not run.is_busy and now >= run.next_poll
+        ]
+        if self._limit is not None and not all(run.is_admitted for run in due):
+            self._reserve(self._limit)
+        for run in due:
+            if run.is_admitted or self._limit is None:
+                run.is_busy = True
+                launch = partial(self._launcher.launch, run.target, run.note)
+                self._calls.submit(launch, partial(self._on_launched, run))
+
+    def _reserve(self, limit: ConcurrencyLimit) -> None:
+        """Ask which of the runs that wait for a free place may be launched."""
+        if self._is_reserving:
+            return
+        self._is_reserving = True
+        waiting = [run for run in self._runs.values() if not run.is_admitted]
+        keys = [self._build_first_key(run.target) for run in waiting]
+        self._calls.submit(partial(limit.reserve, keys), partial(self._on_reserved, waiting))
+
+    def _on_reserved(self, waiting: list[MonitoredRun], answer: set[RunKey] | AirflowError) -> None:
+        self._is_reserving = False
         if isinstance(answer, AirflowError):
-            self._bear(one, answer)
+            for run in waiting:
+                self._handle_error(run, answer)
             return
-        if self._get_trigger(one.target).wait:
-            self._see(one, answer)
+        now = self._timing.monotonic()
+        for run in waiting:
+            run.restart_clock(now)
+            run.is_admitted = self._build_first_key(run.target) in answer
+        if not (queued := [run for run in waiting if not run.is_admitted]):
             return
-        self._reporter.log_state(one, answer)
-        one.run = answer
-        one.is_detached = True
-        self._reporter.log_detached(one.target)
-        self._leave(one)
-        self._finish(one)
+        policy = self._timing.ask_for_slot
+        pause_s = min(policy.max_s, policy.first_s * self._current_run.count_active_runs())
+        next_poll = now + pause_s * uniform(0.5, 1.5)  # noqa: S311 - so that waiters ask apart
+        for run in queued:
+            run.next_poll = next_poll
+            if run.target not in self._queued:
+                self._queued.add(run.target)
+                self._log.info(
+                    f"{run.target.name} waits for its turn: as many DAG runs of Airflow "
+                    f"'{self._client.instance}' as are allowed go on."
+                )
 
-    def _on_look(
+    def _release(self, run: MonitoredRun) -> None:
+        """Give back a run's place, unless it is detached, and ask anew for the others."""
+        if self._limit is None:
+            return
+        self._limit.release(self._build_first_key(run.target))
+        if run.dag_run is not None and not run.is_detached:
+            self._limit.release(run.key)
+        for other in self._runs.values():
+            if not other.is_admitted:
+                other.next_poll = self._timing.monotonic()
+
+    def _build_first_key(self, target: Target) -> RunKey:
+        return target.dag_id, self._current_run.build_run_id(target)
+
+    def _on_launched(self, run: MonitoredRun, answer: DagRun | AirflowError) -> None:
+        run.is_busy = False
+        if isinstance(answer, AirflowError):
+            self._handle_error(run, answer)
+            return
+        if self._limit is not None:
+            self._limit.settle(self._build_first_key(run.target), answer)
+        self._launched.append((run, answer))
+        self._update(run, answer)
+        if not self._dags[run.target.dag_id].trigger.wait:
+            self._log.info(
+                f"{run.target.name} is not waited for (`trigger.wait: false`): when its run ends, "
+                "observation reports it."
+            )
+            run.is_detached = True
+            self._leave_to_observation(run)
+            self._end(run)
+
+    # Polling
+
+    def _poll_due(self, now: float) -> None:
+        active = [run for run in self._runs.values() if run.is_active and not run.is_busy]
+        # All at once, as one request tells of all of them.
+        if not self._is_polling and any(now >= run.next_poll for run in active):
+            self._is_polling = True
+            fetch = partial(fetch_runs, self._client, [run.key for run in active])
+            self._calls.submit(fetch, partial(self._on_polled, active))
+        if active and now >= self._next_task_list:
+            self._next_task_list = now + self._timing.list_tasks_s
+            self._calls.submit(partial(fetch_running_tasks, self._client), self._on_tasks_listed)
+        queued = [run for run in active if run.is_queued]
+        if any(now >= run.next_pause_check for run in queued):
+            for run in queued:
+                run.plan_pause_check(self._timing.check_paused, now)
+            dag_ids = list({run.target.dag_id: None for run in queued})
+            fetch = partial(fetch_dags, self._client, dag_ids)
+            self._calls.submit(fetch, partial(self._on_dags_fetched, queued))
+
+    def _on_polled(
         self,
-        looked_after: list[MonitoredRun],
-        answer: Looked | AirflowError,
+        polled: list[MonitoredRun],
+        answer: dict[RunKey, DagRun | AirflowError | None] | AirflowError,
     ) -> None:
-        self._is_looking = False
-        for one in looked_after:
-            if one.is_over or one.is_busy or one.run is None:
+        self._is_polling = False
+        for run in polled:
+            if run.is_over or run.is_busy or run.dag_run is None:
                 continue
-            found = answer if isinstance(answer, AirflowError) else answer[one.key]
+            found = answer if isinstance(answer, AirflowError) else answer[run.key]
             if found is None:
-                found = build_deleted_error(self._client, one.run)
+                found = RunLostError(
+                    self._client.instance,
+                    f"no longer has run '{run.dag_run.run_id}' of DAG '{run.dag_run.dag_id}': it "
+                    "was deleted while we waited. Materialize the asset again for a new run.",
+                )
             if isinstance(found, AirflowError):
-                self._bear(one, found)
+                self._handle_error(run, found)
             else:
-                self._see(one, found)
+                self._update(run, found)
 
-    def _see(self, one: MonitoredRun, run: DagRun) -> None:
-        """Takes in how a run is doing."""
-        now = time.monotonic()
-        one.odd_since = one.away_since = None
-        self._reporter.log_state(one, run)
-        one.run = run
-        one.plan_next_look(now)
-        if run.is_finished:
-            one.next_look = now
-        elif now >= one.deadline:
-            self._time_out(one, run, now - one.since)
+    def _update(self, run: MonitoredRun, dag_run: DagRun) -> None:
+        """Take over a run's state, and log it if it changed."""
+        now, name = self._timing.monotonic(), run.target.name
+        run.failing_since = run.unreachable_since = None
+        if run.dag_run is None:
+            url = self._client.build_run_url(dag_run.dag_id, dag_run.run_id)
+            self._log.info(f"{name} is {dag_run.state} in {self._client.instance}: {url}")
+        elif run.dag_run.state != dag_run.state:
+            self._log.info(f"{name} is {dag_run.state} in {self._client.instance}.")
+        run.dag_run = dag_run
+        run.plan_poll(self._timing.poll_run, now)
+        if dag_run.is_finished:
+            run.next_poll = now
+        elif now >= run.deadline and self._dags[dag_run.dag_id].trigger.wait:
+            self._time_out(run, dag_run, now - run.since)
 
-    def _judge_due(self, now: float) -> None:
-        """Asks what became of the runs that are over."""
-        for one in self._waits.values():
-            run = one.run
-            if run is not None and run.is_finished and not one.is_busy and now >= one.next_look:
-                one.is_busy = True
-                self._calls.submit(partial(self._judge, run), partial(self._on_verdict, one))
-
-    def _judge(self, run: DagRun) -> Outcome:
-        """What became of a run; of one that failed with its logs."""
-        outcome = fetch_outcome(self._client, run, self._dags[run.dag_id].success_when)
-        return outcome if outcome.is_success else add_log_tails(self._client, outcome)
-
-    def _on_verdict(self, one: MonitoredRun, answer: Outcome | AirflowError) -> None:
-        one.is_busy = False
-        if isinstance(answer, AirflowError):
-            self._bear(one, answer)
-            return
-        one.outcome = answer
-        self._finish(one)
-
-    def _on_dags(
+    def _on_dags_fetched(
         self, queued: list[MonitoredRun], answer: dict[str, Dag | AirflowError] | AirflowError
     ) -> None:
-        """Ends the wait for runs that stay queued, for their DAG is paused or gone."""
+        """Give up runs that stay queued, because their DAG is paused or gone."""
         if isinstance(answer, AirflowError):
-            return  # who is away, or odd, is told by the looks
-        for one in queued:
-            dag = answer[one.target.dag_id]
-            if one.is_over or one.is_busy or not one.is_queued or one.run is None:
+            return  # the polls handle it
+        for run in queued:
+            dag = answer[run.target.dag_id]
+            if run.is_over or run.is_busy or not run.is_queued or run.dag_run is None:
                 continue
             if isinstance(dag, DagNotFoundError):
-                self._fail(one, dag)
+                self._give_up(run, dag)
             elif isinstance(dag, Dag) and dag.is_paused:
-                url = self._client.build_dag_url(dag.dag_id)
-                run_id = one.run.run_id
-                self._fail(one, DagPausedError(self._client.instance, dag.dag_id, url, run_id))
+                url, run_id = self._client.build_dag_url(dag.dag_id), run.dag_run.run_id
+                error = DagPausedError(self._client.instance, dag.dag_id, url, run_id)
+                self._give_up(run, error)
 
-    def _on_tasks(self, answer: dict[Key, str] | AirflowError | None) -> None:
-        if isinstance(answer, dict):
-            for one in self._waits.values():
-                if one.is_going_on:
-                    self._reporter.log_tasks(one, answer.get(one.key, ""))
-
-    def _bear(self, one: MonitoredRun, error: AirflowError) -> None:
-        """Goes on waiting for as long as it makes sense."""
-        now = time.monotonic()
-        if (end := bear(one, error, now)) is not None:
-            self._fail(one, end)
+    def _on_tasks_listed(self, answer: dict[RunKey, str] | AirflowError | None) -> None:
+        if not isinstance(answer, dict):
             return
-        self._reporter.log_retry(error, one.target)
-        one.plan_next_look(now)
+        for run in [run for run in self._runs.values() if run.is_active]:
+            tasks = answer.get(run.key, "")
+            if tasks and tasks != run.running_tasks:
+                self._log.info(f"{run.target.name} runs {tasks}.")
+            run.running_tasks = tasks
 
-    def _time_out(self, one: MonitoredRun, run: DagRun, waited_s: float) -> None:
-        on_timeout = self._get_trigger(one.target).on_timeout
-        if on_timeout == "leave" or not self._current_run.owns(one.target, run):
-            error = build_timeout_error(self._client, run, waited_s, is_stopped=False)
-            self._fail(one, error)
+    # Ending
+
+    def _fetch_outcomes_due(self, now: float) -> None:
+        for run in self._runs.values():
+            dag_run = run.dag_run
+            if dag_run is None or not dag_run.is_finished or run.is_busy or now < run.next_poll:
+                continue
+            run.is_busy = True
+            fetch = partial(self._fetch_outcome, dag_run)
+            self._calls.submit(fetch, partial(self._on_outcome_fetched, run))
+
+    def _fetch_outcome(self, dag_run: DagRun) -> Outcome:
+        rule = self._dags[dag_run.dag_id].success_when
+        outcome = fetch_outcome(self._client, dag_run, rule)
+        return outcome if outcome.is_success else add_log_tails(self._client, outcome)
+
+    def _on_outcome_fetched(self, run: MonitoredRun, answer: Outcome | AirflowError) -> None:
+        run.is_busy = False
+        if isinstance(answer, AirflowError):
+            self._handle_error(run, answer)
             return
-        one.is_busy = True
-        act = partial(self._client.stop_run, run.dag_id, run.run_id)
-        self._calls.submit(act, partial(self._on_stopped, one, run, waited_s))
+        run.outcome = answer
+        self._end(run)
+
+    def _time_out(self, run: MonitoredRun, dag_run: DagRun, waited_s: float) -> None:
+        on_timeout = self._dags[dag_run.dag_id].trigger.on_timeout
+        if on_timeout == "leave" or not self._current_run.owns(run.target, dag_run):
+            self._give_up(run, self._build_timeout_error(dag_run, waited_s, "The run goes on"))
+            return
+        run.is_busy = True
+        stop = partial(self._client.stop_run, dag_run.dag_id, dag_run.run_id)
+        self._calls.submit(stop, partial(self._on_stopped, run, dag_run, waited_s))
 
     def _on_stopped(
-        self, one: MonitoredRun, run: DagRun, waited_s: float, answer: DagRun | AirflowError
+        self, run: MonitoredRun, dag_run: DagRun, waited_s: float, answer: DagRun | AirflowError
     ) -> None:
-        one.is_busy = False
-        if isinstance(answer, DagRun) and answer.is_success:  # it ended between our look and word
-            self._see(one, answer)
-            return
-        is_stopped = isinstance(answer, DagRun)
+        run.is_busy = False
+        ending = "It was stopped"
         if isinstance(answer, AirflowError):
-            self._reporter.warn(f"It could not be stopped: {answer}")
-        self._fail(one, build_timeout_error(self._client, run, waited_s, is_stopped=is_stopped))
+            self._log.warning(f"It could not be stopped: {answer}")
+            ending = "The run goes on"
+        elif answer.is_success:  # it ended after the last poll
+            self._update(run, answer)
+            return
+        self._give_up(run, self._build_timeout_error(dag_run, waited_s, ending))
 
-    def _fail(self, one: MonitoredRun, error: AirflowError) -> None:
-        self._reporter.log_failure(error)
-        one.error = error
-        self._leave(one)
-        self._finish(one)
+    def _build_timeout_error(self, dag_run: DagRun, waited_s: float, ending: str) -> RunLostError:
+        url = self._client.build_run_url(dag_run.dag_id, dag_run.run_id)
+        return RunLostError(
+            self._client.instance,
+            f"still has run '{dag_run.run_id}' of DAG '{dag_run.dag_id}' {dag_run.state} after "
+            f"{waited_s:.0f} s, which is its `trigger.timeout`. {ending}: {url}",
+        )
 
-    def _leave(self, one: MonitoredRun) -> None:
-        """Lets observation report the run, which goes on without us, or was not judged."""
-        run_id = one.run.run_id if one.run else self._current_run.build_run_id(one.target)
-        self._current_run.detach((one.target.dag_id, run_id))
+    def _handle_error(self, run: MonitoredRun, error: AirflowError) -> None:
+        now = self._timing.monotonic()
+        if (end := run.find_give_up_error(error, now, self._timing)) is not None:
+            self._give_up(run, end)
+            return
+        # A trigger's error is the target's own; others are of the instance, and logged once.
+        problem = type(error), run.target if isinstance(error, RunNotStartedError) else None
+        if now - self._problems.get(problem, -math.inf) >= self._timing.log_again_s:
+            self._problems[problem] = now
+            self._log.warning(f"{error} Waiting on.")
+        run.plan_poll(self._timing.unexpected_answer, now)
 
-    def _finish(self, one: MonitoredRun) -> None:
-        if not one.is_over:
-            one.is_over = True
-            self._over.append(one)
-            self._launcher.forget(one.target)
+    def _give_up(self, run: MonitoredRun, error: AirflowError) -> None:
+        self._log.error(str(error))
+        run.error = error
+        self._leave_to_observation(run)
+        self._end(run)
+
+    def _leave_to_observation(self, run: MonitoredRun) -> None:
+        """Let observation report the run's end."""
+        key = run.key if run.dag_run else self._build_first_key(run.target)
+        self._current_run.detach(key)
+
+    def _end(self, run: MonitoredRun) -> None:
+        if not run.is_over:
+            run.is_over = True
+            self._ended.append(run)
+            self._launcher.forget(run.target)

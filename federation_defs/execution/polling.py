@@ -1,8 +1,7 @@
-"""Polling many DAG runs with few requests."""
+"""A DAG run that a step launches and waits for, and polls of many such runs with few requests."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,132 +11,161 @@ from federation_defs.airflow.models import Dag, DagRun
 from federation_defs.dagster_io.run_tags import Target
 from federation_defs.errors import (
     AirflowError,
+    CredentialError,
+    DagBrokenError,
+    DagNotFoundError,
+    DagPausedError,
+    RunLostError,
+    RunNotStartedError,
     UnreachableError,
 )
 from federation_defs.outcome import Outcome, name_task
+from federation_defs.timing import RetryPolicy, Timing
 
-MIN_LOOK_S = 1.0
+RunKey = tuple[str, str]  # DAG id and run id
 
-
-MAX_LOOK_S = 15.0
-
-
-TASKS_S = 15.0
-
-
-PAUSE_CHECK_S = 10.0
-
-
-MAX_PAUSE_CHECK_S = 300.0
-
-
-MAX_RUNNING_TASKS = 500
-
-
-Key = tuple[str, str]
-
-
-Looked = dict[Key, DagRun | AirflowError | None]
+_MAX_RUNNING_TASKS = 500
+_FINAL_ERRORS = (DagNotFoundError, DagPausedError, DagBrokenError, RunLostError)
+_RETRIED_AT_LAUNCH = (UnreachableError, CredentialError, RunNotStartedError)
 
 
 @dataclass
 class MonitoredRun:
-    """A DAG run that is to be brought about, or is waited for; times by the monotonic clock, in
-    seconds.
+    """A DAG run that is to be launched, or is waited for. Moments are of the monotonic clock.
 
     Attributes:
-        is_claimed: It has its slot.
-        is_busy: Something is being asked or done for it.
-        is_left: It was started, and is left to itself (`trigger.wait: false`).
-        is_over: It needs no looking after any more, however it ended.
-        error: Why it is given up.
-        tasks: That ran when we looked last, as a person was told.
-        odd_since: Since when the instance answers, and nothing that is a help.
-        away_since: Since when it does not answer at all.
+        note: The note that the DAG run gets in Airflow.
+        since: When the wait began, from which `timeout_s` counts.
+        next_poll: When to launch it, to poll it, or to fetch its outcome.
+        is_admitted: `limits.max_active_runs` leaves room for it.
+        is_busy: A request for it is under way.
+        is_over: It needs no monitoring any more.
+        is_detached: It was launched and is not waited for (`trigger.wait: false`).
+        error: Why the wait was given up.
+        running_tasks: As they were logged last.
+        failing_since: Since when the instance gives unexpected answers.
+        unreachable_since: Since when it gives none.
     """
 
     target: Target
+    timeout_s: float
+    note: str
     since: float
-    deadline: float
-    next_look: float
+    next_poll: float
     next_pause_check: float
-    pause_check_s: float = PAUSE_CHECK_S
-    is_claimed: bool = False
+    pause_checks: int = 1
+    is_admitted: bool = False
     is_busy: bool = False
     is_over: bool = False
-    run: DagRun | None = None
+    is_detached: bool = False
+    dag_run: DagRun | None = None
     outcome: Outcome | None = None
     error: AirflowError | None = None
-    odd_since: float | None = None
-    away_since: float | None = None
-    is_detached: bool = False
-    tasks: str = ""
-
-    @classmethod
-    def begin(cls, target: Target, timeout_s: float) -> MonitoredRun:
-        """One that is to be started now."""
-        now = time.monotonic()
-        return cls(target, now, now + timeout_s, now, now + PAUSE_CHECK_S)
+    running_tasks: str = ""
+    failing_since: float | None = None
+    unreachable_since: float | None = None
 
     @property
-    def key(self) -> Key:
-        """DAG id and run id of the run, which is there."""
-        assert self.run is not None  # noqa: S101
-        return self.run.dag_id, self.run.run_id
+    def deadline(self) -> float:
+        return self.since + self.timeout_s
 
     @property
-    def is_going_on(self) -> bool:
-        """There is a run, and it was not over when we looked last."""
-        return self.run is not None and not self.run.is_finished and not self.is_over
+    def key(self) -> RunKey:
+        assert self.dag_run is not None  # noqa: S101
+        return self.dag_run.dag_id, self.dag_run.run_id
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it was queued or running at the last poll."""
+        return self.dag_run is not None and not self.dag_run.is_finished and not self.is_over
 
     @property
     def is_queued(self) -> bool:
-        return self.run is not None and self.run.state == "queued"
+        return self.dag_run is not None and self.dag_run.state == "queued"
 
-    def claim(self, now: float) -> None:
-        """It has its slot: its time begins."""
-        self.is_claimed = True
-        self.since, self.deadline = now, now + (self.deadline - self.since)
+    def restart_clock(self, now: float) -> None:
+        """Begin the wait anew: time without a free place does not count."""
+        self.since = self.next_poll = now
+        self.failing_since = self.unreachable_since = None
 
-    def plan_next_pause_check(self, now: float) -> None:
-        """The longer a run is queued, the less often its DAG is asked for: up to 5 minutes."""
-        self.pause_check_s = min(MAX_PAUSE_CHECK_S, self.pause_check_s * 2)
-        self.next_pause_check = now + self.pause_check_s
-
-    def plan_next_look(self, now: float) -> None:
-        """The longer a run takes, the less often it is asked for: from 1 s up to 15 s."""
-        self.next_look = now + min(MAX_LOOK_S, max(MIN_LOOK_S, (now - self.since) / 20))
+    def plan_poll(self, policy: RetryPolicy, now: float) -> None:
+        """Plan the next poll, at the deadline at the latest."""
+        self.next_poll = now + policy.poll_pause_s(now - self.since)
         if now < self.deadline:
-            self.next_look = min(self.next_look, self.deadline)
+            self.next_poll = min(self.next_poll, self.deadline)
+
+    def plan_pause_check(self, policy: RetryPolicy, now: float) -> None:
+        self.pause_checks += 1
+        self.next_pause_check = now + policy.pause_s(self.pause_checks)
+
+    def find_give_up_error(
+        self, error: AirflowError, now: float, timing: Timing
+    ) -> AirflowError | None:
+        """Return the error that ends this wait, or None to keep waiting.
+
+        An unreachable instance is waited for until the deadline. Unexpected answers, a missing
+        credential and failing triggers end the wait after `timing.unexpected_answer`, and at once
+        if they refuse a trigger. What only a person can change ends it at once.
+        """
+        if isinstance(error, _FINAL_ERRORS):
+            return error
+        is_unreachable = isinstance(error, UnreachableError)
+        if not is_unreachable:
+            self.unreachable_since = None
+            self.failing_since = now if self.failing_since is None else self.failing_since
+        elif self.unreachable_since is None:
+            self.unreachable_since = now
+        elif now - self.unreachable_since > timing.forgive_after_s:
+            self.failing_since = None
+        if self.dag_run is None and not isinstance(error, _RETRIED_AT_LAUNCH):
+            return error
+        failing_s = 0.0 if self.failing_since is None else now - self.failing_since
+        if not is_unreachable and timing.unexpected_answer.is_over(failing_s):
+            return error
+        if now < self.deadline:
+            return None
+        if self.dag_run is None or not self.is_active:
+            return error
+        return RunLostError(
+            error.instance,
+            f"does not say what became of run '{self.dag_run.run_id}' of DAG "
+            f"'{self.dag_run.dag_id}' in the {now - self.since:.0f} s of its `trigger.timeout`: it "
+            f"was {self.dag_run.state} when we heard of it last. ({error}) What it ends as is "
+            "reported when the instance is back.",
+        )
 
 
-def fetch_waited(client: AirflowClient, keys: Sequence[Key]) -> Looked:
-    """How runs that go on are doing, in one request for nearly all of them.
+def fetch_runs(
+    client: AirflowClient, keys: Sequence[RunKey]
+) -> dict[RunKey, DagRun | AirflowError | None]:
+    """Fetch the states of runs, in one request for all that are active.
 
-    The list of all runs that go on in the instance has them, whichever their DAGs; what is not in
-    it is asked for by itself: it ended, or is gone (None), or the list moved. Where that list is
-    longer than asking for each would take, each is.
+    The list of all active runs of the instance has most of them. A run that is not in it ended,
+    was deleted (None) or was missed while the list moved, and is fetched by itself. Where the list
+    would take more requests than the runs, each run is fetched by itself.
 
     Raises:
-        UnreachableError: The instance is away.
+        UnreachableError: The instance does not answer.
     """
     active = _fetch_active(client, at_most=SERVER_PAGE * (len(keys) - 1)) if len(keys) > 1 else {}
     missing = [key for key in keys if key not in active]
-    going_on = {key: active[key] for key in keys if key in active}
-    return {**going_on, **_fetch_each(client, missing)}
+    found = {key: active[key] for key in keys if key in active}
+    return {**found, **_fetch_each(client, missing)}
 
 
-def _fetch_active(client: AirflowClient, at_most: int) -> dict[Key, DagRun]:
+def _fetch_active(client: AirflowClient, at_most: int) -> dict[RunKey, DagRun]:
     try:
         runs = client.fetch_active_runs(at_most)
     except UnreachableError:
         raise
-    except AirflowError:  # each is asked for by itself, and says what is wrong
+    except AirflowError:  # fetching each run by itself tells what is wrong
         return {}
     return {(run.dag_id, run.run_id): run for run in runs or ()}
 
 
-def _fetch_each(client: AirflowClient, keys: list[Key]) -> Looked:
+def _fetch_each(
+    client: AirflowClient, keys: list[RunKey]
+) -> dict[RunKey, DagRun | AirflowError | None]:
     try:
         runs = client.fetch_runs(keys)
         return {key: runs.get(key) for key in keys}
@@ -149,18 +177,18 @@ def _fetch_each(client: AirflowClient, keys: list[Key]) -> Looked:
     return {key: answer for key in keys for answer in _fetch_each(client, [key]).values()}
 
 
-def fetch_dags_of(client: AirflowClient, dag_ids: Sequence[str]) -> dict[str, Dag | AirflowError]:
-    """DAGs by id, from the list of all of them if that takes fewer requests than asking for each.
+def fetch_dags(client: AirflowClient, dag_ids: Sequence[str]) -> dict[str, Dag | AirflowError]:
+    """Fetch DAGs by id, from the list of all DAGs if that takes fewer requests.
 
     Raises:
         AirflowError: The list could not be read.
     """
     at_most = SERVER_PAGE * (len(dag_ids) - 1)
-    listed = client.fetch_dags_by_id(at_most) if at_most else None
+    listed = client.fetch_dags_by_id(at_most) if at_most > 0 else None
     found: dict[str, Dag | AirflowError] = {}
     for dag_id in dag_ids:
         try:
-            # One that is not in the list may have been hidden as that moved.
+            # A DAG may be missing from the list because the list moved while it was paged.
             dag = listed.get(dag_id) if listed else None
             found[dag_id] = dag if dag and dag.is_present else client.fetch_dag(dag_id)
         except AirflowError as error:
@@ -168,11 +196,12 @@ def fetch_dags_of(client: AirflowClient, dag_ids: Sequence[str]) -> dict[str, Da
     return found
 
 
-def fetch_tasks_told(client: AirflowClient) -> dict[Key, str] | None:
-    """The names of the tasks that run now, by run; None if they are too many, or can't be told."""
+def fetch_running_tasks(client: AirflowClient) -> dict[RunKey, str] | None:
+    """Fetch the names of the tasks that run now, by run; None if there are too many or the
+    instance does not tell."""
     try:
-        running = client.fetch_running_tasks(MAX_RUNNING_TASKS)
-    except AirflowError:  # it is good to know, and no more
+        running = client.fetch_running_tasks(_MAX_RUNNING_TASKS)
+    except AirflowError:  # only for the log
         return None
     if running is None:
         return None

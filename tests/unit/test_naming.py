@@ -11,9 +11,7 @@ from federation_defs.naming import (
     build_output_names,
     build_owner,
     build_run_id,
-    build_slot_key,
     build_tag_key,
-    parse_left_dag_id,
     parse_root_run_id,
 )
 
@@ -101,12 +99,3 @@ def test_a_tag_becomes_a_key_that_dagster_accepts() -> None:
     key = build_tag_key("team: sales/eu" + "x" * 100)
     assert key.startswith("team__sales_eu")
     dg.AssetSpec("x", tags={key: ""})
-
-
-def test_slots_are_told_apart_by_their_first_32_letters_and_of_whom_they_are() -> None:
-    names = [f"a_dag_of_a_long_name_with_partitions [2026-01-{day:02}]" for day in range(1, 29)]
-    keys = [build_slot_key("metrics", name) for name in names]
-    assert len({key[:32] for key in keys}) == len(names)
-    assert keys[0].endswith(f"metrics__dag_runs: {names[0]}")
-    assert parse_left_dag_id(keys[0]) is None
-    assert parse_left_dag_id(build_slot_key("metrics", "load", is_detached=True)) == "load"

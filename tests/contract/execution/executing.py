@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dagster as dg
@@ -15,6 +15,7 @@ from federation_defs.declaration import InstanceDeclaration
 from federation_defs.execution import build_execution
 from federation_defs.naming import build_asset_key
 from federation_defs.specs import build_specs
+from federation_defs.timing import RetryPolicy, Timing
 from tests.contract.fakes.airflow import PASSWORD
 from tests.contract.worlds import SIGN_INS, connect
 from tests.waiting import wait_for
@@ -23,16 +24,27 @@ SOURCE = "warehouse/load_customers"  # what starts a DAG here; it is never asked
 TIMEOUT = {"trigger": {"timeout": "1s"}}
 # Of the tags of a run, by a re-execution of it; there are more (dagster 1.13).
 NOT_INHERITED = {"dagster/retry_number", "dagster/will_retry", "dagster/run_failure_reason"}
-PATIENCE = {"timeout": "30s"}  # so that a test which waits for what never comes fails
+DEFAULT_TRIGGER = {"timeout": "60s"}  # so that a test which waits for what never comes fails
+# Polls without waiting. What is checked only now and then keeps its interval.
+FAST = Timing(
+    poll_run=RetryPolicy(first_s=0.02, max_s=0.2),
+    unexpected_answer=RetryPolicy(first_s=0.02, max_s=0.2, give_up_after_s=600),
+    ask_for_slot=RetryPolicy(first_s=0.05, max_s=0.2),
+    earlier_run_s=0.05,
+    status_s=0.1,
+)
 
 
 def build_assets(
-    client: AirflowClient, dags: Mapping[str, Any], max_active_runs: int | None = None
+    client: AirflowClient,
+    dags: Mapping[str, Any],
+    max_active_runs: int | None = None,
+    timing: Timing = FAST,
 ) -> dg.AssetsDefinition:
-    """The multi_asset of an instance.
+    """Build the multi_asset of an instance.
 
     Args:
-        dags: What is declared of its DAGs, by id; those without `depends_on` depend on another
+        dags: The declarations of its DAGs, by id. Those without `depends_on` depend on another
             instance, and those without a time-out have a short one.
     """
     declaration = InstanceDeclaration.model_validate(
@@ -44,14 +56,14 @@ def build_assets(
                 dag_id: {
                     "depends_on": [SOURCE],
                     **declared,
-                    "trigger": {**PATIENCE, **declared.get("trigger", {})},
+                    "trigger": {**DEFAULT_TRIGGER, **declared.get("trigger", {})},
                 }
                 for dag_id, declared in dags.items()
             },
         }
     )
     specs = build_specs(declaration, None, set())
-    return build_execution(client, declaration.downstreams, specs, max_active_runs)
+    return build_execution(client, declaration.downstreams, specs, max_active_runs, timing)
 
 
 @dataclass(frozen=True)
@@ -84,8 +96,9 @@ def materialize(
     *,
     tags: Mapping[str, str] | None = None,
     max_active_runs: int | None = None,
+    timing: Timing = FAST,
 ) -> ExecutedRun:
-    """Materializes DAGs of an instance: those selected, or all.
+    """Materialize DAGs of an instance: those selected, or all.
 
     Args:
         tags: Of the Dagster run.
@@ -93,13 +106,19 @@ def materialize(
     declared = dags if isinstance(dags, Mapping) else {dag_id: {} for dag_id in dags}
     keys = [build_asset_key(client.instance, dag_id) for dag_id in selection or declared]
     result = dg.materialize(
-        [build_assets(client, declared, max_active_runs)],
+        [build_assets(client, declared, max_active_runs, timing)],
         selection=dg.AssetSelection.assets(*keys),
         instance=instance,
         tags=tags,
         raise_on_error=False,
     )
     return _read_outcome(result, instance)
+
+
+def fail_after(give_up_after_s: float) -> Timing:
+    """Build a timing that bears unexpected answers for so long."""
+    policy = replace(FAST.unexpected_answer, give_up_after_s=give_up_after_s)
+    return replace(FAST, unexpected_answer=policy)
 
 
 def build_job(airflows: Sequence[Mapping[str, Any]]) -> dg.JobDefinition:
@@ -109,6 +128,7 @@ def build_job(airflows: Sequence[Mapping[str, Any]]) -> dg.JobDefinition:
             connect(airflow["url"], SIGN_INS[airflow["api"]], PASSWORD, airflow["name"]),
             airflow["dags"],
             airflow["max_active_runs"],
+            fail_after(airflow["give_up_after_s"]),
         )
         for airflow in airflows
     ]
@@ -131,9 +151,10 @@ class Attempts:
         declared: Mapping[str, Any] | None = None,
         *,
         max_active_runs: int | None = None,
+        give_up_after_s: float = 600,
     ) -> None:
         dags = {dag_id: dict(declared or {}) for dag_id in dag_ids}
-        self._airflows = [_describe(client, dags, max_active_runs)]
+        self._airflows = [_describe(client, dags, max_active_runs, give_up_after_s)]
         self._instance = instance
 
     @classmethod
@@ -142,7 +163,7 @@ class Attempts:
     ) -> Attempts:
         """At DAGs of several instances, or with declarations of their own."""
         attempts = cls(airflows[0][0], [], instance)
-        attempts._airflows = [_describe(client, dags, None) for client, dags in airflows]
+        attempts._airflows = [_describe(client, dags) for client, dags in airflows]
         return attempts
 
     def execute(
@@ -178,7 +199,10 @@ class Attempts:
 
 
 def _describe(
-    client: AirflowClient, dags: Mapping[str, Any], max_active_runs: int | None
+    client: AirflowClient,
+    dags: Mapping[str, Any],
+    max_active_runs: int | None = None,
+    give_up_after_s: float = 600,
 ) -> dict[str, Any]:
     return {
         "name": client.instance,
@@ -186,6 +210,7 @@ def _describe(
         "api": client.api_version.api,
         "dags": dict(dags),
         "max_active_runs": max_active_runs,
+        "give_up_after_s": give_up_after_s,
     }
 
 
@@ -195,7 +220,7 @@ def meanwhile(act: Callable[[], object]) -> Iterator[None]:
     with ThreadPoolExecutor(1) as threads:
         done = threads.submit(act)
         yield
-        done.result(30)
+        done.result(60)
 
 
 def wait_for_log(instance: dg.DagsterInstance, text: str) -> None:
@@ -206,7 +231,7 @@ def wait_for_log(instance: dg.DagsterInstance, text: str) -> None:
         logs = [entry for run in runs for entry in instance.all_logs(run.run_id)]
         return any(text in entry.user_message for entry in logs)
 
-    wait_for(is_told, f"a run tells: {text}", timeout_s=20, interval_s=0.02)
+    wait_for(is_told, f"a run tells: {text}", timeout_s=60, interval_s=0.02)
 
 
 def _read_outcome(
