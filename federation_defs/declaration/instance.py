@@ -86,9 +86,9 @@ class LimitsDeclaration(Declaration):
 
     max_active_runs: Count | None = Field(
         default=None,
-        description="DAG runs that go on at a time by our doing, over all Dagster runs; the others "
-        "wait for their turn, those with the higher tag `dagster/priority` first. No limit unless "
-        "set here or for the concurrency pool in Dagster.",
+        description="DAG runs that Dagster may have queued or running in the instance at a time, "
+        "over all Dagster runs; the others wait for their turn, in no order. Airflow is asked "
+        "before each trigger, so triggers of the same second may exceed it. No limit unless set.",
     )
 
 

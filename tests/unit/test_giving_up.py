@@ -1,4 +1,4 @@
-"""How long a wait is kept up when what comes back is no help."""
+"""How long a run is waited for while requests fail."""
 
 from __future__ import annotations
 
@@ -16,79 +16,84 @@ from federation_defs.errors import (
     UnexpectedAnswerError,
     UnreachableError,
 )
-from federation_defs.execution.monitor import AWAY_S, TROUBLE_S, bear
 from federation_defs.execution.polling import MonitoredRun
+from federation_defs.timing import Timing
 from tests.unit.build import build_run
 
 HOUR_S = 3600.0
-AWAY = UnreachableError("metrics", "http://127.0.0.1:1", "connection refused")
-ODD = UnexpectedAnswerError("metrics", "GET /", "a login page")
-FAILED = RunNotStartedError("metrics", "load", "run", "500")
-NO_ACCOUNT = CredentialError("metrics", "the file is gone", "METRICS_PASSWORD")
+TIMING = Timing()
+GIVE_UP_H = TIMING.unexpected_answer.give_up_after_s / HOUR_S
+FORGIVE_H = TIMING.forgive_after_s / HOUR_S
+UNREACHABLE = UnreachableError("metrics", "http://127.0.0.1:1", "connection refused")
+UNEXPECTED = UnexpectedAnswerError("metrics", "GET /", "a login page")
+NOT_STARTED = RunNotStartedError("metrics", "load", "run", "500")
+NO_CREDENTIAL = CredentialError("metrics", "the file is gone", "METRICS_PASSWORD")
 REFUSED = PermissionMissingError("metrics", "POST /", "to trigger", "", "METRICS_PASSWORD")
 PAUSED = DagPausedError("metrics", "load", "http://127.0.0.1:1")
 
 
-def build_wait(run: DagRun | None = None) -> MonitoredRun:
-    """One that began at 0 and has ten hours."""
-    return MonitoredRun(Target("load"), 0.0, 10 * HOUR_S, 0.0, 0.0, run=run)
+def build_monitored(dag_run: DagRun | None = None) -> MonitoredRun:
+    """A wait that began at 0 and has ten hours."""
+    return MonitoredRun(Target("load"), 10 * HOUR_S, "", 0.0, 0.0, 0.0, dag_run=dag_run)
 
 
-def bear_each(one: MonitoredRun, *errors: tuple[float, AirflowError]) -> list[AirflowError | None]:
-    """What becomes of the wait at each of these, by hours."""
-    return [bear(one, error, hours * HOUR_S) for hours, error in errors]
+def fail(run: MonitoredRun, *errors: tuple[float, AirflowError]) -> list[AirflowError | None]:
+    """The results of `find_give_up_error` for errors at these hours."""
+    return [run.find_give_up_error(error, hours * HOUR_S, TIMING) for hours, error in errors]
 
 
-def test_an_instance_that_is_away_is_waited_for_until_the_time_out() -> None:
-    one = build_wait()
-    assert bear_each(one, (0, AWAY), (5, AWAY), (9.9, AWAY), (10, AWAY)) == [None] * 3 + [AWAY]
+def test_an_unreachable_instance_is_waited_for_until_the_deadline() -> None:
+    hours = (0, 5, 9.9, 10)
+    errors = fail(build_monitored(), *((hour, UNREACHABLE) for hour in hours))
+    assert errors == [None, None, None, UNREACHABLE]
 
 
-def test_of_a_run_that_goes_on_the_time_out_tells_how_it_was_when_last_seen() -> None:
-    one = build_wait(build_run("load", "run", "running"))
-    last = bear(one, AWAY, 10 * HOUR_S)
-    assert isinstance(last, RunLostError)
-    assert "it was running when we heard of it last" in str(last)
+def test_at_the_deadline_an_active_run_is_told_with_its_last_known_state() -> None:
+    run = build_monitored(build_run("load", "run", "running"))
+    (error,) = fail(run, (10, UNREACHABLE))
+    assert isinstance(error, RunLostError)
+    assert "it was running when we heard of it last" in str(error)
 
 
-def test_of_a_run_that_is_over_the_time_out_tells_what_was_amiss() -> None:
-    assert bear(build_wait(build_run("load", "run", "success")), AWAY, 10 * HOUR_S) is AWAY
+def test_at_the_deadline_a_finished_run_is_told_with_the_error() -> None:
+    run = build_monitored(build_run("load", "run", "success"))
+    assert fail(run, (10, UNREACHABLE)) == [UNREACHABLE]
 
 
-@pytest.mark.parametrize("error", [FAILED, NO_ACCOUNT])
+@pytest.mark.parametrize("error", [NOT_STARTED, NO_CREDENTIAL])
 def test_a_trigger_that_may_yet_succeed_is_tried_for_some_minutes(error: AirflowError) -> None:
-    one, minutes = build_wait(), TROUBLE_S / HOUR_S
-    tries = bear_each(one, (1, error), (1 + minutes, error), (1.01 + minutes, error))
-    assert tries == [None, None, error]
+    hours = (1, 1 + GIVE_UP_H, 1.01 + GIVE_UP_H)
+    assert fail(build_monitored(), *((hour, error) for hour in hours)) == [None, None, error]
 
 
-def test_odd_answers_are_borne_for_some_minutes_once_there_is_a_run() -> None:
-    one, minutes = build_wait(build_run("load", "run", "running")), TROUBLE_S / HOUR_S
-    assert bear_each(one, (1, ODD), (1.01 + minutes, ODD)) == [None, ODD]
+def test_unexpected_answers_about_a_run_are_borne_for_some_minutes() -> None:
+    run = build_monitored(build_run("load", "run", "running"))
+    errors = fail(run, (1, UNEXPECTED), (1.01 + GIVE_UP_H, UNEXPECTED))
+    assert errors == [None, UNEXPECTED]
 
 
-@pytest.mark.parametrize("error", [REFUSED, ODD])
+@pytest.mark.parametrize("error", [REFUSED, UNEXPECTED])
 def test_a_trigger_that_was_refused_is_not_tried_again(error: AirflowError) -> None:
-    assert bear(build_wait(), error, 1.0) is error
+    assert fail(build_monitored(), (0, error)) == [error]
 
 
-@pytest.mark.parametrize("run", [None, build_run("load", "run", "running")])
-def test_what_nobody_mends_by_waiting_ends_it_at_once(run: DagRun | None) -> None:
-    assert bear(build_wait(run), PAUSED, 1.0) is PAUSED
+@pytest.mark.parametrize("dag_run", [None, build_run("load", "run", "running")])
+def test_an_error_that_only_a_person_can_end_ends_the_wait_at_once(dag_run: DagRun | None) -> None:
+    assert fail(build_monitored(dag_run), (0, PAUSED)) == [PAUSED]
 
 
-@pytest.mark.parametrize("error", [FAILED, NO_ACCOUNT])
-def test_what_was_before_an_instance_was_away_does_not_count_when_it_is_back(
-    error: AirflowError,
-) -> None:
-    """It may need a while before it can do everything."""
-    one, minutes, away = build_wait(), TROUBLE_S / HOUR_S, 1.01 * AWAY_S / HOUR_S
-    tries = bear_each(one, (0, error), (1, AWAY), (1 + away, AWAY), (5, error), (5.1, error))
-    assert tries == [None] * 5
-    assert bear_each(one, (5.01 + minutes, error)) == [error]
+@pytest.mark.parametrize("error", [NOT_STARTED, NO_CREDENTIAL])
+def test_errors_before_an_outage_do_not_count_after_it(error: AirflowError) -> None:
+    """An instance that comes back may need a while before it can do everything."""
+    run, back_at = build_monitored(), 1 + 1.01 * FORGIVE_H
+    errors = ((0, error), (1, UNREACHABLE), (back_at, UNREACHABLE), (5, error), (5.1, error))
+    assert fail(run, *errors) == [None] * 5
+    assert fail(run, (5.01 + GIVE_UP_H, error)) == [error]
 
 
-def test_now_away_and_now_failing_is_given_up_too() -> None:
-    one = build_wait()
-    tries = [bear(one, (FAILED, AWAY)[number % 2], 15.0 * number) for number in range(60)]
-    assert next((15 * number, end) for number, end in enumerate(tries) if end) == (630, FAILED)
+def test_a_trigger_that_is_now_unreachable_and_now_failing_is_given_up() -> None:
+    run, errors = build_monitored(), (NOT_STARTED, UNREACHABLE)
+    tries = [
+        run.find_give_up_error(errors[number % 2], 15.0 * number, TIMING) for number in range(60)
+    ]
+    assert next((15 * number, end) for number, end in enumerate(tries) if end) == (630, NOT_STARTED)

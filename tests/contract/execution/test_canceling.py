@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
-import threading
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 import dagster as dg
 import pytest
 from werkzeug import Response
 
-from federation_defs.dagster_io.run_tags import CurrentRun
+from federation_defs.dagster_io.run_tags import CurrentRun, Target
+from federation_defs.declaration import DagDeclaration
+from federation_defs.errors import DagNotFoundError
+from federation_defs.execution.cancellation import CancellationWatcher
+from federation_defs.execution.launcher import LaunchCanceledError, Launcher
 from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import Attempts, materialize
+from tests.contract.execution.executing import FAST, Attempts, materialize
 from tests.contract.execution.interrupting import after_acting, before_acting, cancel, interrupt
 from tests.contract.fakes.airflow import asks
-from tests.contract.fakes.faults import Act, answer, hang_up, lag
+from tests.contract.fakes.faults import Act, Stall, answer, hang_up, lag
 from tests.contract.observation.daemon import Daemon
 from tests.waiting import wait_for
 
@@ -64,33 +69,38 @@ def test_all_that_a_canceled_run_started_is_stopped(
 
 
 def test_the_dag_run_of_a_canceled_run_is_stopped_though_the_database_was_away_for_a_moment(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=math.inf)
-    fetch, troubles = CurrentRun.fetch_status, [OSError("no connection"), OSError("starting up")]
+    dags = {DAG: DagDeclaration()}
+    current_run = CurrentRun(instance, dg.DagsterRun(job_name="a_job"), "metrics")
+    launcher = Launcher(airflow_v2.client, current_run, dags, FAST)
+    launcher.launch(Target(DAG), "a note")
+    errors = [OSError("no connection"), OSError("starting up")]
 
-    def fetch_status(attempt: CurrentRun) -> dg.DagsterRunStatus:
-        if troubles and threading.current_thread().name == "stopper":
-            raise troubles.pop()
-        return fetch(attempt)
+    def fetch_status() -> dg.DagsterRunStatus:
+        if errors:
+            raise errors.pop()
+        return dg.DagsterRunStatus.CANCELING
 
-    monkeypatch.setattr(CurrentRun, "fetch_status", fetch_status)
-    cancel_at(airflow_v2, instance)
-    executed = materialize(airflow_v2.client, [DAG], instance)
-    assert (troubles, executed.status) == ([], CANCELED)
-    assert airflow_v2.database.runs[0].state == "failed"
+    log = logging.getLogger("test")
+    watcher = CancellationWatcher(airflow_v2.client, fetch_status, dags, launcher, log, FAST)
+    try:
+        (run,) = airflow_v2.database.runs
+        wait_for(lambda: run.state == "failed", "it is stopped", interval_s=0.02)
+    finally:
+        watcher.close()
+    assert errors == []
 
 
 def act_then_cancel(instance: dg.DagsterInstance, act: Act) -> Response:
     response = act()
     cancel(instance)
-    time.sleep(0.3)  # a server that takes its time
     return response
 
 
 def cancel_then_act(instance: dg.DagsterInstance, act: Act) -> Response:
     cancel(instance)
-    time.sleep(0.3)
     return act()
 
 
@@ -121,15 +131,32 @@ def test_a_dag_run_whose_trigger_got_no_answer_is_stopped_too(
 def test_what_was_not_triggered_by_then_is_not_triggered_any_more(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    dag_ids = [f"dag_{number}" for number in range(20)]  # more than are asked for at a time
+    """Launches under way when the Dagster run is canceled end before their trigger."""
+    dag_ids = [f"dag_{number}" for number in range(4)]
     for dag_id in dag_ids:
-        airflow_v2.database.add_dag(dag_id, polls=math.inf)
-    fault = partial(cancel_then_act, instance)
-    airflow_v2.server.fail_next(asks("GET", "/dags/dag_.*"), fault)
-    airflow_v2.server.fail_next(asks("GET", "/dags/dag_.*"), lag(0.5), times=19)
-    executed = materialize(airflow_v2.client, dag_ids, instance)
-    assert executed.status is CANCELED
-    assert airflow_v2.database.runs == []
+        airflow_v2.database.add_dag(dag_id)
+    current_run = CurrentRun(instance, dg.DagsterRun(job_name="a_job"), "metrics")
+    dags = {dag_id: DagDeclaration() for dag_id in dag_ids}
+    launcher = Launcher(airflow_v2.client, current_run, dags, FAST)
+
+    def is_stopped() -> bool:
+        with suppress(DagNotFoundError):
+            try:
+                launcher.launch(Target("never_was"), "a note")
+            except LaunchCanceledError:
+                return True
+        return False
+
+    with Stall() as stall, ThreadPoolExecutor(5) as threads:
+        airflow_v2.server.fail_next(asks("GET", "/dags/dag_.*"), stall, times=4)
+        launches = [threads.submit(launcher.launch, Target(dag_id), "") for dag_id in dag_ids]
+        stall.wait_until_entered()
+        stopped = threads.submit(launcher.stop)
+        wait_for(is_stopped, "launches are refused", interval_s=0.02)
+        stall.release()
+        errors = [launch.exception(60) for launch in launches]
+        assert stopped.result(60) == {}
+    assert all(isinstance(error, LaunchCanceledError) for error in errors)
     assert airflow_v2.server.count("POST", ".*/dagRuns") == 0
 
 

@@ -1,46 +1,39 @@
-"""How many DAG runs go on at a time by our doing: `limits.max_active_runs`."""
+"""How many DAG runs Dagster has active at a time: `limits.max_active_runs`."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
 import pytest
 from werkzeug import Response
 
-from federation_defs.airflow.client import AirflowClient
-from federation_defs.declaration import DagDeclaration
-from federation_defs.execution import concurrency as admission
-from federation_defs.execution.concurrency import Slots
-from federation_defs.naming import build_pool_name, build_slot_key
+from federation_defs.dagster_io.run_tags import CurrentRun
+from federation_defs.execution.concurrency import ConcurrencyLimit
+from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import (
-    Attempts,
-    ExecutedRun,
-    materialize,
-    meanwhile,
-    wait_for_log,
-)
-from tests.contract.execution.interrupting import before_acting, cancel, interrupt
+from tests.contract.execution.executing import Attempts, materialize, meanwhile, wait_for_log
+from tests.contract.execution.interrupting import before_acting, cancel
 from tests.contract.fakes.airflow import asks
-from tests.contract.fakes.faults import Act, Fault, answer
+from tests.contract.fakes.faults import Act, answer
 from tests.contract.fakes.rows import RunRow
+from tests.contract.worlds import World, make_run_id
 from tests.waiting import wait_for
 
-POOL = build_pool_name("metrics")
 POST = asks("POST", "/dags/[^/]+/dagRuns")
-ANY_RUN = "/dags/[^~/]+/dagRuns/[^/]+"
+LIST = "/dags/~/dagRuns"
 FIVE = [f"dag_{number}" for number in range(5)]
 
 
 class Counting:
-    """Counts the runs that go on whenever one more is triggered."""
+    """Counts the active runs of ours whenever one more is triggered."""
 
     def __init__(self, airflow: Airflow) -> None:
         self.most = 0
@@ -49,23 +42,33 @@ class Counting:
 
     def __call__(self, act: Act) -> Response:
         response = act()
-        going_on = [run for run in self._database.runs if not run.is_finished]
-        self.most = max(self.most, len(going_on))
+        active = [run for run in self._database.runs if not run.is_finished]
+        self.most = max(self.most, len(active))
         return response
 
 
-def add_dags(airflow: Airflow, dag_ids: Sequence[str], polls: float | None = 1) -> None:
+def add_dags(airflow: Airflow, dag_ids: Sequence[str], polls: float | None = 3) -> None:
     for dag_id in dag_ids:
         airflow.database.add_dag(dag_id, polls=polls)
 
 
-def read_slots(instance: dg.DagsterInstance) -> tuple[int, int]:
-    """How many are taken, and how many wait for one."""
-    info = instance.event_log_storage.get_concurrency_info(POOL)
-    return info.active_slot_count, info.pending_step_count
+def declare_detached(dag_ids: Sequence[str]) -> dict[str, Any]:
+    return {dag_id: {"trigger": {"wait": False}} for dag_id in dag_ids}
 
 
-def test_no_more_runs_go_on_at_a_time_than_are_allowed_and_all_have_their_turn(
+def start_other(airflow: Airflow, state: str = "running") -> RunRow:
+    """An active run of another Dagster run."""
+    airflow.database.add_dag("other", polls=None)
+    return airflow.database.start_run("other", f"dagster__{uuid4()}", state)
+
+
+def wait_for_questions(airflow: Airflow, count: int) -> None:
+    """Until Airflow was asked so many times more for its active runs."""
+    until = airflow.server.count("GET", LIST) + count
+    wait_for(lambda: airflow.server.count("GET", LIST) >= until, "asked again", interval_s=0.02)
+
+
+def test_no_more_runs_are_active_than_are_allowed_and_all_are_run(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     add_dags(airflow, FIVE)
@@ -73,142 +76,76 @@ def test_no_more_runs_go_on_at_a_time_than_are_allowed_and_all_have_their_turn(
     executed = materialize(airflow.client, FIVE, instance, max_active_runs=2)
     assert sorted(executed.materialized) == FIVE
     assert counting.most == 2
-    assert any("waits for its turn" in line for line in executed.log)
-    assert read_slots(instance) == (0, 0)
+    assert len([line for line in executed.log if "waits for its turn" in line]) == 3
 
 
-def test_runs_are_limited_over_all_dagster_runs(
+def test_runs_of_other_dagster_runs_count(airflow: Airflow, instance: dg.DagsterInstance) -> None:
+    other = start_other(airflow)
+    add_dags(airflow, FIVE[:1], polls=0)
+
+    def end_other() -> None:
+        wait_for_log(instance, "waits for its turn")
+        wait_for_questions(airflow, 2)
+        assert len(airflow.database.runs) == 1
+        airflow.database.finish_run(other)
+
+    with meanwhile(end_other):
+        executed = materialize(airflow.client, FIVE[:1], instance, max_active_runs=1)
+    assert executed.materialized == FIVE[:1]
+
+
+def test_runs_that_dagster_did_not_launch_do_not_count(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow.database.add_dag("scheduled")
+    for _ in range(3):
+        airflow.database.start_run("scheduled", run_type="scheduled")
+    airflow.database.start_run("scheduled", "dagster_by_hand")  # not quite the prefix
+    add_dags(airflow, FIVE[:1], polls=0)
+    executed = materialize(airflow.client, FIVE[:1], instance, max_active_runs=1)
+    assert executed.materialized == FIVE[:1]
+    assert not any("waits for its turn" in line for line in executed.log)
+
+
+def test_without_a_limit_all_are_launched_and_nothing_is_asked(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    halves = [FIVE[:3], FIVE[3:]]
-    add_dags(airflow_v2, FIVE)
-    counting = Counting(airflow_v2)
-    run = partial(materialize, airflow_v2.client, instance=instance, max_active_runs=2)
-    with ThreadPoolExecutor(2) as threads:
-        executed = list(threads.map(run, halves, timeout=60))
-    assert [sorted(executed.materialized) for executed in executed] == halves
-    assert counting.most == 2
-    assert read_slots(instance) == (0, 0)
-
-
-def test_a_limit_that_is_set_in_dagster_holds_where_none_is_declared(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
-) -> None:
-    instance.event_log_storage.set_concurrency_slots(POOL, 1)
-    add_dags(airflow_v2, FIVE[:2])
-    counting = Counting(airflow_v2)
-    executed = materialize(airflow_v2.client, FIVE[:2], instance)
-    assert sorted(executed.materialized) == FIVE[:2]
-    assert counting.most == 1
-
-
-def test_no_limit_is_none(airflow_v2: Airflow, instance: dg.DagsterInstance) -> None:
-    add_dags(airflow_v2, FIVE)
-    counting = Counting(airflow_v2)
-    materialize(airflow_v2.client, FIVE, instance)
-    assert counting.most == 5
+    add_dags(airflow_v2, FIVE, polls=math.inf)
+    assert materialize(airflow_v2.client, declare_detached(FIVE), instance).success
+    assert len(airflow_v2.database.runs) == 5
+    assert airflow_v2.server.count("GET", LIST) == 0
 
 
 def test_the_time_out_of_a_run_begins_with_its_turn(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    """Each takes a second and more; the other waits for longer than it is given."""
-    add_dags(airflow_v2, FIVE[:2])
-    declared = {dag_id: {"trigger": {"timeout": "1.5s"}} for dag_id in FIVE[:2]}
-    executed = materialize(airflow_v2.client, declared, instance, max_active_runs=1)
-    assert sorted(executed.materialized) == FIVE[:2]
-
-
-def hold_the_slot(instance: dg.DagsterInstance) -> str:
-    """Another Dagster run, which lives, has the only one; its id."""
-
-    @dg.job
-    def other() -> None: ...
-
-    run = instance.create_run_for_job(other, status=dg.DagsterRunStatus.STARTING)
-    storage = instance.event_log_storage
-    storage.set_concurrency_slots(POOL, 1)
-    assert storage.claim_concurrency_slot(POOL, run.run_id, "other", 0).is_claimed
-    return run.run_id
-
-
-def test_the_dagster_run_of_the_higher_priority_has_its_turn_first(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
-) -> None:
-    holder = hold_the_slot(instance)
-    add_dags(airflow_v2, FIVE)
-
-    def run(dag_ids: list[str], priority: str) -> ExecutedRun:
-        tags = {"dagster/priority": priority}
-        return materialize(airflow_v2.client, dag_ids, instance, tags=tags, max_active_runs=1)
-
-    def count_waiting(number: int) -> Callable[[], bool]:
-        return lambda: read_slots(instance)[1] == number
-
-    with ThreadPoolExecutor(2) as threads:
-        low = threads.submit(run, FIVE[:1], "-1")
-        wait_for(count_waiting(1), "one waits for its turn", interval_s=0.02)
-        high = threads.submit(run, FIVE[1:2], "5")
-        wait_for(count_waiting(2), "both wait for their turn", interval_s=0.02)
-        instance.event_log_storage.free_concurrency_slot_for_step(holder, "other")
-        assert low.result(60).success
-        assert high.result(60).success
-    assert [run.dag_id for run in airflow_v2.database.runs] == [FIVE[1], FIVE[0]]
-
-
-def test_a_priority_that_is_no_number_is_the_usual_one(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
-) -> None:
+    other = start_other(airflow_v2)
     add_dags(airflow_v2, FIVE[:1], polls=0)
-    tags = {"dagster/priority": "urgent"}
-    assert materialize(airflow_v2.client, FIVE[:1], instance, tags=tags, max_active_runs=1).success
+    waited = airflow_v2.database.now() + timedelta(seconds=1)
+
+    def end_other() -> None:
+        wait_for_log(instance, "waits for its turn")
+        wait_for(lambda: airflow_v2.database.now() > waited, "a second", interval_s=0.05)
+        airflow_v2.database.finish_run(other)
+
+    declared = {FIVE[0]: {"trigger": {"timeout": "0.5s"}}}
+    with meanwhile(end_other):
+        executed = materialize(airflow_v2.client, declared, instance, max_active_runs=1)
+    assert executed.materialized == FIVE[:1]
 
 
-def test_the_slots_of_a_dead_attempt_are_free_for_the_next(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
-) -> None:
-    """Its worker was killed: nobody gave them back."""
-    add_dags(airflow_v2, FIVE[:1], polls=0)
-    airflow_v2.database.dags[FIVE[0]].outcome = "failed"
-    attempts = Attempts(airflow_v2.client, FIVE[:1], instance, max_active_runs=1)
-    first = attempts.execute()
-    storage = instance.event_log_storage
-    key = build_slot_key("metrics", FIVE[0])
-    assert storage.claim_concurrency_slot(POOL, first.run_id, key, 0).is_claimed
-    airflow_v2.database.dags[FIVE[0]].outcome = "success"
-    second = attempts.execute(first)
-    assert second.materialized == FIVE[:1]
-    assert read_slots(instance) == (0, 0)
-
-
-def test_the_slots_are_free_after_a_failure(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
-) -> None:
+def test_a_place_is_free_after_a_failure(airflow_v2: Airflow, instance: dg.DagsterInstance) -> None:
     add_dags(airflow_v2, FIVE, polls=0)
     airflow_v2.database.dags[FIVE[0]].outcome = "failed"
     airflow_v2.database.dags[FIVE[1]].is_paused = True
     executed = materialize(airflow_v2.client, FIVE, instance, max_active_runs=1)
     assert sorted(executed.materialized) == FIVE[2:]
-    assert read_slots(instance) == (0, 0)
-
-
-@pytest.mark.parametrize("is_canceled", [True, False], ids=["canceled", "interrupted"])
-def test_the_slots_and_the_places_in_the_queue_are_free_when_the_run_is_interrupted(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, is_canceled: bool
-) -> None:
-    add_dags(airflow_v2, FIVE, polls=math.inf)
-    happens = partial(cancel, instance) if is_canceled else interrupt
-    airflow_v2.server.fail_next(asks("GET", ANY_RUN), before_acting(happens))
-    executed = materialize(airflow_v2.client, FIVE, instance, max_active_runs=1)
-    assert not executed.success
-    assert len(airflow_v2.database.runs) == 1
-    assert read_slots(instance) == (0, 0)
 
 
 def test_a_run_that_is_canceled_before_its_turn_triggers_nothing(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    hold_the_slot(instance)
+    start_other(airflow_v2)
     add_dags(airflow_v2, FIVE[:1])
 
     def give_up() -> None:
@@ -218,54 +155,27 @@ def test_a_run_that_is_canceled_before_its_turn_triggers_nothing(
     with meanwhile(give_up):
         executed = materialize(airflow_v2.client, FIVE[:1], instance, max_active_runs=1)
     assert executed.status is dg.DagsterRunStatus.CANCELED
-    assert airflow_v2.database.runs == []
-    assert read_slots(instance) == (1, 0)
+    assert [run.dag_id for run in airflow_v2.database.runs] == ["other"]
 
 
-def declare_unwaited(dag_ids: Sequence[str]) -> dict[str, Any]:
-    return {dag_id: {"trigger": {"wait": False}} for dag_id in dag_ids}
-
-
-@pytest.fixture
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits for a slot looks often after those that others have."""
-    monkeypatch.setattr(admission, "OTHERS_S", 0.1)
-
-
-@pytest.mark.usefixtures("impatience")
-def test_runs_that_are_not_waited_for_count_until_they_end(
-    airflow: Airflow, instance: dg.DagsterInstance
+def test_a_cancellation_stops_what_has_its_place_and_launches_none_of_the_others(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
+    add_dags(airflow_v2, FIVE, polls=math.inf)
+    canceled = before_acting(partial(cancel, instance))
+    airflow_v2.server.fail_next(asks("GET", "/dags/[^~/]+/dagRuns/[^/]+"), canceled)
+    executed = materialize(airflow_v2.client, FIVE, instance, max_active_runs=1)
+    assert executed.status is dg.DagsterRunStatus.CANCELED
+    assert [run.state for run in airflow_v2.database.runs] == ["failed"]
+
+
+def test_detached_runs_count_until_they_end(airflow: Airflow, instance: dg.DagsterInstance) -> None:
     add_dags(airflow, FIVE)
     counting = Counting(airflow)
-    executed = materialize(airflow.client, declare_unwaited(FIVE), instance, max_active_runs=2)
+    executed = materialize(airflow.client, declare_detached(FIVE), instance, max_active_runs=2)
     assert executed.success
     assert counting.most == 2
     assert len(airflow.database.runs) == 5
-
-
-def leave_one(airflow: Airflow, instance: dg.DagsterInstance) -> RunRow:
-    """A run that is not waited for, with the only slot; its Dagster run is over."""
-    add_dags(airflow, FIVE[:2], polls=None)
-    airflow.database.dags[FIVE[1]].polls = 0
-    unwaited = declare_unwaited(FIVE[:1])
-    executed = materialize(airflow.client, unwaited, instance, max_active_runs=1)
-    assert executed.success
-    assert read_slots(instance) == (1, 0)
-    return airflow.database.runs[0]
-
-
-def follow_one(
-    airflow: Airflow, instance: dg.DagsterInstance, *, timeout: str = "30s"
-) -> tuple[ExecutedRun, list[str]]:
-    """What becomes of a run that needs the slot of the one that was left; and who has it then."""
-    declared = {**declare_unwaited(FIVE[:1]), FIVE[1]: {}}
-    declared[FIVE[0]]["trigger"]["timeout"] = timeout
-    executed = materialize(
-        airflow.client, declared, instance, selection=FIVE[1:2], max_active_runs=1
-    )
-    info = instance.event_log_storage.get_concurrency_info(POOL)
-    return executed, [slot.run_id for slot in info.claimed_slots]
 
 
 def end(airflow: Airflow, run: RunRow) -> None:
@@ -273,93 +183,95 @@ def end(airflow: Airflow, run: RunRow) -> None:
 
 
 def delete(airflow: Airflow, run: RunRow) -> None:
-    airflow.database.runs.remove(run)
+    airflow.database.delete_run(run)
 
 
 def pause(airflow: Airflow, run: RunRow) -> None:
     airflow.database.dags[run.dag_id].is_paused = True
 
 
-def pause_in_mid_run(airflow: Airflow, run: RunRow) -> None:
-    run.state = "running"
-    pause(airflow, run)
-
-
 def remove_dag(airflow: Airflow, run: RunRow) -> None:
     airflow.database.dags[run.dag_id].is_present = False
 
 
-def end_where_dags_may_not_be_read(airflow: Airflow, run: RunRow) -> None:
-    forbidden = answer(403, {"detail": "Forbidden"})
-    airflow.server.fail_next(asks("GET", "/dags"), forbidden, times=99)
-    end(airflow, run)
+def grow_old(airflow: Airflow, run: RunRow) -> None:
+    """Beyond the time-out of a DAG for which none is declared, a day."""
+    run.queued_at = airflow.database.now() - timedelta(days=2)
 
 
-@pytest.mark.usefixtures("impatience")
-@pytest.mark.parametrize(
-    "happens",
-    [end, delete, pause, pause_in_mid_run, remove_dag, end_where_dags_may_not_be_read],
-)
-def test_the_slot_of_a_run_that_is_not_waited_for_is_free_when_that_does_not_go_on(
+@pytest.mark.parametrize("happens", [end, delete, pause, remove_dag, grow_old])
+def test_a_queued_run_counts_until_it_ends_or_can_not_go_on(
     airflow_v2: Airflow,
     instance: dg.DagsterInstance,
     happens: Callable[[Airflow, RunRow], None],
 ) -> None:
-    run = leave_one(airflow_v2, instance)
+    other = start_other(airflow_v2, "queued")
+    add_dags(airflow_v2, FIVE[:1], polls=0)
 
     def act() -> None:
         wait_for_log(instance, "waits for its turn")
-        asked = airflow_v2.server.count("GET", ANY_RUN)
-        wait_for(lambda: airflow_v2.server.count("GET", ANY_RUN) > asked + 1, "it is looked after")
+        wait_for_questions(airflow_v2, 2)
         assert len(airflow_v2.database.runs) == 1
-        happens(airflow_v2, run)
+        happens(airflow_v2, other)
 
     with meanwhile(act):
-        executed, holders = follow_one(airflow_v2, instance)
-    assert executed.materialized == FIVE[1:2]
-    assert holders == []
+        executed = materialize(airflow_v2.client, FIVE[:1], instance, max_active_runs=1)
+    assert executed.materialized == FIVE[:1]
 
 
-@pytest.mark.usefixtures("impatience")
-@pytest.mark.parametrize(
-    "fault", [answer(503), answer(403, {"detail": "Forbidden"})], ids=["away", "forbidden"]
-)
-def test_the_slot_of_a_run_that_is_not_waited_for_is_kept_while_its_instance_does_not_tell(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, fault: Fault
+def test_a_running_run_counts_though_its_dag_is_paused(airflow_v2: Airflow) -> None:
+    other = start_other(airflow_v2)
+    pause(airflow_v2, other)
+    limit = ConcurrencyLimit(airflow_v2.client, {}, 1, Timing())
+    assert limit.reserve([("dag", "dagster__1")]) == set()
+
+
+def test_an_old_run_of_airflow_2_counts_no_longer_than_its_time_out_from_its_start(
+    start_airflow: Callable[..., Airflow],
 ) -> None:
-    """How that run is doing; it tells whatever else it is asked."""
-    run = leave_one(airflow_v2, instance)
-    airflow_v2.server.fail_next(asks("GET", ANY_RUN), fault, times=999)
+    airflow = start_airflow("v1")
+    other = start_other(airflow)
+    limit = ConcurrencyLimit(airflow.client, {}, 1, Timing())
+    assert limit.reserve([("dag", "dagster__1")]) == set()
+    other.start_date = airflow.database.now() - timedelta(days=2)
+    assert limit.reserve([("dag", "dagster__1")]) == {("dag", "dagster__1")}
+
+
+@pytest.mark.parametrize("page", [f"{LIST}", "/dags/[^~/]+"], ids=["runs", "dags"])
+def test_nothing_is_launched_while_the_instance_does_not_tell(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, page: str
+) -> None:
+    other = start_other(airflow_v2, "queued")
+    pause(airflow_v2, other)
+    add_dags(airflow_v2, FIVE[:1], polls=0)
+    airflow_v2.server.fail_next(asks("GET", page), answer(503, headers={"Retry-After": "999"}), 999)
 
     def act() -> None:
-        wait_for_log(instance, "Waiting on.")
-        assert read_slots(instance) == (1, 1)
-        asked = airflow_v2.server.count("GET", ANY_RUN)
-        wait_for(lambda: airflow_v2.server.count("GET", ANY_RUN) > asked + 9, "it is looked after")
-        assert read_slots(instance) == (1, 1)
+        wait_for_log(instance, "Waiting on." if page == LIST else "waits for its turn")
+        assert len(airflow_v2.database.runs) == 1
         airflow_v2.server.forget_faults()
-        airflow_v2.database.finish_run(run)
 
     with meanwhile(act):
-        executed, _ = follow_one(airflow_v2, instance)
-    assert executed.materialized == FIVE[1:2]
+        executed = materialize(airflow_v2.client, FIVE[:1], instance, max_active_runs=1)
+    assert executed.materialized == FIVE[:1]
 
 
-@pytest.mark.usefixtures("impatience")
-def test_a_run_that_is_not_waited_for_has_its_slot_no_longer_than_its_time_out(
+def test_a_missing_permission_to_list_runs_is_told(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    leave_one(airflow_v2, instance)
-    executed, _ = follow_one(airflow_v2, instance, timeout="2s")
-    assert executed.materialized == FIVE[1:2]
-    assert airflow_v2.database.runs[0].state == "queued"
+    add_dags(airflow_v2, FIVE[:1])
+    forbidden = answer(403, {"detail": "Forbidden"})
+    airflow_v2.server.fail_next(asks("GET", LIST), forbidden)
+    executed = materialize(airflow_v2.client, FIVE[:1], instance, max_active_runs=1)
+    assert "forbids GET /api/v2/dags/~/dagRuns" in (executed.failure or "")
+    assert airflow_v2.database.runs == []
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_executing_again_what_is_not_waited_for_takes_its_slot_over(
+def test_a_re_execution_needs_no_place_for_a_run_that_is_active(
     airflow_v2: Airflow, instance: dg.DagsterInstance, number: int
 ) -> None:
-    """Also that of a new run (`on_retry: new_run`) for one that failed."""
+    """Also for a new run (`on_retry: new_run`) of one that failed."""
     add_dags(airflow_v2, FIVE[:1], polls=None)
     declared = {"trigger": {"wait": False, "on_retry": "new_run"}}
     attempts = Attempts(airflow_v2.client, FIVE[:1], instance, declared, max_active_runs=1)
@@ -371,163 +283,86 @@ def test_executing_again_what_is_not_waited_for_takes_its_slot_over(
     assert again.success
     assert not any("waits for its turn" in line for line in again.log)
     assert len(airflow_v2.database.runs) == number
-    info = instance.event_log_storage.get_concurrency_info(POOL)
-    assert [slot.run_id for slot in info.claimed_slots] == [airflow_v2.database.runs[-1].run_id]
 
 
-def test_a_limit_that_is_deleted_while_a_run_has_its_slot_spoils_no_pool(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
+@pytest.mark.parametrize(("api", "is_full"), [("v1", True), ("v2", False)])
+def test_more_active_runs_than_ten_pages_mean_full(
+    start_airflow: Callable[..., Airflow], api: str, is_full: bool
 ) -> None:
-    leave_one(airflow_v2, instance)
-    storage = instance.event_log_storage
-    storage.delete_concurrency_limit(POOL)
-    executed, _ = follow_one(airflow_v2, instance)
-    assert executed.materialized == FIVE[1:2]
-    storage.set_concurrency_slots("another pool", 3)
-    assert storage.get_concurrency_info("another pool").slot_count == 3
+    """Airflow 3.3 lists only those of Dagster."""
+    airflow = start_airflow(api)
+    airflow.database.add_dag("busy", polls=None)
+    for _ in range(1001):
+        airflow.database.start_run("busy")
+    limit = ConcurrencyLimit(airflow.client, {}, 1, Timing())
+    assert limit.reserve([("dag", "dagster__1")]) == (set() if is_full else {("dag", "dagster__1")})
 
 
-@pytest.mark.usefixtures("impatience")
-def test_a_limit_that_is_deleted_while_a_run_waits_for_its_turn_is_none(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
+def test_an_airflow_3_that_can_not_select_by_prefix_gives_the_same(
+    start_airflow: Callable[..., Airflow],
 ) -> None:
-    hold_the_slot(instance)
-    add_dags(airflow_v2, FIVE[:1], polls=0)
-
-    def lift() -> None:
-        wait_for_log(instance, "waits for its turn")
-        instance.event_log_storage.delete_concurrency_limit(POOL)
-
-    with meanwhile(lift):
-        executed = materialize(airflow_v2.client, FIVE[:1], instance)
-    assert executed.materialized == FIVE[:1]
+    airflow = start_airflow("v2")
+    airflow.server.all_endpoints["v2"].version = "3.0.6"
+    airflow.database.add_dag("busy", polls=None)
+    for _ in range(3):
+        airflow.database.start_run("busy")
+    limit = ConcurrencyLimit(airflow.client, {}, 1, Timing())
+    assert limit.reserve([("dag", "dagster__1")]) == {("dag", "dagster__1")}
 
 
-@pytest.mark.usefixtures("impatience")
-def test_a_declared_limit_that_is_deleted_while_runs_wait_for_their_turn_is_set_again(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
+def test_a_process_counts_what_it_launched_before_airflow_lists_it(airflow: Airflow) -> None:
+    airflow.database.add_dag("dag", polls=None)
+    moment = [0.0]
+    timing = replace(Timing(), monotonic=lambda: moment[0], launch_visible_s=5.0)
+    limit = ConcurrencyLimit(airflow.client, {}, 2, timing)
+    first, second, third = (("dag", f"dagster__{number}") for number in (1, 2, 3))
+    assert limit.reserve([first, second, third]) == {first, second}
+    assert limit.reserve([third]) == set()
+    run = airflow.client.trigger_run(*first)
+    limit.settle(first, run)
+    airflow.database.delete_run(airflow.database.runs[0])  # as if it were not listed yet
+    moment[0] = 4.9
+    assert limit.reserve([third]) == set()
+    moment[0] = 5.1
+    assert limit.reserve([third]) == {third}
+    limit.release(second)
+    assert limit.reserve([first, second]) == {first}
+
+
+def test_threads_of_one_process_do_not_exceed_the_limit_together(airflow_v2: Airflow) -> None:
+    limit = ConcurrencyLimit(airflow_v2.client, {}, 3, Timing())
+    keys = [("dag", f"dagster__{number}") for number in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        reserved = list(threads.map(lambda key: limit.reserve([key]), keys))
+    assert sum(map(len, reserved)) == 3
+
+
+def test_the_dagster_runs_that_launch_runs_of_the_instance_are_counted(
+    instance: dg.DagsterInstance,
 ) -> None:
-    """There is another pool, as Dagster spoils the only one that has a slot and is deleted."""
-    add_dags(airflow_v2, FIVE[:3])
-    storage = instance.event_log_storage
-    storage.set_concurrency_slots("another pool", 1)
-    counting = Counting(airflow_v2)
+    @dg.job
+    def job() -> None: ...
 
-    def delete_limit() -> None:
-        wait_for_log(instance, "waits for its turn")
-        storage.delete_concurrency_limit(POOL)
-
-    with meanwhile(delete_limit):
-        executed = materialize(airflow_v2.client, FIVE[:3], instance, max_active_runs=1)
-    assert sorted(executed.materialized) == FIVE[:3]
-    assert counting.most <= 2  # the slot that was deleted, and the one in its place
-    assert storage.get_concurrency_info(POOL).limit == 1
+    started = dg.DagsterRunStatus.STARTED
+    for airflow in ("metrics", "metrics", "warehouse"):
+        tags = {f"federation/waits_for.{airflow}": "true"}
+        run = instance.create_run_for_job(job, status=started, tags=tags)
+        assert CurrentRun(instance, run, "lake").count_active_runs() == 1
+    assert CurrentRun(instance, run, "metrics").count_active_runs() == 2
 
 
-@pytest.mark.usefixtures("impatience")
-def test_a_limit_of_none_at_all_lets_none_begin(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    storage, looks = instance.event_log_storage, Counter[str]()
-    look_after = Slots.look_after
-
-    def count(slots: Slots, client: AirflowClient, dags: Mapping[str, DagDeclaration]) -> None:
-        look_after(slots, client, dags)
-        looks["over"] += 1
-
-    monkeypatch.setattr(Slots, "look_after", count)
-    storage.set_concurrency_slots(POOL, 0)
-    add_dags(airflow_v2, FIVE[:1], polls=0)
-
-    def let_begin() -> None:
-        wait_for_log(instance, "waits for its turn")
-        wait_for(lambda: looks["over"] > 2, "it was looked who has a slot, more than once")
-        assert airflow_v2.database.runs == []
-        storage.set_concurrency_slots(POOL, 1)
-
-    with meanwhile(let_begin):
-        executed = materialize(airflow_v2.client, FIVE[:1], instance)
-    assert executed.materialized == FIVE[:1]
-
-
-@pytest.mark.usefixtures("impatience")
-def test_the_slot_of_a_run_that_dies_is_free_for_one_that_waits_for_it(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
-) -> None:
-    holder = instance.get_run_by_id(hold_the_slot(instance))
-    assert holder is not None
-    add_dags(airflow_v2, FIVE[:1], polls=0)
-
-    def die() -> None:
-        wait_for_log(instance, "waits for its turn")
-        instance.report_run_failed(holder)
-
-    with meanwhile(die):
-        executed = materialize(airflow_v2.client, FIVE[:1], instance, max_active_runs=1)
-    assert executed.materialized == FIVE[:1]
-
-
-@pytest.mark.usefixtures("impatience")
-def test_a_slot_that_is_given_back_as_one_comes_into_the_queue_is_had(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Dagster assigns it to who is in the queue by then: to nobody."""
-    holder = hold_the_slot(instance)
-    add_dags(airflow_v2, FIVE[:1], polls=0)
-    storage = instance.event_log_storage
-
-    def give_back() -> None:
-        wait_for_log(instance, "waits for its turn")
-        with monkeypatch.context() as patch:
-            patch.setattr(storage, "assign_pending_steps", lambda _: None)
-            storage.free_concurrency_slot_for_step(holder, "other")
-
-    with meanwhile(give_back):
-        executed = materialize(airflow_v2.client, FIVE[:1], instance, max_active_runs=1)
-    assert executed.materialized == FIVE[:1]
-
-
-def test_the_default_limit_of_dagsters_pools_holds_where_none_is_declared(
-    airflow_v2: Airflow, tmp_path: Path
-) -> None:
-    add_dags(airflow_v2, FIVE[:3])
-    counting = Counting(airflow_v2)
-    settings = {"concurrency": {"pools": {"default_limit": 2}}}
-    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=settings) as instance:
-        executed = materialize(airflow_v2.client, FIVE[:3], instance)
-    assert sorted(executed.materialized) == FIVE[:3]
-    assert counting.most == 2
-
-
-def test_a_run_that_is_not_waited_for_keeps_its_slot_from_those_that_come_meanwhile(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
-) -> None:
-    """It is given to the DAG run, whoever else is in the queue and however urgent that is."""
-    add_dags(airflow_v2, FIVE[:2], polls=math.inf)
-    client = airflow_v2.client
-    urgent: list[Future[ExecutedRun]] = []
-    with ThreadPoolExecutor(1) as threads:
-
-        def come() -> None:
-            dags, tags = FIVE[1:2], {"dagster/priority": "9"}
-            task = partial(materialize, client, dags, instance, tags=tags, max_active_runs=1)
-            urgent.append(threads.submit(task))
-            wait_for_log(instance, "waits for its turn")
-
-        airflow_v2.server.fail_next(POST, before_acting(come))
-        unwaited = declare_unwaited(FIVE[:1])
-        assert materialize(client, unwaited, instance, max_active_runs=1).success
-        assert read_slots(instance) == (1, 1)
-        (run,) = airflow_v2.database.runs
-        airflow_v2.database.dags[FIVE[1]].polls = 0
-        airflow_v2.database.finish_run(run)
-        assert urgent[0].result(30).materialized == FIVE[1:2]
-
-
-def test_without_a_limit_runs_that_are_not_waited_for_hold_nothing(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
-) -> None:
-    add_dags(airflow_v2, FIVE, polls=math.inf)
-    assert materialize(airflow_v2.client, declare_unwaited(FIVE), instance).success
-    assert len(airflow_v2.database.runs) == 5
-    assert read_slots(instance) == (0, 0)
+def test_an_airflow_real_or_not_tells_which_runs_are_ours(world: World) -> None:
+    client, own, other = world.client, f"dagster__{uuid4()}", make_run_id()
+    wanted = ("endless", f"dagster__{uuid4()}")
+    for run_id in (own, other):
+        client.trigger_run("endless", run_id)
+    try:
+        found = client.fetch_active_runs_by_prefix("dagster__", 1000)
+        assert found is not None
+        assert [run.run_id for run in found[0]] == [own]
+        assert found[1] is not None
+        assert ConcurrencyLimit(client, {}, 1, Timing()).reserve([wanted]) == set()
+    finally:
+        for run_id in (own, other):
+            client.stop_run("endless", run_id)
+    assert ConcurrencyLimit(client, {}, 1, Timing()).reserve([wanted]) == {wanted}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dagster as dg
 import pytest
 
-from federation_defs.execution import monitor as patience
-from federation_defs.execution import reporter as telling
 from federation_defs.naming import build_run_id
+from federation_defs.timing import RetryPolicy
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import Attempts, materialize
+from tests.contract.execution.executing import FAST, Attempts, fail_after, materialize
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import LOGIN_PAGE, Fault, answer, hang_up
 
@@ -26,20 +27,20 @@ BROKEN = answer(500, {"detail": "no space left on device"})
 def test_one_that_keeps_failing_is_given_up_in_airflows_words_and_can_be_made_later(
     airflow: Airflow,
     instance: dg.DagsterInstance,
-    monkeypatch: pytest.MonkeyPatch,
     fault: Fault,
     said: str,
 ) -> None:
-    monkeypatch.setattr(patience, "TROUBLE_S", 2.5)
+    four_tries = RetryPolicy(first_s=0.1, max_s=0.1, give_up_after_s=0.3)
     airflow.database.add_dag(DAG, polls=0)
     airflow.database.add_dag("other", polls=0)
     airflow.server.fail_next(asks("POST", TRIGGER), fault, times=99)
-    executed = materialize(airflow.client, [DAG, "other"], instance)
+    timing = replace(FAST, unexpected_answer=four_tries)
+    executed = materialize(airflow.client, [DAG, "other"], instance, timing=timing)
     run_id = build_run_id(executed.run_id)
     assert f"did not start run '{run_id}' of DAG '{DAG}' (" in (executed.failure or "")
     assert f"{said}), and has no run of that id. Look into the log" in (executed.failure or "")
     assert executed.materialized == ["other"]
-    assert 3 <= airflow.server.count("POST", TRIGGER) <= 5
+    assert 2 <= airflow.server.count("POST", TRIGGER) <= 5
     waiting = [line for line in executed.log if line.endswith("Waiting on.")]
     assert len(waiting) == 1
     assert "did not start run" in waiting[0]
@@ -84,37 +85,35 @@ def test_one_that_may_not_be_looked_up_at_once_is_looked_up_again(
 
 
 def test_no_secret_of_the_conf_is_in_airflows_words(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    monkeypatch.setattr(patience, "TROUBLE_S", 0.5)
     airflow_v2.database.add_dag(DAG)
     conf = {"token": "s3cret-word", "tokens": 5}
     words = f"database is locked [parameters: {conf}]"
     said = answer(500, {"detail": f"{words:.<294}s3cret-word"})  # longer than what is told
     airflow_v2.server.fail_next(asks("POST", TRIGGER), said, times=99)
-    executed = materialize(airflow_v2.client, {DAG: {"trigger": {"conf": conf}}}, instance)
+    dags = {DAG: {"trigger": {"conf": conf}}}
+    executed = materialize(airflow_v2.client, dags, instance, timing=fail_after(0.1))
     assert f"POST /api/v2{TRIGGER}: 500: " in (executed.failure or "")
     assert "is locked [parameters: {'token': '***', 'tokens': 5}]" in (executed.failure or "")
     assert "s3c" not in "".join([*executed.log, executed.failure or ""])
 
 
 def test_one_that_is_answered_by_something_else_is_told_as_not_started(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    monkeypatch.setattr(patience, "TROUBLE_S", 0.5)
     airflow_v2.database.add_dag(DAG)
     airflow_v2.server.fail_next(asks("POST", TRIGGER), answer(200, LOGIN_PAGE), times=99)
-    executed = materialize(airflow_v2.client, [DAG], instance)
+    executed = materialize(airflow_v2.client, [DAG], instance, timing=fail_after(0.1))
     assert "200: no run of Airflow's in it), and has no run of that id" in (executed.failure or "")
 
 
 def test_executing_again_adopts_a_run_that_came_up_late(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    monkeypatch.setattr(patience, "TROUBLE_S", 0.5)
     airflow_v2.database.add_dag(DAG, polls=0)
     airflow_v2.server.fail_next(asks("POST", TRIGGER), answer(504), times=99)
-    attempts = Attempts(airflow_v2.client, [DAG], instance)
+    attempts = Attempts(airflow_v2.client, [DAG], instance, give_up_after_s=0.1)
     first = attempts.execute()
     assert "re-execute that" in (first.failure or "")
     airflow_v2.server.forget_faults()
@@ -124,15 +123,14 @@ def test_executing_again_adopts_a_run_that_came_up_late(
     assert len(airflow_v2.database.runs) == 1
 
 
-def test_a_trouble_that_lasts_is_told_again_and_again(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+def test_a_problem_that_lasts_is_logged_again(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    monkeypatch.setattr(telling, "TROUBLE_TOLD_S", 1.5)
     airflow_v2.database.add_dag(DAG, polls=0)
     for number in range(4):  # each in other words
         failed = answer(500, {"detail": f"error {number}"})
         airflow_v2.server.fail_next(asks("POST", TRIGGER), failed)
-    executed = materialize(airflow_v2.client, [DAG], instance)
+    timing = replace(FAST, log_again_s=0.0)
+    executed = materialize(airflow_v2.client, [DAG], instance, timing=timing)
     assert executed.materialized == [DAG]
-    waiting = [line for line in executed.log if line.endswith("Waiting on.")]
-    assert len(waiting) == 2
+    assert len([line for line in executed.log if line.endswith("Waiting on.")]) == 4

@@ -1,4 +1,4 @@
-"""A re-execution, by a person or by Dagster's retries: it takes over the DAG run that is there."""
+"""A re-execution, by a person or by Dagster's retries, adopts the DAG run of the attempt before."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from federation_defs.dagster_io.run_tags import CurrentRun, Target
 from federation_defs.declaration import DagDeclaration
 from federation_defs.execution.launcher import Launcher
 from federation_defs.naming import build_run_id
+from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import TIMEOUT, Attempts, ExecutedRun
 
@@ -122,10 +123,10 @@ def test_a_new_run_of_the_same_asset_is_a_new_dag_run(
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=0)
     attempts = Attempts(airflow_v2.client, [DAG], instance)
-    executed = [attempts.execute(), attempts.execute()]
-    assert [executed.materialized for executed in executed] == [[DAG], [DAG]]
+    both = [attempts.execute(), attempts.execute()]
+    assert [executed.materialized for executed in both] == [[DAG], [DAG]]
     run_ids = [run.run_id for run in airflow_v2.database.runs]
-    assert run_ids == [build_run_id(executed.run_id) for executed in executed]
+    assert run_ids == [build_run_id(executed.run_id) for executed in both]
 
 
 def test_a_run_that_failed_with_no_failed_task_is_run_again_whole(
@@ -157,9 +158,8 @@ def test_dagsters_own_retry_leaves_a_failed_run_failed(
         root_run_id=first.run_id,
         tags={"dagster/retry_number": "1"},
     )
-    starter = Launcher(
-        airflow_v2.client, CurrentRun(instance, retry, "metrics"), {DAG: DagDeclaration()}
-    )
-    run = starter.start(Target(DAG), "a note")
+    current_run = CurrentRun(instance, retry, "metrics")
+    launcher = Launcher(airflow_v2.client, current_run, {DAG: DagDeclaration()}, Timing())
+    run = launcher.launch(Target(DAG), "a note")
     assert run.state == "failed"
     assert airflow_v2.server.count("POST", ".*clear.*") == 0

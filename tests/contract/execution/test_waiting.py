@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import dagster as dg
 import pytest
 from werkzeug import Response
 
-from federation_defs.execution import monitor as watching
-from federation_defs.execution import polling as waiting
 from federation_defs.naming import build_asset_key
+from federation_defs.timing import RetryPolicy
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import materialize, meanwhile, wait_for_log
+from tests.contract.execution.executing import FAST, materialize, meanwhile, wait_for_log
 from tests.contract.execution.interrupting import before_acting, before_answering
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import Act, answer
@@ -31,11 +31,8 @@ ANY_RUN = "/dags/[^~/]+/dagRuns/[^/]+"
 LIST = "/dags/~/dagRuns"
 
 
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked for every now and then is asked for at nearly every look."""
-    monkeypatch.setattr(waiting, "PAUSE_CHECK_S", 0.0)
-    monkeypatch.setattr(watching, "TASKS_S", 0.3)
+# Checks at nearly every poll whether DAGs are paused and which tasks run.
+EAGER = replace(FAST, check_paused=RetryPolicy(first_s=0.01, max_s=0.01), list_tasks_s=0.05)
 
 
 def test_many_runs_are_asked_for_in_one_request_a_look_and_singly_when_they_ended(
@@ -101,7 +98,6 @@ def test_an_odd_answer_about_one_run_does_not_hold_up_the_others(
     assert executed.materialized == [OTHER, DAG]
 
 
-@pytest.mark.usefixtures("eager")
 def test_what_a_run_does_is_told_when_it_changes(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
@@ -116,7 +112,7 @@ def test_what_a_run_does_is_told_when_it_changes(
         airflow.database.finish_run(run)
 
     with meanwhile(look_on):
-        executed = materialize(airflow.client, [DAG], instance)
+        executed = materialize(airflow.client, [DAG], instance, timing=EAGER)
     url = airflow.client.build_run_url(DAG, airflow.database.runs[0].run_id)
     states = [line for line in executed.log if line.startswith(f"{DAG} is ")]
     assert states == [
@@ -128,25 +124,23 @@ def test_what_a_run_does_is_told_when_it_changes(
     assert tasks == [f"{DAG} runs extract.", f"{DAG} runs load."]
 
 
-@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("fault", [answer(403, {"detail": "Forbidden"}), answer(500, "odd")])
 def test_tasks_that_are_not_told_hinder_nobody(
     airflow_v2: Airflow, instance: dg.DagsterInstance, fault: Callable[[Act], Response]
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=2)
     airflow_v2.server.fail_next(asks("GET", ".*/~/taskInstances"), fault, times=99)
-    executed = materialize(airflow_v2.client, [DAG], instance)
+    executed = materialize(airflow_v2.client, [DAG], instance, timing=EAGER)
     assert executed.materialized == [DAG]
     assert not any("Waiting on" in line for line in executed.log)
 
 
-@pytest.mark.usefixtures("eager")
 def test_a_queued_run_whose_dag_gets_paused_is_waited_for_no_longer_and_reported_when_it_ends(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     dag = airflow.database.add_dag(DAG)
     airflow.server.fail_next(asks("POST", TRIGGER), before_answering(lambda: pause(dag)))
-    executed = materialize(airflow.client, [DAG], instance)
+    executed = materialize(airflow.client, [DAG], instance, timing=EAGER)
     (run,) = airflow.database.runs
     assert executed.failure == (
         f"Airflow 'metrics' has DAG '{DAG}' paused: run '{run.run_id}' stays queued, and is waited "
@@ -159,7 +153,6 @@ def test_a_queued_run_whose_dag_gets_paused_is_waited_for_no_longer_and_reported
     assert (daemon.tick(), daemon.tick()) == ([run.run_id], [])
 
 
-@pytest.mark.usefixtures("eager")
 def test_a_run_that_is_waited_for_no_longer_is_reported_while_the_dagster_run_goes_on(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
@@ -176,7 +169,7 @@ def test_a_run_that_is_waited_for_no_longer_is_reported_while_the_dagster_run_go
         airflow_v2.database.finish_run(runs[OTHER])
 
     with meanwhile(end_both):
-        executed = materialize(airflow_v2.client, [DAG, OTHER], instance)
+        executed = materialize(airflow_v2.client, [DAG, OTHER], instance, timing=EAGER)
     assert executed.materialized == [OTHER]
     assert daemon.tick() == []
 
@@ -189,24 +182,23 @@ def vanish(dag: DagRow) -> None:
     dag.is_present = False
 
 
-@pytest.mark.usefixtures("eager")
 def test_a_queued_run_whose_dag_has_gone_is_waited_for_no_longer(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     dag = airflow_v2.database.add_dag(DAG)
     airflow_v2.server.fail_next(asks("POST", TRIGGER), before_answering(lambda: vanish(dag)))
-    executed = materialize(airflow_v2.client, [DAG], instance)
+    executed = materialize(airflow_v2.client, [DAG], instance, timing=EAGER)
     assert f"has no DAG '{DAG}' (its file has gone" in (executed.failure or "")
 
 
-@pytest.mark.usefixtures("eager")
 def test_a_running_run_goes_on_though_its_dag_gets_paused(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     """What runs is not held up by that."""
     dag = airflow_v2.database.add_dag(DAG, polls=3)
     airflow_v2.server.fail_next(asks("GET", RUN), before_answering(lambda: pause(dag)))
-    assert materialize(airflow_v2.client, [DAG], instance).materialized == [DAG]
+    executed = materialize(airflow_v2.client, [DAG], instance, timing=EAGER)
+    assert executed.materialized == [DAG]
 
 
 def test_an_upgrade_in_mid_wait_is_one_materialization(

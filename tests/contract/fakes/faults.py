@@ -103,8 +103,11 @@ class Stall:
     def wait_until_entered(self) -> None:
         assert self._entered.wait(10), "nobody asked within 10 s"
 
+    def release(self) -> None:
+        self._released.set()
+
     def __enter__(self) -> Stall:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._released.set()
+        self.release()

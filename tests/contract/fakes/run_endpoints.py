@@ -54,6 +54,10 @@ class RunEndpoints(FakeApi):
             runs = [run for run in runs if run.updated_at >= datetime.fromisoformat(since)]
         if until := request.args.get("updated_at_lte"):
             runs = [run for run in runs if run.updated_at <= datetime.fromisoformat(until)]
+        prefix = request.args.get("run_id_prefix_pattern")
+        if prefix and self.api == "v2" and self.is_since(3, 3):
+            begin = prefix.rstrip("_-.~:+")  # 3.3 passes over what a collation may
+            runs = [run for run in runs if run.run_id.startswith(begin)]
         if states := request.args.getlist("state"):
             runs = [run for run in runs if run.state in states]
         first = datetime.min.replace(tzinfo=timezone.utc)
