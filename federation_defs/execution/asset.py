@@ -15,6 +15,7 @@ from federation_defs.dagster_io.run_tags import CurrentRun, Target
 from federation_defs.declaration import DagDeclaration
 from federation_defs.execution.cancellation import CancellationWatcher
 from federation_defs.execution.concurrency import ConcurrencyLimit
+from federation_defs.execution.context import StepContext
 from federation_defs.execution.launcher import Launcher
 from federation_defs.execution.monitor import Monitor
 from federation_defs.execution.reporter import Event, Reporter
@@ -63,23 +64,19 @@ def build_execution(
         out={name: dg.Out(dg.Nothing, is_required=False) for name in (*outputs.values(), *checks)},
     )
     def run_dags(context: dg.AssetExecutionContext) -> Iterator[Event]:
-        log = context.log
         current_run = CurrentRun(context.instance, context.run, client.instance)
+        shared = StepContext(client, dags, current_run, context.log, timing)
         targets = _find_targets(context, client.instance, dags)
         checked = {key.asset_key for key in context.selected_asset_check_keys}
         with Heartbeat(context.instance, context.run.run_id, client.instance):
             if (reason := find_safe_mode_reason(os.environ)) is not None:
-                _log_safe_mode(context, client.instance, current_run, dags, targets, reason)
+                _log_safe_mode(shared, targets, reason)
             elif targets:
-                _wait_for_earlier_attempts(context, current_run, timing)
-                reporter = Reporter(context, client, current_run, specs, outputs, targets)
-                launcher = Launcher(client, current_run, dags, timing)
-                monitor = Monitor(client, current_run, dags, launcher, limit, log, timing)
-                step = Step(client.instance, dags, targets, monitor, reporter, log)
-                status = current_run.fetch_status
-                yield from step.run(
-                    CancellationWatcher(client, status, dags, launcher, log, timing)
-                )
+                _wait_for_earlier_attempts(shared)
+                reporter = Reporter(shared, context, specs, outputs, targets)
+                launcher = Launcher(shared)
+                step = Step(shared, targets, Monitor(shared, launcher, limit), reporter)
+                yield from step.run(CancellationWatcher(shared, launcher))
             rules = {dag_id: dag.success_when for dag_id, dag in dags.items()}
             yield from run_checks(client, rules, checked - context.selected_asset_keys, context)
 
@@ -137,29 +134,21 @@ def _find_targets(
     return targets
 
 
-def _wait_for_earlier_attempts(
-    context: dg.AssetExecutionContext, current_run: CurrentRun, timing: Timing
-) -> None:
+def _wait_for_earlier_attempts(context: StepContext) -> None:
     """Wait while an earlier attempt is active. Observation ends attempts whose worker died."""
     logged: list[str] = []
-    while earlier := current_run.find_earlier_attempts():
+    while earlier := context.current_run.find_earlier_attempts():
         if earlier != logged:
             logged = earlier
             context.log.info(f"Waiting for {', '.join(earlier)}: an earlier attempt at the same.")
-        time.sleep(timing.earlier_run_s)
+        time.sleep(context.timing.earlier_run_s)
 
 
-def _log_safe_mode(
-    context: dg.AssetExecutionContext,
-    instance: str,
-    current_run: CurrentRun,
-    dags: Mapping[str, DagDeclaration],
-    targets: list[Target],
-    reason: str,
-) -> None:
+def _log_safe_mode(context: StepContext, targets: list[Target], reason: str) -> None:
     for target in targets:
-        conf = redact(dags[target.dag_id].trigger.conf)
+        conf = redact(context.dags[target.dag_id].trigger.conf)
         context.log.warning(
-            f"Nothing is triggered, for {reason}. DAG {target.name} of Airflow '{instance}' would "
-            f"have been, as run {current_run.build_run_id(target)} with conf {conf}."
+            f"Nothing is triggered, for {reason}. DAG {target.name} of Airflow "
+            f"'{context.client.instance}' would have been, as run "
+            f"{context.current_run.build_run_id(target)} with conf {conf}."
         )

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
 
 import dagster as dg
 
-from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
-from federation_defs.declaration import DagDeclaration
 from federation_defs.errors import AirflowError, RunLostError
+from federation_defs.execution.context import StepContext
 from federation_defs.execution.launcher import Launcher
-from federation_defs.timing import Timing
 
 _log = logging.getLogger(__name__)
 
@@ -27,28 +24,15 @@ class CancellationWatcher:
     It polls the run's status in a thread that outlives the main one. Dagster (1.13) tells a worker
     by a signal that raises in the main thread, wherever that is. While Dagster stores an event,
     the signal ends the step without closing it, and a second signal would end the stopping.
-
-    Args:
-        fetch_status: Fetches the status of the Dagster run.
-        dags: The declarations of the instance's DAGs.
-        log: The Dagster run's log.
     """
 
-    def __init__(
-        self,
-        client: AirflowClient,
-        fetch_status: Callable[[], dg.DagsterRunStatus],
-        dags: Mapping[str, DagDeclaration],
-        launcher: Launcher,
-        log: logging.Logger,
-        timing: Timing,
-    ) -> None:
-        self._client = client
-        self._fetch_status = fetch_status
-        self._dags = dags
+    def __init__(self, context: StepContext, launcher: Launcher) -> None:
+        self._client = context.client
+        self._dags = context.dags
+        self._fetch_status = context.current_run.fetch_status
+        self._log = context.log
+        self._timing = context.timing
         self._launcher = launcher
-        self._log = log
-        self._timing = timing
         self._wake = threading.Event()
         self._is_closed = False
         self._thread = threading.Thread(target=self._watch, name="cancellation")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from threading import Condition
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag, DagRun, TriggerOptions
-from federation_defs.dagster_io.run_tags import CurrentRun, Target
-from federation_defs.declaration import DagDeclaration, suggest
+from federation_defs.dagster_io.run_tags import Target
+from federation_defs.declaration import suggest
 from federation_defs.errors import (
     DagBrokenError,
     DagNotFoundError,
@@ -21,6 +20,7 @@ from federation_defs.errors import (
     RunLostError,
     RunNotStartedError,
 )
+from federation_defs.execution.context import StepContext
 from federation_defs.naming import parse_root_run_id
 from federation_defs.outcome import (
     build_outcome_by_state,
@@ -30,7 +30,6 @@ from federation_defs.outcome import (
 )
 from federation_defs.partitions import Partitioning
 from federation_defs.redaction import redact_text
-from federation_defs.timing import Timing
 
 
 class LaunchCanceledError(Exception):
@@ -38,23 +37,13 @@ class LaunchCanceledError(Exception):
 
 
 class Launcher:
-    """Launches the DAG runs of a step, each once however often it is asked to. Thread-safe.
+    """Launches the DAG runs of a step, each once however often it is asked to. Thread-safe."""
 
-    Args:
-        dags: The declarations of the instance's DAGs, by DAG id.
-    """
-
-    def __init__(
-        self,
-        client: AirflowClient,
-        current_run: CurrentRun,
-        dags: Mapping[str, DagDeclaration],
-        timing: Timing,
-    ) -> None:
-        self._client = client
-        self._current_run = current_run
-        self._dags = dags
-        self._timing = timing
+    def __init__(self, context: StepContext) -> None:
+        self._client = context.client
+        self._current_run = context.current_run
+        self._dags = context.dags
+        self._timing = context.timing
         self._is_stopped = False
         self._launched: dict[Target, str] = {}
         self._pending = 0

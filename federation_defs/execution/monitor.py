@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Mapping
 from functools import partial
 from random import uniform
 
-from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag, DagRun
-from federation_defs.dagster_io.run_tags import CurrentRun, Target
-from federation_defs.declaration import DagDeclaration
+from federation_defs.dagster_io.run_tags import Target
 from federation_defs.errors import (
     AirflowError,
     DagNotFoundError,
@@ -20,6 +16,7 @@ from federation_defs.errors import (
     RunNotStartedError,
 )
 from federation_defs.execution.concurrency import ConcurrencyLimit
+from federation_defs.execution.context import StepContext
 from federation_defs.execution.launcher import Launcher
 from federation_defs.execution.polling import (
     MonitoredRun,
@@ -30,7 +27,6 @@ from federation_defs.execution.polling import (
 )
 from federation_defs.outcome import Outcome, add_log_tails, fetch_outcome
 from federation_defs.threads import CallPool
-from federation_defs.timing import Timing
 
 
 class Monitor:
@@ -40,34 +36,25 @@ class Monitor:
     a trigger is under way. `CancellationWatcher` then waits for the trigger and stops its run.
 
     Args:
-        dags: The declarations of the instance's DAGs.
         limit: The instance's `limits.max_active_runs`, if it has one.
-        log: The Dagster run's log.
     """
 
     def __init__(
-        self,
-        client: AirflowClient,
-        current_run: CurrentRun,
-        dags: Mapping[str, DagDeclaration],
-        launcher: Launcher,
-        limit: ConcurrencyLimit | None,
-        log: logging.Logger,
-        timing: Timing,
+        self, context: StepContext, launcher: Launcher, limit: ConcurrencyLimit | None
     ) -> None:
-        self._client = client
-        self._current_run = current_run
-        self._dags = dags
+        self._client = client = context.client
+        self._current_run = context.current_run
+        self._dags = context.dags
+        self._log = context.log
+        self._timing = context.timing
         self._launcher = launcher
         self._limit = limit
-        self._log = log
-        self._timing = timing
         self._runs: dict[Target, MonitoredRun] = {}
         self._launched: list[tuple[MonitoredRun, DagRun]] = []
         self._ended: list[MonitoredRun] = []
         threads = client.session.transport.http.max_connections
         self._calls = CallPool(threads, f"airflow-{client.instance}")
-        self._next_task_list = timing.monotonic() + timing.list_tasks_s
+        self._next_task_list = self._timing.monotonic() + self._timing.list_tasks_s
         self._is_polling = False
         self._is_reserving = False
         self._queued: set[Target] = set()
@@ -196,12 +183,12 @@ class Monitor:
         self._launched.append((run, answer))
         self._update(run, answer)
         if not self._dags[run.target.dag_id].trigger.wait:
+            run.is_detached = True
+            self._leave_to_observation(run)
             self._log.info(
                 f"{run.target.name} is not waited for (`trigger.wait: false`): when its run ends, "
                 "observation reports it."
             )
-            run.is_detached = True
-            self._leave_to_observation(run)
             self._end(run)
 
     # Polling
@@ -354,9 +341,9 @@ class Monitor:
         run.plan_poll(self._timing.unexpected_answer, now)
 
     def _give_up(self, run: MonitoredRun, error: AirflowError) -> None:
-        self._log.error(str(error))
         run.error = error
         self._leave_to_observation(run)
+        self._log.error(str(error))
         self._end(run)
 
     def _leave_to_observation(self, run: MonitoredRun) -> None:

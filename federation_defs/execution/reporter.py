@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
 
-from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
 from federation_defs.dagster_io.event_log import fetch_reported_runs, read_duration_s, read_run_link
-from federation_defs.dagster_io.run_tags import CurrentRun, Target, is_automation
+from federation_defs.dagster_io.run_tags import Target, is_automation
 from federation_defs.events import (
     build_check_evaluation,
     build_check_metadata,
@@ -20,6 +19,7 @@ from federation_defs.events import (
     build_materialization,
     build_run_metadata,
 )
+from federation_defs.execution.context import StepContext
 from federation_defs.naming import build_asset_key, build_check_key
 from federation_defs.outcome import Outcome
 
@@ -52,17 +52,16 @@ class Reporter:
 
     def __init__(
         self,
-        context: dg.AssetExecutionContext,
-        client: AirflowClient,
-        current_run: CurrentRun,
+        context: StepContext,
+        op_context: dg.AssetExecutionContext,
         specs: Mapping[str, dg.AssetSpec],
         outputs: Mapping[str, str],
         targets: Sequence[Target],
     ) -> None:
-        self._context = context
-        self._instance = context.instance
-        self._client = client
-        self._current_run = current_run
+        self._client = context.client
+        self._current_run = context.current_run
+        self._context = op_context
+        self._instance = op_context.instance
         self._specs = specs
         self._outputs = outputs
         self._counts = Counter(target.dag_id for target in targets)

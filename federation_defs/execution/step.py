@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 
 import dagster as dg
 
 from federation_defs.dagster_io.run_tags import Target
-from federation_defs.declaration import DagDeclaration
 from federation_defs.execution.cancellation import CancellationWatcher
+from federation_defs.execution.context import StepContext
 from federation_defs.execution.monitor import Monitor
 from federation_defs.execution.polling import MonitoredRun
 from federation_defs.execution.reporter import Event, Reporter, join_failures
 
 
 class Step:
-    """Runs targets of one Airflow instance, independent ones at the same time.
-
-    Args:
-        airflow: The Airflow instance's name.
-        dags: The declarations of the instance's DAGs.
-        log: The Dagster run's log.
-    """
+    """Runs targets of one Airflow instance, independent ones at the same time."""
 
     def __init__(
         self,
-        airflow: str,
-        dags: Mapping[str, DagDeclaration],
+        context: StepContext,
         targets: Sequence[Target],
         monitor: Monitor,
         reporter: Reporter,
-        log: logging.Logger,
     ) -> None:
-        self._dags = dags
+        self._dags = context.dags
+        self._log = context.log
         self._monitor = monitor
         self._reporter = reporter
-        self._log = log
         self._failures: dict[Target, dg.Failure] = {}
         self._skipped: set[Target] = set()
         by_dag: dict[str, dict[str | None, Target]] = {}
         for target in targets:
             by_dag.setdefault(target.dag_id, {})[target.partition] = target
+        airflow = context.client.instance
         self._upstreams = {t: self._find_upstreams(airflow, t, by_dag) for t in targets}
 
     def run(self, cancellation: CancellationWatcher) -> Iterator[Event]:

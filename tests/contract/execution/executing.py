@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from typing import Any
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.declaration import InstanceDeclaration
+from federation_defs.dagster_io.run_tags import CurrentRun
+from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.execution import build_execution
+from federation_defs.execution.context import StepContext
 from federation_defs.naming import build_asset_key
 from federation_defs.specs import build_specs
 from federation_defs.timing import RetryPolicy, Timing
@@ -64,6 +67,14 @@ def build_assets(
     )
     specs = build_specs(declaration, None, set())
     return build_execution(client, declaration.downstreams, specs, max_active_runs, timing)
+
+
+def build_context(
+    client: AirflowClient, dag_ids: Sequence[str], current_run: CurrentRun
+) -> StepContext:
+    """Build the context of a step, for tests of one of its parts."""
+    dags = {dag_id: DagDeclaration() for dag_id in dag_ids}
+    return StepContext(client, dags, current_run, logging.getLogger("test"), FAST)
 
 
 @dataclass(frozen=True)

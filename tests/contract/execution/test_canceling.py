@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +14,12 @@ import pytest
 from werkzeug import Response
 
 from federation_defs.dagster_io.run_tags import CurrentRun, Target
-from federation_defs.declaration import DagDeclaration
 from federation_defs.errors import DagNotFoundError
 from federation_defs.execution.cancellation import CancellationWatcher
 from federation_defs.execution.launcher import LaunchCanceledError, Launcher
 from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import FAST, Attempts, materialize
+from tests.contract.execution.executing import Attempts, build_context, materialize, meanwhile
 from tests.contract.execution.interrupting import after_acting, before_acting, cancel, interrupt
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import Act, Stall, answer, hang_up, lag
@@ -62,29 +60,35 @@ def test_all_that_a_canceled_run_started_is_stopped(
     dag_ids = [f"dag_{number}" for number in range(20)]
     for dag_id in dag_ids:
         airflow_v2.database.add_dag(dag_id, polls=math.inf)
-    cancel_at(airflow_v2, instance, pattern="/dags/~/dagRuns")
-    executed = materialize(airflow_v2.client, dag_ids, instance)
+    runs = airflow_v2.database.runs
+
+    def cancel_when_launched() -> None:
+        wait_for(lambda: len(runs) == 20, "all are launched", interval_s=0.02)
+        cancel(instance)
+
+    with meanwhile(cancel_when_launched):
+        executed = materialize(airflow_v2.client, dag_ids, instance)
     assert executed.status is CANCELED
-    assert [run.state for run in airflow_v2.database.runs] == ["failed"] * 20
+    wait_for(lambda: all(run.state == "failed" for run in runs), "all are stopped")
 
 
 def test_the_dag_run_of_a_canceled_run_is_stopped_though_the_database_was_away_for_a_moment(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=math.inf)
-    dags = {DAG: DagDeclaration()}
-    current_run = CurrentRun(instance, dg.DagsterRun(job_name="a_job"), "metrics")
-    launcher = Launcher(airflow_v2.client, current_run, dags, FAST)
-    launcher.launch(Target(DAG), "a note")
     errors = [OSError("no connection"), OSError("starting up")]
 
-    def fetch_status() -> dg.DagsterRunStatus:
-        if errors:
-            raise errors.pop()
-        return dg.DagsterRunStatus.CANCELING
+    class CanceledRun(CurrentRun):
+        def fetch_status(self) -> dg.DagsterRunStatus:
+            if errors:
+                raise errors.pop()
+            return dg.DagsterRunStatus.CANCELING
 
-    log = logging.getLogger("test")
-    watcher = CancellationWatcher(airflow_v2.client, fetch_status, dags, launcher, log, FAST)
+    current_run = CanceledRun(instance, dg.DagsterRun(job_name="a_job"), "metrics")
+    context = build_context(airflow_v2.client, [DAG], current_run)
+    launcher = Launcher(context)
+    launcher.launch(Target(DAG), "a note")
+    watcher = CancellationWatcher(context, launcher)
     try:
         (run,) = airflow_v2.database.runs
         wait_for(lambda: run.state == "failed", "it is stopped", interval_s=0.02)
@@ -136,8 +140,7 @@ def test_what_was_not_triggered_by_then_is_not_triggered_any_more(
     for dag_id in dag_ids:
         airflow_v2.database.add_dag(dag_id)
     current_run = CurrentRun(instance, dg.DagsterRun(job_name="a_job"), "metrics")
-    dags = {dag_id: DagDeclaration() for dag_id in dag_ids}
-    launcher = Launcher(airflow_v2.client, current_run, dags, FAST)
+    launcher = Launcher(build_context(airflow_v2.client, dag_ids, current_run))
 
     def is_stopped() -> bool:
         with suppress(DagNotFoundError):

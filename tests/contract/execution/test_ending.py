@@ -10,11 +10,13 @@ import pytest
 
 from federation_defs.naming import build_asset_key
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import TIMEOUT, materialize
+from tests.contract.execution.executing import TIMEOUT, materialize, meanwhile, wait_for_log
 from tests.contract.execution.interrupting import before_acting
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import answer
+from tests.contract.fakes.rows import RunRow
 from tests.contract.observation.daemon import Daemon
+from tests.waiting import wait_for
 
 DAG = "customer_metrics"
 KEY = build_asset_key("metrics", DAG)
@@ -64,29 +66,34 @@ def test_a_run_that_can_not_be_stopped_is_told_as_such(
 
 
 @pytest.mark.parametrize(
-    "declared", [TIMEOUT, {"trigger": {"wait": False}}], ids=["given up", "never waited for"]
+    ("declared", "logged"),
+    [(TIMEOUT, "still has run"), ({"trigger": {"wait": False}}, "is not waited for")],
+    ids=["given up", "never waited for"],
 )
 def test_a_run_that_is_not_waited_for_is_reported_when_it_ends_though_others_are(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, declared: dict[str, Any]
+    airflow_v2: Airflow, instance: dg.DagsterInstance, declared: dict[str, Any], logged: str
 ) -> None:
     for dag_id in (DAG, "other"):
         airflow_v2.database.add_dag(dag_id, polls=math.inf)
     daemon = Daemon(airflow_v2.client, [DAG, "other"], instance)
-    seen: list[list[str]] = []
+    reported: list[list[str]] = []
 
     def end_both() -> None:
-        runs = {run.dag_id: run for run in airflow_v2.database.runs}
+        wait_for_log(instance, logged)
+        runs = wait_for(find_both, "both are launched", interval_s=0.02)
         airflow_v2.database.finish_run(runs[DAG])
-        seen.append(daemon.tick())
+        reported.append(daemon.tick())
         airflow_v2.database.finish_run(runs["other"])
 
-    # Only one is waited for any more when a run is asked for by itself.
-    other = asks("GET", "/dags/other/dagRuns/[^/]+")
-    airflow_v2.server.fail_next(other, before_acting(end_both))
-    executed = materialize(airflow_v2.client, {DAG: declared, "other": {}}, instance)
+    def find_both() -> dict[str, RunRow] | None:
+        runs = {run.dag_id: run for run in list(airflow_v2.database.runs)}
+        return runs if len(runs) == 2 else None
+
+    with meanwhile(end_both):
+        executed = materialize(airflow_v2.client, {DAG: declared, "other": {}}, instance)
     assert executed.materialized == ["other"]
     (own,) = [run.run_id for run in airflow_v2.database.runs if run.dag_id == DAG]
-    assert seen == [[own]]
+    assert reported == [[own]]
     assert daemon.tick() == []
 
 

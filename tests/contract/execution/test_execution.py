@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 
@@ -11,10 +12,11 @@ from werkzeug import Response
 
 from federation_defs.naming import build_asset_key, build_run_id
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import TIMEOUT, materialize
+from tests.contract.execution.executing import TIMEOUT, materialize, meanwhile
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import LOGIN_PAGE, Act, Fault, answer, hang_up
 from tests.contract.observation.daemon import Daemon, fetch_reported_run_ids
+from tests.waiting import wait_for
 
 DAG = "customer_metrics"
 TRIGGER = f"/dags/{DAG}/dagRuns"
@@ -169,11 +171,17 @@ def test_dags_that_do_not_depend_on_each_other_run_side_by_side(
 ) -> None:
     dag_ids = [f"dag_{number}" for number in range(5)]
     for dag_id in dag_ids:
-        airflow_v2.database.add_dag(dag_id, polls=1)
-    assert sorted(materialize(airflow_v2.client, dag_ids, instance).materialized) == dag_ids
+        airflow_v2.database.add_dag(dag_id, polls=math.inf)
     runs = airflow_v2.database.runs
-    ends = [run.end_date for run in runs if run.end_date is not None]
-    assert max(run.queued_at for run in runs) < min(ends)
+
+    def end_all() -> None:
+        wait_for(lambda: len(runs) == 5, "all are active", interval_s=0.02)
+        for run in list(runs):
+            airflow_v2.database.finish_run(run)
+
+    with meanwhile(end_all):
+        executed = materialize(airflow_v2.client, dag_ids, instance)
+    assert sorted(executed.materialized) == dag_ids
 
 
 def test_a_run_is_waited_for_while_the_instance_is_away(

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dagster as dg
 
 from federation_defs.dagster_io.run_tags import CurrentRun, Target
-from federation_defs.declaration import DagDeclaration
 from federation_defs.execution.launcher import Launcher
 from federation_defs.naming import build_run_id
-from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import TIMEOUT, Attempts, ExecutedRun
+from tests.contract.execution.executing import TIMEOUT, Attempts, ExecutedRun, build_context
 
 DAG = "customer_metrics"
 TRIGGER = f"/dags/{DAG}/dagRuns"
@@ -159,7 +157,7 @@ def test_dagsters_own_retry_leaves_a_failed_run_failed(
         tags={"dagster/retry_number": "1"},
     )
     current_run = CurrentRun(instance, retry, "metrics")
-    launcher = Launcher(airflow_v2.client, current_run, {DAG: DagDeclaration()}, Timing())
-    run = launcher.launch(Target(DAG), "a note")
+    context = build_context(airflow_v2.client, [DAG], current_run)
+    run = Launcher(context).launch(Target(DAG), "a note")
     assert run.state == "failed"
     assert airflow_v2.server.count("POST", ".*clear.*") == 0

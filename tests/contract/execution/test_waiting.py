@@ -22,6 +22,7 @@ from tests.contract.fakes.faults import Act, answer
 from tests.contract.fakes.rows import DagRow
 from tests.contract.fakes.upgrading import Upgraded
 from tests.contract.observation.daemon import Daemon, fetch_reported_run_ids
+from tests.waiting import wait_for
 
 DAG = "customer_metrics"
 OTHER = "order_metrics"
@@ -35,7 +36,7 @@ LIST = "/dags/~/dagRuns"
 EAGER = replace(FAST, check_paused=RetryPolicy(first_s=0.01, max_s=0.01), list_tasks_s=0.05)
 
 
-def test_many_runs_are_asked_for_in_one_request_a_look_and_singly_when_they_ended(
+def test_many_runs_are_polled_with_one_request_and_singly_when_they_ended(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     dag_ids = [f"dag_{number:02}" for number in range(20)]
@@ -43,10 +44,25 @@ def test_many_runs_are_asked_for_in_one_request_a_look_and_singly_when_they_ende
         airflow.database.add_dag(dag_id, polls=1 + number % 2)
     read: Counter[str] = Counter()
     airflow.server.fail_next(asks("GET", ANY_RUN), partial(note_state, airflow, read), times=99)
-    executed = materialize(airflow.client, dag_ids, instance)
+    moment = [0.0]
+    every_second = RetryPolicy(first_s=1.0, max_s=1.0)
+    timing = replace(FAST, poll_run=every_second, monotonic=lambda: moment[0])
+
+    def pass_seconds() -> None:
+        for text, count in ((" is queued in ", 20), (" is success in ", 10)):
+            wait_for(lambda: count_logs(instance, text) == count, text, interval_s=0.05)  # noqa: B023
+            moment[0] += 1.0
+
+    with meanwhile(pass_seconds):
+        executed = materialize(airflow.client, dag_ids, instance, timing=timing)
     assert sorted(executed.materialized) == dag_ids
     assert read == {"success": 20}
     assert airflow.server.count("GET", LIST) == 2
+
+
+def count_logs(instance: dg.DagsterInstance, text: str) -> int:
+    (run,) = instance.get_runs()
+    return sum(text in entry.user_message for entry in instance.all_logs(run.run_id))
 
 
 def note_state(airflow: Airflow, read: Counter[str], act: Act) -> Response:
@@ -93,9 +109,16 @@ def test_an_odd_answer_about_one_run_does_not_hold_up_the_others(
 ) -> None:
     for dag_id in (DAG, OTHER):
         airflow_v2.database.add_dag(dag_id, polls=1)
-    airflow_v2.server.fail_next(asks("GET", RUN), answer(200, {"odd": 1}), times=3)
+    odd = answer(200, {"odd": 1})
+
+    def answer_oddly_until_the_other_has_ended(act: Act) -> Response | None:
+        others = [run for run in airflow_v2.database.runs if run.dag_id == OTHER]
+        return act() if others and others[0].is_finished else odd(act)
+
+    fault = answer_oddly_until_the_other_has_ended
+    airflow_v2.server.fail_next(asks("GET", RUN), fault, times=999)
     executed = materialize(airflow_v2.client, [DAG, OTHER], instance)
-    assert executed.materialized == [OTHER, DAG]
+    assert sorted(executed.materialized) == [DAG, OTHER]
 
 
 def test_what_a_run_does_is_told_when_it_changes(
