@@ -217,10 +217,17 @@ def test_a_queued_run_whose_dag_has_gone_is_waited_for_no_longer(
 def test_a_running_run_goes_on_though_its_dag_gets_paused(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    """What runs is not held up by that."""
-    dag = airflow_v2.database.add_dag(DAG, polls=3)
-    airflow_v2.server.fail_next(asks("GET", RUN), before_answering(lambda: pause(dag)))
-    executed = materialize(airflow_v2.client, [DAG], instance, timing=EAGER)
+    dag = airflow_v2.database.add_dag(DAG, polls=math.inf)
+
+    def pause_then_end() -> None:
+        wait_for_log(instance, f"{DAG} is running in ")
+        pause(dag)
+        polls = airflow_v2.server.count("GET", RUN) + 3
+        wait_for(lambda: airflow_v2.server.count("GET", RUN) >= polls, "polls", interval_s=0.02)
+        airflow_v2.database.finish_run(airflow_v2.database.runs[0])
+
+    with meanwhile(pause_then_end):
+        executed = materialize(airflow_v2.client, [DAG], instance, timing=EAGER)
     assert executed.materialized == [DAG]
 
 
