@@ -1,4 +1,4 @@
-"""An instance's DAGs as Dagster runs them: once by `materialize`, and again as re-executions."""
+"""Helpers that run an instance's DAGs with Dagster: `materialize`, and re-executions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run worker that is interrupted: by a person who cancels the run, or by the end of its machine.
+"""Interruptions of a run worker: a person cancels the run, or its machine goes away.
 
 Dagster tells a worker by a signal, which raises an error in its main thread wherever that is. Here
 the test's process is the worker; the signal comes while the fake Airflow is asked for something, so

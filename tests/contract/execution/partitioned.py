@@ -1,4 +1,4 @@
-"""DAGs with partitions: how they are declared here, and what of them is run and reported."""
+"""Helpers for DAGs with partitions."""
 
 from __future__ import annotations
 

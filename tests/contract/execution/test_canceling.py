@@ -163,7 +163,7 @@ def test_what_was_not_triggered_by_then_is_not_triggered_any_more(
     assert airflow_v2.server.count("POST", ".*/dagRuns") == 0
 
 
-def test_a_dag_run_is_left_going_if_that_is_declared(
+def test_a_dag_run_goes_on_with_on_cancel_leave(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=math.inf)
@@ -226,7 +226,7 @@ def test_a_dag_run_that_succeeded_in_that_moment_is_reported_by_observation(
     assert (daemon.tick(), daemon.tick()) == ([run.run_id], [])
 
 
-def test_a_dag_run_that_can_not_be_stopped_is_told_with_its_link(
+def test_a_dag_run_that_can_not_be_stopped_is_logged_with_its_link(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=math.inf)

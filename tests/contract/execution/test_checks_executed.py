@@ -76,7 +76,7 @@ def add_run(database: Database, dag_id: str, run_id: str, state: str = "success"
 
 
 @pytest.mark.parametrize(("state", "passed"), [("success", True), ("failed", False)])
-def test_the_check_tells_how_the_run_that_ended_last_went(
+def test_the_check_evaluates_the_run_that_ended_last(
     airflow: Airflow, instance: dg.DagsterInstance, state: str, *, passed: bool
 ) -> None:
     database = airflow.database
@@ -96,7 +96,7 @@ def test_the_check_tells_how_the_run_that_ended_last_went(
         assert "ValueError: load could not read its table" in log
 
 
-def test_a_rule_decides_here_too(airflow_v2: Airflow, instance: dg.DagsterInstance) -> None:
+def test_the_check_goes_by_success_when(airflow_v2: Airflow, instance: dg.DagsterInstance) -> None:
     add_run(airflow_v2.database, DAG, "mine")
     airflow_v2.database.runs[0].tasks[-1].state = "failed"
     result = check(airflow_v2.client, {DAG: LOAD}, instance)
@@ -118,7 +118,7 @@ def test_a_dag_of_which_no_run_ended_has_no_evaluation(
     assert fetch_evaluations(instance, KEY) == []
 
 
-def test_a_dag_that_there_is_not_fails_the_run_and_hinders_no_other_check(
+def test_a_missing_dag_fails_the_run_and_no_other_check(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     for dag_id in ("a", "z"):
@@ -128,7 +128,7 @@ def test_a_dag_that_there_is_not_fails_the_run_and_hinders_no_other_check(
     assert "Airflow 'metrics' has no DAG 'never_was' (404)" in read_failure(result)
 
 
-def test_a_dag_that_may_not_be_read_fails_the_run_and_hinders_no_other_check(
+def test_a_dag_that_may_not_be_read_fails_the_run_and_no_other_check(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     for dag_id in ("a", "z"):
@@ -140,7 +140,7 @@ def test_a_dag_that_may_not_be_read_fails_the_run_and_hinders_no_other_check(
     assert "Airflow 'metrics' forbids GET /api/v2/dags/a/dagRuns" in read_failure(result)
 
 
-def test_an_instance_that_is_away_fails_the_run_in_our_words(
+def test_an_unreachable_instance_fails_the_run_with_our_error(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     add_run(airflow_v2.database, DAG, "mine")
@@ -161,7 +161,7 @@ def test_only_the_selected_checks_are_executed(
     assert airflow_v2.server.count("GET", "/dags/[ac]/.*") == 0
 
 
-def test_dags_whose_ids_differ_in_a_sign_only_have_a_check_each(
+def test_dags_whose_ids_differ_only_in_a_sign_have_a_check_each(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     ids = {"über.a-b": "success", "über.a.b": "failed", "über_a_b": "success", "数.a": "failed"}
@@ -188,7 +188,7 @@ def test_the_check_of_a_dag_with_dependencies_is_executed_without_triggering_it(
     assert fetch_reported_run_ids(instance, build_asset_key("metrics", dag_id)) == []
 
 
-def test_a_check_that_can_not_be_told_keeps_no_dag_from_being_run(
+def test_a_check_that_can_not_be_evaluated_keeps_no_dag_from_running(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=0)
@@ -214,7 +214,7 @@ def test_the_check_of_a_dag_with_dependencies_goes_by_its_rule(
 
 
 @pytest.mark.parametrize("state", ["success", "failed"])
-def test_what_the_executed_check_has_evaluated_observation_does_not_evaluate_again(
+def test_observation_does_not_repeat_the_evaluation_of_an_executed_check(
     airflow: Airflow, instance: dg.DagsterInstance, state: str
 ) -> None:
     add_run(airflow.database, DAG, "mine", state)

@@ -238,7 +238,7 @@ def test_an_old_run_of_airflow_2_counts_no_longer_than_its_time_out_from_its_sta
 
 
 @pytest.mark.parametrize("page", [f"{LIST}", "/dags/[^~/]+"], ids=["runs", "dags"])
-def test_nothing_is_launched_while_the_instance_does_not_tell(
+def test_nothing_is_launched_while_the_active_runs_can_not_be_read(
     airflow_v2: Airflow, instance: dg.DagsterInstance, page: str
 ) -> None:
     other = start_other(airflow_v2, "queued")
@@ -256,7 +256,7 @@ def test_nothing_is_launched_while_the_instance_does_not_tell(
     assert executed.materialized == FIVE[:1]
 
 
-def test_a_missing_permission_to_list_runs_is_told(
+def test_a_missing_permission_to_list_runs_is_an_error(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     add_dags(airflow_v2, FIVE[:1])

@@ -17,7 +17,7 @@ from tests.contract.observation.daemon import Daemon, fetch_reported_run_ids
 DAG = "customer_metrics"
 KEY = build_asset_key("metrics", DAG)
 TRIGGER = f"/dags/{DAG}/dagRuns"
-UNWAITED: dict[str, Any] = {"trigger": {"wait": False}}
+DETACHED: dict[str, Any] = {"trigger": {"wait": False}}
 
 
 def test_the_dagster_run_ends_at_once_and_observation_reports_the_dag_run(
@@ -25,7 +25,7 @@ def test_the_dagster_run_ends_at_once_and_observation_reports_the_dag_run(
 ) -> None:
     airflow.database.add_dag(DAG, polls=math.inf)
     daemon = Daemon(airflow.client, [DAG], instance)
-    executed = materialize(airflow.client, {DAG: UNWAITED}, instance)
+    executed = materialize(airflow.client, {DAG: DETACHED}, instance)
     assert (executed.success, executed.materialized) == (True, [])
     (run,) = airflow.database.runs
     assert (run.run_id, run.state) == (build_run_id(executed.run_id), "queued")
@@ -35,11 +35,11 @@ def test_the_dagster_run_ends_at_once_and_observation_reports_the_dag_run(
     assert fetch_reported_run_ids(instance, KEY) == [run.run_id]
 
 
-def test_a_run_that_is_over_by_then_is_left_to_observation_too(
+def test_a_run_that_ended_at_once_is_left_to_observation_too(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=0, outcome="failed")
-    executed = materialize(airflow_v2.client, {DAG: UNWAITED}, instance)
+    executed = materialize(airflow_v2.client, {DAG: DETACHED}, instance)
     assert (executed.success, executed.materialized) == (True, [])
     assert Daemon(airflow_v2.client, [DAG], instance).tick() == []  # a failure is none
 
@@ -47,7 +47,7 @@ def test_a_run_that_is_over_by_then_is_left_to_observation_too(
 def test_what_depends_on_it_is_skipped_and_the_rest_is_run(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    dags = {DAG: UNWAITED, "report": {"depends_on": [f"metrics/{DAG}"]}, "other": {}}
+    dags = {DAG: DETACHED, "report": {"depends_on": [f"metrics/{DAG}"]}, "other": {}}
     for dag_id in dags:
         airflow_v2.database.add_dag(dag_id, polls=0)
     executed = materialize(airflow_v2.client, dags, instance)
@@ -61,7 +61,7 @@ def test_a_trigger_whose_answer_is_lost_starts_one_run(
 ) -> None:
     airflow_v2.database.add_dag(DAG)
     airflow_v2.server.fail_next(asks("POST", TRIGGER), hang_up_after_acting)
-    assert materialize(airflow_v2.client, {DAG: UNWAITED}, instance).success
+    assert materialize(airflow_v2.client, {DAG: DETACHED}, instance).success
     assert len(airflow_v2.database.runs) == 1
 
 
@@ -69,7 +69,7 @@ def test_a_trigger_that_is_refused_fails_the_run(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, is_paused=True)
-    executed = materialize(airflow_v2.client, {DAG: UNWAITED}, instance)
+    executed = materialize(airflow_v2.client, {DAG: DETACHED}, instance)
     assert "paused" in (executed.failure or "")
 
 
@@ -77,7 +77,7 @@ def test_a_re_execution_starts_no_second_run(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=math.inf)
-    attempts = Attempts(airflow_v2.client, [DAG], instance, UNWAITED)
+    attempts = Attempts(airflow_v2.client, [DAG], instance, DETACHED)
     first = attempts.execute()
     assert attempts.execute(first).success
     (run,) = airflow_v2.database.runs

@@ -17,7 +17,7 @@ from tests.contract.observation.daemon import Daemon
 
 DAG = "customer_metrics"
 FOLLOWING = "a_report"
-UNWAITED = {"trigger": {"wait": False}}
+DETACHED = {"trigger": {"wait": False}}
 UPSTREAM = build_asset_key("warehouse", "load_customers")
 
 
@@ -31,7 +31,7 @@ class Automation:
     def __init__(self, airflow: Airflow, instance: dg.DagsterInstance) -> None:
         self.airflow = airflow
         self.instance = instance
-        dags = {DAG: UNWAITED, FOLLOWING: {"depends_on": [f"metrics/{DAG}"], **UNWAITED}}
+        dags = {DAG: DETACHED, FOLLOWING: {"depends_on": [f"metrics/{DAG}"], **DETACHED}}
         self.assets = build_assets(airflow.client, dags)
         self.observation = Daemon(airflow.client, list(dags), instance)
         self.defs = dg.Definitions([self.assets, dg.AssetSpec(UPSTREAM)])
@@ -125,7 +125,9 @@ def test_a_dag_that_follows_one_that_is_not_waited_for_runs_when_that_was_report
     assert [run.dag_id for run in automation.airflow.database.runs] == [DAG, FOLLOWING]
 
 
-def test_what_never_ends_holds_nothing_up_beyond_the_full_hour(automation: Automation) -> None:
+def test_a_run_that_never_ends_delays_the_next_until_the_full_hour_at_most(
+    automation: Automation,
+) -> None:
     """A run that was deleted in Airflow, or that a canceled Dagster run did not start."""
     automation.update_upstream()
     assert automation.tick()

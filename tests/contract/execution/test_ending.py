@@ -1,4 +1,4 @@
-"""The end of patience: `trigger.timeout`, and what then becomes of the DAG run."""
+"""The time-out of a wait, `trigger.timeout`, and what it does to the DAG run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RUN = f"/dags/{DAG}/dagRuns/[^/]+"
 CANCEL: dict[str, Any] = {"trigger": {"timeout": "1s", "on_timeout": "cancel"}}
 
 
-def test_a_run_that_overstays_its_timeout_is_stopped_if_that_is_declared(
+def test_a_run_past_its_timeout_is_stopped_with_on_timeout_cancel(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag(DAG, polls=math.inf)
@@ -37,7 +37,7 @@ def test_a_run_that_overstays_its_timeout_is_stopped_if_that_is_declared(
     assert failure.endswith(f"which is its `trigger.timeout`. It was stopped: {url}")
 
 
-def test_a_run_that_succeeds_just_as_it_is_to_be_stopped_counts(
+def test_a_run_that_succeeds_just_before_it_is_stopped_is_a_success(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=math.inf)
@@ -53,7 +53,7 @@ def test_a_run_that_succeeds_just_as_it_is_to_be_stopped_counts(
     assert airflow_v2.server.count("PATCH", ".*") == 0
 
 
-def test_a_run_that_can_not_be_stopped_is_told_as_such(
+def test_a_run_that_can_not_be_stopped_is_not_reported_as_stopped(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=math.inf)
@@ -107,7 +107,7 @@ def find_warnings(log: list[str]) -> list[str]:
     return [line for line in log if "`trigger.timeout`) and will be given up" in line]
 
 
-def test_a_timeout_that_the_dag_never_kept_is_warned_of(
+def test_a_timeout_shorter_than_all_earlier_runs_is_warned_of(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=0)
@@ -120,7 +120,7 @@ def test_a_timeout_that_the_dag_never_kept_is_warned_of(
 
 
 @pytest.mark.parametrize("durations", [(), (0.5, 100.0)], ids=["unknown", "once kept"])
-def test_a_timeout_that_may_do_is_not_warned_of(
+def test_a_timeout_that_an_earlier_run_kept_is_not_warned_of(
     airflow_v2: Airflow, instance: dg.DagsterInstance, durations: tuple[float, ...]
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=0)

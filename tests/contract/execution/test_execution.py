@@ -23,7 +23,7 @@ TRIGGER = f"/dags/{DAG}/dagRuns"
 RUN = f"/dags/{DAG}/dagRuns/[^/]+"
 
 
-def test_a_success_is_materialized_with_what_a_person_wants_to_see(
+def test_a_success_is_materialized_with_its_run_id_link_and_dates(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag(DAG, polls=1)
@@ -113,7 +113,7 @@ def test_a_dag_that_has_gone_fails_and_the_others_go_on(
     assert "has no DAG 'never_was' (404)" in (executed.failure or "")
 
 
-def test_two_failed_dags_are_both_told_with_their_logs(
+def test_two_failed_dags_are_both_in_the_failure_with_their_logs(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     for dag_id in (DAG, "order_metrics"):
@@ -203,7 +203,7 @@ def test_a_run_is_waited_for_while_a_gateway_says_that_the_instance_is_away(
     assert (executed.success, executed.materialized) == (True, [DAG])
 
 
-def test_a_run_that_overstays_its_timeout_is_given_up_and_left_going(
+def test_a_run_past_its_timeout_is_given_up_and_goes_on(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG)
@@ -234,7 +234,7 @@ def test_a_run_that_ends_by_its_timeout_is_not_given_up(
     assert executed.materialized == [DAG]
 
 
-def test_a_run_that_is_deleted_while_it_is_waited_for_is_told_as_such(
+def test_a_run_that_is_deleted_while_it_is_waited_for_is_reported_as_deleted(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG)
@@ -268,7 +268,7 @@ def test_a_lost_answer_to_the_trigger_starts_one_run(
     assert len(airflow_v2.database.runs) == 1
 
 
-def test_a_dag_with_letters_of_any_alphabet_is_run(
+def test_dag_ids_may_have_letters_of_any_alphabet(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     dag_ids = ["a.b", "a-b", "größe"]
@@ -305,7 +305,7 @@ def test_a_trigger_that_stays_unreachable_fails_at_its_time_out(
     [answer(404, "default backend - 404"), answer(200, "<html>maintenance")],
     ids=["404 of a gateway", "maintenance page"],
 )
-def test_an_odd_answer_in_mid_wait_is_not_believed_at_once(
+def test_one_unexpected_answer_does_not_end_the_wait(
     airflow: Airflow, instance: dg.DagsterInstance, fault: Fault
 ) -> None:
     airflow.database.add_dag(DAG, polls=2)
@@ -314,7 +314,7 @@ def test_an_odd_answer_in_mid_wait_is_not_believed_at_once(
     assert executed.materialized == [DAG]
 
 
-def test_a_run_that_waits_leaves_a_sign_of_life(
+def test_a_waiting_dagster_run_writes_heartbeats(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=0)

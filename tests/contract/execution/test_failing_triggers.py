@@ -1,4 +1,4 @@
-"""Triggers that fail in Airflow itself, though it answers whatever else it is asked."""
+"""Triggers that fail in an Airflow that answers all other requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BROKEN = answer(500, {"detail": "no space left on device"})
     [(BROKEN, "500: no space left on device"), (answer(502), "502"), (hang_up, "")],
     ids=["500", "502", "no answer"],
 )
-def test_one_that_keeps_failing_is_given_up_in_airflows_words_and_can_be_made_later(
+def test_a_trigger_that_keeps_failing_is_given_up_in_airflows_words_and_can_be_repeated_later(
     airflow: Airflow,
     instance: dg.DagsterInstance,
     fault: Fault,
@@ -49,7 +49,7 @@ def test_one_that_keeps_failing_is_given_up_in_airflows_words_and_can_be_made_la
     assert len(airflow.database.runs) == 2
 
 
-def test_one_that_fails_for_a_while_starts_one_run(
+def test_a_trigger_that_fails_for_a_while_starts_one_run(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag(DAG, polls=0)
@@ -59,7 +59,7 @@ def test_one_that_fails_for_a_while_starts_one_run(
     assert len(airflow.database.runs) == 1
 
 
-def test_one_that_is_done_after_all_is_adopted(
+def test_a_trigger_that_started_its_run_in_spite_of_a_5xx_is_adopted(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag(DAG, polls=0)
@@ -71,7 +71,7 @@ def test_one_that_is_done_after_all_is_adopted(
 
 
 @pytest.mark.parametrize("acts", [True, False], ids=["done", "not done"])
-def test_one_that_may_not_be_looked_up_at_once_is_looked_up_again(
+def test_a_trigger_whose_run_could_not_be_read_at_once_is_read_again(
     airflow_v2: Airflow, instance: dg.DagsterInstance, acts: bool
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=0)
@@ -99,7 +99,7 @@ def test_no_secret_of_the_conf_is_in_airflows_words(
     assert "s3c" not in "".join([*executed.log, executed.failure or ""])
 
 
-def test_one_that_is_answered_by_something_else_is_told_as_not_started(
+def test_a_trigger_that_something_else_answers_is_reported_as_not_started(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG)
@@ -108,7 +108,7 @@ def test_one_that_is_answered_by_something_else_is_told_as_not_started(
     assert "200: no run of Airflow's in it), and has no run of that id" in (executed.failure or "")
 
 
-def test_executing_again_adopts_a_run_that_came_up_late(
+def test_a_re_execution_adopts_a_run_that_appeared_late(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=0)

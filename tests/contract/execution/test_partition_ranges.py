@@ -95,7 +95,7 @@ def test_a_partition_that_fails_does_not_stop_the_others_and_is_all_that_is_run_
     assert tries == {at(day): 2 if day == DAYS[2] else 1 for day in DAYS}
 
 
-def test_a_retry_takes_over_all_partitions_of_a_range(
+def test_a_retry_adopts_all_partitions_of_a_range(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=1)
@@ -132,7 +132,7 @@ def test_each_partition_waits_for_its_own_upstream_only(
         assert run.dag_id == DAG or (upstream.end_date or run.queued_at) <= run.queued_at
 
 
-def test_what_is_without_partitions_runs_once_after_all_of_its_upstreams(
+def test_a_dag_without_partitions_runs_once_after_all_of_its_upstreams(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     dags = {DAG: declare(), "report": {"depends_on": [f"metrics/{DAG}"]}}

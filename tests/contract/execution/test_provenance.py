@@ -1,4 +1,4 @@
-"""Why a DAG runs, told on both sides while it does: the note in Airflow, the link in Dagster."""
+"""Where a DAG run came from: its note in Airflow, and its link in Dagster."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_note_has_the_dagster_run_and_its_link(
     )
 
 
-def test_the_note_has_no_link_where_nobody_said_where_dagster_is(
+def test_the_note_has_no_link_without_a_dagster_url(
     airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FEDERATION_DAGSTER_URL", raising=False)
@@ -65,7 +65,7 @@ def test_the_note_has_no_link_where_nobody_said_where_dagster_is(
         ({"user": "ann@example.com"}, "which ann@example.com launched"),
     ],
 )
-def test_the_note_says_who_wanted_it(
+def test_the_note_says_what_requested_the_run(
     airflow_v2: Airflow, instance: dg.DagsterInstance, tags: dict[str, str], cause: str
 ) -> None:
     executed = run_with(airflow_v2, instance, tags)

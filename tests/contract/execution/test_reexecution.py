@@ -34,7 +34,7 @@ def test_a_run_that_goes_on_is_adopted(airflow_v2: Airflow, instance: dg.Dagster
     assert airflow_v2.server.count("POST", TRIGGER) == 1
 
 
-def test_a_run_that_succeeded_meanwhile_is_taken_over(
+def test_a_run_that_succeeded_meanwhile_is_adopted(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG)

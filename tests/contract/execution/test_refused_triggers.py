@@ -1,4 +1,4 @@
-"""Triggers that an Airflow won't carry out: each is told with what a person has to do, once."""
+"""Triggers that Airflow refuses: each fails once, with what a person has to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DAG = "customer_metrics"
 TRIGGER = f"/dags/{DAG}/dagRuns"
 
 
-def test_a_conf_that_the_params_do_not_allow_is_told_in_airflows_words_and_sent_once(
+def test_a_conf_that_the_params_do_not_allow_fails_with_airflows_words_and_is_sent_once(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     day = {"value": "2026-01-01", "description": None, "schema": {"type": "string"}}
@@ -58,7 +58,7 @@ def test_a_missing_permission_to_clear_is_named(
     assert airflow_v2.server.count("POST", ".*/clearTaskInstances") == 1
 
 
-def test_a_file_that_does_not_parse_is_told_with_the_last_line_and_nothing_is_triggered(
+def test_an_import_error_fails_with_its_last_line_and_triggers_nothing(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag(DAG, has_import_errors=True)
@@ -81,7 +81,7 @@ def test_a_file_that_does_not_parse_is_told_with_the_last_line_and_nothing_is_tr
     [answer(403, {"detail": "Forbidden"}), answer(200, {"import_errors": [], "total_entries": 0})],
     ids=["may not be read", "not listed"],
 )
-def test_a_file_that_does_not_parse_is_told_though_nobody_says_why(
+def test_an_import_error_fails_without_its_text_where_that_can_not_be_read(
     airflow_v2: Airflow, instance: dg.DagsterInstance, fault: object
 ) -> None:
     airflow_v2.database.add_dag(DAG, has_import_errors=True)
@@ -103,7 +103,7 @@ def test_a_failed_run_is_not_cleared_while_its_file_does_not_parse(
     assert airflow_v2.database.runs[0].state == "failed"
 
 
-def test_a_dag_that_was_renamed_is_told_with_the_name_that_is_near(
+def test_a_missing_dag_fails_with_the_nearest_name(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     for dag_id in ("customers_metrics", "load_orders"):
@@ -115,7 +115,7 @@ def test_a_dag_that_was_renamed_is_told_with_the_name_that_is_near(
     assert airflow.server.count("POST", TRIGGER) == 0
 
 
-def test_a_dag_of_which_nothing_is_near_is_told_without_a_guess(
+def test_a_missing_dag_without_a_near_name_fails_without_a_suggestion(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag("load_orders")
@@ -123,7 +123,7 @@ def test_a_dag_of_which_nothing_is_near_is_told_without_a_guess(
     assert f"has no DAG '{DAG}' (404). Restore its file" in (executed.failure or "")
 
 
-def test_a_dag_that_goes_between_the_look_and_the_trigger_is_told_as_gone(
+def test_a_dag_that_is_deleted_just_before_the_trigger_is_reported_as_missing(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG)
@@ -133,7 +133,7 @@ def test_a_dag_that_goes_between_the_look_and_the_trigger_is_told_as_gone(
     assert f"has no DAG '{DAG}' (404 to the trigger)" in (executed.failure or "")
 
 
-def test_a_date_that_is_taken_where_no_partition_is_declared_is_told(
+def test_a_taken_logical_date_without_partitions_is_an_error(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG)
@@ -147,7 +147,7 @@ def test_a_date_that_is_taken_where_no_partition_is_declared_is_told(
     assert airflow_v2.database.runs == []
 
 
-def test_a_key_that_the_dag_does_not_take_is_told_in_airflows_words(
+def test_a_key_that_the_dag_does_not_take_fails_with_airflows_words(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     """It was declared without the `key_format` of the DAG."""

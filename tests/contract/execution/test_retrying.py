@@ -1,4 +1,4 @@
-"""What executing a Dagster run again does to a DAG run that failed: `trigger.on_retry`."""
+"""Re-executing a Dagster run whose DAG run failed: `trigger.on_retry`."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ class Retried:
         return self.attempts.execute(parent, tags)
 
 
-def test_all_tasks_run_again_if_that_is_declared(
-    airflow: Airflow, instance: dg.DagsterInstance
-) -> None:
+def test_all_tasks_run_again_with_clear_all(airflow: Airflow, instance: dg.DagsterInstance) -> None:
     retried = Retried(airflow, instance, "clear_all")
     second = retried.execute_after_mending(retried.first)
     assert second.materialized == [DAG]
@@ -65,7 +63,7 @@ def test_all_tasks_run_again_if_that_is_declared(
     assert read_tries(run) == {"extract": 2, "load": 2}
 
 
-def test_a_new_run_is_started_if_that_is_declared_and_yet_another_after_it(
+def test_each_re_execution_starts_another_run_with_new_run(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     retried = Retried(airflow, instance, "new_run")
@@ -220,7 +218,7 @@ def test_a_new_run_whose_answer_is_lost_is_stopped_with_a_canceled_run(
     assert [run.state for run in airflow_v2.database.runs] == ["failed", "failed"]
 
 
-def test_a_plan_that_somebody_spoiled_is_none(
+def test_a_tag_that_somebody_edited_is_ignored(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     retried = Retried(airflow_v2, instance, "clear_failed")

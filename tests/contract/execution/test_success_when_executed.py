@@ -1,4 +1,4 @@
-"""DAGs that declare which of their tasks leave the data: `success_when`, when Dagster runs them."""
+"""`success_when`: DAGs whose success depends on some of their tasks, run by Dagster."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def run_day(airflow: Airflow, instance: dg.DagsterInstance, tags: dict[str, str]
 
 @pytest.mark.parametrize("tags", [PERSON, {**PERSON, "dagster/backfill": "abc"}])
 @pytest.mark.parametrize("state", ["success", "failed"])
-def test_it_is_run_again_for_a_person_or_a_backfill(
+def test_a_taken_date_is_run_again_for_a_person_or_a_backfill(
     airflow: Airflow, instance: dg.DagsterInstance, state: str, tags: dict[str, str]
 ) -> None:
     run = add_run(airflow, state)
@@ -71,7 +71,7 @@ def test_it_is_run_again_for_a_person_or_a_backfill(
     assert read_partitions(instance) == [(DAY, RUN_ID)]
 
 
-def test_it_is_run_again_though_observation_has_reported_it(
+def test_a_taken_date_is_run_again_though_observation_has_reported_it(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     run = add_run(airflow_v2)
@@ -84,7 +84,7 @@ def test_it_is_run_again_though_observation_has_reported_it(
 
 
 @pytest.mark.parametrize("is_reported", [True, False])
-def test_it_is_adopted_for_an_automation(
+def test_a_taken_date_is_adopted_for_automation(
     airflow: Airflow, instance: dg.DagsterInstance, is_reported: bool
 ) -> None:
     run = add_run(airflow)
@@ -98,7 +98,7 @@ def test_it_is_adopted_for_an_automation(
     assert read_partitions(instance) == [(DAY, RUN_ID)]
 
 
-def test_a_failed_one_is_left_failed_by_an_automation(
+def test_automation_leaves_a_failed_run_failed(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     run = add_run(airflow_v2, "failed")
@@ -108,7 +108,7 @@ def test_a_failed_one_is_left_failed_by_an_automation(
 
 
 @pytest.mark.parametrize("tags", [PERSON, AUTOMATION])
-def test_one_that_goes_on_is_waited_for_whoever_asks(
+def test_an_active_run_is_adopted_for_a_person_and_for_automation(
     airflow_v2: Airflow, instance: dg.DagsterInstance, tags: dict[str, str]
 ) -> None:
     run = add_run(airflow_v2, "running")
@@ -120,7 +120,7 @@ def test_one_that_goes_on_is_waited_for_whoever_asks(
 
 
 @pytest.mark.parametrize("tags", [PERSON, AUTOMATION])
-def test_one_that_goes_on_is_not_stopped_with_the_dagster_run(
+def test_an_adopted_run_is_not_stopped_with_the_dagster_run(
     airflow_v2: Airflow, instance: dg.DagsterInstance, tags: dict[str, str]
 ) -> None:
     """It is somebody else's."""
@@ -133,7 +133,7 @@ def test_one_that_goes_on_is_not_stopped_with_the_dagster_run(
     assert airflow_v2.server.count("PATCH", ".*") == 0
 
 
-def test_one_that_goes_on_is_not_stopped_at_the_time_out(
+def test_an_adopted_run_is_not_stopped_at_the_time_out(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     run = add_run(airflow_v2, "running")
@@ -143,7 +143,7 @@ def test_one_that_goes_on_is_not_stopped_at_the_time_out(
     assert run.state == "running"
 
 
-def test_one_that_was_run_again_is_stopped_with_the_dagster_run(
+def test_a_cleared_run_is_stopped_with_the_dagster_run(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     """It had been over: what goes on is of our making."""
@@ -156,7 +156,7 @@ def test_one_that_was_run_again_is_stopped_with_the_dagster_run(
     assert run.state == "failed"
 
 
-def test_one_that_was_run_again_is_stopped_though_the_answer_is_lost(
+def test_a_cleared_run_is_stopped_though_the_answer_is_lost(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     run = add_run(airflow_v2, polls=math.inf)
@@ -169,7 +169,7 @@ def test_one_that_was_run_again_is_stopped_though_the_answer_is_lost(
 
 @pytest.mark.parametrize("fault", [hang_up, hang_up_after_acting], ids=["not done", "done"])
 @pytest.mark.parametrize("polls", [0, 1], ids=["over by then", "going on"])
-def test_it_is_cleared_once_though_the_answer_is_lost(
+def test_a_taken_date_is_cleared_once_though_the_answer_is_lost(
     airflow: Airflow, instance: dg.DagsterInstance, fault: Fault, polls: int
 ) -> None:
     run = add_run(airflow, polls=polls)
@@ -181,7 +181,7 @@ def test_it_is_cleared_once_though_the_answer_is_lost(
 
 @pytest.mark.parametrize("more", [RETRY, {}], ids=["by dagster", "by a person"])
 @pytest.mark.parametrize("acts", [True, False], ids=["done", "not done"])
-def test_it_is_cleared_once_though_the_worker_dies_and_the_run_is_executed_again(
+def test_a_taken_date_is_cleared_once_though_the_worker_dies_and_the_run_is_re_executed(
     airflow_v2: Airflow, instance: dg.DagsterInstance, acts: bool, more: dict[str, str]
 ) -> None:
     run = add_run(airflow_v2, polls=0)
@@ -203,7 +203,7 @@ def test_it_is_cleared_once_though_the_worker_dies_and_the_run_is_executed_again
     assert read_partitions(instance) == [(DAY, RUN_ID)]
 
 
-def test_one_that_failed_once_more_is_cleared_again_by_a_person_only(
+def test_a_cleared_run_that_fails_again_is_cleared_again_only_by_a_person(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     run = add_run(airflow_v2, polls=0)
@@ -233,7 +233,7 @@ def test_only_the_taken_partition_of_a_range_is_run_again(
     assert (DAY, RUN_ID) in read_partitions(instance)
 
 
-def test_a_date_whose_owner_can_not_be_found_is_told_as_taken(
+def test_a_taken_date_whose_run_can_not_be_found_is_an_error(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     """It was deleted since, or this account may not read it."""

@@ -1,4 +1,4 @@
-"""What an attempt takes over: runs that were cut short, and runs of others."""
+"""Attempts that continue runs which were ended early, or which somebody else started."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_of_a_run_with_a_branch_that_was_not_taken_only_the_failed_tasks_run_aga
     assert read_tries(run) == [1, 1, 2]
 
 
-def test_what_was_adopted_is_neither_cleared_nor_reported_again_by_a_re_execution(
+def test_a_re_execution_neither_clears_nor_reports_an_adopted_run_again(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     run = add_run(airflow_v2)
@@ -64,7 +64,7 @@ def test_what_was_adopted_is_neither_cleared_nor_reported_again_by_a_re_executio
     assert read_tries(run) == [1, 1]
 
 
-def test_what_was_adopted_is_not_reported_by_observation_while_its_taker_lives(
+def test_observation_does_not_report_an_adopted_run_while_its_dagster_run_is_active(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     run = add_run(airflow_v2, "running", polls=None)
@@ -111,7 +111,7 @@ def test_of_two_attempts_at_once_the_later_waits_for_the_earlier(
     assert fetch_reported_run_ids(instance, KEY) == [run.run_id]
 
 
-def test_secrets_in_a_refused_conf_are_not_told(
+def test_secrets_in_a_refused_conf_are_redacted(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     dag = airflow.database.add_dag(DAG)

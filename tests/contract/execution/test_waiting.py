@@ -1,4 +1,4 @@
-"""How DAG runs are waited for: with how few requests, and through what."""
+"""Waiting for DAG runs: the number of requests, and outages and upgrades meanwhile."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_many_runs_are_polled_with_one_request_and_singly_when_they_ended(
 
 
 def count_logs(instance: dg.DagsterInstance, text: str) -> int:
-    (run,) = instance.get_runs()
-    return sum(text in entry.user_message for entry in instance.all_logs(run.run_id))
+    logs = [entry for run in instance.get_runs() for entry in instance.all_logs(run.run_id)]
+    return sum(text in entry.user_message for entry in logs)
 
 
 def note_state(airflow: Airflow, read: Counter[str], act: Act) -> Response:
@@ -74,7 +74,7 @@ def note_state(airflow: Airflow, read: Counter[str], act: Act) -> Response:
     return act()
 
 
-def test_each_run_is_asked_for_by_itself_where_more_runs_go_on_than_that_is_worth(
+def test_each_run_is_fetched_by_itself_where_the_list_of_active_runs_is_long(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag("busy")
@@ -93,7 +93,7 @@ def read_list_queries(airflow: Airflow) -> list[dict[str, str]]:
     return [asked.query for asked in airflow.server.asked if asked.path == LIST]
 
 
-def test_a_list_that_is_refused_has_each_run_asked_for_by_itself(
+def test_each_run_is_fetched_by_itself_if_the_list_is_refused(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     for dag_id in (DAG, OTHER):
@@ -121,7 +121,7 @@ def test_an_odd_answer_about_one_run_does_not_hold_up_the_others(
     assert sorted(executed.materialized) == [DAG, OTHER]
 
 
-def test_what_a_run_does_is_told_when_it_changes(
+def test_states_and_running_tasks_are_logged_when_they_change(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag(DAG, polls=math.inf)
@@ -148,7 +148,7 @@ def test_what_a_run_does_is_told_when_it_changes(
 
 
 @pytest.mark.parametrize("fault", [answer(403, {"detail": "Forbidden"}), answer(500, "odd")])
-def test_tasks_that_are_not_told_hinder_nobody(
+def test_running_tasks_that_can_not_be_listed_are_no_problem(
     airflow_v2: Airflow, instance: dg.DagsterInstance, fault: Callable[[Act], Response]
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=2)
@@ -176,7 +176,7 @@ def test_a_queued_run_whose_dag_gets_paused_is_waited_for_no_longer_and_reported
     assert (daemon.tick(), daemon.tick()) == ([run.run_id], [])
 
 
-def test_a_run_that_is_waited_for_no_longer_is_reported_while_the_dagster_run_goes_on(
+def test_a_run_that_was_given_up_is_reported_while_the_dagster_run_goes_on(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     dag = airflow_v2.database.add_dag(DAG, is_paused=False)
