@@ -15,6 +15,7 @@ import pytest
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.naming import build_run_id
+from federation_defs.timing import Timing
 from tests.conftest import Airflows
 from tests.contract.execution.executing import ExecutedRun, materialize
 from tests.contract.fakes.spoiling import close, reset
@@ -74,7 +75,9 @@ def test_a_trigger_whose_answer_gets_lost_is_one_dag_run(
                 LOSSES[loss](proxy)
                 lost[loss] += 1
             executed.append(
-                materialize(client, {STORM[0]: {"trigger": {"timeout": "5m"}}}, instance)
+                materialize(
+                    client, {STORM[0]: {"trigger": {"timeout": "5m"}}}, instance, timing=Timing()
+                )
             )
             proxy.mend()
     assert_truthful(connect_as_demo(airflows, name), since, STORM[0], executed)
