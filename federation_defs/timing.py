@@ -1,4 +1,4 @@
-"""When things happen: every interval, time-out and clock of observation and execution."""
+"""When things happen: every interval, time-out and clock that is not declared."""
 
 from __future__ import annotations
 
@@ -45,6 +45,9 @@ class Timing:
     Attributes:
         monotonic: For intervals within this process.
         utc_now: For moments that are compared with those of other machines.
+        sleep: For pauses between requests.
+        retry_request: Pauses before a request is sent again to a busy server, or after a connection
+            broke. A random half of the pause is added.
         tick_s: For one tick of the observation sensor. Dagster ends a tick after 60 s.
         last_poll_s: When the last poll of a tick begins at the latest. Dagster's sensor daemon
             loops every 5 s (1.13); a later poll would delay the next loop.
@@ -74,6 +77,9 @@ class Timing:
 
     monotonic: Callable[[], float] = time.monotonic
     utc_now: Callable[[], datetime] = _read_utc_clock
+    sleep: Callable[[float], None] = time.sleep
+
+    retry_request: RetryPolicy = RetryPolicy(first_s=0.3, max_s=5.0)
 
     tick_s: float = 40.0
     last_poll_s: float = 4.1

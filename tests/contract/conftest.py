@@ -19,16 +19,17 @@ from federation_defs.airflow.client import AirflowClient
 from tests.conftest import Airflows
 from tests.contract.fakes.airflow import FakeAirflow
 from tests.contract.fakes.database import Database
-from tests.contract.fakes.upgrading import Upgraded, start_upgradable
 from tests.contract.observation.daemon import DAG, Daemon, Observed
 from tests.contract.worlds import (
     SIGN_INS,
     FakeWorld,
     RealWorld,
+    Upgraded,
     World,
     connect,
     connect_to,
     run_dag,
+    start_upgradable,
 )
 
 FAKES = ["fake-v1", "fake-v2"]

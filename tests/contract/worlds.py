@@ -1,22 +1,27 @@
-"""An Airflow to test the client on, fake or real: what a test may do to it."""
+"""Airflows to test the client on, fake and real, with the same DAGs: those in `dags/`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from random import randrange
 from typing import Any, Protocol
 from urllib.parse import quote
 from uuid import uuid4
 
+from werkzeug import Response
+
 from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.airflow.models import DagRun, TaskInstance
 from federation_defs.declaration import InstanceDeclaration
+from federation_defs.timing import RetryPolicy, Timing
 from tests.contract.fakes.airflow import PASSWORD, USERNAME, FakeAirflow
-from tests.contract.fakes.contract import add_contract_dags
-from tests.contract.fakes.database import Database
-from tests.contract.fakes.rows import RunRow
+from tests.contract.fakes.database import Database, RunRow, TaskSpec
+from tests.contract.fakes.faults import Act
 from tests.waiting import wait_for
 
 SIGN_INS = {"v1": "basic", "v2": "password"}
@@ -38,7 +43,8 @@ def connect_by(
     """A client that signs in in any way, with whatever else is declared."""
     values = {"name": instance, "url": url, "auth": auth, "http": _HTTP, **declared}
     hint = f"{instance.upper()}_PASSWORD"
-    return build_client(InstanceDeclaration.model_validate(values), hint)
+    timing = Timing(retry_request=RetryPolicy(first_s=0.01, max_s=0.05))
+    return build_client(InstanceDeclaration.model_validate(values), hint, timing)
 
 
 def connect_to(server: FakeAirflow, instance: str = "metrics") -> AirflowClient:
@@ -203,3 +209,111 @@ class RealWorld:
         response = self.client.session.request(method, f"/api/{self.api}{path}", json=body)
         assert response.ok, f"{method} {path}: {response.status_code} {response.text}"
         return response
+
+
+FOLDERS = {name: Path(__file__).parent / "dags" / name for name in ("warehouse", "metrics")}
+
+LINES = 12_000
+_EMPTY = "EmptyOperator"
+_PARAMS = {
+    "day": {
+        "value": "2026-01-01",
+        "description": "The day to load: größer, 日.",
+        "schema": {"type": "string"},
+    },
+    "size": {"value": 3, "description": None, "schema": {"type": "integer", "minimum": 1}},
+}
+_DESCRIBED: dict[str, Any] = {
+    "schedule": "0 3 29 2 *",
+    "description": "Prüft, was ein Airflow von einer DAG erzählt.",
+    "params": _PARAMS,
+    "tags": ("contract", "größe"),
+    "owners": ("zoë",),
+    "tasks": (TaskSpec("begin", _EMPTY), "load", TaskSpec("end", _EMPTY)),
+}
+_TALK = tuple(f"line {number:05d}: größer als 数" for number in range(LINES))
+_DAGS: dict[str, dict[str, Any]] = {
+    "described": _DESCRIBED,
+    "mapped": {
+        "tasks": (
+            TaskSpec(
+                "weigh",
+                labels=("number 10", "number 20", "number 30"),
+                says=("weighing {label}",),
+            ),
+        )
+    },
+    "write_numbers": {"file": "assets.py", "tasks": ("write",)},
+    "read_numbers": {"file": "assets.py", "tasks": ("read",)},
+    "wordy": {"tasks": (TaskSpec("talk", says=_TALK),)},
+    "endless": {
+        "tasks": (
+            TaskSpec("wait", says=("waiting in process 7",)),
+            TaskSpec("go_on", _EMPTY),
+        ),
+        "polls": math.inf,
+    },
+}
+
+
+def add_contract_dags(database: Database, api: str) -> None:
+    """Add the DAGs that a real Airflow of this version has from `dags/`."""
+    folder = FOLDERS["warehouse" if api == "v1" else "metrics"]
+    dags = _DAGS | ({"partitioned": {"key_format": "%Y-%m-%d"}} if api == "v2" else {})
+    for dag_id, columns in dags.items():
+        dag = database.add_dag(dag_id, **{"polls": 2, "tags": ("contract",), **columns})
+        dag.source = (folder / dag.file).read_text()
+    database.add_asset(
+        "x-contract://lake/numbers",
+        name="numbers",
+        group="lake",
+        extra={"owner": "Zoë"},
+        producers=(("write_numbers", "write"),),
+        scheduled=("read_numbers",),
+    )
+    database.add_import_error(
+        "broken.py", "Traceback (most recent call last):\nRuntimeError: bröken on purpose\n"
+    )
+
+
+OTHER = {"v1": "v2", "v2": "v1"}
+RUN = ("write_numbers", "mine")  # over, and failed
+
+
+@dataclass(frozen=True)
+class Upgraded:
+    """An Airflow whose token holds through an upgrade, and a client that has asked it before."""
+
+    server: FakeAirflow
+    client: AirflowClient
+
+    def connect(self, **declared: Any) -> AirflowClient:
+        """Another client, which has asked nothing yet."""
+        return connect_by_token(self.server, **declared)
+
+    def upgrade(self) -> None:
+        """To the other API, be it up or down."""
+        self.server.api = OTHER[self.server.api]
+
+    def upgrade_after(self, act: Act) -> Response:
+        response = act()
+        self.upgrade()
+        return response
+
+
+def connect_by_token(server: FakeAirflow, **declared: Any) -> AirflowClient:
+    return connect_by(server.url, {"type": "token", "token": server.token}, **declared)
+
+
+@contextmanager
+def start_upgradable(api: str) -> Iterator[Upgraded]:
+    """With the contract's DAGs, pages of two, and a client that has asked for the version only."""
+    with FakeAirflow(api) as server:
+        server.takes_tokens = True
+        add_contract_dags(server.database, "v2")
+        server.database.finish_run(server.database.start_run(*RUN), "failed")
+        for endpoints in server.all_endpoints.values():
+            endpoints.page_limit = 2
+        client = connect_by_token(server)
+        client.fetch_version()
+        yield Upgraded(server, client)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from dotenv import dotenv_values
 
-from federation_defs.airflow.auth import PATIENCE
+from federation_defs.airflow.auth import REQUESTS_BEFORE_LOGIN
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import PermissionMissingError
 from tests.conftest import ROOT, Airflows
@@ -20,7 +20,7 @@ from tests.contract.fakes.faults import answer
 from tests.contract.worlds import connect
 
 FORM = '<form method="post"><input id="csrf_token" name="csrf_token" type="hidden" value="c5f">'
-MANY = PATIENCE * 4
+MANY = REQUESTS_BEFORE_LOGIN * 4
 
 
 @pytest.fixture
@@ -43,7 +43,9 @@ def test_who_asks_much_is_signed_in_by_a_session(seen: FaultProxy) -> None:
     client = connect(seen.url, "basic", settings["WAREHOUSE_AIRFLOW_PASSWORD"] or "", "warehouse")
     for _ in range(MANY):
         client.fetch_dag("load_customers")
-    assert read_signatures(seen) == ["Basic"] * PATIENCE + ["session"] * (MANY - PATIENCE)
+    assert read_signatures(seen) == ["Basic"] * REQUESTS_BEFORE_LOGIN + ["session"] * (
+        MANY - REQUESTS_BEFORE_LOGIN
+    )
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import pytest
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.cloud_auth import MwaaAuth
 from federation_defs.errors import AirflowError, PermissionMissingError
-from tests.contract.declaring import HINT
+from tests.contract.clients import ACCOUNT_HINT
 from tests.contract.fakes.airflow import asks
-from tests.contract.fakes.api import build_json
-from tests.contract.fakes.clouds import ENDS, ENVIRONMENT, SECRET_KEY, Mwaa, start_mwaa
+from tests.contract.fakes.endpoints import build_json
 from tests.contract.fakes.fault_proxy import FaultProxy
 from tests.contract.fakes.faults import answer
+from tests.contract.fakes.sign_ins import ENDS, ENVIRONMENT, SECRET_KEY, Mwaa, start_mwaa
 from tests.waiting import wait_for
 
 LOGINS_TRIED = {
@@ -43,7 +43,7 @@ def assert_works(client: AirflowClient) -> None:
 
 
 def test_an_identity_signs_in_once_for_many_requests(mwaa: Mwaa) -> None:
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     for _ in range(5):
         assert_works(client)
     assert client.trigger_run("load_customers", "mine").run_id == "mine"
@@ -55,7 +55,7 @@ def test_an_identity_signs_in_once_for_many_requests(mwaa: Mwaa) -> None:
 
 def test_the_login_token_goes_to_the_web_server_in_a_form_and_nowhere_else(mwaa: Mwaa) -> None:
     with FaultProxy(mwaa.server.url) as proxy:
-        client = mwaa.declare(proxy.url)
+        client = mwaa.declare_client(proxy.url)
         assert_works(client)
         assert_works(client)
         sent = bytes(proxy.received).decode()
@@ -85,7 +85,7 @@ def let_an_hour_pass(sign_in: MwaaAuth) -> None:
 @pytest.mark.parametrize("api", ["v2"])
 def test_a_session_that_is_refused_at_once_is_signed_in_to_again(mwaa: Mwaa) -> None:
     """As when the environment is updated: a 401 is never a missing permission."""
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     assert_works(client)
     mwaa.server.end_sessions()
     assert_works(client)
@@ -97,7 +97,7 @@ def test_a_session_whose_signature_is_worthless_is_signed_in_to_again_at_once(
     mwaa: Mwaa,
 ) -> None:
     """What 3.x says of a token that another secret signed is no missing permission."""
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     assert_works(client)
     mwaa.server.end_sessions()
     mwaa.server.end = lambda: build_json({"detail": "Invalid JWT token"}, 403)
@@ -107,7 +107,7 @@ def test_a_session_whose_signature_is_worthless_is_signed_in_to_again_at_once(
 
 @pytest.mark.parametrize("api", ["v2"])
 def test_a_trigger_whose_session_ended_starts_one_run(mwaa: Mwaa) -> None:
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     assert_works(client)
     mwaa.server.end_sessions()
     assert client.trigger_run("load_customers", "mine", {"day": "today"}).conf == {"day": "today"}
@@ -116,18 +116,18 @@ def test_a_trigger_whose_session_ended_starts_one_run(mwaa: Mwaa) -> None:
 
 @pytest.mark.parametrize("api", ["v2"])
 def test_a_session_that_is_never_good_is_not_signed_in_to_for_ever(mwaa: Mwaa) -> None:
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     assert_works(client)
     mwaa.server.fail_next(lambda _: True, answer(401, {"detail": "No."}), times=99)
     mwaa.server.end_sessions()
     for _ in range(3):
-        with pytest.raises(AirflowError, match=HINT):
+        with pytest.raises(AirflowError, match=ACCOUNT_HINT):
             client.fetch_dags()
     assert len(mwaa.server.logins) <= 1 + 3
 
 
 def test_a_missing_permission_is_told_and_brings_about_no_login(mwaa: Mwaa) -> None:
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     mwaa.server.fail_next(asks("GET", "/dags"), answer(403, {"detail": "No DAGs"}), times=9)
     for _ in range(5):
         with pytest.raises(PermissionMissingError, match="No DAGs"):
@@ -151,7 +151,7 @@ def test_a_missing_permission_brings_about_one_login_after_hours_and_no_storm(mw
 
 
 def test_many_threads_sign_in_once(mwaa: Mwaa) -> None:
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     with ThreadPoolExecutor(16) as threads:
         asking = [threads.submit(client.fetch_dags) for _ in range(48)]
         assert {len(dags.result(timeout=30)) for dags in asking} == {1}
@@ -165,7 +165,7 @@ def test_many_threads_sign_in_once(mwaa: Mwaa) -> None:
 def test_no_secret_of_a_sign_in_is_logged(mwaa: Mwaa, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="federation_defs")
     caplog.set_level(logging.DEBUG, logger="urllib3")
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     assert_works(client)
     shown = f"{caplog.text} {client!r} {client.session!r} {vars(client.session)}"
     assert not [one for one in (SECRET_KEY, mwaa.aws.token, mwaa.server.session) if one in shown]
@@ -175,6 +175,6 @@ def test_no_secret_of_a_sign_in_is_logged(mwaa: Mwaa, caplog: pytest.LogCaptureF
 def test_a_session_that_says_when_it_ends_is_renewed_before(mwaa: Mwaa) -> None:
     """Airflow 3's is a token, and 2's says nothing."""
     mwaa.server.life_s = 0.4
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     wait_for(lambda: bool(client.fetch_dags()) and len(mwaa.server.logins) > 1, "a login", 5, 0.02)
     assert len(mwaa.server.logins) == 2

@@ -18,27 +18,33 @@ from werkzeug import Response
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import CredentialError, SignInRefusedError
 from tests.conftest import ROOT
-from tests.contract.declaring import HINT, UNPACED, declare, forget_surroundings, tell_all, within
-from tests.contract.fakes.api import build_json
-from tests.contract.fakes.clouds import FakeGoogle
-from tests.contract.fakes.tokens import TokenAirflow
+from tests.contract.clients import (
+    ACCOUNT_HINT,
+    NO_RATE_LIMIT,
+    call_within,
+    clear_environment,
+    declare_client,
+    format_error_chain,
+)
+from tests.contract.fakes.endpoints import build_json
+from tests.contract.fakes.sign_ins import FakeGoogle, TokenAirflow
 from tests.processes import find_free_port
 
-PATIENT = {"read_timeout": 5, **UNPACED}
+PATIENT = {"read_timeout": 5, **NO_RATE_LIMIT}
 ASK_WITHOUT = """
 import sys
 from federation_defs.errors import MissingExtraError
-from tests.contract.declaring import declare
+from tests.contract.clients import declare_client
 
 mwaa = {"type": "mwaa", "environment": "analytics"}
 composer = {"type": "composer"}
-declare("http://127.0.0.1:1", mwaa)
-declare("http://127.0.0.1:1", composer)
+declare_client("http://127.0.0.1:1", mwaa)
+declare_client("http://127.0.0.1:1", composer)
 print({"boto3", "botocore", "google.auth"} & set(sys.modules))
 for module, auth in (("boto3", mwaa), ("google.auth", composer), ("google", composer)):
     sys.modules[module] = None  # as if it were not installed
     try:
-        declare("http://127.0.0.1:1", auth)
+        declare_client("http://127.0.0.1:1", auth)
     except MissingExtraError as error:
         print(error)
 """
@@ -71,14 +77,14 @@ class Composer:
         lines = account["private_key"].splitlines()[1:-1]
         return lines + [body for _, _, body in self.google.asked]
 
-    def declare(self, **auth: Any) -> AirflowClient:
+    def declare_client(self, **auth: Any) -> AirflowClient:
         declared = {"type": "composer", "credentials_file": str(self.key_file), **auth}
-        return declare(self.server.url, declared, http=PATIENT)
+        return declare_client(self.server.url, declared, http=PATIENT)
 
 
 @pytest.fixture
 def composer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Composer]:
-    forget_surroundings(monkeypatch)
+    clear_environment(monkeypatch)
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "gcloud"))
     google = FakeGoogle()
@@ -93,7 +99,7 @@ def assert_works(client: AirflowClient) -> None:
 
 
 def test_a_service_account_gets_one_token_for_many_requests_and_threads(composer: Composer) -> None:
-    client = composer.declare()
+    client = composer.declare_client()
     with ThreadPoolExecutor(16) as threads:
         asking = [threads.submit(client.fetch_dags) for _ in range(48)]
         assert {len(dags.result(timeout=30)) for dags in asking} == {1}
@@ -102,7 +108,7 @@ def test_a_service_account_gets_one_token_for_many_requests_and_threads(composer
 
 def test_a_token_is_renewed_before_it_ends(composer: Composer) -> None:
     composer.google.life_s = 1
-    client, ends, asked = composer.declare(), time.monotonic() + 1.4, 0
+    client, ends, asked = composer.declare_client(), time.monotonic() + 1.4, 0
     while time.monotonic() < ends:
         assert_works(client)
         asked += 1
@@ -111,7 +117,7 @@ def test_a_token_is_renewed_before_it_ends(composer: Composer) -> None:
 
 
 def test_a_token_that_is_refused_is_renewed(composer: Composer) -> None:
-    client = composer.declare()
+    client = composer.declare_client()
     assert_works(client)
     composer.google.asked.append(("nobody", {}, ""))  # which makes the last token worthless
     assert_works(client)
@@ -120,8 +126,8 @@ def test_a_token_that_is_refused_is_renewed(composer: Composer) -> None:
 
 def test_an_account_that_airflow_does_not_know_is_told_as_such(composer: Composer) -> None:
     composer.server.refuses = True
-    with pytest.raises(SignInRefusedError, match=HINT):
-        composer.declare().fetch_dags()
+    with pytest.raises(SignInRefusedError, match=ACCOUNT_HINT):
+        composer.declare_client().fetch_dags()
     assert len(composer.google.asked) <= 2
 
 
@@ -129,12 +135,12 @@ def test_the_default_credentials_are_those_of_the_environment(
     composer: Composer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(composer.key_file))
-    assert_works(composer.declare(credentials_file=None))
+    assert_works(composer.declare_client(credentials_file=None))
 
 
 def test_missing_default_credentials_are_told(composer: Composer) -> None:
-    with pytest.raises(CredentialError, match=rf"Google gave no access token.*{HINT}"):
-        within(20, composer.declare(credentials_file=None).fetch_dags)
+    with pytest.raises(CredentialError, match=rf"Google gave no access token.*{ACCOUNT_HINT}"):
+        call_within(20, composer.declare_client(credentials_file=None).fetch_dags)
 
 
 @pytest.mark.parametrize("error", ["invalid_grant", "invalid_client", "unauthorized_client"])
@@ -143,9 +149,11 @@ def test_a_refusal_of_google_is_told_without_the_key(
 ) -> None:
     words = {"error": error, "error_description": "Invalid JWT Signature."}
     composer.google.answer = lambda: build_json(words, 400)
-    with pytest.raises(CredentialError, match=rf"{error}: Invalid JWT Signature.*{HINT}") as told:
-        composer.declare().fetch_dags()
-    shown = tell_all(told.value) + caplog.text
+    with pytest.raises(
+        CredentialError, match=rf"{error}: Invalid JWT Signature.*{ACCOUNT_HINT}"
+    ) as told:
+        composer.declare_client().fetch_dags()
+    shown = format_error_chain(told.value) + caplog.text
     assert not [secret for secret in composer.secrets if secret in shown]
     composer.google.answer = None
 
@@ -157,8 +165,8 @@ def test_a_google_that_is_none_is_told_without_the_key(
     """As behind a proxy that wants a person to sign in."""
     composer.google.answer = lambda: answer
     with pytest.raises(CredentialError, match="Google gave no access token") as told:
-        composer.declare().fetch_dags()
-    assert not [secret for secret in composer.secrets if secret in tell_all(told.value)]
+        composer.declare_client().fetch_dags()
+    assert not [secret for secret in composer.secrets if secret in format_error_chain(told.value)]
 
 
 def test_a_google_that_is_not_reached_is_told(composer: Composer) -> None:
@@ -166,7 +174,7 @@ def test_a_google_that_is_not_reached_is_told(composer: Composer) -> None:
     account["token_uri"] = f"http://127.0.0.1:{find_free_port()}/token"
     composer.key_file.write_text(json.dumps(account))
     with pytest.raises(CredentialError, match="Google gave no access token"):
-        within(20, composer.declare().fetch_dags)
+        call_within(20, composer.declare_client().fetch_dags)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"type": "else"}', "half a key", None])
@@ -183,12 +191,12 @@ def test_a_key_file_that_is_none_is_named_and_not_quoted(
     else:
         composer.key_file.write_text(content)
     with pytest.raises(CredentialError, match=str(composer.key_file)) as told:
-        composer.declare().fetch_dags()
-    assert not [secret for secret in secrets if secret in tell_all(told.value)]
+        composer.declare_client().fetch_dags()
+    assert not [secret for secret in secrets if secret in format_error_chain(told.value)]
 
 
 def test_no_secret_is_in_what_a_debugger_shows(composer: Composer) -> None:
-    client = composer.declare()
+    client = composer.declare_client()
     assert_works(client)
     shown = f"{client!r} {client.session!r} {vars(client.session)}"
     assert not [one for one in [*composer.secrets, composer.google.token] if one in shown]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
-
 import pytest
 
-from federation_defs.airflow.models import Dag, DagImportError, DagWarning
+from federation_defs.airflow.models import Dag, DagImportError
 from federation_defs.errors import DagNotFoundError
 from tests.contract.conftest import Airflow
-from tests.contract.fakes.contract import FOLDERS
-from tests.contract.worlds import FakeWorld, World
+from tests.contract.worlds import FOLDERS, FakeWorld, World
 from tests.waiting import wait_for
 
 
@@ -56,10 +53,6 @@ def test_dags_are_listed_by_any_of_some_tags(world: World) -> None:
 def test_an_unknown_dag_is_not_found(world: World) -> None:
     with pytest.raises(DagNotFoundError, match="has no DAG 'nobody_knows_it'"):
         world.client.fetch_dag("nobody_knows_it")
-    with pytest.raises(DagNotFoundError, match="has no DAG 'nobody_knows_it'"):
-        world.client.fetch_dag_details("nobody_knows_it")
-    with pytest.raises(DagNotFoundError, match="has no DAG 'nobody_knows_it'"):
-        world.client.fetch_tasks("nobody_knows_it")
 
 
 def test_a_dag_whose_file_has_gone_is_not_found(airflow: Airflow) -> None:
@@ -67,53 +60,6 @@ def test_a_dag_whose_file_has_gone_is_not_found(airflow: Airflow) -> None:
     with pytest.raises(DagNotFoundError, match="its file has gone"):
         airflow.client.fetch_dag("load_customers")
     assert airflow.client.fetch_dags() == []
-
-
-def test_the_details_tell_what_the_list_does_not(world: World) -> None:
-    details = world.client.fetch_dag_details("described")
-    assert details.dag_id == "described"
-    assert details.doc == "# Größen\n\nWhat `described` is for: 数据."
-    assert (details.catchup, details.max_active_runs) == (False, 3)
-    assert details.run_timeout_s == 90 * 60
-    # It starts at midnight in Berlin.
-    assert details.start_date == datetime(2025, 12, 31, 23, tzinfo=timezone.utc)
-    assert details.end_date is None
-
-
-def test_the_params_come_with_value_description_and_schema(world: World) -> None:
-    params = world.client.fetch_dag_details("described").params
-    day, size = params["day"], params["size"]
-    assert set(params) == {"day", "size"}
-    assert (day["value"], day["schema"]["type"]) == ("2026-01-01", "string")
-    assert day["description"] == "The day to load: größer, 日."
-    assert (size["value"], size["schema"]) == (3, {"type": "integer", "minimum": 1})
-    assert size["description"] is None
-
-
-def test_a_dag_without_details_has_none(world: World) -> None:
-    details = world.client.fetch_dag_details("mapped")
-    assert (details.params, details.run_timeout_s, details.end_date) == ({}, None, None)
-
-
-def test_tasks_come_with_operators_and_what_is_downstream(world: World) -> None:
-    tasks = world.client.fetch_tasks("described")
-    assert [(task.task_id, task.downstream_task_ids) for task in tasks] == [
-        ("begin", ("load",)),
-        ("end", ()),
-        ("load", ("end",)),
-    ]
-    begin, end, load = tasks
-    assert (begin.operator, load.operator) == ("EmptyOperator", "_PythonDecoratedOperator")
-    assert (load.trigger_rule, end.trigger_rule) == ("all_success", "all_done")
-    assert (begin.retries, load.retries) == (0, 2)
-    assert {task.owner for task in tasks} == {"zoë"}
-    assert {(task.pool, task.queue) for task in tasks} == {("default_pool", "default")}
-    assert not any(task.is_mapped for task in tasks)
-
-
-def test_a_mapped_task_is_told_as_such(world: World) -> None:
-    (task,) = world.client.fetch_tasks("mapped")
-    assert (task.task_id, task.is_mapped) == ("weigh", True)
 
 
 def test_a_partitioned_dag_is_told_as_such(world_v2: World) -> None:
@@ -135,12 +81,6 @@ def test_the_sources_of_several_dags_are_the_texts_of_their_files(world: World) 
     }
 
 
-def test_the_source_of_one_dag_is_text(world: World) -> None:
-    source = world.client.fetch_dag_source(world.client.fetch_dag("described"))
-    assert "größer, 日" in source
-    compile(source, "described", "exec")
-
-
 def test_sources_are_given_for_dags_that_are_told_one_by_one(world: World) -> None:
     dags = fetch_contract_dags(world)
     assert set(world.client.fetch_dag_sources(dag for dag in dags)) == {
@@ -160,8 +100,6 @@ def test_a_source_that_has_gone_is_left_out_of_several(fake_world: FakeWorld) ->
     dags = fetch_contract_dags(fake_world)
     del fake_world.database.dags["described"]
     assert set(fake_world.client.fetch_dag_sources(dags)) == {"read_numbers", "write_numbers"}
-    with pytest.raises(DagNotFoundError, match="404 to its source"):
-        fake_world.client.fetch_dag_source(dags[0])
 
 
 def test_a_file_that_does_not_parse_is_told_with_its_traceback(world: World) -> None:
@@ -172,20 +110,19 @@ def test_a_file_that_does_not_parse_is_told_with_its_traceback(world: World) -> 
     # Airflow makes the row anew each time it reads the file.
     error = wait_for(find_error, "an import error of broken.py", timeout_s=30)
     assert "RuntimeError: bröken on purpose" in error.stack_trace
-    assert error.bundle == {"v1": None, "v2": "dags-folder"}[world.api]
-    assert error.timestamp is not None
-    assert error.timestamp.tzinfo is not None
 
 
-def test_what_airflow_has_against_a_dag_is_told(world: World) -> None:
-    def find_warning() -> DagWarning | None:
-        warnings = world.client.fetch_dag_warnings()
-        return next((warning for warning in warnings if warning.dag_id == "warned"), None)
+def test_an_asset_has_its_fields(world: World) -> None:
+    uri = "x-contract://lake/numbers"
+    (asset,) = [asset for asset in world.client.fetch_assets() if asset.uri == uri]
+    assert asset.extra == {"owner": "Zoë"}
+    assert asset.producing_tasks == (("write_numbers", "write"),)
+    assert asset.scheduled_dag_ids == ("read_numbers",)
 
-    warning = wait_for(find_warning, "a warning of the DAG 'warned'", timeout_s=60)
-    kind, words = {
-        "v1": ("non-existent pool", "no_such_pool"),
-        "v2": ("runtime varying value", "Line 15"),
-    }[world.api]
-    assert (warning.kind, warning.timestamp is not None) == (kind, True)
-    assert words in warning.message
+
+def test_all_assets_are_listed_by_a_server_with_small_pages(airflow: Airflow) -> None:
+    uris = [f"s3://lake/{number:02}" for number in range(35)]
+    for uri in uris:
+        airflow.database.add_asset(uri)
+    airflow.server.endpoints.page_limit = 10
+    assert [asset.uri for asset in airflow.client.fetch_assets()] == uris

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from werkzeug import Response
 
@@ -10,9 +12,8 @@ from federation_defs.errors import AirflowError
 from tests.contract.airflow.test_runs import start_endless_run
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import asks
-from tests.contract.fakes.contract import LINES
 from tests.contract.fakes.faults import Act
-from tests.contract.worlds import FakeWorld, World, run_dag, wait_for_end
+from tests.contract.worlds import LINES, FakeWorld, World, run_dag, wait_for_end
 from tests.waiting import wait_for
 
 LOG = ".*/logs/1"
@@ -51,7 +52,8 @@ def test_the_log_of_an_earlier_try_is_there_after_a_clear(world: World) -> None:
     assert again.try_number >= 2
 
     def fetch_log(try_number: int | None = None) -> str:
-        return world.client.fetch_log(world.dag_id, run.run_id, again, try_number)
+        task = replace(again, try_number=try_number or again.try_number)
+        return world.client.fetch_log(world.dag_id, run.run_id, task)
 
     assert (error in fetch_log(1), error in fetch_log()) == (True, False)
     # The task's process says its last words when its run is over already.

@@ -12,9 +12,9 @@ import pytest
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import CredentialError, SignInRefusedError
-from tests.contract.declaring import HINT, QUICK, declare, tell_all
-from tests.contract.fakes.front import front
-from tests.contract.fakes.tokens import TokenAirflow, build_timed_jwt
+from tests.contract.clients import ACCOUNT_HINT, SHORT_TIMEOUTS, declare_client, format_error_chain
+from tests.contract.fakes.proxies import start_reverse_proxy
+from tests.contract.fakes.sign_ins import TokenAirflow, build_timed_jwt
 from tests.waiting import wait_for
 
 SECRET = "secret-of-the-vault"
@@ -65,7 +65,7 @@ def program(tmp_path: Path) -> Program:
 
 
 def connect(url: str, command: list[str]) -> AirflowClient:
-    return declare(url, {"type": "token", "token_command": command}, http=QUICK)
+    return declare_client(url, {"type": "token", "token_command": command}, http=SHORT_TIMEOUTS)
 
 
 def assert_works(client: AirflowClient) -> None:
@@ -100,7 +100,7 @@ def test_a_program_that_prints_what_was_refused_is_not_run_for_ever(
 ) -> None:
     client = connect(server.url, program.command)
     server.token = "another-secret"
-    with pytest.raises(SignInRefusedError, match=HINT):
+    with pytest.raises(SignInRefusedError, match=ACCOUNT_HINT):
         client.fetch_dags()
     assert program.runs <= 2
 
@@ -135,10 +135,10 @@ def test_a_program_that_prints_no_token_is_named_and_not_quoted(
     program = Program(tmp_path, body)
     arguments = ["--for", "an-argument-that-is-nobody's-business"]
     client = connect(server.url, program.command + arguments)
-    with pytest.raises(CredentialError, match=rf"{program.command[0]}.*{HINT}") as error:
+    with pytest.raises(CredentialError, match=rf"{program.command[0]}.*{ACCOUNT_HINT}") as error:
         client.fetch_dags()
-    assert SECRET not in tell_all(error.value)
-    assert "nobody's" not in tell_all(error.value)
+    assert SECRET not in format_error_chain(error.value)
+    assert "nobody's" not in format_error_chain(error.value)
     assert program.runs == 1
 
 
@@ -157,7 +157,7 @@ def test_a_program_that_can_not_be_run_is_named(
     path = {"not there": tmp_path / "gone", "a folder": tmp_path}.get(kind, program.output)
     with pytest.raises(CredentialError, match=rf"token command {path} failed") as error:
         connect(server.url, [str(path)]).fetch_dags()
-    assert SECRET not in tell_all(error.value)
+    assert SECRET not in format_error_chain(error.value)
 
 
 def test_a_program_with_a_null_in_its_arguments_is_named(
@@ -170,6 +170,6 @@ def test_a_program_with_a_null_in_its_arguments_is_named(
 @pytest.mark.parametrize("argument", ["$HOME", "$(id)", "`id`", "a;id", "*", "~", "%s"])
 def test_no_shell_reads_a_command(server: TokenAirflow, argument: str) -> None:
     server.token = argument
-    with front(server) as asked:
+    with start_reverse_proxy(server) as asked:
         assert_works(connect(asked.url, ["/bin/echo", argument]))
     assert f"Bearer {argument}" in {one.get("Authorization") for one in asked.asked}

@@ -14,10 +14,16 @@ from federation_defs.airflow.auth import build_bearer
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.declaration import InstanceDeclaration, parse_declaration
 from federation_defs.errors import AirflowError, DeclarationError, SignInRefusedError
-from tests.contract.declaring import HINT, QUICK, declare, for_each, tell_all
+from tests.contract.clients import (
+    ACCOUNT_HINT,
+    SHORT_TIMEOUTS,
+    check_all,
+    declare_client,
+    format_error_chain,
+)
 from tests.contract.fakes.airflow import Asked, asks
 from tests.contract.fakes.faults import Act, answer
-from tests.contract.fakes.tokens import TokenAirflow, build_jwt, build_timed_jwt
+from tests.contract.fakes.sign_ins import TokenAirflow, build_jwt, build_timed_jwt
 from tests.waiting import wait_for
 
 SECRET = "secret-of-the-vault"
@@ -44,7 +50,7 @@ def server() -> Iterator[TokenAirflow]:
 
 
 def connect(server: TokenAirflow, **token: Any) -> AirflowClient:
-    return declare(server.url, {"type": "token", **token}, http=QUICK)
+    return declare_client(server.url, {"type": "token", **token}, http=SHORT_TIMEOUTS)
 
 
 def assert_works(client: AirflowClient) -> None:
@@ -63,7 +69,7 @@ def test_a_declared_token_that_no_header_holds_is_told_and_not_quoted(
 ) -> None:
     with pytest.raises((ValidationError, AirflowError)) as error:
         connect(server, token=SECRET + added).fetch_dags()
-    assert SECRET not in tell_all(error.value)
+    assert SECRET not in format_error_chain(error.value)
     assert server.count("GET", "/dags") <= 1
 
 
@@ -73,7 +79,7 @@ def test_a_declared_token_that_ends_is_told_in_the_middle_of_a_list(server: Toke
     client = connect(server, token=SECRET)
     assert len(client.fetch_dags()) == 250
     server.fail_next(is_the_second_page, answer(401, EXPIRED))
-    with pytest.raises(SignInRefusedError, match=rf"\(401\)\. Check {HINT}"):
+    with pytest.raises(SignInRefusedError, match=rf"\(401\)\. Check {ACCOUNT_HINT}"):
         client.fetch_dags()
 
 
@@ -84,7 +90,7 @@ def is_the_second_page(asked: Asked) -> bool:
 def test_a_password_renews_a_token_that_ends_in_the_middle_of_a_list(server: TokenAirflow) -> None:
     for number in range(249):
         server.database.add_dag(f"zebra_{number:03}")
-    client = declare(server.url, http=QUICK)
+    client = declare_client(server.url, http=SHORT_TIMEOUTS)
     server.fail_next(is_the_second_page, answer(401, EXPIRED))
 
     def renew(act: Act) -> Response:
@@ -100,7 +106,7 @@ def test_a_password_renews_a_token_that_ends_in_the_middle_of_a_list(server: Tok
 
 def test_a_password_renews_tokens_that_end_in_the_middle_of_a_wait(server: TokenAirflow) -> None:
     server.database.add_dag("load_customers", polls=20)
-    client = declare(server.url, http=QUICK)
+    client = declare_client(server.url, http=SHORT_TIMEOUTS)
     client.trigger_run("load_customers", "mine")
     numbers = count(1)
 
@@ -122,7 +128,7 @@ def test_a_password_renews_tokens_that_end_in_the_middle_of_a_wait(server: Token
 def test_a_password_renews_a_token_before_it_ends_by_whichever_clock() -> None:
     def check(case: tuple[TokenAirflow, float]) -> None:
         server, skew_s = case
-        client, numbers, asked = declare(server.url, http=QUICK), count(1), count()
+        client, numbers, asked = declare_client(server.url, http=SHORT_TIMEOUTS), count(1), count()
 
         def give(act: Act) -> Response:
             server.token = build_timed_jwt(0.5, next(numbers), skew_s)
@@ -138,13 +144,13 @@ def test_a_password_renews_a_token_before_it_ends_by_whichever_clock() -> None:
         assert server.count("GET", "/dags") == next(asked), "then some were refused first"
 
     with TokenAirflow() as ours, TokenAirflow() as ahead, TokenAirflow() as behind:
-        for_each({"ours": (ours, 0), "ahead": (ahead, 3600), "behind": (behind, -3600)}, check)
+        check_all({"ours": (ours, 0), "ahead": (ahead, 3600), "behind": (behind, -3600)}, check)
 
 
 @pytest.mark.parametrize("claims", ODD_CLAIMS.values(), ids=ODD_CLAIMS.keys())
 def test_a_token_with_odd_claims_is_used_until_it_is_refused(claims: str) -> None:
     with TokenAirflow(build_jwt(claims)) as server:
-        client = declare(server.url, http=QUICK)
+        client = declare_client(server.url, http=SHORT_TIMEOUTS)
         assert_works(client)
         assert_works(client)
         assert server.count("POST", "/auth/token") == 1
@@ -168,7 +174,7 @@ def test_a_declaration_that_can_not_hold_says_so_without_the_token(wrong: dict[s
     values = {"name": "metrics", "url": "http://a", "auth": {"type": "token", **wrong}}
     with pytest.raises(DeclarationError, match=r"defs\.yaml: auth") as error:
         parse_declaration(values, "defs.yaml")
-    assert SECRET not in tell_all(error.value)
+    assert SECRET not in format_error_chain(error.value)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +190,7 @@ def test_a_declaration_that_can_not_hold_says_so_without_the_token(wrong: dict[s
 def test_no_secret_is_in_what_a_debugger_shows(server: TokenAirflow, auth: dict[str, Any]) -> None:
     values = {"name": "metrics", "url": server.url, "auth": auth}
     declaration = InstanceDeclaration.model_validate(values)
-    client = declare(server.url, auth, http=QUICK)
+    client = declare_client(server.url, auth, http=SHORT_TIMEOUTS)
     client.fetch_version()
     session = client.session
     shown = f"{client!r} {session!r} {session.transport!r} {vars(session)} {build_bearer(SECRET)!r}"

@@ -15,7 +15,7 @@ from federation_defs.errors import AirflowError, DagNotFoundError, SignInRefused
 from tests.contract.conftest import Airflow, StartAirflow
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import Act
-from tests.contract.fakes.upgrading import RUN, Upgraded
+from tests.contract.worlds import RUN, Upgraded
 
 DAG = "described"
 
@@ -28,20 +28,14 @@ def read_log(client: AirflowClient) -> bool:
 SINCE = datetime(2026, 1, 1, tzinfo=timezone.utc)
 READS: dict[str, Callable[[AirflowClient], Any]] = {
     "the version": lambda client: client.fetch_version(),
-    "the health": lambda client: client.fetch_health().is_healthy,
     "the DAGs": lambda client: client.fetch_dags(),
     "a DAG": lambda client: client.fetch_dag(DAG),
-    "a DAG's details": lambda client: client.fetch_dag_details(DAG),
-    "a DAG's tasks": lambda client: client.fetch_tasks(DAG),
     "the import errors": lambda client: client.fetch_import_errors(),
-    "the warnings": lambda client: client.fetch_dag_warnings(),
-    "the permissions": lambda client: client.fetch_permissions(DAG),
     "a run": lambda client: client.fetch_run(*RUN),
     "some runs": lambda client: client.fetch_runs([RUN, (DAG, "none")]),
     "what changed": lambda client: client.fetch_changed_runs(SINCE).runs,
     "a log": read_log,
     "the assets": lambda client: client.fetch_assets(),
-    "their events": lambda client: client.fetch_asset_events(SINCE),
 }
 
 
@@ -111,10 +105,6 @@ LISTS: dict[str, tuple[str, Callable[[AirflowClient], Any]]] = {
         "/(assets|datasets)",
         lambda client: [asset.uri for asset in client.fetch_assets()],
     ),
-    "events": (
-        "/(assets|datasets)/events",
-        lambda client: [event.id for event in client.fetch_asset_events(SINCE)],
-    ),
 }
 on_lists = pytest.mark.parametrize(("path", "read"), LISTS.values(), ids=LISTS.keys())
 
@@ -123,7 +113,7 @@ def fill(upgraded: Upgraded) -> None:
     """More of everything than there is room for on three pages."""
     database = upgraded.server.database
     for number in range(7):
-        database.add_event(database.add_asset(f"s3://lake/{number}"))
+        database.add_asset(f"s3://lake/{number}")
         database.start_run(DAG)
 
 

@@ -29,8 +29,8 @@ from tests.contract.execution.executing import (
 )
 from tests.contract.execution.interrupting import before_acting, cancel, interrupt
 from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.database import RunRow
 from tests.contract.fakes.faults import Act, Fault, answer
-from tests.contract.fakes.rows import RunRow
 from tests.waiting import wait_for
 
 POOL = build_pool_name("metrics")

@@ -18,9 +18,8 @@ from werkzeug import Request, Response
 from werkzeug.http import http_date
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from tests.contract.fakes.api import RefusedError, build_json
 from tests.contract.fakes.database import Database
-from tests.contract.fakes.endpoints import Endpoints
+from tests.contract.fakes.endpoints import Endpoints, RefusedError, build_json
 from tests.contract.fakes.faults import Fault
 
 USERNAME = "federation"

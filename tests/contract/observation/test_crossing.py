@@ -13,7 +13,7 @@ from tests.contract.conftest import Airflow, StartAirflow
 from tests.contract.execution.executing import Attempts
 from tests.contract.execution.interrupting import before_acting, interrupt
 from tests.contract.fakes.airflow import asks
-from tests.contract.fakes.rows import RunRow
+from tests.contract.fakes.database import RunRow
 from tests.contract.observation.daemon import Daemon, fetch_reported_run_ids
 
 M_DAGS = {"b1": {}, "b2": {"depends_on": ["notices/c1"]}}

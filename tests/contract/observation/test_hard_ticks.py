@@ -20,8 +20,8 @@ from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import materialize
 from tests.contract.execution.test_checks_executed import check
 from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.database import TaskSpec
 from tests.contract.fakes.faults import Act, answer, edit, lag
-from tests.contract.fakes.rows import TaskSpec
 from tests.contract.observation.daemon import (
     DAG,
     KEY,

@@ -22,8 +22,8 @@ from federation_defs.observation import Limits
 from federation_defs.observation.cursor import Cursor
 from federation_defs.outcome import build_outcome_by_state
 from tests.contract.fakes.airflow import FakeAirflow, asks
+from tests.contract.fakes.database import RunRow
 from tests.contract.fakes.faults import hang_up
-from tests.contract.fakes.rows import RunRow
 from tests.contract.observation.daemon import Daemon, fetch_evaluations, fetch_reported_runs
 from tests.contract.worlds import connect_to
 
