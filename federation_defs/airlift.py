@@ -112,47 +112,22 @@ class ClientInstance(AirflowInstance):
 
     @override
     def get_dag_run(self, dag_id: str, run_id: str) -> DagRun:
-        path = f"{self.get_api_url()}/dags/{dag_id}/dagRuns/{run_id}"
-        return self._build_run(self.auth_backend.get_session().get(path).json())
+        return self._complete_run(super().get_dag_run(dag_id, run_id))
 
     @override
     def get_dag_runs_batch(
-        self,
-        dag_ids: Sequence[str],
-        end_date_gte: datetime | None = None,
-        end_date_lte: datetime | None = None,
-        start_date_gte: datetime | None = None,
-        start_date_lte: datetime | None = None,
-        offset: int = 0,
-        states: Sequence[str] | None = None,
+        self, dag_ids: Sequence[str], *args: Any, **kwargs: Any
     ) -> tuple[list[DagRun], int]:
         if not dag_ids:  # the API would take it for all DAGs
             return [], 0
-        bounds = {
-            "end_date_gte": end_date_gte,
-            "end_date_lte": end_date_lte,
-            "start_date_gte": start_date_gte,
-            "start_date_lte": start_date_lte,
-        }
-        body: dict[str, Any] = {
-            "dag_ids": list(dag_ids),
-            "states": list(states or ["success"]),
-            "order_by": "end_date",
-            "page_offset": offset,
-            "page_limit": self.batch_dag_runs_limit,
-            **{name: moment.isoformat() for name, moment in bounds.items() if moment},
-        }
-        url = f"{self.get_api_url()}/dags/~/dagRuns/list"
-        answer = self.auth_backend.get_session().post(url, json=body).json()
-        return [self._build_run(run) for run in answer["dag_runs"]], answer["total_entries"]
+        runs, total = super().get_dag_runs_batch(dag_ids, *args, **kwargs)
+        return [self._complete_run(run) for run in runs], total
 
-    def _build_run(self, answer: Mapping[str, Any]) -> DagRun:
+    def _complete_run(self, run: DagRun) -> DagRun:
         kind = _DagRun3 if self.client.api_version.api == "v2" else DagRun
+        metadata = _complete_dates(run.metadata)
         return kind(
-            webserver_url=self.client.url,
-            dag_id=answer["dag_id"],
-            run_id=answer["dag_run_id"],
-            metadata=_complete_dates(answer),
+            webserver_url=self.client.url, dag_id=run.dag_id, run_id=run.run_id, metadata=metadata
         )
 
     @override
@@ -184,22 +159,18 @@ class ClientInstance(AirflowInstance):
     def _list_task_instances(self, body: dict[str, Any]) -> list[TaskInstance]:
         url = f"{self.get_api_url()}/dags/~/dagRuns/~/taskInstances/list"
         session = self.auth_backend.get_session()
-        found: list[TaskInstance] = []
-        total = 1
-        while len(found) < total:
-            page = {**body, "page_offset": len(found), "page_limit": self.batch_task_instance_limit}
+        tasks: list[TaskInstance] = []
+        while True:  # airlift reads the first page only
+            page = {**body, "page_offset": len(tasks), "page_limit": self.batch_task_instance_limit}
             answer = session.post(url, json=page).json()
-            entries, total = answer["task_instances"], answer["total_entries"]
-            found += [self._build_task_instance(entry) for entry in entries]
-            if not entries:
-                break
-        return found
+            tasks += [self._build_task_instance(entry) for entry in answer["task_instances"]]
+            if not answer["task_instances"] or len(tasks) >= answer["total_entries"]:
+                return tasks
 
     @override
     def get_task_instance(self, dag_id: str, task_id: str, run_id: str) -> TaskInstance:
-        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
-        answer = self.auth_backend.get_session().get(self.get_api_url() + path).json()
-        return self._build_task_instance(answer)
+        task = super().get_task_instance(dag_id, task_id, run_id)
+        return self._build_task_instance(task.metadata)
 
     def _build_task_instance(self, answer: Mapping[str, Any]) -> TaskInstance:
         return TaskInstance(

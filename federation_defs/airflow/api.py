@@ -31,14 +31,10 @@ from federation_defs.threads import SingleFlight, run_calls
 
 # The limit that is asked for. Servers lower it to their own maximum.
 PAGE_LIMIT = 1000
-
 # The default of that maximum (2.11 and 3.3).
 SERVER_PAGE = 100
-
 MAX_REREADS = 2
-
 _UPGRADING = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
-
 # What parsing raises for a field of another type, or with a value out of range.
 _INVALID_FIELD = (
     ArithmeticError,

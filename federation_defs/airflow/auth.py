@@ -21,9 +21,7 @@ from federation_defs.errors import AirflowError
 from federation_defs.threads import SingleFlight
 
 TOKEN_COMMAND_TIMEOUT_S = 30.0
-
 _TOKEN = re.compile(r"[!-~]+")
-
 _RENEW_AFTER = 0.9  # of a credential's lifetime
 
 
@@ -164,19 +162,15 @@ class PasswordAuth(RenewableAuth):
             raise NotSignedInError("no `access_token`", response) from error
 
 
-class TokenAuth(SignIn):
+class TokenAuth(RenewableAuth):
     """A fixed bearer token. When it expires, a new one has to be declared."""
 
     def __init__(self, token: str) -> None:
+        super().__init__()
         self._token = token
 
-    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
-        name, value = build_bearer(_check_token(self._token, "`auth.token`")).header
-        r.headers[name] = value
-        return r
-
-    def prepare(self) -> None:
-        _check_token(self._token, "`auth.token`")
+    def _fetch(self) -> Credential:
+        return build_bearer(_check_token(self._token, "`auth.token`"))
 
 
 class TokenFileAuth(RenewableAuth):
@@ -294,11 +288,8 @@ def _check_token(value: object, source: str) -> str:
 
 # A login takes two requests and one password hash; it pays off after about this many requests.
 REQUESTS_BEFORE_LOGIN = 5
-
 _LOGIN = "/login/"
-
 _CSRF_INPUT = re.compile(r"<input[^>]*\bname=\"csrf_token\"[^>]*>")
-
 _VALUE = re.compile(r"\bvalue=\"([^\"]+)\"")
 
 

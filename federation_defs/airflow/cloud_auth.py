@@ -14,10 +14,8 @@ from federation_defs.airflow.auth import Credential, NotSignedInError, Renewable
 from federation_defs.airflow.http import NoAuth, Transport
 
 _AWS_TIMEOUT_S = 10
-
 # A 403 in this time after a login is a missing permission, not an expired session.
 _FRESH_LOGIN_S = 60.0
-
 _GOOGLE_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 

@@ -39,7 +39,7 @@ class DeadlineAdapter(HTTPAdapter):
         self, answer_timeout_s: float, max_connections: int, tls: ssl.SSLContext | None
     ) -> None:
         def open_response(sock: socket.socket, *args: Any, **kwargs: Any) -> HTTPResponse:
-            return HTTPResponse(_AnswerSocket(sock, answer_timeout_s), *args, **kwargs)  # type: ignore[arg-type]
+            return HTTPResponse(_AnswerReader(sock, answer_timeout_s), *args, **kwargs)  # type: ignore[arg-type]
 
         self._connection_classes = {
             kind.__name__: type(
@@ -81,21 +81,17 @@ class DeadlineAdapter(HTTPAdapter):
         which is not safe while other threads use it."""
 
 
-class _AnswerSocket:
-    """The part of a socket that `http.client.HTTPResponse` uses."""
+class _AnswerReader(io.RawIOBase):
+    """Reads an answer from a socket until a deadline. `http.client` takes it for the socket, and
+    only calls its `makefile`."""
 
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
         self._sock = sock
+        self._file: Any = sock.makefile("rb", buffering=0)  # keeps the socket open until closed
         self._deadline = time.monotonic() + timeout_s
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_AnswerFile(self._sock, self._deadline))
-
-
-class _AnswerFile(io.RawIOBase):
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock, self._deadline = sock, deadline
-        self._file: Any = sock.makefile("rb", buffering=0)  # keeps the socket open until closed
+        return io.BufferedReader(self)
 
     @override
     def readable(self) -> bool:

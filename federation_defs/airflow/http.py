@@ -29,12 +29,9 @@ from federation_defs.errors import TlsError, UnreachableError
 from federation_defs.timing import Timing
 
 MAX_ATTEMPTS = 4
-
 MAX_RETRY_AFTER_S = 10.0  # for a longer pause, the sensor or the run asks again later
-
 # 500 is included because Airflow on SQLite answers it while another process holds the lock.
 _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
-
 # What Python 3.10 to 3.13 raise for a connection that breaks during TLS.
 _BROKEN_TLS = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 

@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any
 
 ACTIVE_STATES = frozenset({"queued", "running"})
-
 FINISHED_STATES = frozenset({"success", "failed"})
 
 

@@ -35,10 +35,8 @@ from federation_defs.errors import (
 )
 
 RunKey = tuple[str, str]  # DAG id and run id
-
 # One page is the whole log, unless the task is running: then each request gives one more.
 MAX_LOG_PAGES = 100
-
 _NO_OPTIONS = TriggerOptions()
 
 

@@ -193,11 +193,8 @@ def _format_detail(detail: Any) -> str:
 
 
 _READ = "DAGs.can_read"
-
 _EDIT = "DAGs.can_edit"
-
 _RUNS = f"DAG Runs.can_read, {_READ}"
-
 # Request, action, permissions, and a role that has them with every auth manager.
 _NEEDED_PERMISSIONS = (
     (r"POST .*/dags/[^/]+/dagRuns", "trigger DAG runs", f"DAG Runs.can_create, {_EDIT}", "User"),

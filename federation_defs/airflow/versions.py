@@ -74,9 +74,7 @@ class ApiVersion:
 
 
 V1 = ApiVersion("v1", assets="datasets", logical_date="execution_date", log_type="text/plain")
-
 V2 = ApiVersion("v2", assets="assets", logical_date="logical_date", log_type=None)
-
 API_VERSIONS = {"v1": V1, "v2": V2}
 
 
