@@ -25,14 +25,14 @@ from tests.contract.fakes.faults import Act
 from tests.waiting import wait_for
 
 SIGN_INS = {"v1": "basic", "v2": "password"}
-# The pace has tests of its own; all others would wait for it.
+# The rate limit has tests of its own; other tests would wait for it.
 _HTTP = {"max_requests_per_minute": 60_000}
 
 
 def connect(
     url: str, auth: str, password: str, instance: str = "metrics", username: str = USERNAME
 ) -> AirflowClient:
-    """A client as a defs.yaml makes it, for whose account one checks `<INSTANCE>_PASSWORD`."""
+    """Build a client with a name and a password."""
     account = {"type": auth, "username": username, "password": password}
     return connect_by(url, account, instance)
 
@@ -40,7 +40,7 @@ def connect(
 def connect_by(
     url: str, auth: Mapping[str, Any], instance: str = "metrics", **declared: Any
 ) -> AirflowClient:
-    """A client that signs in in any way, with whatever else is declared."""
+    """Build a client with any sign-in. Its errors name `<INSTANCE>_PASSWORD`."""
     values = {"name": instance, "url": url, "auth": auth, "http": _HTTP, **declared}
     hint = f"{instance.upper()}_PASSWORD"
     timing = Timing(retry_request=RetryPolicy(first_s=0.01, max_s=0.05))
@@ -52,8 +52,8 @@ def connect_to(server: FakeAirflow, instance: str = "metrics") -> AirflowClient:
 
 
 class World(Protocol):
-    """One Airflow with one quick DAG, and those of `dags/`. Others may use it too: a test looks at
-    its own runs only.
+    """An Airflow with a quick DAG, and those in `dags/`. Tests share it, so each only looks at its
+    own runs.
 
     Attributes:
         api: "v1" or "v2".
@@ -66,7 +66,7 @@ class World(Protocol):
     dag_id: str
 
     def connect_with_password(self, password: str) -> AirflowClient:
-        """A client for the same account with another password."""
+        """Build a client for the same account with another password."""
         ...
 
     def set_paused(self, *, is_paused: bool) -> None: ...
@@ -77,17 +77,17 @@ class World(Protocol):
 
     @contextmanager
     def failing(self) -> Iterator[str]:
-        """Has the DAG's runs fail meanwhile; gives text that the error holds."""
+        """Let the DAG's runs fail, and give a text that is in their error."""
         ...
 
 
 def make_run_id() -> str:
-    """An id that no other test uses, with the letters that real ones have."""
+    """Return a unique run id with the characters of real ones."""
     return f"contract__{uuid4()}_2026-01-02T03:04:05+00:00"
 
 
 def run_dag(world: World, dag_id: str | None = None) -> DagRun:
-    """A new run of a DAG that is over; of the world's quick one, unless said."""
+    """Trigger a DAG, by default the quick one, and return the finished run."""
     run_id = make_run_id()
     world.client.trigger_run(dag_id or world.dag_id, run_id)
     return wait_for_end(world, run_id, dag_id)
@@ -102,7 +102,7 @@ def wait_for_end(world: World, run_id: str, dag_id: str | None = None) -> DagRun
 
 
 def start_endless_run(world: World) -> tuple[DagRun, TaskInstance]:
-    """A run whose first task is at work, and that task."""
+    """Start a run that never ends. Return it and its running task."""
     run_id = make_run_id()
     world.client.trigger_run("endless", run_id)
 
@@ -116,13 +116,13 @@ def start_endless_run(world: World) -> tuple[DagRun, TaskInstance]:
 
 
 def make_date() -> datetime:
-    """A moment after the DAG's start that no other test takes."""
+    """Return a unique logical date."""
     begin = datetime(2026, 1, 2, tzinfo=timezone.utc)
     return begin + timedelta(seconds=randrange(200 * 86400))  # noqa: S311
 
 
 class FakeWorld:
-    """A fake Airflow, whose DAGs' runs are over when they are read for the second time."""
+    """A fake Airflow, whose runs end when they are polled for the second time."""
 
     dag_id = "load_customers"
 
@@ -163,7 +163,7 @@ class FakeWorld:
 
 
 class RealWorld:
-    """A real Airflow of the demo, one of whose DAGs is at the test's disposal.
+    """A real Airflow of the demo, with a DAG for tests.
 
     Args:
         client: With an account that may do everything.
@@ -199,7 +199,7 @@ class RealWorld:
             self._act("DELETE", f"/variables/{name}")
 
     def read(self, path: str) -> Any:
-        """The JSON that this path below the API's prefix answers."""
+        """Return the JSON at a path below the API's prefix."""
         return self._act("GET", path).json()
 
     def _run_path(self, run_id: str) -> str:
@@ -282,17 +282,17 @@ RUN = ("write_numbers", "mine")  # over, and failed
 
 @dataclass(frozen=True)
 class Upgraded:
-    """An Airflow whose token holds through an upgrade, and a client that has asked it before."""
+    """An Airflow whose token survives an upgrade, and a client that knows its API."""
 
     server: FakeAirflow
     client: AirflowClient
 
     def connect(self, **declared: Any) -> AirflowClient:
-        """Another client, which has asked nothing yet."""
+        """Build a client that has not asked anything yet."""
         return connect_by_token(self.server, **declared)
 
     def upgrade(self) -> None:
-        """To the other API, be it up or down."""
+        """Switch to the other API, up or down."""
         self.server.api = OTHER[self.server.api]
 
     def upgrade_after(self, act: Act) -> Response:
@@ -307,7 +307,7 @@ def connect_by_token(server: FakeAirflow, **declared: Any) -> AirflowClient:
 
 @contextmanager
 def start_upgradable(api: str) -> Iterator[Upgraded]:
-    """With the contract's DAGs, pages of two, and a client that has asked for the version only."""
+    """Start one with the DAGs in `dags/` and pages of two entries."""
     with FakeAirflow(api) as server:
         server.takes_tokens = True
         add_contract_dags(server.database, "v2")

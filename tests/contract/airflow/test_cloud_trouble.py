@@ -24,7 +24,7 @@ def mwaa(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Mwaa]:
 @pytest.mark.parametrize(
     ("code", "status"), [("AccessDeniedException", 403), ("ResourceNotFoundException", 404)]
 )
-def test_a_refusal_of_aws_is_told_with_its_code(
+def test_a_refusal_of_aws_is_reported_with_its_code(
     mwaa: Mwaa, caplog: pytest.LogCaptureFixture, code: str, status: int
 ) -> None:
     mwaa.aws.answer = lambda: FakeAws.refuse(code, status)
@@ -34,7 +34,7 @@ def test_a_refusal_of_aws_is_told_with_its_code(
     assert SECRET_KEY not in format_error_chain(error.value) + caplog.text
 
 
-def test_another_host_than_the_declared_one_gets_no_token(mwaa: Mwaa) -> None:
+def test_another_host_gets_no_token(mwaa: Mwaa) -> None:
     mwaa.aws.host = "other.airflow.amazonaws.com"
     with pytest.raises(CredentialError, match=r"at other\..* and `url` is http://127") as error:
         mwaa.declare_client().fetch_dags()
@@ -43,7 +43,7 @@ def test_another_host_than_the_declared_one_gets_no_token(mwaa: Mwaa) -> None:
 
 
 @pytest.mark.parametrize("missing", ["account", "region", "profile", "aws"])
-def test_an_aws_that_can_not_be_asked_is_told(
+def test_an_unreachable_aws_is_reported(
     mwaa: Mwaa, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     auth: dict[str, Any] = {"region": {"region": None}, "profile": {"profile": "nobody"}}.get(
@@ -59,7 +59,7 @@ def test_an_aws_that_can_not_be_asked_is_told(
     assert mwaa.server.logins == []
 
 
-def test_a_login_that_gives_no_session_is_told_without_its_token(mwaa: Mwaa) -> None:
+def test_a_login_that_gives_no_session_is_reported_without_its_token(mwaa: Mwaa) -> None:
     mwaa.server.login_answer = lambda: Response("no cookie", 200)
     with pytest.raises(CredentialError, match=r"gave no session") as error:
         mwaa.declare_client().fetch_dags()

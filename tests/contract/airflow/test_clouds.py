@@ -11,15 +11,13 @@ from pathlib import Path
 import pytest
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.cloud_auth import MwaaAuth
 from federation_defs.errors import AirflowError, PermissionMissingError
-from tests.contract.clients import ACCOUNT_HINT
+from tests.contract.clients import ACCOUNT_HINT, FakeClock
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.endpoints import build_json
 from tests.contract.fakes.fault_proxy import FaultProxy
 from tests.contract.fakes.faults import answer
 from tests.contract.fakes.sign_ins import ENDS, ENVIRONMENT, SECRET_KEY, Mwaa, start_mwaa
-from tests.waiting import wait_for
 
 LOGINS_TRIED = {
     "v1": ["/pluginsv2/aws_mwaa/login", "/aws_mwaa/login"],
@@ -59,27 +57,23 @@ def test_the_login_token_goes_to_the_web_server_in_a_form_and_nowhere_else(mwaa:
         assert_works(client)
         assert_works(client)
         sent = bytes(proxy.received).decode()
-    logins = [one for one in re.split(r"(?=GET |POST )", sent) if mwaa.aws.token in one]
-    assert [one.split()[1] for one in logins] == LOGINS_TRIED[mwaa.server.api]
-    assert all(one.endswith(f"\r\n\r\ntoken={mwaa.aws.token}") for one in logins)
+    logins = [request for request in re.split(r"(?=GET |POST )", sent) if mwaa.aws.token in request]
+    assert [login.split()[1] for login in logins] == LOGINS_TRIED[mwaa.server.api]
+    assert all(login.endswith(f"\r\n\r\ntoken={mwaa.aws.token}") for login in logins)
     assert SECRET_KEY not in sent
 
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_session_that_ends_after_hours_is_signed_in_to_again(mwaa: Mwaa, end: str) -> None:
-    client, sign_in = mwaa.build()
+    clock = FakeClock()
+    client = mwaa.declare_client(timing=clock.timing)
     assert_works(client)
     mwaa.server.end_sessions()
     mwaa.server.end = ENDS[end]
-    let_an_hour_pass(sign_in)
+    clock.advance(3600)
     assert_works(client)
     assert client.trigger_run("load_customers", "mine").run_id == "mine"
     assert len(mwaa.server.logins) == len(mwaa.aws.asked) == 2
-
-
-def let_an_hour_pass(sign_in: MwaaAuth) -> None:
-    """Since the last login; nobody waits for it."""
-    sign_in._signed_in_at -= 3600  # noqa: SLF001
 
 
 @pytest.mark.parametrize("api", ["v2"])
@@ -126,7 +120,7 @@ def test_a_session_that_is_never_good_is_not_signed_in_to_for_ever(mwaa: Mwaa) -
     assert len(mwaa.server.logins) <= 1 + 3
 
 
-def test_a_missing_permission_is_told_and_brings_about_no_login(mwaa: Mwaa) -> None:
+def test_a_missing_permission_causes_no_login(mwaa: Mwaa) -> None:
     client = mwaa.declare_client()
     mwaa.server.fail_next(asks("GET", "/dags"), answer(403, {"detail": "No DAGs"}), times=9)
     for _ in range(5):
@@ -135,10 +129,11 @@ def test_a_missing_permission_is_told_and_brings_about_no_login(mwaa: Mwaa) -> N
     assert len(mwaa.server.logins) == 1
 
 
-def test_a_missing_permission_brings_about_one_login_after_hours_and_no_storm(mwaa: Mwaa) -> None:
-    client, sign_in = mwaa.build()
+def test_a_missing_permission_after_hours_causes_one_login(mwaa: Mwaa) -> None:
+    clock = FakeClock()
+    client = mwaa.declare_client(timing=clock.timing)
     assert_works(client)
-    let_an_hour_pass(sign_in)
+    clock.advance(3600)
     mwaa.server.fail_next(asks("GET", "/dags"), answer(403, {"detail": "No DAGs"}), times=99)
 
     def ask(_: int) -> None:
@@ -167,14 +162,21 @@ def test_no_secret_of_a_sign_in_is_logged(mwaa: Mwaa, caplog: pytest.LogCaptureF
     caplog.set_level(logging.DEBUG, logger="urllib3")
     client = mwaa.declare_client()
     assert_works(client)
+    secrets = (SECRET_KEY, mwaa.aws.token, mwaa.server.session)
     shown = f"{caplog.text} {client!r} {client.session!r} {vars(client.session)}"
-    assert not [one for one in (SECRET_KEY, mwaa.aws.token, mwaa.server.session) if one in shown]
+    assert not [secret for secret in secrets if secret in shown]
 
 
 @pytest.mark.parametrize("api", ["v2"])
-def test_a_session_that_says_when_it_ends_is_renewed_before(mwaa: Mwaa) -> None:
-    """Airflow 3's is a token, and 2's says nothing."""
-    mwaa.server.life_s = 0.4
-    client = mwaa.declare_client()
-    wait_for(lambda: bool(client.fetch_dags()) and len(mwaa.server.logins) > 1, "a login", 5, 0.02)
+def test_a_session_is_renewed_before_it_expires(mwaa: Mwaa) -> None:
+    """The session of Airflow 3 is a token with a lifetime. That of Airflow 2 is not."""
+    mwaa.server.life_s = 1000
+    clock = FakeClock()
+    client = mwaa.declare_client(timing=clock.timing)
+    assert_works(client)
+    clock.advance(899)
+    assert_works(client)
+    assert len(mwaa.server.logins) == 1
+    clock.advance(2)
+    assert_works(client)
     assert len(mwaa.server.logins) == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,10 +16,13 @@ from werkzeug import Response
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import CredentialError, SignInRefusedError
+from federation_defs.timing import Timing
 from tests.conftest import ROOT
 from tests.contract.clients import (
     ACCOUNT_HINT,
-    NO_RATE_LIMIT,
+    FAST_RETRIES,
+    LONG_TIMEOUTS,
+    FakeClock,
     call_within,
     clear_environment,
     declare_client,
@@ -30,7 +32,7 @@ from tests.contract.fakes.endpoints import build_json
 from tests.contract.fakes.sign_ins import FakeGoogle, TokenAirflow
 from tests.processes import find_free_port
 
-PATIENT = {"read_timeout": 5, **NO_RATE_LIMIT}
+PATIENT = LONG_TIMEOUTS
 ASK_WITHOUT = """
 import sys
 from federation_defs.errors import MissingExtraError
@@ -77,9 +79,9 @@ class Composer:
         lines = account["private_key"].splitlines()[1:-1]
         return lines + [body for _, _, body in self.google.asked]
 
-    def declare_client(self, **auth: Any) -> AirflowClient:
+    def declare_client(self, timing: Timing = FAST_RETRIES, **auth: Any) -> AirflowClient:
         declared = {"type": "composer", "credentials_file": str(self.key_file), **auth}
-        return declare_client(self.server.url, declared, http=PATIENT)
+        return declare_client(self.server.url, declared, timing, http=PATIENT)
 
 
 @pytest.fixture
@@ -106,13 +108,16 @@ def test_a_service_account_gets_one_token_for_many_requests_and_threads(composer
     assert len(composer.google.asked) == 1
 
 
-def test_a_token_is_renewed_before_it_ends(composer: Composer) -> None:
-    composer.google.life_s = 1
-    client, ends, asked = composer.declare_client(), time.monotonic() + 1.4, 0
-    while time.monotonic() < ends:
-        assert_works(client)
-        asked += 1
-    assert composer.server.count("GET", "/dags") == asked, "then some were refused first"
+def test_a_token_is_renewed_before_it_expires(composer: Composer) -> None:
+    composer.google.life_s = 1000
+    clock = FakeClock()
+    client = composer.declare_client(timing=clock.timing)
+    assert_works(client)
+    clock.advance(800)
+    assert_works(client)
+    assert len(composer.google.asked) == 1
+    clock.advance(101)
+    assert_works(client)
     assert len(composer.google.asked) == 2
 
 
@@ -124,7 +129,7 @@ def test_a_token_that_is_refused_is_renewed(composer: Composer) -> None:
     assert composer.server.count("GET", "/dags") == 3
 
 
-def test_an_account_that_airflow_does_not_know_is_told_as_such(composer: Composer) -> None:
+def test_an_account_that_airflow_does_not_know_is_reported(composer: Composer) -> None:
     composer.server.refuses = True
     with pytest.raises(SignInRefusedError, match=ACCOUNT_HINT):
         composer.declare_client().fetch_dags()
@@ -138,38 +143,38 @@ def test_the_default_credentials_are_those_of_the_environment(
     assert_works(composer.declare_client(credentials_file=None))
 
 
-def test_missing_default_credentials_are_told(composer: Composer) -> None:
+def test_missing_default_credentials_are_reported(composer: Composer) -> None:
     with pytest.raises(CredentialError, match=rf"Google gave no access token.*{ACCOUNT_HINT}"):
         call_within(20, composer.declare_client(credentials_file=None).fetch_dags)
 
 
 @pytest.mark.parametrize("error", ["invalid_grant", "invalid_client", "unauthorized_client"])
-def test_a_refusal_of_google_is_told_without_the_key(
+def test_a_refusal_of_google_is_reported_without_the_key(
     composer: Composer, caplog: pytest.LogCaptureFixture, error: str
 ) -> None:
     words = {"error": error, "error_description": "Invalid JWT Signature."}
     composer.google.answer = lambda: build_json(words, 400)
     with pytest.raises(
         CredentialError, match=rf"{error}: Invalid JWT Signature.*{ACCOUNT_HINT}"
-    ) as told:
+    ) as refused:
         composer.declare_client().fetch_dags()
-    shown = format_error_chain(told.value) + caplog.text
+    shown = format_error_chain(refused.value) + caplog.text
     assert not [secret for secret in composer.secrets if secret in shown]
     composer.google.answer = None
 
 
 @pytest.mark.parametrize("answer", [Response("<h1>Sign in</h1>", 200), Response("", 404)])
-def test_a_google_that_is_none_is_told_without_the_key(
+def test_an_invalid_answer_of_google_is_reported_without_the_key(
     composer: Composer, answer: Response
 ) -> None:
     """As behind a proxy that wants a person to sign in."""
     composer.google.answer = lambda: answer
-    with pytest.raises(CredentialError, match="Google gave no access token") as told:
+    with pytest.raises(CredentialError, match="Google gave no access token") as error:
         composer.declare_client().fetch_dags()
-    assert not [secret for secret in composer.secrets if secret in format_error_chain(told.value)]
+    assert not [secret for secret in composer.secrets if secret in format_error_chain(error.value)]
 
 
-def test_a_google_that_is_not_reached_is_told(composer: Composer) -> None:
+def test_an_unreachable_google_is_reported(composer: Composer) -> None:
     account = json.loads(composer.key_file.read_text())
     account["token_uri"] = f"http://127.0.0.1:{find_free_port()}/token"
     composer.key_file.write_text(json.dumps(account))
@@ -178,7 +183,7 @@ def test_a_google_that_is_not_reached_is_told(composer: Composer) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"type": "else"}', "half a key", None])
-def test_a_key_file_that_is_none_is_named_and_not_quoted(
+def test_an_invalid_key_file_is_named_and_not_quoted(
     composer: Composer, content: str | None
 ) -> None:
     secrets = composer.secrets
@@ -190,19 +195,19 @@ def test_a_key_file_that_is_none_is_named_and_not_quoted(
         composer.key_file.write_text(json.dumps(account))
     else:
         composer.key_file.write_text(content)
-    with pytest.raises(CredentialError, match=str(composer.key_file)) as told:
+    with pytest.raises(CredentialError, match=str(composer.key_file)) as error:
         composer.declare_client().fetch_dags()
-    assert not [secret for secret in secrets if secret in format_error_chain(told.value)]
+    assert not [secret for secret in secrets if secret in format_error_chain(error.value)]
 
 
 def test_no_secret_is_in_what_a_debugger_shows(composer: Composer) -> None:
     client = composer.declare_client()
     assert_works(client)
     shown = f"{client!r} {client.session!r} {vars(client.session)}"
-    assert not [one for one in [*composer.secrets, composer.google.token] if one in shown]
+    assert not [secret for secret in [*composer.secrets, composer.google.token] if secret in shown]
 
 
-def test_a_clouds_package_is_loaded_when_it_is_needed_and_its_absence_told_before() -> None:
+def test_a_clouds_package_is_imported_lazily_and_its_absence_reported_early() -> None:
     """In a process of its own, where no other test has loaded them yet."""
     asked = subprocess.run(
         [sys.executable, "-c", ASK_WITHOUT],

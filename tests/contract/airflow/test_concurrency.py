@@ -79,7 +79,7 @@ def test_threads_that_page_at_a_time_get_whole_lists_over_few_connections(
     assert proxied.server.count("GET", "/dags") == 3 * THREADS
 
 
-def test_a_secret_that_changes_in_the_middle_costs_one_sign_in_and_no_answer(
+def test_a_changed_secret_costs_one_sign_in_and_no_answer(
     proxied: ProxiedAirflow,
 ) -> None:
     def change(act: Act) -> Response:
@@ -101,7 +101,7 @@ def test_a_secret_that_changes_in_the_middle_costs_one_sign_in_and_no_answer(
     assert proxied.proxy.peak <= 8
 
 
-def test_triggers_at_a_time_start_one_run_each(proxied: ProxiedAirflow) -> None:
+def test_concurrent_triggers_start_one_run_each(proxied: ProxiedAirflow) -> None:
     runs = ask_at_once(
         THREADS, lambda number: proxied.client.trigger_run("load_customers", f"mine_{number % 8}")
     )
@@ -125,7 +125,7 @@ def test_one_connection_is_enough_for_all(api: str) -> None:
         assert proxied.proxy.peak <= 2
 
 
-def test_a_wrong_password_is_tried_by_one_of_many_threads(proxied: ProxiedAirflow) -> None:
+def test_a_wrong_password_is_not_tried_by_every_thread(proxied: ProxiedAirflow) -> None:
     """So many tries at a time lock an account out, where it is a company's directory's."""
     client = declare_client(
         proxied.proxy.url,

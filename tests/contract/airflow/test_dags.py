@@ -11,9 +11,9 @@ from tests.contract.worlds import FOLDERS, FakeWorld, World
 from tests.waiting import wait_for
 
 
-def test_a_dag_is_in_the_list_as_it_is_on_its_own(world: World) -> None:
-    listed = [dag for dag in world.client.fetch_dags() if dag.dag_id == world.dag_id]
-    assert listed == [world.client.fetch_dag(world.dag_id)]
+def test_a_dag_is_in_the_list_as_it_is_on_its_own(fake_world: FakeWorld) -> None:
+    listed = [dag for dag in fake_world.client.fetch_dags() if dag.dag_id == fake_world.dag_id]
+    assert listed == [fake_world.client.fetch_dag(fake_world.dag_id)]
 
 
 def test_a_dag_has_its_fields(world: World) -> None:
@@ -24,7 +24,7 @@ def test_a_dag_has_its_fields(world: World) -> None:
     assert (dag.is_paused, dag.is_present, dag.has_import_errors) == (False, True, False)
 
 
-def test_a_dag_tells_whether_it_is_paused(world: World) -> None:
+def test_a_paused_dag_is_recognized(world: World) -> None:
     world.set_paused(is_paused=True)
     is_paused = world.client.fetch_dag(world.dag_id).is_paused
     world.set_paused(is_paused=False)
@@ -50,9 +50,9 @@ def test_dags_are_listed_by_any_of_some_tags(world: World) -> None:
     assert {dag.dag_id for dag in both} == {"read_numbers", "write_numbers"}
 
 
-def test_an_unknown_dag_is_not_found(world: World) -> None:
+def test_an_unknown_dag_is_not_found(fake_world: FakeWorld) -> None:
     with pytest.raises(DagNotFoundError, match="has no DAG 'nobody_knows_it'"):
-        world.client.fetch_dag("nobody_knows_it")
+        fake_world.client.fetch_dag("nobody_knows_it")
 
 
 def test_a_dag_whose_file_has_gone_is_not_found(airflow: Airflow) -> None:
@@ -62,7 +62,7 @@ def test_a_dag_whose_file_has_gone_is_not_found(airflow: Airflow) -> None:
     assert airflow.client.fetch_dags() == []
 
 
-def test_a_partitioned_dag_is_told_as_such(world_v2: World) -> None:
+def test_a_partitioned_dag_is_recognized(world_v2: World) -> None:
     partitioned = {dag.dag_id for dag in world_v2.client.fetch_dags() if dag.is_partitioned}
     assert partitioned == {"partitioned"}
 
@@ -81,9 +81,9 @@ def test_the_sources_of_several_dags_are_the_texts_of_their_files(world: World) 
     }
 
 
-def test_sources_are_given_for_dags_that_are_told_one_by_one(world: World) -> None:
-    dags = fetch_contract_dags(world)
-    assert set(world.client.fetch_dag_sources(dag for dag in dags)) == {
+def test_sources_are_fetched_for_any_iterable_of_dags(fake_world: FakeWorld) -> None:
+    dags = fetch_contract_dags(fake_world)
+    assert set(fake_world.client.fetch_dag_sources(dag for dag in dags)) == {
         "described",
         "read_numbers",
         "write_numbers",
@@ -96,13 +96,13 @@ def test_a_file_with_several_dags_is_asked_for_once(fake_world: FakeWorld) -> No
     assert fake_world.server.count("GET", "/dagSources/.*") == 2
 
 
-def test_a_source_that_has_gone_is_left_out_of_several(fake_world: FakeWorld) -> None:
+def test_a_deleted_source_is_left_out(fake_world: FakeWorld) -> None:
     dags = fetch_contract_dags(fake_world)
     del fake_world.database.dags["described"]
     assert set(fake_world.client.fetch_dag_sources(dags)) == {"read_numbers", "write_numbers"}
 
 
-def test_a_file_that_does_not_parse_is_told_with_its_traceback(world: World) -> None:
+def test_an_import_error_has_its_traceback(world: World) -> None:
     def find_error() -> DagImportError | None:
         errors = world.client.fetch_import_errors()
         return next((error for error in errors if error.file.endswith("broken.py")), None)

@@ -118,7 +118,7 @@ def test_a_field_that_is_needed_is_named_with_request_and_version(
         assert f"says it is Airflow {VERSIONS[api]}:" in told
 
 
-@pytest.mark.parametrize("what", [what for what, one in QUESTIONS.items() if one.entries])
+@pytest.mark.parametrize("what", [what for what, question in QUESTIONS.items() if question.entries])
 def test_a_list_that_is_missing_is_named(asked: FakeWorld, what: str) -> None:
     question = QUESTIONS[what]
     assert question.entries is not None
@@ -128,7 +128,7 @@ def test_a_list_that_is_missing_is_named(asked: FakeWorld, what: str) -> None:
 
 
 @on_questions
-def test_what_else_there_is_may_be_missing(asked: FakeWorld, question: Question) -> None:
+def test_other_fields_may_be_missing(asked: FakeWorld, question: Question) -> None:
     """Other versions have other fields, and we do without them."""
     api = asked.api
 
@@ -141,7 +141,7 @@ def test_what_else_there_is_may_be_missing(asked: FakeWorld, question: Question)
     assert question.ask(asked.client)
 
 
-def test_a_declared_api_has_its_version_told_too(airflow: Airflow) -> None:
+def test_the_error_names_the_version_of_a_declared_api_too(airflow: Airflow) -> None:
     """Nobody has asked for it by then."""
     airflow.database.add_dag(DAG)
     airflow.server.takes_tokens = True

@@ -10,7 +10,7 @@ import pytest
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import UnexpectedAnswerError
 from tests.contract.clients import (
-    SHORT_TIMEOUTS,
+    LONG_TIMEOUTS,
     SIGN_INS,
     call_within,
     declare_client,
@@ -51,11 +51,11 @@ def two(request: pytest.FixtureRequest) -> Iterator[Two]:
     auth = TOKEN if request.param == "token" else SIGN_INS[api]
     with FakeAirflow(api) as ours, FakeAirflow(api) as other, FaultProxy(other.url) as theirs:
         ours.database.add_dag("load_customers")
-        yield Two(ours, theirs, declare_client(ours.url, auth, http=SHORT_TIMEOUTS))
+        yield Two(ours, theirs, declare_client(ours.url, auth, http=LONG_TIMEOUTS))
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_read_that_is_sent_elsewhere_is_told_and_not_followed(two: Two, status: int) -> None:
+def test_a_read_that_is_redirected_is_reported_and_not_followed(two: Two, status: int) -> None:
     two.redirect("GET", "/dags", status)
     with pytest.raises(UnexpectedAnswerError, match=f"{status}: go to {two.theirs.url}/elsewhere"):
         two.client.fetch_dags()
@@ -63,7 +63,7 @@ def test_a_read_that_is_sent_elsewhere_is_told_and_not_followed(two: Two, status
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_trigger_that_is_sent_elsewhere_is_told_and_not_followed(two: Two, status: int) -> None:
+def test_a_trigger_that_is_redirected_is_reported_and_not_followed(two: Two, status: int) -> None:
     two.redirect("POST", TRIGGER, status)
     with pytest.raises(UnexpectedAnswerError, match=f"{status}: go to {two.theirs.url}/elsewhere"):
         two.client.trigger_run("load_customers", "mine", {"key": "of the conf"})
@@ -72,13 +72,13 @@ def test_a_trigger_that_is_sent_elsewhere_is_told_and_not_followed(two: Two, sta
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_sign_in_that_is_sent_elsewhere_is_told_and_not_followed(
+def test_a_sign_in_that_is_redirected_is_reported_and_not_followed(
     start_airflow: StartAirflow, status: int
 ) -> None:
     ours, other = start_airflow("v2").server, start_airflow("v2").server
     ours.database.add_dag("load_customers")
     with FaultProxy(other.url) as theirs:
-        two = Two(ours, theirs, declare_client(ours.url, http=SHORT_TIMEOUTS))
+        two = Two(ours, theirs, declare_client(ours.url, http=LONG_TIMEOUTS))
         two.redirect("POST", "/auth/token", status)
         with pytest.raises(UnexpectedAnswerError, match=f"POST /auth/token with {status}: go to"):
             two.client.fetch_dags()
@@ -98,7 +98,7 @@ def test_a_redirect_to_nowhere_is_an_unexpected_answer_and_takes_no_connection(
 ) -> None:
     """requests reads where a redirect leads even when nobody follows it."""
     headers = {} if location is None else {"Location": location}
-    with start_proxied_airflow(max_connections=2) as proxied:
+    with start_proxied_airflow(**{**LONG_TIMEOUTS, "max_connections": 2}) as proxied:
         proxied.server.fail_next(asks("GET", "/dags"), answer(302, "Moved.", headers), times=3)
         for _ in range(3):
             with pytest.raises(UnexpectedAnswerError, match="GET /api/v2/dags with 302"):

@@ -165,8 +165,8 @@ def test_triggers_are_answered_as_by_a_real_airflow(pair: tuple[World, World]) -
         "of the same date": body | {"dag_run_id": make_run_id()},
     }
     answers = {
-        what: [ask(world.client, "POST", "/dags/described/dagRuns", one) for world in pair]
-        for what, one in bodies.items()
+        what: [ask(world.client, "POST", "/dags/described/dagRuns", body) for world in pair]
+        for what, body in bodies.items()
     }
     statuses = [real.status_code for real, _ in answers.values()]
     assert statuses == [200, 409, 409, 409]

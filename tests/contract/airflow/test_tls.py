@@ -142,7 +142,7 @@ def test_a_certificate_that_has_ended_is_not_trusted(
         connect(server.url, ca_bundle=authority.bundle).fetch_dags()
 
 
-def test_nobody_proves_anything_when_that_is_declared_and_one_warning_says_so(
+def test_without_verification_any_server_is_trusted_and_a_warning_logged(
     secure: ReverseProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():
@@ -150,7 +150,7 @@ def test_nobody_proves_anything_when_that_is_declared_and_one_warning_says_so(
         client = connect(secure.url, verify=False)
         assert_works(client)
         assert_works(client)
-    (warning,) = [one for one in caplog.records if one.name.startswith("federation_defs")]
+    (warning,) = [record for record in caplog.records if record.name.startswith("federation_defs")]
     assert "Airflow 'metrics' is not verified" in warning.getMessage()
 
 
@@ -158,10 +158,10 @@ def test_an_instance_that_is_verified_warns_of_nothing(
     secure: ReverseProxy, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert_works(connect(secure.url, ca_bundle=authority.bundle))
-    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_not_verifying_beats_what_the_environment_says(
+def test_without_verification_the_environment_is_ignored(
     secure: ReverseProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", Authority(tmp_path).bundle)
@@ -171,7 +171,7 @@ def test_not_verifying_beats_what_the_environment_says(
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_server_that_wants_our_certificate_is_told_as_such(
+def test_a_server_that_wants_our_certificate_is_reported(
     airflow: FakeAirflow, authority: Authority, version: ssl.TLSVersion
 ) -> None:
     """In TLS 1.3 it says so only after the request was sent."""

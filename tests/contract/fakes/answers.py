@@ -20,7 +20,7 @@ def build_list(api: str, field: str, entries: list[Any], total: int) -> dict[str
 
 
 def build_error(api: str, status: int, detail: Any, title: str | None) -> Mapping[str, Any]:
-    """In 2.x a problem with a title, whose detail may be null; in 3.x a detail of any shape."""
+    """Build an error: in 2.x with a title and maybe a null detail, in 3.x with any detail."""
     if api == "v2":
         return {"detail": detail}
     return {"detail": detail, "status": status, "title": title, "type": f"{_ERRORS}{status}"}
@@ -91,7 +91,7 @@ def build_dag(api: str, dag: DagRow) -> dict[str, Any]:
 
 
 def build_token(dag: DagRow) -> str:
-    """The token of its file, whichever of the file's DAGs it is."""
+    """Return the token of a DAG's file, the same for all its DAGs."""
     return f"token-of-{dag.file}"
 
 
@@ -221,7 +221,7 @@ def build_task(api: str, run: RunRow, task: TaskRow) -> dict[str, Any]:
 
 
 def build_task_name(run: RunRow, task: TaskRow) -> dict[str, Any]:
-    """What 2.x says of a task that it clears."""
+    """Build the answer of 2.x for a cleared task."""
     return {
         "dag_id": run.dag_id,
         "dag_run_id": run.run_id,
@@ -231,12 +231,12 @@ def build_task_name(run: RunRow, task: TaskRow) -> dict[str, Any]:
 
 
 def build_log_text(log: list[str], error: str | None) -> str:
-    """A log of 2.x as text: the host first, and the error at the traceback's end."""
+    """Build a log of 2.x: first the host, at the end the error."""
     return "\n".join(["worker-1", *log, *([f"ValueError: {error}"] if error else []), ""])
 
 
 def build_log_lines(log: list[str], error: str | None) -> list[dict[str, Any]]:
-    """The lines of a log of 3.x: the error is not in a line's text, but apart from it."""
+    """Build the lines of a log of 3.x, which keeps errors apart from the text."""
     lines: list[dict[str, Any]] = [
         {"event": "::group::Log message source details"},
         {"event": "::endgroup::"},

@@ -35,7 +35,7 @@ _LIST_PARAMETERS = frozenset({"limit", "offset", "order_by"})
 
 
 class RefusedError(Exception):
-    """An answer that is no success; 3.x gives no title."""
+    """An error answer. 3.x has no titles."""
 
     def __init__(self, status: int, detail: Any, title: str | None = None) -> None:
         super().__init__(status, detail)
@@ -43,7 +43,7 @@ class RefusedError(Exception):
 
 
 class FakeApi:
-    """One API version over one database.
+    """What the endpoints of both APIs share: pages, lookups and refusals.
 
     Attributes:
         version: Of Airflow; it has all that this one has, but for what is said to be newer.
@@ -59,7 +59,7 @@ class FakeApi:
         self.log_limit: int | None = None
 
     def is_since(self, major: int, minor: int) -> bool:
-        """Whether its version is at least this one."""
+        """Return whether the version is at least this."""
         return tuple(int(part) for part in self.version.split(".")[:2]) >= (major, minor)
 
     def page(
@@ -71,7 +71,7 @@ class FakeApi:
         order: Order | None = None,
         parameters: Collection[str] = (),
     ) -> Response:
-        """A page of rows.
+        """Answer a page of rows.
 
         Args:
             order: What they may be asked to be ordered by, and how.
@@ -96,7 +96,7 @@ class FakeApi:
         return sorted(rows, key=order[name], reverse=order_by.startswith("-"))
 
     def find_dag(self, dag_id: str, words: str | None = None) -> DagRow:
-        """A DAG, be its file there or not; refuses in these words if there is none."""
+        """Return a DAG, with or without its file, or refuse with this message."""
         if dag_id not in self.database.dags:
             said = f"The Dag with ID: `{dag_id}` was not found" if self.api == "v2" else words
             raise RefusedError(404, said, "DAG not found")
@@ -114,14 +114,14 @@ class FakeApi:
             raise self.refuse_field(name, "Extra inputs are not permitted")
 
     def refuse_field(self, name: str, why: str, context: Any = None) -> RefusedError:
-        """What says that a field is wrong; 3.x adds a context to some kinds of wrong."""
+        """Build the refusal of a field. 3.x adds a context to some."""
         if self.api == "v1":
             return RefusedError(400, f"{{'{name}': ['{why}']}}", "Bad Request")
         where = {"loc": ["body", name], "input": None} | ({"ctx": context} if context else {})
         return RefusedError(422, [{"type": "invalid", "msg": why, **where}])
 
     def read_time(self, body: Mapping[str, Any], name: str) -> datetime | None:
-        """A time with its zone, in UTC."""
+        """Return a time in UTC, or refuse one without a zone."""
         text = body.get(name)
         if text is None:
             return None
@@ -151,7 +151,7 @@ DAG_ROUTES = [
 
 
 class DagEndpoints(FakeApi):
-    """DAGs, their tasks and source, and what is wrong with them."""
+    """DAGs, their sources and import errors."""
 
     def list_dags(self, request: Request) -> Response:
         part, tags = request.args.get("dag_id_pattern", ""), set(request.args.getlist("tags"))
@@ -184,7 +184,7 @@ class DagEndpoints(FakeApi):
 
 
 def _is_like(dag_id: str, part: str) -> bool:
-    """As SQL's ILIKE has it, in which `_` is any letter and `%` any text."""
+    """Match as SQL's ILIKE does: `_` is any character and `%` any text."""
     pattern = re.escape(part).replace("_", ".").replace("%", ".*")
     return re.search(pattern, dag_id, re.IGNORECASE) is not None
 
@@ -280,7 +280,7 @@ class RunEndpoints(FakeApi):
             raise self.refuse_field("_schema", "Both or none of the interval's ends", {"error": {}})
 
     def _check_values(self, dag: DagRow, body: Mapping[str, Any]) -> None:
-        """What is answered with 400 by both."""
+        """Refuse what both APIs answer with 400."""
         run_id, key = body["dag_run_id"], body.get("partition_key")
         refusal = dag.refusal
         if self.api == "v2" and not _RUN_ID_OF_V2.fullmatch(run_id):
@@ -400,7 +400,7 @@ class TaskEndpoints(FakeApi):
     def _show_log_page(
         self, request: Request, task: TaskRow, lines: list[dict[str, Any]]
     ) -> Response:
-        """While a task is running there is always a next page, be there anything in it or not."""
+        """Answer a page of a log. While the task is running there is always a next page."""
         offset = request.args.get("token", 0, int)
         end = min(len(lines), offset + (self.log_limit or len(lines)))
         is_last = end == len(lines) and task.state != "running"
@@ -436,7 +436,7 @@ _MOVED = {
 
 
 class Endpoints(DagEndpoints, RunEndpoints, TaskEndpoints, AssetEndpoints):
-    """One API version over one database, path by path."""
+    """All endpoints of one API version over a database."""
 
     def __init__(self, api: str, database: Database) -> None:
         super().__init__(api, database)
@@ -445,7 +445,7 @@ class Endpoints(DagEndpoints, RunEndpoints, TaskEndpoints, AssetEndpoints):
         self._urls = Map([Submount(f"/api/{api}", rules)]).bind("")
 
     def answer(self, request: Request, check_sign_in: Callable[[Request], None]) -> Response:
-        """The answer; a refusal in this API's own shape."""
+        """Answer a request, with refusals in this API's shape."""
         try:
             endpoint, parts = self._urls.match(request.path, request.method)
         except HTTPException:

@@ -22,7 +22,7 @@ from tests.contract.fakes.airflow import FakeAirflow
 
 
 class ReverseProxy:
-    """A WSGI application that asks the fake.
+    """A WSGI application that forwards requests to a fake Airflow.
 
     Attributes:
         asked: The headers of all requests.
@@ -45,14 +45,14 @@ class ReverseProxy:
 
 class _Quiet(WSGIRequestHandler):
     def log(self, *_: object, **__: object) -> None:
-        """Nothing: what is asked here is asserted, not read."""
+        """Log nothing."""
 
 
 @contextmanager
 def serve(
     app: Any, tls: ssl.SSLContext | None = None, *, has_one_worker: bool = False
 ) -> Iterator[str]:
-    """The address at which a WSGI application answers; a connection per request."""
+    """Serve a WSGI application, a connection per request, and give its address."""
     listening = make_server(
         "127.0.0.1", 0, app, threaded=not has_one_worker, request_handler=_Quiet
     )
@@ -80,7 +80,7 @@ def start_reverse_proxy(
     *,
     has_one_worker: bool = False,
 ) -> Iterator[ReverseProxy]:
-    """Serves the fake below the path, and nothing elsewhere.
+    """Serve a fake Airflow below a path, and nothing elsewhere.
 
     Args:
         has_one_worker: It does nothing else, no other handshake either, until an answer is sent:
@@ -135,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as its base
-        """Nothing: what is asked here is asserted, not read."""
+        """Log nothing."""
 
     def do_CONNECT(self) -> None:
         if not self._may_pass():

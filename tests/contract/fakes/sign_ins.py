@@ -19,11 +19,8 @@ from werkzeug import Request, Response
 from werkzeug.utils import redirect
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.cloud_auth import MwaaAuth
-from federation_defs.airflow.http import Transport
-from federation_defs.airflow.session import AirflowSession
-from federation_defs.declaration import HttpDeclaration
-from tests.contract.clients import ACCOUNT_HINT, NO_RATE_LIMIT, clear_environment, declare_client
+from federation_defs.timing import Timing
+from tests.contract.clients import FAST_RETRIES, LONG_TIMEOUTS, clear_environment, declare_client
 from tests.contract.fakes.airflow import PASSWORD, USERNAME, FakeAirflow
 from tests.contract.fakes.endpoints import build_json
 from tests.contract.fakes.faults import LOGIN_PAGE
@@ -31,23 +28,23 @@ from tests.contract.fakes.proxies import serve
 
 
 def build_jwt(claims: Any, number: int = 0) -> str:
-    """A JWT with these claims; as text, they are taken as they are."""
+    """Build a JWT with these claims, which may be given as text."""
     text = claims if isinstance(claims, str) else json.dumps(claims)
     parts = ['{"alg": "HS512"}', text, f"signature-{number}"]
     return ".".join(urlsafe_b64encode(part.encode()).rstrip(b"=").decode() for part in parts)
 
 
 def build_timed_jwt(life_s: float, number: int = 0, skew_s: float = 0) -> str:
-    """A JWT that was made now and ends so much later, by a clock that is ahead by `skew_s`."""
+    """Build a JWT that is issued now and expires after `life_s`, by a clock ahead by `skew_s`."""
     now = time.time() + skew_s
     return build_jwt({"iat": now, "exp": now + life_s, "sub": "1"}, number)
 
 
 class TokenAirflow(FakeAirflow):
-    """An Airflow 3 that gives and takes one token, whichever it is.
+    """An Airflow 3 that issues and accepts a single token.
 
     Attributes:
-        token: That one.
+        token: That token.
     """
 
     token: str = ""  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -71,7 +68,7 @@ class TokenAirflow(FakeAirflow):
         return response
 
 
-PATIENT = {"read_timeout": 5, **NO_RATE_LIMIT}  # boto3 takes its time to load
+PATIENT = LONG_TIMEOUTS  # boto3 takes its time to load
 ENVIRONMENT = "analytics"
 SECRET_KEY = "aws-secret-access-key"
 _LOGINS = {"v1": ("/aws_mwaa/login", "session"), "v2": ("/pluginsv2/aws_mwaa/login", "_token")}
@@ -86,7 +83,7 @@ ENDS = {
 
 @dataclass
 class HttpService:
-    """An HTTP service that is not Airflow.
+    """An HTTP service other than Airflow.
 
     Attributes:
         answer: What it says, if not what it is there for.
@@ -125,7 +122,7 @@ class FakeAws(HttpService):
 
     @property
     def token(self) -> str:
-        """The web login token that it gave out last."""
+        """The last web login token."""
         return f"web-login-token-{len(self.asked)}"
 
     def give(self, path: str) -> Response:
@@ -141,7 +138,7 @@ class FakeAws(HttpService):
 
 
 class MwaaAirflow(FakeAirflow):
-    """An Airflow of MWAA: signed in to with what AWS gives out, and with nothing else.
+    """An Airflow on MWAA, which only accepts the login tokens of AWS.
 
     Attributes:
         logins: The tokens that were traded for sessions, or tried to.
@@ -197,25 +194,21 @@ class MwaaAirflow(FakeAirflow):
 
 @dataclass
 class Mwaa:
-    """AWS, an environment of it, and a client of this one."""
+    """A fake AWS and an MWAA environment."""
 
     aws: FakeAws
     server: MwaaAirflow
 
-    def declare_client(self, url: str = "", **auth: Any) -> AirflowClient:
+    def declare_client(
+        self, url: str = "", timing: Timing = FAST_RETRIES, **auth: Any
+    ) -> AirflowClient:
         declared = {"type": "mwaa", "environment": ENVIRONMENT, "region": "eu-west-1", **auth}
-        return declare_client(url or self.server.url, declared, http=PATIENT)
-
-    def build(self) -> tuple[AirflowClient, MwaaAuth]:
-        """A client, and the sign-in that it has."""
-        transport = Transport("metrics", self.server.url, HttpDeclaration.model_validate(PATIENT))
-        sign_in = MwaaAuth(transport, ENVIRONMENT, "eu-west-1", None)
-        return AirflowClient(AirflowSession(transport, sign_in, ACCOUNT_HINT)), sign_in
+        return declare_client(url or self.server.url, declared, timing, http=PATIENT)
 
 
 @contextmanager
 def start_mwaa(api: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Mwaa]:
-    """An environment, and AWS where boto3 looks for it."""
+    """Start an environment, and a fake AWS where boto3 looks for it."""
     clear_environment(monkeypatch)
     aws = FakeAws()
     with aws.running(), MwaaAirflow(api, aws) as server:
@@ -235,7 +228,7 @@ def start_mwaa(api: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Itera
 
 @dataclass
 class FakeGoogle(HttpService):
-    """Where service accounts get their access tokens.
+    """Google's token endpoint for service accounts.
 
     Attributes:
         life_s: Of these.
@@ -254,7 +247,7 @@ class FakeGoogle(HttpService):
         )
 
     def write_account(self, path: Path) -> Path:
-        """A service account's key file."""
+        """Write a service account's key file, and return its path."""
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         pem = key.private_bytes(
             serialization.Encoding.PEM,
