@@ -83,15 +83,15 @@ class Transport:
         self,
         instance: str,
         url: str,
-        http: HttpDeclaration | None = None,
-        tls: TlsDeclaration | None = None,
+        http: HttpDeclaration,
+        tls: TlsDeclaration,
         timing: Timing | None = None,
     ) -> None:
         self.instance = instance
         self.url = url.rstrip("/")
-        self.http = http or HttpDeclaration()
+        self.http = http
         self.timing = timing or Timing()
-        self._tls = tls or TlsDeclaration()
+        self._tls = tls
         self._rate_limiter = RateLimiter(self.http.max_requests_per_minute, self.timing)
         self._session: _Session | None = None
         self._lock = threading.Lock()

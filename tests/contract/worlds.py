@@ -253,6 +253,7 @@ _DAGS: dict[str, dict[str, Any]] = {
         ),
         "polls": math.inf,
     },
+    "warned": {"tasks": ("work",)},
 }
 
 
