@@ -60,18 +60,18 @@ def test_an_answer_that_trickles_is_given_up_at_its_deadline_and_not_asked_for_a
     check_all_faults(TOO_SLOW, check, answer_timeout=0.7)
 
 
-def test_an_answer_that_trickles_and_is_there_in_time_is_right() -> None:
+def test_answers_that_trickle_and_arrive_in_time_are_right() -> None:
     def check(proxied: ProxiedAirflow, fault: Fault) -> None:
         lengthen(proxied)
-        proxied.proxy.fail_next(fault, times=2)
+        proxied.proxy.fail_next(fault, times=9)
         with Stopwatch() as took:
-            first, second = proxied.client.fetch_dags(), proxied.client.fetch_dags()
-        assert [dag.dag_id for dag in first] == ["load_customers"]
-        assert first == second
-        assert proxied.server.count("GET", "/dags") == 3
-        assert took.seconds > 0.7, "the deadline is each answer's own, and was never near"
+            lists = [proxied.client.fetch_dags() for _ in range(9)]
+        assert [dag.dag_id for dag in lists[0]] == ["load_customers"]
+        assert lists == lists[:1] * 9
+        assert proxied.server.count("GET", "/dags") == 10
+        assert took.seconds > 3, "each answer has a deadline of its own, which was never near"
 
-    check_all_faults(SLOW_ENOUGH, check, answer_timeout=0.7)
+    check_all_faults(SLOW_ENOUGH, check, read_timeout=3, answer_timeout=3)
 
 
 def test_a_token_that_trickles_is_given_up_at_its_deadline(proxied: ProxiedAirflow) -> None:
@@ -92,13 +92,13 @@ def test_a_trigger_whose_answer_trickles_is_adopted(proxied: ProxiedAirflow) -> 
 
 def test_no_deadline_takes_a_connection_from_the_pool() -> None:
     def check(proxied: ProxiedAirflow, fault: Fault) -> None:
-        proxied.proxy.fail_next(fault, times=4)
-        for _ in range(4):
+        proxied.proxy.fail_next(fault, times=3)
+        for _ in range(3):
             with pytest.raises(UnreachableError):
                 proxied.client.fetch_dags()
         assert len(proxied.client.fetch_dags()) == 1
 
-    check_all_faults(TOO_SLOW, check, max_connections=2, answer_timeout=0.3)
+    check_all_faults(TOO_SLOW, check, max_connections=2, answer_timeout=1)
 
 
 @pytest.mark.parametrize("api", ["v1", "v2"])
