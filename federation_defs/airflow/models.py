@@ -13,6 +13,8 @@ from typing import Any
 ACTIVE_STATES = frozenset({"queued", "running"})
 FINISHED_STATES = frozenset({"success", "failed"})
 
+RunKey = tuple[str, str]  # DAG id and run id: run ids are unique per DAG only
+
 
 @dataclass(frozen=True, slots=True)
 class Dag:
@@ -71,6 +73,10 @@ class DagRun:
     conf: Mapping[str, Any]
     note: str | None
     partition_key: str | None
+
+    @property
+    def key(self) -> RunKey:
+        return self.dag_id, self.run_id
 
     @property
     def is_finished(self) -> bool:

@@ -12,7 +12,11 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
-from federation_defs.dagster_io.event_log import fetch_reported_runs, read_duration_s, read_run_link
+from federation_defs.dagster_io.event_log import (
+    fetch_last_durations,
+    fetch_last_run_link,
+    fetch_reported_runs,
+)
 from federation_defs.dagster_io.run_tags import CurrentRun, Target, is_automation
 from federation_defs.errors import AirflowError, RunLostError, RunNotStartedError
 from federation_defs.events import (
@@ -43,12 +47,11 @@ def build_note(
     url = os.environ.get(URL_VARIABLE, "").rstrip("/")
     link = f" {url}/runs/{run.run_id}" if url else ""
     lines = [f"Triggered by Dagster run {run.run_id}, {_describe_cause(run)}.{link}"]
-    for key in sorted(deps):
-        record = instance.fetch_materializations(key, limit=1).records
-        event = record[0].asset_materialization if record else None
-        told = read_run_link(event.metadata) if event else None
-        if told:
-            lines.append(f"After {key.path[0]}/{key.path[-1]}: run {told[0]} {told[1]}".rstrip())
+    lines += [
+        f"After {key.path[0]}/{key.path[-1]}: run {link[0]} {link[1]}".rstrip()
+        for key in sorted(deps)
+        if (link := fetch_last_run_link(instance, key)) is not None
+    ]
     note = "\n".join(lines)
     return note if len(note) <= _MAX_NOTE else note[: _MAX_NOTE - 1] + "…"
 
@@ -271,10 +274,7 @@ class Reporter:
             return
         self._compared.add(target.dag_id)
         key = self._build_key(target.dag_id)
-        records = self._context.instance.fetch_materializations(key, limit=_DURATIONS).records
-        events = [record.asset_materialization for record in records]
-        told = [read_duration_s(event.metadata) for event in events if event]
-        durations = sorted(duration for duration in told if duration is not None)
+        durations = sorted(fetch_last_durations(self._context.instance, key, _DURATIONS))
         if durations and timeout_s < durations[0]:
             self._context.log.warning(
                 f"{target.name} is given {timeout_s:.0f} s (`trigger.timeout`) and will be given "
@@ -297,7 +297,7 @@ class Reporter:
                 allow_retries=False,
             )
         run, key = outcome.run, self._build_key(outcome.run.dag_id)
-        log = fetch_reported_runs(self._context.instance, key, [run])
+        log = fetch_reported_runs(self._context.instance, self._client.instance, [run])
         is_new = log.lacks_materialization_of(outcome)
         is_checked = build_check_key(key) in self._context.selected_asset_check_keys
         is_checked = is_checked and log.lacks_evaluation_of(outcome)

@@ -23,7 +23,7 @@ LAYERS = [
     ["execution.cancellation", "execution.concurrency"],
     ["execution.launcher", "execution.reporter"],
     ["execution.polling"],
-    ["observation.batch", "observation.ownership", "observation.poller"],
+    ["observation.outcomes", "observation.ownership", "observation.poller"],
     ["observation.cursor"],
     ["specs", "checks"],
     ["events"],

@@ -16,6 +16,7 @@ from werkzeug import Response
 from federation_defs.declaration import SuccessDeclaration
 from federation_defs.naming import build_detached_tag, build_run_id
 from federation_defs.observation import Limits
+from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import materialize
 from tests.contract.execution.test_checks_executed import check
@@ -52,7 +53,7 @@ def test_logs_that_do_not_come_in_time_are_done_without(
 ) -> None:
     fail_run(airflow)
     airflow.server.fail_next(asks("GET", ".*/logs/.*"), lag(3), times=9)
-    daemon = watch(airflow, instance, Limits(seconds=1.0))
+    daemon = watch(airflow, instance, timing=Timing(tick_s=1.0))
     began = time.monotonic()
     daemon.tick()
     assert time.monotonic() - began < 2.5
@@ -65,10 +66,10 @@ def test_a_list_that_does_not_come_in_time_is_an_instance_that_is_away(
 ) -> None:
     add_run(airflow, "mine", SECOND)
     airflow.server.fail_next(asks("GET", ".*/dagRuns"), lag(3))
-    daemon = watch(airflow, instance, Limits(seconds=0.5))
+    daemon = watch(airflow, instance, timing=Timing(tick_s=0.5))
     result = daemon.evaluate()
     assert isinstance(result, dg.SkipReason)
-    assert "no whole answer within" in (result.skip_message or "")
+    assert "no complete answer within" in (result.skip_message or "")
     assert watch(airflow, instance).tick() == ["mine"]
 
 

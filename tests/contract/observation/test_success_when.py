@@ -12,11 +12,17 @@ from werkzeug import Response
 
 from federation_defs.declaration import SuccessDeclaration
 from federation_defs.naming import build_asset_key, build_run_id
+from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.database import Database, RunRow, TaskSpec
 from tests.contract.fakes.faults import LOGIN_PAGE, Act, Fault, answer, hang_up
-from tests.contract.observation.daemon import Daemon, fetch_evaluations, fetch_reported_runs
+from tests.contract.observation.daemon import (
+    Daemon,
+    FakeClock,
+    fetch_evaluations,
+    fetch_reported_runs,
+)
 from tests.contract.observation.test_ownership import run_owner
 
 DAG = "load_customers"
@@ -29,13 +35,16 @@ FORBIDDEN = answer(403, {"detail": "Forbidden"})
 
 
 def watch(
-    airflow: Airflow, instance: dg.DagsterInstance, rule: SuccessDeclaration = LOAD
+    airflow: Airflow,
+    instance: dg.DagsterInstance,
+    rule: SuccessDeclaration = LOAD,
+    timing: Timing | None = None,
 ) -> Daemon:
     """The daemon of an instance with two DAGs, one of which has a rule."""
     for dag_id in (DAG, OTHER):
         if dag_id not in airflow.database.dags:
             airflow.database.add_dag(dag_id, tasks=TASKS)
-    daemon = Daemon(airflow.client, [DAG, OTHER], instance)
+    daemon = Daemon(airflow.client, [DAG, OTHER], instance, timing=timing)
     daemon.rules[DAG] = rule
     daemon.restart()
     return daemon
@@ -194,6 +203,26 @@ def test_tasks_that_are_not_told_for_now_are_waited_for(
     assert daemon.tick() == ["first", "second"]
     assert [one.passed for one in fetch_evaluations(instance, KEY)] == [True, True]
     assert len(fetch_evaluations(instance, OTHER_KEY)) == 1
+    assert daemon.tick() == []
+
+
+def test_tasks_that_can_not_be_fetched_for_ten_minutes_make_no_success(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    clock = FakeClock()
+    daemon = watch(airflow_v2, instance, timing=clock.timing)
+    outage = break_tasks(airflow_v2, answer(200, "<html>maintenance"), "first")
+    add_run(airflow_v2.database, "first", "success", ended_s_ago=3)
+    add_run(airflow_v2.database, "second", "success", ended_s_ago=2)
+    assert daemon.tick() == []
+    clock.advance(599)
+    assert daemon.tick() == []
+    clock.advance(2)
+    assert daemon.tick() == ["second"]
+    first, second = fetch_evaluations(instance, KEY)
+    assert (first.passed, second.passed) == (False, True)
+    assert "`success_when` can't tell: Airflow 'metrics' " in (first.description or "")
+    outage.is_over = True
     assert daemon.tick() == []
 
 

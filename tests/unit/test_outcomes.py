@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation_defs.airflow.models import DagRun
-from federation_defs.observation.batch import choose, group_by_dag, sort_by_end
+from federation_defs.observation.outcomes import group_by_dag, select_runs, sort_by_end
 from tests.unit.build import build_run
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)
@@ -25,35 +25,35 @@ def build_runs(dag_id: str, *ends_at_s: float | None) -> list[DagRun]:
     return [build_run(dag_id, f"{dag_id} {end}", end_date=end_at(end)) for end in ends_at_s]
 
 
-def choose_ids(runs: list[DagRun], at_most: int) -> list[str]:
-    return [run.run_id for run in choose(runs, at_most)]
+def select_ids(runs: list[DagRun], at_most: int) -> list[str]:
+    return [run.run_id for run in select_runs(runs, at_most)]
 
 
 def test_all_are_chosen_in_the_order_of_their_ends_if_they_are_not_too_many() -> None:
     runs = [*build_runs("a", 3, 1), *build_runs("b", 2, 0)]
-    assert choose_ids(runs, 4) == ["b 0", "a 1", "b 2", "a 3"]
+    assert select_ids(runs, 4) == ["b 0", "a 1", "b 2", "a 3"]
 
 
 def test_of_too_many_those_of_the_dags_with_the_fewest_are_chosen_first() -> None:
     runs = [*build_runs("many", 0, 1, 2, 3, 4), *build_runs("one", 9), *build_runs("two", 8, 7)]
-    assert choose_ids(runs, 4) == ["one 9", "two 7", "two 8", "many 0"]
+    assert select_ids(runs, 4) == ["one 9", "two 7", "two 8", "many 0"]
 
 
 def test_of_each_dag_the_oldest_are_chosen_first() -> None:
     runs = [*build_runs("many", 4, 3, 2, 1, 0), *build_runs("one", 2.5)]
-    assert choose_ids(runs, 4) == ["one 2.5", "many 0", "many 1", "many 2"]
+    assert select_ids(runs, 4) == ["one 2.5", "many 0", "many 1", "many 2"]
 
 
 def test_runs_that_ended_together_are_in_the_order_of_their_ids() -> None:
     runs = [build_run("a", run_id, end_date=end_at(1)) for run_id in ("r 3", "r 1", "r 2")]
-    assert choose_ids(runs, 3) == ["r 1", "r 2", "r 3"]
-    assert choose_ids(runs, 2) == ["r 1", "r 2"]
+    assert select_ids(runs, 3) == ["r 1", "r 2", "r 3"]
+    assert select_ids(runs, 2) == ["r 1", "r 2"]
 
 
 def test_runs_without_an_end_come_last() -> None:
     runs = build_runs("a", None, 5, 1)
-    assert choose_ids(runs, 3) == ["a 1", "a 5", "a None"]
-    assert choose_ids(runs, 2) == ["a 1", "a 5"]
+    assert select_ids(runs, 3) == ["a 1", "a 5", "a None"]
+    assert select_ids(runs, 2) == ["a 1", "a 5"]
 
 
 @pytest.mark.parametrize(("at_most", "count"), [(0, 0), (1, 1), (3, 3), (6, 6), (100, 6)])
@@ -61,11 +61,11 @@ def test_no_more_are_chosen_than_asked_for_nor_fewer_than_there_are(
     at_most: int, count: int
 ) -> None:
     runs = [*build_runs("a", 0, 1, 2), *build_runs("b", 0, 1), *build_runs("c", 0)]
-    assert len(choose(runs, at_most)) == count
+    assert len(select_runs(runs, at_most)) == count
 
 
 def test_nothing_is_chosen_of_nothing() -> None:
-    assert choose([], 10) == []
+    assert select_runs([], 10) == []
 
 
 RUNS = st.lists(
@@ -81,7 +81,7 @@ RUNS = st.lists(
 def test_of_no_dag_is_a_run_chosen_before_one_that_ended_earlier(
     runs: list[DagRun], at_most: int
 ) -> None:
-    chosen = choose(runs, at_most)
+    chosen = select_runs(runs, at_most)
     assert len(chosen) == min(at_most, len(runs))
     if len(runs) <= at_most:
         assert chosen == sort_by_end(runs)
