@@ -95,5 +95,5 @@ def test_importing_the_package_does_not_import_slow_packages() -> None:
         "print([name for name in ('dagster_airlift', 'dagster_graphql') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert printed.stdout.strip() == "[]"

@@ -13,7 +13,7 @@ from federation_defs.observation.cursor import Cursor
 from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import asks
-from tests.contract.fakes.faults import lag
+from tests.contract.fakes.faults import Stall
 from tests.contract.observation.daemon import (
     DAG,
     KEY,
@@ -119,19 +119,22 @@ def test_runs_whose_tasks_come_slowly_are_reported_over_several_ticks(
     for number in range(40):
         run = airflow.database.start_run(DAG, f"run_{number:02}")
         airflow.database.finish_run(run, "failed")
-    slow = lag(0.3)
-    airflow.server.fail_next(asks("GET", ".*/taskInstances"), slow, times=100)
-    daemon = build_daemon(airflow, instance, timing=Timing(tick_s=0.7))
-    evaluated: list[int] = []
-    while len(evaluated) < 40 and evaluated[-1:] != [40]:
+    tasks = asks("GET", ".*/taskInstances")
+    daemon = build_daemon(airflow, instance, timing=Timing(tick_s=2))
+    with Stall() as stall:
+        airflow.server.fail_next(tasks, lambda act: act(), times=10)
+        airflow.server.fail_next(tasks, stall, times=30)
         daemon.tick()
-        evaluated.append(len(fetch_evaluations(instance, KEY)))
-    assert evaluated[-1] == 40
-    assert any(0 < some < 40 for some in evaluated)
-    reported = [
-        str(evaluation.metadata["Run ID"].value) for evaluation in fetch_evaluations(instance, KEY)
-    ]
-    assert reported == [f"run_{number:02}" for number in range(40)]
+    airflow.server.forget_faults()
+    evaluations = fetch_evaluations(instance, KEY)
+    assert 0 < len(evaluations) <= 10
+    for _ in range(40):  # on a busy machine, 2 s may not suffice for all
+        daemon.tick()
+        evaluations = fetch_evaluations(instance, KEY)
+        if len(evaluations) == 40:
+            break
+    run_ids = [str(evaluation.metadata["Run ID"].value) for evaluation in evaluations]
+    assert run_ids == [f"run_{number:02}" for number in range(40)]
 
 
 def test_an_outage_longer_than_the_lookback_is_reported_as_a_gap(
