@@ -43,27 +43,23 @@ def build_missing_events(
     client: AirflowClient,
     outcomes: Sequence[Outcome],
     partitionings: Mapping[str, Partitioning],
-) -> list[tuple[Outcome, list[AssetEvent]]]:
-    """Return the events that the event log lacks, by outcome and in the same order.
+) -> list[AssetEvent]:
+    """Return the events of the outcomes that the event log lacks, in the same order.
 
     Args:
         partitionings: By DAG id, of DAGs that have partitions.
     """
-    if not outcomes:
-        return []
-    reported = fetch_reported_runs(instance, client.instance, [found.run for found in outcomes])
-    missing: list[tuple[Outcome, list[AssetEvent]]] = []
+    runs = [outcome.run for outcome in outcomes]
+    reported = fetch_reported_runs(instance, client.instance, runs)
+    events: list[AssetEvent] = []
     for outcome in outcomes:
-        events: list[AssetEvent] = []
         if reported.lacks_materialization_of(outcome):
             partitioning = partitionings.get(outcome.run.dag_id)
             partition = partitioning.find_partition(outcome.run) if partitioning else None
             events.append(build_materialization(client, outcome, partition))
         if reported.lacks_evaluation_of(outcome):
             events.append(build_check_evaluation(client, outcome))
-        if events:
-            missing.append((outcome, events))
-    return missing
+    return events
 
 
 def build_materialization(

@@ -15,7 +15,6 @@ from types import MappingProxyType
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.dagster_io.event_log import fetch_reported_runs
 from federation_defs.dagster_io.heartbeat import fail_orphaned_runs
 from federation_defs.declaration import ObserveDeclaration
 from federation_defs.errors import AirflowError, UnreachableError
@@ -116,7 +115,7 @@ class _PendingEvents:
 
     cursor: str | None
     returned_at: float
-    last: Outcome
+    outcomes: list[Outcome]
 
 
 @dataclass
@@ -172,9 +171,8 @@ class _Observer:
             return False
         if self.timing.monotonic() - pending.returned_at > self.timing.store_events_s:
             return False
-        last = pending.last
-        reported = fetch_reported_runs(context.instance, self.client.instance, [last.run])
-        return reported.lacks_materialization_of(last) or reported.lacks_evaluation_of(last)
+        instance, outcomes = context.instance, pending.outcomes
+        return bool(build_missing_events(instance, self.client, outcomes, self.partitionings))
 
     def _poll_repeatedly(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """Poll until there are events. Dagster's daemon evaluates a sensor every 5 s at best."""
@@ -186,10 +184,11 @@ class _Observer:
             return result
         try:
             while not result.asset_events:
-                poll_at = max(poll_at + interval_s, timing.monotonic())
+                now = timing.monotonic()
+                poll_at = max(poll_at + interval_s, now)
                 if poll_at > last_poll_at:
                     break
-                timing.sleep(poll_at - timing.monotonic())
+                timing.sleep(poll_at - now)
                 result = self._poll(context)
             return result
         finally:
@@ -205,12 +204,9 @@ class _Observer:
         deferred = find_deferred_runs(instance, airflow, new)
         ready = [run for run in new if run.key not in deferred]
         outcomes = self._outcomes.fetch(select_runs(ready, self.limits.reports), deadline)
-        missing = build_missing_events(instance, self.client, outcomes, self.partitionings)
+        events = [*gap, *build_missing_events(instance, self.client, outcomes, self.partitionings)]
         following = advance(cursor, batch, deferred, [outcome.run for outcome in outcomes])
-        if missing:
-            last, _ = missing[-1]
-            self._pending = _PendingEvents(context.cursor, self.timing.monotonic(), last)
-        events = [*gap, *(event for _, of_outcome in missing for event in of_outcome)]
+        self._pending = _PendingEvents(context.cursor, self.timing.monotonic(), outcomes)
         backlog = len(ready) - len(outcomes)
         more = f" {backlog} more wait for the next tick." if backlog else ""
         if more:
