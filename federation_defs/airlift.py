@@ -1,4 +1,4 @@
-"""An Airflow instance as dagster-airlift's own functions take it, for Airflow 2 and 3."""
+"""dagster-airlift's `AirflowInstance`, for Airflow 2 and 3 and every way to sign in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
-import requests
 from dagster_airlift.core import AirflowAuthBackend, AirflowInstance, DagInfo
 from dagster_airlift.core.filter import AirflowFilter
 from dagster_airlift.core.runtime_representations import DagRun, TaskInstance
@@ -21,72 +20,39 @@ from typing_extensions import override
 from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.airflow.models import AirflowAsset, Dag, TriggerOptions
 from federation_defs.airflow.models import TaskInstance as Task
+from federation_defs.airflow.session import RequestsFacade
 from federation_defs.declaration import parse_declaration
 from federation_defs.errors import DagNotFoundError
 
 
 class ClientBackend(AirflowAuthBackend):
-    """Where the instance is, and the way there; also for whoever asks it something of their own."""
+    """Gives dagster-airlift the instance's address, and a session that uses our client."""
 
     def __init__(self, client: AirflowClient) -> None:
         self._client = client
 
     @override
-    def get_session(self) -> requests.Session:
-        return _ClientSession(self._client)
+    def get_session(self) -> RequestsFacade:
+        return RequestsFacade(self._client.session)
 
     @override
     def get_webserver_url(self) -> str:
         return self._client.url
 
 
-class _ClientSession(requests.Session):
-    """Requests that go the client's way: its one pool, its pace, its sign-in, its errors."""
-
-    def __init__(self, client: AirflowClient) -> None:
-        super().__init__()
-        self._client = client
-
-    @override
-    def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:  # type: ignore[override]
-        session = self._client.session
-        if not url.startswith(f"{session.url}/"):
-            raise ValueError(f"{url} is not at {session.url}: its credentials would go along")
-        given = {name for name, value in kwargs.items() if value is not None}
-        headers = kwargs.get("headers") or {}
-        # Time-outs are the client's own, and redirects are never followed.
-        unknown = given - {"params", "json", "headers", "timeout", "allow_redirects"}
-        if unknown or headers.keys() - {"Accept"}:
-            raise TypeError(f"{method} {url}: only params, json and an Accept header are passed on")
-        response = session.request(
-            method.upper(),
-            url.removeprefix(session.url),
-            params=kwargs.get("params"),
-            json=kwargs.get("json"),
-            accept=headers.get("Accept"),
-        )
-        if response.status_code >= 300:
-            raise session.build_error(response)
-        return response
-
-
-# How many sources are asked for ahead of dagster-airlift, which asks for one after another.
-_READ_AHEAD = 64
+# The most sources to fetch at once. dagster-airlift asks for them one by one.
+MAX_PREFETCHED_SOURCES = 64
 
 
 class ClientInstance(AirflowInstance):
-    """dagster-airlift's view of an instance.
-
-    Args:
-        client: Does the requests, and raises its own errors in place of airlift's.
-    """
+    """An instance whose requests our client sends. It raises the client's errors, not airlift's."""
 
     def __init__(self, client: AirflowClient) -> None:
         super().__init__(auth_backend=ClientBackend(client), name=client.instance)
         self.client = client
         self._dags_by_token: dict[str, Dag] = {}
         self._sources: dict[str, str] = {}
-        self._ahead = 1
+        self._prefetch = 1
 
     @override
     def get_api_url(self) -> str:
@@ -94,11 +60,11 @@ class ClientInstance(AirflowInstance):
 
     @override
     def list_dags(self, retrieval_filter: AirflowFilter | None = None) -> list[DagInfo]:
-        asked = retrieval_filter or AirflowFilter()
-        tags = asked.airflow_tags or ()
-        dags = self.client.fetch_dags(asked.dag_id_ilike, tags, with_raw=True)
-        self._dags_by_token = {_read_token(dag): dag for dag in dags}
-        self._sources, self._ahead = {}, 1
+        wanted = retrieval_filter or AirflowFilter()
+        tags = wanted.airflow_tags or ()
+        dags = self.client.fetch_dags(wanted.dag_id_ilike, tags, with_raw=True)
+        self._dags_by_token = {_get_file_token(dag): dag for dag in dags}
+        self._sources, self._prefetch = {}, 1
         return self._build_infos(dags)
 
     def _build_infos(self, dags: Sequence[Dag]) -> list[DagInfo]:
@@ -110,22 +76,22 @@ class ClientInstance(AirflowInstance):
     @override
     def get_dag_source_code(self, file_token: str) -> str:
         if file_token not in self._sources:
-            self._read_sources(file_token)
+            self._fetch_sources(file_token)
         return self._sources[file_token]
 
-    def _read_sources(self, file_token: str) -> None:
-        """Reads the file, and more and more of the next ones, as long as they are asked for."""
+    def _fetch_sources(self, file_token: str) -> None:
+        """Fetch the source of a file and those of the next files, each time four times as many."""
         if file_token not in self._dags_by_token:
             self.list_dags()
         if file_token not in self._dags_by_token:
             raise DagNotFoundError(self.name, "of a file token", "its file has gone")
         tokens = list(self._dags_by_token)
         start = tokens.index(file_token)
-        asked = [self._dags_by_token[token] for token in tokens[start : start + self._ahead]]
-        texts = self.client.fetch_dag_sources(asked)
-        # A file that has gone since is an empty one: airlift has no way to go without.
-        self._sources |= {_read_token(dag): texts.get(dag.dag_id, "") for dag in asked}
-        self._ahead = min(_READ_AHEAD, self._ahead * 4)
+        dags = [self._dags_by_token[token] for token in tokens[start : start + self._prefetch]]
+        texts = self.client.fetch_dag_sources(dags)
+        # Airlift needs a text, so a deleted file is an empty one.
+        self._sources |= {_get_file_token(dag): texts.get(dag.dag_id, "") for dag in dags}
+        self._prefetch = min(MAX_PREFETCHED_SOURCES, self._prefetch * 4)
 
     @override
     def get_all_datasets(
@@ -136,54 +102,32 @@ class ClientInstance(AirflowInstance):
         dag_ids: Sequence[str] | None = None,
     ) -> Sequence[Dataset]:
         part = (retrieval_filter.dataset_uri_ilike if retrieval_filter else None) or ""
-        assets = [a for a in self.client.fetch_assets() if part.lower() in a.uri.lower()]
-        datasets = [_build_dataset(asset, dag_ids) for asset in assets]
-        # As airlift has it: what no known DAG produces is left out.
+        datasets = [
+            _build_dataset(asset, dag_ids)
+            for asset in self.client.fetch_assets()
+            if part.lower() in asset.uri.lower()
+        ]
+        # As in airlift, those that no known DAG produces are left out.
         return [dataset for dataset in datasets if dataset.producing_tasks]
 
     @override
     def get_dag_run(self, dag_id: str, run_id: str) -> DagRun:
-        path = f"{self.get_api_url()}/dags/{dag_id}/dagRuns/{run_id}"
-        return self._build_run(self.auth_backend.get_session().get(path).json())
+        return self._complete_run(super().get_dag_run(dag_id, run_id))
 
     @override
     def get_dag_runs_batch(
-        self,
-        dag_ids: Sequence[str],
-        end_date_gte: datetime | None = None,
-        end_date_lte: datetime | None = None,
-        start_date_gte: datetime | None = None,
-        start_date_lte: datetime | None = None,
-        offset: int = 0,
-        states: Sequence[str] | None = None,
+        self, dag_ids: Sequence[str], *args: Any, **kwargs: Any
     ) -> tuple[list[DagRun], int]:
-        if not dag_ids:  # no DAGs, which for the API means all of them
+        if not dag_ids:  # the API would take it for all DAGs
             return [], 0
-        between = {
-            "end_date_gte": end_date_gte,
-            "end_date_lte": end_date_lte,
-            "start_date_gte": start_date_gte,
-            "start_date_lte": start_date_lte,
-        }
-        body: dict[str, Any] = {
-            "dag_ids": list(dag_ids),
-            "states": list(states or ["success"]),
-            "order_by": "end_date",
-            "page_offset": offset,
-            "page_limit": self.batch_dag_runs_limit,
-            **{name: moment.isoformat() for name, moment in between.items() if moment},
-        }
-        url = f"{self.get_api_url()}/dags/~/dagRuns/list"
-        answer = self.auth_backend.get_session().post(url, json=body).json()
-        return [self._build_run(run) for run in answer["dag_runs"]], answer["total_entries"]
+        runs, total = super().get_dag_runs_batch(dag_ids, *args, **kwargs)
+        return [self._complete_run(run) for run in runs], total
 
-    def _build_run(self, answer: Mapping[str, Any]) -> DagRun:
+    def _complete_run(self, run: DagRun) -> DagRun:
         kind = _DagRun3 if self.client.api_version.api == "v2" else DagRun
+        metadata = _complete_dates(run.metadata)
         return kind(
-            webserver_url=self.client.url,
-            dag_id=answer["dag_id"],
-            run_id=answer["dag_run_id"],
-            metadata=_complete_dates(answer),
+            webserver_url=self.client.url, dag_id=run.dag_id, run_id=run.run_id, metadata=metadata
         )
 
     @override
@@ -215,22 +159,18 @@ class ClientInstance(AirflowInstance):
     def _list_task_instances(self, body: dict[str, Any]) -> list[TaskInstance]:
         url = f"{self.get_api_url()}/dags/~/dagRuns/~/taskInstances/list"
         session = self.auth_backend.get_session()
-        found: list[TaskInstance] = []
-        total = 1
-        while len(found) < total:
-            page = {**body, "page_offset": len(found), "page_limit": self.batch_task_instance_limit}
+        tasks: list[TaskInstance] = []
+        while True:  # airlift reads the first page only
+            page = {**body, "page_offset": len(tasks), "page_limit": self.batch_task_instance_limit}
             answer = session.post(url, json=page).json()
-            entries, total = answer["task_instances"], answer["total_entries"]
-            found += [self._build_task_instance(entry) for entry in entries]
-            if not entries:
-                break
-        return found
+            tasks += [self._build_task_instance(entry) for entry in answer["task_instances"]]
+            if not answer["task_instances"] or len(tasks) >= answer["total_entries"]:
+                return tasks
 
     @override
     def get_task_instance(self, dag_id: str, task_id: str, run_id: str) -> TaskInstance:
-        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
-        answer = self.auth_backend.get_session().get(self.get_api_url() + path).json()
-        return self._build_task_instance(answer)
+        task = super().get_task_instance(dag_id, task_id, run_id)
+        return self._build_task_instance(task.metadata)
 
     def _build_task_instance(self, answer: Mapping[str, Any]) -> TaskInstance:
         return TaskInstance(
@@ -248,7 +188,7 @@ class ClientInstance(AirflowInstance):
 
     @override
     def unpause_dag(self, dag_id: str) -> None:
-        # airlift's own asks for all DAGs whose id contains this one.
+        # Airlift's own request would unpause all DAGs whose id contains this one.
         url = f"{self.get_api_url()}/dags/{dag_id}"
         self.auth_backend.get_session().patch(url, json={"is_paused": False})
 
@@ -261,10 +201,10 @@ class ClientInstance(AirflowInstance):
 
 
 class SnapshotInstance(ClientInstance):
-    """An instance whose DAGs were read already.
+    """An instance whose DAGs were fetched already.
 
     Args:
-        dags: What airlift gets to see.
+        dags: The DAGs that airlift sees.
     """
 
     def __init__(self, client: AirflowClient, dags: Sequence[Dag]) -> None:
@@ -277,11 +217,11 @@ class SnapshotInstance(ClientInstance):
 
     @override
     def get_all_datasets(self, **_: object) -> list[Dataset]:  # type: ignore[override]
-        return []  # the specs of DAGs hold nothing of them
+        return []  # not needed for the specs of DAGs
 
 
 class _DagRun3(DagRun):
-    """A run of Airflow 3, whose page is elsewhere."""
+    """A run of Airflow 3, whose page has another address."""
 
     @property
     @override
@@ -289,13 +229,13 @@ class _DagRun3(DagRun):
         return f"{self.webserver_url}/dags/{self.dag_id}/runs/{self.run_id}"
 
 
-def _read_token(dag: Dag) -> str:
-    """What airlift asks for a source by, in both versions."""
+def _get_file_token(dag: Dag) -> str:
+    """Return what airlift identifies a source by, in both versions."""
     return (dag.raw or {})["file_token"]
 
 
 def _build_dataset(asset: AirflowAsset, dag_ids: Sequence[str] | None) -> Dataset:
-    def is_known(dag_id: str) -> bool:
+    def is_wanted(dag_id: str) -> bool:
         return not dag_ids or dag_id in dag_ids
 
     return Dataset(
@@ -307,20 +247,20 @@ def _build_dataset(asset: AirflowAsset, dag_ids: Sequence[str] | None) -> Datase
         consuming_dags=[
             DatasetConsumingDag(dag_id=dag_id, created_at="", updated_at="")
             for dag_id in asset.scheduled_dag_ids
-            if is_known(dag_id)
+            if is_wanted(dag_id)
         ],
         producing_tasks=[
             DatasetProducingTask(dag_id=dag_id, task_id=task_id, created_at="", updated_at="")
             for dag_id, task_id in asset.producing_tasks
-            if is_known(dag_id)
+            if is_wanted(dag_id)
         ],
     )
 
 
 def _complete_dates(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer with the dates that airlift can't do without: a run of 3.x may have no logical
-    date, and one that was set to a state by hand no start. In UTC's form of 2.x, for Python 3.10
-    reads no "Z"."""
+    """Return the answer with the dates that airlift requires. A run of 3.x may have no logical
+    date, and a run whose state was set by hand no start. UTC is written as in 2.x, since Python
+    3.10 reads no "Z"."""
     dates = {
         name: value.replace("Z", "+00:00")
         for name, value in answer.items()
@@ -334,20 +274,17 @@ def _complete_dates(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_airflow_instance(**attributes: Any) -> AirflowInstance:
-    """A dagster-airlift `AirflowInstance` for Airflow 2 or 3, whichever way it is signed in to.
+    """Build a dagster-airlift `AirflowInstance` for Airflow 2 or 3, with any way to sign in.
 
-    `load_airflow_dag_asset_specs`, `build_airflow_polling_sensor` and
-    `build_defs_from_airflow_instance` take it. Errors are this package's own, not airlift's.
+    It works with `load_airflow_dag_asset_specs`, `build_airflow_polling_sensor` and
+    `build_defs_from_airflow_instance`. Requests raise this package's errors, not airlift's.
 
     Args:
-        attributes: As in a defs.yaml: `name`, `url` and `auth`, and if need be `api`, `tls` and
-            `http`.
+        attributes: As in a defs.yaml: `name`, `url` and `auth`, optionally `api`, `tls` and `http`.
 
     Raises:
-        DeclarationError: They don't hold.
-        MissingExtraError: The way to sign in needs a package that is not installed.
+        DeclarationError: The attributes are invalid.
+        MissingExtraError: The declared sign-in needs a package that is not installed.
     """
-    # Deferred: it takes 1.6 s, and who does not use airlift's functions does not need it.
-
     declaration = parse_declaration(attributes, "build_airflow_instance(...)")
     return ClientInstance(build_client(declaration, "`auth`"))

@@ -1,17 +1,16 @@
-"""The asset check `dag_run` of every DAG: did its last run leave what it is there for?
+"""The asset check `dag_run` of every DAG: its last finished run is a success.
 
-Observation evaluates it with each finished run. Executing it asks Airflow for the run that ended
-last.
+Observation evaluates it for each finished run. Executing it fetches the last finished run from
+Airflow.
 """
 
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.declaration import SuccessDeclaration
 from federation_defs.errors import AirflowError
 from federation_defs.events import build_check_result
 from federation_defs.naming import (
@@ -21,7 +20,7 @@ from federation_defs.naming import (
     build_dag_id,
     build_output_names,
 )
-from federation_defs.outcome import add_log_tails, fetch_outcome
+from federation_defs.outcome import Rules, add_log_tails, fetch_outcome
 
 
 def build_check_spec(instance: str, dag_id: str) -> dg.AssetCheckSpec:
@@ -29,21 +28,15 @@ def build_check_spec(instance: str, dag_id: str) -> dg.AssetCheckSpec:
         CHECK_NAME,
         asset=build_asset_key(instance, dag_id),
         description=f"The last finished run of DAG {dag_id} in Airflow {instance} is a success. "
-        "Evaluated with each run that ends; executing it asks Airflow for the last one.",
+        "Evaluated for each finished run; executing it fetches the last one from Airflow.",
     )
 
 
-def build_checks(
-    client: AirflowClient, dags: Mapping[str, SuccessDeclaration | None]
-) -> dg.AssetChecksDefinition:
-    """The checks of those DAGs that Dagster does not run itself.
-
-    Args:
-        dags: By DAG id, what decides on the success of their runs.
-    """
-    # By an op and not by @multi_asset_check, which derives the outputs' names from the keys: that
-    # fails on letters outside ASCII, and on two DAG ids that differ in a dot and a dash.
-    names = build_output_names(list(dags))
+def build_checks(client: AirflowClient, rules: Rules) -> dg.AssetChecksDefinition:
+    """Build the checks of DAGs that Dagster does not run itself."""
+    # `@multi_asset_check` derives the outputs' names from the keys. That fails for letters outside
+    # ASCII, and for two DAG ids that differ in a dot and a dash (dagster 1.13).
+    names = build_output_names(list(rules))
 
     @dg.op(
         name=build_checks_name(client.instance),
@@ -52,7 +45,7 @@ def build_checks(
     )
     def check_dags(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         keys = context.selected_asset_check_keys
-        yield from run_checks(client, dags, [key.asset_key for key in keys], context)
+        yield from run_checks(client, rules, [key.asset_key for key in keys], context)
 
     return dg.AssetChecksDefinition.create(
         keys_by_input_name={
@@ -68,23 +61,25 @@ def build_checks(
 
 def run_checks(
     client: AirflowClient,
-    dags: Mapping[str, SuccessDeclaration | None],
+    rules: Rules,
     keys: Iterable[dg.AssetKey],
     context: dg.AssetCheckExecutionContext | dg.AssetExecutionContext,
 ) -> Iterator[dg.AssetCheckResult]:
-    """The checks of some DAGs, by what Airflow says now; none for a DAG of which no run ended.
+    """Evaluate the checks of some assets. A DAG without a finished run gives no result.
 
     Raises:
-        dagster.Failure: Airflow could not be asked about one or more of them.
+        dagster.Failure: Airflow can't be asked about one or more of the DAGs.
     """
     errors = []
     for dag_id in sorted(filter(None, (build_dag_id(client.instance, key) for key in keys))):
         try:
             run = client.fetch_latest_finished_run(dag_id)
             if run is None:
-                context.log.info(f"No run of {dag_id} has ended in Airflow '{client.instance}'.")
+                context.log.info(
+                    f"DAG {dag_id} has no finished run in Airflow '{client.instance}'."
+                )
                 continue
-            outcome = add_log_tails(client, fetch_outcome(client, run, dags[dag_id]))
+            outcome = add_log_tails(client, fetch_outcome(client, run, rules[dag_id]))
         except AirflowError as error:
             errors.append(str(error))
             continue

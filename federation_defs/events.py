@@ -1,14 +1,13 @@
-"""A finished DAG run as asset events: a materialization if its data is there, and an evaluation of
-the asset check `dag_run` in any case. Each once.
+"""The events of a finished DAG run: a materialization if it is a success, and a check evaluation.
 
-Two write such events: the Dagster run that triggered the DAG run, and the observation of the
-instance. Both write the same metadata, by which each sees what the other has written.
+Both the Dagster run that triggered a DAG run and the observation sensor write them, with the same
+metadata. By that metadata each finds in the event log what the other has written.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -16,76 +15,51 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
-from federation_defs.dagster_io.event_log import _DURATION, _END, _LINK, _RUN_ID, _STATE
+from federation_defs.dagster_io.event_log import (
+    DURATION_LABEL,
+    END_LABEL,
+    LINK_LABEL,
+    RUN_ID_LABEL,
+    STATE_LABEL,
+    fetch_reported_runs,
+)
 from federation_defs.naming import CHECK_NAME, build_asset_key
 from federation_defs.outcome import Outcome
+from federation_defs.partitions import Partitioning
 from federation_defs.redaction import redact
 
-_OF_A_SUCCESS = frozenset({_RUN_ID, _LINK, _STATE, _END, _DURATION})
+AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
-_MAX_CONF = 10_000  # characters of JSON; it is stored with each event
+# The materialization holds the rest.
+_LABELS_OF_A_PASSED_CHECK = frozenset(
+    {RUN_ID_LABEL, LINK_LABEL, STATE_LABEL, END_LABEL, DURATION_LABEL}
+)
 
-
-def build_run_metadata(client: AirflowClient, outcome: Outcome) -> dict[str, dg.MetadataValue]:
-    """What a person wants to see of a run; absent dates are left out. Durations in seconds."""
-    run = outcome.run
-    metadata = build_link_metadata(client, run)
-    dates = {
-        "Logical date": run.logical_date,
-        "Data interval start": run.data_interval_start,
-        "Data interval end": run.data_interval_end,
-        "Queued": run.queued_at,
-        "Start": run.start_date,
-        _END: run.end_date,
-    }
-    metadata |= {
-        name: dg.MetadataValue.timestamp(date) for name, date in dates.items() if date is not None
-    }
-    spans = {
-        _DURATION: (run.start_date, run.end_date),
-        "Queue time (s)": (run.queued_at, run.start_date),
-        "Lag (s)": (run.end_date, datetime.now(timezone.utc)),
-    }
-    for name, (begin, end) in spans.items():
-        if begin is not None and end is not None:
-            metadata[name] = dg.MetadataValue.float((end - begin).total_seconds())
-    if outcome.tasks:
-        tries = max(task.try_number for task in outcome.tasks)
-        metadata["Tries"] = dg.MetadataValue.int(tries)
-    texts = {"Run type": run.run_type, "Partition key": run.partition_key}
-    metadata |= {name: dg.MetadataValue.text(text) for name, text in texts.items() if text}
-    if run.conf:
-        metadata["Conf"] = _build_conf(run.conf)
-    return metadata
+_MAX_CONF_CHARACTERS = 10_000  # of JSON; it is stored with each event
 
 
-def build_check_metadata(client: AirflowClient, outcome: Outcome) -> dict[str, dg.MetadataValue]:
-    """The same, and the tasks that failed with the end of their logs; of a plain success, whose
-    materialization tells all that, only what names it and what can be plotted."""
-    metadata = build_run_metadata(client, outcome)
-    if outcome.is_success and outcome.run.is_success:
-        return {name: value for name, value in metadata.items() if name in _OF_A_SUCCESS}
-    metadata |= {
-        f"Log of {name}": dg.MetadataValue.md(tail) for name, tail in outcome.log_tails.items()
-    }
-    return metadata
+def build_missing_events(
+    instance: dg.DagsterInstance,
+    client: AirflowClient,
+    outcomes: Sequence[Outcome],
+    partitionings: Mapping[str, Partitioning],
+) -> list[AssetEvent]:
+    """Return the events of the outcomes that the event log lacks, in the same order.
 
-
-def _build_conf(conf: Mapping[str, Any]) -> dg.MetadataValue:
-    masked = redact(conf)
-    text = json.dumps(masked, ensure_ascii=False)
-    if len(text) <= _MAX_CONF:
-        return dg.MetadataValue.json(masked)
-    return dg.MetadataValue.text(f"{text[:_MAX_CONF]}… ({len(text)} characters; see the run)")
-
-
-def build_link_metadata(client: AirflowClient, run: DagRun) -> dict[str, dg.MetadataValue]:
-    """What leads a person to a run that goes on."""
-    return {
-        _RUN_ID: dg.MetadataValue.text(run.run_id),
-        _LINK: dg.MetadataValue.url(client.build_run_url(run.dag_id, run.run_id)),
-        _STATE: dg.MetadataValue.text(run.state),
-    }
+    Args:
+        partitionings: By DAG id, of DAGs that have partitions.
+    """
+    runs = [outcome.run for outcome in outcomes]
+    reported = fetch_reported_runs(instance, client.instance, runs)
+    events: list[AssetEvent] = []
+    for outcome in outcomes:
+        if reported.lacks_materialization_of(outcome):
+            partitioning = partitionings.get(outcome.run.dag_id)
+            partition = partitioning.find_partition(outcome.run) if partitioning else None
+            events.append(build_materialization(client, outcome, partition))
+        if reported.lacks_evaluation_of(outcome):
+            events.append(build_check_evaluation(client, outcome))
+    return events
 
 
 def build_materialization(
@@ -109,7 +83,7 @@ def build_check_evaluation(client: AirflowClient, outcome: Outcome) -> dg.AssetC
 
 
 def build_check_result(client: AirflowClient, outcome: Outcome) -> dg.AssetCheckResult:
-    """The evaluation as a step gives it."""
+    """Return the check evaluation in the form that a step yields."""
     evaluation = build_check_evaluation(client, outcome)
     return dg.AssetCheckResult(
         asset_key=evaluation.asset_key,
@@ -117,4 +91,90 @@ def build_check_result(client: AirflowClient, outcome: Outcome) -> dg.AssetCheck
         passed=evaluation.passed,
         description=evaluation.description,
         metadata=evaluation.metadata,
+    )
+
+
+def build_gap_observations(
+    airflow: str, dag_ids: Iterable[str], begin: datetime, end: datetime
+) -> list[dg.AssetObservation]:
+    """Return an observation of each asset about a time that was not observed."""
+    description = (
+        f"Runs that ended in Airflow '{airflow}' between {begin:%F %T} and {end:%F %T} UTC were "
+        "not observed: the outage was longer than `observe.lookback`."
+    )
+    metadata = {
+        "Gap": dg.MetadataValue.text(description),
+        "Gap start": dg.MetadataValue.timestamp(begin),
+        "Gap end": dg.MetadataValue.timestamp(end),
+    }
+    return [
+        dg.AssetObservation(build_asset_key(airflow, dag_id), description, metadata=metadata)
+        for dag_id in dag_ids
+    ]
+
+
+def build_run_metadata(client: AirflowClient, outcome: Outcome) -> dict[str, dg.MetadataValue]:
+    """Return what is known of a run, durations in seconds. Missing values are left out."""
+    run = outcome.run
+    metadata = build_link_metadata(client, run)
+    dates = {
+        "Logical date": run.logical_date,
+        "Data interval start": run.data_interval_start,
+        "Data interval end": run.data_interval_end,
+        "Queued": run.queued_at,
+        "Start": run.start_date,
+        END_LABEL: run.end_date,
+    }
+    metadata |= {
+        label: dg.MetadataValue.timestamp(date) for label, date in dates.items() if date is not None
+    }
+    spans = {
+        DURATION_LABEL: (run.start_date, run.end_date),
+        "Queue time (s)": (run.queued_at, run.start_date),
+        "Lag (s)": (run.end_date, datetime.now(timezone.utc)),
+    }
+    for label, (begin, end) in spans.items():
+        if begin is not None and end is not None:
+            metadata[label] = dg.MetadataValue.float((end - begin).total_seconds())
+    if outcome.tasks:
+        tries = max(task.try_number for task in outcome.tasks)
+        metadata["Tries"] = dg.MetadataValue.int(tries)
+    texts = {"Run type": run.run_type, "Partition key": run.partition_key}
+    metadata |= {label: dg.MetadataValue.text(text) for label, text in texts.items() if text}
+    if run.conf:
+        metadata["Conf"] = _build_conf(run.conf)
+    return metadata
+
+
+def build_check_metadata(client: AirflowClient, outcome: Outcome) -> dict[str, dg.MetadataValue]:
+    """Return the run's metadata and the log tails of its failed tasks.
+
+    Of a plain success, only the values that identify it and its duration.
+    """
+    metadata = build_run_metadata(client, outcome)
+    if outcome.is_success and outcome.run.is_success:
+        return {
+            label: value for label, value in metadata.items() if label in _LABELS_OF_A_PASSED_CHECK
+        }
+    return metadata | {
+        f"Log of {name}": dg.MetadataValue.md(tail) for name, tail in outcome.log_tails.items()
+    }
+
+
+def build_link_metadata(client: AirflowClient, run: DagRun) -> dict[str, dg.MetadataValue]:
+    """Return id, link and state of a run, finished or not."""
+    return {
+        RUN_ID_LABEL: dg.MetadataValue.text(run.run_id),
+        LINK_LABEL: dg.MetadataValue.url(client.build_run_url(run.dag_id, run.run_id)),
+        STATE_LABEL: dg.MetadataValue.text(run.state),
+    }
+
+
+def _build_conf(conf: Mapping[str, Any]) -> dg.MetadataValue:
+    redacted = redact(conf)
+    text = json.dumps(redacted, ensure_ascii=False)
+    if len(text) <= _MAX_CONF_CHARACTERS:
+        return dg.MetadataValue.json(redacted)
+    return dg.MetadataValue.text(
+        f"{text[:_MAX_CONF_CHARACTERS]}… ({len(text)} characters; see the run)"
     )

@@ -1,4 +1,4 @@
-"""When things happen: every interval, time-out and clock of observation and execution."""
+"""When things happen: every interval, time-out and clock that is not declared."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+
+# The largest difference between the clocks of an Airflow and Dagster that is allowed for.
+MAX_CLOCK_SKEW = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,13 @@ class Timing:
     Attributes:
         monotonic: For intervals within this process.
         utc_now: For moments that are compared with those of other machines.
+        sleep: For pauses.
+        retry_request: Pauses before a request is sent again to a busy server, or after a connection
+            broke. A random half of the pause is added.
         tick_s: For one tick of the observation sensor. Dagster ends a tick after 60 s.
         last_poll_s: When the last poll of a tick begins at the latest. Dagster's sensor daemon
             loops every 5 s (1.13); a later poll would delay the next loop.
+        store_events_s: Dagster's daemon has stored the events of a tick after this, or has died.
         poll_unreachable: Polls of an instance that does not answer.
         poll_refused: Polls of an instance that refuses us. A person has to act, and an account may
             be locked by too many tries.
@@ -82,9 +89,13 @@ class Timing:
 
     monotonic: Callable[[], float] = time.monotonic
     utc_now: Callable[[], datetime] = _read_utc_clock
+    sleep: Callable[[float], None] = time.sleep
+
+    retry_request: RetryPolicy = RetryPolicy(first_s=0.3, max_s=5.0)
 
     tick_s: float = 40.0
     last_poll_s: float = 4.1
+    store_events_s: float = 30.0
     poll_unreachable: RetryPolicy = RetryPolicy(first_s=2.0, max_s=60.0)
     poll_refused: RetryPolicy = RetryPolicy(first_s=2.0, max_s=300.0)
     fetch_outcome: RetryPolicy = RetryPolicy(first_s=0.0, max_s=0.0, give_up_after_s=600.0)

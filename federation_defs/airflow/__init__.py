@@ -1,1 +1,1 @@
-"""One Airflow instance over HTTP. Nothing outside this folder speaks HTTP or knows API versions."""
+"""The HTTP client of one Airflow instance. No other package sends HTTP or knows API versions."""

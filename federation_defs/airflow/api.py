@@ -1,8 +1,12 @@
-"""One Airflow's REST API: which version it is, and its answers read."""
+"""The REST API of one Airflow: its version, reading its answers, and lists in pages.
+
+The server is asked once which API it has. After an upgrade it answers requests to the old API with
+errors that are not that API's own. `AirflowApi` then asks again, and `retry_after_upgrade` repeats
+the call.
+"""
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -25,63 +29,87 @@ from federation_defs.errors import (
 )
 from federation_defs.threads import SingleFlight, run_calls
 
-UPGRADING = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
-
-# What comes of reading a field that is none: of another kind, without end, out of all bounds.
-_ODD = (ArithmeticError, AttributeError, MemoryError, RecursionError, TypeError, ValueError)
+# The limit that is asked for. Servers lower it to their own maximum.
+PAGE_LIMIT = 1000
+# The default of that maximum (2.11 and 3.3).
+SERVER_PAGE = 100
+MAX_REREADS = 2
+_UPGRADING = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
+# What parsing raises for a field of another type, or with a value out of range.
+_INVALID_FIELD = (
+    ArithmeticError,
+    AttributeError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 T = TypeVar("T")
-
 R = TypeVar("R")
-
 P = ParamSpec("P")
-
 Api = TypeVar("Api", bound="AirflowApi")
 
 
 class UpgradedError(Exception):
-    """The server answers in the other dialect since a moment ago; what was asked was not done."""
+    """The server was upgraded or downgraded to the other API. The request was not carried out."""
 
 
-def follow_upgrade(
-    call: Callable[Concatenate[Api, P], R],
+def retry_after_upgrade(
+    method: Callable[Concatenate[Api, P], R],
 ) -> Callable[Concatenate[Api, P], R]:
-    """Has a call made anew when the instance turns out to have been upgraded under our feet."""
+    """Call a method once more if the instance was upgraded in the meantime."""
 
-    @wraps(call)
-    def made_anew(self: Api, *args: P.args, **kwargs: P.kwargs) -> R:
+    @wraps(method)
+    def call(self: Api, *args: P.args, **kwargs: P.kwargs) -> R:
         before = self.known_api_version
         try:
-            return call(self, *args, **kwargs)
+            return method(self, *args, **kwargs)
         except UpgradedError:
             pass
         except (RequestRefusedError, UnexpectedAnswerError):
-            # Another thread may have been the first to see it, halfway through this call.
+            # Another thread may have noticed the upgrade during this call.
             if before is None or self.known_api_version is before:
                 raise
         try:
-            return call(self, *args, **kwargs)
-        except UpgradedError as error:  # behind a balancer, old and new answer in turn
-            raise UnreachableError(self.instance, self.url, UPGRADING) from error
+            return method(self, *args, **kwargs)
+        except UpgradedError as error:  # a load balancer with both versions behind it
+            raise UnreachableError(self.instance, self.url, _UPGRADING) from error
 
-    return made_anew
+    return call
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """A list, or a part of it.
+
+    Attributes:
+        total: The number of entries in the whole list at that time.
+        server_time: The time of the answer by the server's clock, None if unknown.
+        has_shrunk: The list became shorter while its pages were read. Entries that moved to an
+            earlier page may be missing.
+    """
+
+    entries: list[T]
+    total: int
+    server_time: datetime | None
+    has_shrunk: bool = False
 
 
 class AirflowApi:
-    """What all kinds of questions to one Airflow need.
+    """Sends requests to one Airflow's API and reads the answers.
 
     Args:
-        session: How to reach it, and for whoever needs an endpoint that has no method here.
-        api: The API version, "v1" or "v2", or "auto": the server is asked on first use, and again
-            when it starts to answer like the other one.
+        session: Sends the requests. Other endpoints can be called through it.
+        api: "v1" or "v2", or "auto" to ask the server.
     """
 
     def __init__(self, session: AirflowSession, api: str = "auto") -> None:
         self.session = session
-        self._is_pinned = api != "auto"
+        self._is_declared = api != "auto"
         self._api_version = API_VERSIONS.get(api)
         self._version: str | None = None
-        self._detecting: SingleFlight[ApiVersion] = SingleFlight()
+        self._detection: SingleFlight[ApiVersion] = SingleFlight()
 
     @property
     def instance(self) -> str:
@@ -94,32 +122,37 @@ class AirflowApi:
 
     @property
     def known_api_version(self) -> ApiVersion | None:
-        """The server's API version, if it was found out."""
+        """The server's API version, or None if it was not asked yet."""
         return self._api_version
 
     @property
     def api_version(self) -> ApiVersion:
-        """The server's API version, found out once."""
-        return self._api_version or self._detecting.do(lambda: self._detect(None))
+        """The server's API version. The first use asks the server."""
+        return self._api_version or self._detection.do(lambda: self._detect(None))
+
+    @retry_after_upgrade
+    def fetch_version(self) -> str:
+        """Fetch the server's version, such as "2.11.2"."""
+        response = self._get_open(f"{self.api_version.prefix}/version")
+        self._check_api_version(self.api_version, response)
+        self._version = self._read(response, _read_version)
+        return self._version
 
     def _detect(self, known: ApiVersion | None) -> ApiVersion:
-        """The dialect, asked for unless somebody has since it was this one."""
+        """Return the API version, asking the server unless it changed from the known one."""
         api_version = self._api_version
         if api_version is known or api_version is None:
             self._api_version = api_version = self._fetch_api_version()
         return api_version
 
     def _fetch_api_version(self) -> ApiVersion:
-        """3.x has no v1 at all and 2.x no v2: the one whose version answers is the one."""
         statuses = []
-        for api_version in (V2, V1):
+        for api_version in (V2, V1):  # 3.x has no v1 and 2.x no v2
             response = self._get_open(f"{api_version.prefix}/version")
             if response.status_code == 200 and is_json(response):
                 self._version = self._read(response, _read_version)
                 return api_version
-            if response.status_code == 429 or response.status_code >= 500:
-                raise self.session.build_error(response)
-            if response.status_code in (401, 403):
+            if response.status_code in (401, 403, 429) or response.status_code >= 500:
                 raise self.session.build_error(response)
             statuses.append(str(response.status_code))
         raise UnexpectedAnswerError(
@@ -129,28 +162,19 @@ class AirflowApi:
             f"Is {self.url} an Airflow's web address, path prefix included?",
         )
 
-    @follow_upgrade
-    def fetch_version(self) -> str:
-        """The server's version, such as "2.11.2"."""
-        response = self._get_open(f"{self.api_version.prefix}/version")
-        self._check_api_version(self.api_version, response)
-        self._version = self._read(response, _read_version)
-        return self._version
-
     def _get_open(self, path: str) -> requests.Response:
-        """What an endpoint answers that Airflow has open to anybody. A host may ask for the
-        sign-in even there, with a gateway of its own."""
+        """Get an endpoint that Airflow leaves open. A gateway may want a sign-in nevertheless."""
         response = self.session.request("GET", path, is_open=True)
         if response.status_code in (401, 403) or response.is_redirect:
             response = self.session.request("GET", path)
         return response
 
     def _send(self, method: str, path: str, **content: Any) -> requests.Response:
-        """The answer to a request below the API's prefix, whatever its status.
+        """Send a request below the API's prefix and return the answer, whatever its status.
 
         Raises:
-            UpgradedError: It came from the other API.
-            UnreachableError: It came from something in front of an Airflow that is away.
+            UpgradedError: The other API answered.
+            UnreachableError: A gateway answered, whose Airflow is down.
         """
         api_version = self.api_version
         response = self.session.request(method, api_version.prefix + path, **content)
@@ -161,101 +185,178 @@ class AirflowApi:
         return self._send("GET", path, **content)
 
     def _check_api_version(self, api_version: ApiVersion, response: requests.Response) -> None:
-        """Looks anew which API this is, if another one answered than was asked.
+        """Check that a 404 or 405 comes from this API, and look for the other one if not.
 
-        3.3 answers 404 to a GET of v1 and 405 to all else, in its own form; 2.11 has a page.
+        3.3 answers 404 to a GET of v1 and 405 to other methods, as JSON. 2.11 has an HTML page.
         """
-        if response.status_code not in (404, 405) or api_version.is_own(_read_answer(response)):
+        if response.status_code not in (404, 405) or api_version.is_own_error(
+            _read_object(response)
+        ):
             return
-        if self._is_pinned:
+        request = describe_request(response)
+        if self._is_declared:
             if is_json(response):
                 return
             other = V1 if api_version is V2 else V2
             if self._get_open(f"{other.prefix}/version").status_code == 200:
                 remedy = f"It speaks {other.api}: declare `api: auto`."
-                request = describe_request(response)
-                seen = str(response.status_code)
-                raise UnexpectedAnswerError(self.instance, request, seen, remedy)
-        if not self._is_pinned:
-            # What answers as neither is something in front of them.
+                status = str(response.status_code)
+                raise UnexpectedAnswerError(self.instance, request, status, remedy)
+        else:
+            # Only a gateway answers as neither API.
             with suppress(UnexpectedAnswerError):
-                if self._detecting.do(lambda: self._detect(api_version)) is not api_version:
+                if self._detection.do(lambda: self._detect(api_version)) is not api_version:
                     raise UpgradedError
-        # A gateway whose Airflow is away answers so too; or one that has both behind it.
-        seen = f"{response.status_code} to {describe_request(response)}, but not from Airflow"
-        if is_json(response):
-            seen = UPGRADING
-        raise UnreachableError(self.instance, self.url, seen)
+        # A gateway whose Airflow is down, or that has both versions behind it.
+        reason = f"{response.status_code} to {request}, but not from Airflow"
+        raise UnreachableError(self.instance, self.url, _UPGRADING if is_json(response) else reason)
 
     def _read(self, response: requests.Response, parse: Callable[[Any], T]) -> T:
-        """A good answer's JSON through `parse`; an error for any other."""
+        """Parse the JSON of a good answer.
+
+        Raises:
+            AirflowError: The answer has a bad status, is no JSON, or lacks a required field.
+        """
         if response.status_code not in (200, 201):
             raise self.session.build_error(response)
         request = describe_request(response)
         if not is_json(response):
-            raise self._build_kind_error(response, "JSON")
+            raise self._build_type_error(response, "JSON")
         try:
             answer = response.json()
-        except (ValueError, RecursionError) as error:  # also numbers and lists without end
+        except (ValueError, RecursionError) as error:  # also for endless numbers and lists
             raise UnexpectedAnswerError(self.instance, request, "broken JSON") from error
         return self._parse(parse, answer, request)
 
     def _read_text(self, response: requests.Response) -> str:
-        """A good answer's plain text; an error for any other."""
+        """Return the plain text of a good answer."""
         if response.status_code != 200:
             raise self.session.build_error(response)
-        kind = response.headers.get("Content-Type", "no content type")
-        if not kind.startswith("text/plain"):
-            raise self._build_kind_error(response, "plain text")
-        response.encoding = "utf-8"  # requests takes text without a charset for Latin-1
+        if not _get_content_type(response).startswith("text/plain"):
+            raise self._build_type_error(response, "plain text")
+        response.encoding = "utf-8"  # requests assumes Latin-1
         return response.text
 
-    def _build_kind_error(self, response: requests.Response, wanted: str) -> UnexpectedAnswerError:
-        kind = response.headers.get("Content-Type", "no content type")
+    def _build_type_error(self, response: requests.Response, wanted: str) -> UnexpectedAnswerError:
         return UnexpectedAnswerError(
             self.instance,
             describe_request(response),
-            f"{kind} instead of {wanted}",
+            f"{_get_content_type(response)} instead of {wanted}",
             "Is there a login page or a proxy in between?",
         )
 
     def _parse(self, parse: Callable[[Any], T], answer: Any, request: str) -> T:
-        """The record that an answer is, or a part of it.
+        """Parse an answer, or a part of it.
 
         Raises:
-            UnexpectedAnswerError: It is none, or lacks what we need.
+            UnexpectedAnswerError: It is no object, or a required field is missing or invalid.
         """
         try:
             if not isinstance(answer, Mapping):
                 raise TypeError(f"a {type(answer).__name__} where an object belongs")
             return parse(answer)
         except MissingFieldError as error:
-            seen, cause = str(error), error
+            observed, cause = str(error), error
         except KeyError as error:
-            seen, cause = f"no `{error.args[0]}`", error
-        except _ODD as error:
-            seen, cause = f"a field of another kind than Airflow's ({error})", error
-        if (
-            self._version is None and self._api_version is not None
-        ):  # else that is what is asked now
+            observed, cause = f"no `{error.args[0]}`", error
+        except _INVALID_FIELD as error:
+            observed, cause = f"a field of another kind than Airflow's ({error})", error
+        # Unless this is the answer to the question for the version.
+        if self._version is None and self._api_version is not None:
             with suppress(AirflowError):
                 self.fetch_version()
         version = self._version or "of unknown version"
         remedy = f"The server says it is Airflow {version}: is that its answer, or a proxy's?"
-        raise UnexpectedAnswerError(self.instance, request, seen, remedy) from cause
+        raise UnexpectedAnswerError(self.instance, request, observed, remedy) from cause
+
+    def _fetch_list(
+        self,
+        path: str,
+        field: str,
+        parse: Callable[[Any], T],
+        params: Mapping[str, Any],
+        at_most: int = sys.maxsize,
+    ) -> Page[T]:
+        """Fetch all entries of a list. If it shrinks meanwhile, it is read again.
+
+        Args:
+            field: The name of the list in the answer.
+            at_most: If the list has more entries, only its first page is fetched.
+
+        Raises:
+            UnreachableError: The list shrank each time.
+        """
+        for _ in range(1 + MAX_REREADS):
+            page = self._fetch_pages(path, field, parse, params, at_most)
+            if not page.has_shrunk:
+                return page
+        reason = f"GET {path}: a list that shrinks while it is read"
+        raise UnreachableError(self.instance, self.url, reason)
+
+    def _fetch_pages(
+        self,
+        path: str,
+        field: str,
+        parse: Callable[[Any], T],
+        params: Mapping[str, Any],
+        at_most: int,
+    ) -> Page[T]:
+        """Fetch a list once, as `_fetch_list` does.
+
+        Servers may return fewer entries than `limit`, so paging goes by the entries that came and
+        by `total_entries` of the first page. The other pages are fetched in parallel.
+        """
+
+        def fetch(offset: int) -> Page[T]:
+            query = {"limit": PAGE_LIMIT, **params, "offset": offset}
+            return self._read_page(self._get(path, params=query), field, parse)
+
+        first = fetch(0)
+        entries, total, size = list(first.entries), first.total, len(first.entries)
+        has_shrunk = False
+        # A bounded number of pages at a time, as the total may be wrong.
+        max_pages = self.session.transport.http.max_connections * 4
+        while size and len(entries) < total <= at_most:
+            offsets = range(len(entries), total, size)[:max_pages]
+            for page in self._fetch_all(fetch, offsets):
+                entries += page.entries
+                # Compared with the first page: the others are answered in any order.
+                has_shrunk = has_shrunk or page.total < first.total
+                total = page.total
+                if len(page.entries) < size:  # the next page would leave a gap
+                    size = len(page.entries)
+                    break
+        return Page(entries, total, first.server_time, has_shrunk)
+
+    def _read_page(
+        self, response: requests.Response, field: str, parse: Callable[[Any], T]
+    ) -> Page[T]:
+        request = describe_request(response)
+        entries, total = self._read(response, partial(_read_entries, field))
+        parsed = [self._parse(parse, entry, request) for entry in entries]
+        return Page(parsed, total, read_server_time(response))
+
+    def _fetch_all(self, fetch: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Fetch something for each item, in parallel, and return the results in order."""
+        calls = [partial(fetch, item) for item in items]
+        return run_calls(calls, self.session.transport.http.max_connections)
 
 
 def is_json(response: requests.Response) -> bool:
-    return "json" in response.headers.get("Content-Type", "")
+    return "json" in _get_content_type(response)
 
 
 def is_absent(response: requests.Response) -> bool:
-    """Whether Airflow says that there is no such thing."""
-    return response.status_code == 404 and "detail" in _read_answer(response)
+    """Return whether Airflow says that what was asked for does not exist."""
+    return response.status_code == 404 and "detail" in _read_object(response)
 
 
-def _read_answer(response: requests.Response) -> Mapping[str, Any]:
-    """The JSON object that an answer is; an empty one if it is none."""
+def _get_content_type(response: requests.Response) -> str:
+    return response.headers.get("Content-Type", "no content type")
+
+
+def _read_object(response: requests.Response) -> Mapping[str, Any]:
+    """Return the JSON object in an answer; an empty one if there is none."""
     if not is_json(response):
         return {}
     try:
@@ -265,12 +366,6 @@ def _read_answer(response: requests.Response) -> Mapping[str, Any]:
     return answer if isinstance(answer, Mapping) else {}
 
 
-def parse_version(version: str) -> tuple[int, int]:
-    """Major and minor; of what is no version, the oldest there is."""
-    match = re.match(r"(\d+)\.(\d+)", version)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
 def _read_version(answer: Mapping[str, Any]) -> str:
     version = answer["version"]
     if not isinstance(version, str):
@@ -278,107 +373,7 @@ def _read_version(answer: Mapping[str, Any]) -> str:
     return version
 
 
-# Servers clamp it to what they allow, by default the other (2.11 and 3.3).
-PAGE_LIMIT = 1000
-
-SERVER_PAGE = 100
-
-READ_AGAIN = 2
-
-
-@dataclass(frozen=True)
-class Page(Generic[T]):
-    """A list, or a part of it.
-
-    Attributes:
-        total: Of the whole list, as it was then.
-        server_time: When the server answered, by its own clock; None if it did not say.
-    """
-
-    entries: list[T]
-    total: int
-    server_time: datetime | None
-
-
-class PagedApi(AirflowApi):
-    """What all kinds of questions that are answered with a list need."""
-
-    def _fetch_pages(
-        self,
-        path: str,
-        field: str,
-        parse: Callable[[Any], T],
-        params: Mapping[str, Any],
-        at_most: int | None = None,
-    ) -> Page[T]:
-        """A list to its end, by what came back and `total_entries`: servers clamp the pages.
-
-        The first page tells how many there are; the others are asked for together. A list that
-        shrank meanwhile is read anew: what was taken out moved the rest, and hid some of it.
-
-        Args:
-            at_most: Of a list with more entries than this, only the first page.
-        """
-        limit = at_most or sys.maxsize
-        whole, has_shrunk = self._fetch_list(path, field, parse, params, limit)
-        for _ in range(READ_AGAIN):
-            if has_shrunk:
-                whole, has_shrunk = self._fetch_list(path, field, parse, params, limit)
-        if has_shrunk:
-            seen = f"GET {path}: a list that shrinks while it is read"
-            raise UnreachableError(self.instance, self.url, seen)
-        return whole
-
-    def _fetch_list(
-        self,
-        path: str,
-        field: str,
-        parse: Callable[[Any], T],
-        params: Mapping[str, Any],
-        at_most: int,
-    ) -> tuple[Page[T], bool]:
-        def fetch(offset: int) -> Page[T]:
-            return self._fetch_page(path, field, parse, {**params, "offset": offset})
-
-        first = fetch(0)
-        entries, total, size = list(first.entries), first.total, len(first.entries)
-        has_shrunk = False
-        at_once = self.session.transport.http.max_connections
-        while size and len(entries) < total <= at_most:
-            # Not all of them: it is only said that there are so many.
-            offsets = range(len(entries), total, size)[: at_once * 4]
-            for page in self._fetch_together(fetch, offsets):
-                entries += page.entries
-                # Than the first was: they come at a time, and one that was later may say less.
-                has_shrunk = has_shrunk or page.total < first.total
-                total = page.total
-                if len(page.entries) < size:  # those after it would leave a gap
-                    size = len(page.entries)
-                    break
-        return Page(entries, total, first.server_time), has_shrunk
-
-    def _fetch_page(
-        self, path: str, field: str, parse: Callable[[Any], T], params: Mapping[str, Any]
-    ) -> Page[T]:
-        response = self._get(path, params={"limit": PAGE_LIMIT, **params})
-        return self._read_list(response, field, parse)
-
-    def _read_list(
-        self, response: requests.Response, field: str, parse: Callable[[Any], T]
-    ) -> Page[T]:
-        """The part of a list that an answer is; an error for any other answer."""
-        request = describe_request(response)
-        entries, total = self._read(response, partial(_read_page, field))
-        parsed = [self._parse(parse, entry, request) for entry in entries]
-        return Page(parsed, total, read_server_time(response))
-
-    def _fetch_together(self, fetch: Callable[[T], R], asked: Sequence[T]) -> list[R]:
-        """The answers in the order of what is asked, as many at a time as is declared."""
-        calls = [partial(fetch, item) for item in asked]
-        return run_calls(calls, self.session.transport.http.max_connections)
-
-
-def _read_page(field: str, answer: Mapping[str, Any]) -> tuple[list[Any], int]:
+def _read_entries(field: str, answer: Mapping[str, Any]) -> tuple[list[Any], int]:
     entries, total = answer[field], answer["total_entries"]
     if not isinstance(entries, list) or not isinstance(total, int):
         raise TypeError(f"`{field}` is no list, or `total_entries` no number")

@@ -1,8 +1,9 @@
-"""Ways to sign in that a cloud has: each needs a package that comes as an extra."""
+"""Ways to sign in at cloud providers. Each needs a package that is installed as an extra."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,31 +14,31 @@ from federation_defs.airflow.auth import Credential, NotSignedInError, Renewable
 from federation_defs.airflow.http import NoAuth, Transport
 
 _AWS_TIMEOUT_S = 10
-
-_YOUNG_S = 60.0
-
+# A 403 in this time after a login is a missing permission, not an expired session.
+_FRESH_LOGIN_S = 60.0
 _GOOGLE_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 
 class MwaaAuth(RenewableAuth):
-    """Amazon MWAA: an IAM identity's web login token, traded at the web server for a session.
+    """Amazon MWAA: the web login token of an IAM identity, exchanged for a session.
 
-    The session ends after some hours, or when the environment is updated; then it signs in again.
-    (`InvokeRestApi`, the other way in, gives no answer of more than 6 MB or 10 s.)
+    The session ends after some hours, or when the environment is updated. Then a new one is
+    started. (`InvokeRestApi`, the alternative, limits answers to 6 MB and 10 s.)
 
     Args:
         transport: To the environment's web server.
-        environment: Its name.
-        region: Of AWS; None as boto3 finds it. So is `profile`.
+        environment: The environment's name.
+        region: The AWS region; None for the one that boto3 finds. The same holds for `profile`.
     """
 
-    # Airflow 3's login first: the token is good for both, and the other's path is 404.
+    # The login of Airflow 3 is tried first. Airflow 2 answers it with 404, which leaves the token
+    # valid.
     _LOGINS = (("/pluginsv2/aws_mwaa/login", "_token"), ("/aws_mwaa/login", "session"))
 
     def __init__(
         self, transport: Transport, environment: str, region: str | None, profile: str | None
     ) -> None:
-        super().__init__()
+        super().__init__(transport.timing.monotonic)
         self._transport = transport
         self._environment = environment
         self._region, self._profile = region, profile
@@ -51,31 +52,27 @@ class MwaaAuth(RenewableAuth):
                 "POST", path, auth=NoAuth(), is_repeatable=False, data={"token": token}
             )
             if response.status_code == 429 or response.status_code >= 500:
-                raise NotSignedInError("no session, for now", response)
+                raise NotSignedInError("no session for now", response)
             value = response.cookies.get(cookie)
             statuses.append(str(response.status_code))
             if response.status_code < 400 and value:
-                self._signed_in_at = time.monotonic()
-                # Airflow 3's cookie is a token as others are, and 2's a session of the web pages.
-                is_token = cookie == "_token"
-                return (
-                    build_bearer(value) if is_token else Credential(("Cookie", f"session={value}"))
-                )
-        said = f"the login at {self._transport.url} gave no session ({' and '.join(statuses)})"
-        raise NotSignedInError(said)
+                self._signed_in_at = self._monotonic()
+                if cookie == "_token":  # a bearer token like any other
+                    return build_bearer(value)
+                return Credential(("Cookie", f"session={value}"))
+        reason = f"the login at {self._transport.url} gave no session ({' and '.join(statuses)})"
+        raise NotSignedInError(reason)
 
     def _is_refusal(self, response: requests.Response) -> bool:
-        """A session that ended is 401, 403 or a way to the login page; right after a login, a 403
-        is a missing permission."""
+        """Return whether the session ended: a 401, or some time after the login also a 403 or a
+        redirect to the login page."""
         if super()._is_refusal(response):
             return True
-        is_young = time.monotonic() - self._signed_in_at < _YOUNG_S
-        if response.status_code == 403 or response.is_redirect:
-            return not is_young
-        return False
+        is_fresh = self._monotonic() - self._signed_in_at < _FRESH_LOGIN_S
+        return (response.status_code == 403 or response.is_redirect) and not is_fresh
 
     def _fetch_login_token(self) -> str:
-        import boto3  # the extra: only who signs in there needs it, and pays for its import
+        import boto3  # part of an extra, and slow to import
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -86,28 +83,30 @@ class MwaaAuth(RenewableAuth):
             answer = aws.client("mwaa", config=config).create_web_login_token(Name=name)
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "no code")
-            said = f"AWS refused CreateWebLoginToken for the MWAA environment {name} ({code})"
-            raise NotSignedInError(said) from error
+            reason = f"AWS refused CreateWebLoginToken for the MWAA environment {name} ({code})"
+            raise NotSignedInError(reason) from error
         except BotoCoreError as error:
-            said = f"AWS was not asked for the MWAA environment {name} ({type(error).__name__})"
-            raise NotSignedInError(said) from error
+            reason = f"AWS was not asked for the MWAA environment {name} ({type(error).__name__})"
+            raise NotSignedInError(reason) from error
         host = answer["WebServerHostname"]
-        # The token must not go to a host that is not the environment's own.
+        # The token must not go to another host.
         if host != urlsplit(self._transport.url).hostname:
-            said = f"the MWAA environment {name} is at {host}, and `url` is {self._transport.url}"
-            raise NotSignedInError(said)
+            reason = f"the MWAA environment {name} is at {host}, and `url` is {self._transport.url}"
+            raise NotSignedInError(reason)
         return answer["WebToken"]
 
 
 class ComposerAuth(RenewableAuth):
-    """Cloud Composer: the access token of a Google account, renewed before it ends.
+    """Cloud Composer: the access token of a Google account, renewed before it expires.
 
     Args:
         credentials_file: A service account's key; None for the application default credentials.
     """
 
-    def __init__(self, credentials_file: str | None) -> None:
-        super().__init__()
+    def __init__(
+        self, credentials_file: str | None, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(monotonic)
         self._file = credentials_file
         self._google: Any = None
 
@@ -120,17 +119,16 @@ class ComposerAuth(RenewableAuth):
                 self._google = self._load()
             self._google.refresh(Request())
         except (GoogleAuthError, OSError, ValueError, TypeError, AttributeError) as error:
-            # Of Google's own words only what a refusal is called: the rest may quote a key.
-            said = str(error.args[0]) if isinstance(error, RefreshError) else type(error).__name__
+            # Only the name of a refusal: the rest of the message may quote a key.
+            name = str(error.args[0]) if isinstance(error, RefreshError) else type(error).__name__
             source = self._file or "the application default credentials"
-            said = f"Google gave no access token for {source} ({' '.join(said.split())[:200]})"
-            raise NotSignedInError(said) from error
-        due_at = None
-        if self._google.expiry is not None:  # UTC, though it does not say so
+            reason = f"Google gave no access token for {source} ({' '.join(name.split())[:200]})"
+            raise NotSignedInError(reason) from error
+        lifetime_s = None
+        if self._google.expiry is not None:  # naive, in UTC
             expires = self._google.expiry.replace(tzinfo=timezone.utc)
-            life_s = (expires - datetime.now(timezone.utc)).total_seconds()
-            due_at = time.monotonic() + life_s * 0.9
-        return Credential(("Authorization", f"Bearer {self._google.token}"), due_at)
+            lifetime_s = (expires - datetime.now(timezone.utc)).total_seconds()
+        return Credential(("Authorization", f"Bearer {self._google.token}"), lifetime_s)
 
     def _load(self) -> Any:
         if self._file is None:

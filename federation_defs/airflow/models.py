@@ -1,18 +1,19 @@
-"""What we read from Airflow: frozen, typed, the same for both APIs.
+"""Records of what Airflow answers, the same for both APIs.
 
-Times are aware and in UTC. What may be missing is None; what we don't know is dropped (`parsing`).
+Times are aware and in UTC. A value that is missing is None.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 ACTIVE_STATES = frozenset({"queued", "running"})
-
 FINISHED_STATES = frozenset({"success", "failed"})
+
+RunKey = tuple[str, str]  # DAG id and run id: run ids are unique per DAG only
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +21,14 @@ class Dag:
     """A DAG as an instance lists it.
 
     Attributes:
-        is_present: The DAG's file is there and parses. Airflow goes on listing a DAG for a while
-            after its file has gone (`is_active` in 2.x, `is_stale` in 3.x).
-        has_import_errors: Its file does not parse as it is now.
-        is_partitioned: Its runs have partition keys in place of logical dates (3.2).
-        schedule: What a person calls its schedule (a cron expression, "@daily"), or None if it
-            has none.
-        file_token: What 2.x gives its source for.
-        file: Where its code is, the same for all DAGs of one file.
-        raw: The answer as it came, if that was asked for; it is most of what a long list weighs.
+        is_present: Whether its file exists. Airflow goes on listing a DAG for a while after its
+            file was deleted (`is_active` in 2.x, `is_stale` in 3.x).
+        has_import_errors: Whether its file can't be imported as it is now.
+        is_partitioned: Whether its runs have partition keys instead of logical dates (3.2).
+        schedule: Its schedule as text (a cron expression, "@daily"), or None.
+        file_token: The id of its source in 2.x.
+        file: The path of its file, the same for all DAGs in one file.
+        raw: The whole answer if asked for, which is most of the memory that a long list takes.
     """
 
     dag_id: str
@@ -46,56 +46,17 @@ class Dag:
 
 
 @dataclass(frozen=True, slots=True)
-class DagDetails:
-    """What an instance tells only of one DAG at a time.
-
-    Attributes:
-        params: The DAG's params by name, each with `value`, `description` and `schema`.
-        run_timeout_s: For its runs; None if there is none.
-        timezone: Its name.
-    """
-
-    dag_id: str
-    doc: str | None
-    params: Mapping[str, Any]
-    catchup: bool
-    max_active_runs: int | None
-    start_date: datetime | None
-    end_date: datetime | None
-    run_timeout_s: float | None
-    timezone: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A task as its DAG defines it.
-
-    Attributes:
-        operator: Its class.
-        is_mapped: Its runs have an instance per index.
-    """
-
-    task_id: str
-    operator: str | None
-    is_mapped: bool
-    downstream_task_ids: tuple[str, ...]
-    trigger_rule: str | None
-    owner: str | None
-    retries: int
-    pool: str | None
-    queue: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class DagRun:
-    """One run of a DAG. Every date may be missing: 3.x runs need no logical date, and a cleared
-    run loses its start and its end.
+    """One run of a DAG.
+
+    Every date may be missing: in 3.x the logical date is optional, and a cleared run loses its
+    start and end.
 
     Attributes:
-        run_type: "scheduled", "manual", "backfill", "asset_triggered" ("dataset_triggered" in 2.x)
-            and what later versions add.
-        run_after: Before it nothing runs (3.x).
-        partition_key: Of a partitioned DAG's run (3.2).
+        run_type: Such as "scheduled", "manual", "backfill", "asset_triggered" (3.x) or
+            "dataset_triggered" (2.x).
+        run_after: The earliest start (3.x).
+        partition_key: For runs of partitioned DAGs (3.2).
     """
 
     dag_id: str
@@ -114,6 +75,10 @@ class DagRun:
     partition_key: str | None
 
     @property
+    def key(self) -> RunKey:
+        return self.dag_id, self.run_id
+
+    @property
     def is_finished(self) -> bool:
         return self.state in FINISHED_STATES
 
@@ -124,12 +89,12 @@ class DagRun:
 
 @dataclass(frozen=True, slots=True)
 class TriggerOptions:
-    """How a run is to be started, if not just now.
+    """Options of a trigger.
 
     Attributes:
-        logical_date: If it is not given and a data interval is, the interval's start.
-        data_interval: Its start and end (2.9); else Airflow infers them from the logical date.
-        partition_key: For a partitioned DAG (3.2), in place of a logical date.
+        logical_date: Defaults to the start of the data interval, if that is given.
+        data_interval: Start and end (2.9). By default Airflow infers them from the logical date.
+        partition_key: For a partitioned DAG (3.2), instead of a logical date.
     """
 
     logical_date: datetime | None = None
@@ -143,9 +108,8 @@ class TaskInstance:
     """The last try of one task in a DAG run.
 
     Attributes:
-        map_index: -1 for a task that is not mapped.
+        map_index: -1 unless the task is mapped.
         state: None before it is scheduled.
-        duration_s: Of the last try.
     """
 
     task_id: str
@@ -166,108 +130,28 @@ class TaskInstance:
 
 @dataclass(frozen=True, slots=True)
 class AirflowAsset:
-    """What Airflow 3 calls an asset, and Airflow 2 a dataset.
+    """An asset of Airflow 3, or a dataset of Airflow 2.
 
     Attributes:
         id: The instance's own number for it.
-        name: In 2.x, its URI.
         scheduled_dag_ids: The DAGs that its events start.
-        producing_tasks: Each as (DAG id, task id); so are the consuming ones, which 2.x can't
-            tell.
+        producing_tasks: (DAG id, task id) pairs.
     """
 
     id: int
     uri: str
-    name: str
-    group: str | None
     extra: Mapping[str, Any]
     scheduled_dag_ids: tuple[str, ...]
     producing_tasks: tuple[tuple[str, str], ...]
-    consuming_tasks: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AssetEvent:
-    """An update of an Airflow asset.
-
-    Attributes:
-        uri: None if the asset is no longer there.
-        source_map_index: -1 unless a mapped task made it.
-        created_runs: The DAG runs that it had a part in starting, each as (DAG id, run id).
-    """
-
-    id: int
-    asset_id: int
-    uri: str | None
-    timestamp: datetime
-    source_dag_id: str | None
-    source_task_id: str | None
-    source_run_id: str | None
-    source_map_index: int
-    extra: Mapping[str, Any]
-    created_runs: tuple[tuple[str, str], ...]
-    partition_key: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class DagImportError:
-    """A DAG file that does not parse.
+    """A DAG file that Airflow can't import.
 
     Attributes:
-        file: Its path, from the bundle's folder on in 3.x.
-        bundle: The bundle that it is of (3.x).
+        file: Its path; in 3.x, below the bundle's folder.
     """
 
-    id: int
     file: str
-    bundle: str | None
     stack_trace: str
-    timestamp: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class DagWarning:
-    """What Airflow has against a DAG that it runs nevertheless, such as a pool that is missing."""
-
-    dag_id: str
-    kind: str
-    message: str
-    timestamp: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class ComponentHealth:
-    """How a part of an instance is doing.
-
-    Attributes:
-        status: "healthy", "unhealthy"; None if it does not run, which for a triggerer may be right.
-    """
-
-    status: str | None
-    latest_heartbeat: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """How an instance says it is doing.
-
-    Attributes:
-        components: By name: metadatabase, scheduler, triggerer, dag_processor.
-    """
-
-    components: Mapping[str, ComponentHealth] = field(default_factory=dict)
-
-    @property
-    def is_healthy(self) -> bool:
-        """No part is unhealthy. (Workers are not among them.)"""
-        return all(part.status != "unhealthy" for part in self.components.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Permissions:
-    """What an account may do with a DAG, and to Airflow assets."""
-
-    may_read: bool
-    may_trigger: bool
-    may_clear: bool
-    may_post_asset_events: bool

@@ -1,4 +1,4 @@
-"""DAG runs: what became of them, and starting, clearing and stopping them."""
+"""DAG runs and their tasks: read, trigger, clear and stop."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from typing import Any
 
 import requests
 
-from federation_defs.airflow.api import PagedApi, follow_upgrade, is_absent, parse_version
+from federation_defs.airflow.api import AirflowApi, is_absent, is_json, retry_after_upgrade
 from federation_defs.airflow.http import describe_request
-from federation_defs.airflow.models import ACTIVE_STATES, FINISHED_STATES, DagRun, TriggerOptions
-from federation_defs.airflow.parsing import parse_dag_run
+from federation_defs.airflow.models import (
+    ACTIVE_STATES,
+    FINISHED_STATES,
+    DagRun,
+    TaskInstance,
+    TriggerOptions,
+)
+from federation_defs.airflow.parsing import parse_dag_run, parse_log, parse_task_instance
 from federation_defs.airflow.session import read_detail
-from federation_defs.airflow.versions import build_path, build_run_path, format_time
+from federation_defs.airflow.versions import build_path, build_run_path, parse_version
 from federation_defs.errors import (
     AirflowError,
     DagNotFoundError,
@@ -28,7 +34,10 @@ from federation_defs.errors import (
     UnsupportedError,
 )
 
-_NOW = TriggerOptions()
+RunKey = tuple[str, str]  # DAG id and run id
+# One page is the whole log, unless the task is running: then each request gives one more.
+MAX_LOG_PAGES = 100
+_NO_OPTIONS = TriggerOptions()
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,8 @@ class ChangedRuns:
 
     Attributes:
         runs: In the order of their creation.
-        total: How many there are; more than `runs` if they were more than were asked for.
-        server_time: When the server began to answer, by its own clock; None if it did not say.
+        total: How many there are. `runs` has fewer if they were more than asked for.
+        server_time: When the server began to answer, by its clock; None if unknown.
     """
 
     runs: list[DagRun]
@@ -46,10 +55,10 @@ class ChangedRuns:
     server_time: datetime | None
 
 
-class RunEndpoints(PagedApi):
-    """Questions about DAG runs, and what is done to them."""
+class RunEndpoints(AirflowApi):
+    """Endpoints for DAG runs and task instances."""
 
-    @follow_upgrade
+    @retry_after_upgrade
     def fetch_changed_runs(
         self,
         since: datetime,
@@ -57,36 +66,37 @@ class RunEndpoints(PagedApi):
         states: Collection[str] = (),
         at_most: int | None = None,
     ) -> ChangedRuns:
-        """All runs of all DAGs whose row changed last in this span, by the server's clock.
+        """Fetch the runs of all DAGs whose row last changed in this span, by the server's clock.
 
-        By update time, because end dates miss what is set by hand, cleared or late; in the order
-        of ids, which nothing changes.
+        By update time, since the end date misses runs that were cleared, set by hand, or whose row
+        appeared late. In the order of ids, which never change.
 
         Args:
-            until: No end unless set. Rows that change while the list is paged leave a span that
-                ends; it is then read anew.
-            states: Only runs in one of them; in any unless set.
-            at_most: If there are more, only some of them are given.
+            until: Without it, the span is open. With it, a row that changes again while the list is
+                read leaves the span, and the list is read again.
+            states: Only runs in these states.
+            at_most: If there are more, only some of them are fetched.
         """
-        params: dict[str, Any] = {"updated_at_gte": format_time(since), "order_by": "id"}
+        params: dict[str, Any] = {"updated_at_gte": since.isoformat(), "order_by": "id"}
         if until is not None:
-            params["updated_at_lte"] = format_time(until)
+            params["updated_at_lte"] = until.isoformat()
         if states:
             params["state"] = sorted(states)
-        page = self._fetch_pages("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
+        limit = {} if at_most is None else {"at_most": at_most}
+        page = self._fetch_list("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, **limit)
         return ChangedRuns(page.entries, page.total, page.server_time)
 
-    @follow_upgrade
+    @retry_after_upgrade
     def fetch_active_runs(self, at_most: int) -> list[DagRun] | None:
-        """The runs of all DAGs that are not over; None if there are more than so many.
+        """Fetch the queued and running runs of all DAGs, or None if there are more.
 
-        While runs end, the list moves as it is paged, and one that goes on may be missing.
+        The list moves when runs end while it is read, so an active run may be missing.
         """
         params = {"state": sorted(ACTIVE_STATES), "order_by": "id"}
-        page, _ = self._fetch_list("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
+        page = self._fetch_pages("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
         return page.entries if page.total <= at_most else None
 
-    @follow_upgrade
+    @retry_after_upgrade
     def fetch_active_runs_by_prefix(
         self, prefix: str, at_most: int
     ) -> tuple[list[DagRun], datetime | None] | None:
@@ -102,78 +112,76 @@ class RunEndpoints(PagedApi):
         params: dict[str, Any] = {"state": sorted(ACTIVE_STATES), "order_by": "id"}
         if self.api_version.api == "v2":
             params["run_id_prefix_pattern"] = prefix
-        page, _ = self._fetch_list("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
+        page = self._fetch_pages("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
         if page.total > at_most:
             return None
         return [run for run in page.entries if run.run_id.startswith(prefix)], page.server_time
 
-    @follow_upgrade
+    @retry_after_upgrade
     def fetch_run_of_date(self, dag_id: str, logical_date: datetime) -> DagRun | None:
-        """The run of a DAG that has this logical date, or None if none has."""
-        moment = format_time(logical_date)
-        # 2.x takes it by the name that it had before 2.2, and passes over any other.
-        name = "execution_date" if self.api_version.api == "v1" else "logical_date"
+        """Fetch the run of a DAG with this logical date, or None."""
+        name, moment = self.api_version.logical_date, logical_date.isoformat()
         params = {f"{name}_gte": moment, f"{name}_lte": moment, "limit": 10}
         response = self._get(build_path("dags", dag_id, "dagRuns"), params=params)
         if is_absent(response):
             return None
-        runs = self._read_list(response, "dag_runs", parse_dag_run).entries
+        runs = self._read_page(response, "dag_runs", parse_dag_run).entries
         return next((run for run in runs if run.logical_date == logical_date), None)
 
-    @follow_upgrade
+    @retry_after_upgrade
     def fetch_latest_finished_run(self, dag_id: str) -> DagRun | None:
-        """The run of a DAG that ended last, or None if none has.
+        """Fetch the run of a DAG that ended last, or None.
 
         Raises:
-            DagNotFoundError: There is no such DAG.
+            DagNotFoundError: The instance has no such DAG.
         """
         params = {"state": sorted(FINISHED_STATES), "order_by": "-end_date", "limit": 1}
         response = self._get(build_path("dags", dag_id, "dagRuns"), params=params)
         is_known = not is_absent(response)
-        runs = self._read_list(response, "dag_runs", parse_dag_run).entries if is_known else []
-        # Of a DAG that there is not, 2.11 just lists no runs.
+        runs = self._read_page(response, "dag_runs", parse_dag_run).entries if is_known else []
+        # For an unknown DAG, 2.11 answers with an empty list.
         if not runs and is_absent(self._get(build_path("dags", dag_id))):
             raise DagNotFoundError(self.instance, dag_id, "404")
         return runs[0] if runs else None
 
-    @follow_upgrade
+    @retry_after_upgrade
     def fetch_run(self, dag_id: str, run_id: str) -> DagRun | None:
-        """One DAG run, or None if there is none of this id."""
+        """Fetch a run, or None if there is none of this id."""
         response = self._get(build_run_path(dag_id, run_id))
         return None if is_absent(response) else self._read(response, parse_dag_run)
 
-    @follow_upgrade
-    def fetch_runs(self, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], DagRun]:
-        """DAG runs by (DAG id, run id), without those that there are not.
+    @retry_after_upgrade
+    def fetch_runs(self, keys: Iterable[RunKey]) -> dict[RunKey, DagRun]:
+        """Fetch runs by (DAG id, run id). Those that do not exist are left out.
 
-        A request each, several at a time: neither API takes a list of run ids. For many that go
-        on, `fetch_active_runs` tells the same in fewer requests.
+        One request each, several at a time, since neither API takes a list of run ids. For many
+        active runs, `fetch_active_runs` needs fewer requests.
         """
-        asked = list(dict.fromkeys(keys))
-        runs = self._fetch_together(lambda key: self.fetch_run(*key), asked)
-        return {key: run for key, run in zip(asked, runs, strict=True) if run is not None}
+        wanted = list(dict.fromkeys(keys))
+        runs = self._fetch_all(lambda key: self.fetch_run(*key), wanted)
+        return {key: run for key, run in zip(wanted, runs, strict=True) if run is not None}
 
-    @follow_upgrade
+    @retry_after_upgrade
     def trigger_run(
         self,
         dag_id: str,
         run_id: str,
         conf: Mapping[str, Any] | None = None,
-        options: TriggerOptions = _NOW,
+        options: TriggerOptions = _NO_OPTIONS,
     ) -> DagRun:
-        """The DAG run of this id: started now, or adopted if it is there already.
+        """Start a run, or adopt the existing one of this id, and return it.
 
-        Safe to repeat: Airflow keeps run ids unique per DAG (2.11 and 3.3 alike answer 409), and an
-        answer that says nothing sure, a 5xx or none at all, is followed by asking for the run.
+        Idempotent: Airflow keeps run ids unique per DAG and answers 409 to a second one (2.11,
+        3.3). If the answer is lost or a 5xx, the run is looked up.
 
         Raises:
             DagNotFoundError: The instance has no such DAG.
-            LogicalDateTakenError: Another run owns the logical date.
-            RunNotStartedError: The trigger failed there, or was lost; no run came of it so far.
-            RequestRefusedError: The conf, a date or the partition key is none that the DAG takes.
-            UnsupportedError: A partition key before 3.2, a data interval before 2.9.
+            LogicalDateTakenError: Another run has the logical date.
+            RunNotStartedError: The trigger failed or was lost, and there is no such run so far.
+            RequestRefusedError: The DAG does not accept the conf, a date or the partition key.
+            UnsupportedError: A partition key before 3.2, or a data interval before 2.9.
         """
-        self._refuse_unsupported(options)
+        self._check_supported(options)
         try:
             response = self._send(
                 "POST",
@@ -181,17 +189,17 @@ class RunEndpoints(PagedApi):
                 json=self.api_version.build_trigger_body(run_id, conf or {}, options),
             )
         except UnreachableError as error:
-            return self._fetch_started(dag_id, run_id, error.reason)
+            return self._fetch_triggered_run(dag_id, run_id, error.reason)
         except TlsError:
             if (run := self.fetch_run(dag_id, run_id)) is not None:
                 return run
             raise
-        if response.status_code in (200, 201):
+        status = response.status_code
+        if status in (200, 201):
             with suppress(UnexpectedAnswerError):
                 return self._read(response, parse_dag_run)
         if is_absent(response):
             raise DagNotFoundError(self.instance, dag_id, "404 to the trigger")
-        status = response.status_code
         if status == 409:
             if (run := self.fetch_run(dag_id, run_id)) is not None:
                 return run
@@ -199,11 +207,13 @@ class RunEndpoints(PagedApi):
         if status == 408 or status < 300 or status >= 500:
             detail = read_detail(response) if status >= 400 else "no run of Airflow's in it"
             reason = f"{describe_request(response)}: {status}"
-            return self._fetch_started(dag_id, run_id, reason, detail)
+            return self._fetch_triggered_run(dag_id, run_id, reason, detail)
         raise self.session.build_error(response)
 
-    def _fetch_started(self, dag_id: str, run_id: str, reason: str, detail: str = "") -> DagRun:
-        """The run of a trigger that may have been done."""
+    def _fetch_triggered_run(
+        self, dag_id: str, run_id: str, reason: str, detail: str = ""
+    ) -> DagRun:
+        """Fetch the run of a trigger whose outcome is unknown."""
         try:
             run = self.fetch_run(dag_id, run_id)
         except UnreachableError:
@@ -215,23 +225,23 @@ class RunEndpoints(PagedApi):
             raise RunNotStartedError(self.instance, dag_id, run_id, reason, detail)
         return run
 
-    def _refuse_unsupported(self, options: TriggerOptions) -> None:
-        """Older versions would say that they know no such field; that tells nobody what to do."""
-        needs = {
+    def _check_supported(self, options: TriggerOptions) -> None:
+        """Raise an error that names the version. An older Airflow reports an unknown field."""
+        requirements = {
             "partition keys": (options.partition_key, (3, 2)),
             "data intervals that a trigger gives": (options.data_interval, (2, 9)),
         }
-        for what, (value, since) in needs.items():
+        for feature, (value, since) in requirements.items():
             if value is None or (self._version and parse_version(self._version) >= since):
                 continue
-            version = self.fetch_version()  # it may have been upgraded since
+            version = self.fetch_version()  # it may have been upgraded
             if parse_version(version) < since:
                 first = ".".join(map(str, since))
-                raise UnsupportedError(self.instance, version, what, first)
+                raise UnsupportedError(self.instance, version, feature, first)
 
-    @follow_upgrade
+    @retry_after_upgrade
     def clear_failed_tasks(self, dag_id: str, run_id: str) -> None:
-        """Runs the failed tasks of a finished run again, and what comes after them.
+        """Run the failed tasks of a finished run again, and those downstream.
 
         Raises:
             RunLostError: There is no such run.
@@ -243,26 +253,27 @@ class RunEndpoints(PagedApi):
                 "dag_run_id": run_id,
                 "only_failed": True,
                 "reset_dag_runs": True,
-                "dry_run": False,  # the default is true: nothing would happen
+                "dry_run": False,  # the default is true
             },
         )
-        self._refuse_bad_answer(response, dag_id, run_id, "clear")
+        self._check_done(response, dag_id, run_id, "clear")
 
-    @follow_upgrade
+    @retry_after_upgrade
     def clear_run(self, dag_id: str, run_id: str) -> None:
-        """Runs all tasks of a finished run again.
+        """Run all tasks of a finished run again.
 
         Raises:
             RunLostError: There is no such run.
         """
         path = build_run_path(dag_id, run_id, "clear")
         response = self._send("POST", path, json={"dry_run": False})
-        self._refuse_bad_answer(response, dag_id, run_id, "clear")
+        self._check_done(response, dag_id, run_id, "clear")
 
-    @follow_upgrade
+    @retry_after_upgrade
     def stop_run(self, dag_id: str, run_id: str) -> DagRun:
-        """The run, ended: as failed, its tasks' processes gone within seconds. One that is over is
-        left as it is (but for one that ends between our look and our word).
+        """Set a run to failed and return it. Airflow ends its processes within seconds.
+
+        A finished run is left as it is, unless it ends between the check and the request.
 
         Raises:
             RunLostError: There is no such run.
@@ -271,18 +282,61 @@ class RunEndpoints(PagedApi):
         if run is not None and run.is_finished:
             return run
         response = self._send("PATCH", build_run_path(dag_id, run_id), json={"state": "failed"})
-        self._refuse_bad_answer(response, dag_id, run_id, "stop")
+        self._check_done(response, dag_id, run_id, "stop")
         return self._read(response, parse_dag_run)
 
-    def _refuse_bad_answer(
-        self, response: requests.Response, dag_id: str, run_id: str, verb: str
-    ) -> None:
+    def _check_done(self, response: requests.Response, dag_id: str, run_id: str, verb: str) -> None:
         if is_absent(response):
-            said = f"has no run '{run_id}' of DAG '{dag_id}' to {verb}. Was it deleted there?"
-            raise RunLostError(self.instance, said)
+            missing = f"has no run '{run_id}' of DAG '{dag_id}' to {verb}. Was it deleted there?"
+            raise RunLostError(self.instance, missing)
         if response.status_code != 200:
             raise self.session.build_error(response)
 
+    @retry_after_upgrade
+    def fetch_task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
+        """Fetch the tasks of a run; mapped tasks once per index."""
+        path = build_run_path(dag_id, run_id, "taskInstances")
+        page = self._fetch_list(path, "task_instances", parse_task_instance, {})
+        # Mapped tasks that are expanded meanwhile move the others, so some may come twice.
+        return list({(task.task_id, task.map_index): task for task in page.entries}.values())
+
+    @retry_after_upgrade
+    def fetch_running_tasks(self, at_most: int) -> dict[RunKey, list[TaskInstance]] | None:
+        """Fetch the running tasks of all DAGs by (DAG id, run id), or None if there are more."""
+        path, params = build_run_path("~", "~", "taskInstances"), {"state": ["running"]}
+        page = self._fetch_pages(path, "task_instances", _parse_with_run_key, params, at_most)
+        if page.total > at_most:
+            return None
+        tasks: dict[RunKey, list[TaskInstance]] = {}
+        for key, task in page.entries:
+            tasks.setdefault(key, []).append(task)
+        return tasks
+
+    @retry_after_upgrade
+    def fetch_log(self, dag_id: str, run_id: str, task: TaskInstance) -> str:
+        """Fetch the whole log of a task instance's last try."""
+        number = str(task.try_number)
+        path = build_run_path(dag_id, run_id, "taskInstances", task.task_id, "logs", number)
+        params = {"full_content": "true"}
+        if task.map_index >= 0:
+            params["map_index"] = str(task.map_index)
+        text, token = "", ""
+        for _ in range(MAX_LOG_PAGES):
+            response = self._get(path, params=params, accept=self.api_version.log_type)
+            if is_json(response):
+                page, next_token = self._read(response, parse_log)
+            else:
+                page, next_token = self._read_text(response), None
+            text += page
+            if not next_token or next_token == token or not page:
+                break
+            params["token"] = token = next_token
+        return text
+
     def build_run_url(self, dag_id: str, run_id: str) -> str:
-        """Where a person looks at a run."""
+        """Return the address of a run's page."""
         return self.url + self.api_version.build_run_page(dag_id, run_id)
+
+
+def _parse_with_run_key(answer: Mapping[str, Any]) -> tuple[RunKey, TaskInstance]:
+    return (answer["dag_id"], answer["dag_run_id"]), parse_task_instance(answer)

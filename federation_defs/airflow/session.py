@@ -1,4 +1,4 @@
-"""A signed-in session with one instance, which turns what it answers amiss into errors."""
+"""A signed-in session with one instance, and the errors that its answers stand for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import requests
+from typing_extensions import override
 
 from federation_defs.airflow.auth import BasicAuth, NotSignedInError, OpenAuth, SignIn, is_refused
 from federation_defs.airflow.http import Transport, describe_request, read_retry_after
@@ -25,12 +26,11 @@ _OPEN = OpenAuth()
 
 
 class AirflowSession:
-    """Requests to one Airflow, signed in.
+    """Sends signed-in requests to one Airflow.
 
     Args:
-        transport: How to reach it.
-        sign_in: With what.
-        account_hint: Where the account is declared, for a person whose sign-in is refused.
+        account_hint: The environment variables or keys that declare the account, for the error
+            about a refused sign-in.
     """
 
     def __init__(self, transport: Transport, sign_in: SignIn, account_hint: str) -> None:
@@ -57,21 +57,21 @@ class AirflowSession:
         accept: str | None = None,
         is_open: bool = False,
     ) -> requests.Response:
-        """The answer, whatever its status.
+        """Send a request and return the answer, whatever its status.
 
         Args:
-            path: From the instance's `url` on.
+            path: Below the instance's `url`.
             accept: The content type to ask for, if not JSON.
-            is_open: The endpoint needs no sign-in, so none is sent.
+            is_open: Whether the endpoint needs no sign-in. Then no credentials are sent.
 
         Raises:
-            UnreachableError: No answer came, or none within the time-outs.
-            TlsError: It did not prove who it is.
-            CredentialError: There is nothing to sign in with.
+            UnreachableError: No answer came, or not within the time-outs.
+            TlsError: The server's certificate was not trusted, or ours was refused.
+            CredentialError: There are no credentials.
             SignInRefusedError: The server gave no token for the account.
         """
         sign_in = _OPEN if is_open else self._sign_in
-        # Lists that are asked for with a body read too.
+        # A POST to `…/list` reads, with the filters in its body.
         is_repeatable = method == "GET" or (method == "POST" and path.endswith("/list"))
         content = {"params": params, "json": json, "accept": accept}
 
@@ -83,7 +83,7 @@ class AirflowSession:
         try:
             sign_in.prepare()
             response = send()
-            # What was refused was not done, so this is safe for all of them.
+            # A refused request changed nothing, so any method is safe to send again.
             return send() if sign_in.renew(response) else response
         except NotSignedInError as error:
             if error.response is not None:
@@ -91,7 +91,7 @@ class AirflowSession:
             raise CredentialError(self.instance, error.reason, self._account_hint) from error
 
     def build_error(self, response: requests.Response) -> AirflowError:
-        """The error that an answer with a bad status stands for."""
+        """Build the error for an answer with a bad status."""
         request, status = describe_request(response), response.status_code
         detail = read_detail(response)
         if is_refused(response):
@@ -104,35 +104,68 @@ class AirflowSession:
             needed = describe_needed_permission(request)
             hint = self._account_hint
             return PermissionMissingError(self.instance, request, needed, detail, hint)
-        seen = f"{status}{quote_detail(detail)}"
+        observed = f"{status}{quote_detail(detail)}"
         if status == 429 or status >= 500:
-            later = read_retry_after(response)
-            seen += f", to be asked again in {later:.0f} s" if later else ""
-            return UnreachableError(self.instance, self.url, f"{request}: {seen}")
+            retry_after_s = read_retry_after(response)
+            observed += f", to be asked again in {retry_after_s:.0f} s" if retry_after_s else ""
+            return UnreachableError(self.instance, self.url, f"{request}: {observed}")
         if status in (400, 422) and detail:
             return RequestRefusedError(self.instance, request, status, detail)
         remedy = ""
         if response.is_redirect:
-            remedy = "An API sends nobody elsewhere: declare where it leads, unless it is a login."
-        return UnexpectedAnswerError(self.instance, request, seen, remedy)
+            remedy = "An API does not redirect: declare its target as `url`, unless it is a login."
+        return UnexpectedAnswerError(self.instance, request, observed, remedy)
 
     def _build_sign_in_error(self, response: requests.Response, reason: str) -> AirflowError:
-        """The error that stands for an answer to the sign-in itself."""
+        """Build the error for an answer to the sign-in itself."""
         request = describe_request(response)
         if response.ok and not response.is_redirect:
             return UnexpectedAnswerError(self.instance, request, reason)
         remedies = {
             404: "An Airflow 2 gives no tokens: if this is one, declare `type: basic`.",
-            405: "Is `url` the web address with its path prefix?",  # 3.3, asked without its own
+            405: "Is `url` the web address with its path prefix?",  # 3.3, without its prefix
         }
         if remedy := remedies.get(response.status_code):
-            seen = str(response.status_code)
-            return UnexpectedAnswerError(self.instance, request, seen, remedy)
+            return UnexpectedAnswerError(self.instance, request, str(response.status_code), remedy)
         return self.build_error(response)
 
 
+class RequestsFacade(requests.Session):
+    """A `requests.Session` for other libraries, whose requests go through an `AirflowSession`.
+
+    They share its connections, rate limit, sign-in and errors. Only what that passes on is
+    accepted: params, json and an Accept header.
+    """
+
+    def __init__(self, session: AirflowSession) -> None:
+        super().__init__()
+        self._session = session
+
+    @override
+    def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:  # type: ignore[override]
+        session = self._session
+        if not url.startswith(f"{session.url}/"):
+            raise ValueError(f"{url} is not at {session.url}, and would get its credentials")
+        given = {name for name, value in kwargs.items() if value is not None}
+        headers = kwargs.get("headers") or {}
+        # Time-outs are the session's own, and redirects are never followed.
+        unknown = given - {"params", "json", "headers", "timeout", "allow_redirects"}
+        if unknown or headers.keys() - {"Accept"}:
+            raise TypeError(f"{method} {url}: only params, json and an Accept header are passed on")
+        response = session.request(
+            method.upper(),
+            url.removeprefix(session.url),
+            params=kwargs.get("params"),
+            json=kwargs.get("json"),
+            accept=headers.get("Accept"),
+        )
+        if response.status_code >= 300:
+            raise session.build_error(response)
+        return response
+
+
 def read_detail(response: requests.Response) -> str:
-    """Airflow's own words about an error, or where it sends us; one line, as long as they are."""
+    """Return Airflow's message about an error, or the target of a redirect, as one line."""
     if response.is_redirect:
         return f"go to {re.split('[?#]', response.headers['Location'])[0]}"
     try:
@@ -141,37 +174,32 @@ def read_detail(response: requests.Response) -> str:
         return ""
     if not isinstance(answer, dict):
         return ""
-    # 2.x titles every 403 "Forbidden", which says nothing. Where there is no such path, 3.x has
-    # an `error` in place of the `detail`.
+    # 2.x titles every 403 "Forbidden", which adds nothing. For an unknown path, 3.x has `error` in
+    # place of `detail`.
     title = answer.get("title") if response.status_code != 403 else ""
     detail = answer.get("detail") or title or answer.get("error")
-    return " ".join(_tell(detail).split())
+    return " ".join(_format_detail(detail).split())
 
 
-def _tell(detail: Any) -> str:
-    """2.x gives a text; 3.x a text, an object with a reason, or a list of fields that are wrong."""
+def _format_detail(detail: Any) -> str:
+    """Format a text (2.x, 3.x), or an object with a reason or a list of wrong fields (3.x)."""
     if isinstance(detail, list):
-        return "; ".join(_tell(entry) for entry in detail)
+        return "; ".join(_format_detail(entry) for entry in detail)
     if isinstance(detail, dict):
-        where = ".".join(str(part) for part in detail.get("loc") or ())
-        said = detail.get("msg") or detail.get("message") or detail.get("reason")
-        return f"{where}: {said}" if where else str(said or detail)
+        location = ".".join(str(part) for part in detail.get("loc") or ())
+        message = detail.get("msg") or detail.get("message") or detail.get("reason")
+        return f"{location}: {message}" if location else str(message or detail)
     return str(detail or "")
 
 
 _READ = "DAGs.can_read"
-
 _EDIT = "DAGs.can_edit"
-
 _RUNS = f"DAG Runs.can_read, {_READ}"
-
-# What is asked, what that is, its permissions, and one of Airflow's roles that has them whichever
-# the auth manager.
-_NEEDS = (
+# Request, action, permissions, and a role that has them with every auth manager.
+_NEEDED_PERMISSIONS = (
     (r"POST .*/dags/[^/]+/dagRuns", "trigger DAG runs", f"DAG Runs.can_create, {_EDIT}", "User"),
     (r"POST .*/clear(TaskInstances)?", "clear tasks", f"Task Instances.can_edit, {_EDIT}", "User"),
     (r"PATCH .*/dagRuns/[^/]+", "stop DAG runs", f"DAG Runs.can_edit, {_EDIT}", "User"),
-    (r"DELETE .*/dagRuns/[^/]+", "delete DAG runs", f"DAG Runs.can_delete, {_EDIT}", "User"),
     (r"PATCH .*/dags.*", "edit DAGs", _EDIT, "User"),
     (r"POST .*/datasets/events", "create dataset events", "Datasets.can_create", "Op"),
     (r"POST .*/assets/events", "create asset events", "Assets.can_create", "Op"),
@@ -181,18 +209,17 @@ _NEEDS = (
     (r".*/dagRuns.*", "read DAG runs", _RUNS, "Viewer"),
     (r"GET .*/dagSources/.*", "read source code", f"DAG Code.can_read, {_READ}", "Viewer"),
     (r"GET .*/importErrors", "read import errors", "ImportError.can_read", "Viewer"),
-    (r"GET .*/dagWarnings", "read DAG warnings", f"DAG Warnings.can_read, {_READ}", "Viewer"),
     (r"GET .*/dags.*", "read DAGs", _READ, "Viewer"),
 )
 
 
 def describe_needed_permission(request: str) -> str:
-    """What an account needs for a request; empty if we don't know.
+    """Return the permission that a request needs, or "" if unknown.
 
     Args:
         request: Method and path.
     """
-    for pattern, deed, permissions, role in _NEEDS:
+    for pattern, action, permissions, role in _NEEDED_PERMISSIONS:
         if re.fullmatch(pattern, request):
-            return f"to {deed} ({permissions}; the role {role} has it)"
+            return f"to {action} ({permissions}; the role {role} has it)"
     return ""

@@ -1,10 +1,10 @@
-"""Where Airflow's two REST APIs differ, as data. What is the same in both is where it is asked."""
+"""Where Airflow's two REST APIs differ, as data."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -13,32 +13,28 @@ from federation_defs.airflow.models import Dag, TriggerOptions
 
 @dataclass(frozen=True)
 class ApiVersion:
-    """What the client must know of an API version.
+    """One of the two APIs.
 
     Attributes:
-        api: The API version, as in its path: "v1" is Airflow 2's, "v2" Airflow 3's.
-        health_path: From the instance's `url` on.
-        asset_path: Of what Airflow 2 calls datasets.
-        asset_field: Of their list.
-        asset_event_field: Of the list of their events.
-        log_type: The content type in which a log is asked for; None for JSON.
-        refused_event: An asset event that is well formed and yet made for nobody.
+        api: The version in its path: "v1" for Airflow 2, "v2" for Airflow 3.
+        assets: The name of Airflow assets in paths and lists; Airflow 2 calls them datasets.
+        logical_date: The name of the logical date in filters. 2.x takes it by its old name, and
+            ignores the other one.
+        log_type: The content type to ask for a log in. Only Airflow 2 serves logs as plain text;
+            3.x answers 406.
     """
 
     api: str
-    health_path: str
-    asset_path: str
-    asset_field: str
-    asset_event_field: str
+    assets: str
+    logical_date: str
     log_type: str | None
-    refused_event: Mapping[str, Any]
 
     @property
     def prefix(self) -> str:
         return f"/api/{self.api}"
 
-    def is_own(self, answer: Mapping[str, Any]) -> bool:
-        """Whether this API says so that it has no such thing: 2.x with a title, 3.x with none."""
+    def is_own_error(self, answer: Mapping[str, Any]) -> bool:
+        """Return whether an error comes from this API. Those of 2.x have a title, of 3.x none."""
         if self.api == "v1":
             return "title" in answer
         return "title" not in answer and ("detail" in answer or "error" in answer)
@@ -49,15 +45,15 @@ class ApiVersion:
         body: dict[str, Any] = {"dag_run_id": run_id, "conf": dict(conf)}
         date = options.logical_date
         if date is None and options.data_interval is not None:
-            date, _ = options.data_interval  # 3.x takes no notice of an interval without a date
+            date, _ = options.data_interval  # 3.x ignores an interval without a logical date
         if date is not None:
-            body["logical_date"] = format_time(date)
+            body["logical_date"] = date.isoformat()
         elif self.api == "v2":
-            body["logical_date"] = None  # required, though it may be null (else 422)
+            body["logical_date"] = None  # a missing one is a 422
         if options.data_interval is not None:
             start, end = options.data_interval
-            body["data_interval_start"] = format_time(start)
-            body["data_interval_end"] = format_time(end)
+            body["data_interval_start"] = start.isoformat()
+            body["data_interval_end"] = end.isoformat()
         if options.note is not None:
             body["note"] = options.note
         if options.partition_key is not None:
@@ -65,7 +61,7 @@ class ApiVersion:
         return body
 
     def build_source_path(self, dag: Dag) -> str:
-        # 3.x has file tokens too, and answers them with 404.
+        # 3.x has file tokens too, but answers them with 404.
         return build_path("dagSources", dag.dag_id if self.api == "v2" else dag.file_token)
 
     def build_dag_page(self, dag_id: str) -> str:
@@ -77,36 +73,19 @@ class ApiVersion:
         return f"{self.build_dag_page(dag_id)}?dag_run_id={quote(run_id, safe='')}"
 
 
-V1 = ApiVersion(
-    api="v1",
-    health_path="/health",
-    asset_path="/datasets",
-    asset_field="datasets",
-    asset_event_field="dataset_events",
-    log_type="text/plain",  # 3.x answers that with 406
-    # Past the check of its shape, which comes before that of the permission, and no further.
-    refused_event={"dataset_uri": "", "extra": {}, "unknown_field": True},
-)
-
-V2 = ApiVersion(
-    api="v2",
-    health_path="/api/v2/monitor/health",
-    asset_path="/assets",
-    asset_field="assets",
-    asset_event_field="asset_events",
-    log_type=None,
-    refused_event={"unknown_field": True},
-)
-
+V1 = ApiVersion("v1", assets="datasets", logical_date="execution_date", log_type="text/plain")
+V2 = ApiVersion("v2", assets="assets", logical_date="logical_date", log_type=None)
 API_VERSIONS = {"v1": V1, "v2": V2}
 
 
-def format_time(moment: datetime) -> str:
-    return moment.isoformat()
+def parse_version(version: str) -> tuple[int, int]:
+    """Return major and minor version; (0, 0) for anything that is no version."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def build_path(*parts: str) -> str:
-    """A path whose parts may hold anything: run ids do hold `+`, `:` and worse."""
+    """Return a path whose parts may contain anything, as run ids do."""
     return "/" + "/".join(quote(part, safe="") for part in parts)
 
 

@@ -1,187 +1,217 @@
-"""Event log queries: which runs of an asset were reported, and by whom."""
+"""Queries of Dagster's event log: which DAG runs were reported, and by which Dagster runs.
+
+They read the metadata that `events.py` writes.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 import dagster as dg
 
-from federation_defs.airflow.models import DagRun
-from federation_defs.naming import build_check_key, parse_root_run_id
+from federation_defs.airflow.models import DagRun, RunKey
+from federation_defs.naming import build_asset_key, build_check_key, parse_root_run_id
 from federation_defs.outcome import Outcome
+from federation_defs.timing import MAX_CLOCK_SKEW
 
-_RUN_ID = "Run ID"
+RUN_ID_LABEL = "Run ID"
+LINK_LABEL = "Link to run"
+STATE_LABEL = "State"
+END_LABEL = "End"
+DURATION_LABEL = "Duration (s)"
 
-_STATE = "State"
-
-_END = "End"
-
-# How far an Airflow's clock may be off ours. An event of a run is written after the run's end; by
-# this much earlier it is looked for.
-MAX_CLOCK_SKEW = timedelta(hours=1)
-
-_LINK = "Link to run"
-
-_DURATION = "Duration (s)"
-
-_EVALUATED_WITHIN_S = 60.0  # of the materialization, by the same step
-
-_LONG_AGO = datetime(1970, 1, 2, tzinfo=timezone.utc)
-
-_WITHOUT_END = timedelta(days=7)
-
+_EVALUATION_DELAY_S = 60.0  # from a step's materialization to the evaluation of its check
+_LOOKBACK_WITHOUT_DATES = timedelta(days=7)
+_OLDEST_DATE = datetime(1970, 1, 2, tzinfo=timezone.utc)
 _EVENTS_PER_QUERY = 500
 
 
-@dataclass
-class ReportedRuns:
-    """What the event log holds of one asset's runs, from a moment on.
+@dataclass(frozen=True)
+class _Report:
+    """An event about a DAG run. Times are in seconds since 1970.
 
     Attributes:
-        materialized: Run id and end of each run that is a materialization. One that was cleared
-            and ran again ended at another time, and is another.
-        checked: By run id, state, end and outcome of its last evaluation. A run that is set to
-            another state by hand is evaluated again.
-        materialized_by: Run id and Dagster run id, if a Dagster run wrote it: when it did.
-        checked_by: The same of evaluations.
+        created_at: A step's evaluation takes the place of its plan, which may be hours older.
+        is_success: Always true for a materialization. None for an evaluation that is planned.
     """
 
-    materialized: set[tuple[str, float | None]] = field(default_factory=set)
-    checked: dict[str, tuple[str, float | None, bool]] = field(default_factory=dict)
-    materialized_by: dict[tuple[str, str], float] = field(default_factory=dict)
-    checked_by: set[tuple[str, str]] = field(default_factory=set)
+    created_at: float
+    written_at: float
+    dagster_run_id: str
+    run_id: str = ""
+    state: str = ""
+    end: float | None = None
+    is_success: bool | None = None
+
+
+@dataclass(frozen=True)
+class ReportedRuns:
+    """What the event log holds of some DAG runs of one Airflow instance, by run."""
+
+    materializations: Mapping[RunKey, list[_Report]]
+    evaluations: Mapping[RunKey, list[_Report]]
 
     def lacks_materialization_of(self, outcome: Outcome) -> bool:
-        run = outcome.run
-        return outcome.is_success and (run.run_id, _seconds(run.end_date)) not in self.materialized
-
-    def is_reported_by(self, dagster_run_ids: list[str], run: DagRun) -> bool:
-        """Whether one of these Dagster runs has told all that it will of a DAG run: its evaluation,
-        or, if that is not part of it, the materialization before."""
-        long_ago = time.time() - _EVALUATED_WITHIN_S
-        return any(
-            (run.run_id, owner) in self.checked_by
-            or self.materialized_by.get((run.run_id, owner), math.inf) < long_ago
-            for owner in dagster_run_ids
-        )
+        """Whether a success is not reported. A run that ran again has another end."""
+        end = _to_seconds(outcome.run.end_date)
+        reports = self.materializations.get(outcome.run.key, [])
+        return outcome.is_success and all(report.end != end for report in reports)
 
     def lacks_evaluation_of(self, outcome: Outcome) -> bool:
+        """Whether the last evaluation differs. A person may have set another state."""
         run = outcome.run
-        seen = (run.state, _seconds(run.end_date), outcome.is_success)
-        return self.checked.get(run.run_id) != seen
+        reports = self.evaluations.get(run.key)
+        last = max(reports, key=lambda report: report.written_at) if reports else None
+        expected = (run.state, _to_seconds(run.end_date), outcome.is_success)
+        return last is None or (last.state, last.end, last.is_success) != expected
+
+    def is_reported_by(self, dagster_run_ids: Sequence[str], run: DagRun) -> bool:
+        """Whether one of these Dagster runs will report nothing more about a DAG run.
+
+        The evaluation is its last event. If the check is not selected, the materialization is.
+        """
+        due_at = time.time() - _EVALUATION_DELAY_S
+        evaluations = self.evaluations.get(run.key, [])
+        materializations = self.materializations.get(run.key, [])
+        done = [
+            *evaluations,
+            *(report for report in materializations if report.written_at < due_at),
+        ]
+        return any(report.dagster_run_id in dagster_run_ids for report in done)
 
 
 def fetch_reported_runs(
-    instance: dg.DagsterInstance, key: dg.AssetKey, runs: list[DagRun]
+    instance: dg.DagsterInstance, airflow: str, runs: Iterable[DagRun]
 ) -> ReportedRuns:
-    """What the event log holds of these runs of an asset, and maybe of others."""
-    now = datetime.now(timezone.utc)
-    first_end = min(run.end_date or run.start_date or now - _WITHOUT_END for run in runs)
-    since = (max(_LONG_AGO, min(first_end, now)) - MAX_CLOCK_SKEW).timestamp()
-    reported = ReportedRuns()
-    _add_materializations(reported, instance, key, since)
-    # A step's evaluation has its place in the log since the Dagster run began, maybe hours before.
-    _add_evaluations(reported, instance, key, min(since, *_find_owners_starts(instance, runs)))
+    """Fetch what the event log holds of these DAG runs of an Airflow instance."""
+    by_dag: dict[str, list[DagRun]] = defaultdict(list)
+    for run in runs:
+        by_dag[run.dag_id].append(run)
+    reported = ReportedRuns(defaultdict(list), defaultdict(list))
+    for dag_id, dag_runs in by_dag.items():
+        key = build_asset_key(airflow, dag_id)
+        since = _find_first_end(dag_runs) - MAX_CLOCK_SKEW.total_seconds()
+        for report in _fetch_materializations(instance, key, since):
+            reported.materializations[dag_id, report.run_id].append(report)
+        since = min(since, *_fetch_owner_starts(instance, dag_runs))
+        for report in _fetch_evaluations(instance, key):
+            if report.created_at < since:
+                break
+            if report.is_success is not None:
+                reported.evaluations[dag_id, report.run_id].append(report)
     return reported
 
 
-def read_run_link(metadata: Mapping[str, dg.MetadataValue]) -> tuple[str, str] | None:
-    """Run id and link (or empty) of the run that an event tells of; None if of none."""
-    run_id, _, _ = _read_run(metadata)
-    link = metadata.get(_LINK)
-    url = link.url if isinstance(link, dg.UrlMetadataValue) else ""
-    return (run_id, url or "") if run_id else None
-
-
-def read_duration_s(metadata: Mapping[str, dg.MetadataValue]) -> float | None:
-    """How long the run took that an event tells of; None if it does not say."""
-    duration = metadata.get(_DURATION)
-    return duration.value if isinstance(duration, dg.FloatMetadataValue) else None
-
-
-def find_first_end(instance: dg.DagsterInstance, key: dg.AssetKey) -> datetime | None:
-    """When the run ended that was the first of its asset to be reported; None if none was."""
+def find_first_reported_end(instance: dg.DagsterInstance, key: dg.AssetKey) -> datetime | None:
+    """Find the end of the run of an asset that was reported first; None if none was."""
     for record in instance.fetch_materializations(key, limit=1, ascending=True).records:
         event = record.asset_materialization
-        _, _, end = _read_run(event.metadata if event else {})
+        end = _read_end(event.metadata if event else {})
         return datetime.fromtimestamp(end or record.timestamp, timezone.utc)
-    oldest: float | None = None  # of a DAG that has only ever failed
-    storage_id: int | None = None
-    while page := instance.event_log_storage.get_asset_check_execution_history(
-        build_check_key(key), limit=_EVENTS_PER_QUERY, cursor=storage_id
-    ):
-        oldest, storage_id = page[-1].create_timestamp, page[-1].id
-    return datetime.fromtimestamp(oldest, timezone.utc) if oldest is not None else None
+    # All runs of the DAG may have failed.
+    first = min((report.created_at for report in _fetch_evaluations(instance, key)), default=None)
+    return None if first is None else datetime.fromtimestamp(first, timezone.utc)
 
 
-def _find_owners_starts(instance: dg.DagsterInstance, runs: list[DagRun]) -> list[float]:
-    """When the Dagster runs that triggered some of these were created; always one entry."""
+def fetch_last_run_link(instance: dg.DagsterInstance, key: dg.AssetKey) -> tuple[str, str] | None:
+    """Fetch id and link (or "") of the DAG run that an asset's last materialization reports."""
+    for metadata in _fetch_last_metadata(instance, key, 1):
+        link = metadata.get(LINK_LABEL)
+        url = link.url if isinstance(link, dg.UrlMetadataValue) else None
+        if run_id := _read_text(metadata, RUN_ID_LABEL):
+            return run_id, url or ""
+    return None
+
+
+def fetch_last_durations(instance: dg.DagsterInstance, key: dg.AssetKey, limit: int) -> list[float]:
+    """Fetch the run durations, in seconds, that an asset's last materializations report."""
+    metadata = _fetch_last_metadata(instance, key, limit)
+    durations = [values.get(DURATION_LABEL) for values in metadata]
+    floats = [found.value for found in durations if isinstance(found, dg.FloatMetadataValue)]
+    return [duration for duration in floats if duration is not None]
+
+
+def _fetch_last_metadata(
+    instance: dg.DagsterInstance, key: dg.AssetKey, limit: int
+) -> list[Mapping[str, dg.MetadataValue]]:
+    records = instance.fetch_materializations(key, limit=limit).records
+    events = [record.asset_materialization for record in records]
+    return [event.metadata for event in events if event is not None]
+
+
+def _find_first_end(runs: Iterable[DagRun]) -> float:
+    now = datetime.now(timezone.utc)
+    ends = [run.end_date or run.start_date or now - _LOOKBACK_WITHOUT_DATES for run in runs]
+    return max(_OLDEST_DATE, min(now, *ends)).timestamp()
+
+
+def _fetch_owner_starts(instance: dg.DagsterInstance, runs: Iterable[DagRun]) -> list[float]:
+    """Fetch when the Dagster runs that triggered these runs were created; infinity if none did."""
     owners = [owner for run in runs if (owner := parse_root_run_id(run.run_id)) is not None]
     records = instance.get_run_records(dg.RunsFilter(run_ids=owners)) if owners else []
     return [record.create_timestamp.timestamp() for record in records] or [math.inf]
 
 
-def _add_materializations(
-    reported: ReportedRuns, instance: dg.DagsterInstance, key: dg.AssetKey, since: float
-) -> None:
+def _fetch_materializations(
+    instance: dg.DagsterInstance, key: dg.AssetKey, since: float
+) -> Iterator[_Report]:
     records = dg.AssetRecordsFilter(asset_key=key, after_timestamp=since)
     page_cursor: str | None = None
-    while True:
+    has_more = True
+    while has_more:
         page = instance.fetch_materializations(records, limit=_EVENTS_PER_QUERY, cursor=page_cursor)
         for record in page.records:
-            event = record.asset_materialization
-            run_id, _, end = _read_run(event.metadata if event else {})
-            if run_id:
-                reported.materialized.add((run_id, end))
-                reported.materialized_by[run_id, record.run_id] = record.timestamp
-        if not page.has_more:
-            return
-        page_cursor = page.cursor
+            event, time_s = record.asset_materialization, record.timestamp
+            if event is not None:
+                yield _Report(
+                    time_s, time_s, record.run_id, *_read_run(event.metadata), is_success=True
+                )
+        page_cursor, has_more = page.cursor, page.has_more
 
 
-def _add_evaluations(
-    reported: ReportedRuns, instance: dg.DagsterInstance, key: dg.AssetKey, since: float
-) -> None:
-    check = build_check_key(key)
+def _fetch_evaluations(instance: dg.DagsterInstance, key: dg.AssetKey) -> Iterator[_Report]:
+    """Fetch the evaluations of an asset's check, newest first, including planned ones.
+
+    The only use of the event log storage: no public method gives them (dagster 1.13).
+    """
     storage_id: int | None = None
-    last: dict[str, float] = {}
-    while True:
-        records = instance.event_log_storage.get_asset_check_execution_history(
-            check, limit=_EVENTS_PER_QUERY, cursor=storage_id
+    has_more = True
+    while has_more:
+        page = instance.event_log_storage.get_asset_check_execution_history(
+            build_check_key(key), limit=_EVENTS_PER_QUERY, cursor=storage_id
         )
-        for record in records:  # the newest first
-            if record.create_timestamp < since:
-                return
-            if record.event is None or record.event.dagster_event is None:
-                continue
-            evaluation = record.event.dagster_event.event_specific_data
-            if not isinstance(evaluation, dg.AssetCheckEvaluation):
-                continue  # planned by a run that is yet to execute it
-            run_id, state, end = _read_run(evaluation.metadata)
-            reported.checked_by.add((run_id, record.run_id))
-            if run_id and record.event.timestamp > last.get(run_id, -math.inf):
-                last[run_id] = record.event.timestamp
-                reported.checked[run_id] = (state, end, evaluation.passed)
-        if len(records) < _EVENTS_PER_QUERY:
-            return
-        storage_id = records[-1].id
+        has_more = len(page) == _EVENTS_PER_QUERY
+        for record in page:
+            event = record.event.dagster_event if record.event else None
+            evaluation = event.event_specific_data if event else None
+            created_at, storage_id = record.create_timestamp, record.id
+            if record.event and isinstance(evaluation, dg.AssetCheckEvaluation):
+                written_at, run = record.event.timestamp, _read_run(evaluation.metadata)
+                yield _Report(created_at, written_at, record.run_id, *run, evaluation.passed)
+            else:
+                yield _Report(created_at, created_at, record.run_id)
 
 
-def _read_run(
-    metadata: Mapping[str, dg.MetadataValue],
-) -> tuple[str, str, float | None]:
-    """Run id, state and end (seconds since 1970) that an event tells of; empty if of none."""
-    run_id, state, end = (metadata.get(name) for name in (_RUN_ID, _STATE, _END))
-    return (
-        (run_id.text or "") if isinstance(run_id, dg.TextMetadataValue) else "",
-        (state.text or "") if isinstance(state, dg.TextMetadataValue) else "",
-        end.value if isinstance(end, dg.TimestampMetadataValue) else None,
-    )
+def _read_run(metadata: Mapping[str, dg.MetadataValue]) -> tuple[str, str, float | None]:
+    """Read the id, state and end of a run."""
+    run_id, state = _read_text(metadata, RUN_ID_LABEL), _read_text(metadata, STATE_LABEL)
+    return run_id, state, _read_end(metadata)
 
 
-def _seconds(moment: datetime | None) -> float | None:
+def _read_text(metadata: Mapping[str, dg.MetadataValue], label: str) -> str:
+    value = metadata.get(label)
+    return (value.text or "") if isinstance(value, dg.TextMetadataValue) else ""
+
+
+def _read_end(metadata: Mapping[str, dg.MetadataValue]) -> float | None:
+    end = metadata.get(END_LABEL)
+    return end.value if isinstance(end, dg.TimestampMetadataValue) else None
+
+
+def _to_seconds(moment: datetime | None) -> float | None:
     return moment.timestamp() if moment else None

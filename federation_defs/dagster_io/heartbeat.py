@@ -1,10 +1,10 @@
-"""Dagster runs whose worker died: told by a heartbeat, and ended.
+"""Heartbeats of run workers, and the end of runs whose worker died.
 
-With Dagster's default run launcher nobody watches the workers (dagster 1.13): a run whose worker
-was killed would stay "started" for ever, its assets in progress, never to be requested again. So
-a worker that waits for Airflow leaves a sign of life in its run's tags, and the observation sensor
-ends a run that left none for too long. With run retries on (the shipped dagster.yaml has them)
-Dagster starts such a run again, which takes over the DAG run, for the run id is the same.
+Dagster's default run launcher does not watch its workers (dagster 1.13): a run whose worker was
+killed stays "started" for ever, and its assets are never requested again. So a worker that waits
+for Airflow writes heartbeats into its run's tags, and the observation sensor fails runs whose
+heartbeats stopped. With run retries enabled, as in the shipped dagster.yaml, Dagster retries such a
+run. The retry adopts the DAG run, because its run id is the same.
 """
 
 from __future__ import annotations
@@ -12,99 +12,94 @@ from __future__ import annotations
 import logging
 import re
 import threading
-import time
 
 import dagster as dg
 
 from federation_defs.dagster_io.run_tags import add_run_tags
 from federation_defs.naming import ALIVE_TAG, build_execution_name, build_monitor_tags
+from federation_defs.timing import Timing
 
 _log = logging.getLogger(__name__)
 
-BEAT_S = 15.0
-
-# Several beats: a database under load, or a machine that was asleep, may hold one up.
-SILENT_S = 90.0
-
-# From a run's start to its first step there is no beat, and a step may wait for its turn.
-SILENT_BEFORE_STEP_S = 900.0
-
 
 class Heartbeat:
-    """The signs of life of a Dagster run, for as long as the context lasts.
+    """Writes heartbeats of a Dagster run that waits for an Airflow instance, as a context manager.
 
-    From a thread of its own, because a request to an Airflow that hangs takes longer than a beat.
-
-    Args:
-        airflow: The name of the Airflow instance that the run waits for.
+    They come from a thread, because a request that hangs takes longer than the interval.
     """
 
-    def __init__(self, instance: dg.DagsterInstance, run_id: str, airflow: str) -> None:
+    def __init__(
+        self,
+        instance: dg.DagsterInstance,
+        run_id: str,
+        airflow: str,
+        timing: Timing = Timing(),  # noqa: B008 - frozen
+    ) -> None:
         self._instance = instance
         self._run_id = run_id
         self._tags = build_monitor_tags(airflow)
+        self._timing = timing
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._repeat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> None:
-        self._beat()
+        self._write()
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         self._thread.join()
 
-    def _beat_on(self) -> None:
-        while not self._is_over.wait(BEAT_S):
+    def _repeat(self) -> None:
+        while not self._is_over.wait(self._timing.heartbeat_s):
             try:
-                self._beat()
-            except Exception:  # noqa: BLE001 whatever the database says: the next beat may do
-                _log.warning("No sign of life of run %s.", self._run_id, exc_info=True)
+                self._write()
+            except Exception:  # noqa: BLE001 - any database error; the next heartbeat may succeed
+                _log.warning("A heartbeat of run %s failed.", self._run_id, exc_info=True)
 
-    def _beat(self) -> None:
-        alive = {ALIVE_TAG: f"{time.time():.0f}"}
-        add_run_tags(self._instance, self._run_id, {**self._tags, **alive})
+    def _write(self) -> None:
+        alive_at = f"{self._timing.utc_now().timestamp():.0f}"
+        add_run_tags(self._instance, self._run_id, {**self._tags, ALIVE_TAG: alive_at})
 
 
-def fail_orphaned_runs(instance: dg.DagsterInstance, airflow: str, log: logging.Logger) -> None:
-    """Ends every started Dagster run that waits for this Airflow, but whose worker is dead.
-
-    Args:
-        airflow: The Airflow instance's name. It is not asked anything, so it may be away.
-    """
+def fail_orphaned_runs(
+    instance: dg.DagsterInstance, airflow: str, log: logging.Logger, timing: Timing
+) -> None:
+    """Fail the started Dagster runs that wait for an Airflow instance and whose worker died."""
     waiting = dg.RunsFilter(
         statuses=[dg.DagsterRunStatus.STARTED], tags=build_monitor_tags(airflow)
     )
     for record in instance.get_run_records(waiting):
-        run_id = record.dagster_run.run_id
-        if not _is_orphaned(instance, airflow, record):
+        if not _is_orphaned(instance, airflow, record, timing):
             continue
-        run = instance.get_run_by_id(run_id)
+        run = instance.get_run_by_id(record.dagster_run.run_id)
         if run is not None and not run.is_finished:
             message = (
                 f"The worker of this run died while it waited for Airflow '{airflow}'. A retry "
-                "takes over its DAG runs; without one, observation reports them."
+                "adopts its DAG runs; without a retry, observation reports them."
             )
-            log.warning("Ending Dagster run %s. %s", run_id, message)
+            log.warning("Failing Dagster run %s. %s", run.run_id, message)
             instance.report_run_failed(run, message)
 
 
-def _is_orphaned(instance: dg.DagsterInstance, airflow: str, record: dg.RunRecord) -> bool:
-    """Whether the run was silent for too long where it would have had to be heard.
+def _is_orphaned(
+    instance: dg.DagsterInstance, airflow: str, record: dg.RunRecord, timing: Timing
+) -> bool:
+    """Whether heartbeats of the run are missing.
 
-    At a step of somebody else's, or between two steps, there is no heartbeat to miss.
+    Heartbeats are only written during our steps, not in other steps or between two steps.
     """
-    now = time.time()
+    now = timing.utc_now().timestamp()
     steps = instance.get_run_step_stats(record.dagster_run.run_id)
     if not steps:
-        started = record.start_time or record.create_timestamp.timestamp()
-        return started < now - SILENT_BEFORE_STEP_S
-    # Dagster splits a multi_asset into ours, ours_2, … where dependencies cross.
-    ours = re.compile(re.escape(build_execution_name(airflow)) + r"(_\d+)?")
-    # A retry has the tags of the run before it, which are older than its own step.
+        started_at = record.start_time or record.create_timestamp.timestamp()
+        return started_at < now - timing.first_heartbeat_lost_s
+    # Dagster splits a multi_asset into name, name_2, … where dependencies cross.
+    own_step = re.compile(re.escape(build_execution_name(airflow)) + r"(_\d+)?")
+    # A retry starts with the tags of the run before it, so the heartbeat may be older.
     alive_at = float(record.dagster_run.tags.get(ALIVE_TAG, 0))
     return any(
-        max(alive_at, step.start_time or now) < now - SILENT_S
+        max(alive_at, step.start_time or now) < now - timing.heartbeat_lost_s
         for step in steps
-        if step.end_time is None and ours.fullmatch(step.step_key)
+        if step.end_time is None and own_step.fullmatch(step.step_key)
     )

@@ -68,7 +68,7 @@ def build_execution(
         shared = StepContext(client, dags, current_run, context.log, timing)
         targets = _find_targets(context, client.instance, dags)
         checked = {key.asset_key for key in context.selected_asset_check_keys}
-        with Heartbeat(context.instance, context.run.run_id, client.instance):
+        with Heartbeat(context.instance, context.run.run_id, client.instance, timing):
             if (reason := find_safe_mode_reason(os.environ)) is not None:
                 _log_safe_mode(shared, targets, reason)
             elif targets:

@@ -9,7 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import dagster as dg
 
 from federation_defs.airflow.models import DagRun
-from federation_defs.dagster_io.event_log import fetch_reported_runs, read_duration_s, read_run_link
+from federation_defs.dagster_io.event_log import (
+    fetch_last_durations,
+    fetch_last_run_link,
+    fetch_reported_runs,
+)
 from federation_defs.dagster_io.run_tags import Target, is_automation
 from federation_defs.events import (
     build_check_evaluation,
@@ -81,9 +85,7 @@ class Reporter:
         link = f" {url}/runs/{run.run_id}" if url else ""
         lines = [f"Triggered by Dagster run {run.run_id}, {_describe_cause(run)}.{link}"]
         for key in sorted(dep.asset_key for dep in self._specs[dag_id].deps):
-            records = self._instance.fetch_materializations(key, limit=1).records
-            event = records[0].asset_materialization if records else None
-            if event and (reported := read_run_link(event.metadata)):
+            if reported := fetch_last_run_link(self._instance, key):
                 run_id, run_url = reported
                 lines.append(f"After {key.path[0]}/{key.path[-1]}: run {run_id} {run_url}".rstrip())
         note = "\n".join(lines)
@@ -91,12 +93,8 @@ class Reporter:
 
     def warn_of_short_timeout(self, dag_id: str, timeout_s: float) -> None:
         """Log a warning if none of the DAG's last runs took less than the time-out."""
-        records = self._instance.fetch_materializations(
-            self._build_key(dag_id), limit=_DURATIONS
-        ).records
-        events = [record.asset_materialization for record in records]
-        read = [read_duration_s(event.metadata) for event in events if event]
-        durations = sorted(duration for duration in read if duration is not None)
+        durations = fetch_last_durations(self._instance, self._build_key(dag_id), _DURATIONS)
+        durations.sort()
         if durations and timeout_s < durations[0]:
             self._context.log.warning(
                 f"{dag_id} is given {timeout_s:.0f} s (`trigger.timeout`) and will be given "
@@ -132,7 +130,7 @@ class Reporter:
                 allow_retries=False,
             )
         run, key = outcome.run, self._build_key(outcome.run.dag_id)
-        log = fetch_reported_runs(self._instance, key, [run])
+        log = fetch_reported_runs(self._instance, self._client.instance, [run])
         is_new = log.lacks_materialization_of(outcome)
         is_checked = build_check_key(key) in self._context.selected_asset_check_keys
         is_checked = is_checked and log.lacks_evaluation_of(outcome)

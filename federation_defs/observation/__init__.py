@@ -1,7 +1,8 @@
-"""Finished runs of one instance, as asset events.
+"""Observation: reports the finished runs of an Airflow instance to Dagster.
 
-In the order in which a tick goes about it: the `cursor` says from when on to look, `looking` reads
-what changed since, `choosing` says what of it is reported now, and the `sensor` reports it.
+A finished run passes `sensor` (the tick), `poller` (what changed), `ownership` (what a Dagster run
+reports itself), `outcomes` (what is reported now) and `events` (what the event log lacks). Then
+`cursor` advances.
 """
 
 from federation_defs.observation.sensor import Limits, build_observation_sensor

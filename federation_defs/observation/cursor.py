@@ -1,22 +1,22 @@
-"""What one tick tells the next; and where to begin when nothing tells."""
+"""How far an instance is observed: the cursor, and the batch of runs that advances it."""
 
 from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from hashlib import blake2b
-from typing import Any
 
 import dagster as dg
 
-from federation_defs.airflow.models import DagRun
-from federation_defs.dagster_io.event_log import MAX_CLOCK_SKEW, find_first_end
+from federation_defs.airflow.models import DagRun, RunKey
+from federation_defs.dagster_io.event_log import find_first_reported_end
+from federation_defs.timing import MAX_CLOCK_SKEW
 
 VERSION = 3
-_DIGEST = 8  # bytes: 10,000 runs are 107 kB, and two of them alike one time in 4e11
+_DIGEST_BYTES = 8  # 10,000 runs take 107 kB; two of them collide once in 4e11 cursors
 
 
 @dataclass(frozen=True)
@@ -24,73 +24,101 @@ class Cursor:
     """How far an instance is observed.
 
     Attributes:
-        since: By the server's clock. What changed before it, less the overlap, is dealt with.
-        seen: Fingerprints of runs that changed later and are dealt with too.
-        held: Finished runs, as (DAG id, run id), that a living Dagster run is about to report.
+        since: By the server's clock. What changed before it, less the overlap, is settled.
+        seen: Fingerprints of runs that changed later and are settled too.
+        deferred: Finished runs that a living Dagster run is going to report.
     """
 
     since: datetime
     seen: frozenset[bytes] = frozenset()
-    held: tuple[tuple[str, str], ...] = ()
+    deferred: tuple[RunKey, ...] = ()
 
     def to_json(self) -> str:
         content = {
             "version": VERSION,
             "since": self.since.isoformat(),
             "seen": b64encode(b"".join(sorted(self.seen))).decode(),
-            "held": self.held,
+            "held": self.deferred,
         }
         return json.dumps(content, separators=(",", ":"))
 
     @staticmethod
-    def from_json(text: str | None) -> Cursor | None:
-        """The cursor; None if there is none, or none that makes sense: Dagster's UI lets a person
-        edit it, and a tick that failed on it would fail for ever."""
+    def from_json(text: str | None, now: datetime) -> Cursor | None:
+        """Parse a cursor; None if there is none, or if it is not valid.
+
+        A person can edit it in Dagster's UI. An error would fail every tick from then on.
+        """
         try:
             content = json.loads(text or "")
+            if content["version"] != VERSION:
+                return None
             since = datetime.fromisoformat(content["since"])
             since = since.replace(tzinfo=since.tzinfo or timezone.utc)
-            seen = _read_seen(content["version"], content["seen"])
-            pairs = [(str(dag_id), str(run_id)) for dag_id, run_id in content["held"]]
-            held = tuple(pair for pair in pairs if all(pair))
-            is_ahead = since > datetime.now(timezone.utc) + MAX_CLOCK_SKEW
+            digests = b64decode(content["seen"], validate=True)
+            starts = range(0, len(digests), _DIGEST_BYTES)
+            seen = frozenset(digests[start : start + _DIGEST_BYTES] for start in starts)
+            keys = [(str(dag_id), str(run_id)) for dag_id, run_id in content["held"]]
+            is_in_future = since > now + MAX_CLOCK_SKEW
         except (ArithmeticError, KeyError, TypeError, ValueError, RecursionError):
             return None
-        return None if is_ahead else Cursor(since, seen, held)
+        return None if is_in_future else Cursor(since, seen, tuple(filter(all, keys)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The finished runs that one poll found.
+
+    Attributes:
+        runs: Runs that changed since the last poll, and deferred runs that changed before.
+        next_since: The next poll's `since`, once all these runs are reported.
+        unread: Deferred runs that can't be read at present.
+    """
+
+    runs: list[DagRun]
+    next_since: datetime
+    unread: frozenset[RunKey] = frozenset()
 
 
 def build_fingerprint(run: DagRun) -> bytes:
-    """A run in one of its endings; a clear and a rerun, or a state set by hand, make another."""
+    """Return a digest of a run and its end. A rerun, or another state, gives another digest."""
     text = "\n".join((run.dag_id, run.run_id, run.state, str(run.end_date)))
-    return blake2b(text.encode(errors="replace"), digest_size=_DIGEST).digest()
+    return blake2b(text.encode(errors="replace"), digest_size=_DIGEST_BYTES).digest()
 
 
-def find_start(
-    instance: dg.DagsterInstance,
-    keys: Collection[dg.AssetKey],
-    lookback: timedelta,
-    lookback_on_first_start: timedelta,
-) -> datetime:
-    """From when on to look without a cursor.
+def advance(
+    cursor: Cursor, batch: Batch, deferred: Collection[RunKey], settled: Iterable[DagRun]
+) -> Cursor:
+    """Return the cursor of the next poll. `since` stays while runs of the batch are left.
 
-    If the event log holds nothing of these assets, that is the first start. Else the cursor was
-    lost: then from the end of the first run that was ever reported, or as far back as we ever
-    look; what was reported since, the log tells.
+    Args:
+        batch: What was polled with the cursor.
+        deferred: Runs of the batch that a living Dagster run is going to report.
+        settled: Runs of the batch whose events are in the event log, or will be after this tick.
     """
-    now = datetime.now(timezone.utc)
-    oldest, first = now - lookback, None
+    found = {build_fingerprint(run): run.key for run in batch.runs}
+    # Only what the poll still finds: a state that is set back by hand is a change once more.
+    seen = (cursor.seen & found.keys()) | {build_fingerprint(run) for run in settled}
+    left = {key for fingerprint, key in found.items() if fingerprint not in seen}
+    # A deferred run may be too old to be found by a poll again.
+    kept = {key for key in cursor.deferred if key in left or key in batch.unread}
+    since = batch.next_since if left <= set(deferred) else cursor.since
+    return Cursor(since, seen, tuple(sorted(kept.union(deferred))))
+
+
+def find_lost_start(
+    instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey], oldest: datetime
+) -> datetime | None:
+    """Find where to start after the cursor was lost: where the first reported run ended.
+
+    The event log tells which of the later runs were reported. None if it holds none.
+
+    Args:
+        oldest: The earliest start.
+    """
+    start: datetime | None = None
     for key in keys:
-        end = find_first_end(instance, key)
-        first = min(first or end, end) if end is not None else first
-        if first is not None and first <= oldest:
+        end = find_first_reported_end(instance, key)
+        start = min(start or end, end) if end else start
+        if start is not None and start <= oldest:
             return oldest
-    return first or now - lookback_on_first_start
-
-
-def _read_seen(version: Any, seen: Any) -> frozenset[bytes]:
-    if version == 2:  # a list of hexadecimal texts
-        return frozenset(bytes.fromhex(one) for one in seen)
-    if version != VERSION:
-        raise ValueError(version)
-    digests = b64decode(seen, validate=True)
-    return frozenset(digests[start : start + _DIGEST] for start in range(0, len(digests), _DIGEST))
+    return start

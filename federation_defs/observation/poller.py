@@ -1,121 +1,136 @@
-"""What changed in an instance: all of it in one look, or slice by slice if it is a long history."""
+"""Polls an instance for finished runs. A long history is read in slices, oldest first."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+import logging
+from collections.abc import Collection
+from datetime import datetime, timedelta
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import FINISHED_STATES, DagRun
+from federation_defs.airflow.models import FINISHED_STATES, RunKey
 from federation_defs.airflow.runs import ChangedRuns
-from federation_defs.dagster_io.event_log import MAX_CLOCK_SKEW
+from federation_defs.errors import AirflowError, UnreachableError
+from federation_defs.observation.cursor import Batch, Cursor
+from federation_defs.threads import run_calls
+from federation_defs.timing import MAX_CLOCK_SKEW, Timing
 
 _MIN_RUNS = 100
-
-_LONG = timedelta(minutes=10)
-
-_NEAR = timedelta(minutes=1)
-
 _MIN_SLICE = timedelta(seconds=1)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Finished runs that changed in a span of time.
-
-    Attributes:
-        following: The next look's `since`, once these are dealt with.
-    """
-
-    runs: list[DagRun]
-    following: datetime
+_SHORT_TIME = timedelta(minutes=1)  # never sliced
+_LONG_TIME = timedelta(minutes=10)  # a poll asks for the length of the history first
 
 
 class Poller:
-    """Looks at one instance.
+    """Polls one instance.
 
     Args:
-        overlap: By how much a look reaches back before the one before it. A row that is older
-            does not appear any more.
-        limit: The most runs that a look at a long history takes.
-        budget_s: How long it may take: where it was longer, the next one takes fewer.
+        dag_ids: Runs of other DAGs are left out.
+        overlap: How far a poll reaches back before the last one: rows may appear that late.
+        max_runs: How many runs a poll reads of a long history; fewer if the server is slow.
     """
 
     def __init__(
-        self, client: AirflowClient, overlap: timedelta, limit: int, budget_s: float
+        self,
+        client: AirflowClient,
+        dag_ids: Collection[str],
+        overlap: timedelta,
+        max_runs: int,
+        timing: Timing,
     ) -> None:
         self._client = client
+        self._dag_ids = dag_ids
         self._overlap = overlap
-        self._limit = self._max_runs = limit
-        self._budget_s = budget_s
+        self._limit = self._max_runs = max_runs
+        self._timing = timing
 
-    def look(self, since: datetime) -> Batch:
-        """What changed since, or the oldest part of it if it is more than a look takes.
+    def poll(self, cursor: Cursor, deadline: float, log: logging.Logger) -> Batch:
+        """Fetch the finished runs that changed after the cursor; of too many, the oldest.
 
-        Order is kept all the same: a part ends where time does not reach back any more.
+        Args:
+            deadline: By the monotonic clock.
+
+        Raises:
+            UnreachableError: There was no answer before the deadline, among other reasons.
         """
-        began, runs = time.monotonic(), 0
+        (batch,) = run_calls([lambda: self._fetch_changes(cursor.since)], 1, deadline)
+        if batch is None:
+            reason = f"no complete answer within {self._timing.tick_s:.0f} s"
+            raise UnreachableError(self._client.instance, self._client.url, reason, is_late=True)
+        runs = {run.key: run for run in batch.runs}
+        others = [key for key in cursor.deferred if key not in runs and key[0] in self._dag_ids]
+        unread: list[RunKey] = []
+        try:
+            runs |= self._client.fetch_runs(others)
+        except UnreachableError:
+            raise
+        except AirflowError as error:
+            log.warning("Deferred runs can't be read: %s", error)
+            unread = others
+        finished = [run for run in runs.values() if run.is_finished and run.dag_id in self._dag_ids]
+        return Batch(finished, batch.next_since, frozenset(unread))
+
+    def _fetch_changes(self, since: datetime) -> Batch:
+        started_at, count = self._timing.monotonic(), 0
         try:
             start = since - self._overlap
-            # Of what seems to be a history, first of all how long it is.
-            is_long = datetime.now(timezone.utc) - since > _LONG
+            is_long = self._timing.utc_now() - since > _LONG_TIME
             changed = self._fetch(start, at_most=1 if is_long else self._max_runs)
-            now = _read_clock(changed)
-            if _is_whole(changed):
-                look = Batch(changed.runs, now)
-            elif now - since <= max(self._overlap, _NEAR):
-                look = Batch(self._fetch(start).runs, now)
+            now = self._find_server_time(changed)
+            if _is_complete(changed):
+                batch = Batch(changed.runs, now)
+            elif now - since <= max(self._overlap, _SHORT_TIME):
+                batch = Batch(self._fetch(start).runs, now)
             else:
-                look = self._look_at_history(start, now, changed.total)
-            runs = len(look.runs)
-            return look
+                batch = self._fetch_slice(start, now, changed.total)
+            count = len(batch.runs)
+            return batch
         finally:
-            self._adapt(runs, time.monotonic() - began)
+            self._adapt(count, self._timing.monotonic() - started_at)
 
-    def _look_at_history(self, start: datetime, now: datetime, total: int) -> Batch:
-        """The oldest part that is small enough, and not so near that rows may yet appear in it.
+    def _fetch_slice(self, start: datetime, now: datetime, total: int) -> Batch:
+        """Fetch the oldest slice that is small enough, and old enough for no more rows to appear.
 
-        What ends before now is read with an end: rows can only leave it, which shows. In one
-        without, a row that came would hide one that left.
+        A slice has an end, so that rows can only leave it while it is paged, which shows in its
+        total. Without an end, a new row could hide that another one left.
         """
-        safe = now - self._overlap
-        share = min(1.0, 0.8 * self._max_runs / total)  # were they evenly spread
-        until = start + (safe - start) * share
+        last_end = now - self._overlap
+        share = min(1.0, 0.8 * self._max_runs / total)  # as if runs were evenly spread
+        end = start + (last_end - start) * share
         while True:
-            # So many within a second that no slice is small enough: all of them.
-            at_most = self._max_runs if until - start > _MIN_SLICE else None
-            changed = self._fetch(start, until, at_most)
-            if not _is_whole(changed):
-                until = start + (until - start) / 2
-            elif changed.runs or until >= safe:
+            # Many runs may have changed in one second. Then all of them are read.
+            at_most = self._max_runs if end - start > _MIN_SLICE else None
+            changed = self._fetch(start, end, at_most)
+            if not _is_complete(changed):
+                end = start + (end - start) / 2
+            elif changed.runs or end >= last_end:
                 break
             else:
-                start, until = until, safe
-        if until < safe:
-            return Batch(changed.runs, until + self._overlap)
-        return Batch([*changed.runs, *self._fetch(safe).runs], now)
+                start, end = end, last_end
+        if end < last_end:
+            return Batch(changed.runs, end + self._overlap)
+        return Batch([*changed.runs, *self._fetch(last_end).runs], now)
 
     def _fetch(
-        self, start: datetime, until: datetime | None = None, at_most: int | None = None
+        self, start: datetime, end: datetime | None = None, at_most: int | None = None
     ) -> ChangedRuns:
-        return self._client.fetch_changed_runs(start, until, FINISHED_STATES, at_most)
+        return self._client.fetch_changed_runs(start, end, FINISHED_STATES, at_most)
 
-    def _adapt(self, runs: int, seconds: float) -> None:
-        """How much the next look takes: what this server answers within the budget."""
-        if runs and seconds > self._budget_s:
-            self._max_runs = max(_MIN_RUNS, int(runs * self._budget_s / seconds))
-        elif seconds < self._budget_s / 4:
+    def _find_server_time(self, changed: ChangedRuns) -> datetime:
+        """Return when the server answered, by its own clock.
+
+        At most our time: the answer may carry a proxy's clock that is ahead of the database's.
+        """
+        now = self._timing.utc_now()
+        return min(changed.server_time, now) if changed.server_time else now - MAX_CLOCK_SKEW
+
+    def _adapt(self, count: int, elapsed_s: float) -> None:
+        """Set how many runs the next poll reads, to take half of a tick at most."""
+        budget_s = self._timing.tick_s / 2
+        if count and elapsed_s > budget_s:
+            self._max_runs = max(_MIN_RUNS, int(count * budget_s / elapsed_s))
+        elif elapsed_s < budget_s / 4:
             self._max_runs = min(self._limit, self._max_runs * 2)
 
 
-def _is_whole(changed: ChangedRuns) -> bool:
+def _is_complete(changed: ChangedRuns) -> bool:
     return len(changed.runs) >= changed.total
-
-
-def _read_clock(changed: ChangedRuns) -> datetime:
-    """From when on to ask next time, but for the overlap: when the server was asked, by its own
-    clock; by ours if that is behind, since a proxy's clock may be ahead of the database's."""
-    now = datetime.now(timezone.utc)
-    server_time = changed.server_time
-    return min(server_time, now) if server_time else now - MAX_CLOCK_SKEW

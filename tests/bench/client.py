@@ -1,8 +1,8 @@
-"""Our client beside dagster-airlift's own, in one run, in turn, on the same servers.
+"""Compares our client with dagster-airlift's own, in turn, on the same servers.
 
-`make bench-client`: 5,000 DAGs and 10,000 runs from a stub that answers as 2.11 does, and 505 DAGs
-with their source from a real Airflow 2.11. Medians of seconds; the megabytes are Python's own, at
-the peak.
+`make bench-client` reads 5,000 DAGs and 10,000 runs from a stub that answers as 2.11 does, and 505
+DAGs with their sources from a real Airflow 2.11. It prints the median of the seconds, and the peak
+of the memory that Python allocated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONTENDERS = ("ours", "airlift")
 
 @dataclass
 class Figures:
-    """What one contender took for one thing, round by round."""
+    """The measurements of one contender in one benchmark."""
 
     seconds: list[float] = field(default_factory=list)
     peak_mb: float = 0
@@ -44,8 +44,8 @@ class Figures:
         self.count = answer["count"]
 
 
-def run_contender(contender: str, what: str, url: str, *more: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.bench.contender", contender, what, url, *more]
+def run_contender(contender: str, what: str, url: str, *options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.bench.contender", contender, what, url, *options]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     if ran.returncode != 0:
         raise SystemExit(f"{contender} did not read the {what}:\n{ran.stderr}")
@@ -78,13 +78,13 @@ def bench_stub(what: str, page_ms: float, rounds: int, folder: Path) -> dict[str
     with running_stub(page_ms, folder) as url:
         for _ in range(rounds):
             for contender, own in figures.items():
-                requests.get(f"{url}/figures", timeout=5)  # forgets those of the one before
+                requests.get(f"{url}/figures", timeout=5)  # resets the counters
                 own.add(run_contender(contender, what, url))
                 seen: dict[str, Any] = requests.get(f"{url}/figures", timeout=5).json()
                 own.requests = seen["requests"]
                 own.connections = max(own.connections, seen["most_connections"])
         for contender, own in figures.items():
-            # Apart, for it is measured at the cost of speed.
+            # In a run of its own, since measuring memory slows it down.
             own.peak_mb = run_contender(contender, what, url, "--memory")["peak_mb"]
     return figures
 

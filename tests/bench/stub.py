@@ -1,7 +1,7 @@
-"""An Airflow 2 for benchmarks: lists as long as asked for, as slow as a real server's.
+"""A stub of Airflow 2 for benchmarks, with lists of any length, as slow as a real server's.
 
-It answers as 2.11 does (pages clamped to 100, a connection per request) with as many requests at a
-time as its webserver has workers (4 unless told otherwise), each of which takes its time.
+It answers as 2.11 does: pages of at most 100 entries, a connection per request, and as many
+requests at a time as its web server has workers (4).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-PAGE_LIMIT = 100  # `[api] maximum_page_limit` as it comes
-WORKERS = 4  # `[webserver] workers` as it comes
+PAGE_LIMIT = 100  # the default of `[api] maximum_page_limit`
+WORKERS = 4  # the default of `[webserver] workers`
 
 
 def build_dag(number: int) -> dict[str, Any]:
-    """As 2.11.2 lists one."""
+    """Build a list entry as 2.11.2 does."""
     dag_id = f"dag_{number:05}"
     nothing = (
         "last_expired last_pickled next_dagrun next_dagrun_create_after pickle_id root_dag_id "
@@ -50,7 +50,7 @@ def build_dag(number: int) -> dict[str, Any]:
 
 
 def build_run(number: int) -> dict[str, Any]:
-    """As 2.11.2 lists one."""
+    """Build a list entry as 2.11.2 does."""
     moment = f"2026-11-20T{number // 3600 % 24:02}:{number // 60 % 60:02}:{number % 60:02}+00:00"
     return {
         "conf": {"day": "2026-11-20", "source": "federation"},
@@ -71,7 +71,7 @@ def build_run(number: int) -> dict[str, Any]:
 
 
 class Pages:
-    """A list, its pages rendered ahead: what is measured is not how fast the stub is."""
+    """A list whose entries are rendered in advance, so that the stub itself takes no time."""
 
     def __init__(self, field: str, build: Callable[[int], dict[str, Any]], total: int) -> None:
         self._field, self._total = field, total
@@ -84,7 +84,7 @@ class Pages:
 
 
 class Stub(ThreadingHTTPServer):
-    """The server; its figures are read from `/figures`, which also forgets them."""
+    """The server. `/figures` returns its counters and resets them."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer_page(self, pages: Pages, offset: str | int, limit: str | int) -> None:
         with self.server.workers:
-            time.sleep(self.server.page_s)  # the work of a real one, whatever machine this is
+            time.sleep(self.server.page_s)  # as long as a real server works
             body = pages.render(int(offset), int(limit))
         with self.server.lock:
             self.server.figures["requests"] += 1
@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """Nothing."""
+        """Log nothing."""
 
 
 def main() -> None:

@@ -19,16 +19,17 @@ from federation_defs.airflow.client import AirflowClient
 from tests.conftest import Airflows
 from tests.contract.fakes.airflow import FakeAirflow
 from tests.contract.fakes.database import Database
-from tests.contract.fakes.upgrading import Upgraded, start_upgradable
 from tests.contract.observation.daemon import DAG, Daemon, Observed
 from tests.contract.worlds import (
     SIGN_INS,
     FakeWorld,
     RealWorld,
+    Upgraded,
     World,
     connect,
     connect_to,
     run_dag,
+    start_upgradable,
 )
 
 FAKES = ["fake-v1", "fake-v2"]
@@ -54,7 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @dataclass(frozen=True)
 class Airflow:
-    """A fake Airflow, its database, and the client of the instance it stands for."""
+    """A fake Airflow, its database, and a client."""
 
     server: FakeAirflow
     client: AirflowClient
@@ -69,7 +70,7 @@ StartAirflow = Callable[..., Airflow]
 
 @pytest.fixture(scope="session")
 def empty_dagster(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of an empty Dagster: making them anew takes longer than most tests."""
+    """The files of an empty Dagster instance. Creating them takes longer than most tests."""
     folder = tmp_path_factory.mktemp("dagster")
     with dg.DagsterInstance.local_temp(str(folder)) as instance:
         instance.get_runs()
@@ -79,7 +80,7 @@ def empty_dagster(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def instance(empty_dagster: Path, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    """An empty Dagster, in files: of one in memory, threads lock each other out."""
+    """An empty Dagster instance in files, since threads deadlock on one in memory."""
     folder = shutil.copytree(empty_dagster, tmp_path / "dagster")
     with dg.DagsterInstance.local_temp(str(folder)) as instance:
         yield instance
@@ -87,7 +88,7 @@ def instance(empty_dagster: Path, tmp_path: Path) -> Iterator[dg.DagsterInstance
 
 @pytest.fixture
 def start_airflow() -> Iterator[StartAirflow]:
-    """Starts a fake Airflow: of an API version, for an instance of a name."""
+    """A function that starts a fake Airflow of an API version and an instance name."""
     with ExitStack() as running:
 
         def start(api: str = "v2", instance: str = "metrics") -> Airflow:
@@ -105,20 +106,20 @@ def airflow(request: pytest.FixtureRequest, start_airflow: StartAirflow) -> Airf
 
 @pytest.fixture
 def airflow_v2(start_airflow: StartAirflow) -> Airflow:
-    """A fake Airflow 3, for what has nothing to do with the API's version."""
+    """A fake Airflow 3, for tests that do not depend on the API version."""
     return start_airflow("v2")
 
 
 @pytest.fixture(params=["v1", "v2"])
 def upgraded(request: pytest.FixtureRequest) -> Iterator[Upgraded]:
-    """A fake Airflow of each API version, whose upgrade a test brings about."""
+    """A fake Airflow of each API version that a test upgrades."""
     with start_upgradable(request.param) as upgraded:
         yield upgraded
 
 
 @pytest.fixture
 def observed(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Observed:
-    """A fake Airflow 3 with one selected DAG, and the daemon that watches it."""
+    """A fake Airflow 3 with one selected DAG, and a sensor that observes it."""
     airflow_v2.database.add_dag(DAG)
     return Observed(airflow_v2.server, Daemon(airflow_v2.client, [DAG], instance))
 
@@ -149,13 +150,13 @@ def real_world(request: pytest.FixtureRequest) -> RealWorld:
 
 @pytest.fixture
 def fake_world(airflow: Airflow) -> FakeWorld:
-    """A fake Airflow of each API version, for what can't be done to a real one."""
+    """A fake Airflow of each API version, with the DAGs in `dags/`."""
     return FakeWorld(airflow.server)
 
 
 @pytest.fixture(scope="session")
 def real_worlds(airflows: Airflows) -> dict[str, RealWorld]:
-    """The demo's Airflows, once the table is there from which metrics' DAG computes."""
+    """The demo's Airflows, after a run has created the table that metrics' DAG reads."""
 
     def build(name: str, api: str, dag_id: str) -> RealWorld:
         url, username, password = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.declaring import SIGN_INS
+from tests.contract.clients import SIGN_INS
 from tests.contract.fakes.airflow import FakeAirflow
 from tests.unit.project import Project, build_keys
 

@@ -1,33 +1,38 @@
-"""An Airflow to test the client on, fake or real: what a test may do to it."""
+"""Airflows to test the client on, fake and real, with the same DAGs: those in `dags/`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from random import randrange
 from typing import Any, Protocol
 from urllib.parse import quote
 from uuid import uuid4
 
+from werkzeug import Response
+
 from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.airflow.models import DagRun, TaskInstance
 from federation_defs.declaration import InstanceDeclaration
+from federation_defs.timing import RetryPolicy, Timing
 from tests.contract.fakes.airflow import PASSWORD, USERNAME, FakeAirflow
-from tests.contract.fakes.contract import add_contract_dags
-from tests.contract.fakes.database import Database
-from tests.contract.fakes.rows import RunRow
+from tests.contract.fakes.database import Database, RunRow, TaskSpec
+from tests.contract.fakes.faults import Act
 from tests.waiting import wait_for
 
 SIGN_INS = {"v1": "basic", "v2": "password"}
-# The pace has tests of its own; all others would wait for it.
+# The rate limit has tests of its own; other tests would wait for it.
 _HTTP = {"max_requests_per_minute": 60_000}
 
 
 def connect(
     url: str, auth: str, password: str, instance: str = "metrics", username: str = USERNAME
 ) -> AirflowClient:
-    """A client as a defs.yaml makes it, for whose account one checks `<INSTANCE>_PASSWORD`."""
+    """Build a client with a name and a password."""
     account = {"type": auth, "username": username, "password": password}
     return connect_by(url, account, instance)
 
@@ -35,10 +40,11 @@ def connect(
 def connect_by(
     url: str, auth: Mapping[str, Any], instance: str = "metrics", **declared: Any
 ) -> AirflowClient:
-    """A client that signs in in any way, with whatever else is declared."""
+    """Build a client with any sign-in. Its errors name `<INSTANCE>_PASSWORD`."""
     values = {"name": instance, "url": url, "auth": auth, "http": _HTTP, **declared}
     hint = f"{instance.upper()}_PASSWORD"
-    return build_client(InstanceDeclaration.model_validate(values), hint)
+    timing = Timing(retry_request=RetryPolicy(first_s=0.01, max_s=0.05))
+    return build_client(InstanceDeclaration.model_validate(values), hint, timing)
 
 
 def connect_to(server: FakeAirflow, instance: str = "metrics") -> AirflowClient:
@@ -46,8 +52,8 @@ def connect_to(server: FakeAirflow, instance: str = "metrics") -> AirflowClient:
 
 
 class World(Protocol):
-    """One Airflow with one quick DAG, and those of `dags/`. Others may use it too: a test looks at
-    its own runs only.
+    """An Airflow with a quick DAG, and those in `dags/`. Tests share it, so each only looks at its
+    own runs.
 
     Attributes:
         api: "v1" or "v2".
@@ -60,7 +66,7 @@ class World(Protocol):
     dag_id: str
 
     def connect_with_password(self, password: str) -> AirflowClient:
-        """A client for the same account with another password."""
+        """Build a client for the same account with another password."""
         ...
 
     def set_paused(self, *, is_paused: bool) -> None: ...
@@ -71,17 +77,17 @@ class World(Protocol):
 
     @contextmanager
     def failing(self) -> Iterator[str]:
-        """Has the DAG's runs fail meanwhile; gives text that the error holds."""
+        """Let the DAG's runs fail, and give a text that is in their error."""
         ...
 
 
 def make_run_id() -> str:
-    """An id that no other test uses, with the letters that real ones have."""
+    """Return a unique run id with the characters of real ones."""
     return f"contract__{uuid4()}_2026-01-02T03:04:05+00:00"
 
 
 def run_dag(world: World, dag_id: str | None = None) -> DagRun:
-    """A new run of a DAG that is over; of the world's quick one, unless said."""
+    """Trigger a DAG, by default the quick one, and return the finished run."""
     run_id = make_run_id()
     world.client.trigger_run(dag_id or world.dag_id, run_id)
     return wait_for_end(world, run_id, dag_id)
@@ -96,7 +102,7 @@ def wait_for_end(world: World, run_id: str, dag_id: str | None = None) -> DagRun
 
 
 def start_endless_run(world: World) -> tuple[DagRun, TaskInstance]:
-    """A run whose first task is at work, and that task."""
+    """Start a run that never ends. Return it and its running task."""
     run_id = make_run_id()
     world.client.trigger_run("endless", run_id)
 
@@ -110,13 +116,13 @@ def start_endless_run(world: World) -> tuple[DagRun, TaskInstance]:
 
 
 def make_date() -> datetime:
-    """A moment after the DAG's start that no other test takes."""
+    """Return a unique logical date."""
     begin = datetime(2026, 1, 2, tzinfo=timezone.utc)
     return begin + timedelta(seconds=randrange(200 * 86400))  # noqa: S311
 
 
 class FakeWorld:
-    """A fake Airflow, whose DAGs' runs are over when they are read for the second time."""
+    """A fake Airflow, whose runs end when they are polled for the second time."""
 
     dag_id = "load_customers"
 
@@ -157,7 +163,7 @@ class FakeWorld:
 
 
 class RealWorld:
-    """A real Airflow of the demo, one of whose DAGs is at the test's disposal.
+    """A real Airflow of the demo, with a DAG for tests.
 
     Args:
         client: With an account that may do everything.
@@ -193,7 +199,7 @@ class RealWorld:
             self._act("DELETE", f"/variables/{name}")
 
     def read(self, path: str) -> Any:
-        """The JSON that this path below the API's prefix answers."""
+        """Return the JSON at a path below the API's prefix."""
         return self._act("GET", path).json()
 
     def _run_path(self, run_id: str) -> str:
@@ -203,3 +209,112 @@ class RealWorld:
         response = self.client.session.request(method, f"/api/{self.api}{path}", json=body)
         assert response.ok, f"{method} {path}: {response.status_code} {response.text}"
         return response
+
+
+FOLDERS = {name: Path(__file__).parent / "dags" / name for name in ("warehouse", "metrics")}
+
+LINES = 12_000
+_EMPTY = "EmptyOperator"
+_PARAMS = {
+    "day": {
+        "value": "2026-01-01",
+        "description": "The day to load: größer, 日.",
+        "schema": {"type": "string"},
+    },
+    "size": {"value": 3, "description": None, "schema": {"type": "integer", "minimum": 1}},
+}
+_DESCRIBED: dict[str, Any] = {
+    "schedule": "0 3 29 2 *",
+    "description": "Prüft, was ein Airflow von einer DAG erzählt.",
+    "params": _PARAMS,
+    "tags": ("contract", "größe"),
+    "owners": ("zoë",),
+    "tasks": (TaskSpec("begin", _EMPTY), "load", TaskSpec("end", _EMPTY)),
+}
+_TALK = tuple(f"line {number:05d}: größer als 数" for number in range(LINES))
+_DAGS: dict[str, dict[str, Any]] = {
+    "described": _DESCRIBED,
+    "mapped": {
+        "tasks": (
+            TaskSpec(
+                "weigh",
+                labels=("number 10", "number 20", "number 30"),
+                says=("weighing {label}",),
+            ),
+        )
+    },
+    "write_numbers": {"file": "assets.py", "tasks": ("write",)},
+    "read_numbers": {"file": "assets.py", "tasks": ("read",)},
+    "wordy": {"tasks": (TaskSpec("talk", says=_TALK),)},
+    "endless": {
+        "tasks": (
+            TaskSpec("wait", says=("waiting in process 7",)),
+            TaskSpec("go_on", _EMPTY),
+        ),
+        "polls": math.inf,
+    },
+    "warned": {"tasks": ("work",)},
+}
+
+
+def add_contract_dags(database: Database, api: str) -> None:
+    """Add the DAGs that a real Airflow of this version has from `dags/`."""
+    folder = FOLDERS["warehouse" if api == "v1" else "metrics"]
+    dags = _DAGS | ({"partitioned": {"key_format": "%Y-%m-%d"}} if api == "v2" else {})
+    for dag_id, columns in dags.items():
+        dag = database.add_dag(dag_id, **{"polls": 2, "tags": ("contract",), **columns})
+        dag.source = (folder / dag.file).read_text()
+    database.add_asset(
+        "x-contract://lake/numbers",
+        name="numbers",
+        group="lake",
+        extra={"owner": "Zoë"},
+        producers=(("write_numbers", "write"),),
+        scheduled=("read_numbers",),
+    )
+    database.add_import_error(
+        "broken.py", "Traceback (most recent call last):\nRuntimeError: bröken on purpose\n"
+    )
+
+
+OTHER = {"v1": "v2", "v2": "v1"}
+RUN = ("write_numbers", "mine")  # over, and failed
+
+
+@dataclass(frozen=True)
+class Upgraded:
+    """An Airflow whose token survives an upgrade, and a client that knows its API."""
+
+    server: FakeAirflow
+    client: AirflowClient
+
+    def connect(self, **declared: Any) -> AirflowClient:
+        """Build a client that has not asked anything yet."""
+        return connect_by_token(self.server, **declared)
+
+    def upgrade(self) -> None:
+        """Switch to the other API, up or down."""
+        self.server.api = OTHER[self.server.api]
+
+    def upgrade_after(self, act: Act) -> Response:
+        response = act()
+        self.upgrade()
+        return response
+
+
+def connect_by_token(server: FakeAirflow, **declared: Any) -> AirflowClient:
+    return connect_by(server.url, {"type": "token", "token": server.token}, **declared)
+
+
+@contextmanager
+def start_upgradable(api: str) -> Iterator[Upgraded]:
+    """Start one with the DAGs in `dags/` and pages of two entries."""
+    with FakeAirflow(api) as server:
+        server.takes_tokens = True
+        add_contract_dags(server.database, "v2")
+        server.database.finish_run(server.database.start_run(*RUN), "failed")
+        for endpoints in server.all_endpoints.values():
+            endpoints.page_limit = 2
+        client = connect_by_token(server)
+        client.fetch_version()
+        yield Upgraded(server, client)

@@ -19,8 +19,7 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
 from federation_defs.naming import build_run_id
 from tests.conftest import Airflows
-from tests.contract.fakes.fault_proxy import FaultProxy
-from tests.contract.fakes.spoiling import Fault
+from tests.contract.fakes.fault_proxy import Fault, FaultProxy
 from tests.contract.worlds import SIGN_INS, connect
 from tests.live.chaos_dagster import MortalDagster
 from tests.live.dagster_dev import Materialization

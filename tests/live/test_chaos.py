@@ -18,7 +18,7 @@ from federation_defs.airflow.models import DagRun
 from federation_defs.errors import RunNotStartedError, UnreachableError
 from federation_defs.naming import build_run_id
 from tests.conftest import Airflows
-from tests.contract.fakes.spoiling import trickle
+from tests.contract.fakes.fault_proxy import trickle
 from tests.live.chaos import (
     APIS,
     BURST,

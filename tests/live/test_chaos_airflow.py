@@ -18,7 +18,7 @@ from federation_defs.naming import build_run_id
 from federation_defs.timing import Timing
 from tests.conftest import Airflows
 from tests.contract.execution.executing import ExecutedRun, materialize
-from tests.contract.fakes.spoiling import close, reset
+from tests.contract.fakes.fault_proxy import close, reset
 from tests.live.chaos import (
     APIS,
     PACED,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timezone
+from typing import NamedTuple
 
 import pytest
 import requests
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import Permissions
 from federation_defs.errors import (
     AirflowError,
     PermissionMissingError,
@@ -19,6 +19,16 @@ from federation_defs.errors import (
 from tests.live.airflow_lab import Server
 from tests.live.airflow_setups import ASSET, DAG, get_password
 from tests.live.conftest import on
+
+
+class Permissions(NamedTuple):
+    """What an account may do."""
+
+    may_read: bool
+    may_trigger: bool
+    may_clear: bool
+    may_post_asset_events: bool
+
 
 READS = Permissions(True, False, False, False)
 RUNS_DAGS = Permissions(True, True, True, False)
@@ -41,8 +51,6 @@ def test_permissions_are_those_of_the_role_and_come_true(
 ) -> None:
     client, run_id = airflow.connect_as(account), f"by-{account}"
     before = count_deeds(client)
-    assert client.fetch_permissions(DAG) == expected
-    assert count_deeds(client) == before
     assert expected == Permissions(
         may_read=may(lambda: client.fetch_dag(DAG)),
         may_trigger=may(lambda: client.trigger_run(DAG, run_id)),
@@ -64,15 +72,17 @@ def may(act: Callable[[], object]) -> bool:
 
 def count_deeds(client: AirflowClient) -> int:
     """The runs and the asset events that there are."""
-    runs = client.fetch_changed_runs(LONG_AGO).runs
-    return len(runs) + len(client.fetch_asset_events(LONG_AGO))
+    api_version = client.api_version
+    path = f"{api_version.prefix}/{api_version.assets}/events"
+    events = client.session.request("GET", path).json()["total_entries"]
+    return len(client.fetch_changed_runs(LONG_AGO).runs) + events
 
 
 def post_asset_event(client: AirflowClient) -> None:
     api_version = client.api_version
     (asset,) = client.fetch_assets()
     body = {"asset_id": asset.id} if api_version.api == "v2" else {"dataset_uri": ASSET}
-    path = f"{api_version.prefix}{api_version.asset_path}/events"
+    path = f"{api_version.prefix}/{api_version.assets}/events"
     response = client.session.request("POST", path, json={**body, "extra": {}})
     if response.status_code != 200:
         raise client.session.build_error(response)
@@ -133,13 +143,11 @@ def test_nobody_is_let_in_without_a_sign_in(airflow: Server, kind: type[AirflowE
     with pytest.raises(kind, match="Check LAB_PASSWORD"):
         client.fetch_dag(DAG)
     assert client.fetch_version() in ("2.11.2", "3.3.2")
-    assert client.fetch_health().components["metadatabase"].status == "healthy"
 
 
 @on("open")
 def test_an_airflow_that_lets_everybody_in_needs_no_sign_in(airflow: Server) -> None:
     client = airflow.connect(type="none")
-    assert client.fetch_permissions(DAG) == ALL
     assert client.trigger_run(DAG, "by-nobody").state == "queued"
 
 

@@ -23,7 +23,7 @@ LAYERS = [
     ["execution.monitor", "execution.cancellation", "execution.reporter"],
     ["execution.launcher", "execution.concurrency"],
     ["execution.polling", "execution.context"],
-    ["observation.batch", "observation.ownership", "observation.poller"],
+    ["observation.outcomes", "observation.ownership", "observation.poller"],
     ["observation.cursor"],
     ["specs", "checks"],
     ["events"],
@@ -33,11 +33,12 @@ LAYERS = [
     ["dagster_io.run_tags"],
     ["airlift"],
     ["airflow.client"],
-    ["airflow.dags", "airflow.runs", "airflow.tasks"],
+    ["airflow.dags", "airflow.runs"],
     ["airflow.api"],
     ["airflow.session"],
     ["airflow.cloud_auth", "airflow.auth"],
     ["airflow.http", "airflow.versions", "airflow.parsing"],
+    ["airflow.connections"],
     ["airflow.models", "airflow.__init__"],
     ["declaration", "declaration.__init__"],
     ["declaration.instance"],
@@ -81,7 +82,7 @@ def test_nothing_private_is_imported_and_libraries_only_where_they_belong(path: 
     for imported in imports_of(path):
         assert not any(part.startswith("_") for part in imported.split(".") if part != "__future__")
         if imported.split(".")[0] in ("requests", "urllib3"):
-            assert name.startswith("airflow.") or name == "airlift"
+            assert name.startswith("airflow.")
         if imported.startswith("dagster_airlift"):
             assert name in ("airlift", "state")
             assert name == "airlift" or imported == "dagster_airlift.core"
@@ -94,5 +95,5 @@ def test_importing_the_package_does_not_import_slow_packages() -> None:
         "print([name for name in ('dagster_airlift', 'dagster_graphql') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert printed.stdout.strip() == "[]"

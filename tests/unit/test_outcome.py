@@ -15,7 +15,7 @@ BUT_CLEAN_UP = SuccessDeclaration(all_except=["clean_up"])
 
 
 def build_tasks(**states: str | None) -> list[TaskInstance]:
-    """Tasks by their ids, `__` for a dot."""
+    """Build tasks by their ids, with `__` for a dot."""
     return [TaskInstance(name.replace("__", "."), -1, state, 1) for name, state in states.items()]
 
 
@@ -23,13 +23,13 @@ def map_task(task_id: str, *states: str | None) -> list[TaskInstance]:
     return [TaskInstance(task_id, index, state, 1) for index, state in enumerate(states)]
 
 
-def test_a_named_task_that_succeeded_is_enough_whatever_became_of_the_others() -> None:
+def test_a_named_task_that_succeeded_is_enough_whatever_the_others_did() -> None:
     tasks = build_tasks(extract="success", load="success", mail="failed", report="upstream_failed")
     assert find_unmet_condition(tasks, LOAD) is None
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "expected"),
     [
         ("failed", "load is failed"),
         ("upstream_failed", "load is upstream_failed"),
@@ -40,10 +40,10 @@ def test_a_named_task_that_succeeded_is_enough_whatever_became_of_the_others() -
         ("a state of a later version", "load is a state of a later version"),
     ],
 )
-def test_a_named_task_that_did_not_succeed_is_told_with_its_state(
-    state: str | None, told: str
+def test_a_named_task_that_did_not_succeed_is_returned_with_its_state(
+    state: str | None, expected: str
 ) -> None:
-    assert find_unmet_condition(build_tasks(extract="success", load=state), LOAD) == told
+    assert find_unmet_condition(build_tasks(extract="success", load=state), LOAD) == expected
 
 
 def test_each_of_the_named_tasks_has_to_have_succeeded() -> None:
@@ -62,20 +62,20 @@ def test_a_failed_instance_of_a_mapped_task_is_named_by_its_index() -> None:
     assert find_unmet_condition(tasks, LOAD) == "load[1] is failed"
 
 
-def test_a_skipped_instance_of_a_mapped_task_hinders_nothing_if_another_succeeded() -> None:
+def test_a_skipped_instance_of_a_mapped_task_is_ignored_if_another_succeeded() -> None:
     assert find_unmet_condition(map_task("load", "skipped", "success", "skipped"), LOAD) is None
 
 
-def test_a_mapped_task_of_which_all_instances_were_skipped_left_nothing() -> None:
+def test_a_mapped_task_whose_instances_were_all_skipped_is_no_success() -> None:
     tasks = map_task("load", "skipped", "skipped")
     assert find_unmet_condition(tasks, LOAD) == "of 'load' none was run"
 
 
-def test_a_removed_instance_of_a_mapped_task_hinders_nothing() -> None:
+def test_a_removed_instance_of_a_mapped_task_is_ignored() -> None:
     assert find_unmet_condition(map_task("load", "success", "removed"), LOAD) is None
 
 
-def test_a_removed_task_is_no_longer_there_and_is_not_suggested_either() -> None:
+def test_a_removed_task_counts_as_missing_and_is_not_suggested() -> None:
     tasks = build_tasks(extract="success", load="removed")
     assert find_unmet_condition(tasks, LOAD) == "it has no task or task group 'load'"
 
@@ -83,7 +83,7 @@ def test_a_removed_task_is_no_longer_there_and_is_not_suggested_either() -> None
 GROUP = SuccessDeclaration(tasks=["group"])
 
 
-def test_a_task_group_is_named_by_the_beginning_of_its_tasks_ids() -> None:
+def test_the_name_of_a_task_group_is_a_prefix_of_its_tasks_ids() -> None:
     good = build_tasks(group__a="success", group__inner__b="success", other="failed")
     assert find_unmet_condition(good, GROUP) is None
     bad = build_tasks(group__a="success", group__inner__b="failed")
@@ -95,7 +95,7 @@ def test_a_task_group_is_named_by_the_beginning_of_its_tasks_ids() -> None:
     )
 
 
-def test_a_group_whose_name_only_begins_alike_is_another() -> None:
+def test_a_group_with_a_longer_name_is_another_group() -> None:
     tasks = build_tasks(group__a="success", group_two="failed", group_two__a="failed")
     assert find_unmet_condition(tasks, GROUP) is None
     only_the_other = build_tasks(group_two__a="success")
@@ -104,25 +104,25 @@ def test_a_group_whose_name_only_begins_alike_is_another() -> None:
     )
 
 
-def test_a_branch_of_a_group_that_was_not_taken_hinders_nothing() -> None:
+def test_a_skipped_branch_of_a_group_is_ignored() -> None:
     taken = build_tasks(group__full="skipped", group__increment="success")
     assert find_unmet_condition(taken, GROUP) is None
     none_taken = build_tasks(group__full="skipped", group__increment="skipped")
     assert find_unmet_condition(none_taken, GROUP) == "of 'group' none was run"
 
 
-def test_a_failed_task_that_is_excepted_hinders_nothing() -> None:
+def test_an_excepted_task_may_fail() -> None:
     assert (
         find_unmet_condition(build_tasks(load="success", clean_up="failed"), BUT_CLEAN_UP) is None
     )
 
 
-def test_a_failed_task_that_is_not_excepted_is_told() -> None:
+def test_a_failed_task_that_is_not_excepted_is_returned() -> None:
     tasks = build_tasks(extract="success", load="failed", clean_up="success")
     assert find_unmet_condition(tasks, BUT_CLEAN_UP) == "load is failed"
 
 
-def test_a_whole_group_may_be_excepted() -> None:
+def test_a_task_group_may_be_excepted() -> None:
     rule = SuccessDeclaration(all_except=["alerts", "clean_up"])
     tasks = build_tasks(load="success", alerts__mail="failed", alerts__page="failed")
     assert find_unmet_condition(tasks, rule) is None
@@ -131,12 +131,12 @@ def test_a_whole_group_may_be_excepted() -> None:
 
 
 @pytest.mark.parametrize("state", ["skipped", "removed"])
-def test_what_was_passed_over_besides_the_excepted_hinders_nothing(state: str) -> None:
+def test_skipped_and_removed_tasks_are_ignored_with_all_except(state: str) -> None:
     tasks = build_tasks(load="success", full_load=state, clean_up="failed")
     assert find_unmet_condition(tasks, BUT_CLEAN_UP) is None
 
 
-def test_a_run_of_which_only_the_excepted_ran_left_nothing() -> None:
+def test_a_run_in_which_only_excepted_tasks_ran_is_no_success() -> None:
     tasks = build_tasks(load="skipped", clean_up="success")
     assert (
         find_unmet_condition(tasks, BUT_CLEAN_UP) == "of the tasks other than clean_up none was run"
@@ -144,22 +144,22 @@ def test_a_run_of_which_only_the_excepted_ran_left_nothing() -> None:
     assert find_unmet_condition([], BUT_CLEAN_UP) == "of the tasks other than clean_up none was run"
 
 
-def test_an_unknown_name_is_told_with_the_nearest_right_one() -> None:
+def test_an_unknown_name_is_returned_with_the_closest_known_one() -> None:
     rule = SuccessDeclaration(tasks=["laod"])
-    told = "it has no task or task group 'laod'; did you mean 'load'?"
-    assert find_unmet_condition(build_tasks(extract="success", load="success"), rule) == told
+    expected = "it has no task or task group 'laod'; did you mean 'load'?"
+    assert find_unmet_condition(build_tasks(extract="success", load="success"), rule) == expected
     assert find_unmet_condition([], rule) == "it has no task or task group 'laod'"
 
 
-def test_of_many_tasks_that_failed_the_first_are_told_and_how_many_more() -> None:
+def test_of_many_failed_tasks_the_first_ten_are_named_and_the_others_counted() -> None:
     tasks = map_task("load", *["failed"] * 25)
-    told = find_unmet_condition(tasks, LOAD) or ""
-    assert told.startswith("load[0] is failed, load[1] is failed, ")
-    assert told.endswith("load[9] is failed and 15 more")
+    unmet = find_unmet_condition(tasks, LOAD) or ""
+    assert unmet.startswith("load[0] is failed, load[1] is failed, ")
+    assert unmet.endswith("load[9] is failed and 15 more")
     assert join_tasks(tasks[:10]).endswith("load[8], load[9]")
 
 
-def test_only_tasks_that_failed_themselves_are_failed_tasks() -> None:
+def test_only_tasks_in_the_state_failed_are_failed_tasks() -> None:
     tasks = build_tasks(a="failed", b="upstream_failed", c="skipped", d=None, e="success")
     assert join_tasks(select_failed(tasks)) == "a"
 
@@ -175,7 +175,7 @@ def declare(success_when: Any) -> SuccessDeclaration | None:
 
 
 @pytest.mark.parametrize(
-    ("written", "told"),
+    ("written", "expected"),
     [
         ({}, "write either `tasks` or `all_except`"),
         ({"tasks": ["a"], "all_except": ["b"]}, "write either `tasks` or `all_except`"),
@@ -185,9 +185,9 @@ def declare(success_when: Any) -> SuccessDeclaration | None:
         ({"tasks": "a"}, "valid list"),
     ],
 )
-def test_a_rule_that_is_none_is_refused_where_it_stands(written: Any, told: str) -> None:
+def test_an_invalid_rule_is_an_error_with_its_place(written: Any, expected: str) -> None:
     where = r"defs\.yaml: dags\.a\.success_when"
-    with pytest.raises(DeclarationError, match=f"{where}.*{re.escape(told)}"):
+    with pytest.raises(DeclarationError, match=f"{where}.*{re.escape(expected)}"):
         declare(written)
 
 

@@ -8,6 +8,7 @@ from federation_defs.airflow.models import TriggerOptions
 from federation_defs.outcome import name_task
 from tests.contract.conftest import Airflow
 from tests.contract.worlds import (
+    FakeWorld,
     World,
     make_date,
     make_run_id,
@@ -27,7 +28,7 @@ def test_a_run_that_goes_on_is_among_the_active_ones_until_it_ends(world: World)
     assert run in active
     world.client.stop_run("endless", run.run_id)
     active = world.client.fetch_active_runs(MANY)
-    assert run.run_id not in {one.run_id for one in active or ()}
+    assert run.run_id not in {run.run_id for run in active or ()}
 
 
 def test_a_queued_run_is_among_the_active_ones(world: World) -> None:
@@ -44,10 +45,10 @@ def test_a_run_that_is_over_is_not_among_the_active_ones(world: World) -> None:
     run = run_dag(world)
     active = world.client.fetch_active_runs(MANY)
     assert active is not None
-    assert run.run_id not in {one.run_id for one in active}
+    assert run.run_id not in {run.run_id for run in active}
 
 
-def test_more_active_runs_than_asked_for_are_not_told(airflow: Airflow) -> None:
+def test_more_active_runs_than_the_limit_give_none(airflow: Airflow) -> None:
     airflow.database.add_dag("busy")
     for _ in range(250):
         airflow.database.start_run("busy")
@@ -59,12 +60,12 @@ def test_more_active_runs_than_asked_for_are_not_told(airflow: Airflow) -> None:
     assert len(airflow.server.asked) == before + 1
 
 
-def test_no_active_runs_are_none_too_many(airflow: Airflow) -> None:
+def test_no_active_runs_are_an_empty_list(airflow: Airflow) -> None:
     airflow.database.add_dag("idle")
     assert airflow.client.fetch_active_runs(0) == []
 
 
-def test_the_active_runs_of_all_pages_are_told(airflow: Airflow) -> None:
+def test_the_active_runs_of_all_pages_are_fetched(airflow: Airflow) -> None:
     airflow.server.endpoints.page_limit = 3
     airflow.database.add_dag("busy")
     runs = [airflow.database.start_run("busy").run_id for _ in range(8)]
@@ -72,7 +73,7 @@ def test_the_active_runs_of_all_pages_are_told(airflow: Airflow) -> None:
     assert [run.run_id for run in active or ()] == runs
 
 
-def test_a_run_is_told_by_its_logical_date(world: World) -> None:
+def test_a_run_is_found_by_its_logical_date(world: World) -> None:
     date, run_id = make_date(), make_run_id()
     world.client.trigger_run("described", run_id, CONF, TriggerOptions(date))
     run = world.client.fetch_run_of_date("described", date)
@@ -85,7 +86,7 @@ def test_a_run_is_told_by_its_logical_date(world: World) -> None:
     wait_for_end(world, run_id, "described")
 
 
-def test_a_date_that_no_run_has_has_none_though_others_are_near(world: World) -> None:
+def test_a_logical_date_matches_exactly(world: World) -> None:
     date, run_id = make_date(), make_run_id()
     world.client.trigger_run("described", run_id, CONF, TriggerOptions(date))
     for seconds in (-0.5, 0.5):
@@ -95,11 +96,11 @@ def test_a_date_that_no_run_has_has_none_though_others_are_near(world: World) ->
     wait_for_end(world, run_id, "described")
 
 
-def test_an_unknown_dag_has_no_run_of_any_date(world: World) -> None:
-    assert world.client.fetch_run_of_date("nobody_knows_it", make_date()) is None
+def test_an_unknown_dag_has_no_run_of_any_date(fake_world: FakeWorld) -> None:
+    assert fake_world.client.fetch_run_of_date("nobody_knows_it", make_date()) is None
 
 
-def test_the_tasks_that_run_are_told_by_their_runs(world: World) -> None:
+def test_running_tasks_are_grouped_by_run(world: World) -> None:
     runs = [start_endless_run(world)[0] for _ in range(2)]
     running = world.client.fetch_running_tasks(MANY)
     assert running is not None
@@ -112,7 +113,7 @@ def test_the_tasks_that_run_are_told_by_their_runs(world: World) -> None:
     assert not {("endless", run.run_id) for run in runs} & running.keys()
 
 
-def test_more_running_tasks_than_asked_for_are_not_told(airflow: Airflow) -> None:
+def test_more_running_tasks_than_the_limit_give_none(airflow: Airflow) -> None:
     airflow.database.add_dag("busy")
     for _ in range(3):
         airflow.database.start_run("busy").tasks[0].state = "running"

@@ -91,26 +91,26 @@ def test_a_run_is_triggered_waited_for_and_deleted(
     assert real_world.client.fetch_run(real_world.dag_id, run_id) is None
 
 
-def test_the_tasks_of_a_run_are_told_with_their_logs(
-    airlift: ClientInstance, real_world: RealWorld
-) -> None:
+def test_the_tasks_of_a_run_have_their_logs(airlift: ClientInstance, real_world: RealWorld) -> None:
     run = run_dag(real_world)
     infos = airlift.get_task_infos(dag_id=real_world.dag_id)
     task_ids = [info.task_id for info in infos]
     assert airlift.get_task_info(dag_id=real_world.dag_id, task_id=task_ids[0]) in infos
     tasks = airlift.get_task_instance_batch(real_world.dag_id, task_ids, run.run_id, ["success"])
     assert {task.task_id for task in tasks} == set(task_ids)
-    (one,) = [task for task in tasks if task.task_id == task_ids[0]]
-    assert airlift.get_task_instance(real_world.dag_id, one.task_id, run.run_id) == one
+    (first,) = [task for task in tasks if task.task_id == task_ids[0]]
+    assert airlift.get_task_instance(real_world.dag_id, first.task_id, run.run_id) == first
     hour = timedelta(hours=1)
     now = datetime.now(timezone.utc)
     dag_ids = [real_world.dag_id]
     recent = airlift.get_task_instance_batch_time_range(
         dag_ids, ["success"], now - hour, now + hour
     )
-    assert one in recent
-    log = airlift.get_task_instance_logs(real_world.dag_id, one.task_id, run.run_id, one.try_number)
-    assert one.task_id in log
+    assert first in recent
+    log = airlift.get_task_instance_logs(
+        real_world.dag_id, first.task_id, run.run_id, first.try_number
+    )
+    assert first.task_id in log
 
 
 def test_a_paused_dag_is_unpaused(airlift: ClientInstance, real_world: RealWorld) -> None:
@@ -119,7 +119,7 @@ def test_a_paused_dag_is_unpaused(airlift: ClientInstance, real_world: RealWorld
     assert not real_world.client.fetch_dag(real_world.dag_id).is_paused
 
 
-def test_what_airlift_has_no_function_for_goes_the_clients_way(airlift: ClientInstance) -> None:
+def test_the_session_sends_other_requests_too(airlift: ClientInstance) -> None:
     session = airlift.auth_backend.get_session()
     pools = session.get(f"{airlift.get_api_url()}/pools", params={"limit": 1}).json()["pools"]
     assert [pool["name"] for pool in pools] == ["default_pool"]
@@ -136,7 +136,7 @@ def test_the_credentials_go_to_no_other_host(airflow: Airflow) -> None:
         session.get(f"{airflow.server.url}.example.com/api/v2/pools")
 
 
-def test_what_would_not_be_passed_on_is_refused_and_not_dropped(airflow: Airflow) -> None:
+def test_an_argument_that_is_not_passed_on_is_an_error(airflow: Airflow) -> None:
     session = ClientInstance(airflow.client).auth_backend.get_session()
     url = f"{airflow.server.url}/api/{airflow.server.api}/pools"
     dropped: list[dict[str, Any]] = [
@@ -159,7 +159,7 @@ def test_an_error_is_the_clients_own(airflow: Airflow) -> None:
         load_airflow_dag_asset_specs(ClientInstance(airflow.client))
 
 
-def test_an_instance_is_built_from_what_a_defs_yaml_would_say(airflow: Airflow) -> None:
+def test_an_instance_is_built_from_the_keys_of_a_defs_yaml(airflow: Airflow) -> None:
     airflow.database.add_dag("load_customers")
     kind = {"v1": "basic", "v2": "password"}[airflow.server.api]
     auth = {"type": kind, "username": USERNAME, "password": PASSWORD}
@@ -173,7 +173,7 @@ def test_an_instance_that_is_declared_wrongly_names_the_key() -> None:
         build_airflow_instance(name="metrics", uri="http://127.0.0.1:1", auth={"type": "none"})
 
 
-def test_sources_that_are_asked_for_one_after_another_are_read_several_at_a_time(
+def test_sources_are_prefetched_in_parallel(
     airflow: Airflow,
 ) -> None:
     for number in range(100):

@@ -21,8 +21,7 @@ from federation_defs.errors import (
 from tests.contract.conftest import Airflow, StartAirflow
 from tests.contract.fakes.airflow import PASSWORD, FakeAirflow, asks
 from tests.contract.fakes.faults import answer
-from tests.contract.fakes.upgrading import OTHER, RUN, Upgraded, connect_by_token
-from tests.contract.worlds import connect, connect_to
+from tests.contract.worlds import OTHER, RUN, Upgraded, connect, connect_by_token, connect_to
 
 READS: dict[str, Callable[[AirflowClient], Any]] = {
     "the DAGs": lambda client: client.fetch_dags(),
@@ -32,7 +31,7 @@ READS: dict[str, Callable[[AirflowClient], Any]] = {
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS.keys())
-def test_a_declared_api_is_not_given_up_for_the_one_that_is_there(
+def test_a_declared_api_is_not_replaced_by_the_actual_one(
     upgraded: Upgraded, read: Callable[[AirflowClient], Any]
 ) -> None:
     pinned = upgraded.connect(api=OTHER[upgraded.server.api])
@@ -46,7 +45,7 @@ def test_a_declared_api_is_not_given_up_for_the_one_that_is_there(
         assert upgraded.server.count("GET", ".*/version") == 0
 
 
-def test_a_declared_api_that_airflow_2_has_not_yet_names_the_one_that_is_there(
+def test_declaring_v2_for_an_airflow_2_is_an_error_that_names_v1(
     start_airflow: StartAirflow,
 ) -> None:
     """Its 404 is a page, as a gateway's is whose Airflow is away; that would be waited out."""
@@ -56,7 +55,7 @@ def test_a_declared_api_that_airflow_2_has_not_yet_names_the_one_that_is_there(
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS.keys())
-def test_a_declared_api_is_not_asked_for(
+def test_a_declared_api_needs_no_version_request(
     upgraded: Upgraded, read: Callable[[AirflowClient], Any]
 ) -> None:
     pinned = upgraded.connect(api=upgraded.server.api)
@@ -65,7 +64,7 @@ def test_a_declared_api_is_not_asked_for(
     assert upgraded.server.count("GET", ".*/version") == 0
 
 
-def test_a_declared_api_that_airflow_3_has_no_more_is_told_in_its_words(
+def test_declaring_v1_for_an_airflow_3_is_an_error_in_airflows_words(
     airflow_v2: Airflow,
 ) -> None:
     pinned = connect_by_token(airflow_v2.server, api="v1")
@@ -78,7 +77,7 @@ def test_a_declared_api_that_airflow_3_has_no_more_is_told_in_its_words(
 TURNS = list(product(("v1", "v2"), repeat=6))
 
 
-def test_what_is_read_in_the_midst_of_an_upgrade_is_right_or_has_to_wait(
+def test_a_read_during_an_upgrade_is_right_or_unreachable(
     upgraded: Upgraded,
 ) -> None:
     """Each way in which the next six requests may be answered by the old and by the new."""
@@ -97,7 +96,7 @@ def test_what_is_read_in_the_midst_of_an_upgrade_is_right_or_has_to_wait(
     assert wrong == {}
 
 
-def test_a_run_that_is_started_in_the_midst_of_an_upgrade_is_started_once_or_has_to_wait(
+def test_a_trigger_during_an_upgrade_starts_one_run_or_is_unreachable(
     upgraded: Upgraded,
 ) -> None:
     wrong: dict[tuple[str, ...], str] = {}
@@ -121,7 +120,7 @@ def test_a_run_that_is_started_in_the_midst_of_an_upgrade_is_started_once_or_has
 TO_AND_FRO = {"v1": "v2 v2 v1 v1 v1", "v2": "v1 v1 v1 v2 v2"}
 
 
-def test_an_upgrade_that_goes_to_and_fro_is_told_as_what_it_is(upgraded: Upgraded) -> None:
+def test_alternating_api_versions_are_reported_as_an_upgrade(upgraded: Upgraded) -> None:
     upgraded.server.turns.extend(TO_AND_FRO[upgraded.server.api].split())
     with pytest.raises(UnreachableError, match="now as Airflow 2, now as Airflow 3"):
         upgraded.client.fetch_run(*RUN)
@@ -131,7 +130,7 @@ def test_an_upgrade_that_goes_to_and_fro_is_told_as_what_it_is(upgraded: Upgrade
 @pytest.mark.parametrize("answered", [401, 403, 302])
 @pytest.mark.parametrize("api", ["v1", "v2"])
 def test_a_gateway_that_wants_the_sign_in_for_everything_gets_it(api: str, answered: int) -> None:
-    """Airflow itself tells its version and its health to anybody."""
+    """Airflow itself tells its version to anybody."""
 
     def ask_to_sign_in() -> Response:
         there = {"Location": "https://login.example.com/"} if answered == 302 else None
@@ -144,11 +143,9 @@ def test_a_gateway_that_wants_the_sign_in_for_everything_gets_it(api: str, answe
         client = connect_by_token(server)
         assert [dag.dag_id for dag in client.fetch_dags()] == ["load_customers"]
         assert client.fetch_version() == server.endpoints.version
-        assert client.fetch_health().is_healthy
         if api == "v1":
             basic = connect(server.url, "basic", PASSWORD)
             assert [dag.dag_id for dag in basic.fetch_dags()] == ["load_customers"]
-            assert basic.fetch_health().is_healthy
 
 
 @pytest.mark.parametrize("answered", [401, 403])
@@ -163,9 +160,7 @@ def test_a_gateway_that_refuses_the_sign_in_is_no_wrong_address(answered: int) -
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("body", [{}, {"status": "ok"}, [], {"version": None}])
-def test_a_version_that_is_none_is_an_error_at_first_contact_and_no_hang(
-    airflow: Airflow, body: object
-) -> None:
+def test_an_invalid_version_is_an_error_and_no_hang(airflow: Airflow, body: object) -> None:
     """To tell of it, the version would be asked for, by the one who is asking for it."""
     airflow.server.fail_next(asks("GET", ".*/version"), answer(200, body), times=2)
     with pytest.raises(UnexpectedAnswerError, match="/version"):

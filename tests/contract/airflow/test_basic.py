@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from dotenv import dotenv_values
 
-from federation_defs.airflow.auth import PATIENCE
+from federation_defs.airflow.auth import REQUESTS_BEFORE_LOGIN
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import PermissionMissingError
 from tests.conftest import ROOT, Airflows
@@ -20,7 +20,7 @@ from tests.contract.fakes.faults import answer
 from tests.contract.worlds import connect
 
 FORM = '<form method="post"><input id="csrf_token" name="csrf_token" type="hidden" value="c5f">'
-MANY = PATIENCE * 4
+MANY = REQUESTS_BEFORE_LOGIN * 4
 
 
 @pytest.fixture
@@ -34,16 +34,18 @@ def read_signatures(proxy: FaultProxy) -> list[str]:
     """How each request to the API was signed in: "Basic", "session" or ""."""
     heads = re.findall(rb"(?s)GET /api/v1/dags\S* .*?\r\n\r\n", bytes(proxy.received))
     found = [re.search(rb"Authorization: (Basic) |Cookie: (session)=", head) for head in heads]
-    return [(one[1] or one[2]).decode() if one else "" for one in found]
+    return [(match[1] or match[2]).decode() if match else "" for match in found]
 
 
 @pytest.mark.real_airflows
-def test_who_asks_much_is_signed_in_by_a_session(seen: FaultProxy) -> None:
+def test_many_requests_use_a_session(seen: FaultProxy) -> None:
     settings = dotenv_values(ROOT / ".env.example")
     client = connect(seen.url, "basic", settings["WAREHOUSE_AIRFLOW_PASSWORD"] or "", "warehouse")
     for _ in range(MANY):
         client.fetch_dag("load_customers")
-    assert read_signatures(seen) == ["Basic"] * PATIENCE + ["session"] * (MANY - PATIENCE)
+    assert read_signatures(seen) == ["Basic"] * REQUESTS_BEFORE_LOGIN + ["session"] * (
+        MANY - REQUESTS_BEFORE_LOGIN
+    )
 
 
 @pytest.fixture
@@ -65,14 +67,14 @@ def ask(client: AirflowClient, times: int = MANY) -> None:
         assert client.fetch_dag("a").dag_id == "a"
 
 
-def test_without_a_login_page_name_and_password_go_on(airflow_v1: Airflow) -> None:
+def test_without_a_login_page_name_and_password_are_used(airflow_v1: Airflow) -> None:
     ask(airflow_v1.client)
     assert airflow_v1.server.count("GET", "/login/") == 1
     assert airflow_v1.server.count("POST", "/login/") == 0
     assert airflow_v1.server.count("GET", "/dags/a") == MANY
 
 
-def test_a_session_that_the_api_does_not_take_is_tried_once(airflow_v1: Airflow) -> None:
+def test_a_session_that_the_api_refuses_is_tried_once(airflow_v1: Airflow) -> None:
     """As it is without the `session` back end."""
     offer_login(airflow_v1, **{"Set-Cookie": "session=in; Path=/", "Location": "/home"})
     ask(airflow_v1.client)
@@ -80,19 +82,19 @@ def test_a_session_that_the_api_does_not_take_is_tried_once(airflow_v1: Airflow)
     assert airflow_v1.server.count("GET", "/dags/a") == MANY + 1
 
 
-def test_a_login_that_is_refused_leaves_name_and_password(airflow_v1: Airflow) -> None:
+def test_after_a_refused_login_name_and_password_are_used(airflow_v1: Airflow) -> None:
     offer_login(airflow_v1, **{"Set-Cookie": "session=begun", "Location": "/login/"})
     ask(airflow_v1.client)
     assert airflow_v1.server.count("GET", "/dags/a") == MANY
 
 
-def test_threads_that_ask_much_sign_in_once(airflow_v1: Airflow) -> None:
+def test_many_threads_log_in_once(airflow_v1: Airflow) -> None:
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda _: ask(airflow_v1.client, 4), range(16)))
     assert airflow_v1.server.count("GET", "/login/") == 1
 
 
-def test_a_missing_permission_is_told_as_such_by_a_session_too(airflow_v1: Airflow) -> None:
+def test_a_missing_permission_is_reported_with_a_session_too(airflow_v1: Airflow) -> None:
     ask(airflow_v1.client)
     airflow_v1.server.fail_next(asks("GET", "/dags/a"), answer(403, {"detail": "No."}), times=2)
     with pytest.raises(PermissionMissingError, match=r"DAGs\.can_read"):

@@ -11,15 +11,13 @@ from pathlib import Path
 import pytest
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.cloud_auth import MwaaAuth
 from federation_defs.errors import AirflowError, PermissionMissingError
-from tests.contract.declaring import HINT
+from tests.contract.clients import ACCOUNT_HINT, FakeClock
 from tests.contract.fakes.airflow import asks
-from tests.contract.fakes.api import build_json
-from tests.contract.fakes.clouds import ENDS, ENVIRONMENT, SECRET_KEY, Mwaa, start_mwaa
+from tests.contract.fakes.endpoints import build_json
 from tests.contract.fakes.fault_proxy import FaultProxy
 from tests.contract.fakes.faults import answer
-from tests.waiting import wait_for
+from tests.contract.fakes.sign_ins import ENDS, ENVIRONMENT, SECRET_KEY, Mwaa, start_mwaa
 
 LOGINS_TRIED = {
     "v1": ["/pluginsv2/aws_mwaa/login", "/aws_mwaa/login"],
@@ -43,7 +41,7 @@ def assert_works(client: AirflowClient) -> None:
 
 
 def test_an_identity_signs_in_once_for_many_requests(mwaa: Mwaa) -> None:
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     for _ in range(5):
         assert_works(client)
     assert client.trigger_run("load_customers", "mine").run_id == "mine"
@@ -55,37 +53,33 @@ def test_an_identity_signs_in_once_for_many_requests(mwaa: Mwaa) -> None:
 
 def test_the_login_token_goes_to_the_web_server_in_a_form_and_nowhere_else(mwaa: Mwaa) -> None:
     with FaultProxy(mwaa.server.url) as proxy:
-        client = mwaa.declare(proxy.url)
+        client = mwaa.declare_client(proxy.url)
         assert_works(client)
         assert_works(client)
         sent = bytes(proxy.received).decode()
-    logins = [one for one in re.split(r"(?=GET |POST )", sent) if mwaa.aws.token in one]
-    assert [one.split()[1] for one in logins] == LOGINS_TRIED[mwaa.server.api]
-    assert all(one.endswith(f"\r\n\r\ntoken={mwaa.aws.token}") for one in logins)
+    logins = [request for request in re.split(r"(?=GET |POST )", sent) if mwaa.aws.token in request]
+    assert [login.split()[1] for login in logins] == LOGINS_TRIED[mwaa.server.api]
+    assert all(login.endswith(f"\r\n\r\ntoken={mwaa.aws.token}") for login in logins)
     assert SECRET_KEY not in sent
 
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_session_that_ends_after_hours_is_signed_in_to_again(mwaa: Mwaa, end: str) -> None:
-    client, sign_in = mwaa.build()
+    clock = FakeClock()
+    client = mwaa.declare_client(timing=clock.timing)
     assert_works(client)
     mwaa.server.end_sessions()
     mwaa.server.end = ENDS[end]
-    let_an_hour_pass(sign_in)
+    clock.advance(3600)
     assert_works(client)
     assert client.trigger_run("load_customers", "mine").run_id == "mine"
     assert len(mwaa.server.logins) == len(mwaa.aws.asked) == 2
 
 
-def let_an_hour_pass(sign_in: MwaaAuth) -> None:
-    """Since the last login; nobody waits for it."""
-    sign_in._signed_in_at -= 3600  # noqa: SLF001
-
-
 @pytest.mark.parametrize("api", ["v2"])
 def test_a_session_that_is_refused_at_once_is_signed_in_to_again(mwaa: Mwaa) -> None:
     """As when the environment is updated: a 401 is never a missing permission."""
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     assert_works(client)
     mwaa.server.end_sessions()
     assert_works(client)
@@ -97,7 +91,7 @@ def test_a_session_whose_signature_is_worthless_is_signed_in_to_again_at_once(
     mwaa: Mwaa,
 ) -> None:
     """What 3.x says of a token that another secret signed is no missing permission."""
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     assert_works(client)
     mwaa.server.end_sessions()
     mwaa.server.end = lambda: build_json({"detail": "Invalid JWT token"}, 403)
@@ -107,7 +101,7 @@ def test_a_session_whose_signature_is_worthless_is_signed_in_to_again_at_once(
 
 @pytest.mark.parametrize("api", ["v2"])
 def test_a_trigger_whose_session_ended_starts_one_run(mwaa: Mwaa) -> None:
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     assert_works(client)
     mwaa.server.end_sessions()
     assert client.trigger_run("load_customers", "mine", {"day": "today"}).conf == {"day": "today"}
@@ -116,18 +110,18 @@ def test_a_trigger_whose_session_ended_starts_one_run(mwaa: Mwaa) -> None:
 
 @pytest.mark.parametrize("api", ["v2"])
 def test_a_session_that_is_never_good_is_not_signed_in_to_for_ever(mwaa: Mwaa) -> None:
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     assert_works(client)
     mwaa.server.fail_next(lambda _: True, answer(401, {"detail": "No."}), times=99)
     mwaa.server.end_sessions()
     for _ in range(3):
-        with pytest.raises(AirflowError, match=HINT):
+        with pytest.raises(AirflowError, match=ACCOUNT_HINT):
             client.fetch_dags()
     assert len(mwaa.server.logins) <= 1 + 3
 
 
-def test_a_missing_permission_is_told_and_brings_about_no_login(mwaa: Mwaa) -> None:
-    client = mwaa.declare()
+def test_a_missing_permission_causes_no_login(mwaa: Mwaa) -> None:
+    client = mwaa.declare_client()
     mwaa.server.fail_next(asks("GET", "/dags"), answer(403, {"detail": "No DAGs"}), times=9)
     for _ in range(5):
         with pytest.raises(PermissionMissingError, match="No DAGs"):
@@ -135,10 +129,11 @@ def test_a_missing_permission_is_told_and_brings_about_no_login(mwaa: Mwaa) -> N
     assert len(mwaa.server.logins) == 1
 
 
-def test_a_missing_permission_brings_about_one_login_after_hours_and_no_storm(mwaa: Mwaa) -> None:
-    client, sign_in = mwaa.build()
+def test_a_missing_permission_after_hours_causes_one_login(mwaa: Mwaa) -> None:
+    clock = FakeClock()
+    client = mwaa.declare_client(timing=clock.timing)
     assert_works(client)
-    let_an_hour_pass(sign_in)
+    clock.advance(3600)
     mwaa.server.fail_next(asks("GET", "/dags"), answer(403, {"detail": "No DAGs"}), times=99)
 
     def ask(_: int) -> None:
@@ -151,7 +146,7 @@ def test_a_missing_permission_brings_about_one_login_after_hours_and_no_storm(mw
 
 
 def test_many_threads_sign_in_once(mwaa: Mwaa) -> None:
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     with ThreadPoolExecutor(16) as threads:
         asking = [threads.submit(client.fetch_dags) for _ in range(48)]
         assert {len(dags.result(timeout=30)) for dags in asking} == {1}
@@ -165,16 +160,23 @@ def test_many_threads_sign_in_once(mwaa: Mwaa) -> None:
 def test_no_secret_of_a_sign_in_is_logged(mwaa: Mwaa, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="federation_defs")
     caplog.set_level(logging.DEBUG, logger="urllib3")
-    client = mwaa.declare()
+    client = mwaa.declare_client()
     assert_works(client)
+    secrets = (SECRET_KEY, mwaa.aws.token, mwaa.server.session)
     shown = f"{caplog.text} {client!r} {client.session!r} {vars(client.session)}"
-    assert not [one for one in (SECRET_KEY, mwaa.aws.token, mwaa.server.session) if one in shown]
+    assert not [secret for secret in secrets if secret in shown]
 
 
 @pytest.mark.parametrize("api", ["v2"])
-def test_a_session_that_says_when_it_ends_is_renewed_before(mwaa: Mwaa) -> None:
-    """Airflow 3's is a token, and 2's says nothing."""
-    mwaa.server.life_s = 0.4
-    client = mwaa.declare()
-    wait_for(lambda: bool(client.fetch_dags()) and len(mwaa.server.logins) > 1, "a login", 5, 0.02)
+def test_a_session_is_renewed_before_it_expires(mwaa: Mwaa) -> None:
+    """The session of Airflow 3 is a token with a lifetime. That of Airflow 2 is not."""
+    mwaa.server.life_s = 1000
+    clock = FakeClock()
+    client = mwaa.declare_client(timing=clock.timing)
+    assert_works(client)
+    clock.advance(899)
+    assert_works(client)
+    assert len(mwaa.server.logins) == 1
+    clock.advance(2)
+    assert_works(client)
     assert len(mwaa.server.logins) == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,28 +16,37 @@ from werkzeug import Response
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import CredentialError, SignInRefusedError
+from federation_defs.timing import Timing
 from tests.conftest import ROOT
-from tests.contract.declaring import HINT, UNPACED, declare, forget_surroundings, tell_all, within
-from tests.contract.fakes.api import build_json
-from tests.contract.fakes.clouds import FakeGoogle
-from tests.contract.fakes.tokens import TokenAirflow
+from tests.contract.clients import (
+    ACCOUNT_HINT,
+    FAST_RETRIES,
+    LONG_TIMEOUTS,
+    FakeClock,
+    call_within,
+    clear_environment,
+    declare_client,
+    format_error_chain,
+)
+from tests.contract.fakes.endpoints import build_json
+from tests.contract.fakes.sign_ins import FakeGoogle, TokenAirflow
 from tests.processes import find_free_port
 
-PATIENT = {"read_timeout": 5, **UNPACED}
+PATIENT = LONG_TIMEOUTS
 ASK_WITHOUT = """
 import sys
 from federation_defs.errors import MissingExtraError
-from tests.contract.declaring import declare
+from tests.contract.clients import declare_client
 
 mwaa = {"type": "mwaa", "environment": "analytics"}
 composer = {"type": "composer"}
-declare("http://127.0.0.1:1", mwaa)
-declare("http://127.0.0.1:1", composer)
+declare_client("http://127.0.0.1:1", mwaa)
+declare_client("http://127.0.0.1:1", composer)
 print({"boto3", "botocore", "google.auth"} & set(sys.modules))
 for module, auth in (("boto3", mwaa), ("google.auth", composer), ("google", composer)):
     sys.modules[module] = None  # as if it were not installed
     try:
-        declare("http://127.0.0.1:1", auth)
+        declare_client("http://127.0.0.1:1", auth)
     except MissingExtraError as error:
         print(error)
 """
@@ -71,14 +79,14 @@ class Composer:
         lines = account["private_key"].splitlines()[1:-1]
         return lines + [body for _, _, body in self.google.asked]
 
-    def declare(self, **auth: Any) -> AirflowClient:
+    def declare_client(self, timing: Timing = FAST_RETRIES, **auth: Any) -> AirflowClient:
         declared = {"type": "composer", "credentials_file": str(self.key_file), **auth}
-        return declare(self.server.url, declared, http=PATIENT)
+        return declare_client(self.server.url, declared, timing, http=PATIENT)
 
 
 @pytest.fixture
 def composer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Composer]:
-    forget_surroundings(monkeypatch)
+    clear_environment(monkeypatch)
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "gcloud"))
     google = FakeGoogle()
@@ -93,35 +101,38 @@ def assert_works(client: AirflowClient) -> None:
 
 
 def test_a_service_account_gets_one_token_for_many_requests_and_threads(composer: Composer) -> None:
-    client = composer.declare()
+    client = composer.declare_client()
     with ThreadPoolExecutor(16) as threads:
         asking = [threads.submit(client.fetch_dags) for _ in range(48)]
         assert {len(dags.result(timeout=30)) for dags in asking} == {1}
     assert len(composer.google.asked) == 1
 
 
-def test_a_token_is_renewed_before_it_ends(composer: Composer) -> None:
-    composer.google.life_s = 1
-    client, ends, asked = composer.declare(), time.monotonic() + 1.4, 0
-    while time.monotonic() < ends:
-        assert_works(client)
-        asked += 1
-    assert composer.server.count("GET", "/dags") == asked, "then some were refused first"
+def test_a_token_is_renewed_before_it_expires(composer: Composer) -> None:
+    composer.google.life_s = 1000
+    clock = FakeClock()
+    client = composer.declare_client(timing=clock.timing)
+    assert_works(client)
+    clock.advance(800)
+    assert_works(client)
+    assert len(composer.google.asked) == 1
+    clock.advance(101)
+    assert_works(client)
     assert len(composer.google.asked) == 2
 
 
 def test_a_token_that_is_refused_is_renewed(composer: Composer) -> None:
-    client = composer.declare()
+    client = composer.declare_client()
     assert_works(client)
     composer.google.asked.append(("nobody", {}, ""))  # which makes the last token worthless
     assert_works(client)
     assert composer.server.count("GET", "/dags") == 3
 
 
-def test_an_account_that_airflow_does_not_know_is_told_as_such(composer: Composer) -> None:
+def test_an_account_that_airflow_does_not_know_is_reported(composer: Composer) -> None:
     composer.server.refuses = True
-    with pytest.raises(SignInRefusedError, match=HINT):
-        composer.declare().fetch_dags()
+    with pytest.raises(SignInRefusedError, match=ACCOUNT_HINT):
+        composer.declare_client().fetch_dags()
     assert len(composer.google.asked) <= 2
 
 
@@ -129,48 +140,50 @@ def test_the_default_credentials_are_those_of_the_environment(
     composer: Composer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(composer.key_file))
-    assert_works(composer.declare(credentials_file=None))
+    assert_works(composer.declare_client(credentials_file=None))
 
 
-def test_missing_default_credentials_are_told(composer: Composer) -> None:
-    with pytest.raises(CredentialError, match=rf"Google gave no access token.*{HINT}"):
-        within(20, composer.declare(credentials_file=None).fetch_dags)
+def test_missing_default_credentials_are_reported(composer: Composer) -> None:
+    with pytest.raises(CredentialError, match=rf"Google gave no access token.*{ACCOUNT_HINT}"):
+        call_within(20, composer.declare_client(credentials_file=None).fetch_dags)
 
 
 @pytest.mark.parametrize("error", ["invalid_grant", "invalid_client", "unauthorized_client"])
-def test_a_refusal_of_google_is_told_without_the_key(
+def test_a_refusal_of_google_is_reported_without_the_key(
     composer: Composer, caplog: pytest.LogCaptureFixture, error: str
 ) -> None:
     words = {"error": error, "error_description": "Invalid JWT Signature."}
     composer.google.answer = lambda: build_json(words, 400)
-    with pytest.raises(CredentialError, match=rf"{error}: Invalid JWT Signature.*{HINT}") as told:
-        composer.declare().fetch_dags()
-    shown = tell_all(told.value) + caplog.text
+    with pytest.raises(
+        CredentialError, match=rf"{error}: Invalid JWT Signature.*{ACCOUNT_HINT}"
+    ) as refused:
+        composer.declare_client().fetch_dags()
+    shown = format_error_chain(refused.value) + caplog.text
     assert not [secret for secret in composer.secrets if secret in shown]
     composer.google.answer = None
 
 
 @pytest.mark.parametrize("answer", [Response("<h1>Sign in</h1>", 200), Response("", 404)])
-def test_a_google_that_is_none_is_told_without_the_key(
+def test_an_invalid_answer_of_google_is_reported_without_the_key(
     composer: Composer, answer: Response
 ) -> None:
     """As behind a proxy that wants a person to sign in."""
     composer.google.answer = lambda: answer
-    with pytest.raises(CredentialError, match="Google gave no access token") as told:
-        composer.declare().fetch_dags()
-    assert not [secret for secret in composer.secrets if secret in tell_all(told.value)]
+    with pytest.raises(CredentialError, match="Google gave no access token") as error:
+        composer.declare_client().fetch_dags()
+    assert not [secret for secret in composer.secrets if secret in format_error_chain(error.value)]
 
 
-def test_a_google_that_is_not_reached_is_told(composer: Composer) -> None:
+def test_an_unreachable_google_is_reported(composer: Composer) -> None:
     account = json.loads(composer.key_file.read_text())
     account["token_uri"] = f"http://127.0.0.1:{find_free_port()}/token"
     composer.key_file.write_text(json.dumps(account))
     with pytest.raises(CredentialError, match="Google gave no access token"):
-        within(20, composer.declare().fetch_dags)
+        call_within(20, composer.declare_client().fetch_dags)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"type": "else"}', "half a key", None])
-def test_a_key_file_that_is_none_is_named_and_not_quoted(
+def test_an_invalid_key_file_is_named_and_not_quoted(
     composer: Composer, content: str | None
 ) -> None:
     secrets = composer.secrets
@@ -182,19 +195,19 @@ def test_a_key_file_that_is_none_is_named_and_not_quoted(
         composer.key_file.write_text(json.dumps(account))
     else:
         composer.key_file.write_text(content)
-    with pytest.raises(CredentialError, match=str(composer.key_file)) as told:
-        composer.declare().fetch_dags()
-    assert not [secret for secret in secrets if secret in tell_all(told.value)]
+    with pytest.raises(CredentialError, match=str(composer.key_file)) as error:
+        composer.declare_client().fetch_dags()
+    assert not [secret for secret in secrets if secret in format_error_chain(error.value)]
 
 
 def test_no_secret_is_in_what_a_debugger_shows(composer: Composer) -> None:
-    client = composer.declare()
+    client = composer.declare_client()
     assert_works(client)
     shown = f"{client!r} {client.session!r} {vars(client.session)}"
-    assert not [one for one in [*composer.secrets, composer.google.token] if one in shown]
+    assert not [secret for secret in [*composer.secrets, composer.google.token] if secret in shown]
 
 
-def test_a_clouds_package_is_loaded_when_it_is_needed_and_its_absence_told_before() -> None:
+def test_a_clouds_package_is_imported_lazily_and_its_absence_reported_early() -> None:
     """In a process of its own, where no other test has loaded them yet."""
     asked = subprocess.run(
         [sys.executable, "-c", ASK_WITHOUT],

@@ -14,8 +14,7 @@ from federation_defs.errors import UnexpectedAnswerError
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import edit
-from tests.contract.fakes.upgrading import connect_by_token
-from tests.contract.worlds import FakeWorld
+from tests.contract.worlds import FakeWorld, connect_by_token
 
 DAG, RUN = "write_numbers", "mine"
 SINCE = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -46,29 +45,11 @@ DAG_FIELDS = both(("dag_id", "fileloc", "is_paused", "file_token"))
 QUESTIONS = {
     "DAGs": Question(lambda ask: ask.fetch_dags(), both("/dags"), both("dags"), DAG_FIELDS),
     "DAG": Question(lambda ask: ask.fetch_dag(DAG), both(f"/dags/{DAG}"), None, DAG_FIELDS),
-    "details": Question(
-        lambda ask: ask.fetch_dag_details(DAG),
-        both(f"/dags/{DAG}/details"),
-        None,
-        both(("dag_id",)),
-    ),
-    "tasks": Question(
-        lambda ask: ask.fetch_tasks(DAG),
-        both(f"/dags/{DAG}/tasks"),
-        both("tasks"),
-        both(("task_id",)),
-    ),
     "import errors": Question(
         lambda ask: ask.fetch_import_errors(),
         both("/importErrors"),
         both("import_errors"),
-        both(("import_error_id", "filename")),
-    ),
-    "warnings": Question(
-        lambda ask: ask.fetch_dag_warnings(),
-        both("/dagWarnings"),
-        both("dag_warnings"),
-        both(("dag_id", "warning_type")),
+        both(("filename",)),
     ),
     "run": Question(
         lambda ask: ask.fetch_run(DAG, RUN),
@@ -94,15 +75,9 @@ QUESTIONS = {
         {"v1": "datasets", "v2": "assets"},
         both(("id", "uri")),
     ),
-    "events": Question(
-        lambda ask: ask.fetch_asset_events(SINCE),
-        {"v1": "/datasets/events", "v2": "/assets/events"},
-        {"v1": "dataset_events", "v2": "asset_events"},
-        {"v1": ("id", "timestamp", "dataset_id"), "v2": ("id", "timestamp", "asset_id")},
-    ),
 }
 # By these it is seen which version answered.
-MARKS = {"is_stale", "dataset_uri"}
+MARKS = {"is_stale"}
 on_questions = pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS.keys())
 
 
@@ -143,7 +118,7 @@ def test_a_field_that_is_needed_is_named_with_request_and_version(
         assert f"says it is Airflow {VERSIONS[api]}:" in told
 
 
-@pytest.mark.parametrize("what", [what for what, one in QUESTIONS.items() if one.entries])
+@pytest.mark.parametrize("what", [what for what, question in QUESTIONS.items() if question.entries])
 def test_a_list_that_is_missing_is_named(asked: FakeWorld, what: str) -> None:
     question = QUESTIONS[what]
     assert question.entries is not None
@@ -153,7 +128,7 @@ def test_a_list_that_is_missing_is_named(asked: FakeWorld, what: str) -> None:
 
 
 @on_questions
-def test_what_else_there_is_may_be_missing(asked: FakeWorld, question: Question) -> None:
+def test_other_fields_may_be_missing(asked: FakeWorld, question: Question) -> None:
     """Other versions have other fields, and we do without them."""
     api = asked.api
 
@@ -166,7 +141,7 @@ def test_what_else_there_is_may_be_missing(asked: FakeWorld, question: Question)
     assert question.ask(asked.client)
 
 
-def test_a_declared_api_has_its_version_told_too(airflow: Airflow) -> None:
+def test_the_error_names_the_version_of_a_declared_api_too(airflow: Airflow) -> None:
     """Nobody has asked for it by then."""
     airflow.database.add_dag(DAG)
     airflow.server.takes_tokens = True

@@ -87,7 +87,7 @@ def test_a_server_whose_pages_shrink_in_between_loses_nothing(airflow: Airflow) 
     assert fetch_ids(airflow) == dag_ids
 
 
-def test_a_server_whose_pages_grow_in_between_tells_nothing_twice(airflow: Airflow) -> None:
+def test_a_server_whose_pages_grow_in_between_repeats_nothing(airflow: Airflow) -> None:
     dag_ids = add_dags(airflow, 100, page_limit=7)
 
     def grow() -> None:
@@ -97,7 +97,7 @@ def test_a_server_whose_pages_grow_in_between_tells_nothing_twice(airflow: Airfl
     assert fetch_ids(airflow) == dag_ids
 
 
-def test_a_dag_that_comes_while_the_list_is_read_has_none_told_twice(airflow: Airflow) -> None:
+def test_a_dag_added_while_the_list_is_read_repeats_no_other(airflow: Airflow) -> None:
     """It is put before the others: each of them moves on by one."""
     dag_ids = add_dags(airflow, 40)
     come = airflow.database.add_dag
@@ -107,7 +107,7 @@ def test_a_dag_that_comes_while_the_list_is_read_has_none_told_twice(airflow: Ai
     assert len(found) == len(set(found))
 
 
-def test_a_dag_that_goes_while_the_list_is_read_has_none_passed_over(airflow: Airflow) -> None:
+def test_a_dag_deleted_while_the_list_is_read_hides_no_other(airflow: Airflow) -> None:
     """Those after it move back by one: the first of the next page is at the end of the last."""
     dag_ids = add_dags(airflow, 40)
     go = airflow.database.dags.pop
@@ -136,7 +136,7 @@ def test_runs_that_change_while_the_list_is_read_push_no_others_out(airflow: Air
     assert [run.run_id for run in changed] == [run.run_id for run in runs]
 
 
-def test_runs_that_come_while_the_list_is_read_are_told_once_or_next_time(
+def test_runs_added_while_the_list_is_read_appear_once_or_next_time(
     airflow: Airflow,
 ) -> None:
     airflow.database.add_dag("load_customers")

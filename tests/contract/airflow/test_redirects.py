@@ -9,8 +9,15 @@ import pytest
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import UnexpectedAnswerError
+from tests.contract.clients import (
+    LONG_TIMEOUTS,
+    SIGN_INS,
+    call_within,
+    declare_client,
+    format_error_chain,
+    start_proxied_airflow,
+)
 from tests.contract.conftest import StartAirflow
-from tests.contract.declaring import QUICK, SIGN_INS, declare, reach, tell_all, within
 from tests.contract.fakes.airflow import FakeAirflow, asks
 from tests.contract.fakes.fault_proxy import FaultProxy
 from tests.contract.fakes.faults import answer
@@ -44,11 +51,11 @@ def two(request: pytest.FixtureRequest) -> Iterator[Two]:
     auth = TOKEN if request.param == "token" else SIGN_INS[api]
     with FakeAirflow(api) as ours, FakeAirflow(api) as other, FaultProxy(other.url) as theirs:
         ours.database.add_dag("load_customers")
-        yield Two(ours, theirs, declare(ours.url, auth, http=QUICK))
+        yield Two(ours, theirs, declare_client(ours.url, auth, http=LONG_TIMEOUTS))
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_read_that_is_sent_elsewhere_is_told_and_not_followed(two: Two, status: int) -> None:
+def test_a_read_that_is_redirected_is_reported_and_not_followed(two: Two, status: int) -> None:
     two.redirect("GET", "/dags", status)
     with pytest.raises(UnexpectedAnswerError, match=f"{status}: go to {two.theirs.url}/elsewhere"):
         two.client.fetch_dags()
@@ -56,7 +63,7 @@ def test_a_read_that_is_sent_elsewhere_is_told_and_not_followed(two: Two, status
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_trigger_that_is_sent_elsewhere_is_told_and_not_followed(two: Two, status: int) -> None:
+def test_a_trigger_that_is_redirected_is_reported_and_not_followed(two: Two, status: int) -> None:
     two.redirect("POST", TRIGGER, status)
     with pytest.raises(UnexpectedAnswerError, match=f"{status}: go to {two.theirs.url}/elsewhere"):
         two.client.trigger_run("load_customers", "mine", {"key": "of the conf"})
@@ -65,13 +72,13 @@ def test_a_trigger_that_is_sent_elsewhere_is_told_and_not_followed(two: Two, sta
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_sign_in_that_is_sent_elsewhere_is_told_and_not_followed(
+def test_a_sign_in_that_is_redirected_is_reported_and_not_followed(
     start_airflow: StartAirflow, status: int
 ) -> None:
     ours, other = start_airflow("v2").server, start_airflow("v2").server
     ours.database.add_dag("load_customers")
     with FaultProxy(other.url) as theirs:
-        two = Two(ours, theirs, declare(ours.url, http=QUICK))
+        two = Two(ours, theirs, declare_client(ours.url, http=LONG_TIMEOUTS))
         two.redirect("POST", "/auth/token", status)
         with pytest.raises(UnexpectedAnswerError, match=f"POST /auth/token with {status}: go to"):
             two.client.fetch_dags()
@@ -82,7 +89,7 @@ def test_an_error_about_a_redirect_leaves_out_its_query(two: Two) -> None:
     two.redirect("GET", "/dags", 302)
     with pytest.raises(UnexpectedAnswerError) as error:
         two.client.fetch_dags()
-    assert "of-the-login-page" not in tell_all(error.value)
+    assert "of-the-login-page" not in format_error_chain(error.value)
 
 
 @pytest.mark.parametrize("location", [*NOWHERE, None])
@@ -91,9 +98,9 @@ def test_a_redirect_to_nowhere_is_an_unexpected_answer_and_takes_no_connection(
 ) -> None:
     """requests reads where a redirect leads even when nobody follows it."""
     headers = {} if location is None else {"Location": location}
-    with reach(max_connections=2) as reached:
-        reached.server.fail_next(asks("GET", "/dags"), answer(302, "Moved.", headers), times=3)
+    with start_proxied_airflow(**{**LONG_TIMEOUTS, "max_connections": 2}) as proxied:
+        proxied.server.fail_next(asks("GET", "/dags"), answer(302, "Moved.", headers), times=3)
         for _ in range(3):
             with pytest.raises(UnexpectedAnswerError, match="GET /api/v2/dags with 302"):
-                within(2, reached.client.fetch_dags)
-        assert len(within(5, reached.client.fetch_dags)) == 1
+                call_within(2, proxied.client.fetch_dags)
+        assert len(call_within(5, proxied.client.fetch_dags)) == 1

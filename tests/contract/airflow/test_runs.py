@@ -35,11 +35,13 @@ def an_hour_ago() -> datetime:
     return datetime.now(timezone.utc) - timedelta(hours=1)
 
 
-def test_an_unknown_run_is_none(world: World) -> None:
-    assert world.client.fetch_run(world.dag_id, make_run_id()) is None
+def test_an_unknown_run_is_none(fake_world: FakeWorld) -> None:
+    assert fake_world.client.fetch_run(fake_world.dag_id, make_run_id()) is None
 
 
-def test_runs_are_told_by_many_ids_and_those_that_are_not_there_left_out(world: World) -> None:
+def test_several_runs_are_fetched_without_those_that_do_not_exist(
+    world: World,
+) -> None:
     keys = [(world.dag_id, make_run_id()) for _ in range(3)]
     for dag_id, run_id in keys:
         world.client.trigger_run(dag_id, run_id)
@@ -51,8 +53,8 @@ def test_runs_are_told_by_many_ids_and_those_that_are_not_there_left_out(world: 
         wait_for_end(world, run_id)
 
 
-def test_no_runs_are_told_by_no_ids(world: World) -> None:
-    assert world.client.fetch_runs([]) == {}
+def test_no_ids_give_no_runs(fake_world: FakeWorld) -> None:
+    assert fake_world.client.fetch_runs([]) == {}
 
 
 def test_a_run_that_is_asked_for_twice_is_read_once(airflow: Airflow) -> None:
@@ -72,7 +74,7 @@ def test_a_new_run_is_among_the_changed_ones_and_so_is_its_end(world: World) -> 
     assert fetch_own_runs(world, run_id, since) == [ended]
 
 
-def test_what_ended_before_the_moment_asked_for_is_not_among_the_changed(world: World) -> None:
+def test_a_run_that_ended_earlier_is_not_among_the_changed_ones(world: World) -> None:
     run = run_dag(world)
     assert run.end_date is not None
     later = run.end_date + timedelta(minutes=1)
@@ -103,17 +105,17 @@ def test_the_changed_runs_come_with_the_servers_own_time(world: World) -> None:
     assert abs(server_time - datetime.now(timezone.utc)) < timedelta(seconds=30)
 
 
-def test_changed_runs_are_told_by_their_states(world: World) -> None:
+def test_changed_runs_are_filtered_by_state(world: World) -> None:
     run = run_dag(world)
     since = an_hour_ago()
     for states in (["success"], ["success", "failed"], ["success", "queued"]):
         changed = world.client.fetch_changed_runs(since, states=states).runs
         assert run in changed
-        assert {one.state for one in changed} <= set(states)
+        assert {run.state for run in changed} <= set(states)
     assert run not in world.client.fetch_changed_runs(since, states=["failed"]).runs
 
 
-def test_changed_runs_are_told_up_to_a_moment(world: World) -> None:
+def test_changed_runs_are_filtered_by_an_upper_bound(world: World) -> None:
     run = run_dag(world)
     now = world.client.fetch_changed_runs(an_hour_ago()).server_time
     assert now is not None
@@ -147,16 +149,16 @@ def test_a_dag_of_which_no_run_ended_has_no_latest_one(airflow: Airflow) -> None
     assert airflow.client.fetch_latest_finished_run("load_customers") is None
 
 
-def test_an_unknown_dag_has_no_runs_to_tell_of(world: World) -> None:
+def test_an_unknown_dag_has_no_latest_run(world: World) -> None:
     with pytest.raises(DagNotFoundError):
         world.client.fetch_latest_finished_run("nobody_knows_it")
 
 
-def test_an_unknown_run_cannot_be_cleared(world: World) -> None:
+def test_an_unknown_run_cannot_be_cleared(fake_world: FakeWorld) -> None:
     with pytest.raises(RunLostError, match="to clear"):
-        world.client.clear_failed_tasks(world.dag_id, make_run_id())
+        fake_world.client.clear_failed_tasks(fake_world.dag_id, make_run_id())
     with pytest.raises(RunLostError, match="to clear"):
-        world.client.clear_run(world.dag_id, make_run_id())
+        fake_world.client.clear_run(fake_world.dag_id, make_run_id())
 
 
 def test_a_running_run_is_stopped_with_its_tasks(world: World) -> None:
@@ -203,9 +205,9 @@ def test_a_queued_run_is_stopped_before_it_starts(world: World) -> None:
     assert stopped.state == "failed"
 
 
-def test_an_unknown_run_cannot_be_stopped(world: World) -> None:
+def test_an_unknown_run_cannot_be_stopped(fake_world: FakeWorld) -> None:
     with pytest.raises(RunLostError, match="to stop"):
-        world.client.stop_run(world.dag_id, make_run_id())
+        fake_world.client.stop_run(fake_world.dag_id, make_run_id())
 
 
 def test_a_stop_that_is_refused_is_no_stop(fake_world: FakeWorld) -> None:

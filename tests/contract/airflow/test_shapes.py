@@ -4,6 +4,7 @@ same kinds. Without this, all that the fakes prove would be that we agree with o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -11,14 +12,11 @@ import requests
 from requests import Response
 
 from federation_defs.airflow.client import AirflowClient
-from tests.contract.airflow.test_assets import update_numbers
 from tests.contract.airflow.test_triggers import CONF, make_date
 from tests.contract.conftest import StartAirflow
-from tests.contract.fakes.shapes import compare
 from tests.contract.worlds import FakeWorld, RealWorld, World, make_run_id, run_dag
 
 ASSETS = {"v1": "datasets", "v2": "assets"}
-HEALTH = {"v1": "/health", "v2": "/api/v2/monitor/health"}
 READS = {
     "version": "/version",
     "DAG list": "/dags?limit=1",
@@ -26,21 +24,13 @@ READS = {
     "DAGs by tags": "/dags?tags=contract&tags=nobody_has_it&order_by=dag_id&limit=1",
     "DAG": "/dags/{dag_id}",
     "DAG with a schedule": "/dags/described",
-    "details": "/dags/described/details",
-    "details of a DAG without much": "/dags/mapped/details",
-    "tasks": "/dags/described/tasks",
-    "mapped tasks": "/dags/mapped/tasks",
     "import errors": "/importErrors?order_by=timestamp",
-    "warnings": "/dagWarnings?order_by=dag_id",
     "run": "/dags/{dag_id}/dagRuns/{run_id}",
     "run list": "/dags/~/dagRuns?updated_at_gte=2020-01-01T00:00:00%2B00:00&order_by=id&limit=1",
     "task list": "/dags/{dag_id}/dagRuns/{run_id}/taskInstances?limit=1",
     "assets": "/{assets}?order_by=id",
-    "events": "/{assets}/events?order_by=-timestamp&limit=1",
     "no such path": "/nothing/here",
     "no such DAG": "/dags/nobody_knows_it",
-    "details of no such DAG": "/dags/nobody_knows_it/details",
-    "tasks of no such DAG": "/dags/nobody_knows_it/tasks",
     "no such run": "/dags/{dag_id}/dagRuns/nobody_knows_it",
     "tasks of no such run": "/dags/{dag_id}/dagRuns/nobody_knows_it/taskInstances",
     "log of no such task": "/dags/{dag_id}/dagRuns/{run_id}/taskInstances/nobody_knows_it/logs/1",
@@ -75,9 +65,41 @@ WRITES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "clear with a field that is none": ("POST", CLEAR, {"nobody_knows_it": 1}),
     "dry clear": ("POST", CLEAR, {"dag_run_id": "{run_id}"}),
     "clear": ("POST", RUN + "/clear", {"dry_run": False}),
-    "event of no such form": ("POST", "/{assets}/events", {"nobody_knows_it": 1}),
-    "event with a field that is none": ("POST", "/{assets}/events", {"dataset_uri": "", "no": 1}),
 }
+
+
+def compare(real: Response, fake: Response) -> list[str]:
+    """In what two answers differ."""
+    kinds = [response.headers["Content-Type"].partition(";")[0] for response in (real, fake)]
+    if (real.status_code, kinds[0]) != (fake.status_code, kinds[1]):
+        return [f"{real.status_code} {kinds[0]}, and {fake.status_code} {kinds[1]} by the fake"]
+    if "json" not in kinds[0]:
+        return []
+    return find_differences(describe(real.json()), describe(fake.json()))
+
+
+def describe(content: Any) -> Any:
+    """The fields of an answer and their kinds; of a list, those of its first entry."""
+    if isinstance(content, Mapping):
+        return {name: describe(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [describe(entry) for entry in content[:1]]
+    return type(content).__name__
+
+
+def find_differences(real: Any, fake: Any, at: str = "answer") -> list[str]:
+    """What a reader of both could tell them apart by. Null and an empty list are of any kind."""
+    if "NoneType" in (real, fake) or [] in (real, fake):
+        return []
+    if isinstance(real, dict) and isinstance(fake, dict) and not at.endswith(("conf", "fields")):
+        missing = [f"{at}.{name} is not in the fake's" for name in real.keys() - fake.keys()]
+        extra = [f"{at}.{name} is only in the fake's" for name in fake.keys() - real.keys()]
+        common = real.keys() & fake.keys()
+        deeper = [find_differences(real[name], fake[name], f"{at}.{name}") for name in common]
+        return [*missing, *extra, *chain.from_iterable(deeper)]
+    if isinstance(real, list) and isinstance(fake, list):
+        return find_differences(real[0], fake[0], f"{at}[0]")
+    return [] if type(real) is type(fake) else [f"{at} is {real}, and {fake} in the fake's"]
 
 
 @pytest.fixture
@@ -96,8 +118,6 @@ def find_odd(differences: Mapping[str, list[str]]) -> dict[str, list[str]]:
 
 def test_reads_are_answered_as_by_a_real_airflow(pair: tuple[World, World]) -> None:
     runs = [run_dag(world) for world in pair]
-    for world in pair:
-        update_numbers(world)
     differences = {}
     for what, template in READS.items():
         real, fake = (
@@ -145,8 +165,8 @@ def test_triggers_are_answered_as_by_a_real_airflow(pair: tuple[World, World]) -
         "of the same date": body | {"dag_run_id": make_run_id()},
     }
     answers = {
-        what: [ask(world.client, "POST", "/dags/described/dagRuns", one) for world in pair]
-        for what, one in bodies.items()
+        what: [ask(world.client, "POST", "/dags/described/dagRuns", body) for world in pair]
+        for what, body in bodies.items()
     }
     statuses = [real.status_code for real, _ in answers.values()]
     assert statuses == [200, 409, 409, 409]
@@ -193,7 +213,6 @@ def test_the_other_api_is_answered_word_by_word_as_by_a_real_airflow(
     for method, path in (
         ("GET", f"/api/{other}/dags"),
         ("GET", f"/api/{other}/version"),
-        ("GET", HEALTH[other]),
         ("GET", f"/api/{pair[0].api}/nothing/here"),
         ("POST", f"/api/{other}/dags/described/dagRuns"),
         ("POST", f"/api/{other}/dags/described/clearTaskInstances"),
@@ -207,15 +226,7 @@ def test_the_other_api_is_answered_word_by_word_as_by_a_real_airflow(
             assert real.json() == fake.json()
 
 
-def test_the_health_is_answered_as_by_a_real_airflow(pair: tuple[World, World]) -> None:
-    path = HEALTH[pair[0].api]
-    answers = [requests.get(world.client.url + path, timeout=10) for world in pair]
-    assert answers[0].status_code == 200
-    assert compare(*answers) == []
-
-
 def test_strangers_are_refused_as_by_a_real_airflow(pair: tuple[World, World]) -> None:
-    """2.11 looks at the shape of an event before it looks who posts it."""
     api = pair[0].api
     account = {"username": "nobody_knows_me", "password": "not-the-password"}
     auth = (account["username"], account["password"]) if api == "v1" else None
@@ -225,8 +236,6 @@ def test_strangers_are_refused_as_by_a_real_airflow(pair: tuple[World, World]) -
         ("GET", f"/api/{api}/version", None),
         ("POST", f"/api/{api}/dags/described/dagRuns", {"nobody_knows_it": 1}),
         ("POST", f"/api/{api}/dags/described/clearTaskInstances", {"nobody_knows_it": 1}),
-        ("POST", f"/api/{api}/{ASSETS[api]}/events", {"nobody_knows_it": 1}),
-        ("POST", f"/api/{api}/{ASSETS[api]}/events", {"dataset_uri": "", "unknown_field": 1}),
         ("PATCH", f"/api/{api}/dags/described/dagRuns/nobody", {"state": "failed"}),
         ("POST", "/auth/token", account),
     ):

@@ -71,7 +71,7 @@ def test_a_token_that_is_refused_when_it_is_new_is_not_renewed_for_ever(
     assert airflow_v2.server.count("POST", TOKEN) <= 2
 
 
-def test_a_password_that_was_changed_is_told_as_a_wrong_one_is(airflow: Airflow) -> None:
+def test_a_changed_password_is_reported_as_a_wrong_one(airflow: Airflow) -> None:
     """Airflow 2 then takes the account for the public, and Airflow 3, started again with another
     secret, takes neither the old token nor gives a new one: 403 from both, which is no missing
     permission."""
@@ -107,7 +107,7 @@ def test_password_auth_is_refused_by_airflow_2(start_airflow: StartAirflow) -> N
         client.fetch_dags()
 
 
-def test_a_missing_permission_is_told_in_airflows_words_and_renews_nothing(
+def test_a_missing_permission_is_reported_in_airflows_words_and_renews_nothing(
     airflow: Airflow,
 ) -> None:
     airflow.client.fetch_dags()
@@ -120,7 +120,7 @@ def test_a_missing_permission_is_told_in_airflows_words_and_renews_nothing(
     assert airflow.server.count("POST", TOKEN) <= 1
 
 
-def test_a_permission_that_was_never_there_is_told_in_airflows_words_too(
+def test_a_permission_that_was_never_there_is_reported_in_airflows_words_too(
     airflow_v2: Airflow,
 ) -> None:
     words = {"detail": "May not read DAGs"}
@@ -130,7 +130,7 @@ def test_a_permission_that_was_never_there_is_told_in_airflows_words_too(
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-def test_a_server_without_tokens_for_a_while_is_not_told_as_a_wrong_password(
+def test_a_busy_token_endpoint_is_not_reported_as_a_wrong_password(
     airflow_v2: Airflow, status: int
 ) -> None:
     """A gateway answers so while the server behind it starts again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from werkzeug import Response
 
@@ -10,9 +12,8 @@ from federation_defs.errors import AirflowError
 from tests.contract.airflow.test_runs import start_endless_run
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import asks
-from tests.contract.fakes.contract import LINES
 from tests.contract.fakes.faults import Act
-from tests.contract.worlds import FakeWorld, World, run_dag, wait_for_end
+from tests.contract.worlds import LINES, FakeWorld, World, run_dag, wait_for_end
 from tests.waiting import wait_for
 
 LOG = ".*/logs/1"
@@ -51,7 +52,8 @@ def test_the_log_of_an_earlier_try_is_there_after_a_clear(world: World) -> None:
     assert again.try_number >= 2
 
     def fetch_log(try_number: int | None = None) -> str:
-        return world.client.fetch_log(world.dag_id, run.run_id, again, try_number)
+        task = replace(again, try_number=try_number or again.try_number)
+        return world.client.fetch_log(world.dag_id, run.run_id, task)
 
     assert (error in fetch_log(1), error in fetch_log()) == (True, False)
     # The task's process says its last words when its run is over already.
@@ -97,7 +99,7 @@ def test_a_long_log_that_is_not_ascii_comes_in_one_piece(world: World) -> None:
         assert f"line {number:05d}: größer" in line
 
 
-def test_the_log_of_a_task_at_work_is_what_it_said_so_far(world: World) -> None:
+def test_the_log_of_a_running_task_is_what_it_wrote_so_far(world: World) -> None:
     """There a next page of it is always announced."""
     run, task = start_endless_run(world)
 
@@ -108,11 +110,11 @@ def test_the_log_of_a_task_at_work_is_what_it_said_so_far(world: World) -> None:
     world.client.stop_run("endless", run.run_id)
 
 
-def test_a_task_that_there_is_not_has_no_log(world: World) -> None:
-    run = run_dag(world)
+def test_an_unknown_task_has_no_log(fake_world: FakeWorld) -> None:
+    run = run_dag(fake_world)
     unknown = TaskInstance("nobody_knows_it", map_index=-1, state="failed", try_number=1)
     with pytest.raises(AirflowError, match="404"):
-        world.client.fetch_log(world.dag_id, run.run_id, unknown)
+        fake_world.client.fetch_log(fake_world.dag_id, run.run_id, unknown)
 
 
 def test_a_long_log_is_read_page_by_page(fake_world: FakeWorld) -> None:
@@ -125,7 +127,7 @@ def test_a_long_log_is_read_page_by_page(fake_world: FakeWorld) -> None:
     assert log.splitlines()[-1].startswith(f"line {LINES - 1}")
 
 
-def test_a_task_that_goes_on_talking_is_not_listened_to_for_ever(airflow_v2: Airflow) -> None:
+def test_the_log_of_a_task_that_keeps_writing_ends(airflow_v2: Airflow) -> None:
     """3.3 announces a next page as long as the task is at work, and fills it with what it has said
     since the page before."""
     airflow_v2.database.add_dag("chatty", tasks=("talk",))

@@ -17,9 +17,9 @@ from urllib3.exceptions import InsecureRequestWarning
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import TlsError
-from tests.contract.declaring import QUICK, SIGN_INS, declare, forget_surroundings
+from tests.contract.clients import SHORT_TIMEOUTS, SIGN_INS, clear_environment, declare_client
 from tests.contract.fakes.airflow import FakeAirflow
-from tests.contract.fakes.front import Front, front
+from tests.contract.fakes.proxies import ReverseProxy, start_reverse_proxy
 
 OURS = ("127.0.0.1", "localhost")
 
@@ -63,7 +63,7 @@ class Authority:
 
 @pytest.fixture(autouse=True)
 def _bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    forget_surroundings(monkeypatch)
+    clear_environment(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +79,13 @@ def airflow() -> Iterator[FakeAirflow]:
 
 
 @pytest.fixture
-def secure(airflow: FakeAirflow, authority: Authority) -> Iterator[Front]:
-    with front(airflow, tls=authority.build_context()) as server:
+def secure(airflow: FakeAirflow, authority: Authority) -> Iterator[ReverseProxy]:
+    with start_reverse_proxy(airflow, tls=authority.build_context()) as server:
         yield server
 
 
 def connect(url: str, **tls: Any) -> AirflowClient:
-    return declare(url, SIGN_INS["v2"], http=QUICK, tls=tls)
+    return declare_client(url, SIGN_INS["v2"], http=SHORT_TIMEOUTS, tls=tls)
 
 
 def assert_works(client: AirflowClient) -> None:
@@ -97,20 +97,20 @@ def refuses(told: str) -> AbstractContextManager[pytest.ExceptionInfo[TlsError]]
 
 
 def test_an_unknown_authority_is_not_trusted_and_the_key_that_helps_is_named(
-    secure: Front,
+    secure: ReverseProxy,
 ) -> None:
     with refuses(r"certificate verify failed.*tls\.ca_bundle"):
         connect(secure.url).fetch_dags()
     assert secure.asked == []
 
 
-def test_a_declared_authority_is_trusted(secure: Front, authority: Authority) -> None:
+def test_a_declared_authority_is_trusted(secure: ReverseProxy, authority: Authority) -> None:
     assert_works(connect(secure.url, ca_bundle=authority.bundle))
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
 def test_an_authority_of_the_system_is_trusted(
-    secure: Front, authority: Authority, monkeypatch: pytest.MonkeyPatch, variable: str
+    secure: ReverseProxy, authority: Authority, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     """Where a company puts its own: OpenSSL reads the first, and requests the other."""
     monkeypatch.setenv(variable, authority.bundle)
@@ -118,7 +118,7 @@ def test_an_authority_of_the_system_is_trusted(
 
 
 def test_an_authority_of_the_system_is_trusted_beside_a_declared_one(
-    secure: Front, authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    secure: ReverseProxy, authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", authority.bundle)
     assert_works(connect(secure.url, ca_bundle=Authority(tmp_path).bundle))
@@ -128,7 +128,7 @@ def test_another_host_of_the_same_authority_is_not_trusted(
     airflow: FakeAirflow, authority: Authority
 ) -> None:
     context = authority.build_context("elsewhere.example.com")
-    with front(airflow, tls=context) as server, refuses("mismatch"):
+    with start_reverse_proxy(airflow, tls=context) as server, refuses("mismatch"):
         connect(server.url, ca_bundle=authority.bundle).fetch_dags()
 
 
@@ -138,31 +138,31 @@ def test_a_certificate_that_has_ended_is_not_trusted(
     now = datetime.now(timezone.utc)
     began, ended = now - timedelta(days=9), now - timedelta(days=1)
     context = authority.build_context(not_before=began, not_after=ended)
-    with front(airflow, tls=context) as server, refuses("expired"):
+    with start_reverse_proxy(airflow, tls=context) as server, refuses("expired"):
         connect(server.url, ca_bundle=authority.bundle).fetch_dags()
 
 
-def test_nobody_proves_anything_when_that_is_declared_and_one_warning_says_so(
-    secure: Front, caplog: pytest.LogCaptureFixture
+def test_without_verification_any_server_is_trusted_and_a_warning_logged(
+    secure: ReverseProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():
         warnings.simplefilter("ignore", InsecureRequestWarning)  # urllib3's, at every request
         client = connect(secure.url, verify=False)
         assert_works(client)
         assert_works(client)
-    (warning,) = [one for one in caplog.records if one.name.startswith("federation_defs")]
-    assert "Airflow 'metrics' is not asked to prove who it is" in warning.getMessage()
+    (warning,) = [record for record in caplog.records if record.name.startswith("federation_defs")]
+    assert "Airflow 'metrics' is not verified" in warning.getMessage()
 
 
 def test_an_instance_that_is_verified_warns_of_nothing(
-    secure: Front, authority: Authority, caplog: pytest.LogCaptureFixture
+    secure: ReverseProxy, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert_works(connect(secure.url, ca_bundle=authority.bundle))
-    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_not_verifying_beats_what_the_environment_says(
-    secure: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_verification_the_environment_is_ignored(
+    secure: ReverseProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", Authority(tmp_path).bundle)
     with warnings.catch_warnings():
@@ -171,13 +171,13 @@ def test_not_verifying_beats_what_the_environment_says(
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_server_that_wants_our_certificate_is_told_as_such(
+def test_a_server_that_wants_our_certificate_is_reported(
     airflow: FakeAirflow, authority: Authority, version: ssl.TLSVersion
 ) -> None:
     """In TLS 1.3 it says so only after the request was sent."""
     context = authority.build_context(wants_client=True)
     context.minimum_version = context.maximum_version = version
-    with front(airflow, tls=context) as server:
+    with start_reverse_proxy(airflow, tls=context) as server:
         for _ in range(10):
             with refuses(r"tls\.client_cert"):
                 connect(server.url, ca_bundle=authority.bundle).fetch_dags()
@@ -187,7 +187,7 @@ def test_our_certificate_is_shown_to_a_server_that_wants_it(
     airflow: FakeAirflow, authority: Authority
 ) -> None:
     both, cert, key = authority.issue_client_cert()
-    with front(airflow, tls=authority.build_context(wants_client=True)) as server:
+    with start_reverse_proxy(airflow, tls=authority.build_context(wants_client=True)) as server:
         assert_works(connect(server.url, ca_bundle=authority.bundle, client_cert=both))
         apart = {"client_cert": cert, "client_key": key}
         assert_works(connect(server.url, ca_bundle=authority.bundle, **apart))
@@ -198,5 +198,5 @@ def test_a_certificate_of_ours_from_another_authority_is_refused(
 ) -> None:
     both, _, _ = Authority(tmp_path).issue_client_cert()
     context = authority.build_context(wants_client=True)
-    with front(airflow, tls=context) as server, refuses(r"tls\.client_cert"):
+    with start_reverse_proxy(airflow, tls=context) as server, refuses(r"tls\.client_cert"):
         connect(server.url, ca_bundle=authority.bundle, client_cert=both).fetch_dags()

@@ -10,8 +10,8 @@ import pytest
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import CredentialError, SignInRefusedError
-from tests.contract.declaring import HINT, QUICK, declare, tell_all
-from tests.contract.fakes.tokens import TokenAirflow
+from tests.contract.clients import ACCOUNT_HINT, LONG_TIMEOUTS, declare_client, format_error_chain
+from tests.contract.fakes.sign_ins import TokenAirflow
 
 SECRET = "secret-of-the-vault"
 NO_TOKENS = {
@@ -40,7 +40,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def connect(server: TokenAirflow, path: Path) -> AirflowClient:
-    return declare(server.url, {"type": "token", "token_file": str(path)}, http=QUICK)
+    return declare_client(
+        server.url, {"type": "token", "token_file": str(path)}, http=LONG_TIMEOUTS
+    )
 
 
 def assert_works(client: AirflowClient) -> None:
@@ -57,7 +59,7 @@ def test_a_file_is_read_again_when_it_is_replaced(server: TokenAirflow, path: Pa
     assert server.count("GET", "/dags") == 2, "then the old one was sent first"
 
 
-def test_a_file_that_was_written_over_so_that_nobody_sees_is_read_when_it_is_refused(
+def test_a_file_whose_change_is_not_seen_is_read_when_its_token_is_refused(
     server: TokenAirflow, path: Path
 ) -> None:
     client = connect(server, path)
@@ -69,13 +71,11 @@ def test_a_file_that_was_written_over_so_that_nobody_sees_is_read_when_it_is_ref
     assert_works(client)
 
 
-def test_a_file_whose_token_is_refused_and_that_is_as_it_was_is_told(
-    server: TokenAirflow, path: Path
-) -> None:
+def test_a_refused_token_of_an_unchanged_file_is_reported(server: TokenAirflow, path: Path) -> None:
     server.token = "another-secret"
-    with pytest.raises(SignInRefusedError, match=HINT) as error:
+    with pytest.raises(SignInRefusedError, match=ACCOUNT_HINT) as error:
         connect(server, path).fetch_dags()
-    assert SECRET not in tell_all(error.value)
+    assert SECRET not in format_error_chain(error.value)
     assert server.count("GET", "/dags") <= 2
 
 
@@ -86,15 +86,15 @@ def test_a_file_that_holds_no_token_is_named_and_not_quoted(
     path.write_bytes(content)
     client = connect(server, path)
     for _ in range(2):
-        with pytest.raises(CredentialError, match=rf"{path}.*{HINT}") as error:
+        with pytest.raises(CredentialError, match=rf"{path}.*{ACCOUNT_HINT}") as error:
             client.fetch_dags()
-        assert SECRET not in tell_all(error.value)
+        assert SECRET not in format_error_chain(error.value)
     path.write_text(SECRET)
     assert_works(client)
 
 
 @pytest.mark.parametrize("spoil", ["empty", "binary", "removed"])
-def test_a_file_that_is_spoiled_later_is_told_every_time_until_it_is_mended(
+def test_a_broken_file_is_reported_until_it_is_mended(
     server: TokenAirflow, path: Path, spoil: str
 ) -> None:
     client = connect(server, path)

@@ -14,14 +14,14 @@ from federation_defs.errors import (
     UnsupportedError,
 )
 from tests.contract.conftest import Airflow
-from tests.contract.worlds import World, make_date, make_run_id, wait_for_end
+from tests.contract.worlds import FakeWorld, World, make_date, make_run_id, wait_for_end
 
 CONF = {"day": "2026-02-03", "size": 5}
 
 
-def test_an_unknown_dag_cannot_be_triggered(world: World) -> None:
+def test_an_unknown_dag_cannot_be_triggered(fake_world: FakeWorld) -> None:
     with pytest.raises(DagNotFoundError, match="has no DAG 'nobody_knows_it'"):
-        world.client.trigger_run("nobody_knows_it", make_run_id())
+        fake_world.client.trigger_run("nobody_knows_it", make_run_id())
 
 
 def test_a_triggered_run_is_there_and_ends(world: World) -> None:
@@ -78,14 +78,14 @@ def test_a_date_of_another_zone_is_the_same_moment(world: World) -> None:
     assert (run.logical_date, run.logical_date and run.logical_date.tzinfo) == (date, timezone.utc)
 
 
-def test_a_date_without_a_zone_is_refused(world: World) -> None:
+def test_a_date_without_a_zone_is_refused(fake_world: FakeWorld) -> None:
     """It could be any of 26 hours."""
     options = TriggerOptions(make_date().replace(tzinfo=None))
     with pytest.raises(RequestRefusedError, match="logical_date"):
-        world.client.trigger_run("described", make_run_id(), CONF, options)
+        fake_world.client.trigger_run("described", make_run_id(), CONF, options)
 
 
-def test_a_date_that_another_run_has_is_told_as_taken(world: World) -> None:
+def test_a_date_that_another_run_has_is_reported_as_taken(world: World) -> None:
     run_id, options = make_run_id(), TriggerOptions(make_date())
     first = world.client.trigger_run("described", run_id, CONF, options)
     other = make_run_id()
@@ -107,11 +107,13 @@ def test_an_interval_without_a_date_is_not_passed_over(world: World) -> None:
     assert (run.data_interval_start, run.data_interval_end) == options.data_interval
 
 
-def test_a_conf_that_the_params_do_not_allow_is_refused_in_airflows_words(world: World) -> None:
+def test_a_conf_that_the_params_do_not_allow_is_refused_in_airflows_words(
+    fake_world: FakeWorld,
+) -> None:
     run_id = make_run_id()
     with pytest.raises(RequestRefusedError, match=r"400: Invalid input for param day: 5 is not"):
-        world.client.trigger_run("described", run_id, {"day": 5})
-    assert world.client.fetch_run("described", run_id) is None
+        fake_world.client.trigger_run("described", run_id, {"day": 5})
+    assert fake_world.client.fetch_run("described", run_id) is None
 
 
 def test_a_partition_key_comes_back(world_v2: World) -> None:

@@ -22,8 +22,8 @@ from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import Attempts, materialize, meanwhile, wait_for_log
 from tests.contract.execution.interrupting import before_acting, cancel
 from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.database import RunRow
 from tests.contract.fakes.faults import Act, answer
-from tests.contract.fakes.rows import RunRow
 from tests.contract.worlds import World, make_run_id
 from tests.waiting import wait_for
 

@@ -13,8 +13,8 @@ from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import TIMEOUT, materialize, meanwhile, wait_for_log
 from tests.contract.execution.interrupting import before_acting
 from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.database import RunRow
 from tests.contract.fakes.faults import answer
-from tests.contract.fakes.rows import RunRow
 from tests.contract.observation.daemon import Daemon
 from tests.waiting import wait_for
 

@@ -13,8 +13,8 @@ from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import Attempts, ExecutedRun
 from tests.contract.execution.interrupting import after_acting, cancel, instead_of_acting, interrupt
 from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.database import RunRow
 from tests.contract.fakes.faults import Fault, hang_up, hang_up_after_acting
-from tests.contract.fakes.rows import RunRow
 from tests.contract.observation.daemon import Daemon, fetch_reported_run_ids
 
 DAG = "customer_metrics"

@@ -29,8 +29,8 @@ from tests.contract.execution.partitioned import (
     read_partitions,
 )
 from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.database import RunRow
 from tests.contract.fakes.faults import Fault, answer, hang_up, hang_up_after_acting
-from tests.contract.fakes.rows import RunRow
 
 DAY, RUN_ID = "2025-02-03", "scheduled__2025-02-03T00:00:00+00:00"
 RUN = f"/dags/{DAG}/dagRuns/[^/]+"

@@ -18,10 +18,10 @@ from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import FAST, materialize, meanwhile, wait_for_log
 from tests.contract.execution.interrupting import before_acting, before_answering
 from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.database import DagRow
 from tests.contract.fakes.faults import Act, answer
-from tests.contract.fakes.rows import DagRow
-from tests.contract.fakes.upgrading import Upgraded
 from tests.contract.observation.daemon import Daemon, fetch_reported_run_ids
+from tests.contract.worlds import Upgraded
 from tests.waiting import wait_for
 
 DAG = "customer_metrics"

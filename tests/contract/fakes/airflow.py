@@ -1,4 +1,4 @@
-"""An Airflow in this process: it speaks `/api/v1` as 2.11.2 does, or `/api/v2` as 3.3.2."""
+"""A fake Airflow in this process, with `/api/v1` as in 2.11.2 or `/api/v2` as in 3.3.2."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from werkzeug import Request, Response
 from werkzeug.http import http_date
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from tests.contract.fakes.api import RefusedError, build_json
 from tests.contract.fakes.database import Database
-from tests.contract.fakes.endpoints import Endpoints
+from tests.contract.fakes.endpoints import Endpoints, RefusedError, build_json
 from tests.contract.fakes.faults import Fault
 
 USERNAME = "federation"
@@ -30,7 +29,7 @@ PASSWORD = "open-sesame"
 
 @dataclass(frozen=True)
 class Asked:
-    """One request, as it came.
+    """A request that arrived.
 
     Attributes:
         path: From the API's prefix on.
@@ -47,7 +46,7 @@ Predicate = Callable[[Asked], bool]
 
 
 def asks(method: str, pattern: str) -> Predicate:
-    """Whether a request has this method, and a path that this pattern matches as a whole."""
+    """Return a predicate for requests with this method and a path that matches."""
     return lambda asked: asked.method == method and re.fullmatch(pattern, asked.path) is not None
 
 
@@ -73,7 +72,7 @@ class FakeAirflow:
         self.api = api
         self.turns: deque[str] = deque()
         self.database = Database()
-        self.all_endpoints = {one: Endpoints(one, self.database) for one in ("v1", "v2")}
+        self.all_endpoints = {name: Endpoints(name, self.database) for name in ("v1", "v2")}
         self.has_public_role = True
         self.password = PASSWORD
         self.takes_tokens = False
@@ -93,19 +92,19 @@ class FakeAirflow:
 
     @property
     def endpoints(self) -> Endpoints:
-        """How it answers now."""
+        """The endpoints of the current API."""
         return self.all_endpoints[self.api]
 
     @property
     def token(self) -> str:
-        """The one that it gives out to the first account, and the only one that it takes of it."""
+        """The only valid token of the first account."""
         return self._build_token(USERNAME)
 
     def _build_token(self, username: str) -> str:
         return f"token-{self._secret}-of-{username}"
 
     def start(self) -> None:
-        """Listens; on the same port again after a `stop()`."""
+        """Start to listen, after a `stop()` on the same port."""
         app = cast("Any", self)  # no WSGI application: `_Handler` knows what it is
         server = make_server("127.0.0.1", self._port, app, True, request_handler=_Handler)
         self._server, self._port = server, server.port
@@ -113,7 +112,7 @@ class FakeAirflow:
         self._thread.start()
 
     def stop(self) -> None:
-        """Cuts all connections off and refuses new ones. What it has stays."""
+        """Close all connections and refuse new ones. The database stays."""
         if self._server is None or self._thread is None:
             return
         self._server.shutdown()
@@ -136,31 +135,31 @@ class FakeAirflow:
         self.stop()
 
     def fail_next(self, predicate: Predicate, fault: Fault, times: int = 1) -> None:
-        """Has the next requests of a kind go wrong."""
+        """Let the next requests of a kind fail."""
         with self._lock:
             self._faults += [(predicate, fault)] * times
 
     def forget_faults(self) -> None:
-        """Has the next requests go right, whatever was planned."""
+        """Cancel all planned faults."""
         with self._lock:
             self._faults.clear()
 
     def change_secret(self) -> None:
-        """Makes every token that was given out so far worthless."""
+        """Invalidate all tokens issued so far."""
         self._secret += 1
 
     def count(self, method: str, pattern: str) -> int:
-        """How often this was asked."""
+        """Return the number of such requests."""
         return sum(map(asks(method, pattern), list(self.asked)))
 
     def respond(self, request: Request, connection: int) -> Response | None:
-        """The answer, or what a fault makes of it."""
+        """Answer a request, or let a fault do so."""
         with self._lock:
             api = self.turns.popleft() if self.turns else self.api
             path = request.path.removeprefix(f"/api/{api}")
             asked = Asked(request.method, path, request.args.to_dict(), connection)
             self.asked.append(asked)
-            planned = next((one for one in self._faults if one[0](asked)), None)
+            planned = next((fault for fault in self._faults if fault[0](asked)), None)
             if planned is not None:
                 self._faults.remove(planned)
         return planned[1](lambda: self._act(api, request)) if planned else self._act(api, request)
@@ -185,7 +184,7 @@ class FakeAirflow:
         return self.all_endpoints["v2"].build_refusal(refused)
 
     def _find_account(self, api: str, request: Request) -> str | None:
-        """Who is signed in."""
+        """Return the name of the signed-in account."""
         given = request.headers.get("Authorization", "")
         for username in (USERNAME, VIEWER):
             account = b64encode(f"{username}:{self.password}".encode()).decode()
@@ -211,7 +210,7 @@ class FakeAirflow:
 
 
 class _Handler(WSGIRequestHandler):
-    """Keeps connections open as 3.x does, which werkzeug's own never does; 2.x closes them."""
+    """Keeps connections open as 3.x does, or closes them as 2.x and werkzeug do."""
 
     def setup(self) -> None:
         super().setup()

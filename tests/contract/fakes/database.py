@@ -1,31 +1,169 @@
-"""What a fake Airflow has in its database, and what makes something happen there."""
+"""The rows of a fake Airflow's database, and the changes that a test makes to them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from itertools import count
 from threading import RLock
 from typing import Any
 from uuid import uuid4
 
-from tests.contract.fakes.rows import (
-    AssetEventRow,
-    AssetRow,
-    DagRow,
-    ImportErrorRow,
-    RunRow,
-    TaskRow,
-    TaskSpec,
-    WarningRow,
-)
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task as its DAG defines it.
+
+    Attributes:
+        labels: One for each instance of a mapped task.
+        says: The lines that it logs; "{label}" stands for its label.
+    """
+
+    task_id: str
+    operator: str = "_PythonDecoratedOperator"
+    labels: tuple[str, ...] = ()
+    says: tuple[str, ...] = ("Done.",)
+
+
+@dataclass
+class DagRow:
+    """A DAG, and how its runs go.
+
+    Attributes:
+        is_present: Whether its file exists; if not, it is stale (3.x) or inactive (2.x).
+        has_import_errors: Whether its file can't be imported; it is listed as it was.
+        params: By name, each with `value`, `description` and `schema`.
+        file: The path of its file below the folder of DAGs.
+        tasks: Its tasks or their ids, in the order in which they run. If a run fails, the last one
+            fails.
+        key_format: The format of its runs' partition keys, if it is partitioned (3.x).
+        outcome: The state in which its runs end by themselves.
+        polls: How often a run is polled until it ends by itself: 0 if it ends at once, infinity if
+            it starts and never ends, None if it does not even start.
+        refusal: The detail with which every trigger is refused (400), or None.
+    """
+
+    dag_id: str
+    is_paused: bool = False
+    is_present: bool = True
+    has_import_errors: bool = False
+    description: str | None = None
+    owners: tuple[str, ...] = ("airflow",)
+    tags: tuple[str, ...] = ()
+    schedule: str | None = None
+    params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    file: str = ""
+    source: str = "# a DAG\n"
+    tasks: tuple[str | TaskSpec, ...] = ("extract", "load")
+    key_format: str | None = None
+    outcome: str = "success"
+    polls: float | None = None
+    refusal: str | None = None
+
+    def __post_init__(self) -> None:
+        self.file = self.file or f"{self.dag_id}.py"
+
+    @property
+    def specs(self) -> list[TaskSpec]:
+        return [TaskSpec(task) if isinstance(task, str) else task for task in self.tasks]
+
+
+@dataclass
+class TaskRow:
+    """A task instance.
+
+    Attributes:
+        log: The lines of its last try, without the error that ended it.
+        earlier: Log and error of earlier tries, by their number.
+    """
+
+    task_id: str
+    map_index: int = -1
+    label: str | None = None
+    operator: str = "_PythonDecoratedOperator"
+    state: str | None = None
+    try_number: int = 0
+    log: list[str] = field(default_factory=list)
+    error: str | None = None
+    earlier: dict[int, tuple[list[str], str | None]] = field(default_factory=dict)
+    start_date: datetime | None = None
+    end_date: datetime | None = None
+
+    def find_log(self, try_number: int) -> tuple[list[str], str | None] | None:
+        """Return lines and error of a try, or None if there was none."""
+        if try_number == self.try_number:
+            return self.log, self.error
+        return self.earlier.get(try_number)
+
+
+@dataclass
+class RunRow:
+    """A DAG run.
+
+    Attributes:
+        id: The row's number. No API shows it, but lists are ordered by it.
+        polls_left: How often it is polled until it ends by itself; None if it does not.
+    """
+
+    id: int
+    dag_id: str
+    run_id: str
+    state: str
+    conf: Mapping[str, Any]
+    logical_date: datetime | None
+    queued_at: datetime
+    updated_at: datetime
+    run_type: str = "manual"
+    data_interval: tuple[datetime, datetime] | None = None
+    note: str | None = None
+    partition_key: str | None = None
+    start_date: datetime | None = None
+    end_date: datetime | None = None
+    tasks: list[TaskRow] = field(default_factory=list)
+    polls_left: float | None = None
+    outcome: str = "success"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state in {"success", "failed"}
+
+
+@dataclass
+class AssetRow:
+    """An Airflow asset.
+
+    Attributes:
+        producers: The tasks that update it, as (DAG id, task id).
+        scheduled: The ids of the DAGs that an update starts.
+    """
+
+    id: int
+    uri: str
+    created_at: datetime
+    name: str = ""
+    group: str = "asset"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    producers: tuple[tuple[str, str], ...] = ()
+    scheduled: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImportErrorRow:
+    """A DAG file that can't be imported."""
+
+    id: int
+    file: str
+    stack_trace: str
+    timestamp: datetime
 
 
 class Database:
-    """All rows of one Airflow. Its clock runs `skew` ahead of ours.
+    """All rows of one Airflow.
 
     Attributes:
-        lock: Held by whoever reads or writes; the server holds it for a whole answer.
+        lock: Held while reading and writing; the server holds it for a whole answer.
+        skew: How far its clock is ahead of ours.
     """
 
     def __init__(self) -> None:
@@ -33,9 +171,7 @@ class Database:
         self.dags: dict[str, DagRow] = {}
         self.runs: list[RunRow] = []
         self.assets: list[AssetRow] = []
-        self.events: list[AssetEventRow] = []
         self.import_errors: list[ImportErrorRow] = []
-        self.warnings: list[WarningRow] = []
         self.skew = timedelta()
         self._ids = count(1)
 
@@ -57,24 +193,6 @@ class Database:
             row = ImportErrorRow(next(self._ids), file, stack_trace, self.now())
             self.import_errors.append(row)
 
-    def add_warning(self, dag_id: str, kind: str, message: str) -> None:
-        with self.lock:
-            self.warnings.append(WarningRow(dag_id, kind, message, self.now()))
-
-    def add_event(
-        self,
-        asset: AssetRow,
-        source: tuple[RunRow, TaskRow] | None = None,
-        timestamp: datetime | None = None,
-    ) -> AssetEventRow:
-        """An update of an asset, and the runs that it starts."""
-        with self.lock:
-            runs = [self.start_run(dag_id, run_type="asset") for dag_id in asset.scheduled]
-            when, extra = timestamp or self.now(), asset.event_extra
-            event = AssetEventRow(next(self._ids), asset, when, source, extra, runs)
-            self.events.append(event)
-            return event
-
     def find_run(self, dag_id: str, run_id: str) -> RunRow | None:
         with self.lock:
             found = [run for run in self.runs if (run.dag_id, run.run_id) == (dag_id, run_id)]
@@ -89,7 +207,7 @@ class Database:
         logical_date: datetime | None = None,
         **columns: Any,
     ) -> RunRow:
-        """A new run, as the scheduler, a person or a trigger makes it."""
+        """Add a run, as the scheduler, a person or a trigger does."""
         with self.lock:
             dag, now = self.dags[dag_id], self.now()
             run = RunRow(
@@ -117,43 +235,39 @@ class Database:
         end_date: datetime | None = None,
         updated_at: datetime | None = None,
     ) -> RunRow:
-        """The run, ended by its tasks: all that are not over yet, or failed, ran just now."""
+        """End a run by its tasks: those that are not over, or failed, run now."""
         with self.lock:
-            left = [task for task in run.tasks if task.state not in ("success", "skipped")]
-            for task in left:
+            pending = [task for task in run.tasks if task.state not in ("success", "skipped")]
+            for task in pending:
                 self._run_task(run, task, "success")
-            if state == "failed" and left:
-                left[-1].state = "failed"
-                left[-1].error = f"{left[-1].task_id} could not read its table"
+            if state == "failed" and pending:
+                pending[-1].state = "failed"
+                pending[-1].error = f"{pending[-1].task_id} could not read its table"
             run.state = state
             run.end_date = end_date or self.now()
             run.start_date = min(run.start_date or run.queued_at, run.end_date)
             run.updated_at = updated_at or self.now()
             run.polls_left = None
-            for asset in self.assets:
-                for task in left:
-                    if task.state == "success" and (run.dag_id, task.task_id) in asset.producers:
-                        self.add_event(asset, (run, task))
             return run
 
     def _run_task(self, run: RunRow, task: TaskRow, state: str) -> None:
         if task.state != "running":
             task.try_number += 1
             task.start_date = self.now()
-        spec = next(one for one in self.dags[run.dag_id].specs if one.task_id == task.task_id)
-        says = [line.format(label=task.label) for line in spec.says]
+        specs = {spec.task_id: spec for spec in self.dags[run.dag_id].specs}
+        says = [line.format(label=task.label) for line in specs[task.task_id].says]
         task.log = [f"Starting attempt {task.try_number} of {task.task_id}", *says]
         task.state, task.error = state, None
         task.end_date = self.now() if state == "success" else None
 
     def finish_after(self, run: RunRow, polls: int, state: str = "success") -> None:
-        """Has a run end when it is read on its own for the `polls`-th time from now on."""
+        """Let a run end when it is polled for the `polls`-th time from now on."""
         with self.lock:
             run.polls_left, run.outcome = polls, state
 
     def set_state(self, run: RunRow, state: str) -> None:
-        """As a person sets it: a run that was over keeps its end, one never started no start. Its
-        tasks end with it, and those that have not begun never do."""
+        """Set a run's state by hand: a finished run keeps its end, one that never started has no
+        start. Its running tasks end, and the others never start."""
         with self.lock:
             for task in run.tasks:
                 if task.state == "running":
@@ -167,7 +281,7 @@ class Database:
             run.polls_left = None
 
     def clear(self, run: RunRow, *, only_failed: bool = False) -> list[TaskRow]:
-        """The tasks that are to run again; the run goes back to the queue without its dates."""
+        """Clear a run, which goes back to the queue without its dates. Return the cleared tasks."""
         with self.lock:
             cleared = [task for task in run.tasks if task.state == "failed" or not only_failed]
             for task in cleared:
@@ -185,7 +299,7 @@ class Database:
             self.runs.remove(run)
 
     def count_poll(self, run: RunRow) -> None:
-        """Moves on a run that ends by itself, for it was read on its own."""
+        """Advance a run that ends by itself, since it was polled."""
         if run.polls_left is None or run.is_finished:
             return
         if run.state == "queued" and self.dags[run.dag_id].is_paused:

@@ -1,4 +1,4 @@
-"""A TCP proxy before a fake Airflow that spoils what passes through it, byte by byte.
+"""A TCP proxy before a fake Airflow that damages answers byte by byte.
 
 What a server can't do to its own answers: reset a connection, stall in the middle of a header,
 trickle. It can also speak TLS for a server that does not, to clients that trust it: asyncio drops
@@ -9,15 +9,98 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
-from collections.abc import Coroutine
+import struct
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Lock, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.contract.fakes.spoiling import Answer, Fault
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing discards what is left, and says so
+
+
+@dataclass
+class Answer:
+    """A whole answer, of which nothing was sent to the client yet."""
+
+    head: bytes
+    body: bytes
+    client: asyncio.StreamWriter
+
+    async def send(self, data: bytes) -> None:
+        self.client.write(data)
+        await self.client.drain()
+
+    async def send_first(self, count: int, *, in_body: bool) -> bytes:
+        """Send so many bytes of the answer or its body, and return the rest."""
+        count += len(self.head) if in_body else 0
+        await self.send((self.head + self.body)[:count])
+        return (self.head + self.body)[count:]
+
+
+Fault = Callable[[Answer], Awaitable[None]]
+
+
+def reset(after: int = 0, *, in_body: bool = False) -> Fault:
+    """Reset the connection (RST), as a crashed host or a firewall does."""
+
+    async def spoil(answer: Answer) -> None:
+        await answer.send_first(after, in_body=in_body)
+        sock: socket.socket = answer.client.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        answer.client.transport.abort()
+
+    return spoil
+
+
+def close(after: int = 0, *, in_body: bool = False) -> Fault:
+    """Close the connection too early."""
+
+    async def spoil(answer: Answer) -> None:
+        await answer.send_first(after, in_body=in_body)
+        answer.client.close()
+
+    return spoil
+
+
+def stall(after: int = 0, *, in_body: bool = False) -> Fault:
+    """Send nothing more, for ever."""
+
+    async def spoil(answer: Answer) -> None:
+        await answer.send_first(after, in_body=in_body)
+        await asyncio.Event().wait()
+
+    return spoil
+
+
+def trickle(count: int, pause_s: float, *, in_body: bool = False) -> Fault:
+    """Send so many bytes at a time, with a pause before each."""
+
+    async def spoil(answer: Answer) -> None:
+        rest = await answer.send_first(0, in_body=in_body)
+        for start in range(0, len(rest), count):
+            await asyncio.sleep(pause_s)
+            await answer.send(rest[start : start + count])
+
+    return spoil
+
+
+def trickle_chunks(count: int, pause_s: float) -> Fault:
+    """Send the body in chunks of so many bytes, with a pause before each."""
+
+    async def spoil(answer: Answer) -> None:
+        chunked = b"Transfer-Encoding: chunked"
+        await answer.send(re.sub(rb"(?i)content-length: \d+", chunked, answer.head))
+        for start in range(0, len(answer.body), count):
+            chunk = answer.body[start : start + count]
+            await asyncio.sleep(pause_s)
+            await answer.send(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+        await answer.send(b"0\r\n\r\n")
+
+    return spoil
 
 
 @dataclass(eq=False)
@@ -29,7 +112,7 @@ class _Connection:
 
 
 class FaultProxy:
-    """On a free port, from `start()` (or `with`) to `stop()`.
+    """A proxy on a free port, from `start()` (or `with`) to `stop()`.
 
     Args:
         upstream: The address of what is behind it.
@@ -67,31 +150,31 @@ class FaultProxy:
         return self._port
 
     def fail_next(self, fault: Fault, asked: str = "", times: int = 1) -> None:
-        """Spoils the next answers to requests that begin so (a pattern, of the first line)."""
+        """Damage the next answers to requests whose first line matches a pattern."""
         with self._lock:
             self._planned += [(re.compile(asked.encode()), fault)] * times
 
     def fail_all(self, fault: Fault, asked: str = "") -> None:
-        """Spoils all answers to such requests, until `mend()`."""
+        """Damage all answers to such requests, until `mend()`."""
         with self._lock:
             self._standing.append((re.compile(asked.encode()), fault))
 
     def mend(self) -> None:
-        """Lets answers pass again; those that stall go on stalling."""
+        """Let answers pass again. Those that stall go on stalling."""
         with self._lock:
             self._planned.clear()
             self._standing.clear()
 
     def refuse(self) -> None:
-        """Listens no more, and cuts the connections that stand."""
+        """Stop listening, and close all connections."""
         self._call(self._refuse())
 
     def listen(self) -> None:
-        """Listens again, on the same port."""
+        """Listen again on the same port."""
         self._call(self._listen())
 
     def close_idle(self) -> None:
-        """Closes the connections that clients keep for their next request."""
+        """Close the connections that clients keep open for their next request."""
         self._call(self._close_idle())
 
     def start(self) -> None:
@@ -148,13 +231,13 @@ class FaultProxy:
         self._connections.add(connection)
         self.total += 1
         # Those whose client has hung up are on their way out.
-        self.peak = max(self.peak, sum(not one.reader.at_eof() for one in self._connections))
+        self.peak = max(self.peak, sum(not other.reader.at_eof() for other in self._connections))
         task = asyncio.get_running_loop().create_task(self._serve(connection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, connection: _Connection) -> None:
-        """Passes both ways until one side ends it."""
+        """Pass data both ways until one side closes."""
         host, port = self._upstream.hostname, self._upstream.port
         ways: list[asyncio.Task[None]] = []
         try:

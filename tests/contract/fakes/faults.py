@@ -1,4 +1,4 @@
-"""What may go wrong between a client and an Airflow, to be told to a fake one.
+"""Faults that a fake Airflow can be told to make.
 
 A fault is given the server's own way to answer, and gives what is sent instead; None is a
 connection that is closed without an answer.
@@ -21,16 +21,16 @@ LOGIN_PAGE = "<!DOCTYPE html><html><title>Sign in</title></html>"
 
 
 def hang_up(_act: Act) -> None:
-    """Nothing is done and nothing is answered."""
+    """Do nothing and close the connection."""
 
 
 def hang_up_after_acting(act: Act) -> None:
-    """What was asked is done, but the answer gets lost."""
+    """Do what was asked, but lose the answer."""
     act()
 
 
 def cut_short(act: Act) -> Response:
-    """The first half of the answer, passed off as all of it."""
+    """Answer with the first half of the body, as if it were all."""
     response = act()
     body = response.get_data()
     response.set_data(body[: len(body) // 2])
@@ -38,7 +38,7 @@ def cut_short(act: Act) -> Response:
 
 
 def say_no_time(act: Act) -> Response:
-    """The answer without a `Date`."""
+    """Answer without a `Date` header."""
     response = act()
     del response.headers["Date"]
     return response
@@ -47,7 +47,7 @@ def say_no_time(act: Act) -> Response:
 def answer(
     status: int, body: Any = "", headers: Mapping[str, str] | None = None, *, acts: bool = False
 ) -> Fault:
-    """Another answer: text as HTML, anything else as JSON.
+    """Answer something else: a text as HTML, anything else as JSON.
 
     Args:
         acts: What was asked is done nevertheless.
@@ -65,7 +65,7 @@ def answer(
 
 
 def lag(seconds: float) -> Fault:
-    """It is done, and the answer comes so much later."""
+    """Do what was asked, and answer after a delay."""
 
     def respond(act: Act) -> Response:
         response = act()
@@ -76,7 +76,7 @@ def lag(seconds: float) -> Fault:
 
 
 def edit(change: Callable[[Any], None]) -> Fault:
-    """The answer, its JSON changed in place."""
+    """Change the JSON of the answer in place."""
 
     def fault(act: Act) -> Response:
         response = act()
@@ -89,7 +89,7 @@ def edit(change: Callable[[Any], None]) -> Fault:
 
 
 class Stall:
-    """Holds an answer back until the end of the `with`."""
+    """Holds an answer back until the end of the `with` block."""
 
     def __init__(self) -> None:
         self._entered = Event()

@@ -1,7 +1,8 @@
-"""Dagster's sensor daemon, played by the test: it stores what a tick reports, then its cursor."""
+"""A stand-in for Dagster's sensor daemon: it stores a tick's events, and then its cursor."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +15,7 @@ from federation_defs.declaration import ObserveDeclaration, SuccessDeclaration
 from federation_defs.naming import build_asset_key, build_check_key
 from federation_defs.observation import Limits, build_observation_sensor
 from federation_defs.partitions import Partitioning
+from federation_defs.timing import Timing
 from tests.contract.fakes.airflow import FakeAirflow
 from tests.contract.fakes.database import Database, RunRow
 
@@ -21,12 +23,33 @@ DAG = "load_customers"
 KEY = build_asset_key("metrics", DAG)
 
 
-class Daemon:
-    """One instance's observation sensor, evaluated tick by tick.
+class FakeClock:
+    """A clock that stands still. Sleeping advances it.
+
+    It starts at the real time, because calls in threads have deadlines by the real clock.
 
     Attributes:
-        cursor: What the last tick that did not crash left.
-        partitionings: Of those DAGs that have partitions; changed, they hold after a restart.
+        elapsed_s: How far it was advanced.
+        timing: A `Timing` with this clock.
+    """
+
+    def __init__(self) -> None:
+        started_at = time.monotonic()
+        self.elapsed_s = 0.0
+        self.timing = Timing(monotonic=lambda: started_at + self.elapsed_s, sleep=self.advance)
+
+    def advance(self, seconds: float) -> None:
+        self.elapsed_s += seconds
+
+
+class Daemon:
+    """Evaluates one instance's observation sensor, tick by tick.
+
+    Attributes:
+        cursor: The cursor of the last tick that did not crash.
+        rules: The `success_when` by DAG id; a change takes effect with a restart.
+        partitionings: By DAG id, of DAGs that have partitions; a change takes effect with a
+            restart.
     """
 
     def __init__(
@@ -35,6 +58,7 @@ class Daemon:
         dag_ids: Collection[str],
         instance: dg.DagsterInstance,
         limits: Limits | None = None,
+        timing: Timing | None = None,
         **declared: Any,
     ) -> None:
         self.client = client
@@ -43,28 +67,34 @@ class Daemon:
         self.rules: dict[str, SuccessDeclaration | None] = dict.fromkeys(dag_ids)
         self.partitionings: dict[str, Partitioning] = {}
         self._limits = limits or Limits()
-        # One look a tick, unless the test says otherwise.
+        self._timing = timing or Timing()
+        # One poll per tick, unless the test declares otherwise.
         self._observe = ObserveDeclaration.model_validate({"interval": 5, **declared})
         self.restart()
 
     def restart(self) -> None:
-        """The code server dies, and another takes its place."""
+        """Replace the code server, whose memory is lost."""
         self.sensor = build_observation_sensor(
-            self.client, self.rules, self._observe, self._limits, self.partitionings
+            self.client,
+            self.rules,
+            self._observe,
+            partitionings=self.partitionings,
+            limits=self._limits,
+            timing=self._timing,
         )
 
     def evaluate(self) -> dg.SensorResult | dg.SkipReason:
-        """What the sensor gives; nothing is stored."""
+        """Return the result of the sensor, and store nothing."""
         with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
             result = self.sensor(context)
         assert isinstance(result, dg.SensorResult | dg.SkipReason)
         return result
 
     def tick(self, *, crashes: bool = False) -> list[str]:
-        """The run ids that were reported, in that order.
+        """Return the ids of the runs that were materialized, in order.
 
         Args:
-            crashes: Between the events and the cursor, which stays as it was.
+            crashes: Dagster crashes after storing the events and before storing the cursor.
         """
         result = self.evaluate()
         if isinstance(result, dg.SkipReason):
@@ -79,7 +109,7 @@ class Daemon:
         ]
 
     def store(self, result: dg.SensorResult, count: int | None = None) -> None:
-        """What the daemon does first: all of the events, or the first ones of them."""
+        """Store the events, or the first of them."""
         for event in result.asset_events[:count]:
             self.instance.report_runless_asset_event(event)
 
@@ -87,7 +117,7 @@ class Daemon:
 def fetch_reported_runs(
     instance: dg.DagsterInstance, key: dg.AssetKey
 ) -> list[Mapping[str, dg.MetadataValue]]:
-    """The metadata of all materializations of an asset, the first one first."""
+    """Return the metadata of all materializations of an asset, oldest first."""
     records = instance.fetch_materializations(key, limit=10_000, ascending=True).records
     events = [record.asset_materialization for record in records]
     return [event.metadata for event in events if event is not None]
@@ -96,13 +126,13 @@ def fetch_reported_runs(
 def fetch_evaluations(
     instance: dg.DagsterInstance, key: dg.AssetKey
 ) -> list[dg.AssetCheckEvaluation]:
-    """All evaluations of an asset's check, the first one first."""
+    """Return all evaluations of an asset's check, oldest first."""
     history = instance.event_log_storage.get_asset_check_execution_history(
         build_check_key(key), limit=10_000
     )
     events = [record.event.dagster_event for record in history if record.event]
-    found = [event.event_specific_data for event in events if event]
-    return [one for one in found if isinstance(one, dg.AssetCheckEvaluation)][::-1]
+    newest_first = [event.event_specific_data for event in events if event]
+    return [data for data in newest_first[::-1] if isinstance(data, dg.AssetCheckEvaluation)]
 
 
 def fetch_reported_run_ids(instance: dg.DagsterInstance, key: dg.AssetKey) -> list[str]:
@@ -111,7 +141,7 @@ def fetch_reported_run_ids(instance: dg.DagsterInstance, key: dg.AssetKey) -> li
 
 @dataclass
 class Observed:
-    """A fake Airflow with one selected DAG, and the daemon that watches it."""
+    """A fake Airflow with one selected DAG, and the daemon that observes it."""
 
     server: FakeAirflow
     daemon: Daemon
@@ -125,7 +155,7 @@ class Observed:
         return fetch_reported_run_ids(self.daemon.instance, KEY)
 
     def add_run(self, run_id: str, state: str = "success", ended_s_ago: float = 1) -> RunRow:
-        """A run that is over, its row no older than its end."""
+        """Add a finished run whose row was updated just now."""
         run = self.database.start_run(DAG, run_id)
         ended = self.database.now() - timedelta(seconds=ended_s_ago)
         return self.database.finish_run(run, state, end_date=ended)

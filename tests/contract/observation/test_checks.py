@@ -1,4 +1,4 @@
-"""The asset check `dag_run`, as observation evaluates it: once with each run that ends."""
+"""The asset check `dag_run`, which observation evaluates once for each finished run."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.contract.observation.daemon import (
 
 
 def read_outcomes(instance: dg.DagsterInstance) -> list[tuple[str, bool | None]]:
-    """Run id and outcome of each evaluation, the first one first."""
+    """Return run id and result of each evaluation, oldest first."""
     found = fetch_evaluations(instance, KEY)
-    return [(str(one.metadata["Run ID"].value), one.passed) for one in found]
+    return [(str(evaluation.metadata["Run ID"].value), evaluation.passed) for evaluation in found]
 
 
 def test_each_finished_run_is_one_evaluation(
@@ -45,7 +45,7 @@ def test_each_finished_run_is_one_evaluation(
     assert fetch_reported_run_ids(instance, KEY) == ["run_0", "run_2"]
 
 
-def test_a_success_passes_with_what_a_person_wants_to_see(observed: Observed) -> None:
+def test_the_evaluation_of_a_success_identifies_the_run(observed: Observed) -> None:
     observed.add_run("mine")
     observed.daemon.tick()
     (evaluation,) = fetch_evaluations(observed.daemon.instance, KEY)
@@ -56,7 +56,7 @@ def test_a_success_passes_with_what_a_person_wants_to_see(observed: Observed) ->
     assert not [name for name in evaluation.metadata if name.startswith("Log of")]
 
 
-def test_a_failure_tells_the_failed_tasks_the_end_of_their_logs_and_where_to_look(
+def test_the_evaluation_of_a_failure_holds_failed_tasks_log_tails_and_a_link(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     load = TaskSpec("load", labels=("a", "b"), says=tuple(f"line {n}." for n in range(500)))
@@ -75,7 +75,7 @@ def test_a_failure_tells_the_failed_tasks_the_end_of_their_logs_and_where_to_loo
     assert evaluation.metadata["Link to run"].value == url
 
 
-def test_of_many_failed_tasks_some_logs_are_shown_and_all_are_named(observed: Observed) -> None:
+def test_all_failed_tasks_are_named_and_three_of_their_logs_are_shown(observed: Observed) -> None:
     load = TaskSpec("load", labels=tuple("abcdefgh"))
     observed.database.add_dag(DAG, tasks=(load,))
     for task in observed.add_run("mine", "failed").tasks:
@@ -88,15 +88,17 @@ def test_of_many_failed_tasks_some_logs_are_shown_and_all_are_named(observed: Ob
 
 
 @pytest.mark.parametrize("what", ["taskInstances", "taskInstances/load/logs/1"])
-def test_a_failure_is_told_though_its_tasks_or_logs_are_not(observed: Observed, what: str) -> None:
+def test_a_failure_is_reported_without_its_tasks_or_logs_if_they_are_forbidden(
+    observed: Observed, what: str
+) -> None:
     forbidden = answer(403, {"detail": "Forbidden"})
     observed.server.fail_next(asks("GET", f".*/{what}"), forbidden)
     observed.add_run("mine", "failed")
     observed.daemon.tick()
     (evaluation,) = fetch_evaluations(observed.daemon.instance, KEY)
     assert evaluation.passed is False
-    told = f"{evaluation.description} {evaluation.metadata.get('Log of load')}"
-    assert "Airflow 'metrics' forbids GET " in told
+    reported = f"{evaluation.description} {evaluation.metadata.get('Log of load')}"
+    assert "Airflow 'metrics' forbids GET " in reported
 
 
 def test_a_success_that_is_set_to_failed_by_hand_fails_and_is_no_second_materialization(
@@ -124,7 +126,7 @@ def test_a_run_that_is_cleared_and_runs_again_is_evaluated_again(observed: Obser
     assert read_outcomes(observed.daemon.instance) == [("mine", False), ("mine", True)]
 
 
-def test_a_run_that_is_deleted_leaves_what_was_reported(observed: Observed) -> None:
+def test_the_reports_of_a_deleted_run_stay(observed: Observed) -> None:
     run = observed.add_run("mine")
     observed.daemon.tick()
     observed.database.delete_run(run)
@@ -133,7 +135,7 @@ def test_a_run_that_is_deleted_leaves_what_was_reported(observed: Observed) -> N
     assert observed.reported == ["mine"]
 
 
-def test_a_run_that_never_started_and_is_set_to_failed_is_told_without_logs(
+def test_a_run_that_never_started_and_is_set_to_failed_is_reported_without_logs(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag(DAG)
@@ -167,7 +169,7 @@ def test_a_lost_cursor_evaluates_nothing_twice(observed: Observed) -> None:
 
 
 def report_long_ago(instance: dg.DagsterInstance, run_id: str, hours: float) -> None:
-    """An evaluation that observation wrote hours ago."""
+    """Store an evaluation that observation wrote hours ago."""
     evaluation = dg.AssetCheckEvaluation(
         asset_key=KEY,
         check_name="dag_run",
@@ -190,11 +192,11 @@ def report_long_ago(instance: dg.DagsterInstance, run_id: str, hours: float) -> 
     instance.event_log_storage.store_event(entry)
 
 
-def test_a_run_of_hours_that_its_step_evaluated_is_not_evaluated_again(
+def test_a_long_run_that_its_step_evaluated_is_not_evaluated_again(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    """Dagster writes a step's evaluation in the place of its plan, in front of all that observation
-    wrote while the DAG was running."""
+    """Dagster writes a step's evaluation into the row of its plan, which is older than the events
+    that observation wrote while the DAG was running."""
     airflow_v2.database.add_dag(DAG, polls=0)
     executed = materialize(airflow_v2.client, [DAG], instance)
     report_long_ago(instance, "of a person, in the meantime", hours=3)

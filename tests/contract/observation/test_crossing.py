@@ -1,4 +1,4 @@
-"""Chains that cross instances, in one Dagster run."""
+"""Dependencies that cross instances and come back, in one Dagster run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.contract.conftest import Airflow, StartAirflow
 from tests.contract.execution.executing import Attempts
 from tests.contract.execution.interrupting import before_acting, interrupt
 from tests.contract.fakes.airflow import asks
-from tests.contract.fakes.rows import RunRow
+from tests.contract.fakes.database import RunRow
 from tests.contract.observation.daemon import Daemon, fetch_reported_run_ids
 
 M_DAGS = {"b1": {}, "b2": {"depends_on": ["notices/c1"]}}
@@ -61,7 +61,7 @@ def crossing(start_airflow: StartAirflow, instance: dg.DagsterInstance) -> Cross
 
 
 def assert_reported_once(crossing: Crossing, instance: dg.DagsterInstance) -> None:
-    """Of each DAG its run, by whoever it is."""
+    """Check that the run of each DAG is reported once, by the Dagster run or by observation."""
     daemons = [
         Daemon(crossing.metrics.client, list(M_DAGS), instance),
         Daemon(crossing.notices.client, list(N_DAGS), instance),
@@ -72,7 +72,7 @@ def assert_reported_once(crossing: Crossing, instance: dg.DagsterInstance) -> No
         assert fetch_reported_run_ids(instance, key) == [crossing.find_run(dag_id).run_id]
 
 
-def test_a_chain_that_crosses_instances_runs_in_its_order(
+def test_a_chain_across_instances_runs_in_its_order(
     crossing: Crossing, instance: dg.DagsterInstance
 ) -> None:
     executed = crossing.attempts.execute()
@@ -86,7 +86,7 @@ def test_a_chain_that_crosses_instances_runs_in_its_order(
 
 @pytest.mark.parametrize("is_from_failure", [True, False], ids=["from failure", "all"])
 @pytest.mark.parametrize("failing", CHAIN)
-def test_a_re_execution_goes_on_where_the_chain_broke_and_materializes_nothing_twice(
+def test_a_re_execution_continues_a_broken_chain_and_materializes_nothing_twice(
     crossing: Crossing, instance: dg.DagsterInstance, failing: str, is_from_failure: bool
 ) -> None:
     done = CHAIN[: CHAIN.index(failing)]
@@ -100,7 +100,7 @@ def test_a_re_execution_goes_on_where_the_chain_broke_and_materializes_nothing_t
     assert_reported_once(crossing, instance)
 
 
-def test_what_observation_reported_meanwhile_is_not_reported_again_and_the_chain_goes_on(
+def test_a_retry_does_not_report_again_what_observation_reported(
     crossing: Crossing, instance: dg.DagsterInstance
 ) -> None:
     """The first attempt died; the DAG run that it had started succeeded without it."""
@@ -119,7 +119,7 @@ def test_what_observation_reported_meanwhile_is_not_reported_again_and_the_chain
 def test_a_failed_branch_does_not_stop_the_other(
     start_airflow: StartAirflow, instance: dg.DagsterInstance
 ) -> None:
-    """Of two chains through the same two instances, one fails."""
+    """Two chains pass through the same two instances, and one of them fails."""
     metrics, notices = start_airflow("v2", "metrics"), start_airflow("v2", "notices")
     m_dags = {"good": {}, "bad": {}}
     n_dags = {f"after_{name}": {"depends_on": [f"metrics/{name}"]} for name in m_dags}

@@ -1,9 +1,8 @@
-"""What would stop an instance's observation for good, had each tick to begin with it anew."""
+"""Slow answers, odd data and edits by people, none of which may stop observation for good."""
 
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 
 import json
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from threading import Thread
@@ -16,12 +15,13 @@ from werkzeug import Response
 from federation_defs.declaration import SuccessDeclaration
 from federation_defs.naming import build_detached_tag, build_run_id
 from federation_defs.observation import Limits
+from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import materialize
 from tests.contract.execution.test_checks_executed import check
 from tests.contract.fakes.airflow import asks
-from tests.contract.fakes.faults import Act, answer, edit, lag
-from tests.contract.fakes.rows import TaskSpec
+from tests.contract.fakes.database import TaskSpec
+from tests.contract.fakes.faults import Act, Stall, answer, edit
 from tests.contract.observation.daemon import (
     DAG,
     KEY,
@@ -29,7 +29,13 @@ from tests.contract.observation.daemon import (
     fetch_evaluations,
     fetch_reported_run_ids,
 )
-from tests.contract.observation.test_catching_up import OTHER, add_run, airflow, last_seen, watch
+from tests.contract.observation.test_catching_up import (
+    OTHER,
+    add_run,
+    airflow,
+    build_cursor,
+    build_daemon,
+)
 from tests.contract.observation.test_ownership import run_owner
 from tests.waiting import wait_for
 
@@ -47,40 +53,41 @@ def finish_run_of(airflow: Airflow, dagster_run_id: str) -> Any:
     return airflow.database.finish_run(run)
 
 
-def test_logs_that_do_not_come_in_time_are_done_without(
+def test_logs_that_do_not_arrive_in_time_are_left_out(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     fail_run(airflow)
-    airflow.server.fail_next(asks("GET", ".*/logs/.*"), lag(3), times=9)
-    daemon = watch(airflow, instance, Limits(seconds=1.0))
-    began = time.monotonic()
-    daemon.tick()
-    assert time.monotonic() - began < 2.5
+    daemon = build_daemon(airflow, instance, timing=Timing(tick_s=2))
+    with Stall() as stall:
+        airflow.server.fail_next(asks("GET", ".*/logs/.*"), stall, times=9)
+        daemon.tick()
     (evaluation,) = fetch_evaluations(instance, KEY)
     assert "Failed tasks: load." in (evaluation.description or "")
+    assert "Log of load" not in evaluation.metadata
 
 
-def test_a_list_that_does_not_come_in_time_is_an_instance_that_is_away(
+def test_an_instance_whose_answer_takes_too_long_counts_as_unreachable(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     add_run(airflow, "mine", SECOND)
-    airflow.server.fail_next(asks("GET", ".*/dagRuns"), lag(3))
-    daemon = watch(airflow, instance, Limits(seconds=0.5))
-    result = daemon.evaluate()
+    daemon = build_daemon(airflow, instance, timing=Timing(tick_s=0.1))
+    with Stall() as stall:
+        airflow.server.fail_next(asks("GET", ".*/dagRuns"), stall)
+        result = daemon.evaluate()
     assert isinstance(result, dg.SkipReason)
-    assert "no whole answer within" in (result.skip_message or "")
-    assert watch(airflow, instance).tick() == ["mine"]
+    assert "no complete answer within" in (result.skip_message or "")
+    assert build_daemon(airflow, instance).tick() == ["mine"]
 
 
-def test_a_log_of_one_endless_line_is_cut(airflow: Airflow, instance: dg.DagsterInstance) -> None:
+def test_a_log_of_one_long_line_is_cut_off(airflow: Airflow, instance: dg.DagsterInstance) -> None:
     airflow.database.dags[DAG].tasks = (TaskSpec("load", says=("x" * 1_000_000,)),)
     fail_run(airflow)
-    watch(airflow, instance).tick()
+    build_daemon(airflow, instance).tick()
     (evaluation,) = fetch_evaluations(instance, KEY)
     assert max(len(str(value.value)) for value in evaluation.metadata.values()) < 10_000
 
 
-def test_a_run_of_the_year_one_holds_up_no_other(
+def test_a_run_of_the_year_one_delays_no_other(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     add_run(airflow, "good", 5 * SECOND)
@@ -92,13 +99,13 @@ def test_a_run_of_the_year_one_holds_up_no_other(
                 run["end_date"] = "0001-01-01T00:00:00Z"
 
     airflow.server.fail_next(asks("GET", ".*dagRuns"), edit(age), times=9)
-    assert watch(airflow, instance).tick() == ["odd", "good"]
+    assert build_daemon(airflow, instance).tick() == ["odd", "good"]
 
 
-def test_a_held_run_that_airflow_forbids_to_look_at_holds_up_no_other(
+def test_a_deferred_run_that_is_forbidden_to_read_delays_no_other(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    daemon = watch(airflow, instance)
+    daemon = build_daemon(airflow, instance)
 
     def die_late(context: dg.OpExecutionContext) -> None:
         run = finish_run_of(airflow, context.run_id)
@@ -116,32 +123,32 @@ def test_a_held_run_that_airflow_forbids_to_look_at_holds_up_no_other(
 
 
 @pytest.mark.parametrize("held", [[["", ""]], [[DAG, "nobody knows it"]], [["gone", "gone"]]])
-def test_what_a_person_writes_into_the_cursor_stops_nothing(
+def test_an_edited_cursor_stops_nothing(
     airflow: Airflow, instance: dg.DagsterInstance, held: list[list[str]]
 ) -> None:
     now = datetime.now(timezone.utc).isoformat()
-    daemon = watch(airflow, instance)
+    daemon = build_daemon(airflow, instance)
     daemon.cursor = json.dumps({"version": 3, "since": now, "seen": "", "held": held})
     add_run(airflow, "news", SECOND, OTHER)
     assert daemon.tick() == ["news"]
 
 
-def test_a_gap_is_told_once_however_long_catching_up_takes(
+def test_a_gap_is_reported_once_however_long_catching_up_takes(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     for number in range(4):
         add_run(airflow, f"run {number}", timedelta(minutes=40 - number))
-    daemon = watch(airflow, instance, Limits(reports=1), lookback="1h")
-    daemon.cursor = last_seen(timedelta(hours=3))
-    told = [run_id for _ in range(6) for run_id in daemon.tick()]
-    assert told == [f"run {number}" for number in range(4)]
+    daemon = build_daemon(airflow, instance, Limits(reports=1), lookback="1h")
+    daemon.cursor = build_cursor(timedelta(hours=3))
+    reported = [run_id for _ in range(6) for run_id in daemon.tick()]
+    assert reported == [f"run {number}" for number in range(4)]
     assert len(instance.fetch_observations(KEY, limit=9).records) == 1
 
 
-def test_a_check_that_a_person_executes_is_no_report_of_the_runs_owner(
+def test_executing_a_check_does_not_count_as_a_report_by_the_runs_owner(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    daemon = watch(airflow, instance)
+    daemon = build_daemon(airflow, instance)
 
     def die_unreported(context: dg.OpExecutionContext) -> None:
         finish_run_of(airflow, context.run_id)
@@ -153,7 +160,7 @@ def test_a_check_that_a_person_executes_is_no_report_of_the_runs_owner(
     assert daemon.tick() == [build_run_id(result.run_id)]
 
 
-def test_a_dag_that_its_owner_gave_up_is_reported_while_that_waits_for_another(
+def test_a_run_that_its_owner_gave_up_is_reported_while_the_owner_waits_for_another(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     for dag_id in (DAG, OTHER):
@@ -167,7 +174,7 @@ def test_a_dag_that_its_owner_gave_up_is_reported_while_that_waits_for_another(
 
     try:
         mine = wait_for(lambda: find(OTHER) and find(DAG), "both are triggered", 20)
-        daemon = watch(airflow, instance)
+        daemon = build_daemon(airflow, instance)
         wait_for(
             lambda: any(build_detached_tag("metrics") in run.tags for run in instance.get_runs()),
             "it gives up",
@@ -183,10 +190,10 @@ def test_a_dag_that_its_owner_gave_up_is_reported_while_that_waits_for_another(
     assert fetch_reported_run_ids(instance, KEY) == [mine.run_id]
 
 
-def test_a_row_that_leaves_while_another_comes_hides_none(
+def test_a_row_that_leaves_a_list_while_another_enters_hides_none(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    """Between two pages: the list is as long as before, but all rows have moved."""
+    """Between two pages, the length of the list stays the same, but all rows move."""
     for number in range(6):
         add_run(airflow, f"run {number}", timedelta(hours=3) - number * SECOND)
     airflow.server.endpoints.page_limit = 3
@@ -196,16 +203,16 @@ def test_a_row_that_leaves_while_another_comes_hides_none(
         add_run(airflow, "new", 0 * SECOND)
         return act()
 
-    daemon = watch(airflow, instance)
-    daemon.cursor = last_seen(timedelta(hours=5))
+    daemon = build_daemon(airflow, instance)
+    daemon.cursor = build_cursor(timedelta(hours=5))
     fetched = on_call(2, swap)
     airflow.server.fail_next(asks("GET", ".*dagRuns"), fetched, times=9)
-    told = [run_id for _ in range(4) for run_id in daemon.tick()]
-    assert told[-6:] == [*(f"run {number}" for number in range(1, 6)), "new"]
+    reported = [run_id for _ in range(4) for run_id in daemon.tick()]
+    assert reported[-6:] == [*(f"run {number}" for number in range(1, 6)), "new"]
 
 
 def on_call(number: int, fault: Callable[[Act], Response | None]) -> Callable[[Act], Any]:
-    """A fault of one request only, by its number from 1."""
+    """Return a fault of one request only, by its number from 1."""
     calls = 0
 
     def act_or_fail(act: Act) -> Response | None:
@@ -216,10 +223,10 @@ def on_call(number: int, fault: Callable[[Act], Response | None]) -> Callable[[A
     return act_or_fail
 
 
-def test_a_state_that_is_set_back_while_another_dag_must_wait_is_told(
+def test_a_state_that_is_set_back_while_another_dag_waits_is_reported(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    daemon: Daemon = watch(airflow, instance)
+    daemon: Daemon = build_daemon(airflow, instance)
     daemon.rules[OTHER] = SuccessDeclaration(tasks=["load"])
     daemon.restart()
     add_run(airflow, "blocked", 2 * SECOND, OTHER)

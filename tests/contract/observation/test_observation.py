@@ -1,4 +1,4 @@
-"""Finished runs as asset events: the real sensor on a fake Airflow, the test playing the daemon."""
+"""Finished runs as asset events: the real sensor, a fake Airflow and a fake daemon."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.contract.observation.daemon import (
 )
 
 
-def test_a_success_is_one_materialization_that_tells_of_the_run(
+def test_a_success_is_one_materialization_with_the_runs_metadata(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag(DAG)
@@ -54,7 +54,7 @@ def test_a_success_is_one_materialization_that_tells_of_the_run(
     }
 
 
-def test_runs_that_failed_or_go_on_are_no_materializations(observed: Observed) -> None:
+def test_failed_and_unfinished_runs_are_no_materializations(observed: Observed) -> None:
     observed.add_run("failed", "failed")
     observed.database.start_run(DAG, "running")
     observed.database.start_run(DAG, "queued", state="queued")
@@ -62,7 +62,7 @@ def test_runs_that_failed_or_go_on_are_no_materializations(observed: Observed) -
     assert observed.reported == []
 
 
-def test_a_run_that_goes_on_is_reported_when_it_is_over(observed: Observed) -> None:
+def test_a_running_run_is_reported_when_it_ends(observed: Observed) -> None:
     run = observed.database.start_run(DAG, "mine")
     assert observed.daemon.tick() == []
     observed.database.finish_run(run)
@@ -85,7 +85,7 @@ def test_more_runs_than_a_page_holds_are_each_reported_once(observed: Observed) 
     assert observed.daemon.tick() == []
 
 
-def test_a_look_at_many_runs_that_were_seen_before_is_one_request(observed: Observed) -> None:
+def test_a_poll_that_finds_only_reported_runs_is_one_request(observed: Observed) -> None:
     for number in range(50):
         observed.add_run(f"run {number}")
     observed.daemon.tick()
@@ -131,7 +131,7 @@ def test_a_run_that_never_started_is_reported_without_a_start(observed: Observed
     assert not {"Start", "Duration (s)", "Logical date", "Conf"} & metadata.keys()
 
 
-def test_a_run_of_a_dag_that_is_not_selected_is_passed_over(observed: Observed) -> None:
+def test_a_run_of_a_dag_that_is_not_selected_is_not_reported(observed: Observed) -> None:
     observed.database.add_dag("other")
     other = observed.database.start_run("other", "not ours")
     observed.database.finish_run(other)

@@ -1,5 +1,5 @@
-"""Random histories of an Airflow, watched through crashes, restarts and lost cursors: whatever
-happens in whatever order, the event log ends up equal to the truth, once each, in order."""
+"""Random histories of an Airflow with crashes, restarts and lost cursors: in the end, the event log
+holds each finished run once and in order."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from federation_defs.observation import Limits
 from federation_defs.observation.cursor import Cursor
 from federation_defs.outcome import build_outcome_by_state
 from tests.contract.fakes.airflow import FakeAirflow, asks
+from tests.contract.fakes.database import RunRow
 from tests.contract.fakes.faults import hang_up
-from tests.contract.fakes.rows import RunRow
 from tests.contract.observation.daemon import Daemon, fetch_evaluations, fetch_reported_runs
 from tests.contract.worlds import connect_to
 
@@ -42,12 +42,12 @@ Ending = tuple[str, str, str, datetime]  # DAG id, run id, state, end
 
 @dataclass
 class Truth:
-    """What really happened.
+    """What happened in Airflow.
 
     Attributes:
         visible_at: The number of the first tick that can see an ending.
-        is_edited: Runs whose row changed after their end: among those of a long history they may
-            come later than their ends would have them.
+        is_edited: Runs whose row changed after their end. In a long history they may be reported
+            later than their ends say.
     """
 
     visible_at: dict[Ending, int] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Truth:
 
 
 class Histories(RuleBasedStateMachine):
-    """One fake Airflow, what people and schedulers do there, and the daemon that watches it."""
+    """A fake Airflow, what people and schedulers do there, and the daemon that observes it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Histories(RuleBasedStateMachine):
         history: Sequence[tuple[str, str, int]],
         has_outage: bool,
     ) -> None:
-        """Maybe after an outage of a day, in which some runs ended."""
+        """Start, possibly after an outage of a day during which some runs ended."""
         self.server = FakeAirflow(api)
         self.server.start()
         self.server.endpoints.page_limit = page
@@ -114,7 +114,7 @@ class Histories(RuleBasedStateMachine):
             self.instance.dispose()
 
     def report(self, run: RunRow) -> None:
-        """As it was observed before the outage."""
+        """Report a run that was observed before the outage."""
         found = self.daemon.client.fetch_run(run.dag_id, run.run_id)
         assert found is not None
         outcome = build_outcome_by_state(found)
@@ -191,7 +191,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def two_ticks_overlap(self) -> None:
-        """The second is evaluated before anything of the first one is stored."""
+        """The second one is evaluated before any event of the first one is stored."""
         first, second = self.evaluate(), self.evaluate()
         self.store(second, None, saves=False)
         self.store(first, None, saves=True)
@@ -210,7 +210,7 @@ class Histories(RuleBasedStateMachine):
         self.server.fail_next(asks("GET", ".*/dagRuns"), hang_up, times)
         self.evaluate_and_store()
         self.server.forget_faults()
-        self.daemon.restart()  # else it would wait before it asks again
+        self.daemon.restart()  # which ends the pause between polls
 
     def evaluate(self) -> dg.SensorResult | dg.SkipReason:
         self.ticks += 1
@@ -222,7 +222,7 @@ class Histories(RuleBasedStateMachine):
     def store(
         self, result: dg.SensorResult | dg.SkipReason, stored: int | None, *, saves: bool
     ) -> bool:
-        """Whether anything was told."""
+        """Store a result, and return whether it held events."""
         if isinstance(result, dg.SkipReason):
             return False
         self.daemon.store(result, stored)
@@ -238,17 +238,17 @@ class Histories(RuleBasedStateMachine):
         quiet = 0
         for _ in range(300):
             quiet = 0 if self.evaluate_and_store() else quiet + 1
-            if quiet > 10:  # a slice of a long history may hold nothing of ours
+            if quiet > 10:  # a slice of a long history may hold no selected run
                 break
         else:
-            raise AssertionError("it goes on telling for ever")
+            raise AssertionError("it reports events for ever")
         for dag_id in SELECTED:
             self.compare_materializations(dag_id)
             self.compare_evaluations(dag_id)
 
     def compare_materializations(self, dag_id: str) -> None:
         reported = fetch_reported_runs(self.instance, build_asset_key("metrics", dag_id))
-        seen = Counter((str(one["Run ID"].value), one["End"].value) for one in reported)
+        seen = Counter((str(event["Run ID"].value), event["End"].value) for event in reported)
         happened = {
             (run_id, end.timestamp())
             for dag, run_id, state, end in self.truth.visible_at
@@ -261,39 +261,40 @@ class Histories(RuleBasedStateMachine):
         }
         assert seen.keys() <= happened, "something never happened"
         assert there <= seen.keys(), "something was lost"
-        assert set(seen.values()) <= {1}, "something was told twice"
+        assert set(seen.values()) <= {1}, "something was reported twice"
 
     def compare_evaluations(self, dag_id: str) -> None:
         found = fetch_evaluations(self.instance, build_asset_key("metrics", dag_id))
         by_run: dict[str, list[tuple[Any, Any]]] = {}
-        for one in found:
-            told = (one.metadata["State"].value, one.metadata["End"].value)
-            by_run.setdefault(str(one.metadata["Run ID"].value), []).append(told)
-            assert one.passed == (told[0] == "success")
-        for run_id, told in by_run.items():
-            assert all(one != two for one, two in pairwise(told)), run_id
+        for evaluation in found:
+            state, end = evaluation.metadata["State"].value, evaluation.metadata["End"].value
+            run_id = str(evaluation.metadata["Run ID"].value)
+            by_run.setdefault(run_id, []).append((state, end))
+            assert evaluation.passed == (state == "success")
+        for run_id, endings in by_run.items():
+            assert all(before != after for before, after in pairwise(endings)), run_id
         for run in self.database.runs:
             if run.dag_id == dag_id and run.is_finished and run.end_date:
                 assert by_run[run.run_id][-1] == (run.state, run.end_date.timestamp())
 
     @invariant()
     def order_is_kept(self) -> None:
-        """Nothing is told before something that ended earlier and could be seen by then."""
-        told = [
+        """No run is reported before one that ended earlier and was visible by then."""
+        reported = [
             (tick, event.asset_key.path[-1], str(event.metadata["Run ID"].value), at.value)
             for tick, event in self.written
             if isinstance(at := event.metadata["End"], dg.TimestampMetadataValue)
         ]
         seen = {(dag, run_id, end.timestamp()): at for (dag, run_id, _, end), at in self.visible()}
-        for place, (tick, dag_id, _, end) in enumerate(told):
-            for _, later_dag, later_run, later_end in told[place + 1 :]:
+        for place, (tick, dag_id, _, end) in enumerate(reported):
+            for _, later_dag, later_run, later_end in reported[place + 1 :]:
                 is_edited = (later_dag, later_run) in self.truth.is_edited
                 if later_dag == dag_id and later_end < end and not is_edited:
-                    assert seen[(later_dag, later_run, later_end)] > tick, (later_run, told)
+                    assert seen[(later_dag, later_run, later_end)] > tick, (later_run, reported)
 
     def visible(self) -> list[tuple[Ending, int]]:
-        """The endings that are successes, and when they could first be seen."""
-        return [(one, at) for one, at in self.truth.visible_at.items() if one[2] == "success"]
+        """Return the endings that are successes, and when they were first visible."""
+        return [found for found in self.truth.visible_at.items() if found[0][2] == "success"]
 
 
 Histories.TestCase.settings = settings(
@@ -301,7 +302,7 @@ Histories.TestCase.settings = settings(
     stateful_step_count=15,
     deadline=None,
     database=None,
-    # Shrinking takes minutes; `HISTORIES=0` is for who looks into a failure.
+    # Shrinking takes minutes; `HISTORIES=0` is for debugging a failure.
     phases=[Phase.generate] if EXAMPLES else list(Phase),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     print_blob=True,
@@ -311,5 +312,5 @@ Histories.TestCase.settings = settings(
 class TestHistories(Histories.TestCase):
     @classmethod
     def tearDownClass(cls) -> None:
-        told = ", ".join(f"{count} {what}" for what, count in TALLY.items())
-        print(f"\nHistories that were told once each, and in order: {told}.")  # noqa: T201 - a figure of `make soak`
+        reported = ", ".join(f"{count} {what}" for what, count in TALLY.items())
+        print(f"\nRuns that were reported once and in order: {reported}.")  # noqa: T201 - a figure of `make soak`

@@ -1,4 +1,4 @@
-"""Observation in trouble: late rows, wrong clocks, crashes, lost cursors, instances away."""
+"""Late rows, wrong clocks, crashes, lost cursors and unreachable instances."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.contract.fakes.faults import LOGIN_PAGE, answer, hang_up, say_no_time
 from tests.contract.observation.daemon import DAG, Observed
 
 
-def test_a_row_that_appears_after_the_poll_it_belongs_to_is_reported(observed: Observed) -> None:
+def test_a_row_that_appears_late_is_reported(observed: Observed) -> None:
     observed.add_run("in time")
     assert observed.daemon.tick() == ["in time"]
     late = observed.database.start_run(DAG, "late")
@@ -22,7 +22,7 @@ def test_a_row_that_appears_after_the_poll_it_belongs_to_is_reported(observed: O
     assert observed.daemon.tick() == []
 
 
-def test_what_has_left_the_overlap_stays_reported_once(observed: Observed) -> None:
+def test_a_run_that_left_the_overlap_is_not_reported_again(observed: Observed) -> None:
     run = observed.add_run("old")
     assert observed.daemon.tick() == ["old"]
     for _ in range(3):
@@ -42,7 +42,7 @@ def test_the_servers_clock_may_be_wrong(observed: Observed, skew_minutes: int) -
     assert observed.daemon.tick() == []
 
 
-def test_a_server_that_does_not_tell_the_time_loses_nothing(observed: Observed) -> None:
+def test_no_run_is_lost_if_the_server_sends_no_date(observed: Observed) -> None:
     observed.server.fail_next(asks("GET", ".*dagRuns"), say_no_time, times=2)
     observed.add_run("first")
     assert observed.daemon.tick() == ["first"]
@@ -63,7 +63,7 @@ def test_a_crash_between_events_and_cursor_reports_nothing_twice(
     assert observed.reported == ["run 0", "run 1", "run 2", "run 3"]
 
 
-def test_a_crash_amid_the_events_reports_only_the_rest(observed: Observed) -> None:
+def test_after_a_crash_while_storing_events_only_the_rest_is_reported(observed: Observed) -> None:
     for number in range(3):
         observed.add_run(f"run {number}", ended_s_ago=10 - number)
     result = observed.daemon.evaluate()
@@ -97,13 +97,13 @@ def test_a_lost_or_unreadable_cursor_reports_nothing_twice(
     ids=["parts missing", "no time"],
 )
 def test_a_cursor_edited_wrongly_by_hand_counts_as_lost(observed: Observed, cursor: str) -> None:
-    """Dagster's UI lets a person edit it; a tick that fails on it would fail for ever."""
+    """A person can edit it in Dagster's UI. An error would fail every tick from then on."""
     observed.daemon.cursor = cursor
     observed.add_run("run")
     assert observed.daemon.tick() == ["run"]
 
 
-def test_the_cursor_does_not_grow_with_what_was_ever_seen(observed: Observed) -> None:
+def test_the_cursor_forgets_runs_that_left_the_overlap(observed: Observed) -> None:
     for number in range(50):
         run = observed.database.start_run(DAG, f"run {number}")
         long_ago = observed.database.now() - timedelta(minutes=10)
@@ -114,7 +114,9 @@ def test_the_cursor_does_not_grow_with_what_was_ever_seen(observed: Observed) ->
     assert len(observed.daemon.cursor or "") < full / 5
 
 
-def test_an_instance_that_is_away_is_skipped_and_caught_up_with(observed: Observed) -> None:
+def test_runs_that_end_while_the_instance_is_unreachable_are_reported_later(
+    observed: Observed,
+) -> None:
     observed.daemon.tick()
     cursor = observed.daemon.cursor
     observed.server.fail_next(asks("GET", ".*"), hang_up, times=4)
@@ -127,7 +129,7 @@ def test_an_instance_that_is_away_is_skipped_and_caught_up_with(observed: Observ
     assert observed.daemon.tick() == ["meanwhile 0", "meanwhile 1", "meanwhile 2"]
 
 
-def test_what_ended_in_a_long_outage_is_reported_when_it_is_over(observed: Observed) -> None:
+def test_runs_that_end_during_a_long_outage_are_reported_after_it(observed: Observed) -> None:
     observed.daemon.tick()
     run = observed.database.start_run(DAG, "in the outage")
     observed.database.finish_run(run)
@@ -136,7 +138,9 @@ def test_what_ended_in_a_long_outage_is_reported_when_it_is_over(observed: Obser
     assert observed.daemon.tick() == ["in the outage", "just now"]
 
 
-def test_an_instance_that_is_away_behind_a_gateway_is_skipped_too(observed: Observed) -> None:
+def test_a_tick_is_skipped_if_a_gateway_says_that_the_instance_is_unavailable(
+    observed: Observed,
+) -> None:
     observed.daemon.tick()
     unavailable = answer(503, LOGIN_PAGE)
     observed.server.fail_next(asks("GET", ".*"), unavailable, times=4)

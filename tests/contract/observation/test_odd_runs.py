@@ -1,4 +1,4 @@
-"""Runs as nobody expects them: each is reported as well as can be, and holds up no other."""
+"""Runs with odd data: each is reported as well as possible, and delays no other."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def add_run(airflow: Airflow, run_id: str, state: str = "success", **columns: An
 
 
 def spoil(airflow: Airflow, run_id: str, fields: Mapping[str, Any], times: int = 1) -> None:
-    """Has the next lists of runs tell something else of a run."""
+    """Change fields of a run in the next lists of runs."""
 
     def change(content: dict[str, Any]) -> None:
         for run in content["dag_runs"]:
@@ -59,7 +59,7 @@ def read(metadata: Mapping[str, dg.MetadataValue]) -> dict[str, Any]:
     return {name: value.value for name, value in metadata.items()}
 
 
-def test_a_run_without_any_date_is_reported_once_and_last(
+def test_a_run_without_dates_is_reported_once_and_last(
     airflow: Airflow, daemon: Daemon, instance: dg.DagsterInstance
 ) -> None:
     add_run(airflow, "dateless")
@@ -72,7 +72,7 @@ def test_a_run_without_any_date_is_reported_once_and_last(
     assert seen.keys() == {"Run ID", "Link to run", "State", "Run type", "Tries"}
 
 
-def test_a_run_in_a_state_that_nobody_knows_yet_is_passed_over(
+def test_a_run_in_an_unknown_state_is_not_reported_yet(
     airflow: Airflow, daemon: Daemon, instance: dg.DagsterInstance
 ) -> None:
     add_run(airflow, "mine")
@@ -84,7 +84,7 @@ def test_a_run_in_a_state_that_nobody_knows_yet_is_passed_over(
 
 
 @pytest.mark.parametrize("state", ["success", "failed"])
-def test_a_run_id_may_hold_every_letter_that_airflow_takes(
+def test_a_run_id_may_hold_every_character_that_airflow_3_accepts(
     airflow: Airflow, daemon: Daemon, instance: dg.DagsterInstance, state: str
 ) -> None:
     add_run(airflow, LEGAL, state)
@@ -101,7 +101,7 @@ def test_a_run_id_may_hold_every_letter_that_airflow_takes(
 
 @pytest.mark.parametrize("run_id", ODD)
 @pytest.mark.parametrize("state", ["success", "failed"])
-def test_airflow_2_has_run_ids_of_any_letters(
+def test_a_run_id_of_airflow_2_may_hold_any_character(
     start_airflow: Any, instance: dg.DagsterInstance, run_id: str, state: str
 ) -> None:
     airflow: Airflow = start_airflow("v1")
@@ -112,7 +112,10 @@ def test_airflow_2_has_run_ids_of_any_letters(
     reported = {run_id, "other"} if state == "success" else {"other"}
     assert set(daemon.tick()) == reported
     assert daemon.tick() == []
-    evaluations = {one.metadata["Run ID"].value: one for one in fetch_evaluations(instance, KEY)}
+    evaluations = {
+        evaluation.metadata["Run ID"].value: evaluation
+        for evaluation in fetch_evaluations(instance, KEY)
+    }
     assert evaluations.keys() == {run_id, "other"}
     assert evaluations[run_id].passed == (state == "success")
     link = str(evaluations[run_id].metadata["Link to run"].value)
@@ -122,7 +125,7 @@ def test_airflow_2_has_run_ids_of_any_letters(
     assert not set(given) & set("&#?+ /")
 
 
-def test_a_conf_of_a_megabyte_is_shortened_and_holds_nothing_up(
+def test_a_conf_of_a_megabyte_is_cut_off_and_delays_nothing(
     airflow: Airflow, daemon: Daemon, instance: dg.DagsterInstance
 ) -> None:
     conf = {"rows": ["0123456789"] * 80_000}
@@ -139,7 +142,7 @@ def test_a_conf_of_a_megabyte_is_shortened_and_holds_nothing_up(
 
 
 @pytest.mark.parametrize("rows", [1, 5000], ids=["short", "long"])
-def test_secrets_in_a_conf_are_told_nowhere(
+def test_secrets_in_a_conf_are_redacted(
     airflow: Airflow, daemon: Daemon, instance: dg.DagsterInstance, rows: int
 ) -> None:
     login = {"user": "me", "password": "s3cret", "pins": [{"token": 4711}]}
@@ -147,11 +150,11 @@ def test_secrets_in_a_conf_are_told_nowhere(
     add_run(airflow, "good", conf=conf)
     add_run(airflow, "bad", "failed", conf=conf)
     daemon.tick()
-    told = [read(metadata) for metadata in fetch_reported_runs(instance, KEY)]
-    told += [read(one.metadata) for one in fetch_evaluations(instance, KEY)]
-    told = [seen for seen in told if "Conf" in seen]
-    assert [seen["Run ID"] for seen in told] == ["good", "bad"]
-    for seen in told:
+    reported = [read(metadata) for metadata in fetch_reported_runs(instance, KEY)]
+    reported += [read(evaluation.metadata) for evaluation in fetch_evaluations(instance, KEY)]
+    reported = [seen for seen in reported if "Conf" in seen]
+    assert [seen["Run ID"] for seen in reported] == ["good", "bad"]
+    for seen in reported:
         text = str(seen["Conf"])
         assert "***" in text
         assert "me" in text
@@ -159,7 +162,7 @@ def test_secrets_in_a_conf_are_told_nowhere(
 
 
 @pytest.mark.parametrize("conf", [["a", "list"], "a text", 5, None, True], ids=repr)
-def test_a_conf_that_is_none_is_left_out(
+def test_a_conf_that_is_no_mapping_is_left_out(
     airflow: Airflow, daemon: Daemon, instance: dg.DagsterInstance, conf: Any
 ) -> None:
     add_run(airflow, "mine")
@@ -171,7 +174,7 @@ def test_a_conf_that_is_none_is_left_out(
 
 
 @pytest.mark.parametrize("state", ["success", "failed"])
-def test_a_dag_that_is_deleted_and_made_again_has_new_runs_of_the_same_id(
+def test_a_run_of_a_dag_that_was_deleted_and_created_again_is_a_new_run(
     airflow: Airflow, daemon: Daemon, instance: dg.DagsterInstance, state: str
 ) -> None:
     add_run(airflow, "first", state)
@@ -184,11 +187,11 @@ def test_a_dag_that_is_deleted_and_made_again_has_new_runs_of_the_same_id(
     add_run(airflow, "first")
     assert daemon.tick() == ["first"]
     assert daemon.tick() == []
-    executed = [one.passed for one in fetch_evaluations(instance, KEY)]
+    executed = [evaluation.passed for evaluation in fetch_evaluations(instance, KEY)]
     assert executed == [state == "success", True]
 
 
-OTHER_KINDS = {
+WRONG_TYPES = {
     "run_type": [5, ["manual"], {"a": "b"}],
     "note": [5, ["a", "b"]],
     "partition_key": [7, ["k"], {"a": "b"}],
@@ -199,13 +202,13 @@ OTHER_KINDS = {
 }
 ODD_FIELDS = [
     pytest.param({name: value}, id=f"{name}={value}")
-    for name, values in OTHER_KINDS.items()
+    for name, values in WRONG_TYPES.items()
     for value in values
 ]
 
 
 @pytest.mark.parametrize("fields", ODD_FIELDS)
-def test_a_run_with_a_field_of_another_kind_is_reported_once_and_so_are_the_others(
+def test_a_run_with_a_field_of_a_wrong_type_is_reported_once_and_so_are_the_others(
     observed: Observed, airflow_v2: Airflow, fields: dict[str, Any]
 ) -> None:
     for run_id in ("mine", "other"):
@@ -217,10 +220,10 @@ def test_a_run_with_a_field_of_another_kind_is_reported_once_and_so_are_the_othe
 
 @pytest.mark.parametrize("field", ["dag_id", "dag_run_id"])
 @pytest.mark.parametrize("value", [5, ["a"], {"a": "b"}], ids=repr)
-def test_a_run_that_is_not_called_anything_is_passed_over_or_an_error_of_ours(
+def test_a_run_without_a_valid_id_is_left_out_or_an_error_of_ours(
     observed: Observed, airflow_v2: Airflow, field: str, value: Any
 ) -> None:
-    """Nobody could say which run it is; no Airflow sends such a thing, but a proxy may."""
+    """No Airflow sends such a run, but a proxy may."""
     observed.add_run("mine")
     observed.add_run("other")
     spoil(airflow_v2, "mine", {field: value})
@@ -236,7 +239,7 @@ def test_a_run_that_is_not_called_anything_is_passed_over_or_an_error_of_ours(
     ids=str,
 )
 @pytest.mark.parametrize("state", ["success", "failed"])
-def test_a_run_whose_tasks_have_fields_of_another_kind_is_reported(
+def test_a_run_whose_tasks_have_fields_of_a_wrong_type_is_reported(
     observed: Observed, fields: dict[str, Any], state: str
 ) -> None:
     observed.add_run("mine", state)

@@ -1,4 +1,4 @@
-"""DAG runs that Dagster triggered: reported by whoever triggered them, else by observation."""
+"""DAG runs that Dagster triggered: the Dagster run reports them, or observation if it died."""
 
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 
@@ -32,7 +32,7 @@ def daemon(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Daemon:
 def run_owner(
     instance: dg.DagsterInstance, act: Callable[[dg.OpExecutionContext], Any]
 ) -> dg.ExecuteInProcessResult:
-    """A Dagster run, alive while it acts; it fails if that raises, and tells what that yields."""
+    """Execute a Dagster run that is alive while it acts, and that yields what the action yields."""
 
     @dg.op
     def own(context: dg.OpExecutionContext) -> Iterator[Any]:
@@ -59,7 +59,7 @@ def report_as_the_owner(airflow: Airflow, dagster_run_id: str) -> Iterator[Any]:
     yield build_check_evaluation(airflow.client, outcome)
 
 
-def test_a_run_is_held_while_its_owner_lives_and_reported_when_that_failed(
+def test_a_run_is_deferred_while_its_owner_lives_and_reported_when_the_owner_failed(
     airflow_v2: Airflow, daemon: Daemon
 ) -> None:
     def die_before_reporting(context: dg.OpExecutionContext) -> None:
@@ -87,7 +87,7 @@ def test_a_run_that_its_owner_reported_is_not_reported_again(
     assert fetch_reported_run_ids(daemon.instance, KEY) == [build_run_id(result.run_id)]
 
 
-def test_a_held_run_is_still_reported_when_it_has_long_left_the_overlap(
+def test_a_deferred_run_is_reported_though_it_left_the_overlap_long_ago(
     airflow_v2: Airflow, daemon: Daemon
 ) -> None:
     def die_late(context: dg.OpExecutionContext) -> None:
@@ -102,7 +102,7 @@ def test_a_held_run_is_still_reported_when_it_has_long_left_the_overlap(
     assert daemon.tick() == []
 
 
-def test_a_held_run_that_is_deleted_is_forgotten(airflow_v2: Airflow, daemon: Daemon) -> None:
+def test_a_deferred_run_that_is_deleted_is_forgotten(airflow_v2: Airflow, daemon: Daemon) -> None:
     def lose(context: dg.OpExecutionContext) -> None:
         run = finish_run_of(airflow_v2, context.run_id)
         assert daemon.tick() == []
@@ -115,7 +115,7 @@ def test_a_held_run_that_is_deleted_is_forgotten(airflow_v2: Airflow, daemon: Da
     assert DAG not in daemon.cursor
 
 
-def test_others_runs_are_not_held_with_it(airflow_v2: Airflow, daemon: Daemon) -> None:
+def test_runs_without_an_owner_are_not_deferred(airflow_v2: Airflow, daemon: Daemon) -> None:
     def look(context: dg.OpExecutionContext) -> None:
         finish_run_of(airflow_v2, context.run_id)
         others = airflow_v2.database.start_run(DAG, "manual__by_a_person")
@@ -125,8 +125,8 @@ def test_others_runs_are_not_held_with_it(airflow_v2: Airflow, daemon: Daemon) -
     assert run_owner(daemon.instance, look).success
 
 
-def test_a_run_is_held_for_a_retry_of_its_owner(airflow_v2: Airflow, daemon: Daemon) -> None:
-    """The first attempt died; the next one takes the DAG run over and reports it."""
+def test_a_run_is_deferred_to_a_retry_of_its_owner(airflow_v2: Airflow, daemon: Daemon) -> None:
+    """The first attempt died. The retry adopts the DAG run and reports it."""
 
     def die(_: dg.OpExecutionContext) -> None:
         raise RuntimeError("killed")
@@ -148,15 +148,13 @@ def test_a_run_is_held_for_a_retry_of_its_owner(airflow_v2: Airflow, daemon: Dae
     assert daemon.tick() == []
 
 
-def test_a_run_whose_owner_this_dagster_never_had_is_reported(
-    airflow_v2: Airflow, daemon: Daemon
-) -> None:
-    """Another Dagster's, or one whose history was deleted."""
+def test_a_run_of_an_unknown_owner_is_reported(airflow_v2: Airflow, daemon: Daemon) -> None:
+    """Another Dagster triggered it, or the Dagster run was deleted."""
     finish_run_of(airflow_v2, "11111111-2222-3333-4444-555555555555")
     assert len(daemon.tick()) == 1
 
 
-def test_a_run_that_its_owner_saw_fail_is_no_materialization(
+def test_a_failed_run_of_a_failed_owner_is_no_materialization(
     airflow_v2: Airflow, daemon: Daemon
 ) -> None:
     def fail(context: dg.OpExecutionContext) -> None:
@@ -168,10 +166,10 @@ def test_a_run_that_its_owner_saw_fail_is_no_materialization(
     assert daemon.tick() == []
 
 
-def test_a_run_that_its_living_owner_reported_is_not_asked_for_any_more(
+def test_a_run_that_its_living_owner_reported_is_not_fetched_again(
     airflow_v2: Airflow, daemon: Daemon
 ) -> None:
-    """One slow DAG of a step must not have the finished ones asked for at every tick."""
+    """While one DAG of a step is slow, the finished ones are not fetched at every tick."""
 
     def report_and_go_on(context: dg.OpExecutionContext) -> Iterator[Any]:
         finish_run_of(airflow_v2, context.run_id)
@@ -185,7 +183,7 @@ def test_a_run_that_its_living_owner_reported_is_not_asked_for_any_more(
     assert run_owner(daemon.instance, report_and_go_on).success
 
 
-def test_a_run_whose_owner_reported_is_known_whatever_airflows_clock_says(
+def test_a_report_by_the_owner_is_found_whatever_airflows_clock_says(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=0)

@@ -1,4 +1,4 @@
-"""Of which partition a run is that somebody else started: as observation reports it."""
+"""The partitions of runs that observation reports."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ START, END, LOGICAL = (
 
 
 def add_run(airflow: Airflow, **columns: Any) -> str:
-    """The id of a run that is over."""
+    """Add a finished run and return its id."""
     airflow.database.add_dag(DAG)
     run = airflow.database.start_run(DAG, run_type="scheduled", **columns)
     return airflow.database.finish_run(run).run_id
 
 
 def as_airflow_2(start: str, end: str) -> dict[str, Any]:
-    """The dates of a scheduled run: its logical date is where its interval begins."""
+    """Return the dates of a scheduled run, whose logical date is the start of its interval."""
     return {"logical_date": at(start), "data_interval": (at(start), at(end))}
 
 
 def as_airflow_3(moment: str) -> dict[str, Any]:
-    """The dates of a scheduled run: all three are the moment at which it was due."""
+    """Return the dates of a scheduled run, which are all the moment at which it is due."""
     return {"logical_date": at(moment), "data_interval": (at(moment), at(moment))}
 
 
@@ -60,7 +60,7 @@ TWO, THREE = as_airflow_2("2025-02-03", "2025-02-04"), as_airflow_3("2025-02-04"
         (DAILY, as_airflow_3("2025-02-03T13:37:01"), "2025-02-03"),
     ],
 )
-def test_a_run_is_of_the_partition_that_its_date_tells(
+def test_a_runs_date_determines_its_partition(
     airflow: Airflow,
     instance: dg.DagsterInstance,
     partitions: dict[str, str],
@@ -85,7 +85,7 @@ def test_a_run_is_of_the_partition_that_its_date_tells(
     ],
 )
 @pytest.mark.parametrize("date", [START, END], ids=["start", "end"])
-def test_a_day_is_one_of_its_own_time_zone(
+def test_a_daily_partition_is_a_day_of_its_time_zone(
     airflow_v2: Airflow,
     instance: dg.DagsterInstance,
     date: dict[str, str],
@@ -98,7 +98,7 @@ def test_a_day_is_one_of_its_own_time_zone(
     assert read_partitions(instance) == [(partition, run_id)]
 
 
-def test_the_hour_that_comes_twice_is_two_partitions(
+def test_the_repeated_hour_is_two_partitions(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     hourly = {**HOURLY, "timezone": "Europe/Berlin"}
@@ -115,7 +115,7 @@ def test_the_hour_that_comes_twice_is_two_partitions(
     ("key", "partition"),
     [("2025-02-03", "2025-02-03"), ("2025-2-3", None), ("customer-7", None), ("", None)],
 )
-def test_a_run_with_a_key_is_of_the_partition_of_this_key_if_it_is_one(
+def test_a_runs_partition_key_determines_its_partition_if_it_is_valid(
     airflow_v2: Airflow, instance: dg.DagsterInstance, key: str, partition: str | None
 ) -> None:
     run_id = add_run(airflow_v2, partition_key=key)
@@ -124,7 +124,7 @@ def test_a_run_with_a_key_is_of_the_partition_of_this_key_if_it_is_one(
 
 
 @pytest.mark.parametrize("key", ["2024-12-31", "2025-02-05"], ids=["before the first", "no Monday"])
-def test_a_key_of_the_right_form_need_not_be_a_partition(
+def test_a_well_formed_key_may_be_no_partition(
     airflow_v2: Airflow, instance: dg.DagsterInstance, key: str
 ) -> None:
     weekly = {"cron": "0 0 * * 1", "start": "2025-01-01"}
@@ -138,7 +138,7 @@ def test_a_key_of_the_right_form_need_not_be_a_partition(
     [{}, as_airflow_3("2024-12-31T23:59:59")],
     ids=["no date", "before the first partition"],
 )
-def test_a_run_of_no_partition_is_reported_as_such(
+def test_a_run_of_no_partition_is_reported_without_one(
     airflow_v2: Airflow, instance: dg.DagsterInstance, columns: dict[str, Any]
 ) -> None:
     run_id = add_run(airflow_v2, **columns)
@@ -146,7 +146,7 @@ def test_a_run_of_no_partition_is_reported_as_such(
     assert read_partitions(instance) == [(None, run_id)]
 
 
-def test_a_run_of_today_is_of_todays_partition_though_that_is_not_over(
+def test_a_run_of_today_is_of_todays_unfinished_partition(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     now = airflow_v2.database.now()

@@ -1,4 +1,4 @@
-"""DAGs that declare which of their tasks leave the data: `success_when`, seen by observation."""
+"""Observation of DAGs with `success_when`."""
 
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 
@@ -12,11 +12,17 @@ from werkzeug import Response
 
 from federation_defs.declaration import SuccessDeclaration
 from federation_defs.naming import build_asset_key, build_run_id
+from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.database import Database, RunRow, TaskSpec
 from tests.contract.fakes.faults import LOGIN_PAGE, Act, Fault, answer, hang_up
-from tests.contract.observation.daemon import Daemon, fetch_evaluations, fetch_reported_runs
+from tests.contract.observation.daemon import (
+    Daemon,
+    FakeClock,
+    fetch_evaluations,
+    fetch_reported_runs,
+)
 from tests.contract.observation.test_ownership import run_owner
 
 DAG = "load_customers"
@@ -28,14 +34,17 @@ BUT_CLEAN_UP = SuccessDeclaration(all_except=["clean_up"])
 FORBIDDEN = answer(403, {"detail": "Forbidden"})
 
 
-def watch(
-    airflow: Airflow, instance: dg.DagsterInstance, rule: SuccessDeclaration = LOAD
+def build_daemon(
+    airflow: Airflow,
+    instance: dg.DagsterInstance,
+    rule: SuccessDeclaration = LOAD,
+    timing: Timing | None = None,
 ) -> Daemon:
     """The daemon of an instance with two DAGs, one of which has a rule."""
     for dag_id in (DAG, OTHER):
         if dag_id not in airflow.database.dags:
             airflow.database.add_dag(dag_id, tasks=TASKS)
-    daemon = Daemon(airflow.client, [DAG, OTHER], instance)
+    daemon = Daemon(airflow.client, [DAG, OTHER], instance, timing=timing)
     daemon.rules[DAG] = rule
     daemon.restart()
     return daemon
@@ -50,7 +59,11 @@ def add_run(
     dag_id: str = DAG,
     ended_s_ago: float = 1,
 ) -> RunRow:
-    """A run that is over; of its tasks, those that did not just succeed."""
+    """Add a finished run.
+
+    Args:
+        tasks: The states of those tasks that did not succeed.
+    """
     run = database.start_run(dag_id, run_id)
     database.finish_run(run, end_date=database.now() - timedelta(seconds=ended_s_ago))
     run.state = state
@@ -62,7 +75,7 @@ def add_run(
 
 @dataclass
 class Outage:
-    """A fault that goes on until it is over."""
+    """A fault that lasts until it is over."""
 
     fault: Fault
     is_over: bool = False
@@ -72,7 +85,7 @@ class Outage:
 
 
 def break_tasks(airflow: Airflow, fault: Fault, run_id: str = "[^/]+") -> Outage:
-    """Has the tasks of a DAG's run not be told."""
+    """Break the answers about the tasks of a DAG's runs."""
     outage = Outage(fault)
     path = f"/dags/{DAG}/dagRuns/{run_id}/taskInstances"
     airflow.server.fail_next(asks("GET", path), outage, times=99)
@@ -80,15 +93,15 @@ def break_tasks(airflow: Airflow, fault: Fault, run_id: str = "[^/]+") -> Outage
 
 
 def read_last(daemon: Daemon, key: dg.AssetKey = KEY) -> tuple[bool | None, str]:
-    """Outcome and words of a DAG's last evaluation."""
+    """Return result and description of a DAG's last evaluation."""
     last = fetch_evaluations(daemon.instance, key)[-1]
     return last.passed, last.description or ""
 
 
-def test_a_failed_run_whose_named_tasks_succeeded_is_materialized_as_what_it_is(
+def test_a_failed_run_whose_named_tasks_succeeded_is_materialized_with_its_state(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    daemon = watch(airflow, instance)
+    daemon = build_daemon(airflow, instance)
     add_run(airflow.database, "mine", "failed", {"clean_up": "failed"})
     assert daemon.tick() == ["mine"]
     assert daemon.tick() == []
@@ -103,10 +116,10 @@ def test_a_failed_run_whose_named_tasks_succeeded_is_materialized_as_what_it_is(
 
 
 @pytest.mark.parametrize("state", ["skipped", "failed", "upstream_failed"])
-def test_a_green_run_without_its_named_task_is_no_success(
+def test_a_successful_run_without_its_named_task_is_no_success(
     airflow: Airflow, instance: dg.DagsterInstance, state: str
 ) -> None:
-    daemon = watch(airflow, instance)
+    daemon = build_daemon(airflow, instance)
     add_run(airflow.database, "mine", "success", {"load": state})
     assert daemon.tick() == []
     assert daemon.tick() == []
@@ -119,14 +132,17 @@ def test_a_green_run_without_its_named_task_is_no_success(
     assert ("Log of load" in evaluation.metadata) == (state == "failed")
 
 
-def test_a_run_of_a_dag_without_a_rule_is_judged_by_its_own_state(
+def test_without_a_rule_the_runs_state_decides(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    daemon = watch(airflow_v2, instance)
+    daemon = build_daemon(airflow_v2, instance)
     add_run(airflow_v2.database, "green", "success", {"load": "skipped"}, dag_id=OTHER)
     add_run(airflow_v2.database, "red", "failed", {"clean_up": "failed"}, dag_id=OTHER)
     assert daemon.tick() == ["green"]
-    assert [one.passed for one in fetch_evaluations(instance, OTHER_KEY)] == [True, False]
+    assert [evaluation.passed for evaluation in fetch_evaluations(instance, OTHER_KEY)] == [
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -138,12 +154,12 @@ def test_a_run_of_a_dag_without_a_rule_is_judged_by_its_own_state(
     ],
     ids=["one skipped", "one failed", "all skipped"],
 )
-def test_a_mapped_task_counts_by_all_of_its_instances(
+def test_a_mapped_task_stands_for_all_its_instances(
     airflow: Airflow, instance: dg.DagsterInstance, states: dict[str, str], missing: str | None
 ) -> None:
     load = TaskSpec("load", labels=("a", "b", "c"))
     airflow.database.add_dag(DAG, tasks=("extract", load, "clean_up"))
-    daemon = watch(airflow, instance)
+    daemon = build_daemon(airflow, instance)
     add_run(airflow.database, "mine", "failed", states)
     assert daemon.tick() == ([] if missing else ["mine"])
     passed, words = read_last(daemon)
@@ -152,19 +168,19 @@ def test_a_mapped_task_counts_by_all_of_its_instances(
 
 
 @pytest.mark.parametrize(("task", "is_success"), [("clean_up", True), ("extract", False)])
-def test_of_all_tasks_but_the_clean_up_each_has_to_succeed(
+def test_with_all_except_every_other_task_has_to_succeed(
     airflow: Airflow, instance: dg.DagsterInstance, task: str, *, is_success: bool
 ) -> None:
-    daemon = watch(airflow, instance, BUT_CLEAN_UP)
+    daemon = build_daemon(airflow, instance, BUT_CLEAN_UP)
     add_run(airflow.database, "mine", "failed", {task: "failed"})
     assert daemon.tick() == (["mine"] if is_success else [])
     assert read_last(daemon)[0] == is_success
 
 
-def test_tasks_that_airflow_refuses_to_tell_make_no_success_and_hinder_no_other_dag(
+def test_forbidden_tasks_make_no_success_and_delay_no_other_dag(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    daemon = watch(airflow, instance)
+    daemon = build_daemon(airflow, instance)
     break_tasks(airflow, FORBIDDEN)
     add_run(airflow.database, "mine", "success", ended_s_ago=2)
     add_run(airflow.database, "other", "success", dag_id=OTHER)
@@ -180,10 +196,10 @@ AWAY = {"hangs up": hang_up, "503": answer(503, LOGIN_PAGE), "500": answer(500, 
 
 
 @pytest.mark.parametrize("fault", AWAY.values(), ids=AWAY.keys())
-def test_tasks_that_are_not_told_for_now_are_waited_for(
+def test_a_run_waits_for_its_tasks_while_they_can_not_be_fetched(
     airflow: Airflow, instance: dg.DagsterInstance, fault: Fault
 ) -> None:
-    daemon = watch(airflow, instance)
+    daemon = build_daemon(airflow, instance)
     outage = break_tasks(airflow, fault)
     add_run(airflow.database, "first", "success", ended_s_ago=3)
     add_run(airflow.database, "second", "failed", {"clean_up": "failed"}, ended_s_ago=2)
@@ -192,15 +208,35 @@ def test_tasks_that_are_not_told_for_now_are_waited_for(
     assert fetch_evaluations(instance, KEY) == []
     outage.is_over = True
     assert daemon.tick() == ["first", "second"]
-    assert [one.passed for one in fetch_evaluations(instance, KEY)] == [True, True]
+    assert [evaluation.passed for evaluation in fetch_evaluations(instance, KEY)] == [True, True]
     assert len(fetch_evaluations(instance, OTHER_KEY)) == 1
     assert daemon.tick() == []
 
 
-def test_what_ended_after_a_run_that_must_wait_waits_with_it(
+def test_tasks_that_can_not_be_fetched_for_ten_minutes_make_no_success(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    daemon = watch(airflow_v2, instance)
+    clock = FakeClock()
+    daemon = build_daemon(airflow_v2, instance, timing=clock.timing)
+    outage = break_tasks(airflow_v2, answer(200, "<html>maintenance"), "first")
+    add_run(airflow_v2.database, "first", "success", ended_s_ago=3)
+    add_run(airflow_v2.database, "second", "success", ended_s_ago=2)
+    assert daemon.tick() == []
+    clock.advance(599)
+    assert daemon.tick() == []
+    clock.advance(2)
+    assert daemon.tick() == ["second"]
+    first, second = fetch_evaluations(instance, KEY)
+    assert (first.passed, second.passed) == (False, True)
+    assert "`success_when` can't tell: Airflow 'metrics' " in (first.description or "")
+    outage.is_over = True
+    assert daemon.tick() == []
+
+
+def test_later_runs_of_a_dag_wait_with_an_earlier_one(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = build_daemon(airflow_v2, instance)
     for number in range(4):
         add_run(airflow_v2.database, f"run_{number}", "success", ended_s_ago=9 - number)
     outage = break_tasks(airflow_v2, hang_up, "run_1")
@@ -210,11 +246,11 @@ def test_what_ended_after_a_run_that_must_wait_waits_with_it(
     assert daemon.tick() == ["run_1", "run_2", "run_3", "run_4"]
 
 
-def test_a_maintenance_page_in_place_of_the_tasks_is_not_believed_at_once(
+def test_a_run_waits_if_a_maintenance_page_is_returned_instead_of_its_tasks(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    """Nobody would ever look at the run again, and its data would never be known to be there."""
-    daemon = watch(airflow_v2, instance)
+    """Otherwise it would never be reported as a success."""
+    daemon = build_daemon(airflow_v2, instance)
     outage = break_tasks(airflow_v2, answer(200, "<html>maintenance"))
     add_run(airflow_v2.database, "mine", "success")
     assert daemon.tick() == []
@@ -222,11 +258,11 @@ def test_a_maintenance_page_in_place_of_the_tasks_is_not_believed_at_once(
     assert daemon.tick() == ["mine"]
 
 
-def test_a_run_that_was_held_and_must_then_wait_is_not_lost(
+def test_a_deferred_run_that_has_to_wait_afterwards_is_not_lost(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    """When its owner died it had left the overlap, and its tasks could not be told just then."""
-    daemon = watch(airflow_v2, instance)
+    """When its owner died it had left the overlap, and its tasks could not be fetched."""
+    daemon = build_daemon(airflow_v2, instance)
 
     def die_late(context: dg.OpExecutionContext) -> None:
         run = add_run(airflow_v2.database, build_run_id(context.run_id), "success")

@@ -1,8 +1,7 @@
-"""Ticks that overlap, and ticks of an instance that is away or refuses us."""
+"""Ticks that overlap, that poll several times, and of an instance that fails."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import dagster as dg
@@ -13,7 +12,14 @@ from federation_defs.errors import SignInRefusedError
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import Act
-from tests.contract.observation.daemon import DAG, KEY, Daemon, Observed, fetch_evaluations
+from tests.contract.observation.daemon import (
+    DAG,
+    KEY,
+    Daemon,
+    FakeClock,
+    Observed,
+    fetch_evaluations,
+)
 from tests.contract.worlds import connect
 
 
@@ -22,7 +28,7 @@ def skip_reason(result: dg.SensorResult | dg.SkipReason) -> str:
     return result.skip_message or ""
 
 
-def test_of_two_ticks_that_overlap_only_one_reports(observed: Observed) -> None:
+def test_of_two_overlapping_ticks_only_one_reports(observed: Observed) -> None:
     observed.add_run("mine")
     first, second = observed.daemon.evaluate(), observed.daemon.evaluate()
     assert isinstance(first, dg.SensorResult)
@@ -34,10 +40,10 @@ def test_of_two_ticks_that_overlap_only_one_reports(observed: Observed) -> None:
     assert len(fetch_evaluations(observed.daemon.instance, KEY)) == 1
 
 
-def test_a_tick_goes_on_as_soon_as_the_events_of_the_one_before_are_stored(
+def test_a_tick_continues_as_soon_as_the_events_of_the_last_one_are_stored(
     observed: Observed,
 ) -> None:
-    """Though its cursor was not: the daemon died in between."""
+    """The cursor was not stored: the daemon died in between."""
     observed.add_run("mine")
     observed.daemon.tick(crashes=True)
     observed.add_run("another")
@@ -47,9 +53,9 @@ def test_a_tick_goes_on_as_soon_as_the_events_of_the_one_before_are_stored(
 def test_a_run_that_ends_during_a_tick_is_reported_by_it(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    """Dagster takes a turn every 5 s; a turn looks several times."""
+    """Dagster evaluates a sensor every 5 s; a tick polls several times."""
     airflow_v2.database.add_dag(DAG)
-    daemon = Daemon(airflow_v2.client, [DAG], instance, interval=1)
+    daemon = Daemon(airflow_v2.client, [DAG], instance, timing=FakeClock().timing, interval=1)
 
     def end_a_run(act: Act) -> Response:
         response = act()
@@ -61,29 +67,55 @@ def test_a_run_that_ends_during_a_tick_is_reported_by_it(
     assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 2
 
 
-def test_a_tick_without_news_is_over_before_the_next_turn(
+def test_a_tick_without_news_polls_until_the_daemons_next_loop(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG)
-    daemon = Daemon(airflow_v2.client, [DAG], instance, interval=1)
-    began = time.monotonic()
+    clock = FakeClock()
+    daemon = Daemon(airflow_v2.client, [DAG], instance, timing=clock.timing, interval=1)
     assert daemon.tick() == []
-    assert time.monotonic() - began < 5
+    assert clock.elapsed_s == pytest.approx(4)
     assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 5
 
 
-def test_an_instance_that_is_away_is_asked_less_and_less(observed: Observed) -> None:
-    observed.daemon.tick()
-    observed.server.stop()
-    reasons = [skip_reason(observed.daemon.evaluate()) for _ in range(6)]
-    assert all("did not answer at" in reason for reason in reasons)
-    # At once after the first failure, and then not before some seconds are over.
-    assert "asked again" not in reasons[0]
-    assert all("UTC; asked again in " in reason for reason in reasons[1:])
-    observed.server.start()
-    asked = len(observed.server.asked)
-    assert "asked again in" in skip_reason(observed.daemon.evaluate())
-    assert len(observed.server.asked) == asked
+def test_a_slow_poll_does_not_make_a_tick_longer_than_the_daemons_loop(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG)
+    clock = FakeClock()
+    daemon = Daemon(airflow_v2.client, [DAG], instance, timing=clock.timing, interval=1)
+
+    def take_3_s(act: Act) -> Response:
+        clock.advance(3)
+        return act()
+
+    airflow_v2.server.fail_next(asks("GET", "/dags/~/dagRuns"), take_3_s, times=9)
+    daemon.tick()
+    assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 2
+
+
+def test_an_unreachable_instance_is_polled_less_and_less(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG)
+    clock = FakeClock()
+    daemon = Daemon(airflow_v2.client, [DAG], instance, timing=clock.timing)
+    daemon.tick()
+    airflow_v2.server.stop()
+    first, second, third = (skip_reason(daemon.evaluate()) for _ in range(3))
+    assert "did not answer at" in first
+    assert "asked again" not in first  # but at once, by the next tick
+    assert "UTC; asked again in 2 s.)" in second
+    assert "UTC; asked again in 2 s.)" in third
+    clock.advance(2)
+    assert "UTC; asked again in 4 s.)" in skip_reason(daemon.evaluate())
+    airflow_v2.server.start()
+    requests = len(airflow_v2.server.asked)
+    clock.advance(3)
+    assert "asked again in 1 s" in skip_reason(daemon.evaluate())
+    assert len(airflow_v2.server.asked) == requests
+    clock.advance(1)
+    assert isinstance(daemon.evaluate(), dg.SensorResult)
 
 
 def test_an_instance_that_refuses_us_fails_the_tick_and_is_then_left_alone(
@@ -94,11 +126,11 @@ def test_an_instance_that_refuses_us_fails_the_tick_and_is_then_left_alone(
     airflow.server.has_public_role = False
     sign_in: dict[str, Any] = {"v1": "basic", "v2": "password"}
     client = connect(airflow.server.url, sign_in[airflow.server.api], "wrong")
-    daemon = Daemon(client, [DAG], instance)
+    daemon = Daemon(client, [DAG], instance, timing=FakeClock().timing)
     for _ in range(2):
         with pytest.raises(SignInRefusedError, match="METRICS_PASSWORD"):
             daemon.evaluate()
-    asked = len(airflow.server.asked)
+    requests = len(airflow.server.asked)
     for _ in range(3):
         assert "METRICS_PASSWORD" in skip_reason(daemon.evaluate())
-    assert len(airflow.server.asked) == asked
+    assert len(airflow.server.asked) == requests

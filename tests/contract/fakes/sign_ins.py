@@ -1,10 +1,10 @@
-"""What Amazon and Google have before an Airflow of theirs, on loopback: who gives credentials out,
-and how the web server takes them."""
+"""Fakes for signing in: tokens of any kind, Amazon MWAA and Google, each on loopback."""
 
 from __future__ import annotations
 
-import base64
 import json
+import time
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,18 +19,56 @@ from werkzeug import Request, Response
 from werkzeug.utils import redirect
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.cloud_auth import MwaaAuth
-from federation_defs.airflow.http import Transport
-from federation_defs.airflow.session import AirflowSession
-from federation_defs.declaration import HttpDeclaration
-from tests.contract.declaring import HINT, UNPACED, declare, forget_surroundings
+from federation_defs.timing import Timing
+from tests.contract.clients import FAST_RETRIES, LONG_TIMEOUTS, clear_environment, declare_client
 from tests.contract.fakes.airflow import PASSWORD, USERNAME, FakeAirflow
-from tests.contract.fakes.api import build_json
+from tests.contract.fakes.endpoints import build_json
 from tests.contract.fakes.faults import LOGIN_PAGE
-from tests.contract.fakes.front import serve
-from tests.contract.fakes.tokens import build_timed_jwt
+from tests.contract.fakes.proxies import serve
 
-PATIENT = {"read_timeout": 5, **UNPACED}  # boto3 takes its time to load
+
+def build_jwt(claims: Any, number: int = 0) -> str:
+    """Build a JWT with these claims, which may be given as text."""
+    text = claims if isinstance(claims, str) else json.dumps(claims)
+    parts = ['{"alg": "HS512"}', text, f"signature-{number}"]
+    return ".".join(urlsafe_b64encode(part.encode()).rstrip(b"=").decode() for part in parts)
+
+
+def build_timed_jwt(life_s: float, number: int = 0, skew_s: float = 0) -> str:
+    """Build a JWT that is issued now and expires after `life_s`, by a clock ahead by `skew_s`."""
+    now = time.time() + skew_s
+    return build_jwt({"iat": now, "exp": now + life_s, "sub": "1"}, number)
+
+
+class TokenAirflow(FakeAirflow):
+    """An Airflow 3 that issues and accepts a single token.
+
+    Attributes:
+        token: That token.
+    """
+
+    token: str = ""  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def __init__(self, token: str = "") -> None:
+        super().__init__("v2")
+        self.token = token  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.database.add_dag("load_customers")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def respond(self, request: Request, connection: int) -> Response | None:
+        own = super().token
+        if request.headers.get("Authorization") == f"Bearer {self.token}":
+            request.environ["HTTP_AUTHORIZATION"] = f"Bearer {own}"
+        response = super().respond(request, connection)
+        if response is not None and own in response.get_data(as_text=True):
+            response.set_data(json.dumps({"access_token": self.token}))
+        return response
+
+
+PATIENT = LONG_TIMEOUTS  # boto3 takes its time to load
 ENVIRONMENT = "analytics"
 SECRET_KEY = "aws-secret-access-key"
 _LOGINS = {"v1": ("/aws_mwaa/login", "session"), "v2": ("/pluginsv2/aws_mwaa/login", "_token")}
@@ -44,8 +82,8 @@ ENDS = {
 
 
 @dataclass
-class Stranger:
-    """An HTTP service that is not Airflow.
+class HttpService:
+    """An HTTP service other than Airflow.
 
     Attributes:
         answer: What it says, if not what it is there for.
@@ -73,7 +111,7 @@ class Stranger:
 
 
 @dataclass
-class FakeAws(Stranger):
+class FakeAws(HttpService):
     """The API of MWAA.
 
     Attributes:
@@ -84,7 +122,7 @@ class FakeAws(Stranger):
 
     @property
     def token(self) -> str:
-        """The web login token that it gave out last."""
+        """The last web login token."""
         return f"web-login-token-{len(self.asked)}"
 
     def give(self, path: str) -> Response:
@@ -100,7 +138,7 @@ class FakeAws(Stranger):
 
 
 class MwaaAirflow(FakeAirflow):
-    """An Airflow of MWAA: signed in to with what AWS gives out, and with nothing else.
+    """An Airflow on MWAA, which only accepts the login tokens of AWS.
 
     Attributes:
         logins: The tokens that were traded for sessions, or tried to.
@@ -135,7 +173,7 @@ class MwaaAirflow(FakeAirflow):
             if sent != f"{'Bearer ' if self.api == 'v2' else 'session='}{self.session}":
                 return self.end()
         # Which the fake itself knows by what it gives out.
-        account = base64.b64encode(f"{USERNAME}:{PASSWORD}".encode()).decode()
+        account = b64encode(f"{USERNAME}:{PASSWORD}".encode()).decode()
         known = f"Basic {account}" if self.api == "v1" else f"Bearer {self.token}"
         request.environ["HTTP_AUTHORIZATION"] = known
         return super().respond(request, connection)
@@ -156,26 +194,22 @@ class MwaaAirflow(FakeAirflow):
 
 @dataclass
 class Mwaa:
-    """AWS, an environment of it, and a client of this one."""
+    """A fake AWS and an MWAA environment."""
 
     aws: FakeAws
     server: MwaaAirflow
 
-    def declare(self, url: str = "", **auth: Any) -> AirflowClient:
+    def declare_client(
+        self, url: str = "", timing: Timing = FAST_RETRIES, **auth: Any
+    ) -> AirflowClient:
         declared = {"type": "mwaa", "environment": ENVIRONMENT, "region": "eu-west-1", **auth}
-        return declare(url or self.server.url, declared, http=PATIENT)
-
-    def build(self) -> tuple[AirflowClient, MwaaAuth]:
-        """A client, and the sign-in that it has."""
-        transport = Transport("metrics", self.server.url, HttpDeclaration.model_validate(PATIENT))
-        sign_in = MwaaAuth(transport, ENVIRONMENT, "eu-west-1", None)
-        return AirflowClient(AirflowSession(transport, sign_in, HINT)), sign_in
+        return declare_client(url or self.server.url, declared, timing, http=PATIENT)
 
 
 @contextmanager
 def start_mwaa(api: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Mwaa]:
-    """An environment, and AWS where boto3 looks for it."""
-    forget_surroundings(monkeypatch)
+    """Start an environment, and a fake AWS where boto3 looks for it."""
+    clear_environment(monkeypatch)
     aws = FakeAws()
     with aws.running(), MwaaAirflow(api, aws) as server:
         for name, value in {
@@ -193,8 +227,8 @@ def start_mwaa(api: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Itera
 
 
 @dataclass
-class FakeGoogle(Stranger):
-    """Where service accounts get their access tokens.
+class FakeGoogle(HttpService):
+    """Google's token endpoint for service accounts.
 
     Attributes:
         life_s: Of these.
@@ -213,7 +247,7 @@ class FakeGoogle(Stranger):
         )
 
     def write_account(self, path: Path) -> Path:
-        """A service account's key file."""
+        """Write a service account's key file, and return its path."""
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         pem = key.private_bytes(
             serialization.Encoding.PEM,

@@ -1,16 +1,97 @@
-"""A forward proxy as companies have them: CONNECT for https, absolute addresses for http."""
+"""A reverse proxy before a fake Airflow, and a forward proxy before a client."""
 
 from __future__ import annotations
 
 import socket
+import ssl
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
+
+from werkzeug import Request, Response
+from werkzeug.exceptions import NotFound
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from tests.contract.fakes.airflow import FakeAirflow
+
+
+class ReverseProxy:
+    """A WSGI application that forwards requests to a fake Airflow.
+
+    Attributes:
+        asked: The headers of all requests.
+        sets: Headers that every answer has besides.
+    """
+
+    def __init__(self, server: FakeAirflow) -> None:
+        self.url = ""
+        self.asked: list[dict[str, str]] = []
+        self.sets: dict[str, str] = {}
+        self._server = server
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        request = Request(environ)
+        self.asked.append(dict(request.headers))
+        response = self._server.respond(request, 0) or Response(status=502)
+        response.headers.update(self.sets)
+        return response(environ, start_response)
+
+
+class _Quiet(WSGIRequestHandler):
+    def log(self, *_: object, **__: object) -> None:
+        """Log nothing."""
+
+
+@contextmanager
+def serve(
+    app: Any, tls: ssl.SSLContext | None = None, *, has_one_worker: bool = False
+) -> Iterator[str]:
+    """Serve a WSGI application, a connection per request, and give its address."""
+    listening = make_server(
+        "127.0.0.1", 0, app, threaded=not has_one_worker, request_handler=_Quiet
+    )
+    # Clients that it refuses hang up on it.
+    listening.handle_error = lambda request, client_address: None  # noqa: ARG005 - as its base
+    if tls is not None:
+        listening.socket = tls.wrap_socket(
+            listening.socket, server_side=True, do_handshake_on_connect=False
+        )
+    thread = Thread(target=listening.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{listening.port}"
+    finally:
+        listening.shutdown()
+        thread.join(10)
+        listening.server_close()
+
+
+@contextmanager
+def start_reverse_proxy(
+    server: FakeAirflow,
+    path: str = "",
+    tls: ssl.SSLContext | None = None,
+    *,
+    has_one_worker: bool = False,
+) -> Iterator[ReverseProxy]:
+    """Serve a fake Airflow below a path, and nothing elsewhere.
+
+    Args:
+        has_one_worker: It does nothing else, no other handshake either, until an answer is sent:
+            as each of gunicorn's workers, which Airflow 2 has four of.
+    """
+    app = ReverseProxy(server)
+    served = DispatcherMiddleware(NotFound(), {path: app}) if path else app
+    with serve(served, tls, has_one_worker=has_one_worker) as url:
+        app.url = url + path
+        yield app
+
 
 _NOT_PASSED_ON = {"connection", "proxy-authorization", "proxy-connection"}
 
@@ -38,7 +119,7 @@ class ForwardProxy(ThreadingHTTPServer):
 
 
 @contextmanager
-def forward_proxy() -> Iterator[ForwardProxy]:
+def start_forward_proxy() -> Iterator[ForwardProxy]:
     with ForwardProxy() as proxy:
         thread = Thread(target=proxy.serve_forever, args=(0.01,))
         thread.start()
@@ -54,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as its base
-        """Nothing: what is asked here is asserted, not read."""
+        """Log nothing."""
 
     def do_CONNECT(self) -> None:
         if not self._may_pass():

@@ -1,4 +1,4 @@
-"""What of the finished runs a tick reports."""
+"""The selection of the runs that a tick reports."""
 
 from __future__ import annotations
 
@@ -9,63 +9,61 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation_defs.airflow.models import DagRun
-from federation_defs.observation.batch import choose, group_by_dag, sort_by_end
+from federation_defs.observation.outcomes import group_by_dag, select_runs, sort_by_end
 from tests.unit.build import build_run
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)
 
 
 def end_at(seconds: float | None) -> datetime | None:
-    """So many seconds after noon."""
+    """Return the time this many seconds after noon."""
     return None if seconds is None else NOON + timedelta(seconds=seconds)
 
 
 def build_runs(dag_id: str, *ends_at_s: float | None) -> list[DagRun]:
-    """Runs called by the second in which they ended."""
+    """Build runs that are named by the second of their end."""
     return [build_run(dag_id, f"{dag_id} {end}", end_date=end_at(end)) for end in ends_at_s]
 
 
-def choose_ids(runs: list[DagRun], at_most: int) -> list[str]:
-    return [run.run_id for run in choose(runs, at_most)]
+def select_ids(runs: list[DagRun], at_most: int) -> list[str]:
+    return [run.run_id for run in select_runs(runs, at_most)]
 
 
-def test_all_are_chosen_in_the_order_of_their_ends_if_they_are_not_too_many() -> None:
+def test_all_runs_are_selected_in_the_order_of_their_ends_if_they_are_few() -> None:
     runs = [*build_runs("a", 3, 1), *build_runs("b", 2, 0)]
-    assert choose_ids(runs, 4) == ["b 0", "a 1", "b 2", "a 3"]
+    assert select_ids(runs, 4) == ["b 0", "a 1", "b 2", "a 3"]
 
 
-def test_of_too_many_those_of_the_dags_with_the_fewest_are_chosen_first() -> None:
+def test_of_too_many_runs_those_of_dags_with_few_runs_are_selected_first() -> None:
     runs = [*build_runs("many", 0, 1, 2, 3, 4), *build_runs("one", 9), *build_runs("two", 8, 7)]
-    assert choose_ids(runs, 4) == ["one 9", "two 7", "two 8", "many 0"]
+    assert select_ids(runs, 4) == ["one 9", "two 7", "two 8", "many 0"]
 
 
-def test_of_each_dag_the_oldest_are_chosen_first() -> None:
+def test_the_oldest_runs_of_each_dag_are_selected_first() -> None:
     runs = [*build_runs("many", 4, 3, 2, 1, 0), *build_runs("one", 2.5)]
-    assert choose_ids(runs, 4) == ["one 2.5", "many 0", "many 1", "many 2"]
+    assert select_ids(runs, 4) == ["one 2.5", "many 0", "many 1", "many 2"]
 
 
-def test_runs_that_ended_together_are_in_the_order_of_their_ids() -> None:
+def test_runs_with_the_same_end_are_sorted_by_their_ids() -> None:
     runs = [build_run("a", run_id, end_date=end_at(1)) for run_id in ("r 3", "r 1", "r 2")]
-    assert choose_ids(runs, 3) == ["r 1", "r 2", "r 3"]
-    assert choose_ids(runs, 2) == ["r 1", "r 2"]
+    assert select_ids(runs, 3) == ["r 1", "r 2", "r 3"]
+    assert select_ids(runs, 2) == ["r 1", "r 2"]
 
 
 def test_runs_without_an_end_come_last() -> None:
     runs = build_runs("a", None, 5, 1)
-    assert choose_ids(runs, 3) == ["a 1", "a 5", "a None"]
-    assert choose_ids(runs, 2) == ["a 1", "a 5"]
+    assert select_ids(runs, 3) == ["a 1", "a 5", "a None"]
+    assert select_ids(runs, 2) == ["a 1", "a 5"]
 
 
 @pytest.mark.parametrize(("at_most", "count"), [(0, 0), (1, 1), (3, 3), (6, 6), (100, 6)])
-def test_no_more_are_chosen_than_asked_for_nor_fewer_than_there_are(
-    at_most: int, count: int
-) -> None:
+def test_as_many_runs_are_selected_as_allowed(at_most: int, count: int) -> None:
     runs = [*build_runs("a", 0, 1, 2), *build_runs("b", 0, 1), *build_runs("c", 0)]
-    assert len(choose(runs, at_most)) == count
+    assert len(select_runs(runs, at_most)) == count
 
 
-def test_nothing_is_chosen_of_nothing() -> None:
-    assert choose([], 10) == []
+def test_an_empty_batch_gives_no_runs() -> None:
+    assert select_runs([], 10) == []
 
 
 RUNS = st.lists(
@@ -78,10 +76,10 @@ RUNS = st.lists(
 
 
 @given(runs=RUNS, at_most=st.integers(0, 45))
-def test_of_no_dag_is_a_run_chosen_before_one_that_ended_earlier(
+def test_no_run_is_selected_before_an_earlier_run_of_its_dag(
     runs: list[DagRun], at_most: int
 ) -> None:
-    chosen = choose(runs, at_most)
+    chosen = select_runs(runs, at_most)
     assert len(chosen) == min(at_most, len(runs))
     if len(runs) <= at_most:
         assert chosen == sort_by_end(runs)

@@ -1,0 +1,58 @@
+"""The cursor of observation: how it advances, and what of it is kept in Dagster."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta, timezone
+
+from federation_defs.observation.cursor import Batch, Cursor, advance, build_fingerprint
+from tests.unit.build import build_run
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)
+LATER = NOON + timedelta(minutes=1)
+FIRST, SECOND = build_run("a", "first"), build_run("a", "second")
+
+
+def test_the_cursor_advances_when_all_runs_are_settled_or_deferred() -> None:
+    batch = Batch([FIRST, SECOND], LATER)
+    cursor = advance(Cursor(NOON), batch, deferred={SECOND.key}, settled=[FIRST])
+    assert cursor == Cursor(LATER, frozenset({build_fingerprint(FIRST)}), (SECOND.key,))
+
+
+def test_the_cursor_stays_while_a_run_is_left() -> None:
+    cursor = advance(Cursor(NOON), Batch([FIRST, SECOND], LATER), deferred=(), settled=[FIRST])
+    assert cursor == Cursor(NOON, frozenset({build_fingerprint(FIRST)}))
+
+
+def test_runs_that_a_poll_does_not_find_any_more_are_forgotten() -> None:
+    seen = frozenset({build_fingerprint(FIRST), build_fingerprint(SECOND)})
+    cursor = advance(Cursor(NOON, seen), Batch([SECOND], LATER), deferred=(), settled=[])
+    assert cursor == Cursor(LATER, frozenset({build_fingerprint(SECOND)}))
+
+
+def test_a_deferred_run_is_kept_until_it_is_settled_or_deleted() -> None:
+    cursor = Cursor(NOON, deferred=(FIRST.key,))
+    unread = Batch([], LATER, frozenset({FIRST.key}))
+    assert advance(cursor, unread, deferred=(), settled=[]).deferred == (FIRST.key,)
+    assert advance(cursor, Batch([FIRST], LATER), (), settled=[]).deferred == (FIRST.key,)
+    assert advance(cursor, Batch([FIRST], LATER), (), settled=[FIRST]).deferred == ()
+    assert advance(cursor, Batch([], LATER), deferred=(), settled=[]).deferred == ()
+
+
+def test_the_stored_form_of_version_3_stays_as_it_is() -> None:
+    cursor = Cursor(NOON, frozenset({bytes(8)}), (("a", "first"),))
+    stored = {
+        "version": 3,
+        "since": "2026-01-02T12:00:00+00:00",
+        "seen": "AAAAAAAAAAA=",
+        "held": [["a", "first"]],
+    }
+    assert json.loads(cursor.to_json()) == stored
+    assert Cursor.from_json(json.dumps(stored), NOON) == cursor
+
+
+def test_a_cursor_of_another_version_or_from_the_future_is_not_valid() -> None:
+    stored = json.loads(Cursor(NOON).to_json())
+    assert Cursor.from_json(json.dumps({**stored, "version": 2}), NOON) is None
+    assert Cursor.from_json(json.dumps(stored), NOON - timedelta(hours=2)) is None
+    assert Cursor.from_json(json.dumps(stored), NOON - timedelta(minutes=30)) is not None
