@@ -16,6 +16,7 @@ from federation_defs.airflow.models import (
     ACTIVE_STATES,
     FINISHED_STATES,
     DagRun,
+    RunKey,
     TaskInstance,
     TriggerOptions,
 )
@@ -34,7 +35,6 @@ from federation_defs.errors import (
     UnsupportedError,
 )
 
-RunKey = tuple[str, str]  # DAG id and run id
 # One page is the whole log, unless the task is running: then each request gives one more.
 MAX_LOG_PAGES = 100
 _NO_OPTIONS = TriggerOptions()

@@ -9,10 +9,10 @@ from threading import Lock
 
 from federation_defs.airflow.api import SERVER_PAGE
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import Dag, DagRun
+from federation_defs.airflow.models import Dag, DagRun, RunKey
 from federation_defs.declaration import DagDeclaration, TriggerDeclaration
 from federation_defs.errors import DagNotFoundError
-from federation_defs.execution.polling import RunKey, fetch_dags
+from federation_defs.execution.polling import fetch_dags
 from federation_defs.naming import RUN_ID_PREFIX
 from federation_defs.timing import Timing
 

@@ -6,7 +6,7 @@ import math
 from functools import partial
 from random import uniform
 
-from federation_defs.airflow.models import Dag, DagRun
+from federation_defs.airflow.models import Dag, DagRun, RunKey
 from federation_defs.dagster_io.run_tags import Target
 from federation_defs.errors import (
     AirflowError,
@@ -20,7 +20,6 @@ from federation_defs.execution.context import StepContext
 from federation_defs.execution.launcher import Launcher
 from federation_defs.execution.polling import (
     MonitoredRun,
-    RunKey,
     fetch_dags,
     fetch_running_tasks,
     fetch_runs,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from federation_defs.airflow.api import SERVER_PAGE
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import Dag, DagRun
+from federation_defs.airflow.models import Dag, DagRun, RunKey
 from federation_defs.dagster_io.run_tags import Target
 from federation_defs.errors import (
     AirflowError,
@@ -21,8 +21,6 @@ from federation_defs.errors import (
 )
 from federation_defs.outcome import Outcome, name_task
 from federation_defs.timing import RetryPolicy, Timing
-
-RunKey = tuple[str, str]  # DAG id and run id
 
 _MAX_RUNNING_TASKS = 500
 _FINAL_ERRORS = (DagNotFoundError, DagPausedError, DagBrokenError, RunLostError)
