@@ -1,10 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-tests demo trigger latency bench-client bench-observe bench-execute bench-latency soak screenshot check lint types dg format test unit contract quick live
+.PHONY: help install install-tests demo trigger latency bench-client bench-observe bench-execute bench-latency soak screenshot check lint types dg format test unit contract live quick real-airflows dagster-dev
 
 # Ports and passwords: `make demo WAREHOUSE_PORT=9081`; .env has their names.
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
 RUN := $(UV) run --frozen
 LATENCY_RUNS ?= 7
+# With the output of each target in one piece, if this make can do that.
+AT_ONCE := --no-print-directory --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -30,10 +32,14 @@ bench-execute: install ## waiting for 50 DAGs beside dagster-airlift's tutorial,
 bench-latency: install ## a dependency's seconds beside dagster-airlift's tutorial, 25 minutes
 	@$(RUN) python -m tests.bench.federating
 
-soak: install-tests ## the long version of what breaks things: histories, bursts, kills; an hour
+soak: install-tests ## the long tests: histories, bursts, kills, sign-ins, benchmarks; two hours
 	@HISTORIES=2000 $(RUN) pytest -q -s tests/contract/observation/test_observation_histories.py
-	@BURST_RUNS=1000 BURST_ROUNDS=5 $(RUN) pytest -q -s tests/live/test_observing.py
-	@CHAOS_ROUNDS=20 CHAOS_BURST=25 $(RUN) pytest -q -s tests/live/test_chaos.py tests/live/test_chaos_airflow.py
+	@BURST_RUNS=1000 BURST_ROUNDS=5 CHAOS_ROUNDS=20 CHAOS_BURST=25 $(RUN) pytest -q -s -m dagster_dev tests/live
+	@CHAOS_ROUNDS=20 $(RUN) pytest -q -s tests/live/test_airflow_restarts.py
+	@$(RUN) pytest -q -s -m soak
+	@echo
+	@echo "The soak has passed: 2000 histories; 5 bursts of 1000 runs and 20 rounds of kills, cancels and"
+	@echo "triggers with Dagster; Airflow restarts; sign-ins to 7 setups of Airflow; 3 benchmarks."
 
 screenshot: install ## the README's picture, of the running demo
 	@$(RUN) python docs/screenshot.py
@@ -56,10 +62,9 @@ format: install ## what ruff can mend by itself
 	@$(RUN) ruff check --fix .
 	@$(RUN) ruff format .
 
-# Those without real Airflows mostly wait: several at a time. The real ones are busy: one by one.
-test: install-tests ## all tests: unit, contract, live
-	@$(RUN) pytest -n 4 tests/unit tests/contract -m "not real_airflows"
-	@$(RUN) pytest tests/contract tests/live -m real_airflows
+# The three parts wait for different things, so they run at the same time.
+test: install-tests ## all tests but those of `soak`: unit, contract, live
+	@$(MAKE) $(AT_ONCE) quick real-airflows dagster-dev
 
 unit: install ## tests without a socket
 	@$(RUN) pytest tests/unit
@@ -67,11 +72,17 @@ unit: install ## tests without a socket
 contract: install-tests ## our client, over stand-ins and over real Airflows
 	@$(RUN) pytest tests/contract
 
-quick: install ## what takes some minutes: all tests that need no real Airflow
-	@$(RUN) pytest -n 4 tests/unit tests/contract -m "not real_airflows"
-
 live: install-tests ## real Airflows and a real dagster dev
 	@$(RUN) pytest tests/live
+
+quick: install ## the tests that need no real Airflow
+	@$(RUN) pytest -q -n 2 -m "not real_airflows and not soak" tests/unit tests/contract
+
+real-airflows: install-tests ## the tests that need real Airflows, but not the session's Dagster
+	@$(RUN) pytest -q --durations 10 -m "real_airflows and not dagster_dev and not soak"
+
+dagster-dev: install-tests ## the tests that need real Airflows and a real dagster dev
+	@$(RUN) pytest -q --durations 10 -m "dagster_dev and not soak" tests/live
 
 install: $(UV) .env ## the environments: ours, and one per Airflow of the demo
 	@$(UV) sync --frozen --quiet

@@ -1,4 +1,4 @@
-"""What tests of several kinds share: the two real Airflows of the demo, on ports of their own."""
+"""The demo's two real Airflows, which contract tests and live tests share."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from tests.processes import LoggedProcess, find_free_port
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
+SIGN_INS = {"warehouse": "basic", "metrics": "password"}
 
 
 def pytest_configure() -> None:
-    """A SIGTERM ends what the tests started, as a Ctrl-C does.
+    """Make SIGTERM end the tests and all that they started, as Ctrl-C does.
 
-    Both are set, for a shell starts what it puts in the background with SIGINT ignored, and
-    children inherit that: `dagster dev` takes its way to handle SIGTERM from there too (1.13).
+    Both signals are set: a shell starts background processes with SIGINT ignored, their children
+    inherit that, and `dagster dev` copies its handling of SIGTERM from it (1.13).
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -36,60 +37,79 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 @dataclass(frozen=True)
 class Airflows:
-    """The demo's Airflows, real and running, with the DAGs of the contract tests too.
+    """The running Airflows of the demo: warehouse (2.11) and metrics (3.3).
+
+    They have the DAGs of `tests/contract/dags` too.
 
     Attributes:
-        warehouse: Airflow 2.11, basic auth.
-        metrics: Airflow 3.3, password auth.
-        lake: The DuckDB file that their DAGs share.
-        env: The variables by which a federation finds them.
+        lake: The DuckDB file that the demo's DAGs share.
+        env: The environment variables that hold the addresses and accounts.
     """
 
-    warehouse: AirflowClient
-    metrics: AirflowClient
     lake: Path
     env: dict[str, str]
+
+    @property
+    def warehouse(self) -> AirflowClient:
+        return self.connect("warehouse")
+
+    @property
+    def metrics(self) -> AirflowClient:
+        return self.connect("metrics")
+
+    def connect(self, name: str, url: str | None = None) -> AirflowClient:
+        """Return a client with an account that may do everything.
+
+        Args:
+            name: The instance.
+            url: The address of a proxy, or of another Airflow with the same account.
+        """
+        prefix = f"{name.upper()}_AIRFLOW_"
+        account = {
+            "username": self.env[f"{prefix}USERNAME"],
+            "password": self.env[f"{prefix}PASSWORD"],
+        }
+        declared = {
+            "name": name,
+            "url": url or self.env[f"{prefix}URL"],
+            "auth": {"type": SIGN_INS[name], **account},
+            "http": {"max_requests_per_minute": 60_000},
+        }
+        return build_client(InstanceDeclaration.model_validate(declared), f"{prefix}PASSWORD")
 
 
 @pytest.fixture(scope="session")
 def airflows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflows]:
     home = tmp_path_factory.mktemp("demo")
-    ports = {"WAREHOUSE_PORT": str(find_free_port()), "METRICS_PORT": str(find_free_port())}
-    # The addresses and accounts too: whatever a person's own .env or environment says of them.
-    accounts = {
-        name: value
-        for name, value in dotenv_values(ROOT / ".env.example").items()
-        if value and name.endswith(("_USERNAME", "_PASSWORD"))
-    }
-    urls = {
-        f"{name}_AIRFLOW_URL": f"http://127.0.0.1:{ports[f'{name}_PORT']}"
-        for name in ("WAREHOUSE", "METRICS")
-    }
-    dags = ROOT / "tests" / "contract" / "dags"
-    env = {"DEMO_HOME": str(home), "DEMO_DAGS": str(dags), **ports, **urls, **accounts}
+    env = _build_env(home)
     command = [sys.executable, ROOT / "airflow_instances" / "start.py"]
     demo = LoggedProcess(command, home / "demo.log", cwd=ROOT, env=env)
 
     def is_ready() -> bool:
         assert demo.is_running, f"the demo's Airflows did not start:\n{demo.read_log()}"
-        return all(f"ready: {name} " in demo.read_log() for name in ("warehouse", "metrics"))
+        return all(f"ready: {name} " in demo.read_log() for name in SIGN_INS)
 
     try:
-        wait_for(is_ready, "both Airflows are ready", timeout_s=180)
-        yield Airflows(
-            warehouse=connect("warehouse", "basic", env),
-            metrics=connect("metrics", "password", env),
-            lake=home / "lake.duckdb",
-            env=env,
-        )
+        wait_for(is_ready, "both Airflows are ready", timeout_s=400)
+        yield Airflows(lake=home / "lake.duckdb", env=env)
     finally:
         exit_code = demo.terminate()
     assert exit_code == 0, demo.read_log()
 
 
-def connect(name: str, auth: str, env: dict[str, str]) -> AirflowClient:
-    """The client of one of the demo's Airflows."""
-    prefix = f"{name.upper()}_AIRFLOW_"
-    account = {"username": env[prefix + "USERNAME"], "password": env[prefix + "PASSWORD"]}
-    declared = {"name": name, "url": env[prefix + "URL"], "auth": {"type": auth, **account}}
-    return build_client(InstanceDeclaration.model_validate(declared), f"{prefix}PASSWORD")
+def _build_env(home: Path) -> dict[str, str]:
+    """Return the demo's settings, whatever the person's own `.env` or environment holds."""
+    accounts = {
+        name: value
+        for name, value in dotenv_values(ROOT / ".env.example").items()
+        if value and name.endswith(("_USERNAME", "_PASSWORD"))
+    }
+    ports = {name.upper(): str(find_free_port()) for name in SIGN_INS}
+    urls = {f"{name}_AIRFLOW_URL": f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    return {
+        "DEMO_HOME": str(home),
+        "DEMO_DAGS": str(ROOT / "tests" / "contract" / "dags"),
+        **{f"{name}_PORT": port for name, port in ports.items()},
+        **urls,
+        **accounts,
+    }

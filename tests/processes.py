@@ -1,4 +1,4 @@
-"""Real processes of the tests: free ports, logs in files, and an end by their own ids."""
+"""Processes that tests start: their free ports, their logs and their ends."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def find_free_port() -> int:
 
 
 class LoggedProcess:
-    """A process in a session of its own, its output in a file.
+    """A process in a session of its own, with its output in a file.
 
     Args:
-        env: What is set beside the tests' own environment.
+        env: Added to the tests' own environment.
     """
 
     def __init__(
@@ -46,28 +46,28 @@ class LoggedProcess:
     def read_log(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def terminate(self, timeout_s: float = 60) -> int:
-        """Its exit code, after SIGTERM; what it leaves running is killed, and is an error."""
+    def terminate(self, timeout_s: float = 120) -> int:
+        """Send SIGTERM and return the exit code. Processes that survive are killed and an error."""
         tree = self._find_tree()
         self.process.terminate()
         exit_code = self.process.wait(timeout_s)
-        _, left = psutil.wait_procs(tree, timeout=10)
-        for process in left:
+        _, survivors = psutil.wait_procs(tree, timeout=30)
+        for process in survivors:
             process.kill()
-        assert not left, f"left running by {self.process.args}: {left}"
+        assert not survivors, f"still running after {self.process.args}: {survivors}"
         return exit_code
 
     def kill_tree(self) -> None:
-        """SIGKILL for it and everything that it has started, all at once."""
+        """Send SIGKILL to the process and all its descendants at once."""
         tree = self._find_tree()
         for process in tree:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        self.process.wait(10)
-        _, left = psutil.wait_procs(tree, timeout=10)
-        assert not left, f"survived SIGKILL: {left}"
+        self.process.wait(30)
+        _, survivors = psutil.wait_procs(tree, timeout=30)
+        assert not survivors, f"survived SIGKILL: {survivors}"
 
     def _find_tree(self) -> list[psutil.Process]:
         root = psutil.Process(self.process.pid)

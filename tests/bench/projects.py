@@ -12,7 +12,8 @@ import yaml
 
 from tests.bench.contender import PASSWORD, USERNAME
 from tests.conftest import ROOT
-from tests.live.dagster_dev import FINISHED, DagsterDev
+from tests.live.dagster_api import FINISHED
+from tests.live.dagster_dev import DagsterDev
 from tests.live.test_library import DEFINITIONS, PYPROJECT
 from tests.processes import find_free_port
 from tests.waiting import wait_for

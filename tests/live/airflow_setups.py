@@ -1,4 +1,4 @@
-"""The real Airflows of the lab, as data: how each is set up, and so how it is signed in to."""
+"""Setups of real Airflows, as data: each has another way to sign in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 DAG = "report"
 ASSET = "file:///report"
-HINT = "LAB_PASSWORD"  # where a person finds the account
+HINT = "LAB_PASSWORD"  # the variable that errors say to check
 ACCOUNTS = ("admin", "op", "user", "viewer")  # each has the role of its name
 
 FAB = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
@@ -19,16 +19,16 @@ FAB = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
 
 @dataclass(frozen=True, eq=False)
 class Version:
-    """What the servers of a version have in common.
+    """What the servers of an Airflow version have in common.
 
     Attributes:
-        name: Of their folder.
-        programs: Where `airflow` is.
-        imports: Of a DAG file.
-        command: What starts a server.
-        base_url: The variable that says under which address it is.
-        open_path: What it answers to anybody.
-        env: Of all its processes.
+        name: The name of their folder.
+        programs: The folder that holds `airflow`.
+        imports: The imports of a DAG file.
+        command: Starts a server.
+        base_url: The variable for the server's own address.
+        open_path: A path that needs no sign-in.
+        env: The environment of all processes.
     """
 
     name: str
@@ -54,7 +54,7 @@ AIRFLOW_2 = Version(
         "GUNICORN_CMD_ARGS": "--no-control-socket",  # else one for all that run on the machine
     },
 )
-# With the FAB auth manager installed, which its database is made for and which only one server has.
+# The FAB auth manager is installed. The database is made for it, but only one server uses it.
 AIRFLOW_3 = Version(
     name="airflow-3",
     programs=ROOT / "airflow_instances" / "metrics" / ".venv-fab" / "bin",
@@ -64,7 +64,7 @@ AIRFLOW_3 = Version(
     open_path="/api/v2/version",
     env={
         "AIRFLOW__API_AUTH__JWT_CLI_EXPIRATION_TIME": "3",
-        "AIRFLOW__API_AUTH__JWT_LEEWAY": "0",  # of 10 s, for which a token that ended is good
+        "AIRFLOW__API_AUTH__JWT_LEEWAY": "0",  # the default accepts tokens for 10 s longer
         "AIRFLOW__API_AUTH__JWT_SECRET": "the secret at first" * 4,
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{name}:{name}" for name in ACCOUNTS),
     },
@@ -73,10 +73,10 @@ AIRFLOW_3 = Version(
 
 @dataclass(frozen=True)
 class Setup:
-    """What a server has of its own.
+    """What is special about a server.
 
     Attributes:
-        prefix: Of the path under which it is.
+        prefix: The prefix of all its paths.
         web_config: Its webserver_config.py (2.x).
     """
 
@@ -90,7 +90,7 @@ SETUPS = {
     "basic": Setup(AIRFLOW_2),
     "basic_under_prefix": Setup(
         AIRFLOW_2,
-        # The back ends of Airflow's own docker-compose.yaml; and no role for whoever is nobody.
+        # The back ends of Airflow's docker-compose.yaml. Unknown users have no role.
         {
             "AIRFLOW__API__AUTH_BACKENDS": "airflow.api.auth.backend.basic_auth,"
             "airflow.api.auth.backend.session"
@@ -111,7 +111,7 @@ def get_password(account: str) -> str:
 
 
 def build_env(version: Version, home: Path) -> dict[str, str]:
-    """The environment of all processes of a server."""
+    """Return the environment of all processes of a server."""
     return {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",

@@ -1,4 +1,4 @@
-"""The lab of real Airflows, for the tests that say on which of its setups they run."""
+"""The session's federation, and the Airflows that differ in how clients sign in."""
 
 from __future__ import annotations
 
@@ -7,32 +7,47 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.airflow_lab import Lab, Server
+from tests.conftest import Airflows
+from tests.live.airflow_servers import Server, ServerPool
 from tests.live.airflow_setups import SETUPS
+from tests.live.federation import Federation, start_federation
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.real_airflows)
+            if "federation" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.dagster_dev)
+
+
+@pytest.fixture(scope="session")
+def federation(
+    airflows: Airflows, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Federation]:
+    with start_federation(airflows, tmp_path_factory.mktemp("federation")) as federation:
+        yield federation
 
 
 def on(*names: str) -> pytest.MarkDecorator:
-    """Runs a test on the server of each of these setups."""
+    """Run a test on the Airflow server of each of these setups."""
     return pytest.mark.parametrize("airflow", names, indirect=True)
 
 
 @pytest.fixture(scope="session")
-def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """The servers of all tests that are going to run, in their order."""
+def servers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerPool]:
+    """The servers of all tests of this session, started in the tests' order."""
     specs = [getattr(item, "callspec", None) for item in request.session.items]
     params = dict.fromkeys(spec.params.get("airflow") for spec in specs if spec is not None)
-    lab = Lab(tmp_path_factory.mktemp("lab"), [name for name in params if name in SETUPS])
-    yield lab
-    lab.close()
+    names = [name for name in params if name in SETUPS]
+    servers = ServerPool(tmp_path_factory.mktemp("servers"), names)
+    yield servers
+    servers.close()
 
 
 @pytest.fixture
-def airflow(request: pytest.FixtureRequest, lab: Lab) -> Server:
+def airflow(request: pytest.FixtureRequest, servers: ServerPool) -> Server:
     """The real Airflow of a setup."""
-    return lab.get(request.param)
+    return servers.get(request.param)

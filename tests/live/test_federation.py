@@ -1,160 +1,160 @@
-"""The main job over two real Airflows and a real `dagster dev`: a DAG ends in one, another follows
-in the other, once, whatever is slow, fails or is killed."""
+"""Dependencies of DAGs in one Airflow on DAGs in another.
+
+The demo has five of them. Their tests happen at the same time: a fixture triggers all the upstream
+DAGs, and each test waits for what follows in its own dependency.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from uuid import uuid4
+from datetime import datetime
+from typing import Any
 
 import duckdb
 import pytest
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
-from tests.conftest import Airflows
-from tests.live.dagster_dev import DagsterDev, Materialization
+from tests.live.dagster_api import Materialization
+from tests.live.federation import (
+    Dependency,
+    Federation,
+    set_duration,
+    set_variable,
+    utc_now,
+)
 from tests.waiting import wait_for
 
-UPSTREAM = ("warehouse", "load_customers")
-DOWNSTREAM = ("metrics", "customer_metrics")
+PLAIN = Dependency("load_customers", "customer_metrics")
+FAILING = Dependency("load_orders", "order_metrics")
+SLOW = Dependency("load_payments", "payment_metrics")
+PAUSED = Dependency("load_products", "product_metrics")
+SLOW_S = 60
 
 
-@dataclass
-class Federation:
-    """Both Airflows and Dagster, and the moment the test began."""
+@dataclass(frozen=True)
+class Updates:
+    """Updates of all upstream DAGs, and what came of them.
 
-    airflows: Airflows
-    dagster: DagsterDev
+    Attributes:
+        since: From just before the first update.
+        upstream: The first upstream run of each dependency.
+        paused_run: The Dagster run of the paused downstream DAG.
+    """
+
+    federation: Federation
     since: datetime
+    upstream: dict[Dependency, DagRun]
+    paused_run: str
 
-    @property
-    def metrics(self) -> AirflowClient:
-        return self.airflows.metrics
+    def wait_for_downstream(self, dependency: Dependency, state: str, count: int = 1) -> DagRun:
+        return self.federation.wait_for_downstream(dependency, self.since, state, count)
 
-    def load_customers(self) -> DagRun:
-        """The finished run of the upstream DAG, triggered as any client of warehouse would."""
-        warehouse, run_id = self.airflows.warehouse, f"test__{uuid4()}"
-        warehouse.trigger_run("load_customers", run_id)
-
-        def find_end() -> DagRun | None:
-            run = warehouse.fetch_run("load_customers", run_id)
-            return run if run is not None and run.is_finished else None
-
-        run = wait_for(find_end, "load_customers is over")
-        assert run.is_success
-        return run
-
-    def fetch_downstream_runs(self) -> list[DagRun]:
-        """Every run of customer_metrics that changed since the test began, the oldest first."""
-        runs = self.metrics.fetch_changed_runs(self.since).runs
-        return [run for run in runs if run.dag_id == "customer_metrics"]
-
-    def wait_for_downstream(self, state: str, count: int = 1, timeout_s: float = 60) -> DagRun:
-        """The last of as many runs of customer_metrics, when it is in this state."""
-
-        def find() -> DagRun | None:
-            runs = self.fetch_downstream_runs()
-            return runs[-1] if len(runs) >= count and runs[-1].state == state else None
-
-        return wait_for(find, f"run {count} of customer_metrics is {state}", timeout_s)
-
-    def fetch_new(self, dag: tuple[str, str]) -> list[Materialization]:
-        """The materializations since the test began, the newest first."""
-        found = self.dagster.fetch_materializations(*dag)
-        return [event for event in found if event.timestamp >= self.since.timestamp()]
-
-    def wait_for_report(self, dag: tuple[str, str], run: DagRun, timeout_s: float = 30) -> None:
-        wait_for(
-            lambda: run.run_id in [event.run_id for event in self.fetch_new(dag)],
-            f"{run.run_id} is reported",
-            timeout_s,
+    def wait_for_downstream_report(self, dependency: Dependency, run: DagRun) -> Materialization:
+        return self.federation.wait_for_materialization(
+            "metrics", dependency.downstream, run, self.since
         )
 
-    @contextmanager
-    def variable(self, key: str, value: str) -> Iterator[None]:
-        """An Airflow Variable of metrics, set for a while."""
-        session = self.metrics.session
-        created = session.request("POST", "/api/v2/variables", json={"key": key, "value": value})
-        assert created.status_code == 201, created.text
-        try:
-            yield
-        finally:
-            session.request("DELETE", f"/api/v2/variables/{key}")
+    def list_downstream_runs(self, dependency: Dependency) -> list[str]:
+        runs = self.federation.fetch_downstream_runs(dependency, self.since)
+        return [run.run_id for run in runs]
+
+    def list_reports(self, name: str, dag_id: str) -> list[str]:
+        """Return the run ids of the materializations, the oldest first."""
+        events = self.federation.fetch_materializations(name, dag_id, self.since)
+        return [event.run_id for event in events][::-1]
 
 
 @pytest.fixture(scope="module")
-def dagster(airflows: Airflows, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterDev]:
-    dagster = DagsterDev(tmp_path_factory.mktemp("dagster-dev"), airflows.env)
-    dagster.start()
-    # What ran within the last hour is reported first, and may start what follows.
-    dagster.settle(*DOWNSTREAM)
-    try:
-        yield dagster
-    finally:
-        dagster.stop()
+def updates(federation: Federation) -> Iterator[Updates]:
+    metrics = federation.clients["metrics"]
+    with ExitStack() as stack:
+
+        def set_until_the_end(key: str, value: str) -> None:
+            stack.callback(set_variable, metrics, key, None)
+            set_variable(metrics, key, value)
+
+        set_until_the_end(f"{FAILING.downstream}__fail", "true")
+        set_until_the_end(f"{SLOW.downstream}__seconds", str(SLOW_S))
+        stack.callback(set_paused, metrics, PAUSED.downstream, is_paused=False)
+        set_paused(metrics, PAUSED.downstream, is_paused=True)
+
+        since = utc_now()
+        paused_run = federation.dagster.materialize("metrics", PAUSED.downstream)
+        upstream = federation.run_upstream(PLAIN, FAILING, SLOW)
+        yield Updates(
+            federation, since, dict(zip((PLAIN, FAILING, SLOW), upstream, strict=True)), paused_run
+        )
 
 
-@pytest.fixture
-def federation(airflows: Airflows, dagster: DagsterDev) -> Federation:
-    return Federation(airflows, dagster, since=datetime.now(timezone.utc))
+def set_paused(client: AirflowClient, dag_id: str, *, is_paused: bool) -> None:
+    path = f"/api/v2/dags/{dag_id}"
+    response = client.session.request("PATCH", path, json={"is_paused": is_paused})
+    assert response.ok, response.text
 
 
-def test_each_asset_shows_its_dag_and_links_to_its_page(federation: Federation) -> None:
-    assets = federation.dagster.fetch_assets()
-    pages = {
-        "warehouse/dag/load_customers": (
-            "warehouse-team",
-            f"{federation.airflows.warehouse.url}/dags/load_customers/grid",
-        ),
-        "metrics/dag/customer_metrics": (
-            "analytics",
-            f"{federation.metrics.url}/dags/customer_metrics",
-        ),
-    }
-    for key, (team, page) in pages.items():
-        asset = assets[key]
-        entries = {entry["label"]: entry for entry in asset["metadataEntries"]}
-        assert entries["Link to DAG"]["url"] == page
-        assert entries["Schedule"]["text"] == "none"
-        assert asset["owners"] == [{"team": team}]
-        assert asset["groupName"] == key.split("/")[0]
-        assert {"key": "customers", "value": ""} in asset["tags"]
+def test_a_success_during_a_downstream_run_of_a_minute_leads_to_one_more_run(
+    updates: Updates,
+) -> None:
+    first = updates.wait_for_downstream(SLOW, "running")
+    # The run has read the Variable; the one that follows need not take as long.
+    wait_for(lambda: is_taking_its_time(updates, first), "the run takes its time")
+    set_duration(updates.federation.clients["metrics"], 0, SLOW.downstream)
+    (second_upstream,) = updates.federation.run_upstream(SLOW)
+    second = updates.wait_for_downstream(SLOW, "success", count=2)
+    updates.wait_for_downstream_report(SLOW, second)
+
+    assert second_upstream.end_date is not None
+    assert updates.list_downstream_runs(SLOW) == [first.run_id, second.run_id]
+    first_report = updates.wait_for_downstream_report(SLOW, first)
+    assert first_report.metadata["Duration (s)"] >= SLOW_S
+    first_end = first_report.metadata["End"]
+    assert second_upstream.end_date.timestamp() < first_end, "the second update came too late"
 
 
-def test_a_success_in_one_airflow_starts_one_run_in_the_other(federation: Federation) -> None:
-    upstream = federation.load_customers()
-    downstream = federation.wait_for_downstream("success")
-    federation.wait_for_report(DOWNSTREAM, downstream)
-    federation.dagster.settle(*DOWNSTREAM)
+def is_taking_its_time(updates: Updates, run: DagRun) -> bool:
+    client = updates.federation.clients["metrics"]
+    tasks = client.fetch_task_instances(run.dag_id, run.run_id)
+    if [task.state for task in tasks] != ["running"]:
+        return False
+    return "asks this task to take" in client.fetch_log(run.dag_id, run.run_id, tasks[0])
 
-    assert len(federation.fetch_downstream_runs()) == 1
-    (loaded,) = federation.fetch_new(UPSTREAM)
-    assert loaded.run_id == upstream.run_id
-    (computed,) = federation.fetch_new(DOWNSTREAM)
-    assert computed.run_id == downstream.run_id
-    assert computed.metadata["Link to run"] == (
-        f"{federation.metrics.url}/dags/customer_metrics/runs/{downstream.run_id}"
-    )
-    assert computed.metadata["Duration (s)"] > 0
-    assert_metrics_are_right(federation)
+
+def test_a_success_in_one_airflow_starts_one_run_in_the_other(updates: Updates) -> None:
+    downstream = updates.wait_for_downstream(PLAIN, "success")
+    report = updates.wait_for_downstream_report(PLAIN, downstream)
+    address = updates.federation.proxies["metrics"].url
+    page = f"{address}/dags/{PLAIN.downstream}/runs/{downstream.run_id}"
+    assert report.metadata["Link to run"] == page
+    assert report.metadata["Duration (s)"] > 0
+    assert_metrics_are_right(updates.federation)
 
 
 def assert_metrics_are_right(federation: Federation) -> None:
-    """What the DAGs wrote, against what a count of the CSV by hand gave: 1244 rows, 44 of them
-    dirty."""
-    with duckdb.connect(str(federation.airflows.lake), read_only=True) as lake:
+    """Check what the DAGs wrote against a count by hand: 1244 rows in the CSV, 44 of them dirty."""
+
+    def read_lake() -> tuple[dict[str, float], ...] | None:
+        try:
+            lake = duckdb.connect(str(federation.lake), read_only=True)
+        except duckdb.IOException:  # a DAG of another test writes
+            return None
 
         def select(sql: str) -> dict[str, float]:
             return {str(key): value for key, value in lake.sql(sql).fetchall()}
 
         metrics = "SELECT dimension, value FROM customer_metrics WHERE metric"
-        assert select(f"{metrics} = 'customers'") == {"all": 1200}
-        by_country = select(f"{metrics} = 'customers_by_country'")
-        by_day = select(f"{metrics} = 'new_customers'")
-        rejected = select("SELECT reason, count(*) FROM customers_rejected GROUP BY ALL")
+        with lake:
+            return (
+                select(f"{metrics} = 'customers'"),
+                select(f"{metrics} = 'customers_by_country'"),
+                select(f"{metrics} = 'new_customers'"),
+                select("SELECT reason, count(*) FROM customers_rejected GROUP BY ALL"),
+            )
+
+    customers, by_country, by_day, rejected = wait_for(read_lake, "the lake is free")
+    assert customers == {"all": 1200}
     assert by_country == {
         "DE": 378, "FR": 241, "NL": 173, "GB": 147, "US": 107, "ES": 70, "IT": 56, "PL": 28,
     }  # fmt: skip
@@ -165,99 +165,60 @@ def assert_metrics_are_right(federation: Federation) -> None:
     assert sum(rejected.values()) == 44
 
 
-def test_a_second_success_while_the_downstream_runs_leads_to_exactly_one_more_run(
-    federation: Federation,
+def test_a_failed_downstream_dag_fails_the_run_and_names_the_task_and_its_log(
+    updates: Updates,
 ) -> None:
-    with federation.variable("customer_metrics__seconds", "25"):
-        federation.load_customers()
-        first = federation.wait_for_downstream("running")
-        federation.load_customers()
-        federation.wait_for_downstream("running", count=2, timeout_s=90)
-    last = federation.wait_for_downstream("success", count=2, timeout_s=90)
-    federation.wait_for_report(DOWNSTREAM, last)
-    federation.dagster.settle(*DOWNSTREAM)
-
-    runs = federation.fetch_downstream_runs()
-    assert [run.run_id for run in runs] == [first.run_id, last.run_id]
-    reported = [event.run_id for event in federation.fetch_new(DOWNSTREAM)]
-    assert reported == [last.run_id, first.run_id]
-    assert len(federation.fetch_new(UPSTREAM)) == 2
+    updates.wait_for_downstream(FAILING, "failed")
+    dagster = updates.federation.dagster
+    (run,) = dagster.fetch_runs(FAILING.downstream)[:1]
+    assert dagster.wait_for_run(run.run_id) == "FAILURE"
+    message, metadata = dagster.fetch_failure(run.run_id)
+    assert "DAG 'order_metrics' failed in Airflow 'metrics'. Failed tasks: compute." in message
+    assert "because the Variable order_metrics__fail is 'true'" in metadata["Log of compute"]
 
 
-def test_a_downstream_dag_of_a_minute_runs_into_no_time_out(federation: Federation) -> None:
-    with federation.variable("customer_metrics__seconds", "60"):
-        federation.load_customers()
-        downstream = federation.wait_for_downstream("success", timeout_s=120)
-    federation.wait_for_report(DOWNSTREAM, downstream)
-
-    (run,) = federation.dagster.fetch_runs("customer_metrics")[:1]
-    assert federation.dagster.wait_for_run(run.run_id) == "SUCCESS"
-    (computed,) = federation.fetch_new(DOWNSTREAM)
-    assert computed.metadata["Duration (s)"] >= 60
-    assert len(federation.fetch_downstream_runs()) == 1
+def test_a_paused_downstream_dag_fails_the_run_at_once_without_a_trigger(updates: Updates) -> None:
+    dagster = updates.federation.dagster
+    assert dagster.wait_for_run(updates.paused_run) == "FAILURE"
+    message, _ = dagster.fetch_failure(updates.paused_run)
+    assert "has DAG 'product_metrics' paused" in message
+    address = updates.federation.proxies["metrics"].url
+    assert f"Unpause it at {address}/dags/product_metrics" in message
+    assert updates.list_downstream_runs(PAUSED) == []
 
 
-def test_a_failing_downstream_dag_fails_the_run_with_the_tasks_name_and_log(
-    federation: Federation,
+def test_each_asset_shows_its_dag_and_links_to_its_page(federation: Federation) -> None:
+    assets = federation.dagster.fetch_assets()
+    pages: dict[str, tuple[str, str]] = {
+        "warehouse/dag/load_customers": ("warehouse-team", "/dags/load_customers/grid"),
+        "metrics/dag/customer_metrics": ("analytics", "/dags/customer_metrics"),
+    }
+    for key, (team, path) in pages.items():
+        instance = key.split("/")[0]
+        asset: dict[str, Any] = assets[key]
+        entries = {entry["label"]: entry for entry in asset["metadataEntries"]}
+        assert entries["Link to DAG"]["url"] == federation.proxies[instance].url + path
+        assert entries["Schedule"]["text"] == "none"
+        assert asset["owners"] == [{"team": team}]
+        assert asset["groupName"] == instance
+        assert {"key": "customers", "value": ""} in asset["tags"]
+
+
+def test_each_update_leads_to_one_run_and_one_materialization_and_to_nothing_later(
+    updates: Updates,
 ) -> None:
-    with federation.variable("customer_metrics__fail", "true"):
-        federation.load_customers()
-        federation.wait_for_downstream("failed")
-        (run,) = federation.dagster.fetch_runs("customer_metrics")[:1]
-        assert federation.dagster.wait_for_run(run.run_id) == "FAILURE"
-    federation.dagster.settle(*DOWNSTREAM)
+    runs = {
+        PLAIN: [updates.wait_for_downstream(PLAIN, "success")],
+        FAILING: [updates.wait_for_downstream(FAILING, "failed")],
+    }
+    updates.federation.settle("metrics", *(each.downstream for each in (PLAIN, FAILING, PAUSED)))
 
-    assert federation.fetch_new(DOWNSTREAM) == []
-    assert len(federation.fetch_downstream_runs()) == 1
-    message, metadata = federation.dagster.fetch_failure(run.run_id)
-    assert "DAG 'customer_metrics' failed in Airflow 'metrics'. Failed tasks: compute." in message
-    assert "because the Variable customer_metrics__fail is 'true'" in metadata["Log of compute"]
-
-
-def test_a_paused_downstream_dag_is_said_at_once_and_not_waited_for(
-    federation: Federation,
-) -> None:
-    session = federation.metrics.session
-    path = "/api/v2/dags/customer_metrics"
-    session.request("PATCH", path, json={"is_paused": True})
-    try:
-        run_id = federation.dagster.materialize(*DOWNSTREAM)
-        assert federation.dagster.wait_for_run(run_id, timeout_s=40) == "FAILURE"
-    finally:
-        session.request("PATCH", path, json={"is_paused": False})
-
-    message, _ = federation.dagster.fetch_failure(run_id)
-    assert "has DAG 'customer_metrics' paused" in message
-    assert f"Unpause it at {federation.metrics.url}/dags/customer_metrics" in message
-    assert federation.fetch_downstream_runs() == []
-
-
-@pytest.mark.parametrize("killed_while", ["customer_metrics runs", "it waits to be triggered"])
-def test_killing_all_of_dagster_leaves_nothing_in_progress_and_loses_no_trigger(
-    federation: Federation, killed_while: str
-) -> None:
-    dagster = federation.dagster
-    with federation.variable("customer_metrics__seconds", "20"):
-        federation.load_customers()
-        if killed_while == "customer_metrics runs":
-            federation.wait_for_downstream("running")
-        else:
-            wait_for(
-                lambda: dagster.is_in_progress(*DOWNSTREAM), "a run is requested", interval_s=0.1
-            )
-        dagster.kill()
-    dagster.start()
-    interrupted = federation.wait_for_downstream("success", timeout_s=300)
-    federation.wait_for_report(DOWNSTREAM, interrupted, timeout_s=240)
-    wait_for(
-        lambda: not dagster.is_in_progress(*DOWNSTREAM), "nothing is in progress", timeout_s=240
-    )
-
-    federation.load_customers()
-    following = federation.wait_for_downstream("success", count=2)
-    federation.wait_for_report(DOWNSTREAM, following)
-    dagster.settle(*DOWNSTREAM)
-    runs = [run.run_id for run in federation.fetch_downstream_runs()]
-    assert runs == [interrupted.run_id, following.run_id]
-    assert [event.run_id for event in federation.fetch_new(DOWNSTREAM)] == runs[::-1]
-    assert len(federation.fetch_new(UPSTREAM)) == 2
+    for dependency, expected in runs.items():
+        assert updates.list_downstream_runs(dependency) == [run.run_id for run in expected]
+        succeeded = [run.run_id for run in expected if run.is_success]
+        assert updates.list_reports("metrics", dependency.downstream) == succeeded
+        upstream = updates.upstream[dependency].run_id
+        assert updates.list_reports("warehouse", dependency.upstream) == [upstream]
+    assert updates.list_downstream_runs(PAUSED) == []
+    assert len(updates.list_reports("warehouse", SLOW.upstream)) == 2
+    assert updates.list_reports("metrics", SLOW.downstream) == updates.list_downstream_runs(SLOW)

@@ -1,4 +1,7 @@
-"""Signing in to real Airflows, in each of their own ways: what is accepted, and what is refused."""
+"""Every way to sign in to a real Airflow: what is accepted, and what is refused.
+
+`make test` signs in to one real Airflow of each version, in the contract tests.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,11 @@ from federation_defs.errors import (
     SignInRefusedError,
     UnexpectedAnswerError,
 )
-from tests.live.airflow_lab import Server
+from tests.live.airflow_servers import Server
 from tests.live.airflow_setups import ASSET, DAG, get_password
 from tests.live.conftest import on
+
+pytestmark = pytest.mark.soak
 
 
 class Permissions(NamedTuple):
@@ -46,11 +51,11 @@ LONG_AGO = datetime(2020, 1, 1, tzinfo=timezone.utc)
     [(name, account, may) for name, roles in ROLES.items() for account, may in roles.items()],
     indirect=["airflow"],
 )
-def test_permissions_are_those_of_the_role_and_come_true(
+def test_an_account_may_do_what_its_role_permits(
     airflow: Server, account: str, expected: Permissions
 ) -> None:
     client, run_id = airflow.connect_as(account), f"by-{account}"
-    before = count_deeds(client)
+    before = count_writes(client)
     assert expected == Permissions(
         may_read=may(lambda: client.fetch_dag(DAG)),
         may_trigger=may(lambda: client.trigger_run(DAG, run_id)),
@@ -59,7 +64,7 @@ def test_permissions_are_those_of_the_role_and_come_true(
     )
     assert may(lambda: client.clear_run(DAG, run_id)) == expected.may_clear
     new = expected.may_trigger + expected.may_post_asset_events
-    assert count_deeds(client) == before + new
+    assert count_writes(client) == before + new
 
 
 def may(act: Callable[[], object]) -> bool:
@@ -70,8 +75,8 @@ def may(act: Callable[[], object]) -> bool:
     return True
 
 
-def count_deeds(client: AirflowClient) -> int:
-    """The runs and the asset events that there are."""
+def count_writes(client: AirflowClient) -> int:
+    """Return the number of runs and asset events."""
     api_version = client.api_version
     path = f"{api_version.prefix}/{api_version.assets}/events"
     events = client.session.request("GET", path).json()["total_entries"]
@@ -89,28 +94,27 @@ def post_asset_event(client: AirflowClient) -> None:
 
 
 @on("basic", "simple", "fab")
-def test_a_viewer_who_triggers_is_told_what_is_missing(airflow: Server) -> None:
+def test_a_viewers_trigger_fails_with_the_missing_permission(airflow: Server) -> None:
     """Airflow says "Forbidden" in 3.3 and nothing at all in 2.11."""
     client = airflow.connect_as("viewer")
     assert [dag.dag_id for dag in client.fetch_dags()] == [DAG]
     tokens = airflow.count("POST", "/auth/token", 201)
     with pytest.raises(PermissionMissingError) as error:
         client.trigger_run(DAG, "never")
-    told = str(error.value)
-    assert (
-        f"Airflow '{airflow.name}' forbids POST {client.api_version.prefix}/dags/{DAG}/dag" in told
-    )
-    assert "lacks the permission to trigger DAG runs" in told
-    assert "the role User has it" in told
+    message = str(error.value)
+    path = f"{client.api_version.prefix}/dags/{DAG}/dag"
+    assert f"Airflow '{airflow.name}' forbids POST {path}" in message
+    assert "lacks the permission to trigger DAG runs" in message
+    assert "the role User has it" in message
     assert client.fetch_run(DAG, "never") is None
     assert airflow.count("POST", "/auth/token", 201) == tokens, "a new token does not help"
 
 
 @pytest.mark.parametrize("account", ["viewer", "nobody"])
 @pytest.mark.parametrize(
-    ("airflow", "kind", "told"),
+    ("airflow", "kind", "expected"),
     [
-        # Whom it doesn't know has the role Public, unless it is told to have no such role.
+        # An unknown user has the role Public, unless that is switched off.
         ("basic", PermissionMissingError, "forbids GET /api/v1/dags/report (403). Check {}: "),
         ("basic_under_prefix", SignInRefusedError, "refused GET /airflow/api/v1/dags/report (401)"),
         ("simple", SignInRefusedError, "refused POST /auth/token (401). Check {}."),
@@ -118,13 +122,13 @@ def test_a_viewer_who_triggers_is_told_what_is_missing(airflow: Server) -> None:
     ],
     indirect=["airflow"],
 )
-def test_a_wrong_password_is_told_with_the_account_to_check(
-    airflow: Server, kind: type[AirflowError], told: str, account: str
+def test_a_wrong_password_is_an_error_that_names_the_account_to_check(
+    airflow: Server, kind: type[AirflowError], expected: str, account: str
 ) -> None:
     with pytest.raises(kind) as error:
         airflow.connect_as(account, "not-the-password").fetch_dag(DAG)
     message = str(error.value)
-    assert message.startswith(f"Airflow '{airflow.name}' {told.format('LAB_PASSWORD')}")
+    assert message.startswith(f"Airflow '{airflow.name}' {expected.format('LAB_PASSWORD')}")
     assert "Check LAB_PASSWORD" in message
 
 
@@ -138,7 +142,7 @@ def test_a_wrong_password_is_told_with_the_account_to_check(
     ],
     indirect=["airflow"],
 )
-def test_nobody_is_let_in_without_a_sign_in(airflow: Server, kind: type[AirflowError]) -> None:
+def test_a_client_without_a_sign_in_is_refused(airflow: Server, kind: type[AirflowError]) -> None:
     client = airflow.connect(type="none")
     with pytest.raises(kind, match="Check LAB_PASSWORD"):
         client.fetch_dag(DAG)
@@ -146,20 +150,22 @@ def test_nobody_is_let_in_without_a_sign_in(airflow: Server, kind: type[AirflowE
 
 
 @on("open")
-def test_an_airflow_that_lets_everybody_in_needs_no_sign_in(airflow: Server) -> None:
+def test_an_airflow_that_admits_everybody_needs_no_sign_in(airflow: Server) -> None:
     client = airflow.connect(type="none")
     assert client.trigger_run(DAG, "by-nobody").state == "queued"
 
 
 @on("simple", "fab")
-def test_airflow_3_is_not_signed_in_to_as_airflow_2(airflow: Server) -> None:
+def test_airflow_3_refuses_basic_auth_and_the_error_names_the_right_type(airflow: Server) -> None:
     client = airflow.connect(type="basic", username="admin", password=get_password("admin"))
     with pytest.raises(SignInRefusedError, match=r"\(401\).* declare `type: password`"):
         client.fetch_dag(DAG)
 
 
 @on("basic", "basic_under_prefix")
-def test_airflow_2_is_not_signed_in_to_as_airflow_3(airflow: Server) -> None:
+def test_airflow_2_refuses_tokens_and_the_error_names_the_right_type(
+    airflow: Server,
+) -> None:
     client = airflow.connect(type="password", username="admin", password=get_password("admin"))
     with pytest.raises(UnexpectedAnswerError, match=r"with 404.* declare `type: basic`"):
         client.fetch_dag(DAG)
@@ -167,11 +173,11 @@ def test_airflow_2_is_not_signed_in_to_as_airflow_3(airflow: Server) -> None:
 
 @pytest.mark.parametrize("slash", ["", "/"])
 @on("basic_under_prefix", "under_prefix")
-def test_a_path_prefix_is_a_part_of_the_address(airflow: Server, slash: str) -> None:
+def test_an_address_may_have_a_path_prefix(airflow: Server, slash: str) -> None:
     client = airflow.connect_as("admin", url=airflow.url + slash)
     run_id = f"below{slash}".replace("/", "-and-slash")
     assert client.trigger_run(DAG, run_id).run_id == run_id
-    for _ in range(10):  # Airflow 2 is signed in to in another way after some
+    for _ in range(10):  # after some requests, the client keeps a session of Airflow 2
         assert client.fetch_run(DAG, run_id) is not None
     client.clear_run(DAG, run_id)
     assert client.build_dag_url(DAG).startswith(f"{airflow.url}/dags/")
@@ -180,7 +186,7 @@ def test_a_path_prefix_is_a_part_of_the_address(airflow: Server, slash: str) -> 
 
 @pytest.mark.parametrize("path", ["", "/elsewhere"])
 @on("basic_under_prefix", "under_prefix")
-def test_an_address_without_its_path_prefix_is_no_airflow(airflow: Server, path: str) -> None:
+def test_an_address_without_its_path_prefix_is_an_error(airflow: Server, path: str) -> None:
     """3.3.2 answers there too: its API without the prefix, any other path with its web page, and
     the sign-in not at all."""
     client = airflow.connect_as("admin", url=airflow.root + path)

@@ -1,5 +1,9 @@
-"""DAGs to break things around: `paced` takes as long as a Variable says and runs once at a time,
-the many `storm_…` end as soon as the scheduler sees them, and `never` is there to depend on."""
+"""DAGs for tests that break things.
+
+`paced` takes as long as a Variable says, fails if another one says so, and has one run at a time.
+The runs of `storm_…` end as soon as the scheduler sees them. `never` has no runs, for others to
+depend on.
+"""
 
 # pyright: reportMissingImports=false, reportUnusedExpression=false
 
@@ -9,14 +13,16 @@ from functools import partial
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Variable, dag, task
-from fault_injection import sleep_if_requested
+from fault_injection import fail_if_requested, sleep_if_requested
 
 
 @dag(schedule=None, max_active_runs=1, tags=["chaos"])
 def paced() -> None:
     @task
     def work() -> None:
-        sleep_if_requested("paced", partial(Variable.get, default=None))
+        read_variable = partial(Variable.get, default=None)
+        sleep_if_requested("paced", read_variable)
+        fail_if_requested("paced", read_variable)
 
     work()
 

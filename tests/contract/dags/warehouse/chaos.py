@@ -1,5 +1,9 @@
-"""DAGs to break things around: `paced` takes as long as a Variable says and runs once at a time,
-the many `storm_…` end as soon as the scheduler sees them, and `never` is there to depend on."""
+"""DAGs for tests that break things.
+
+`paced` takes as long as a Variable says, fails if another one says so, and has one run at a time.
+The runs of `storm_…` end as soon as the scheduler sees them. `never` has no runs, for others to
+depend on.
+"""
 
 # pyright: reportMissingImports=false, reportUnusedExpression=false
 
@@ -12,7 +16,7 @@ from airflow import DAG
 from airflow.decorators import dag, task
 from airflow.models import Variable
 from airflow.operators.empty import EmptyOperator
-from fault_injection import sleep_if_requested
+from fault_injection import fail_if_requested, sleep_if_requested
 
 BEGIN = datetime(2026, 1, 1)
 
@@ -21,7 +25,9 @@ BEGIN = datetime(2026, 1, 1)
 def paced() -> None:
     @task
     def work() -> None:
-        sleep_if_requested("paced", partial(Variable.get, default_var=None))
+        read_variable = partial(Variable.get, default_var=None)
+        sleep_if_requested("paced", read_variable)
+        fail_if_requested("paced", read_variable)
 
     work()
 

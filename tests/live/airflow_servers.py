@@ -1,7 +1,7 @@
-"""Real Airflows that differ in how they are signed in to.
+"""Web servers of real Airflows that differ in how clients sign in.
 
-Each is a web server alone, with its own copy of a database that is made once per version: nothing
-of what is looked at needs a scheduler. Two at a time are started while tests run on others.
+The tests need no scheduler. Each server has a copy of a database that is made once per version. Two
+servers start at a time while tests run on others.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def {DAG}():
 
 {DAG}()
 """
-# `airflow db migrate`, `airflow dags reserialize` and `airflow users create` for each account would
-# spend most of a minute with imports; and the last finds no role but Admin in 2.11.
+# In one process: the same commands one by one would import Airflow six times, for most of a minute,
+# and `airflow users create` of 2.11 finds no role but Admin.
 _PREPARE = """
 import json, sys
 from airflow.cli.cli_parser import get_parser
@@ -71,16 +71,16 @@ class Server:
     """One Airflow's web server.
 
     Args:
-        name: Of its setup.
-        home: Its AIRFLOW_HOME, with its database in it.
-        is_over: Nobody waits for it any longer.
+        name: The name of its setup.
+        home: Its AIRFLOW_HOME, which holds its database.
+        is_closed: Set when the tests have ended.
     """
 
-    def __init__(self, name: str, home: Path, is_over: Event) -> None:
+    def __init__(self, name: str, home: Path, is_closed: Event) -> None:
         self.name = name
         self.setup = SETUPS[name]
         self._home = home
-        self._is_over = is_over
+        self._is_closed = is_closed
         self._port = find_free_port()
         self.root = f"http://127.0.0.1:{self._port}"
         self.url = self.root + self.setup.prefix
@@ -88,52 +88,50 @@ class Server:
         self._process = self._start()
 
     def connect(self, url: str | None = None, **auth: object) -> AirflowClient:
-        """A client, as a defs.yaml with this `auth` declares it."""
+        """Return a client, as a defs.yaml with this `auth` declares it."""
         http = {"max_requests_per_minute": 6000}
         declared = {"name": self.name, "url": url or self.url, "auth": auth, "http": http}
         return build_client(InstanceDeclaration.model_validate(declared), HINT)
 
     def connect_as(self, account: str, password: str | None = None, **more: str) -> AirflowClient:
-        """A client that signs in with name and password: the right one unless said."""
+        """Return a client that signs in with the account's password, or with another one."""
         kind = "basic" if self.setup.version is AIRFLOW_2 else "password"
         password = password or get_password(account)
         return self.connect(type=kind, username=account, password=password, **more)
 
     def fetch_token(self, account: str, kind: str = "") -> str:
-        """A token that somebody else asked for; with "/cli", one that lasts 2 or 3 s."""
-        asked = {"username": account, "password": get_password(account)}
-        answer = requests.post(f"{self.url}/auth/token{kind}", json=asked, timeout=30)
-        assert answer.status_code == 201, answer.text
-        return answer.json()["access_token"]
+        """Return a token; of kind "/cli", one that expires after 2 to 3 s."""
+        body = {"username": account, "password": get_password(account)}
+        response = requests.post(f"{self.url}/auth/token{kind}", json=body, timeout=30)
+        assert response.status_code == 201, response.text
+        return response.json()["access_token"]
 
     def count(self, method: str, path: str, status: int) -> int:
-        """The requests that it answered so, by its own log (3.x)."""
+        """Return the number of requests that got this status, from the server's log (3.x)."""
         line = rf" method={method} path={re.escape(path)} .*\bstatus_code={status}\b"
         return len(re.findall(line, self._process.read_log()))
 
     def wait_until_ready(self) -> None:
-        """Returns when it answers."""
 
         def is_ready() -> bool:
-            assert not self._is_over.is_set(), "the tests are over"
+            assert not self._is_closed.is_set(), "the tests have ended"
             assert self._process.is_running, f"{self.name} ended:\n{self._process.read_log()}"
             try:
-                answer = requests.get(self.url + self.setup.version.open_path, timeout=10)
+                response = requests.get(self.url + self.setup.version.open_path, timeout=10)
             except requests.RequestException:
                 return False
-            return answer.status_code == 200
+            return response.status_code == 200
 
-        wait_for(is_ready, f"{self.name} answers", timeout_s=180, interval_s=0.2)
+        wait_for(is_ready, f"{self.name} answers", timeout_s=400, interval_s=0.2)
 
     def restart(self, **env: str) -> None:
-        """Ends it, and starts it at the same address; from then on with these variables too."""
+        """Restart it at the same address with more environment variables, and wait for it."""
         self._process.terminate()
         self._more_env |= env
         self._process = self._start()
         self.wait_until_ready()
 
     def kill(self) -> None:
-        """Ends it at once: nobody needs it again."""
         if self._process.is_running:
             self._process.kill_tree()
 
@@ -145,34 +143,33 @@ class Server:
         return LoggedProcess(command, self._home / "server.log", self._home, env)
 
 
-class Lab:
-    """Starts servers in the order in which they are wanted.
+class ServerPool:
+    """Starts servers in the background.
 
     Args:
-        folder: For all that they write.
-        names: Of their setups.
+        folder: Gets everything that they write.
+        names: The names of their setups, in the order in which tests need them.
     """
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         self._folder = folder
-        self._is_over = Event()
+        self._is_closed = Event()
         self._servers: list[Server] = []
         self._pool = ThreadPoolExecutor(2)
-        wanted = list(names)
-        # Before all servers, which wait for them: with these at work there is no thread for those.
+        names = list(names)
+        # Before the servers, which wait for the databases in the same threads.
         self._databases = {
             version: self._pool.submit(self._make_database, version)
-            for version in dict.fromkeys(SETUPS[name].version for name in wanted)
+            for version in dict.fromkeys(SETUPS[name].version for name in names)
         }
-        self._started = {name: self._pool.submit(self._start, name) for name in wanted}
+        self._started = {name: self._pool.submit(self._start, name) for name in names}
 
     def get(self, name: str) -> Server:
-        """The server, when it answers."""
+        """Return the server of a setup when it answers."""
         return self._started[name].result()
 
     def close(self) -> None:
-        """Ends all of them."""
-        self._is_over.set()
+        self._is_closed.set()
         self._pool.shutdown(cancel_futures=True)
         for server in self._servers:
             server.kill()
@@ -185,7 +182,7 @@ class Lab:
         (dags / "report.py").write_text(version.imports + _DAG_FILE)
         env = build_env(version, home) | {"AIRFLOW__CORE__AUTH_MANAGER": FAB}
         accounts = json.dumps({name: get_password(name) for name in ACCOUNTS})
-        ran = subprocess.run(
+        finished = subprocess.run(
             _build_command(env, "python", "-c", _PREPARE),
             cwd=home,
             env={**os.environ, **env},
@@ -193,10 +190,10 @@ class Lab:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=180,
+            timeout=400,
             check=False,
         )
-        assert ran.returncode == 0, ran.stdout
+        assert finished.returncode == 0, finished.stdout
         return home / "airflow.db"
 
     def _start(self, name: str) -> Server:
@@ -212,7 +209,7 @@ class Lab:
             (home / "webserver_config.py").write_text(setup.web_config)
         passwords = {account: get_password(account) for account in ACCOUNTS}
         (home / "passwords.json").write_text(json.dumps(passwords))
-        server = Server(name, home, self._is_over)
+        server = Server(name, home, self._is_closed)
         self._servers.append(server)
         server.wait_until_ready()
         return server
@@ -224,8 +221,8 @@ class Lab:
 
 
 def _build_command(env: Mapping[str, str], *command: str) -> list[str]:
-    """The command, which gets none of the Airflow settings of the person's own shell."""
-    strangers = [
+    """Return the command without the Airflow settings of the person's own environment."""
+    unset = [
         name for name in os.environ if name.lstrip("_").startswith("AIRFLOW") and name not in env
     ]
-    return ["env", *(f"--unset={name}" for name in strangers), *command]
+    return ["env", *(f"--unset={name}" for name in unset), *command]

@@ -1,4 +1,4 @@
-"""The short versions of the benchmarks: that they measure, not how fast anything is."""
+"""Short runs of the benchmarks: they measure something, however fast it is."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.soak
 
 OBSERVE = ["--runs", "60", "--outage", "2", "--idle", "10", "--warm-up", "5", "--limit-events"]
 FEDERATING = ["--contenders", "tuned", "ours", "--runs", "1", "--starts", "1", "--warm-up", "0"]
 
 
 def run(benchmark: str, *options: str) -> str:
-    """What a benchmark prints."""
+    """Return what a benchmark prints."""
     command = [sys.executable, "-m", f"tests.bench.{benchmark}", *options]
-    ran = subprocess.run(
+    finished = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600
     )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
 
 
-def test_observation_beside_its_peer_loses_and_doubles_nothing_and_both_are_measured() -> None:
+def test_observe_measures_airlift_and_ours_which_loses_and_doubles_nothing() -> None:
     printed = run("observe", *OBSERVE, "20")
     assert re.search(r"Dagster alone.* \d+ materializations/s, \d+ check evaluations/s", printed)
     ours, peer = re.split(r"\n  airlift ", printed, maxsplit=1)
@@ -33,18 +37,18 @@ def test_observation_beside_its_peer_loses_and_doubles_nothing_and_both_are_meas
     assert re.search(r"  airlift +\d+ requests, .* s of CPU", peer)
 
 
-def test_waiting_beside_its_peer_takes_one_process_and_both_are_measured() -> None:
+def test_execute_measures_the_tutorial_and_ours_which_waits_in_one_process() -> None:
     printed = run("execute", "--dags", "3", "--seconds", "5")
     ours, peer = re.split(r"\n  tutorial ", printed, maxsplit=1)
-    for told in (ours, peer):
-        assert re.search(r"\d+ MB .* s of CPU and \d+ requests a minute", told)
-        assert "the Dagster run ended in SUCCESS" in told
+    for figures in (ours, peer):
+        assert re.search(r"\d+ MB .* s of CPU and \d+ requests a minute", figures)
+        assert "the Dagster run ended in SUCCESS" in figures
     assert "worker processes: 1 " in ours
     assert "3 runs of 3 DAGs" in ours
     assert re.search(r"The tutorial takes [\d.]+ times the memory", peer)
 
 
-def test_a_dependency_beside_its_peer_is_followed_once_and_both_are_measured() -> None:
+def test_federating_measures_the_tutorial_and_ours_which_loses_and_doubles_nothing() -> None:
     printed = run("federating", *FEDERATING)
     figures = r"(?: +[\d.]+){7}"
     assert re.search(rf"tuned {figures}   median of 1, \d+ lost, \d+ doubled", printed)
