@@ -1,5 +1,8 @@
-"""A real Airflow 2.11, as its webserver comes: four workers, both back ends that Airflow's own
-docker-compose.yaml has for the API, SQLite. With many DAGs, or with a scheduler that runs them."""
+"""Real Airflows 2.11, with many DAGs or with a scheduler.
+
+They have SQLite, the default four workers of the webserver, and the API back ends of Airflow's
+docker-compose.yaml.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ def {dag_id}():
 
 
 class CountingAirflow:
-    """An Airflow behind a proxy that counts."""
+    """An Airflow behind a proxy that counts requests."""
 
     def __init__(self, proxy: FaultProxy) -> None:
         self._proxy = proxy
@@ -52,24 +55,25 @@ class CountingAirflow:
 
     @property
     def most_connections(self) -> int:
-        """At a time, since it was made."""
+        """The most connections at a time."""
         return self._proxy.peak
 
     def count_requests(self) -> int:
         return len(re.findall(rb"(?m)^(?:GET|POST) \S+ HTTP/1\.1\r?$", bytes(self._proxy.received)))
 
-    def has_seen(self, path: bytes) -> bool:
-        """Whether it was asked for something in whose address this is."""
+    def has_received(self, path: bytes) -> bool:
+        """Whether a request had this in its path."""
         return path in self._proxy.received
 
-    def forget(self) -> None:
+    def reset(self) -> None:
+        """Count from zero."""
         self._proxy.received.clear()
         self._proxy.peak = 0
 
 
 @dataclass(frozen=True)
 class RunRow:
-    """A DAG run, as it is in the database; times in seconds since 1970."""
+    """A DAG run as in the database, with times in seconds since 1970."""
 
     dag_id: str
     run_id: str
@@ -80,10 +84,10 @@ class RunRow:
 
 
 class SchedulingAirflow:
-    """An Airflow with a scheduler. Its database is read, for asking the API would keep it busy.
+    """An Airflow with a scheduler. Its database is read directly, to keep the API idle.
 
     Args:
-        url: Its own address; behind it is nothing that counts.
+        url: Its own address, not that of a proxy.
     """
 
     def __init__(self, url: str, home: Path) -> None:
@@ -91,10 +95,10 @@ class SchedulingAirflow:
         self._database = home / "airflow.db"
 
     def trigger(self, dag_id: str, run_id: str) -> None:
-        self._ask("POST", f"dags/{dag_id}/dagRuns", {"dag_run_id": run_id})
+        self._request("POST", f"dags/{dag_id}/dagRuns", {"dag_run_id": run_id})
 
     def read_runs(self, dag_id: str = "%") -> list[RunRow]:
-        """In the order in which they came to be."""
+        """Return the runs in the order of their creation."""
         sql = """SELECT dag_id, run_id, state, queued_at, start_date, end_date FROM dag_run
             WHERE dag_id LIKE ? ORDER BY id"""
         with closing(sqlite3.connect(self._database, timeout=60)) as database:
@@ -102,19 +106,18 @@ class SchedulingAirflow:
         return [RunRow(*row[:3], *map(_parse_time, row[3:])) for row in rows]
 
     def end_runs(self) -> None:
-        """Every run that goes on is a success, as if its tasks had come to their end."""
+        """Mark all unfinished runs as successes."""
         now = f"{datetime.now(timezone.utc):%F %T.%f}"
         sql = """UPDATE dag_run SET state = 'success', end_date = ?, updated_at = ?
             WHERE state IN ('queued', 'running')"""
         with closing(sqlite3.connect(self._database, timeout=60)) as database, database:
             database.execute(sql, (now, now))
 
-    def forget_runs(self) -> None:
-        """As if it had never run anything."""
+    def delete_runs(self) -> None:
         for run in self.read_runs():
-            self._ask("DELETE", f"dags/{run.dag_id}/dagRuns/{quote(run.run_id)}")
+            self._request("DELETE", f"dags/{run.dag_id}/dagRuns/{quote(run.run_id)}")
 
-    def _ask(self, method: str, path: str, body: dict[str, str] | None = None) -> None:
+    def _request(self, method: str, path: str, body: dict[str, str] | None = None) -> None:
         requests.request(
             method, f"{self.url}/api/v1/{path}", json=body, auth=(USERNAME, PASSWORD), timeout=60
         ).raise_for_status()
@@ -122,7 +125,7 @@ class SchedulingAirflow:
 
 @contextmanager
 def running_airflow(home: Path, dags: int, files: int) -> Iterator[CountingAirflow]:
-    """An Airflow with so many DAGs, defined in so many files."""
+    """Run an Airflow without a scheduler, with this many DAGs in this many files."""
     dag_ids = [f"dag_{number:03}" for number in range(dags)]
     _write_dags(home / "dags", [dag_ids[file::files] for file in range(files)])
     env = _build_environment(home)
@@ -135,10 +138,10 @@ def running_airflow(home: Path, dags: int, files: int) -> Iterator[CountingAirfl
 def scheduling_airflow(
     home: Path, dag_ids: Sequence[str], settings: Mapping[str, str]
 ) -> Iterator[SchedulingAirflow]:
-    """An Airflow that has these DAGs, of one task each, and runs them.
+    """Run an Airflow that runs these DAGs of one task each.
 
     Args:
-        settings: Its own, as environment variables.
+        settings: More settings, as environment variables.
     """
     _write_dags(home / "dags", [dag_ids])
     env = {
@@ -158,7 +161,7 @@ def scheduling_airflow(
 
     try:
         with _serving(home, env) as url:
-            wait_for(is_scheduling, "the scheduler is at work", timeout_s=120)
+            wait_for(is_scheduling, "the scheduler works", timeout_s=240)
             yield SchedulingAirflow(url, home)
     finally:
         scheduler.terminate()
@@ -166,7 +169,7 @@ def scheduling_airflow(
 
 @contextmanager
 def _serving(home: Path, env: Mapping[str, str]) -> Iterator[str]:
-    """The address of its webserver."""
+    """Run a webserver, and give its address."""
     port = find_free_port()
     command = [_PROGRAMS / "airflow", "webserver", "--hostname", "127.0.0.1", "--port", str(port)]
     server = LoggedProcess(command, home / "webserver.log", home, env)
@@ -180,7 +183,7 @@ def _serving(home: Path, env: Mapping[str, str]) -> Iterator[str]:
             return False
 
     try:
-        wait_for(is_ready, "Airflow answers", timeout_s=120)
+        wait_for(is_ready, "Airflow answers", timeout_s=240)
         yield url
     finally:
         server.terminate()
@@ -195,8 +198,8 @@ def _parse_time(text: str | None) -> float | None:
 def _write_dags(folder: Path, files: Sequence[Sequence[str]]) -> None:
     folder.mkdir(parents=True)
     for number, dag_ids in enumerate(files):
-        own = [_DAG.format(dag_id=dag_id) for dag_id in dag_ids]
-        (folder / f"file_{number:03}.py").write_text(_HEAD + "".join(own))
+        dags = [_DAG.format(dag_id=dag_id) for dag_id in dag_ids]
+        (folder / f"file_{number:03}.py").write_text(_HEAD + "".join(dags))
 
 
 def _build_environment(home: Path) -> dict[str, str]:
@@ -215,21 +218,21 @@ def _build_environment(home: Path) -> dict[str, str]:
 
 
 def _prepare(home: Path, env: dict[str, str]) -> None:
-    def run(command: list[str], given: str = "") -> None:
-        ran = subprocess.run(
+    def run(command: list[str], text: str = "") -> None:
+        finished = subprocess.run(
             [_PROGRAMS / command[0], *command[1:]],
             cwd=home,
             env={**os.environ, **env},
-            input=given,
+            input=text,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert finished.returncode == 0, finished.stdout + finished.stderr
 
     run(["airflow", "db", "migrate"])
     account = json.dumps({"username": USERNAME, "password": PASSWORD})
     run(["python", str(_PROJECT / "create_account.py")], account)
     with closing(sqlite3.connect(home / "airflow.db")) as database:
-        database.execute("PRAGMA journal_mode = WAL")  # each request writes, as a sign-in
+        database.execute("PRAGMA journal_mode = WAL")  # each request writes its sign-in
     run(["airflow", "dags", "reserialize"])

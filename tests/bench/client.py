@@ -94,7 +94,7 @@ def bench_sources(layout: str, files: int, rounds: int, folder: Path) -> dict[st
     with running_airflow(folder / layout, dags=505, files=files) as server:
         for _ in range(rounds):
             for contender, own in figures.items():
-                server.forget()
+                server.reset()
                 own.add(run_contender(contender, "sources", server.url))
                 own.requests = server.count_requests()
                 own.connections = max(own.connections, server.most_connections)

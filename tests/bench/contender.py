@@ -1,4 +1,4 @@
-"""One client doing one thing, in a process of its own: its seconds and its memory, as JSON."""
+"""Measures one task of one client in a process of its own, and prints the figures as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 
 USERNAME, PASSWORD = "federation", "bench-only"
-HTTP = {"max_requests_per_minute": 100_000}  # as fast as it goes: the pace is not what is measured
+HTTP = {"max_requests_per_minute": 100_000}  # the rate limit is not measured
 
 
 def build_ours(url: str) -> dict[str, Callable[[], list[Any]]]:
@@ -42,7 +42,7 @@ def build_peers(url: str) -> dict[str, Callable[[], list[Any]]]:
     )
 
     def read_runs() -> list[Any]:
-        """As airlift's own sensor does: page by page, from what came back on."""
+        """Fetch page by page, as airlift's sensor does."""
         found: list[Any] = []
         total = 1
         while len(found) < total:
@@ -58,7 +58,7 @@ def build_peers(url: str) -> dict[str, Callable[[], list[Any]]]:
 
 
 def load_sources(airlift: Any) -> list[Any]:
-    """The specs of the DAGs that have their source, by airlift's own function."""
+    """Return the specs that have their source, from airlift's own function."""
     from dagster_airlift.core import load_airflow_dag_asset_specs
 
     specs = load_airflow_dag_asset_specs(airlift, source_code_retrieval_enabled=True)
@@ -73,18 +73,18 @@ def main() -> None:
     parser.add_argument("contender", choices=CONTENDERS)
     parser.add_argument("what", choices=["dags", "runs", "sources"])
     parser.add_argument("url")
-    parser.add_argument("--memory", action="store_true", help="measure that in place of seconds")
-    asked = parser.parse_args()
+    parser.add_argument("--memory", action="store_true", help="measure memory, not seconds")
+    options = parser.parse_args()
     warnings.simplefilter("ignore", dg.BetaWarning)
-    act = CONTENDERS[asked.contender](asked.url)[asked.what]
-    import dagster_airlift.core  # noqa: F401 - both have it loaded, so that only the work counts
+    fetch = CONTENDERS[options.contender](options.url)[options.what]
+    import dagster_airlift.core  # noqa: F401 - loaded by both, so that imports don't count
 
-    if asked.memory:
+    if options.memory:
         tracemalloc.start()
     began = time.perf_counter()
-    found = act()
+    found = fetch()
     figures = {"count": len(found), "seconds": time.perf_counter() - began}
-    if asked.memory:
+    if options.memory:
         figures["peak_mb"] = tracemalloc.get_traced_memory()[1] / 2**20
     print(json.dumps(figures))
 

@@ -1,12 +1,12 @@
-"""Waiting for many DAGs beside dagster-airlift's tutorial, in one run, on one real Airflow 2.11.
+"""Measures waiting for many DAGs: ours and dagster-airlift's tutorial, over a real Airflow 2.11.
 
-`make bench-execute`: 50 DAGs that depend on one are run by one Dagster run, launched in a real
-`dagster dev`. Their DAG runs go on and their tasks never start, so that they cost Airflow nothing.
-When all are there it is measured for a minute what waiting for them takes:
+`make bench-execute`: one Dagster run in a real `dagster dev` runs 50 DAGs that depend on one. Their
+DAG runs are running, but their tasks never start, so that they cost Airflow nothing. When all DAG
+runs exist, the cost of waiting is measured for a minute:
 
-- Memory, processes and CPU are those of the run worker and whatever it started, not those of
-  Dagster's web server, daemon and code server. Memory is PSS: what several share is counted once.
-- Requests are all that reach the Airflow, with every sensor off: only the run asks.
+- Memory, processes and CPU are those of the run worker and its descendants, without Dagster's
+  webserver, daemon and code server. Memory is PSS, which counts shared memory once.
+- Requests are all that reach the Airflow. All sensors are off.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from tests.conftest import pytest_configure as end_on_signals
 from tests.contract.fakes.fault_proxy import FaultProxy
 from tests.waiting import wait_for
 
-NEVER = {"AIRFLOW__CORE__DEFAULT_POOL_TASK_SLOT_COUNT": "0"}  # is when a task starts
+NO_TASKS = {"AIRFLOW__CORE__DEFAULT_POOL_TASK_SLOT_COUNT": "0"}
 CONTENDERS = {"ours": OURS, "tutorial": "tests.bench.tutorial_of_many"}
 
 
 @dataclass
 class Figures:
-    """What one contender took.
+    """The figures of one contender.
 
     Attributes:
-        all_there_s: From the launch to when all DAG runs were there.
-        peak_mb: Of the run worker and all that it started together, PSS.
-        workers: The processes among them that run Dagster: the run worker, and its steps.
-        followers: The others, with which Dagster writes down what a step prints.
-        dags: That were run.
-        dag_runs: Of all of them.
-        status: In which the Dagster run ended.
+        all_running_s: From the launch until all DAG runs were running.
+        peak_mb: PSS of the run worker and its descendants.
+        workers: The processes among them that run Dagster: the run worker and its steps.
+        followers: The other processes, which capture the output of steps.
+        dags: The DAGs that ran.
+        dag_runs: The runs of all DAGs.
+        status: The final status of the Dagster run.
     """
 
-    all_there_s: float = 0
+    all_running_s: float = 0
     peak_mb: float = 0
     workers: int = 0
     followers: int = 0
@@ -72,14 +72,14 @@ def measure(
     began = time.monotonic()
     run_id = contender.materialize("metrics", *dag_ids)
 
-    def are_all_there() -> bool:
-        own = airflow.read_runs()
-        assert len(own) >= len(dag_ids) or not contender.is_over(run_id), "it ended too early"
-        return {run.dag_id for run in own if run.state == "running"} == set(dag_ids)
+    def are_all_running() -> bool:
+        runs = airflow.read_runs()
+        assert len(runs) >= len(dag_ids) or not contender.is_finished(run_id), "it ended too early"
+        return {run.dag_id for run in runs if run.state == "running"} == set(dag_ids)
 
-    wait_for(are_all_there, "all DAG runs go on", timeout_s=120 + 15 * len(dag_ids))
-    figures.all_there_s = time.monotonic() - began
-    watch(figures, find_worker(contender, run_id), counting, seconds)
+    wait_for(are_all_running, "all DAG runs are running", timeout_s=120 + 15 * len(dag_ids))
+    figures.all_running_s = time.monotonic() - began
+    sample(figures, find_worker(contender, run_id), counting, seconds)
     count = Counter(run.dag_id for run in airflow.read_runs())
     figures.dags, figures.dag_runs = len(count), count.total()
     airflow.end_runs()
@@ -88,15 +88,15 @@ def measure(
 
 
 def find_worker(contender: Contender, run_id: str) -> psutil.Process:
-    said = re.search(r"Started process for run \(pid: (\d+)\)", contender.fetch_messages(run_id))
-    assert said
-    return psutil.Process(int(said[1]))
+    started = re.search(r"Started process for run \(pid: (\d+)\)", contender.fetch_messages(run_id))
+    assert started
+    return psutil.Process(int(started[1]))
 
 
-def watch(
+def sample(
     figures: Figures, worker: psutil.Process, counting: CountingAirflow, seconds: float
 ) -> None:
-    counting.forget()
+    counting.reset()
     began, before = time.monotonic(), read_cpu_s(worker)
     while time.monotonic() - began < seconds:
         processes = [worker, *worker.children(recursive=True)]
@@ -145,7 +145,7 @@ def show(name: str, figures: Figures) -> None:
         f"{figures.workers} (and {figures.followers} that follow their output); "
         f"{figures.cpu_s / minutes:.1f} s of CPU and {figures.requests / minutes:.0f} requests "
         f"a minute\n"
-        f"            all were there {figures.all_there_s:.1f} s after the launch: "
+        f"            all were running {figures.all_running_s:.1f} s after the launch: "
         f"{figures.dag_runs} runs of {figures.dags} DAGs; the Dagster run ended in "
         f"{figures.status}",
         flush=True,
@@ -156,23 +156,23 @@ def main() -> None:
     end_on_signals()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dags", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=60, help="of waiting that are measured")
-    asked = parser.parse_args()
-    dag_ids = [f"dag_{number:03}" for number in range(asked.dags)]
+    parser.add_argument("--seconds", type=float, default=60, help="of waiting to measure")
+    options = parser.parse_args()
+    dag_ids = [f"dag_{number:03}" for number in range(options.dags)]
     folder = Path(tempfile.mkdtemp(prefix="bench-execute-"))
     found: dict[str, Figures] = {}
     try:
-        with scheduling_airflow(folder / "airflow", [UPSTREAM, *dag_ids], NEVER) as airflow:
-            print(f"One Dagster run that waits for {asked.dags} DAGs, real Airflow 2.11:")
+        with scheduling_airflow(folder / "airflow", [UPSTREAM, *dag_ids], NO_TASKS) as airflow:
+            print(f"One Dagster run that waits for {options.dags} DAGs, real Airflow 2.11:")
             for name in CONTENDERS:
                 with (
                     FaultProxy(airflow.url) as proxy,
                     running(build_contender(name, folder, proxy.url, dag_ids)) as contender,
                 ):
                     counting = CountingAirflow(proxy)
-                    found[name] = measure(contender, airflow, counting, dag_ids, asked.seconds)
+                    found[name] = measure(contender, airflow, counting, dag_ids, options.seconds)
                 show(name, found[name])
-                airflow.forget_runs()
+                airflow.delete_runs()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     ratio = found["tutorial"].peak_mb / found["ours"].peak_mb

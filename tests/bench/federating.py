@@ -1,10 +1,10 @@
-"""How long a dependency takes beside dagster-airlift's tutorial, stage by stage.
+"""Measures a dependency, stage by stage: ours and dagster-airlift's tutorial.
 
-`make bench-latency`: over the same two real Airflows 2.11, in one run, by turns, each in a `dagster
-dev` of its own. `load_customers` runs in one of them, and ends at any moment of the daemons' loops;
-what is measured is how many seconds later the `customer_metrics` that follows in the other one
-starts. `published` is the tutorial with Dagster's own settings; `tuned` is the same with sensors
-that look every second, and runs of one process.
+`make bench-latency`: the contenders take turns over the same two real Airflows 2.11, each in a
+`dagster dev` of its own. `load_customers` runs in one Airflow and ends at a random moment of the
+daemons' loops. Measured are the seconds from there until `customer_metrics` starts in the other.
+`published` is the tutorial with Dagster's default settings. `tuned` is the same with sensors that
+tick every second, and the in-process executor.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.waiting import wait_for
 ALL_STAGES = (*STAGES, "triggered", "DAG started")
 CONTENDERS = ("published", "tuned", "ours")
 AIRFLOW_SETTINGS = {
-    # SQLite has but the SequentialExecutor else, whose every task starts an interpreter.
+    # Without this, SQLite only allows the SequentialExecutor, which starts an interpreter per task.
     "_AIRFLOW__SKIP_DATABASE_EXECUTOR_COMPATIBILITY_CHECK": "1",
     "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
     "AIRFLOW__CORE__PARALLELISM": "4",
@@ -39,17 +39,17 @@ AIRFLOW_SETTINGS = {
     "AIRFLOW__WEBSERVER__WORKERS": "1",
 }
 LOST_AFTER_S = 120
-LOOP_S = {"published": 30, "tuned": 5, "ours": 5}  # of the slowest that looks
+LOOP_S = {"published": 30, "tuned": 5, "ours": 5}  # of the slowest sensor
 
 
 @dataclass
 class Figures:
-    """What one contender took.
+    """The figures of one contender.
 
     Attributes:
-        rows: Seconds from the upstream's end to each stage, a row for each round.
-        lost: Rounds in which nothing followed.
-        doubled: Runs that followed besides the one.
+        rows: Seconds from the upstream's end to each stage, a row per round.
+        lost: Rounds without a downstream run.
+        doubled: Downstream runs after the first of a round.
     """
 
     name: str
@@ -63,21 +63,21 @@ class Figures:
 
 @dataclass(frozen=True)
 class Airflows:
-    """Where the upstream is, and where the downstream."""
+    """The Airflow of the upstream DAG, and that of the downstream DAG."""
 
     warehouse: SchedulingAirflow
     metrics: SchedulingAirflow
 
-    def forget_runs(self) -> None:
-        self.warehouse.forget_runs()
-        self.metrics.forget_runs()
+    def delete_runs(self) -> None:
+        self.warehouse.delete_runs()
+        self.metrics.delete_runs()
 
 
 @contextmanager
 def running_airflows(folder: Path) -> Iterator[Airflows]:
     def start(name: str, dag_id: str) -> SchedulingAirflow:
-        own = scheduling_airflow(folder / name, [dag_id], AIRFLOW_SETTINGS)
-        return stack.enter_context(own)
+        airflow = scheduling_airflow(folder / name, [dag_id], AIRFLOW_SETTINGS)
+        return stack.enter_context(airflow)
 
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         upstream = pool.submit(start, "warehouse", UPSTREAM)
@@ -91,9 +91,9 @@ def build_contender(name: str, folder: Path, airflows: Airflows) -> Contender:
         ours = Contender(folder / name, OURS, {})
         dependency = {DOWNSTREAM: {"depends_on": [f"warehouse/{UPSTREAM}"]}}
         dags = {"warehouse": {}, "metrics": dependency}
-        ours.declare({"name": one, "url": urls[one], "dags": dags[one]} for one in urls)
+        ours.declare({"name": own, "url": urls[own], "dags": dags[own]} for own in urls)
         return ours
-    env = {f"BENCH_{one.upper()}_URL": url for one, url in urls.items()}
+    env = {f"BENCH_{instance.upper()}_URL": url for instance, url in urls.items()}
     if name == "tuned":
         env[TUNED_VARIABLE] = "yes"
     return Contender(folder / name, "tests.bench.tutorial", env, DEFAULTS)
@@ -102,7 +102,7 @@ def build_contender(name: str, folder: Path, airflows: Airflows) -> Contender:
 def measure(
     figures: Figures, contender: Contender, airflows: Airflows, rounds: int, warm_up: int
 ) -> None:
-    """Some rounds from one start of a contender's `dagster dev`."""
+    """Measure some rounds with one start of a contender's `dagster dev`."""
     is_new = contender.process is None
     with running(contender):
         if is_new:
@@ -110,16 +110,16 @@ def measure(
             for _ in range(warm_up):
                 run_round(Figures("warm-up"), contender, airflows)
         for _ in range(rounds):
-            # A turn of the daemons, which may else take this round's update for what the end of
-            # the round before has settled; and more, for the upstream to end at any moment of it.
+            # One loop of the daemons, which may otherwise merge this update with the last round,
+            # and a random part of another, so that the upstream ends at any moment of it.
             time.sleep(5 + random.uniform(0, LOOP_S[figures.name]))
             row = run_round(figures, contender, airflows)
             show_line(figures.name, row or (), "" if row else "   lost")
-    airflows.forget_runs()  # or the next to start would find those of this one
+    airflows.delete_runs()  # the next contender would find them
 
 
 def run_round(figures: Figures, contender: Contender, airflows: Airflows) -> list[float] | None:
-    """What one end of the upstream led to, stage by stage; None if to nothing."""
+    """Return the seconds from the upstream's end to each stage; None if nothing followed."""
     runs_before = len(contender.fetch_runs(DOWNSTREAM))
     rows_before = len(airflows.metrics.read_runs(DOWNSTREAM))
     airflows.warehouse.trigger(UPSTREAM, f"bench__{time.time()}")
@@ -163,36 +163,38 @@ def show(figures: Figures) -> None:
 
 
 def show_line(name: str, seconds: Sequence[float], what: str = "") -> None:
-    print(f"{name:<10}" + "".join(f"{one:14.1f}" for one in seconds) + what, flush=True)
+    print(f"{name:<10}" + "".join(f"{value:14.1f}" for value in seconds) + what, flush=True)
 
 
 def main() -> None:
     end_on_signals()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10)
-    # A dagster dev's daemons loop in step: how they meet is chance, once for each start.
-    parser.add_argument("--starts", type=int, default=5, help="of each dagster dev, in turn")
-    parser.add_argument("--warm-up", type=int, default=1, help="rounds that don't count")
+    # The phases of the daemons' loops are random, but fixed for each start.
+    parser.add_argument("--starts", type=int, default=5, help="of each dagster dev, in turns")
+    parser.add_argument("--warm-up", type=int, default=1, help="rounds before measuring")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-federating-"))
-    found = {name: Figures(name) for name in asked.contenders}
+    found = {name: Figures(name) for name in options.contenders}
     try:
         with running_airflows(folder) as airflows:
             print("seconds after the end of load_customers, two real Airflows 2.11")
             print(" " * 10 + "".join(f"{stage:>14}" for stage in ALL_STAGES))
             contenders = {name: build_contender(name, folder, airflows) for name in found}
-            for start in range(asked.starts):
+            for start in range(options.starts):
                 for name, contender in contenders.items():
-                    rounds = len(range(start, asked.runs, asked.starts))
-                    measure(found[name], contender, airflows, rounds, asked.warm_up)
+                    rounds = len(range(start, options.runs, options.starts))
+                    measure(found[name], contender, airflows, rounds, options.warm_up)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print()
     for figures in found.values():
         show(figures)
     medians = {
-        name: own.summarize(statistics.median)[-1] for name, own in found.items() if own.rows
+        name: figures.summarize(statistics.median)[-1]
+        for name, figures in found.items()
+        if figures.rows
     }
     for name in [name for name in medians if name != "ours" and "ours" in medians]:
         print(f"{name} takes {medians[name] / medians['ours']:.1f} times as long")

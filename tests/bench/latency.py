@@ -1,8 +1,8 @@
-"""How long a dependency takes in the running demo, stage by stage.
+"""Measures a dependency of the running demo, stage by stage.
 
-Runs `load_customers` in warehouse again and again, waits for the `customer_metrics` that follows in
-metrics, and prints the seconds since the upstream run's end at which Dagster came to each stage,
-and the downstream DAG run started. Prints the medians; it judges nothing, for machines are noisy.
+Runs `load_customers` in warehouse several times, and waits for `customer_metrics` to follow in
+metrics. Prints the seconds from the upstream run's end to each stage in Dagster and to the start of
+the downstream run, and their medians.
 
     make demo                        # in one terminal
     make latency LATENCY_RUNS=7      # in another
@@ -47,7 +47,7 @@ def main() -> None:
     for number in range(runs):
         rows.append(measure(warehouse, metrics, dagster_url, number))
         print("".join(f"{seconds:14.1f}" for seconds in rows[-1]), flush=True)
-        time.sleep(random.uniform(0, 5))  # so that runs end at any moment of the daemons' loops
+        time.sleep(random.uniform(0, 5))  # runs end at any moment of the daemons' loops
     medians = [statistics.median(column) for column in zip(*rows, strict=True)]
     print("".join(f"{seconds:14.1f}" for seconds in medians) + f"   median of {runs}")
 

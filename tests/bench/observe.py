@@ -1,9 +1,10 @@
-"""Observation beside dagster-airlift's polling sensor, in one run, on the same real Airflow 2.11.
+"""Measures observation: ours and dagster-airlift's polling sensor, over a real Airflow 2.11.
 
-`make bench-observe`: each in turn watches an Airflow, is stopped, and started again after 2,000
-runs of 50 DAGs have ended, one of another DAG last of all. Meanwhile it watches a second Airflow,
-where nothing happens. Then it is left alone: what does idling cost? Events are written to SQLite,
-as `make demo` has it; how fast Dagster alone writes them is the limit.
+`make bench-observe`: each contender in turn polls an Airflow and is stopped. Then 2,000 runs of 50
+DAGs end, and last of all the only run of another DAG. The contender is started again and reports
+them. It also polls a second Airflow, where nothing happens. Then the cost of idling is measured.
+Events are written to SQLite, as in `make demo`. The rate at which Dagster alone writes them is the
+limit.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ import dagster as dg
 
 from tests.bench.airflow2 import CountingAirflow, running_airflow
 from tests.bench.contender import PASSWORD
-from tests.bench.watching import (
+from tests.bench.observation_daemon import (
     DAGS,
-    NEWS,
+    LAST_DAG,
     Contender,
     Sampler,
     count_materializations,
@@ -41,24 +42,25 @@ from tests.waiting import wait_for
 
 @dataclass
 class Figures:
-    """What one contender did.
+    """The figures of one contender.
 
     Attributes:
         seconds: From its first event to its last.
-        news_s: From its first event to the news'.
-        events: That it wrote; a run is one or two.
-        quiet_gap_s: The longest time in which the second Airflow was not asked.
-        peak_mb: Of all its processes, resident.
+        newest_s: From its first event to that of the run that ended last.
+        events: The events that it wrote, one or two per run.
+        misplaced: Events for the second Airflow, which has no runs.
+        quiet_gap_s: The longest time without a request to the second Airflow.
+        peak_mb: Resident memory of all its processes.
     """
 
     seconds: float = 0
     total_s: float = 0
-    news_s: float = 0
+    newest_s: float = 0
     events: int = 0
     runs: int = 0
     lost: int = 0
     doubled: int = 0
-    strangers: int = 0
+    misplaced: int = 0
     requests: int = 0
     quiet_gap_s: float = 0
     peak_mb: float = 0
@@ -66,7 +68,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Idle:
-    """What doing nothing takes."""
+    """The cost of a time without runs."""
 
     requests: int
     cpu_s: float
@@ -77,45 +79,47 @@ def measure(
     contender: Contender,
     quiet: FakeAirflow,
     home: Path,
-    asked: argparse.Namespace,
+    options: argparse.Namespace,
 ) -> Figures:
     figures, airflow = Figures(), contender.airflow
-    airflow.forget()
+    airflow.reset()
     contender.start(interval_s=1)
-    wait_for(lambda: has_looked(airflow), f"{contender.name} looks", timeout_s=120)
-    time.sleep(12)  # two turns of the daemon, so that its cursor is saved
+    wait_for(lambda: has_polled(airflow), f"{contender.name} polls", timeout_s=120)
+    time.sleep(12)  # two loops of the daemon, so that its cursor is saved
     contender.stop()
 
     stopped = datetime.now(timezone.utc)
-    time.sleep(asked.outage)
-    truth = insert_runs(home, asked.runs, stopped)
-    airflow.forget()
+    time.sleep(options.outage)
+    truth = insert_runs(home, options.runs, stopped)
+    airflow.reset()
     began = time.time()
     contender.start(interval_s=1)
     with Sampler(contender, quiet) as sampler:
-        await_end(contender, len(truth))
+        wait_for_end(contender, len(truth))
     figures.total_s = time.time() - began
     figures.requests, figures.peak_mb = airflow.count_requests(), sampler.peak_mb
     figures.quiet_gap_s = sampler.longest_gap_s
     contender.stop()
-    judge(figures, read_events(contender.home), truth, began)
+    count_events(figures, read_events(contender.home), truth, began)
     return figures
 
 
 def measure_idle(
     contenders: Sequence[Contender], seconds: float, warm_up_s: float
 ) -> dict[str, Idle]:
-    """What each costs when nothing happens, all of them at the same time."""
+    """Return the cost of idling of each contender. All idle at the same time."""
     for contender in contenders:
-        contender.start(interval_s=30)  # which is airlift's own; ours has 5
+        contender.start(interval_s=30)  # airlift's default; ours is 5
     for contender in contenders:
         wait_for(
-            lambda own=contender: has_looked(own.airflow), f"{contender.name} looks", timeout_s=120
+            lambda airflow=contender.airflow: has_polled(airflow),
+            f"{contender.name} polls",
+            timeout_s=240,
         )
     time.sleep(warm_up_s)
     before = {contender.name: contender.read_cpu_s() for contender in contenders}
     for contender in contenders:
-        contender.airflow.forget()
+        contender.airflow.reset()
     time.sleep(seconds)
     found = {
         contender.name: Idle(
@@ -130,12 +134,12 @@ def measure_idle(
     return found
 
 
-def has_looked(airflow: CountingAirflow) -> bool:
-    return airflow.has_seen(rb"/dagRuns")
+def has_polled(airflow: CountingAirflow) -> bool:
+    return airflow.has_received(rb"/dagRuns")
 
 
-def await_end(contender: Contender, expected: int) -> None:
-    """Returns when all is written, or nothing more comes."""
+def wait_for_end(contender: Contender, expected: int) -> None:
+    """Return when all events are written, or no more come."""
     count, since = 0, time.monotonic()
     while time.monotonic() - since < (15 if count >= expected else 90):
         assert contender.process
@@ -145,7 +149,7 @@ def await_end(contender: Contender, expected: int) -> None:
             count, since = now, time.monotonic()
 
 
-def judge(
+def count_events(
     figures: Figures,
     events: list[tuple[float, str, str, str]],
     truth: set[tuple[str, str]],
@@ -156,16 +160,18 @@ def judge(
     figures.events = len(written)
     figures.runs = len(truth & seen.keys())
     figures.lost = len(truth - seen.keys())
-    figures.doubled = sum(count - 1 for one, count in seen.items() if one in truth)
-    figures.strangers = sum(where == "quiet" for _, where, _, _ in written)
+    figures.doubled = sum(count - 1 for run, count in seen.items() if run in truth)
+    figures.misplaced = sum(where == "quiet" for _, where, _, _ in written)
     first, last = written[0][0], written[-1][0]
     figures.seconds = last - first
-    news = [at for at, where, dag_id, run in written if (where, dag_id) == ("busy", NEWS) and run]
-    figures.news_s = news[0] - first if news else float("nan")
+    newest = [
+        at for at, where, dag_id, run in written if (where, dag_id) == ("busy", LAST_DAG) and run
+    ]
+    figures.newest_s = newest[0] - first if newest else float("nan")
 
 
 def measure_limit(folder: Path, count: int, rounds: int = 3) -> dict[str, float]:
-    """Events a second that Dagster alone writes, by kind: the medians."""
+    """Return the median events per second that Dagster alone writes, by kind."""
     home = folder / "limit"
     home.mkdir()
     shutil.copy(ROOT / "deployment" / "dagster.yaml", home)
@@ -185,7 +191,7 @@ def measure_limit(folder: Path, count: int, rounds: int = 3) -> dict[str, float]
                 for _ in range(count):
                     instance.report_runless_asset_event(event)
                 rates[kind].append(count / (time.perf_counter() - began))
-    return {kind: statistics.median(own) for kind, own in rates.items()}
+    return {kind: statistics.median(measured) for kind, measured in rates.items()}
 
 
 @contextmanager
@@ -194,7 +200,7 @@ def running(folder: Path) -> Iterator[tuple[CountingAirflow, FakeAirflow]]:
         running_airflow(folder / "airflow", dags=DAGS + 1, files=5) as airflow,
         FakeAirflow("v1") as quiet,
     ):
-        quiet.database.add_dag("dag_000")  # the same name as one of the other Airflow's
+        quiet.database.add_dag("dag_000")  # a DAG id of the other Airflow, too
         quiet.password = PASSWORD
         yield airflow, quiet
 
@@ -205,7 +211,7 @@ def show(name: str, figures: Figures) -> None:
         f"({figures.runs / figures.seconds:.0f} runs/s, {figures.events / figures.seconds:.0f} "
         f"events/s), {figures.requests} requests, {figures.peak_mb:.0f} MB at the peak\n"
         f"           lost {figures.lost}, doubled {figures.doubled}, reported for the other "
-        f"Airflow {figures.strangers}; the newest came after {figures.news_s:.1f} s; the other "
+        f"Airflow {figures.misplaced}; the newest came after {figures.newest_s:.1f} s; the other "
         f"Airflow was not asked for {figures.quiet_gap_s:.1f} s at most",
         flush=True,
     )
@@ -216,28 +222,28 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--outage", type=float, default=20, help="seconds")
     parser.add_argument("--idle", type=float, default=600, help="seconds; 0 for none")
-    # What ended lately is looked at for as long again.
+    # Runs that ended lately are polled again for this long.
     parser.add_argument("--warm-up", type=float, default=130, help="seconds, before idling")
     parser.add_argument("--limit-events", type=int, default=300, help="written by Dagster alone")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-observe-"))
     try:
-        limit = measure_limit(folder, asked.limit_events)
-        told = ", ".join(f"{rate:.0f} {kind}/s" for kind, rate in limit.items())
-        print(f"Dagster alone, report_runless_asset_event on SQLite: {told}")
+        limit = measure_limit(folder, options.limit_events)
+        rates = ", ".join(f"{rate:.0f} {kind}/s" for kind, rate in limit.items())
+        print(f"Dagster alone, report_runless_asset_event on SQLite: {rates}")
         with running(folder) as (airflow, quiet), ExitStack() as proxies:
-            print(f"\nCatching up on {asked.runs} runs of {DAGS} DAGs, real Airflow 2.11:")
+            print(f"\nCatching up on {options.runs} runs of {DAGS} DAGs, real Airflow 2.11:")
             contenders = []
             for name in ("ours", "airlift"):
-                own = CountingAirflow(proxies.enter_context(FaultProxy(airflow.url)))
-                contender = Contender(name, folder / "contenders", own, quiet.url)
-                show(name, measure(contender, quiet, folder / "airflow", asked))
+                proxied = CountingAirflow(proxies.enter_context(FaultProxy(airflow.url)))
+                contender = Contender(name, folder / "contenders", proxied, quiet.url)
+                show(name, measure(contender, quiet, folder / "airflow", options))
                 contenders.append(contender)
-            if asked.idle:
-                print(f"\nIdle for {asked.idle:.0f} s, requests to one Airflow:")
-                for name, idle in measure_idle(contenders, asked.idle, asked.warm_up).items():
-                    told = f"{idle.requests} requests, {idle.cpu_s:.1f} s of CPU, {idle.mb:.0f} MB"
-                    print(f"  {name:<8} {told}")
+            if options.idle:
+                print(f"\nIdle for {options.idle:.0f} s, requests to one Airflow:")
+                for name, idle in measure_idle(contenders, options.idle, options.warm_up).items():
+                    cost = f"{idle.requests} requests, {idle.cpu_s:.1f} s of CPU, {idle.mb:.0f} MB"
+                    print(f"  {name:<8} {cost}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

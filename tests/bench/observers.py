@@ -1,4 +1,4 @@
-"""The peer's definitions for `observe`: dagster-airlift as published, over two Airflows."""
+"""Airlift's definitions for `observe`: dagster-airlift as published, over two Airflows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INTERVAL_VARIABLE = "BENCH_INTERVAL"
 
 
 def build_defs(name: str) -> dg.Definitions:
-    """One Airflow, watched as airlift's own guide has it."""
+    """Return the definitions of one Airflow, as in airlift's guide."""
     account = {"username": USERNAME, "password": PASSWORD}
     url = os.environ[f"BENCH_{name.upper()}_URL"]
     airflow = AirflowInstance(AirflowBasicAuthBackend(webserver_url=url, **account), name=name)

@@ -1,4 +1,4 @@
-"""The contenders of `execute` and `federating`: each a `dagster dev` over a project of its own."""
+"""The contenders of `execute` and `federating`: `dagster dev` over a project of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.live.test_library import DEFINITIONS, PYPROJECT
 from tests.processes import find_free_port
 from tests.waiting import wait_for
 
-OURS = "theirs.definitions"  # in a project that is not ours
+OURS = "theirs.definitions"  # in a user's project
 _MODULE = """
 [tool.dagster]
 module_name = "{}"
@@ -41,9 +41,9 @@ class Contender(DagsterDev):
     """`dagster dev` over a scratch project.
 
     Args:
-        folder: For all that it writes; it is made.
-        module: Of the definitions: `OURS`, or the peer's.
-        env: What the definitions read.
+        folder: Created for all that it writes.
+        module: The definitions: `OURS`, or airlift's.
+        env: The variables that the definitions read.
         settings: The dagster.yaml.
     """
 
@@ -61,8 +61,8 @@ class Contender(DagsterDev):
             **env,
             "DAGSTER_HOME": str(self.home),
             "PYTHONPATH": path,
-            # Modules are compiled once, also where the environment forbids it, as in many a
-            # container: compiling them anew is half of a run worker's start.
+            # Keep compiled modules, which many containers forbid: compiling them again is half of
+            # a run worker's start.
             "PYTHONDONTWRITEBYTECODE": "",
             "PYTHONPYCACHEPREFIX": str(folder / "compiled"),
         }
@@ -70,7 +70,7 @@ class Contender(DagsterDev):
         self.process = None
 
     def declare(self, instances: Iterable[Mapping[str, Any]]) -> None:
-        """A project as the README has it, with a defs.yaml for each instance."""
+        """Write a project as in the README, with a defs.yaml for each instance."""
         package = self.project / "theirs"
         (package / "defs").mkdir(parents=True)
         for module in (package, package / "defs"):
@@ -93,22 +93,23 @@ class Contender(DagsterDev):
             assert stopped == "StopSensorMutationResult", stopped
 
     def wait_for_sensors(self) -> None:
-        """Returns when each has looked once; what is new then is news to all of them. Only after
-        the first start: of later ones GraphQL tells no ticks (Dagster 1.13)."""
+        """Return when each sensor has ticked once.
 
-        def have_looked() -> bool:
+        Only after the first start: after later ones GraphQL has no ticks (Dagster 1.13).
+        """
+
+        def have_ticked() -> bool:
             sensors = self._fetch_repository()["sensors"]
             ticks = [tick for sensor in sensors for tick in sensor["sensorState"]["ticks"]]
             return len(ticks) == len(sensors) and all(tick["status"] != "STARTED" for tick in ticks)
 
-        wait_for(have_looked, "every sensor has looked", timeout_s=120)
+        wait_for(have_ticked, "every sensor has ticked", timeout_s=240)
 
-    def is_over(self, run_id: str) -> bool:
-        query = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
-        return self.query(query, run=run_id)["runOrError"]["status"] in FINISHED
+    def is_finished(self, run_id: str) -> bool:
+        return self.fetch_status(run_id) in FINISHED
 
     def fetch_messages(self, run_id: str) -> str:
-        """What is in the log of a run."""
+        """Return the messages of a run's log."""
         events = self.query(_MESSAGES, run=run_id)["logsForRun"]["events"]
         return "\n".join(event["message"] for event in events)
 
@@ -118,7 +119,7 @@ class Contender(DagsterDev):
 
 @contextmanager
 def running(contender: Contender) -> Iterator[Contender]:
-    """From its start to its end; if something fails, it and all that it started is killed."""
+    """Run a contender. On an error, kill it and all its descendants."""
     try:
         contender.start()
         yield contender

@@ -1,11 +1,11 @@
-"""The moments of a dependency, as Dagster has noted them."""
+"""The stages of a dependency, from Dagster's event log."""
 
 from __future__ import annotations
 
 import requests
 
-# When Dagster had the upstream's materialization, had made a run, had it out of the queue, when the
-# run's worker came up, and when the step that triggers began.
+# The upstream's materialization is stored, the run is created, it leaves the queue, its worker has
+# started, and the step that triggers has started.
 STAGES = ("seen", "decided", "launched", "run started", "step started")
 
 _TIMES = """
@@ -19,21 +19,21 @@ query ($run: ID!, $upstream: AssetKeyInput!) {
 
 
 def fetch_times(dagster_url: str, run_id: str) -> list[float]:
-    """Of each stage, in seconds since 1970.
+    """Return the time of each stage, in seconds since 1970.
 
     Args:
-        run_id: Of the run that the latest materialization of `load_customers` led to.
+        run_id: The Dagster run that follows the latest materialization of `load_customers`.
     """
     variables = {"run": run_id, "upstream": {"path": ["warehouse", "dag", "load_customers"]}}
-    asked = {"query": _TIMES, "variables": variables}
-    answer = requests.post(f"{dagster_url}/graphql", json=asked, timeout=30).json()["data"]
+    body = {"query": _TIMES, "variables": variables}
+    data = requests.post(f"{dagster_url}/graphql", json=body, timeout=30).json()["data"]
     events = {
         event["__typename"]: float(event["timestamp"]) / 1000
-        for event in reversed(answer["logsForRun"]["events"])  # the first of each kind
+        for event in reversed(data["logsForRun"]["events"])  # the first of each kind
     }
     return [
-        float(answer["assetOrError"]["assetMaterializations"][0]["timestamp"]) / 1000,
-        answer["runOrError"]["creationTime"],
+        float(data["assetOrError"]["assetMaterializations"][0]["timestamp"]) / 1000,
+        data["runOrError"]["creationTime"],
         events["RunStartingEvent"],
         events["RunStartEvent"],
         events["ExecutionStepStartEvent"],

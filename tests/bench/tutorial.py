@@ -1,5 +1,8 @@
-"""The peer's definitions for `federating`: what dagster-airlift's tutorial "Federating execution
-across Airflow instances" comes to, over the benchmark's two Airflows; or the same, tuned."""
+"""Airlift's definitions for `federating`, over the benchmark's two Airflows.
+
+They are the result of dagster-airlift's tutorial "Federating execution across Airflow instances",
+as published or tuned.
+"""
 
 # No `from __future__ import annotations`: Dagster reads what an asset's function returns.
 
@@ -29,7 +32,7 @@ def build_instance(name: str) -> AirflowInstance:
 def build_runner(
     airflow: AirflowInstance, dag_id: str, spec: dg.AssetSpec, timeout_s: int = 30
 ) -> dg.AssetsDefinition:
-    """What makes a DAG's asset executable; airlift itself waits for 30 seconds unless told."""
+    """Return an executable asset for a DAG. Airlift's own time-out is 30 seconds, too."""
 
     @dg.multi_asset(name=f"run_{dag_id}", specs=[spec])
     def run_dag() -> dg.MaterializeResult:

@@ -1,4 +1,4 @@
-"""The daemons of `observe`, what they take, and what is in their event logs afterwards."""
+"""The Dagster daemons of `observe`: their cost, and the contents of their event logs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.live.dagster_dev import copy_project
 from tests.processes import LoggedProcess
 
 DAGS = 50
-NEWS = f"dag_{DAGS:03}"  # the DAG whose only run ends last of all
+LAST_DAG = f"dag_{DAGS:03}"  # its only run ends last of all
 _INSERT = """
 INSERT INTO dag_run (dag_id, run_id, run_type, state, conf, execution_date, queued_at, start_date,
   end_date, data_interval_start, data_interval_end, updated_at, external_trigger, clear_number)
@@ -36,11 +36,12 @@ VALUES (:dag, :run, 'manual', 'success', X'80057d942e', :date, :start, :start, :
 
 
 class Contender:
-    """A Dagster daemon that watches both Airflows; started, stopped and started again.
+    """A Dagster daemon that observes both Airflows, to be started several times.
 
     Args:
         name: "ours" or "airlift".
-        busy: The Airflow, behind a proxy of the contender's own.
+        busy: The Airflow with runs, behind a proxy of the contender's own.
+        quiet: The address of the Airflow without runs.
     """
 
     def __init__(self, name: str, folder: Path, busy: CountingAirflow, quiet: str) -> None:
@@ -54,7 +55,7 @@ class Contender:
             "DAGSTER_HOME": str(self.home),
             "BENCH_BUSY_URL": busy.url,
             "BENCH_QUIET_URL": quiet,
-            "DAGSTER_IS_DEV_CLI": "1",  # has our components read what DAGs there are
+            "DAGSTER_IS_DEV_CLI": "1",  # makes our components fetch their state
         }
         module, self._folder = "tests.bench.observers", ROOT
         if name == "ours":
@@ -96,7 +97,7 @@ class Contender:
 
 
 def declare(project: Path, urls: Mapping[str, str]) -> None:
-    """Two instances in place of the demo's."""
+    """Replace the demo's instances."""
     folder = project / "federation_defs" / "defs"
     shutil.rmtree(folder)
     auth = {"type": "basic", "username": USERNAME, "password": PASSWORD}
@@ -108,12 +109,12 @@ def declare(project: Path, urls: Mapping[str, str]) -> None:
 
 
 class Sampler:
-    """Looks, several times a second, at what the contender needs and what it asks the quiet one."""
+    """Samples a contender's memory and its requests to the quiet Airflow, ten times a second."""
 
     def __init__(self, contender: Contender, quiet: FakeAirflow) -> None:
         self.peak_mb = self.longest_gap_s = 0.0
         self._contender, self._quiet = contender, quiet
-        self._is_over = Event()
+        self._is_stopped = Event()
         self._thread = Thread(target=self._run)
 
     def __enter__(self) -> Sampler:
@@ -121,29 +122,29 @@ class Sampler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._is_over.set()
+        self._is_stopped.set()
         self._thread.join()
 
     def _run(self) -> None:
         seen, at = len(self._quiet.asked), 0.0
-        while not self._is_over.wait(0.1):
+        while not self._is_stopped.wait(0.1):
             self.peak_mb = max(self.peak_mb, self._contender.read_rss_mb())
             now, count = time.monotonic(), len(self._quiet.asked)
             if count != seen:
-                if at:  # from its first question on
+                if at:  # from its first request on
                     self.longest_gap_s = max(self.longest_gap_s, now - at)
                 seen, at = count, now
 
 
 def insert_runs(home: Path, runs: int, since: datetime) -> set[tuple[str, str]]:
-    """Runs that ended between a moment and now, and the news, last of all; as (DAG, run) ids."""
+    """Insert runs that ended between a moment and now, and return them as (DAG id, run id)."""
     now = datetime.now(timezone.utc)
     step = (now - since) / (runs + 2)
     rows = []
     for number in range(runs + 1):
-        dag_id = NEWS if number == runs else f"dag_{number % DAGS:03}"
+        dag_id = LAST_DAG if number == runs else f"dag_{number % DAGS:03}"
         end = since + step * (number + 1)
-        # A logical date that no other run of the DAG has.
+        # Logical dates are unique within a DAG.
         date = now - timedelta(days=1000) + timedelta(seconds=number)
         moments = {"date": date, "start": end - timedelta(seconds=1), "end": end}
         texts = {name: f"{moment:%F %T.%f}" for name, moment in moments.items()}
@@ -155,8 +156,10 @@ def insert_runs(home: Path, runs: int, since: datetime) -> set[tuple[str, str]]:
 
 
 def read_events(home: Path) -> list[tuple[float, str, str, str]]:
-    """All materializations as (written at, instance, DAG id, run id), in their order, and the check
-    evaluations (with "check" before the DAG id)."""
+    """Return all materializations as (time, instance, DAG id, run id), sorted.
+
+    Check evaluations are among them, with "check" before the DAG id and without a run id.
+    """
     events = []
     with dg.DagsterInstance.from_config(str(home)) as instance:
         for key in instance.all_asset_keys():
