@@ -12,11 +12,16 @@ from tests.live.airflow_servers import Server, ServerPool
 from tests.live.airflow_setups import SETUPS
 from tests.live.federation import Federation, start_federation
 
+# The first test waits for the start of two Airflows and of Dagster, on a busy machine for minutes.
+TIMEOUT_S = 1200
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.real_airflows)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TIMEOUT_S))
             if "federation" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.dagster_dev)
 

@@ -26,7 +26,7 @@ from tests.live.lossy_proxy import LossyProxy
 from tests.live.restartable_airflow import RestartableAirflow, start_airflows
 from tests.waiting import wait_for
 
-pytestmark = pytest.mark.timeout(600 + 60 * ROUNDS)
+pytestmark = pytest.mark.timeout(1200 + 60 * ROUNDS)
 
 LONG_TIMEOUT = {"trigger": {"timeout": "10m"}}  # on a busy machine an Airflow starts in minutes
 LOSSES: dict[str, Callable[[LossyProxy], None]] = {

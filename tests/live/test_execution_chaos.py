@@ -34,7 +34,7 @@ from tests.live.federation import (
 )
 from tests.waiting import wait_for
 
-pytestmark = pytest.mark.timeout(600 + 120 * ROUNDS)
+pytestmark = pytest.mark.timeout(1200 + 120 * ROUNDS)
 
 DURATION_S = 5.0
 LAUNCH_TO_END_S = 10.0  # about, for a DAG run of that duration

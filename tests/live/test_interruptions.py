@@ -39,6 +39,7 @@ REQUESTED = Dependency("load_customers", "customer_metrics")
 # `make soak` sets more of each.
 RUNS = int(os.environ.get("BURST_RUNS", "150"))
 ROUNDS = int(os.environ.get("BURST_ROUNDS", "1"))
+pytestmark = pytest.mark.timeout(1200 + 2 * RUNS)
 VISIBLE_WITHIN_S = 2.0  # after its end, a run may be missing from Airflow's lists for so long
 
 
