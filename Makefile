@@ -1,11 +1,11 @@
 .DEFAULT_GOAL := help
 .PHONY: help install install-tests demo trigger latency bench-client bench-observe bench-execute bench-latency soak screenshot check lint types dg format test unit contract live quick real-airflows dagster-dev
 
-# Ports and passwords: `make demo WAREHOUSE_PORT=9081`; .env has their names.
+# Set ports and passwords as in `make demo WAREHOUSE_PORT=9081`; .env has their names.
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
 RUN := $(UV) run --frozen
 LATENCY_RUNS ?= 7
-# With the output of each target in one piece, if this make can do that.
+# Keep the output of each target together, if this make can.
 AT_ONCE := --no-print-directory --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 
 help: ## this list
@@ -14,22 +14,22 @@ help: ## this list
 demo: install ## two Airflows and Dagster, until Ctrl-C
 	@$(RUN) python airflow_instances/start.py --with-dagster
 
-trigger: install ## load_customers in the demo's warehouse; watch what follows
+trigger: install ## run load_customers in the demo's warehouse, and show what follows
 	@$(RUN) python airflow_instances/trigger.py
 
 latency: install ## seconds from upstream end to downstream start in the running demo
 	@$(RUN) python -m tests.bench.latency --runs $(LATENCY_RUNS)
 
-bench-client: install ## our client beside dagster-airlift's: stub and real Airflow 2.11, 10 minutes
+bench-client: install ## our client and dagster-airlift's: a stub and a real Airflow 2.11, 10 minutes
 	@$(RUN) python -m tests.bench.client
 
-bench-observe: install ## our observation beside dagster-airlift's, real Airflow 2.11, 20 minutes
+bench-observe: install ## our observation and dagster-airlift's: a real Airflow 2.11, 20 minutes
 	@$(RUN) python -m tests.bench.observe
 
-bench-execute: install ## waiting for 50 DAGs beside dagster-airlift's tutorial, 10 minutes
+bench-execute: install ## waiting for 50 DAGs, ours and dagster-airlift's tutorial, 10 minutes
 	@$(RUN) python -m tests.bench.execute
 
-bench-latency: install ## a dependency's seconds beside dagster-airlift's tutorial, 25 minutes
+bench-latency: install ## the time of a dependency, ours and dagster-airlift's tutorial, 25 minutes
 	@$(RUN) python -m tests.bench.federating
 
 soak: install-tests ## the long tests: histories, bursts, kills, sign-ins, benchmarks; two hours
@@ -53,12 +53,12 @@ lint: install ## ruff: rules and layout
 types: install ## basedpyright
 	@$(RUN) basedpyright
 
-# Folder by folder: of all files of one component type, dg 1.13 checks but the last it finds.
+# Folder by folder, because dg 1.13 checks only the last file of each component type.
 dg: install ## Dagster's own checks of the declarations
 	@set -e; for folder in federation_defs/defs/*/; do $(RUN) dg check yaml $$folder; done
 	@$(RUN) dg check defs
 
-format: install ## what ruff can mend by itself
+format: install ## let ruff fix what it can
 	@$(RUN) ruff check --fix .
 	@$(RUN) ruff format .
 
@@ -66,13 +66,13 @@ format: install ## what ruff can mend by itself
 test: install-tests ## all tests but those of `soak`: unit, contract, live
 	@$(MAKE) $(AT_ONCE) quick real-airflows dagster-dev
 
-unit: install ## tests without a socket
+unit: install ## the tests without sockets
 	@$(RUN) pytest tests/unit
 
-contract: install-tests ## our client, over stand-ins and over real Airflows
+contract: install-tests ## the tests over fake Airflows, and those of the client over real ones
 	@$(RUN) pytest tests/contract
 
-live: install-tests ## real Airflows and a real dagster dev
+live: install-tests ## the tests over real Airflows, with and without a real dagster dev
 	@$(RUN) pytest tests/live
 
 quick: install ## the tests that need no real Airflow
@@ -84,12 +84,12 @@ real-airflows: install-tests ## the tests that need real Airflows, but not the s
 dagster-dev: install-tests ## the tests that need real Airflows and a real dagster dev
 	@$(RUN) pytest -q --durations 10 -m "dagster_dev and not soak" tests/live
 
-install: $(UV) .env ## the environments: ours, and one per Airflow of the demo
+install: $(UV) .env ## the project's environment, and one per Airflow of the demo
 	@$(UV) sync --frozen --quiet
 	@$(UV) sync --frozen --quiet --project airflow_instances/warehouse
 	@$(UV) sync --frozen --quiet --project airflow_instances/metrics
 
-install-tests: install ## and an Airflow 3 with the auth manager of Airflow 2
+install-tests: install ## also an Airflow 3 with the auth manager of Airflow 2
 	@UV_PROJECT_ENVIRONMENT=.venv-fab $(UV) sync --frozen --quiet --group fab --project airflow_instances/metrics
 
 .env:

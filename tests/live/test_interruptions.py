@@ -10,7 +10,6 @@ import os
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -43,19 +42,13 @@ pytestmark = pytest.mark.timeout(1200 + 2 * RUNS)
 VISIBLE_WITHIN_S = 2.0  # after its end, a run may be missing from Airflow's lists for so long
 
 
-@dataclass(frozen=True)
-class Interruption:
-    """A kill of Dagster, at which one downstream DAG was running and another requested.
-
-    Attributes:
-        since: From just before the upstream DAGs were triggered.
-    """
-
-    since: datetime
-
-
 @pytest.fixture(scope="module")
-def interruption(federation: Federation) -> Interruption:
+def interruption(federation: Federation) -> datetime:
+    """Kill and restart Dagster while one downstream DAG is running and another is requested.
+
+    Returns:
+        A time just before the upstream DAGs were triggered.
+    """
     since, metrics = utc_now(), federation.clients["metrics"]
     set_duration(metrics, 20, RUNNING.downstream)
     federation.run_upstream(RUNNING)
@@ -69,7 +62,7 @@ def interruption(federation: Federation) -> Interruption:
     federation.dagster.kill()
     set_duration(metrics, 0, RUNNING.downstream)
     federation.dagster.start()
-    return Interruption(since)
+    return since
 
 
 @pytest.mark.usefixtures("interruption")
@@ -190,9 +183,9 @@ def change_runs(federation: Federation, airflows: Airflows, name: str) -> None:
 
 
 def test_runs_that_a_kill_interrupts_are_taken_over_and_no_update_is_lost(
-    federation: Federation, interruption: Interruption
+    federation: Federation, interruption: datetime
 ) -> None:
-    since, interrupted = interruption.since, {}
+    since, interrupted = interruption, {}
     for dependency in (RUNNING, REQUESTED):
         run = federation.wait_for_downstream(dependency, since, "success")
         federation.wait_for_materialization("metrics", dependency.downstream, run, since)
