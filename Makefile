@@ -35,8 +35,8 @@ bench-latency: install ## the time of a dependency, ours and dagster-airlift's t
 soak: install-tests ## the long tests: histories, bursts, kills, sign-ins, benchmarks; two hours
 	@HISTORIES=2000 $(RUN) pytest -q -s tests/contract/observation/test_observation_histories.py
 	@BURST_RUNS=1000 BURST_ROUNDS=5 CHAOS_ROUNDS=20 CHAOS_BURST=25 $(RUN) pytest -q -s -m dagster_dev tests/live
-	@CHAOS_ROUNDS=20 $(RUN) pytest -q -s tests/live/test_airflow_restarts.py
-	@$(RUN) pytest -q -s -m soak
+	@CHAOS_ROUNDS=20 $(RUN) pytest -q -s -m "" tests/live/test_airflow_restarts.py
+	@$(RUN) pytest -q -s -m soak --ignore tests/live/test_airflow_restarts.py
 	@echo
 	@echo "The soak has passed: 2000 histories; 5 bursts of 1000 runs and 20 rounds of kills, cancels and"
 	@echo "triggers with Dagster; Airflow restarts; sign-ins to 7 setups of Airflow; 3 benchmarks."
@@ -79,7 +79,7 @@ quick: install ## the tests that need no real Airflow
 	@$(RUN) pytest -q -n 2 -m "not real_airflows and not soak" tests/unit tests/contract
 
 real-airflows: install-tests ## the tests that need real Airflows, but not the session's Dagster
-	@$(RUN) pytest -q --durations 10 -m "real_airflows and not dagster_dev and not soak"
+	@$(RUN) pytest -q --durations 10 -m "real_airflows and not dagster_dev and not soak" tests/contract tests/live
 
 dagster-dev: install-tests ## the tests that need real Airflows and a real dagster dev
 	@$(RUN) pytest -q --durations 10 -m "dagster_dev and not soak" tests/live

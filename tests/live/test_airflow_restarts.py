@@ -100,6 +100,7 @@ def restart_while_a_run_ends(airflow: RestartableAirflow) -> float:
     return seconds
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("restart", [restart_during_a_task, restart_while_a_run_ends])
 def test_an_execution_survives_a_kill_and_restart_of_airflow(
     restartable: dict[str, RestartableAirflow], restart: Callable[[RestartableAirflow], float]

@@ -98,10 +98,12 @@ def set_paused(client: AirflowClient, dag_id: str, *, is_paused: bool) -> None:
 def test_a_success_during_a_downstream_run_of_a_minute_leads_to_one_more_run(
     updates: Updates,
 ) -> None:
+    """Metrics is also unreachable for a while during that run."""
     first = updates.wait_for_downstream(SLOW, "running")
     # The run has read the Variable; the one that follows need not take as long.
     wait_for(lambda: is_taking_its_time(updates, first), "the run takes its time")
     set_duration(updates.federation.clients["metrics"], 0, SLOW.downstream)
+    make_unreachable_for_a_tick(updates.federation)
     (second_upstream,) = updates.federation.run_upstream(SLOW)
     second = updates.wait_for_downstream(SLOW, "success", count=2)
     updates.wait_for_downstream_report(SLOW, second)
@@ -112,6 +114,14 @@ def test_a_success_during_a_downstream_run_of_a_minute_leads_to_one_more_run(
     assert first_report.metadata["Duration (s)"] >= SLOW_S
     first_end = first_report.metadata["End"]
     assert second_upstream.end_date.timestamp() < first_end, "the second update came too late"
+
+
+def make_unreachable_for_a_tick(federation: Federation) -> None:
+    federation.proxies["metrics"].refuse()
+    try:
+        federation.wait_for_ticks(count=1)
+    finally:
+        federation.proxies["metrics"].listen()
 
 
 def is_taking_its_time(updates: Updates, run: DagRun) -> bool:
