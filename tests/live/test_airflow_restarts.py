@@ -17,6 +17,7 @@ import pytest
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.naming import build_run_id
+from federation_defs.timing import Timing
 from tests.conftest import Airflows
 from tests.contract.execution.executing import ExecutedRun, materialize
 from tests.contract.fakes.fault_proxy import close, reset
@@ -51,7 +52,9 @@ def test_a_trigger_whose_response_is_lost_is_one_dag_run(airflows: Airflows, nam
             for loss in losses:
                 LOSSES[loss](proxy)
                 lost[loss] += 1
-            executed.append(materialize(client, {STORM[0]: LONG_TIMEOUT}, instance))
+            executed.append(
+                materialize(client, {STORM[0]: LONG_TIMEOUT}, instance, timing=Timing())
+            )
             proxy.mend()
     assert_executed_once(airflows.connect(name), since, STORM[0], executed)
     seconds = time.monotonic() - began
