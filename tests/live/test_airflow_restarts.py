@@ -120,7 +120,9 @@ def executing(
 ) -> Iterator[tuple[str, Future[ExecutedRun]]]:
     """Materialize a DAG's asset in a thread, and give the id of its DAG run and the execution."""
     with start_dagster() as instance, ThreadPoolExecutor(1) as pool:
-        execution = pool.submit(materialize, airflow.client, {dag_id: LONG_TIMEOUT}, instance)
+        execution = pool.submit(
+            materialize, airflow.client, {dag_id: LONG_TIMEOUT}, instance, timing=Timing()
+        )
         runs = wait_for(lambda: instance.get_runs() or None, "Dagster runs it", interval_s=0.05)
         yield build_run_id(runs[0].run_id), execution
 
