@@ -14,7 +14,7 @@ FederationError
     ├── UnexpectedAnswerError   not an answer of Airflow's API, or a field is missing
     ├── DagNotFoundError        the DAG does not exist (any more)
     ├── DagPausedError          the DAG is paused: a run would stay queued
-    ├── DagBrokenError          the DAG's file has an import error
+    ├── DagBrokenError          the DAG's file has an import error: a run would fail, or be old
     ├── LogicalDateTakenError   another run of the DAG has the logical date
     ├── RunNotStartedError      a trigger failed and left no run; may succeed later
     └── RunLostError            a DAG run was deleted, or exceeded its time-out
@@ -22,7 +22,8 @@ FederationError
 Every message says in one line what happened, where, and what to do. `docs/errors.md` lists them.
 
 Common arguments: `request` is a method and a path; `check` names the environment variables (or
-keys) that hold the account; `detail` is what Airflow itself says, empty if it says nothing.
+keys) that hold the account; `detail` is what Airflow itself says, empty if it says nothing. Others
+are parts of the message, and are written so that they fit into it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ class AirflowError(FederationError):
     """A problem with one Airflow instance.
 
     Args:
-        instance: The instance's declared name.
         message: What happened and what to do, as it follows the instance's name.
     """
 
@@ -62,7 +62,7 @@ class AirflowError(FederationError):
 
 
 class UnreachableError(AirflowError):
-    """There was no answer, or a temporary error. The only error that is worth waiting out.
+    """There was no answer, or a temporary error.
 
     Args:
         is_late: The answer exceeded a declared time-out.
@@ -71,15 +71,11 @@ class UnreachableError(AirflowError):
     def __init__(self, instance: str, url: str, reason: str, *, is_late: bool = False) -> None:
         self.reason = reason
         self.is_late = is_late
-        super().__init__(
-            instance,
-            f"did not answer at {url} ({reason}). Is it running, and is its `url` right?",
-        )
+        message = f"did not answer at {url} ({reason}). Is it running, and is its `url` right?"
+        super().__init__(instance, message)
 
 
 class TlsError(AirflowError):
-    """There is no trusted TLS connection: the certificate of either side, or no TLS at all."""
-
     def __init__(self, instance: str, url: str, reason: str) -> None:
         super().__init__(
             instance,
@@ -102,8 +98,6 @@ class CredentialError(AirflowError):
 
 
 class MissingExtraError(AirflowError):
-    """A sign-in needs a package that is not installed."""
-
     def __init__(self, instance: str, sign_in: str, package: str, extra: str) -> None:
         super().__init__(
             instance,
@@ -113,19 +107,16 @@ class MissingExtraError(AirflowError):
 
 
 class SignInRefusedError(AirflowError):
-    """The account or its password was not accepted."""
-
     def __init__(
         self, instance: str, request: str, status: int, check: str, remedy: str = ""
     ) -> None:
-        super().__init__(
-            instance, f"refused {request} ({status}). Check {check}. {remedy}".rstrip()
-        )
+        message = f"refused {request} ({status}). Check {check}. {remedy}"
+        super().__init__(instance, message.rstrip())
 
 
 class PermissionMissingError(AirflowError):
-    """The account lacks a permission. Airflow 2.11 answers a wrong password in the same way, and
-    without a detail.
+    """The account lacks a permission, or the password is wrong: Airflow 2.11 answers that in the
+    same way, without a detail.
 
     Args:
         needed: The permission, as it follows "lacks the permission"; empty if unknown.
@@ -142,30 +133,15 @@ class PermissionMissingError(AirflowError):
 
 
 class RequestRefusedError(AirflowError):
-    """Airflow understood the request and rejected it."""
-
     def __init__(self, instance: str, request: str, status: int, detail: str) -> None:
-        self.request = request
-        self.status = status
-        self.detail = detail
         super().__init__(
             instance,
             f"rejected {request} ({status}{quote_detail(detail)}). Change what it names: the same "
             "request would be rejected again.",
         )
 
-    def with_detail(self, detail: str) -> RequestRefusedError:
-        return RequestRefusedError(self.instance, self.request, self.status, detail)
-
 
 class UnsupportedError(AirflowError):
-    """This version of Airflow lacks a feature.
-
-    Args:
-        features: In the plural, as they follow "has no".
-        since: The first version that has them.
-    """
-
     def __init__(self, instance: str, version: str, features: str, since: str) -> None:
         super().__init__(
             instance,
@@ -175,25 +151,12 @@ class UnsupportedError(AirflowError):
 
 
 class UnexpectedAnswerError(AirflowError):
-    """An answer that is not of Airflow's API, an unknown status, or a missing field.
-
-    Args:
-        seen: What the answer was, as it follows "with".
-    """
-
     def __init__(self, instance: str, request: str, seen: str, remedy: str = "") -> None:
         remedy = remedy or "Is `url` the address of an Airflow, with no proxy that answers for it?"
         super().__init__(instance, f"answered {request} with {seen}. {remedy}")
 
 
 class DagNotFoundError(AirflowError):
-    """The instance has no such DAG.
-
-    Args:
-        seen: How that was noticed.
-        hint: A similar DAG id, as `suggest` returns it.
-    """
-
     def __init__(self, instance: str, dag_id: str, seen: str, hint: str = "") -> None:
         self.seen = seen
         super().__init__(
@@ -204,12 +167,6 @@ class DagNotFoundError(AirflowError):
 
 
 class DagPausedError(AirflowError):
-    """The DAG is paused: a run stays queued until someone unpauses it.
-
-    Args:
-        run_id: The run that is queued, if there is one.
-    """
-
     def __init__(self, instance: str, dag_id: str, url: str, run_id: str | None = None) -> None:
         remedy = f"a run would wait for ever. Unpause it at {url} and materialize the asset again."
         if run_id is not None:
@@ -221,12 +178,6 @@ class DagPausedError(AirflowError):
 
 
 class DagBrokenError(AirflowError):
-    """The DAG's file has an import error: a run would use an old version of it, or fail.
-
-    Args:
-        reason: The last line of the import error.
-    """
-
     def __init__(self, instance: str, dag_id: str, url: str, reason: str) -> None:
         why = f" ({reason})" if reason else ""
         super().__init__(
@@ -237,8 +188,6 @@ class DagBrokenError(AirflowError):
 
 
 class LogicalDateTakenError(AirflowError):
-    """Another run of the DAG has the logical date of a trigger."""
-
     def __init__(self, instance: str, dag_id: str, run_id: str, detail: str) -> None:
         super().__init__(
             instance,
@@ -248,28 +197,13 @@ class LogicalDateTakenError(AirflowError):
 
 
 class RunNotStartedError(AirflowError):
-    """A trigger failed and left no run, while the instance answers other requests.
-
-    Args:
-        reason: How the trigger failed.
-    """
-
-    def __init__(
-        self, instance: str, dag_id: str, run_id: str, reason: str, detail: str = ""
-    ) -> None:
-        self.dag_id = dag_id
-        self.run_id = run_id
-        self.reason = reason
-        self.detail = detail
+    def __init__(self, instance: str, dag_id: str, run_id: str, reason: str) -> None:
         super().__init__(
             instance,
-            f"did not start run '{run_id}' of DAG '{dag_id}' ({reason}{quote_detail(detail)}), and "
-            "has no run of that id. Look into the log of its web server or API server. If this "
-            "Dagster run fails because of it, re-execute that: a run that appears late is adopted.",
+            f"did not start run '{run_id}' of DAG '{dag_id}' ({reason}), and has no run of that "
+            "id. Look into the log of its web server or API server. If this Dagster run fails "
+            "because of it, re-execute that: a run that appears late is adopted.",
         )
-
-    def with_detail(self, detail: str) -> RunNotStartedError:
-        return RunNotStartedError(self.instance, self.dag_id, self.run_id, self.reason, detail)
 
 
 class RunLostError(AirflowError):

@@ -33,7 +33,9 @@ from federation_defs.errors import (
     UnexpectedAnswerError,
     UnreachableError,
     UnsupportedError,
+    quote_detail,
 )
+from federation_defs.redaction import redact_text
 
 # One page is the whole log, unless the task is running: then each request gives one more.
 MAX_LOG_PAGES = 100
@@ -166,13 +168,13 @@ class RunEndpoints(AirflowApi):
         self,
         dag_id: str,
         run_id: str,
-        conf: Mapping[str, Any] | None = None,
+        conf: Mapping[str, Any] = {},
         options: TriggerOptions = _NO_OPTIONS,
     ) -> DagRun:
         """Start a run, or adopt the existing one of this id, and return it.
 
         Idempotent: Airflow keeps run ids unique per DAG and answers 409 to a second one (2.11,
-        3.3). If the answer is lost or a 5xx, the run is looked up.
+        3.3). If the answer is lost or a 5xx, the run is looked up. Errors hide the conf's secrets.
 
         Raises:
             DagNotFoundError: The instance has no such DAG.
@@ -186,7 +188,7 @@ class RunEndpoints(AirflowApi):
             response = self._send(
                 "POST",
                 build_path("dags", dag_id, "dagRuns"),
-                json=self.api_version.build_trigger_body(run_id, conf or {}, options),
+                json=self.api_version.build_trigger_body(run_id, conf, options),
             )
         except UnreachableError as error:
             return self._fetch_triggered_run(dag_id, run_id, error.reason)
@@ -200,19 +202,18 @@ class RunEndpoints(AirflowApi):
                 return self._read(response, parse_dag_run)
         if is_absent(response):
             raise DagNotFoundError(self.instance, dag_id, "404 to the trigger")
+        detail = redact_text(read_detail(response), conf)
         if status == 409:
             if (run := self.fetch_run(dag_id, run_id)) is not None:
                 return run
-            raise LogicalDateTakenError(self.instance, dag_id, run_id, read_detail(response))
+            raise LogicalDateTakenError(self.instance, dag_id, run_id, detail)
         if status == 408 or status < 300 or status >= 500:
-            detail = read_detail(response) if status >= 400 else "no run of Airflow's in it"
-            reason = f"{describe_request(response)}: {status}"
-            return self._fetch_triggered_run(dag_id, run_id, reason, detail)
-        raise self.session.build_error(response)
+            seen = quote_detail(detail if status >= 400 else "no run of Airflow's in it")
+            reason = f"{describe_request(response)}: {status}{seen}"
+            return self._fetch_triggered_run(dag_id, run_id, reason)
+        raise self.session.build_error(response, conf)
 
-    def _fetch_triggered_run(
-        self, dag_id: str, run_id: str, reason: str, detail: str = ""
-    ) -> DagRun:
+    def _fetch_triggered_run(self, dag_id: str, run_id: str, reason: str) -> DagRun:
         """Fetch the run of a trigger whose outcome is unknown."""
         try:
             run = self.fetch_run(dag_id, run_id)
@@ -220,9 +221,9 @@ class RunEndpoints(AirflowApi):
             raise
         except AirflowError as error:
             reason = f"{reason}; asked for the run, it {error.message}"
-            raise RunNotStartedError(self.instance, dag_id, run_id, reason, detail) from error
+            raise RunNotStartedError(self.instance, dag_id, run_id, reason) from error
         if run is None:
-            raise RunNotStartedError(self.instance, dag_id, run_id, reason, detail)
+            raise RunNotStartedError(self.instance, dag_id, run_id, reason)
         return run
 
     def _check_supported(self, options: TriggerOptions) -> None:

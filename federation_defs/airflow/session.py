@@ -21,6 +21,7 @@ from federation_defs.errors import (
     UnreachableError,
     quote_detail,
 )
+from federation_defs.redaction import redact_text
 
 _OPEN = OpenAuth()
 
@@ -90,10 +91,12 @@ class AirflowSession:
                 raise self._build_sign_in_error(error.response, error.reason) from error
             raise CredentialError(self.instance, error.reason, self._account_hint) from error
 
-    def build_error(self, response: requests.Response) -> AirflowError:
-        """Build the error for an answer with a bad status."""
+    def build_error(
+        self, response: requests.Response, conf: Mapping[str, Any] = {}
+    ) -> AirflowError:
+        """Build the error for an answer with a bad status, without the secrets of a conf."""
         request, status = describe_request(response), response.status_code
-        detail = read_detail(response)
+        detail = redact_text(read_detail(response), conf)
         if is_refused(response):
             remedy = ""
             if "/api/v2/" in request and isinstance(self._sign_in, BasicAuth):

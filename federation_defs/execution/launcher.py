@@ -16,9 +16,7 @@ from federation_defs.errors import (
     DagPausedError,
     LogicalDateTakenError,
     PermissionMissingError,
-    RequestRefusedError,
     RunLostError,
-    RunNotStartedError,
 )
 from federation_defs.execution.context import StepContext
 from federation_defs.naming import parse_root_run_id
@@ -29,7 +27,6 @@ from federation_defs.outcome import (
     was_ended_early,
 )
 from federation_defs.partitions import Partitioning
-from federation_defs.redaction import redact_text
 
 
 class LaunchCanceledError(Exception):
@@ -119,11 +116,10 @@ class Launcher:
             options = partitioning.build_options(target.partition, has_keys=dag.is_partitioned)
         run_id = self._current_run.build_run_id(target, number)
         self._expect(target, run_id)
-        conf = declared.trigger.conf
         try:
-            return client.trigger_run(target.dag_id, run_id, conf, replace(options, note=note))
-        except (RequestRefusedError, RunNotStartedError) as error:
-            raise error.with_detail(redact_text(error.detail, conf)) from None
+            return client.trigger_run(
+                target.dag_id, run_id, declared.trigger.conf, replace(options, note=note)
+            )
         except LogicalDateTakenError:
             date = options.logical_date
             owner = client.fetch_run_of_date(target.dag_id, date) if date else None

@@ -44,7 +44,7 @@ EXAMPLES = [
     ),
     errors.LogicalDateTakenError("sales", "revenue", "dagster__1", "already exists"),
     errors.RunNotStartedError(
-        "sales", "revenue", "dagster__1", f"{TRIGGER}: 500", "database is locked"
+        "sales", "revenue", "dagster__1", f"{TRIGGER}: 500: database is locked"
     ),
     errors.RunLostError(
         "sales", "has no run 'dagster__1' of DAG 'revenue' to clear. Was it deleted there?"
