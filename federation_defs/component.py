@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
@@ -24,7 +23,7 @@ from federation_defs.execution import build_execution
 from federation_defs.observation import build_observation_sensor
 from federation_defs.partitions import Partitioning
 from federation_defs.specs import build_specs
-from federation_defs.state import Snapshot, fetch_snapshot, read_snapshot, write_snapshot
+from federation_defs.state import fetch_snapshot, read_snapshot, write_snapshot
 from federation_defs.validation import Member, find_problems
 
 _log = logging.getLogger(__name__)
@@ -64,7 +63,6 @@ class FederatedAirflow(dg.StateBackedComponent):
     and Dagster runs those of its DAGs that depend on others.
 
     Args:
-        declaration: The declaration of the instance, with all templates rendered.
         source: The file that declares it, for messages.
         account_hint: What to check if the instance refuses the sign-in, for messages.
     """
@@ -94,8 +92,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         """Return the component that a `defs.yaml` declares.
 
         Raises:
-            DeclarationError: It has no attributes, a template can't be rendered, or a rendered
-                value is wrong.
+            DeclarationError: A key is missing or wrong, or a template can't be rendered.
         """
         folder = context.component_path.file_path
         source = os.path.relpath(folder / "defs.yaml", context.project_root)
@@ -104,9 +101,8 @@ class FederatedAirflow(dg.StateBackedComponent):
         # Without warnings about templates in the place of numbers.
         raw = attributes.model_dump(exclude_unset=True, warnings=False)
         rendered = render_templates(raw, context.resolution_context.scope, source)
-        declaration = parse_declaration(rendered, source)
-        variables = find_variables(raw["auth"])
-        component = cls(declaration, source, " and ".join(variables) or f"`auth` in {source}")
+        account_hint = " and ".join(find_variables(raw["auth"])) or f"`auth` in {source}"
+        component = cls(parse_declaration(rendered, source), source, account_hint)
         context.component_tree.mark_component_defs_state_key(
             defs_state_key=component.defs_state_config.key, loc=context.component_loc
         )
@@ -128,13 +124,12 @@ class FederatedAirflow(dg.StateBackedComponent):
             AirflowError: The instance could not be read; the file is unchanged.
         """
         previous = read_snapshot(state_path)
-        snapshot = fetch_snapshot(self.client, self.declaration.select, previous)
-        write_snapshot(snapshot, state_path)
+        write_snapshot(fetch_snapshot(self.client, self.declaration.select, previous), state_path)
 
     @override
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Return the definitions of this instance. Logs a warning if Dagster refreshes the state
-        first (under `dagster dev`) and that fails; then the last state is used.
+        """Return the definitions of this instance. If Dagster refreshes the state first (under
+        `dagster dev`) and that fails, log a warning and use the last state.
 
         Raises:
             DeclarationError: This is the last component of the federation to be built, and the
@@ -165,46 +160,30 @@ class FederatedAirflow(dg.StateBackedComponent):
         members = [component.member for component in components if component.member]
         if len(members) == len(components) and (problems := find_problems(members)):
             raise DeclarationError(problems)
-        referenced = find_referenced_dag_ids(
-            self.declaration.name, (component.declaration for component in components)
+        upstreams = (
+            upstream
+            for component in components
+            for dag in component.declaration.dags.values()
+            for upstream in dag.upstreams
         )
-        return build_instance_defs(self.client, self.declaration, snapshot, referenced)
-
-
-def find_referenced_dag_ids(instance: str, declarations: Iterable[InstanceDeclaration]) -> set[str]:
-    """Return the ids of an instance's DAGs that any DAG of the federation depends on."""
-    return {
-        dag_id
-        for declaration in declarations
-        for dag in declaration.dags.values()
-        for upstream_instance, dag_id in dag.upstreams
-        if upstream_instance == instance
-    }
+        referenced = {dag_id for name, dag_id in upstreams if name == self.declaration.name}
+        specs = build_specs(self.declaration, snapshot, referenced)
+        return build_instance_defs(self.client, self.declaration, specs)
 
 
 def build_instance_defs(
-    client: AirflowClient,
-    declaration: InstanceDeclaration,
-    snapshot: Snapshot | None,
-    referenced: AbstractSet[str],
+    client: AirflowClient, declaration: InstanceDeclaration, specs: Mapping[str, dg.AssetSpec]
 ) -> dg.Definitions:
-    """Return an instance's assets, checks and sensors. Pure.
-
-    Args:
-        snapshot: The last known state; None if the instance was never reached.
-        referenced: From `find_referenced_dag_ids`.
-    """
-    specs = build_specs(declaration, snapshot, referenced)
+    """Return an instance's assets, checks and sensors, from the specs of its DAGs by id. Pure."""
     downstreams = {dag_id: specs[dag_id] for dag_id in declaration.downstreams}
-    rules = {dag_id: declaration.find_success_rule(dag_id) for dag_id in specs}
+    rules = {dag_id: declaration.find_dag(dag_id).success_when for dag_id in specs}
     partitionings = {
         dag_id: Partitioning(dag.partitions)
         for dag_id, dag in declaration.dags.items()
-        if dag.partitions is not None
+        if dag.partitions
     }
-    assets: list[dg.AssetSpec | dg.AssetsDefinition] = [
-        spec for dag_id, spec in specs.items() if dag_id not in downstreams
-    ]
+    observed = {dag_id: rule for dag_id, rule in rules.items() if dag_id not in downstreams}
+    assets: list[dg.AssetSpec | dg.AssetsDefinition] = [specs[dag_id] for dag_id in observed]
     sensors: list[dg.SensorDefinition] = [
         build_observation_sensor(client, rules, declaration.observe, partitionings=partitionings)
     ]
@@ -213,13 +192,12 @@ def build_instance_defs(
         assets.append(build_execution(client, declaration.downstreams, downstreams, limit))
         keys = [spec.key for spec in downstreams.values()]
         sensors.append(build_automation_sensor(declaration.name, keys))
-    observed = {dag_id: rule for dag_id, rule in rules.items() if dag_id not in downstreams}
     checks = [build_checks(client, observed)] if observed else []
     return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors)
 
 
 def load_federation(path_within_project: Path) -> dg.Definitions:
-    """Load all definitions in a project's defs folder.
+    """Load all definitions in the defs folder of the project that a path is in.
 
     Like `dagster.load_from_defs_folder`, except that run workers start faster. Every trigger starts
     one, and its start is the user's waiting time:
@@ -228,9 +206,6 @@ def load_federation(path_within_project: Path) -> dg.Definitions:
       to describe them to the UI (dagster 1.13, `ComponentRootComponent`): 1.3 s.
     - All steps run in one process. Dagster's default executor would start another process for each
       step, 3 s later and 150 MB larger, and at most one per core at a time.
-
-    Args:
-        path_within_project: The project's root, or any path in it.
     """
     with warnings.catch_warnings():
         # As in `load_from_defs_folder`: they are about Dagster's own use of its beta features.

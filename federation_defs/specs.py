@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from federation_defs.automation import build_condition
-from federation_defs.declaration import DagDeclaration, InstanceDeclaration
+from federation_defs.declaration import InstanceDeclaration
 from federation_defs.naming import build_asset_key, build_owner, build_tag_key
 from federation_defs.partitions import Partitioning
 from federation_defs.state import DagSnapshot, Snapshot
@@ -25,20 +25,15 @@ def build_specs(
         referenced: Ids of this instance's DAGs that any DAG of the federation depends on.
     """
     dags = snapshot.dags if snapshot else {}
-    detached = {
-        (declaration.name, dag_id)
-        for dag_id, dag in declaration.dags.items()
-        if not dag.trigger.wait
-    }
+    waits = {dag_id: dag.trigger.wait for dag_id, dag in declaration.dags.items()}
+    detached = {(declaration.name, dag_id) for dag_id in waits if not waits[dag_id]}
     specs = {}
     for dag_id in sorted({*dags, *declaration.dags, *referenced}):
-        declared = declaration.dags.get(dag_id, DagDeclaration())
+        declared = declaration.find_dag(dag_id)
         condition = None
         if declared.depends_on:
-            condition = build_condition(
-                waits=declared.trigger.wait,
-                follows_detached=not detached.isdisjoint(declared.upstreams),
-            )
+            follows_detached = not detached.isdisjoint(declared.upstreams)
+            condition = build_condition(waits=waits[dag_id], follows_detached=follows_detached)
         partitions = declared.partitions and Partitioning(declared.partitions).definition
         specs[dag_id] = dg.AssetSpec(
             key=build_asset_key(declaration.name, dag_id),

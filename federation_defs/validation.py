@@ -33,8 +33,7 @@ def find_problems(members: Sequence[Member]) -> list[str]:
     by_name = {member.name: member for member in members}
     return [
         *_find_shared_names(members),
-        *(problem for member in members for problem in _find_unknown_dags(member)),
-        *(problem for member in members for problem in _find_broken_edges(member, by_name)),
+        *(problem for member in members for problem in _find_unknown_names(member, by_name)),
         *_find_cycle(members),
     ]
 
@@ -50,21 +49,17 @@ def _find_shared_names(members: Sequence[Member]) -> Iterator[str]:
             )
 
 
-def _find_unknown_dags(member: Member) -> Iterator[str]:
-    for dag_id in member.declaration.dags:
-        if problem := _describe_missing_dag(member, dag_id):
-            yield f"{member.source}: dags.{dag_id}: {problem}"
-
-
-def _find_broken_edges(member: Member, members: Mapping[str, Member]) -> Iterator[str]:
+def _find_unknown_names(member: Member, members: Mapping[str, Member]) -> Iterator[str]:
     for dag_id, dag in member.declaration.dags.items():
-        where = f"{member.source}: dags.{dag_id}.depends_on"
+        where = f"{member.source}: dags.{dag_id}"
+        if problem := _describe_missing_dag(member, dag_id):
+            yield f"{where}: {problem}"
         for name, upstream in dag.upstreams:
             if name not in members:
                 hint = _suggest_or_list(name, members)
-                yield f"{where}: there is no Airflow instance '{name}'{hint}"
+                yield f"{where}.depends_on: there is no Airflow instance '{name}'{hint}"
             elif problem := _describe_missing_dag(members[name], upstream):
-                yield f"{where}: {problem}"
+                yield f"{where}.depends_on: {problem}"
 
 
 def _describe_missing_dag(member: Member, dag_id: str) -> str | None:

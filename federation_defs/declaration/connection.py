@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, GetJsonSchemaHandler, SecretStr, model_validator
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import Field, SecretStr, model_validator
 
 from federation_defs.declaration.fields import Count, Declaration, Duration, Switch
 
@@ -56,10 +54,8 @@ class MwaaAuthDeclaration(Declaration):
 
     type: Literal["mwaa"]
     environment: str = Field(description="The name of the MWAA environment.")
-    region: str | None = Field(default=None, description="AWS region; boto3's default if not set.")
-    profile: str | None = Field(
-        default=None, description="AWS profile; boto3's default if not set."
-    )
+    region: str | None = Field(default=None, description="AWS region; else boto3's default.")
+    profile: str | None = Field(default=None, description="AWS profile; else boto3's default.")
 
 
 class ComposerAuthDeclaration(Declaration):
@@ -67,8 +63,7 @@ class ComposerAuthDeclaration(Declaration):
 
     type: Literal["composer"]
     credentials_file: str | None = Field(
-        default=None,
-        description="A service account key; the application default credentials if not set.",
+        default=None, description="A service account key; else the application default credentials."
     )
 
 
@@ -78,23 +73,20 @@ class NoAuthDeclaration(Declaration):
     type: Literal["none"]
 
 
-class _ByType:
-    """Writes a union discriminated by `type` into the JSON schema as if/then, so that an editor
-    names the wrong key, and not every type that does not match."""
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        refs: dict[str, str] = handler(schema)["discriminator"]["mapping"]
-        return {
-            "type": "object",
-            "required": ["type"],
-            "properties": {"type": {"enum": list(refs)}},
-            "allOf": [
-                {"if": {"properties": {"type": {"const": kind}}}, "then": {"$ref": ref}}
-                for kind, ref in refs.items()
-            ],
-        }
+def _write_as_if_then(schema: dict[str, Any]) -> None:
+    """Rewrite the JSON schema of a union by `type`, so that an editor names the wrong key, and not
+    every type that does not match."""
+    refs = schema.pop("discriminator")["mapping"]
+    del schema["oneOf"]
+    schema |= {
+        "type": "object",
+        "required": ["type"],
+        "properties": {"type": {"enum": list(refs)}},
+        "allOf": [
+            {"if": {"properties": {"type": {"const": kind}}}, "then": {"$ref": ref}}
+            for kind, ref in refs.items()
+        ],
+    }
 
 
 AuthDeclaration = Annotated[
@@ -104,8 +96,7 @@ AuthDeclaration = Annotated[
     | MwaaAuthDeclaration
     | ComposerAuthDeclaration
     | NoAuthDeclaration,
-    Field(discriminator="type"),
-    _ByType(),
+    Field(discriminator="type", json_schema_extra=_write_as_if_then),
 ]
 
 
@@ -118,22 +109,18 @@ class TlsDeclaration(Declaration):
         description="If false, certificates are not verified, and anyone in between can read the "
         "credentials; a warning is logged at every load.",
     )
-    ca_bundle: str | None = Field(
-        default=None, description="A PEM file of additional authorities to trust."
-    )
+    ca_bundle: str | None = Field(default=None, description="A PEM file of further authorities.")
     client_cert: str | None = Field(
         default=None,
-        description="A PEM file with the client certificate, and its key unless `client_key` is "
-        "set.",
+        description="A PEM file with the client certificate, and its key unless in `client_key`.",
     )
     client_key: str | None = Field(default=None, description="A PEM file: the certificate's key.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _require_cert_of_key(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("client_key") and not value.get("client_cert"):
+    @model_validator(mode="after")
+    def _require_cert_of_key(self) -> TlsDeclaration:
+        if self.client_key and not self.client_cert:
             raise ValueError("client_key is the key of client_cert: write that too")
-        return value
+        return self
 
 
 class HttpDeclaration(Declaration):
@@ -145,6 +132,5 @@ class HttpDeclaration(Declaration):
     max_connections: Count = Field(default=8, description="Concurrent requests.")
     max_requests_per_minute: Count = Field(
         default=300,
-        description="Requests in any minute; more requests wait. A burst may use a quarter of "
-        "them.",
+        description="Requests in any minute; more wait. A burst may use a quarter of them.",
     )

@@ -41,16 +41,14 @@ class TriggerDeclaration(Declaration):
     )
     timeout: Duration = Field(
         default=86400.0,
-        description="For the DAG run, as 30s, 5m, 24h or 7d. After it, waiting for the DAG run "
-        "fails.",
+        description="For the DAG run, as 30s, 5m, 24h or 7d. After it, waiting fails.",
     )
     on_timeout: Literal["leave", "cancel"] = Field(
         default="leave", description="Whether to cancel a DAG run that exceeds its time-out."
     )
     on_cancel: Literal["cancel", "leave"] = Field(
         default="cancel",
-        description="Whether to cancel the DAG runs that a Dagster run waits for when it is "
-        "canceled.",
+        description="Whether canceling a Dagster run cancels the DAG runs that it waits for.",
     )
     on_retry: Literal["clear_failed", "clear_all", "new_run"] = Field(
         default="clear_failed",
@@ -89,24 +87,17 @@ class PartitionsDeclaration(Declaration):
 
     @model_validator(mode="after")
     def _refuse_shared_keys(self) -> PartitionsDeclaration:
-        if not self.key_format or any(
-            map(is_template, (self.key_format, self.cron, self.timezone))
-        ):
+        key_format = self.key_format
+        if not key_format or any(map(is_template, (key_format, self.cron, self.timezone))):
             return self
+        start = datetime.datetime.combine(self.start, datetime.time.min)
         partitions = dg.TimeWindowPartitionsDefinition(
-            cron_schedule=self.cron,
-            start=datetime.datetime.combine(self.start, datetime.time.min),
-            timezone=self.timezone,
-            fmt=self.key_format,
+            cron_schedule=self.cron, start=start, timezone=self.timezone, fmt=key_format
         )
         first = partitions.get_first_partition_window()
-        second = partitions.get_next_partition_window(first.end) if first else None
-        if first and second:
-            keys = [window.start.strftime(self.key_format) for window in (first, second)]
-            if keys[0] == keys[1]:
-                raise ValueError(
-                    "key_format: two partitions have the same key; write more of the date"
-                )
+        second = first and partitions.get_next_partition_window(first.end)
+        if first and second and f"{first.start:{key_format}}" == f"{second.start:{key_format}}":
+            raise ValueError("key_format: two partitions have the same key; write more of the date")
         return self
 
 

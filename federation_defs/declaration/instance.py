@@ -10,14 +10,8 @@ from dagster.components import DefsStateConfigArgs
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from federation_defs.declaration.connection import AuthDeclaration, HttpDeclaration, TlsDeclaration
-from federation_defs.declaration.dag import DagDeclaration, SuccessDeclaration
-from federation_defs.declaration.fields import (
-    Count,
-    Declaration,
-    Duration,
-    Number,
-    check_text,
-)
+from federation_defs.declaration.dag import DagDeclaration
+from federation_defs.declaration.fields import Count, Declaration, Duration, Number, check_text
 from federation_defs.errors import DeclarationError
 
 
@@ -36,26 +30,18 @@ def _check_url(url: str) -> None:
 
 
 def _check_state(state: DefsStateConfigArgs) -> DefsStateConfigArgs:
-    if state.management_type.value == "LEGACY_CODE_SERVER_SNAPSHOTS":
-        raise ValueError(
-            "LEGACY_CODE_SERVER_SNAPSHOTS keeps no state for when the instance is down; use "
-            "LOCAL_FILESYSTEM or VERSIONED_STATE_STORAGE"
-        )
+    if (kind := state.management_type.value) == "LEGACY_CODE_SERVER_SNAPSHOTS":
+        remedy = "use LOCAL_FILESYSTEM or VERSIONED_STATE_STORAGE"
+        raise ValueError(f"{kind} keeps no state for when the instance is down; {remedy}")
     return state
 
 
 class SelectDeclaration(Declaration):
     """Which DAGs become assets; all unless set."""
 
-    dag_ids: list[str] = Field(
-        default=["*"], description="Globs; a DAG is selected if one matches its id."
-    )
-    tags: list[str] | None = Field(
-        default=None, description="If set, a DAG needs at least one of these Airflow tags."
-    )
-    exclude: list[str] = Field(
-        default=[], description="Globs; a DAG is not selected if one matches its id."
-    )
+    dag_ids: list[str] = Field(default=["*"], description="Globs of the DAG ids to select.")
+    tags: list[str] | None = Field(default=None, description="Tags of which a DAG needs one.")
+    exclude: list[str] = Field(default=[], description="Globs of the DAG ids to leave out.")
 
 
 class ObserveDeclaration(Declaration):
@@ -130,17 +116,15 @@ class InstanceDeclaration(Declaration):
         """The DAGs that depend on others, and so are run by Dagster."""
         return {dag_id: dag for dag_id, dag in self.dags.items() if dag.depends_on}
 
-    def find_success_rule(self, dag_id: str) -> SuccessDeclaration | None:
-        """Return the declared rule for a DAG's success; None if the state of its runs decides."""
-        dag = self.dags.get(dag_id)
-        return dag.success_when if dag else None
+    def find_dag(self, dag_id: str) -> DagDeclaration:
+        """Return what is declared of a DAG, or the defaults."""
+        return self.dags.get(dag_id, DagDeclaration())
 
 
 def parse_declaration(values: Mapping[str, Any], source: str) -> InstanceDeclaration:
-    """Return the declaration of one instance.
+    """Return the declaration of one instance, whose templates are rendered.
 
     Args:
-        values: The keys and values, with all templates rendered.
         source: The declaring file, for messages.
 
     Raises:

@@ -171,7 +171,7 @@ def declare(success_when: Any) -> SuccessDeclaration | None:
         "auth": {"type": "password", "username": "me", "password": "s3cret"},
         "dags": {"a": {"success_when": success_when}},
     }
-    return parse_declaration(values, "defs.yaml").find_success_rule("a")
+    return parse_declaration(values, "defs.yaml").find_dag("a").success_when
 
 
 @pytest.mark.parametrize(
