@@ -17,7 +17,7 @@ from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.automation import build_automation_sensor
 from federation_defs.checks import build_checks
 from federation_defs.declaration import InstanceDeclaration, parse_declaration
-from federation_defs.declaration.templates import find_variables, render_templates
+from federation_defs.declaration.fields import find_variables, render_templates
 from federation_defs.errors import AirflowError, DeclarationError
 from federation_defs.execution import build_execution
 from federation_defs.observation import build_observation_sensor
@@ -129,12 +129,7 @@ class FederatedAirflow(dg.StateBackedComponent):
     @override
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Return the definitions of this instance. If Dagster refreshes the state first (under
-        `dagster dev`) and that fails, log a warning and use the last state.
-
-        Raises:
-            DeclarationError: This is the last component of the federation to be built, and the
-                declarations contradict each other. Names all problems.
-        """
+        `dagster dev`) and that fails, log a warning and use the last state."""
         try:
             return super().build_defs(context)
         except AirflowError as error:
@@ -153,6 +148,9 @@ class FederatedAirflow(dg.StateBackedComponent):
 
         Validating the federation needs the states of all instances, so the last component of a load
         does it. If Dagster loads a single component, nothing is validated.
+
+        Raises:
+            DeclarationError: The declarations contradict each other. Names all problems.
         """
         snapshot = read_snapshot(state_path)
         self.member = Member(self.source, self.declaration, snapshot)

@@ -62,11 +62,7 @@ class AirflowError(FederationError):
 
 
 class UnreachableError(AirflowError):
-    """There was no answer, or a temporary error.
-
-    Args:
-        is_late: The answer exceeded a declared time-out.
-    """
+    """`is_late` says that the answer exceeded a declared time-out."""
 
     def __init__(self, instance: str, url: str, reason: str, *, is_late: bool = False) -> None:
         self.reason = reason
@@ -87,11 +83,7 @@ class TlsError(AirflowError):
 
 
 class CredentialError(AirflowError):
-    """The source of the credentials failed. The instance was not asked.
-
-    Args:
-        reason: What was tried and what happened; holds no part of a credential.
-    """
+    """The instance was not asked. `reason` holds no part of a credential."""
 
     def __init__(self, instance: str, reason: str, check: str) -> None:
         super().__init__(instance, f"was not signed in to: {reason}. Check {check}.")
@@ -115,20 +107,14 @@ class SignInRefusedError(AirflowError):
 
 
 class PermissionMissingError(AirflowError):
-    """The account lacks a permission, or the password is wrong: Airflow 2.11 answers that in the
-    same way, without a detail.
-
-    Args:
-        needed: The permission, as it follows "lacks the permission"; empty if unknown.
-    """
+    """`needed` is the permission; empty if unknown."""
 
     def __init__(self, instance: str, request: str, needed: str, detail: str, check: str) -> None:
         remedy = f"The account lacks the permission {needed}".rstrip()
         remedy += ": give it a role that has it."
         if not detail:
-            remedy = (
-                f"Check {check}: Airflow 2 answers a wrong password so. If it is right: {remedy}"
-            )
+            why = "Airflow 2 answers a wrong password so"  # 2.11, and without a detail
+            remedy = f"Check {check}: {why}. If it is right: {remedy}"
         super().__init__(instance, f"forbids {request} (403{quote_detail(detail)}). {remedy}")
 
 

@@ -8,8 +8,7 @@ import string
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# A key that contains one of these words has a secret value. The union of
-# `DEFAULT_SENSITIVE_FIELDS` in the secrets maskers of Airflow 2.11 and 3.3.
+# Words of sensitive keys: `DEFAULT_SENSITIVE_FIELDS` in the secrets maskers of Airflow 2.11 and 3.3.
 _SENSITIVE = re.compile(
     "access_key|access_token|api_key|apikey|auth_header|authorization|bearer|connection_string|dsn|"
     "keyfile_dict|passphrase|passwd|password|private_key|proxies|proxy|secret|service_account|"
@@ -17,16 +16,10 @@ _SENSITIVE = re.compile(
 )
 
 _MASK = "***"
-
-# Airflow 2.11 shows what is nested deeper than 5; we mask what is too deep to search.
-_MAX_DEPTH = 8
-
-# Shorter strings occur in any text by chance.
-_MIN_LENGTH = 4
-
+_MAX_DEPTH = 8  # Airflow 2.11 shows what is nested deeper than 5; we mask what is too deep
+_MIN_LENGTH = 4  # shorter strings occur in any text by chance
 # The characters that JSON, a Python repr and HTML do not escape.
 _UNESCAPED = set(string.ascii_letters + string.digits + string.punctuation) - set("\"'\\&<>")
-
 _OMITTED = "omitted, because it may quote a secret of the conf; see Airflow's log"
 
 

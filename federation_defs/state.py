@@ -1,10 +1,8 @@
-"""Snapshots of an instance: the DAGs that it has, and the asset metadata that dagster-airlift
-builds from them.
+"""Snapshots of an instance: the DAGs that it has, and dagster-airlift's metadata of their assets.
 
 A snapshot is the state of a component: fetched when Dagster refreshes the state, kept on disk or in
-Dagster's state storage, and read at every load, so that a code location loads with every Airflow
-down. A run worker reads dagster-airlift's results from it without importing dagster-airlift, which
-takes longer than the rest of its start.
+Dagster's state storage, and read at every load. So a code location loads with every Airflow down,
+and a run worker needs no import of dagster-airlift, which takes longer than the rest of its start.
 """
 
 from __future__ import annotations
@@ -58,14 +56,13 @@ class Snapshot:
         unselected: The ids of the other DAGs.
         vanished: The ids of DAGs that an earlier snapshot had and the instance no longer has. A
             dependency on one of them is no typing error.
-        format: The version of the file's format.
     """
 
     taken_at: str
     dags: Mapping[str, DagSnapshot]
     unselected: tuple[str, ...]
     vanished: tuple[str, ...]
-    format: Literal[1] = 1
+    format: Literal[1] = 1  # of the file
 
     @property
     def present_dag_ids(self) -> set[str]:
@@ -82,15 +79,14 @@ _ADAPTER = TypeAdapter(Snapshot)
 
 
 def write_snapshot(snapshot: Snapshot, path: Path) -> None:
-    """Write a snapshot to a file. A file that is there is replaced in one step."""
+    """Write a snapshot to a file, which is replaced in one step."""
     new = path.with_suffix(".new")
     new.write_bytes(_ADAPTER.dump_json(snapshot, indent=1))
     new.replace(path)
 
 
 def read_snapshot(path: Path | None) -> Snapshot | None:
-    """Return the snapshot in a file; None if there is no file, or (with a warning) if it is
-    unreadable."""
+    """Return the snapshot in a file; None without a file, or (with a warning) an unreadable one."""
     if path is None or not path.exists():
         return None
     try:
@@ -153,6 +149,5 @@ def _build_dag_snapshots(client: AirflowClient, dags: list[Dag]) -> dict[str, Da
             metadata=dg.serialize_value(dict(spec.metadata)),
             tags=dict(spec.tags),
         )
-        # dagster-airlift returns one spec per DAG, in the order of the DAGs.
-        for dag, spec in zip(dags, specs, strict=True)
+        for dag, spec in zip(dags, specs, strict=True)  # dagster-airlift keeps their order
     }

@@ -75,8 +75,8 @@ def _describe_missing_dag(member: Member, dag_id: str) -> str | None:
 def _suggest_or_list(name: str, known: Iterable[str]) -> str:
     """Return the most similar name, or the first known names, as the end of a sentence."""
     names = sorted(known)
-    more = ", …" if len(names) > 10 else ""
-    return suggest(name, names) or f"; there is {', '.join(names[:10])}{more}."
+    listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    return suggest(name, names) or f"; there is {listed}."
 
 
 def _find_cycle(members: Sequence[Member]) -> Iterator[str]:

@@ -9,8 +9,14 @@ from zoneinfo import available_timezones
 import dagster as dg
 from pydantic import Field, StringConstraints, model_validator
 
-from federation_defs.declaration.fields import Declaration, Duration, Switch, check_text, suggest
-from federation_defs.declaration.templates import is_template
+from federation_defs.declaration.fields import (
+    Declaration,
+    Duration,
+    Switch,
+    check_text,
+    is_template,
+    suggest,
+)
 
 
 def _check_cron(cron: str) -> None:

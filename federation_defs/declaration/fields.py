@@ -1,12 +1,15 @@
-"""The base class and the field types of all declarations."""
+"""The base class and the field types of all declarations, and the templates in their texts."""
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
+import jinja2
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -14,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    SecretStr,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
@@ -21,24 +25,27 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from federation_defs.declaration.templates import is_template
+from federation_defs.errors import DeclarationError
 
 _DURATION_PATTERN = r"^\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*$"
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+# `env.NAME` has no default; `env("NAME", default)` has one.
+_ENV_ATTRIBUTE = re.compile(r"\benv\.([A-Za-z_]\w*)")
+_ENV = re.compile(r"\benv(?:\.|\(\s*['\"])([A-Za-z_]\w*)")
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
 class _OrText:
     """Allows text that matches a pattern in a field's JSON schema."""
 
-    def __init__(self, pattern: str) -> None:
-        self._pattern = pattern
+    pattern: str
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return {"anyOf": [handler(schema), {"type": "string", "pattern": self._pattern}]}
+        return {"anyOf": [handler(schema), {"type": "string", "pattern": self.pattern}]}
 
 
 def _keep_template(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -88,14 +95,11 @@ class Declaration(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            problems = [
-                f"unknown key '{key}'{suggest(str(key), cls.model_fields)}"
-                for key in value
-                if key not in cls.model_fields
-            ]
-            if problems:
-                raise ValueError("; ".join(problems))
+        known = cls.model_fields
+        unknown = [key for key in value if key not in known] if isinstance(value, Mapping) else []
+        if unknown:
+            hints = [f"unknown key '{key}'{suggest(str(key), known)}" for key in unknown]
+            raise ValueError("; ".join(hints))
         return value
 
 
@@ -103,3 +107,61 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean '…'?" with the most similar known name; empty if none is similar."""
     similar = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean '{similar[0]}'?" if similar else ""
+
+
+def render_templates(raw: Mapping[str, Any], scope: Mapping[str, Any], source: str) -> Any:
+    """Return the declaration with every template rendered as text.
+
+    (Dagster's own rendering evaluates the result as a Python literal: the password `1_000` would
+    become the number 1000.)
+
+    Args:
+        scope: What templates may use: `env` and the component's template variables.
+        source: The declaring file, for messages.
+
+    Raises:
+        DeclarationError: Environment variables are not set (all are named), or a template fails.
+    """
+    jinja = jinja2.Environment(undefined=jinja2.StrictUndefined)  # noqa: S701 - this is not HTML
+    problems: list[str] = []
+
+    def render(value: Any, path: tuple[str, ...] = ()) -> Any:
+        if isinstance(value, Mapping):
+            return {key: render(item, (*path, str(key))) for key, item in value.items()}
+        if isinstance(value, list):
+            return [render(item, (*path, str(index))) for index, item in enumerate(value)]
+        text = _reveal(value)
+        if not is_template(text):
+            return text
+        where = f"{source}: {'.'.join(path)}"
+        if unset := [name for name in _ENV_ATTRIBUTE.findall(text) if name not in os.environ]:
+            problems.append(f"{where}: set the environment variable {' and '.join(unset)}.")
+            return text
+        try:
+            return jinja.from_string(text).render(**scope)
+        except Exception as error:  # a template may call anything
+            problem = f"{where}: the template fails ({type(error).__name__}: {error})."
+            raise DeclarationError([problem]) from error
+
+    rendered = render(raw)
+    if problems:
+        raise DeclarationError(problems)
+    return rendered
+
+
+def find_variables(raw: Any) -> list[str]:
+    """Return the environment variables that the templates in a value use, in order."""
+    if isinstance(raw, Mapping):
+        return find_variables(list(raw.values()))
+    if isinstance(raw, list):
+        return [name for value in raw for name in find_variables(value)]
+    text = _reveal(raw)
+    return _ENV.findall(text) if is_template(text) else []
+
+
+def is_template(value: Any) -> bool:
+    return isinstance(value, str) and "{{" in value
+
+
+def _reveal(value: Any) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value

@@ -40,7 +40,7 @@ class SelectDeclaration(Declaration):
     """Which DAGs become assets; all unless set."""
 
     dag_ids: list[str] = Field(default=["*"], description="Globs of the DAG ids to select.")
-    tags: list[str] | None = Field(default=None, description="Tags of which a DAG needs one.")
+    tags: list[str] | None = Field(default=None, description="Tags in Airflow; a DAG needs one.")
     exclude: list[str] = Field(default=[], description="Globs of the DAG ids to leave out.")
 
 

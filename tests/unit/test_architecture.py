@@ -45,7 +45,6 @@ LAYERS = [
     ["declaration.dag"],
     ["declaration.connection"],
     ["declaration.fields"],
-    ["declaration.templates"],
     ["naming", "errors", "redaction", "threads", "timing"],
 ]
 

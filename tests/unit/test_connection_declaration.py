@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from federation_defs.declaration import InstanceDeclaration, parse_declaration
-from federation_defs.declaration.templates import render_templates
+from federation_defs.declaration.fields import render_templates
 
 BASE: dict[str, Any] = {"name": "sales", "url": "https://sales.example.com"}
 SIGN_INS: list[dict[str, Any]] = [

@@ -6,7 +6,7 @@ import pytest
 from dagster.components import ResolutionContext
 from pydantic import SecretStr
 
-from federation_defs.declaration.templates import find_variables, render_templates
+from federation_defs.declaration.fields import find_variables, render_templates
 from federation_defs.errors import DeclarationError
 
 SCOPE = ResolutionContext.default().scope
