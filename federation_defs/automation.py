@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from federation_defs.naming import build_automation_sensor_name, build_monitor_tags
+from federation_defs.naming import build_monitor_tags, build_sensor_name
 
 # Dagster's asset daemon loops every 5 seconds at best (1.13); 1 makes every loop evaluate.
 _EVALUATION_INTERVAL_S = 1
@@ -65,7 +65,7 @@ def build_automation_sensor(
     can be switched off for maintenance.
     """
     return dg.AutomationConditionSensorDefinition(
-        name=build_automation_sensor_name(instance),
+        name=build_sensor_name(instance, "automation"),
         target=dg.AssetSelection.assets(*keys),
         run_tags=build_monitor_tags(instance),
         default_status=dg.DefaultSensorStatus.RUNNING,

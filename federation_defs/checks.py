@@ -16,8 +16,8 @@ from federation_defs.events import build_check_result
 from federation_defs.naming import (
     CHECK_NAME,
     build_asset_key,
-    build_checks_name,
     build_dag_id,
+    build_op_name,
     build_output_names,
 )
 from federation_defs.outcome import Rules, add_log_tails, fetch_outcome
@@ -39,7 +39,7 @@ def build_checks(client: AirflowClient, rules: Rules) -> dg.AssetChecksDefinitio
     names = build_output_names(list(rules))
 
     @dg.op(
-        name=build_checks_name(client.instance),
+        name=build_op_name(client.instance, "checks"),
         ins={name: dg.In(dg.Nothing) for name in names.values()},
         out={name: dg.Out(dg.Nothing, is_required=False) for name in names.values()},
     )

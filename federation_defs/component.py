@@ -77,7 +77,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         self.source = source
         self.client = build_client(declaration, account_hint)
         self.member: Member | None = None  # once the state was read
-        self._refresh_if_dev = declaration.defs_state.refresh_if_dev
+        self._defs_state = declaration.defs_state
 
     @classmethod
     @override
@@ -111,10 +111,8 @@ class FederatedAirflow(dg.StateBackedComponent):
     @property
     @override
     def defs_state_config(self) -> DefsStateConfig:
-        return DefsStateConfig.from_args(
-            self.declaration.defs_state.model_copy(update={"refresh_if_dev": self._refresh_if_dev}),
-            default_key=f"FederatedAirflow[{self.declaration.name}]",
-        )
+        default_key = f"FederatedAirflow[{self.declaration.name}]"
+        return DefsStateConfig.from_args(self._defs_state, default_key=default_key)
 
     @override
     def write_state_to_path(self, state_path: Path) -> None:
@@ -133,7 +131,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         try:
             return super().build_defs(context)
         except AirflowError as error:
-            self._refresh_if_dev = False
+            self._defs_state = self._defs_state.model_copy(update={"refresh_if_dev": False})
             defs = super().build_defs(context)
             snapshot = self.member and self.member.snapshot
             known = f"DAGs as of {snapshot.taken_at}" if snapshot else "declared DAGs"
@@ -158,13 +156,13 @@ class FederatedAirflow(dg.StateBackedComponent):
         members = [component.member for component in components if component.member]
         if len(members) == len(components) and (problems := find_problems(members)):
             raise DeclarationError(problems)
-        upstreams = (
-            upstream
+        referenced = {
+            dag_id
             for component in components
             for dag in component.declaration.dags.values()
-            for upstream in dag.upstreams
-        )
-        referenced = {dag_id for name, dag_id in upstreams if name == self.declaration.name}
+            for instance, dag_id in dag.upstreams
+            if instance == self.declaration.name
+        }
         specs = build_specs(self.declaration, snapshot, referenced)
         return build_instance_defs(self.client, self.declaration, specs)
 

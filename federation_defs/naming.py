@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import chain, count
+from typing import Literal
 from urllib.parse import quote
 
 import dagster as dg
@@ -35,22 +37,14 @@ def build_check_key(key: dg.AssetKey) -> dg.AssetCheckKey:
     return dg.AssetCheckKey(key, CHECK_NAME)
 
 
-def build_checks_name(instance: str) -> str:
-    """Return the name of the op that executes the checks of an instance's DAGs."""
-    return f"{instance}__checks"
+def build_sensor_name(instance: str, kind: Literal["observation", "automation"]) -> str:
+    return f"{instance}__{kind}"
 
 
-def build_observation_sensor_name(instance: str) -> str:
-    return f"{instance}__observation"
-
-
-def build_automation_sensor_name(instance: str) -> str:
-    return f"{instance}__automation"
-
-
-def build_execution_name(instance: str) -> str:
-    """Return the name of the op (and so the step) that triggers an instance's DAGs."""
-    return f"{instance}__dags"
+def build_op_name(instance: str, kind: Literal["dags", "checks"]) -> str:
+    """Return the name of the op (and so the step) that triggers an instance's DAGs, or executes
+    their checks."""
+    return f"{instance}__{kind}"
 
 
 def build_output_names(dag_ids: list[str]) -> dict[str, str]:
@@ -60,12 +54,9 @@ def build_output_names(dag_ids: list[str]) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     for dag_id in sorted(dag_ids):
-        name = plain = re.sub(r"[^A-Za-z0-9_]", "_", dag_id)
-        number = 1
-        while name in names.values():
-            number += 1
-            name = f"{plain}__{number}"
-        names[dag_id] = name
+        plain = re.sub(r"[^A-Za-z0-9_]", "_", dag_id)
+        candidates = chain([plain], (f"{plain}__{number}" for number in count(2)))
+        names[dag_id] = next(name for name in candidates if name not in names.values())
     return names
 
 

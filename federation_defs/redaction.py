@@ -8,7 +8,7 @@ import string
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Words of sensitive keys: `DEFAULT_SENSITIVE_FIELDS` in the secrets maskers of Airflow 2.11 and 3.3.
+# The words of sensitive keys: `DEFAULT_SENSITIVE_FIELDS` of Airflow 2.11 and of 3.3.
 _SENSITIVE = re.compile(
     "access_key|access_token|api_key|apikey|auth_header|authorization|bearer|connection_string|dsn|"
     "keyfile_dict|passphrase|passwd|password|private_key|proxies|proxy|secret|service_account|"

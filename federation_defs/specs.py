@@ -34,13 +34,12 @@ def build_specs(
         if declared.depends_on:
             follows_detached = not detached.isdisjoint(declared.upstreams)
             condition = build_condition(waits=waits[dag_id], follows_detached=follows_detached)
-        partitions = declared.partitions and Partitioning(declared.partitions).definition
         specs[dag_id] = dg.AssetSpec(
             key=build_asset_key(declaration.name, dag_id),
             group_name=declaration.name,
             deps=[build_asset_key(instance, upstream) for instance, upstream in declared.upstreams],
             automation_condition=condition,
-            partitions_def=partitions,
+            partitions_def=declared.partitions and Partitioning(declared.partitions).definition,
             **_describe(declaration.name, dag_id, dags.get(dag_id)),
         )
     return specs
@@ -51,8 +50,7 @@ def _describe(instance: str, dag_id: str, dag: DagSnapshot | None) -> dict[str, 
     default = f"Materialized by each successful run of DAG {dag_id} in Airflow {instance}."
     if dag is None:
         # The kinds and the metadata that dagster-airlift gives every DAG.
-        kinds, metadata = {"airflow", "dag"}, {"Dag ID": dag_id}
-        return {"description": default, "kinds": kinds, "metadata": metadata}
+        return {"description": default, "kinds": {"airflow", "dag"}, "metadata": {"Dag ID": dag_id}}
     return {
         "description": dag.description or default,
         "owners": [build_owner(owner) for owner in dag.owners if owner],

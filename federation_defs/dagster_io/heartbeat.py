@@ -16,7 +16,7 @@ import threading
 import dagster as dg
 
 from federation_defs.dagster_io.run_tags import add_run_tags
-from federation_defs.naming import ALIVE_TAG, build_execution_name, build_monitor_tags
+from federation_defs.naming import ALIVE_TAG, build_monitor_tags, build_op_name
 from federation_defs.timing import Timing
 
 _log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _is_orphaned(
         started_at = record.start_time or record.create_timestamp.timestamp()
         return started_at < now - timing.first_heartbeat_lost_s
     # Dagster splits a multi_asset into name, name_2, … where dependencies cross.
-    own_step = re.compile(re.escape(build_execution_name(airflow)) + r"(_\d+)?")
+    own_step = re.compile(re.escape(build_op_name(airflow, "dags")) + r"(_\d+)?")
     # A retry starts with the tags of the run before it, so the heartbeat may be older.
     alive_at = float(record.dagster_run.tags.get(ALIVE_TAG, 0))
     return any(

@@ -7,36 +7,39 @@ from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
 import dagster as dg
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from federation_defs.declaration.fields import (
     Declaration,
     Duration,
     Switch,
-    check_text,
+    Templated,
     is_template,
     suggest,
 )
 
 
-def _check_cron(cron: str) -> None:
+def _check_cron(cron: str) -> str:
     try:
         dg.TimeWindowPartitionsDefinition(cron_schedule=cron, start="2026", fmt="%Y")
     except dg.DagsterInvalidDefinitionError:
         raise ValueError("write a cron expression of five fields (0 6 * * *), or @daily") from None
+    return cron
 
 
-def _check_format(key_format: str) -> None:
+def _check_format(key_format: str) -> str:
     try:
         text = datetime.datetime(2026, 1, 31, 13, 5).strftime(key_format)
         datetime.datetime.strptime(text, key_format)
     except ValueError:
         raise ValueError("write a format of strptime, such as %Y-%m-%d") from None
+    return key_format
 
 
-def _check_timezone(name: str) -> None:
+def _check_timezone(name: str) -> str:
     if name not in available_timezones():
         raise ValueError(f"no such time zone{suggest(name, available_timezones())}")
+    return name
 
 
 class TriggerDeclaration(Declaration):
@@ -71,11 +74,11 @@ class TriggerDeclaration(Declaration):
 class PartitionsDeclaration(Declaration):
     """A DAG's runs as partitions, one for each tick of a schedule."""
 
-    cron: Annotated[str, check_text(_check_cron)] = Field(
+    cron: Templated[Annotated[str, AfterValidator(_check_cron)]] = Field(
         description="When each partition begins.", examples=["0 0 * * *", "@hourly"]
     )
     start: datetime.date = Field(description="The first partition's day.", examples=["2026-01-01"])
-    timezone: Annotated[str, check_text(_check_timezone)] = Field(
+    timezone: Templated[Annotated[str, AfterValidator(_check_timezone)]] = Field(
         default="UTC", description="Of `cron` and `start`.", examples=["Europe/Berlin"]
     )
     date: Literal["data_interval_start", "data_interval_end", "logical_date"] = Field(
@@ -84,7 +87,7 @@ class PartitionsDeclaration(Declaration):
         "1 January as data_interval_start in Airflow 2. In Airflow 3 all three dates are 2 January "
         "unless the DAG says otherwise; if it processes the day before, use data_interval_end.",
     )
-    key_format: Annotated[str | None, check_text(_check_format)] = Field(
+    key_format: Templated[Annotated[str, AfterValidator(_check_format)]] | None = Field(
         default=None,
         description="The strftime format of the partition keys; 2026-01-31 or 2026-01-31-13:00 "
         "unless set. For a DAG with partition keys (Airflow 3.2), the format of those.",

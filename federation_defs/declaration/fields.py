@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import jinja2
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -63,27 +62,16 @@ def _parse_duration(value: Any) -> Any:
 
 # Dagster's own way to allow templates makes every field a union with `str`, which turns a typo two
 # levels down into "not valid under any of the given schemas".
-_Templated = Annotated[T, WrapValidator(_keep_template), _OrText(r"\{\{")]
+Templated = Annotated[T, WrapValidator(_keep_template)]
+_OrTemplate = Annotated[Templated[T], _OrText(r"\{\{")]
 _Positive = Annotated[float, Field(gt=0)]
 
-Duration = _Templated[
+Duration = _OrTemplate[
     Annotated[_Positive, BeforeValidator(_parse_duration), _OrText(_DURATION_PATTERN)]
 ]
-Number = _Templated[_Positive]
-Count = _Templated[Annotated[int, Field(gt=0)]]
-Switch = _Templated[bool]
-
-
-def check_text(check: Callable[[str], object]) -> AfterValidator:
-    """Return a validator that calls `check`, which may raise a ValueError, on text other than a
-    template."""
-
-    def validate(value: str | None) -> str | None:
-        if value is not None and not is_template(value):
-            check(value)
-        return value
-
-    return AfterValidator(validate)
+Number = _OrTemplate[_Positive]
+Count = _OrTemplate[Annotated[int, Field(gt=0)]]
+Switch = _OrTemplate[bool]
 
 
 class Declaration(BaseModel):

@@ -11,11 +11,11 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError, 
 
 from federation_defs.declaration.connection import AuthDeclaration, HttpDeclaration, TlsDeclaration
 from federation_defs.declaration.dag import DagDeclaration
-from federation_defs.declaration.fields import Count, Declaration, Duration, Number, check_text
+from federation_defs.declaration.fields import Count, Declaration, Duration, Number, Templated
 from federation_defs.errors import DeclarationError
 
 
-def _check_url(url: str) -> None:
+def _check_url(url: str) -> str:
     if "@" in url:
         raise ValueError("remove user name and password: they belong in `auth`")
     try:
@@ -27,6 +27,7 @@ def _check_url(url: str) -> None:
         raise ValueError("write a web address: https://airflow.example.com")
     if parts.query or parts.fragment:
         raise ValueError("end it with the path: an API's address has no ? and no #")
+    return url
 
 
 def _check_state(state: DefsStateConfigArgs) -> DefsStateConfigArgs:
@@ -40,7 +41,9 @@ class SelectDeclaration(Declaration):
     """Which DAGs become assets; all unless set."""
 
     dag_ids: list[str] = Field(default=["*"], description="Globs of the DAG ids to select.")
-    tags: list[str] | None = Field(default=None, description="Tags in Airflow; a DAG needs one.")
+    tags: list[str] | None = Field(
+        default=None, description="If set, a DAG needs at least one of these Airflow tags."
+    )
     exclude: list[str] = Field(default=[], description="Globs of the DAG ids to leave out.")
 
 
@@ -85,7 +88,7 @@ class InstanceDeclaration(Declaration):
         description="The first part of every asset key; unique in the code location. Letters, "
         "digits and underscores, 50 at most."
     )
-    url: Annotated[str, check_text(_check_url)] = Field(
+    url: Templated[Annotated[str, AfterValidator(_check_url)]] = Field(
         description="The web address of its web server or API server, path prefix included.",
         examples=["{{ env.METRICS_AIRFLOW_URL }}"],
     )

@@ -23,8 +23,8 @@ from federation_defs.execution.step import Step
 from federation_defs.naming import (
     CHECK_NAME,
     build_dag_id,
-    build_execution_name,
     build_input_names,
+    build_op_name,
     build_output_names,
 )
 from federation_defs.redaction import redact
@@ -59,7 +59,7 @@ def build_execution(
     limit = ConcurrencyLimit(client, dags, max_active_runs, timing) if max_active_runs else None
 
     @dg.op(
-        name=build_execution_name(client.instance),
+        name=build_op_name(client.instance, "dags"),
         ins={name: dg.In(dg.Nothing) for name in inputs},
         out={name: dg.Out(dg.Nothing, is_required=False) for name in (*outputs.values(), *checks)},
     )

@@ -19,7 +19,7 @@ from federation_defs.dagster_io.heartbeat import fail_orphaned_runs
 from federation_defs.declaration import ObserveDeclaration
 from federation_defs.errors import AirflowError, UnreachableError
 from federation_defs.events import build_gap_observations, build_missing_events
-from federation_defs.naming import build_asset_key, build_observation_sensor_name
+from federation_defs.naming import build_asset_key, build_sensor_name
 from federation_defs.observation.cursor import Cursor, advance, build_fingerprint, find_lost_start
 from federation_defs.observation.outcomes import OutcomeFetcher, select_runs
 from federation_defs.observation.ownership import find_deferred_runs
@@ -66,7 +66,7 @@ def build_observation_sensor(
     observer = _Observer(client, rules, observe, partitionings, limits, timing)
 
     @dg.sensor(
-        name=build_observation_sensor_name(client.instance),
+        name=build_sensor_name(client.instance, "observation"),
         # One second less than the interval: the daemon loops every 5 s, and would evaluate a sensor
         # with an interval of 5 s in every other loop only (dagster 1.13).
         minimum_interval_seconds=max(1, round(observe.interval) - 1),
