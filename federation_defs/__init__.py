@@ -21,8 +21,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # On first use only: importing dagster-airlift takes longer than the rest of a run worker's
-    # start.
+    # On first use: importing dagster-airlift takes longer than the rest of a run worker's start.
     if name == "build_airflow_instance":
         from federation_defs.airlift import build_airflow_instance
 

@@ -62,7 +62,7 @@ class AirflowError(FederationError):
 
 
 class UnreachableError(AirflowError):
-    """`is_late` says that the answer exceeded a declared time-out."""
+    """No answer, or a temporary error. `is_late`: the answer exceeded a declared time-out."""
 
     def __init__(self, instance: str, url: str, reason: str, *, is_late: bool = False) -> None:
         self.reason = reason
@@ -83,17 +83,17 @@ class TlsError(AirflowError):
 
 
 class CredentialError(AirflowError):
-    """The instance was not asked. `reason` holds no part of a credential."""
+    """The source of the credentials failed. The reason holds no part of a credential."""
 
     def __init__(self, instance: str, reason: str, check: str) -> None:
         super().__init__(instance, f"was not signed in to: {reason}. Check {check}.")
 
 
 class MissingExtraError(AirflowError):
-    def __init__(self, instance: str, sign_in: str, package: str, extra: str) -> None:
+    def __init__(self, instance: str, package: str, extra: str) -> None:
         super().__init__(
             instance,
-            f"is declared with `auth: {{type: {sign_in}}}`, which needs {package}. Install it: "
+            f"is declared with `auth: {{type: {extra}}}`, which needs {package}. Install it: "
             f"pip install 'federation-defs[{extra}]'.",
         )
 
@@ -107,7 +107,7 @@ class SignInRefusedError(AirflowError):
 
 
 class PermissionMissingError(AirflowError):
-    """`needed` is the permission; empty if unknown."""
+    """A 403. `needed` is the missing permission, or empty if that is unknown."""
 
     def __init__(self, instance: str, request: str, needed: str, detail: str, check: str) -> None:
         remedy = f"The account lacks the permission {needed}".rstrip()

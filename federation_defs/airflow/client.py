@@ -96,4 +96,4 @@ def _check_installed(instance: str, extra: str, module: str) -> None:
     except ModuleNotFoundError:  # the parent package, `google`
         is_installed = False
     if not is_installed:
-        raise MissingExtraError(instance, extra, module.replace(".", "-"), extra)
+        raise MissingExtraError(instance, module.replace(".", "-"), extra)

@@ -20,12 +20,12 @@ def _check_url(url: str) -> str:
         raise ValueError("remove user name and password: they belong in `auth`")
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises if it is not a number
-    except ValueError:  # its message may quote a secret
-        raise ValueError("write a web address: https://airflow.example.com:8080") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("write a web address: https://airflow.example.com")
-    if parts.query or parts.fragment:
+        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a bad host or port; the message may quote a secret
+        is_address = False
+    if not is_address:
+        raise ValueError("write a web address: https://airflow.example.com:8080")
+    if "?" in url or "#" in url:
         raise ValueError("end it with the path: an API's address has no ? and no #")
     return url
 

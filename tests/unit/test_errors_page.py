@@ -21,7 +21,7 @@ EXAMPLES = [
     errors.CredentialError(
         "sales", "the token command vault ended with exit code 2", "SALES_TOKEN"
     ),
-    errors.MissingExtraError("sales", "mwaa", "boto3", "mwaa"),
+    errors.MissingExtraError("sales", "boto3", "mwaa"),
     errors.SignInRefusedError("sales", "POST /auth/token", 401, "SALES_AIRFLOW_PASSWORD"),
     errors.PermissionMissingError(
         "sales", TRIGGER, describe_needed_permission(TRIGGER), "Forbidden", "SALES_AIRFLOW_PASSWORD"
