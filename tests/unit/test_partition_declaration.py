@@ -45,6 +45,14 @@ def test_an_unknown_time_zone_is_refused_with_a_similar_one() -> None:
     assert "no such time zone; did you mean 'Europe/Berlin'?" in str(refused.value)
 
 
+def test_a_key_format_that_gives_two_partitions_one_key_is_refused() -> None:
+    hourly = {**DAILY, "cron": "@hourly", "key_format": "%Y-%m-%d"}
+    with pytest.raises(ValidationError, match="key_format: two partitions have the same key"):
+        declare(partitions=hourly)
+    for other in ({"cron": "@daily"}, {"key_format": "%Y-%m-%d-%H"}, {"cron": "{{ env.CRON }}"}):
+        assert declare(partitions={**hourly, **other}).partitions is not None
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("date", "execution_date"), ("start", "yesterday"), ("strat", "2025-01-01")]
 )
