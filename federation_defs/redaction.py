@@ -17,7 +17,8 @@ _SENSITIVE = re.compile(
 
 _MASK = "***"
 _MAX_DEPTH = 8  # Airflow 2.11 shows what is nested deeper than 5; we mask what is too deep
-_MIN_LENGTH = 4  # shorter strings occur in any text by chance
+_MIN_LENGTH = 4  # shorter strings and numbers occur in any text by chance
+_MIN_DIGITS = 6
 # The characters that JSON, a Python repr and HTML do not escape.
 _UNESCAPED = set(string.ascii_letters + string.digits + string.punctuation) - set("\"'\\&<>")
 _OMITTED = "omitted, because it may quote a secret of the conf; see Airflow's log"
@@ -43,15 +44,17 @@ def redact(value: Any, *, is_secret: bool = False, depth: int = _MAX_DEPTH) -> A
 
 
 def redact_text(text: str, conf: Mapping[str, Any]) -> str:
-    """Return Airflow's words about a conf with `***` for each of the conf's secret strings.
+    """Return Airflow's words about a conf with `***` for each of the conf's secrets.
 
     Quoting may change a secret that contains white space, quotes, backslashes, `&<>` or non-ASCII
     characters. The whole text is omitted if a part of such a secret is left in it, or if no part is
     long enough to search for.
 
-    Numbers and strings of fewer than 4 characters are not replaced, because they may match a date
-    or a word. A secret that Airflow cut off is not found.
+    Strings of fewer than 4 characters and numbers of fewer than 6 digits are not replaced, because
+    they may match a word or a date. A secret that Airflow cut off is not found.
     """
+    if not text:
+        return text
     for secret in sorted(_find_secrets(conf), key=len, reverse=True):
         text = text.replace(secret, _MASK)
         parts = "".join(char if char in _UNESCAPED else " " for char in secret).split()
@@ -62,7 +65,7 @@ def redact_text(text: str, conf: Mapping[str, Any]) -> str:
 
 
 def _find_secrets(value: Any, *, is_secret: bool = False) -> Iterator[str]:
-    """Yield the strings under sensitive keys, at any depth."""
+    """Yield the strings and long numbers under sensitive keys, at any depth."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _find_secrets(item, is_secret=is_secret or _is_sensitive(key))
@@ -71,6 +74,8 @@ def _find_secrets(value: Any, *, is_secret: bool = False) -> Iterator[str]:
             yield from _find_secrets(item, is_secret=is_secret)
     elif is_secret and isinstance(value, str) and len(value) >= _MIN_LENGTH:
         yield value
+    elif is_secret and isinstance(value, int | float) and len(str(value)) >= _MIN_DIGITS:
+        yield str(value)
 
 
 def _is_sensitive(key: Any) -> bool:

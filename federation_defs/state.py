@@ -7,9 +7,10 @@ and a run worker needs no import of dagster-airlift, which takes longer than the
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -81,7 +82,8 @@ _ADAPTER = TypeAdapter(Snapshot)
 def write_snapshot(snapshot: Snapshot, path: Path) -> None:
     """Write a snapshot to a file, which is replaced in one step."""
     new = path.with_suffix(".new")
-    new.write_bytes(_ADAPTER.dump_json(snapshot, indent=1))
+    # ASCII only: a text of Airflow's may hold half of a surrogate pair, which is no UTF-8.
+    new.write_text(json.dumps(asdict(snapshot), indent=1))
     new.replace(path)
 
 
@@ -90,11 +92,14 @@ def read_snapshot(path: Path | None) -> Snapshot | None:
     if path is None or not path.exists():
         return None
     try:
-        return _ADAPTER.validate_json(path.read_bytes())
+        return _ADAPTER.validate_python(json.loads(path.read_bytes()))
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
-        _log.warning("Ignoring a state that can't be read: %s %s", problem["loc"], problem["msg"])
-        return None
+        reason = f"{problem['loc']} {problem['msg']}"
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    _log.warning("Ignoring a state that can't be read: %s", reason)
+    return None
 
 
 def fetch_snapshot(

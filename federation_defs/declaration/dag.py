@@ -97,7 +97,7 @@ class PartitionsDeclaration(Declaration):
     @model_validator(mode="after")
     def _refuse_shared_keys(self) -> PartitionsDeclaration:
         key_format = self.key_format
-        if not key_format or any(map(is_template, (key_format, self.cron, self.timezone))):
+        if key_format is None or any(map(is_template, (key_format, self.cron, self.timezone))):
             return self
         start = datetime.datetime.combine(self.start, datetime.time.min)
         partitions = dg.TimeWindowPartitionsDefinition(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from dagster.components import DefsStateConfigArgs
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from federation_defs.declaration.connection import AuthDeclaration, HttpDeclaration, TlsDeclaration
 from federation_defs.declaration.dag import DagDeclaration
@@ -107,13 +107,6 @@ class InstanceDeclaration(Declaration):
         description="Where to keep the last known DAGs, as for every state-backed component.",
     )
 
-    @model_validator(mode="after")
-    def _refuse_self_dependencies(self) -> InstanceDeclaration:
-        for dag_id, dag in self.dags.items():
-            if (self.name, dag_id) in dag.upstreams:
-                raise ValueError(f"dags.{dag_id}.depends_on: a DAG can't depend on itself")
-        return self
-
     @property
     def downstreams(self) -> dict[str, DagDeclaration]:
         """The DAGs that depend on others, and so are run by Dagster."""
@@ -133,12 +126,20 @@ def parse_declaration(values: Mapping[str, Any], source: str) -> InstanceDeclara
     Raises:
         DeclarationError: Names everything that is wrong, by key.
     """
+    problems: list[str] = []
     try:
-        return InstanceDeclaration.model_validate(values)
+        declaration = InstanceDeclaration.model_validate(values)
     except ValidationError as error:
-        problems = []
         for problem in error.errors(include_input=False, include_url=False):
             where = [source, ".".join(map(str, problem["loc"]))]
             what = problem["msg"].removeprefix("Value error, ")
             problems.append(": ".join(filter(None, [*where, what])))
         raise DeclarationError(problems) from None  # pydantic's message may hold secrets
+    problems += [
+        f"{source}: dags.{dag_id}.depends_on: a DAG can't depend on itself"
+        for dag_id, dag in declaration.dags.items()
+        if (declaration.name, dag_id) in dag.upstreams
+    ]
+    if problems:
+        raise DeclarationError(problems)
+    return declaration

@@ -140,7 +140,7 @@ CONF = {
         (json.dumps(json.dumps(["s3cret-word"])), '"[\\"***\\"]"'),
         ("{'token': 's3cret-word', 'rows': 's3cret'}", "{'token': '***', 'rows': 's3cret'}"),
         ("nothing secret", "nothing secret"),
-        ("on 2026-01-05 (20260101) abc True None", "on 2026-01-05 (20260101) abc True None"),
+        ("on 2026-01-05 (20260101) abc True None", "on 2026-01-05 (***) abc True None"),
     ],
 )
 def test_a_secret_string_in_a_text_is_replaced(text: str, redacted: str) -> None:
@@ -185,3 +185,13 @@ def test_a_text_that_does_not_quote_a_secret_is_kept() -> None:
 
 def test_a_text_is_omitted_if_a_secret_could_not_be_found_in_it() -> None:
     assert redact_text("any text", {"password": "ключ"}).startswith("omitted, because")
+
+
+def test_long_numbers_are_masked_in_a_text_and_short_ones_are_not() -> None:
+    conf = {"token": 987654321012, "max_tokens": 5}
+    text = "token: 987654321012 is not of type 'string'; on 2025-05-05"
+    assert redact_text(text, conf) == "token: *** is not of type 'string'; on 2025-05-05"
+
+
+def test_an_empty_text_stays_empty() -> None:
+    assert redact_text("", {"password": "pä€ß"}) == ""

@@ -43,3 +43,10 @@ def test_a_file_of_another_format_is_ignored(tmp_path: Path) -> None:
     write_snapshot(SNAPSHOT, path)
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
     assert read_snapshot(path) is None
+
+
+def test_half_of_a_surrogate_pair_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    snapshot = build_snapshot(build_dag_snapshot("a", description="\ud83d"))
+    write_snapshot(snapshot, path)
+    assert read_snapshot(path) == snapshot
