@@ -15,12 +15,13 @@ from types import MappingProxyType
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
+from federation_defs.dagster_io.event_log import find_first_reported_end
 from federation_defs.dagster_io.heartbeat import fail_orphaned_runs
 from federation_defs.declaration import ObserveDeclaration
 from federation_defs.errors import AirflowError, UnreachableError
 from federation_defs.events import build_gap_observations, build_missing_events
 from federation_defs.naming import build_asset_key, build_sensor_name
-from federation_defs.observation.cursor import Cursor, advance, build_fingerprint, find_lost_start
+from federation_defs.observation.cursor import Cursor, advance, build_fingerprint
 from federation_defs.observation.outcomes import OutcomeFetcher, select_runs
 from federation_defs.observation.ownership import find_deferred_runs
 from federation_defs.observation.poller import Poller
@@ -227,7 +228,7 @@ class _Observer:
         cursor = Cursor.from_json(context.cursor, now)
         if cursor is None:
             keys = [build_asset_key(airflow, dag_id) for dag_id in self.rules]
-            since = find_lost_start(context.instance, keys, now - lookback)
+            since = find_first_reported_end(context.instance, keys, now - lookback)
             first_start = now - timedelta(seconds=self.observe.lookback_on_first_start)
             context.log.info("There is no valid cursor. Looking back to %s.", since or first_start)
             return Cursor(since or first_start), []
