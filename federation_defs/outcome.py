@@ -21,10 +21,6 @@ LOG_TAIL_CHARACTERS = 8_000  # a line may have any length
 
 _TASKS_NAMED = 10
 
-# Tasks in these states don't prevent a success: a branch that was not taken, an empty list to map
-# over, and tasks that the DAG no longer has.
-_IGNORED_STATES = frozenset({"skipped", "removed"})
-
 # Ending a run early skips its remaining tasks within this time before the run's end.
 _SKIPPED_AT_END = timedelta(seconds=5)
 
@@ -51,14 +47,6 @@ class Outcome:
         ended = "succeeded" if self.run.is_success else "failed"
         return f"Run {self.run.run_id} {ended}. {self.details}".rstrip()
 
-    @property
-    def failed_tasks(self) -> list[TaskInstance]:
-        return select_failed(self.tasks or ())
-
-
-def build_outcome_by_state(run: DagRun) -> Outcome:
-    return Outcome(run, run.is_success)
-
 
 def fetch_outcome(client: AirflowClient, run: DagRun, rule: SuccessDeclaration | None) -> Outcome:
     """Fetch the tasks of a finished run and return its outcome, without log tails.
@@ -76,7 +64,7 @@ def fetch_outcome(client: AirflowClient, run: DagRun, rule: SuccessDeclaration |
         if rule is None or isinstance(error, PermissionMissingError):
             return build_unknown_outcome(run, rule, str(error))
         raise
-    failed = join_tasks(select_failed(tasks)) or "none of its tasks"
+    failed = join_names([name_task(task) for task in select_failed(tasks)]) or "none of its tasks"
     details = "" if run.is_success else f"Failed tasks: {failed}."
     if rule is None:
         return Outcome(run, run.is_success, details, tasks)
@@ -100,7 +88,7 @@ def build_unknown_outcome(run: DagRun, rule: SuccessDeclaration | None, reason: 
 
 def add_log_tails(client: AirflowClient, outcome: Outcome) -> Outcome:
     """Fetch the ends of the first failed tasks' logs. An error takes the place of a log."""
-    failed = outcome.failed_tasks[:LOG_TAILS]
+    failed = select_failed(outcome.tasks or ())[:LOG_TAILS]
     tails = {name_task(task): _fetch_log_tail(client, outcome.run, task) for task in failed}
     return replace(outcome, log_tails=tails)
 
@@ -120,8 +108,9 @@ def find_unmet_condition(tasks: Sequence[TaskInstance], rule: SuccessDeclaration
     """Return the first unmet condition of a `success_when` as a clause; None if all are met.
 
     A named task, or every task of a named group, has to succeed: at least one mapped instance, and
-    all that were not skipped. A task that did not run because an earlier one failed
-    (upstream_failed) is no success.
+    all that were not skipped (a branch that was not taken, an empty list to map over). A task that
+    did not run because an earlier one failed (upstream_failed) is no success. Tasks that the DAG no
+    longer has (removed) don't count.
     """
     present = [task for task in tasks if task.state != "removed"]
     if rule.tasks is None:
@@ -147,12 +136,15 @@ def is_met_by_failed_tasks(tasks: Sequence[TaskInstance], rule: SuccessDeclarati
 
 
 def _find_unmet(tasks: Sequence[TaskInstance], what: str) -> str | None:
-    unmet = [task for task in tasks if task.state not in _IGNORED_STATES | {"success"}]
+    unmet = [
+        f"{name_task(task)} is {task.state or 'without a state'}"
+        for task in tasks
+        if task.state not in ("success", "skipped")
+    ]
     if unmet:
-        return join_tasks(unmet, with_state=True)
-    if not any(task.state == "success" for task in tasks):
-        return f"of {what} none was run"
-    return None
+        return join_names(unmet)
+    is_run = any(task.state == "success" for task in tasks)
+    return None if is_run else f"of {what} none was run"
 
 
 def _is_in(task: TaskInstance, name: str) -> bool:
@@ -179,11 +171,7 @@ def name_task(task: TaskInstance) -> str:
     return task.task_id if task.map_index < 0 else f"{task.task_id}[{task.map_index}]"
 
 
-def join_tasks(tasks: Sequence[TaskInstance], *, with_state: bool = False) -> str:
-    """Return the names of the tasks; of many, the first ten and the number of the others."""
-    names = [
-        f"{name_task(task)} is {task.state or 'without a state'}" if with_state else name_task(task)
-        for task in tasks[:_TASKS_NAMED]
-    ]
-    others = len(tasks) - len(names)
-    return ", ".join(names) + (f" and {others} more" if others else "")
+def join_names(names: Sequence[str]) -> str:
+    """Join the first ten names, and the number of the others."""
+    others = len(names) - _TASKS_NAMED
+    return ", ".join(names[:_TASKS_NAMED]) + (f" and {others} more" if others > 0 else "")

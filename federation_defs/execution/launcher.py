@@ -20,12 +20,7 @@ from federation_defs.errors import (
 )
 from federation_defs.execution.context import StepContext
 from federation_defs.naming import parse_root_run_id
-from federation_defs.outcome import (
-    build_outcome_by_state,
-    fetch_outcome,
-    is_met_by_failed_tasks,
-    was_ended_early,
-)
+from federation_defs.outcome import Outcome, fetch_outcome, is_met_by_failed_tasks, was_ended_early
 from federation_defs.partitions import Partitioning
 
 
@@ -149,7 +144,7 @@ class Launcher:
         if not run.is_finished:
             return run
         rule = declared.success_when
-        outcome = fetch_outcome(self._client, run, rule) if rule else build_outcome_by_state(run)
+        outcome = fetch_outcome(self._client, run, rule) if rule else Outcome(run, run.is_success)
         is_settled = (
             outcome.is_success or current_run.is_automatic or current_run.has_planned_clear(target)
         )
