@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from datetime import datetime, timedelta
+from functools import partial
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import FINISHED_STATES, RunKey
-from federation_defs.airflow.runs import ChangedRuns
 from federation_defs.errors import AirflowError, UnreachableError
 from federation_defs.observation.cursor import Batch, Cursor
 from federation_defs.threads import run_calls
@@ -38,6 +38,7 @@ class Poller:
         timing: Timing,
     ) -> None:
         self._client = client
+        self._fetch = partial(client.fetch_changed_runs, states=FINISHED_STATES)
         self._dag_ids = dag_ids
         self._overlap = overlap
         self._limit = self._max_runs = max_runs
@@ -70,22 +71,22 @@ class Poller:
         return Batch(finished, batch.next_since, frozenset(unread))
 
     def _fetch_changes(self, since: datetime) -> Batch:
-        started_at, count = self._timing.monotonic(), 0
-        try:
-            start = since - self._overlap
-            is_long = self._timing.utc_now() - since > _LONG_TIME
-            changed = self._fetch(start, at_most=1 if is_long else self._max_runs)
-            now = self._find_server_time(changed)
-            if _is_complete(changed):
-                batch = Batch(changed.runs, now)
-            elif now - since <= max(self._overlap, _SHORT_TIME):
-                batch = Batch(self._fetch(start).runs, now)
-            else:
-                batch = self._fetch_slice(start, now, changed.total)
-            count = len(batch.runs)
-            return batch
-        finally:
-            self._adapt(count, self._timing.monotonic() - started_at)
+        started_at = self._timing.monotonic()
+        start = since - self._overlap
+        is_long = self._timing.utc_now() - since > _LONG_TIME
+        changed = self._fetch(start, at_most=1 if is_long else self._max_runs)
+        # By the server's clock, but not ahead of ours: the answer may carry the clock of a proxy
+        # that is ahead of the database's.
+        our_now = self._timing.utc_now()
+        now = min(changed.server_time or our_now - MAX_CLOCK_SKEW, our_now)
+        if len(changed.runs) >= changed.total:
+            batch = Batch(changed.runs, now)
+        elif now - since <= max(self._overlap, _SHORT_TIME):
+            batch = Batch(self._fetch(start).runs, now)
+        else:
+            batch = self._fetch_slice(start, now, changed.total)
+        self._adapt(len(batch.runs), self._timing.monotonic() - started_at)
+        return batch
 
     def _fetch_slice(self, start: datetime, now: datetime, total: int) -> Batch:
         """Fetch the oldest slice that is small enough, and old enough for no more rows to appear.
@@ -99,8 +100,8 @@ class Poller:
         while True:
             # Many runs may have changed in one second. Then all of them are read.
             at_most = self._max_runs if end - start > _MIN_SLICE else None
-            changed = self._fetch(start, end, at_most)
-            if not _is_complete(changed):
+            changed = self._fetch(start, end, at_most=at_most)
+            if len(changed.runs) < changed.total:
                 end = start + (end - start) / 2
             elif changed.runs or end >= last_end:
                 break
@@ -110,19 +111,6 @@ class Poller:
             return Batch(changed.runs, end + self._overlap)
         return Batch([*changed.runs, *self._fetch(last_end).runs], now)
 
-    def _fetch(
-        self, start: datetime, end: datetime | None = None, at_most: int | None = None
-    ) -> ChangedRuns:
-        return self._client.fetch_changed_runs(start, end, FINISHED_STATES, at_most)
-
-    def _find_server_time(self, changed: ChangedRuns) -> datetime:
-        """Return when the server answered, by its own clock.
-
-        At most our time: the answer may carry a proxy's clock that is ahead of the database's.
-        """
-        now = self._timing.utc_now()
-        return min(changed.server_time, now) if changed.server_time else now - MAX_CLOCK_SKEW
-
     def _adapt(self, count: int, elapsed_s: float) -> None:
         """Set how many runs the next poll reads, to take half of a tick at most."""
         budget_s = self._timing.tick_s / 2
@@ -130,7 +118,3 @@ class Poller:
             self._max_runs = max(_MIN_RUNS, int(count * budget_s / elapsed_s))
         elif elapsed_s < budget_s / 4:
             self._max_runs = min(self._limit, self._max_runs * 2)
-
-
-def _is_complete(changed: ChangedRuns) -> bool:
-    return len(changed.runs) >= changed.total
