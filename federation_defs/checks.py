@@ -1,8 +1,4 @@
-"""The asset check `dag_run` of every DAG: its last finished run is a success.
-
-Observation evaluates it for each finished run. Executing it fetches the last finished run from
-Airflow.
-"""
+"""The asset check `dag_run` of every DAG: its last finished run is a success."""
 
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 

@@ -43,11 +43,7 @@ def build_missing_events(
     outcomes: Sequence[Outcome],
     partitionings: Mapping[str, Partitioning],
 ) -> list[AssetEvent]:
-    """Return the events of the outcomes that the event log lacks, in the same order.
-
-    Args:
-        partitionings: By DAG id, of DAGs that have partitions.
-    """
+    """Return the events of the outcomes that the event log lacks, in the same order."""
     runs = [outcome.run for outcome in outcomes]
     reported = fetch_reported_runs(instance, client.instance, runs)
     events: list[AssetEvent] = []
@@ -126,7 +122,7 @@ def build_run_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
         DURATION_LABEL: _count_seconds(run.start_date, run.end_date),
         "Queue time (s)": _count_seconds(run.queued_at, run.start_date),
         "Lag (s)": _count_seconds(run.end_date, datetime.now(timezone.utc)),
-        "Tries": max((task.try_number for task in outcome.tasks or ()), default=None),
+        "Tries": max((task.try_number for task in outcome.tasks), default=None),
         "Run type": run.run_type or None,
         "Partition key": run.partition_key or None,
         "Conf": _build_conf(run.conf),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, TaskInstance
@@ -21,8 +21,7 @@ LOG_TAIL_CHARACTERS = 8_000  # a line may have any length
 
 _TASKS_NAMED = 10
 
-# Ending a run early skips its remaining tasks within this time before the run's end.
-_SKIPPED_AT_END = timedelta(seconds=5)
+_SKIPPED_AT_END = timedelta(seconds=5)  # before the end of a run that was ended early
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,14 @@ class Outcome:
     Attributes:
         is_success: By the DAG's `success_when` if it has one, else by the run's state.
         details: Sentences that explain it; empty for a plain success.
-        tasks: All task instances of the run; None if they were not fetched.
+        tasks: All task instances of the run; empty if they were not fetched.
         log_tails: The ends of the failed tasks' logs as Markdown, by task name.
     """
 
     run: DagRun
     is_success: bool
     details: str = ""
-    tasks: tuple[TaskInstance, ...] | None = None
+    tasks: Sequence[TaskInstance] = ()
     log_tails: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -51,15 +50,12 @@ class Outcome:
 def fetch_outcome(client: AirflowClient, run: DagRun, rule: SuccessDeclaration | None) -> Outcome:
     """Fetch the tasks of a finished run and return its outcome, without log tails.
 
-    Args:
-        rule: The DAG's `success_when`.
-
     Raises:
         AirflowError: There is a rule, and the tasks can't be fetched at present. A missing
             permission does not raise: the outcome is no success.
     """
     try:
-        tasks = tuple(client.fetch_task_instances(run.dag_id, run.run_id))
+        tasks = client.fetch_task_instances(run.dag_id, run.run_id)
     except AirflowError as error:
         if rule is None or isinstance(error, PermissionMissingError):
             return build_unknown_outcome(run, rule, str(error))
@@ -88,7 +84,7 @@ def build_unknown_outcome(run: DagRun, rule: SuccessDeclaration | None, reason: 
 
 def add_log_tails(client: AirflowClient, outcome: Outcome) -> Outcome:
     """Fetch the ends of the first failed tasks' logs. An error takes the place of a log."""
-    failed = select_failed(outcome.tasks or ())[:LOG_TAILS]
+    failed = select_failed(outcome.tasks)[:LOG_TAILS]
     tails = {name_task(task): _fetch_log_tail(client, outcome.run, task) for task in failed}
     return replace(outcome, log_tails=tails)
 
@@ -126,15 +122,6 @@ def find_unmet_condition(tasks: Sequence[TaskInstance], rule: SuccessDeclaration
     return None
 
 
-def is_met_by_failed_tasks(tasks: Sequence[TaskInstance], rule: SuccessDeclaration) -> bool:
-    """Whether the rule would be met if the failed tasks, and those after them, succeeded."""
-    repaired = [
-        replace(task, state="success") if task.state in ("failed", "upstream_failed") else task
-        for task in tasks
-    ]
-    return find_unmet_condition(repaired, rule) is None
-
-
 def _find_unmet(tasks: Sequence[TaskInstance], what: str) -> str | None:
     unmet = [
         f"{name_task(task)} is {task.state or 'without a state'}"
@@ -152,14 +139,23 @@ def _is_in(task: TaskInstance, name: str) -> bool:
     return task.task_id == name or task.task_id.startswith(f"{name}.")
 
 
-def was_ended_early(tasks: Sequence[TaskInstance], end: datetime | None) -> bool:
-    """Whether a failed run was ended before its tasks: by a cancellation, or by hand.
+def can_succeed_by_failed_tasks(
+    run: DagRun, tasks: Sequence[TaskInstance], rule: SuccessDeclaration | None
+) -> bool:
+    """Whether a failed run becomes a success if its failed tasks, and those after them, succeed.
 
-    Airflow (2.11, 3.3) then skips the tasks that had not started, and clearing the failed tasks
-    leaves them skipped. A branch skips tasks too, but usually long before the run's end.
+    Not if the run was ended before its tasks, by a cancellation or by hand. Airflow (2.11, 3.3)
+    then skips the tasks that had not started, and clearing the failed tasks leaves them skipped. A
+    branch skips tasks too, but usually long before the run's end.
     """
-    skipped_at = [task.end_date for task in tasks if task.state == "skipped"]
-    return any(at is None or end is None or at >= end - _SKIPPED_AT_END for at in skipped_at)
+    end, skipped_at = run.end_date, [task.end_date for task in tasks if task.state == "skipped"]
+    if any(at is None or end is None or at >= end - _SKIPPED_AT_END for at in skipped_at):
+        return False
+    repaired = [
+        replace(task, state="success") if task.state in ("failed", "upstream_failed") else task
+        for task in tasks
+    ]
+    return rule is None or find_unmet_condition(repaired, rule) is None
 
 
 def select_failed(tasks: Sequence[TaskInstance]) -> list[TaskInstance]:

@@ -59,7 +59,7 @@ class ReportedRuns:
 
     def lacks_materialization_of(self, outcome: Outcome) -> bool:
         """Whether a success is not reported. A run that ran again has another end."""
-        end = _to_seconds(outcome.run.end_date)
+        end = outcome.run.end_date and outcome.run.end_date.timestamp()
         reports = self.reports[outcome.run.key]
         is_reported = any(report.passed is None and report.end == end for report in reports)
         return outcome.is_success and not is_reported
@@ -69,7 +69,7 @@ class ReportedRuns:
         run = outcome.run
         evaluations = [report for report in self.reports[run.key] if report.passed is not None]
         last = max(evaluations, key=lambda report: report.written_at, default=None)
-        expected = (run.state, _to_seconds(run.end_date), outcome.is_success)
+        expected = (run.state, run.end_date and run.end_date.timestamp(), outcome.is_success)
         return last is None or (last.state, last.end, last.passed) != expected
 
     def is_reported_by(self, dagster_run_ids: Collection[str], run: DagRun) -> bool:
@@ -92,15 +92,20 @@ def fetch_reported_runs(
     by_dag: dict[str, list[DagRun]] = defaultdict(list)
     for run in runs:
         by_dag[run.dag_id].append(run)
+    now = datetime.now(timezone.utc)
     reports: defaultdict[RunKey, list[_Report]] = defaultdict(list)
     for dag_id, dag_runs in by_dag.items():
         key = build_asset_key(airflow, dag_id)
-        since = _find_first_end(dag_runs)
+        ends = [run.end_date or run.start_date or now - _LOOKBACK_WITHOUT_DATES for run in dag_runs]
+        since = max(0.0, min(now, *ends).timestamp() - MAX_CLOCK_SKEW.total_seconds())
         for report in _fetch_materializations(instance, key, since):
             reports[dag_id, report.run_id].append(report)
-        since = min(since, *_fetch_owner_starts(instance, dag_runs))
+        # A step's evaluation is created when its Dagster run begins.
+        owners = [owner for run in dag_runs if (owner := parse_root_run_id(run.run_id))]
+        records = instance.get_run_records(dg.RunsFilter(run_ids=owners)) if owners else []
+        begins = [since, *(record.create_timestamp.timestamp() for record in records)]
         for created_at, report in _fetch_evaluations(instance, key):
-            if created_at < since:
+            if created_at < min(begins):
                 break
             if report is not None:
                 reports[dag_id, report.run_id].append(report)
@@ -148,20 +153,6 @@ def fetch_last_durations(instance: dg.DagsterInstance, key: dg.AssetKey, limit: 
     return [duration for duration in found if duration is not None]
 
 
-def _find_first_end(runs: Iterable[DagRun]) -> float:
-    """Find when the first of the runs may have ended by Dagster's clock, from 1970 on."""
-    now = datetime.now(timezone.utc)
-    ends = [run.end_date or run.start_date or now - _LOOKBACK_WITHOUT_DATES for run in runs]
-    return max(0.0, min(now, *ends).timestamp() - MAX_CLOCK_SKEW.total_seconds())
-
-
-def _fetch_owner_starts(instance: dg.DagsterInstance, runs: Iterable[DagRun]) -> list[float]:
-    """Fetch when the Dagster runs that triggered these runs were created; infinity if none did."""
-    owners = [owner for run in runs if (owner := parse_root_run_id(run.run_id)) is not None]
-    records = instance.get_run_records(dg.RunsFilter(run_ids=owners)) if owners else []
-    return [record.create_timestamp.timestamp() for record in records] or [math.inf]
-
-
 def _fetch_materializations(
     instance: dg.DagsterInstance, key: dg.AssetKey, since: float
 ) -> Iterator[_Report]:
@@ -180,8 +171,7 @@ def _fetch_evaluations(
 ) -> Iterator[tuple[float, _Report | None]]:
     """Fetch the evaluations of an asset's check, newest first, each with the time of its creation.
 
-    A step's evaluation is created when it is planned, maybe hours before it is written. Until then
-    it is None.
+    One that is planned, and not written yet, is None.
 
     The only use of the event log storage: no public method gives them (dagster 1.13).
     """
@@ -210,7 +200,3 @@ def _read(event: _Event | None, label: str, kind: type[T]) -> T | None:
     """Read a metadata value of an event; None if it has none of this kind."""
     value = event.metadata.get(label) if event else None
     return value.value if value and isinstance(value.value, kind) else None
-
-
-def _to_seconds(moment: datetime | None) -> float | None:
-    return moment.timestamp() if moment else None

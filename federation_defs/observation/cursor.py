@@ -86,7 +86,6 @@ def advance(
     """Return the cursor of the next poll. `since` stays while runs of the batch are left.
 
     Args:
-        batch: What was polled with the cursor.
         deferred: Runs of the batch that a living Dagster run is going to report.
         settled: Runs of the batch whose events are in the event log, or will be after this tick.
     """

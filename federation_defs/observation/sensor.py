@@ -10,7 +10,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from types import MappingProxyType
 
 import dagster as dg
 
@@ -54,7 +53,7 @@ def build_observation_sensor(
     rules: Rules,
     observe: ObserveDeclaration,
     *,
-    partitionings: Mapping[str, Partitioning] = MappingProxyType({}),
+    partitionings: Mapping[str, Partitioning],
     limits: Limits = Limits(),
     timing: Timing = Timing(),  # noqa: B008 - frozen
 ) -> dg.SensorDefinition:
