@@ -77,11 +77,12 @@ def build_check_result(client: AirflowClient, outcome: Outcome) -> dg.AssetCheck
 
 
 def _build_check(client: AirflowClient, outcome: Outcome) -> dict[str, Any]:
+    run, ended = outcome.run, "succeeded" if outcome.run.is_success else "failed"
     return {
-        "asset_key": build_asset_key(client.instance, outcome.run.dag_id),
+        "asset_key": build_asset_key(client.instance, run.dag_id),
         "check_name": CHECK_NAME,
         "passed": outcome.is_success,
-        "description": outcome.summary,
+        "description": f"Run {run.run_id} {ended}. {outcome.details}".rstrip(),
         "metadata": build_check_metadata(client, outcome),
     }
 

@@ -41,11 +41,6 @@ class Outcome:
     tasks: Sequence[TaskInstance] = ()
     log_tails: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def summary(self) -> str:
-        ended = "succeeded" if self.run.is_success else "failed"
-        return f"Run {self.run.run_id} {ended}. {self.details}".rstrip()
-
 
 def fetch_outcome(client: AirflowClient, run: DagRun, rule: SuccessDeclaration | None) -> Outcome:
     """Fetch the tasks of a finished run and return its outcome, without log tails.

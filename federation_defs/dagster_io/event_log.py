@@ -103,9 +103,9 @@ def fetch_reported_runs(
         # A step's evaluation is created when its Dagster run begins.
         owners = [owner for run in dag_runs if (owner := parse_root_run_id(run.run_id))]
         records = instance.get_run_records(dg.RunsFilter(run_ids=owners)) if owners else []
-        begins = [since, *(record.create_timestamp.timestamp() for record in records)]
+        since = min([since, *(record.create_timestamp.timestamp() for record in records)])
         for created_at, report in _fetch_evaluations(instance, key):
-            if created_at < min(begins):
+            if created_at < since:
                 break
             if report is not None:
                 reports[dag_id, report.run_id].append(report)

@@ -131,8 +131,7 @@ class _Observer:
         """Evaluate the sensor.
 
         Raises:
-            AirflowError: The instance refuses us, or its answer makes no sense. While that lasts,
-                most ticks are skipped, as they are while the instance is unreachable.
+            AirflowError: The instance refuses us, or its answer makes no sense.
         """
         fail_orphaned_runs(context.instance, self.client.instance, context.log, self.timing)
         with self._lock:
