@@ -12,8 +12,8 @@ from federation_defs.events import build_check_result
 from federation_defs.naming import (
     CHECK_NAME,
     build_asset_key,
-    build_op_name,
     build_dag_id,
+    build_op_name,
     build_output_names,
 )
 from federation_defs.outcome import Rules, add_log_tails, fetch_outcome
