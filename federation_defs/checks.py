@@ -1,8 +1,4 @@
-"""The asset check `dag_run` of every DAG: its last finished run is a success.
-
-Observation evaluates it for each finished run. Executing it fetches the last finished run from
-Airflow.
-"""
+"""The asset check `dag_run` of every DAG: its last finished run is a success."""
 
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 
@@ -37,24 +33,21 @@ def build_checks(client: AirflowClient, rules: Rules) -> dg.AssetChecksDefinitio
     # `@multi_asset_check` derives the outputs' names from the keys. That fails for letters outside
     # ASCII, and for two DAG ids that differ in a dot and a dash (dagster 1.13).
     names = build_output_names(list(rules))
+    specs = {name: build_check_spec(client.instance, dag_id) for dag_id, name in names.items()}
 
     @dg.op(
         name=build_op_name(client.instance, "checks"),
-        ins={name: dg.In(dg.Nothing) for name in names.values()},
-        out={name: dg.Out(dg.Nothing, is_required=False) for name in names.values()},
+        ins=dict.fromkeys(specs, dg.In(dg.Nothing)),
+        out=dict.fromkeys(specs, dg.Out(dg.Nothing, is_required=False)),
     )
     def check_dags(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         keys = context.selected_asset_check_keys
         yield from run_checks(client, rules, [key.asset_key for key in keys], context)
 
     return dg.AssetChecksDefinition.create(
-        keys_by_input_name={
-            name: build_asset_key(client.instance, dag_id) for dag_id, name in names.items()
-        },
+        keys_by_input_name={name: spec.asset_key for name, spec in specs.items()},
         node_def=check_dags,
-        check_specs_by_output_name={
-            name: build_check_spec(client.instance, dag_id) for dag_id, name in names.items()
-        },
+        check_specs_by_output_name=specs,
         can_subset=True,
     )
 
@@ -74,15 +67,13 @@ def run_checks(
     for dag_id in sorted(filter(None, (build_dag_id(client.instance, key) for key in keys))):
         try:
             run = client.fetch_latest_finished_run(dag_id)
-            if run is None:
-                context.log.info(
-                    f"DAG {dag_id} has no finished run in Airflow '{client.instance}'."
-                )
-                continue
-            outcome = add_log_tails(client, fetch_outcome(client, run, rules[dag_id]))
+            outcome = run and add_log_tails(client, fetch_outcome(client, run, rules[dag_id]))
         except AirflowError as error:
             errors.append(str(error))
             continue
-        yield build_check_result(client, outcome)
+        if outcome is not None:
+            yield build_check_result(client, outcome)
+        else:
+            context.log.info(f"DAG {dag_id} has no finished run in Airflow '{client.instance}'.")
     if errors:
         raise dg.Failure("\n".join(errors))

@@ -28,12 +28,11 @@ from federation_defs.outcome import Outcome
 from federation_defs.partitions import Partitioning
 from federation_defs.redaction import redact
 
+Metadata = dict[str, dg.MetadataValue | float | str]
 AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
 # The materialization holds the rest.
-_LABELS_OF_A_PASSED_CHECK = frozenset(
-    {RUN_ID_LABEL, LINK_LABEL, STATE_LABEL, END_LABEL, DURATION_LABEL}
-)
+_LABELS_OF_A_PASSED_CHECK = (RUN_ID_LABEL, LINK_LABEL, STATE_LABEL, END_LABEL, DURATION_LABEL)
 
 _MAX_CONF_CHARACTERS = 10_000  # of JSON; it is stored with each event
 
@@ -44,11 +43,7 @@ def build_missing_events(
     outcomes: Sequence[Outcome],
     partitionings: Mapping[str, Partitioning],
 ) -> list[AssetEvent]:
-    """Return the events of the outcomes that the event log lacks, in the same order.
-
-    Args:
-        partitionings: By DAG id, of DAGs that have partitions.
-    """
+    """Return the events of the outcomes that the event log lacks, in the same order."""
     runs = [outcome.run for outcome in outcomes]
     reported = fetch_reported_runs(instance, client.instance, runs)
     events: list[AssetEvent] = []
@@ -73,25 +68,23 @@ def build_materialization(
 
 
 def build_check_evaluation(client: AirflowClient, outcome: Outcome) -> dg.AssetCheckEvaluation:
-    return dg.AssetCheckEvaluation(
-        asset_key=build_asset_key(client.instance, outcome.run.dag_id),
-        check_name=CHECK_NAME,
-        passed=outcome.is_success,
-        description=outcome.summary,
-        metadata=build_check_metadata(client, outcome),
-    )
+    return dg.AssetCheckEvaluation(**_build_check(client, outcome))
 
 
 def build_check_result(client: AirflowClient, outcome: Outcome) -> dg.AssetCheckResult:
     """Return the check evaluation in the form that a step yields."""
-    evaluation = build_check_evaluation(client, outcome)
-    return dg.AssetCheckResult(
-        asset_key=evaluation.asset_key,
-        check_name=evaluation.check_name,
-        passed=evaluation.passed,
-        description=evaluation.description,
-        metadata=evaluation.metadata,
-    )
+    return dg.AssetCheckResult(**_build_check(client, outcome))
+
+
+def _build_check(client: AirflowClient, outcome: Outcome) -> dict[str, Any]:
+    run, ended = outcome.run, "succeeded" if outcome.run.is_success else "failed"
+    return {
+        "asset_key": build_asset_key(client.instance, run.dag_id),
+        "check_name": CHECK_NAME,
+        "passed": outcome.is_success,
+        "description": f"Run {run.run_id} {ended}. {outcome.details}".rstrip(),
+        "metadata": build_check_metadata(client, outcome),
+    }
 
 
 def build_gap_observations(
@@ -103,7 +96,7 @@ def build_gap_observations(
         "not observed: the outage was longer than `observe.lookback`."
     )
     metadata = {
-        "Gap": dg.MetadataValue.text(description),
+        "Gap": description,
         "Gap start": dg.MetadataValue.timestamp(begin),
         "Gap end": dg.MetadataValue.timestamp(end),
     }
@@ -113,10 +106,9 @@ def build_gap_observations(
     ]
 
 
-def build_run_metadata(client: AirflowClient, outcome: Outcome) -> dict[str, dg.MetadataValue]:
+def build_run_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
     """Return what is known of a run, durations in seconds. Missing values are left out."""
     run = outcome.run
-    metadata = build_link_metadata(client, run)
     dates = {
         "Logical date": run.logical_date,
         "Data interval start": run.data_interval_start,
@@ -125,56 +117,46 @@ def build_run_metadata(client: AirflowClient, outcome: Outcome) -> dict[str, dg.
         "Start": run.start_date,
         END_LABEL: run.end_date,
     }
-    metadata |= {
-        label: dg.MetadataValue.timestamp(date) for label, date in dates.items() if date is not None
+    metadata = {
+        **build_link_metadata(client, run),
+        **{label: dg.MetadataValue.timestamp(date) for label, date in dates.items() if date},
+        DURATION_LABEL: _count_seconds(run.start_date, run.end_date),
+        "Queue time (s)": _count_seconds(run.queued_at, run.start_date),
+        "Lag (s)": _count_seconds(run.end_date, datetime.now(timezone.utc)),
+        "Tries": max((task.try_number for task in outcome.tasks), default=None),
+        "Run type": run.run_type or None,
+        "Partition key": run.partition_key or None,
+        "Conf": _build_conf(run.conf),
     }
-    spans = {
-        DURATION_LABEL: (run.start_date, run.end_date),
-        "Queue time (s)": (run.queued_at, run.start_date),
-        "Lag (s)": (run.end_date, datetime.now(timezone.utc)),
-    }
-    for label, (begin, end) in spans.items():
-        if begin is not None and end is not None:
-            metadata[label] = dg.MetadataValue.float((end - begin).total_seconds())
-    if outcome.tasks:
-        tries = max(task.try_number for task in outcome.tasks)
-        metadata["Tries"] = dg.MetadataValue.int(tries)
-    texts = {"Run type": run.run_type, "Partition key": run.partition_key}
-    metadata |= {label: dg.MetadataValue.text(text) for label, text in texts.items() if text}
-    if run.conf:
-        metadata["Conf"] = _build_conf(run.conf)
-    return metadata
+    return {label: value for label, value in metadata.items() if value is not None}
 
 
-def build_check_metadata(client: AirflowClient, outcome: Outcome) -> dict[str, dg.MetadataValue]:
+def build_check_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
     """Return the run's metadata and the log tails of its failed tasks.
 
     Of a plain success, only the values that identify it and its duration.
     """
     metadata = build_run_metadata(client, outcome)
     if outcome.is_success and outcome.run.is_success:
-        return {
-            label: value for label, value in metadata.items() if label in _LABELS_OF_A_PASSED_CHECK
-        }
-    return metadata | {
-        f"Log of {name}": dg.MetadataValue.md(tail) for name, tail in outcome.log_tails.items()
-    }
+        return {label: metadata[label] for label in _LABELS_OF_A_PASSED_CHECK if label in metadata}
+    tails = outcome.log_tails.items()
+    return metadata | {f"Log of {name}": dg.MetadataValue.md(tail) for name, tail in tails}
 
 
-def build_link_metadata(client: AirflowClient, run: DagRun) -> dict[str, dg.MetadataValue]:
+def build_link_metadata(client: AirflowClient, run: DagRun) -> Metadata:
     """Return id, link and state of a run, finished or not."""
-    return {
-        RUN_ID_LABEL: dg.MetadataValue.text(run.run_id),
-        LINK_LABEL: dg.MetadataValue.url(client.build_run_url(run.dag_id, run.run_id)),
-        STATE_LABEL: dg.MetadataValue.text(run.state),
-    }
+    link = dg.MetadataValue.url(client.build_run_url(run.dag_id, run.run_id))
+    return {RUN_ID_LABEL: run.run_id, LINK_LABEL: link, STATE_LABEL: run.state}
 
 
-def _build_conf(conf: Mapping[str, Any]) -> dg.MetadataValue:
+def _count_seconds(begin: datetime | None, end: datetime | None) -> float | None:
+    return (end - begin).total_seconds() if begin and end else None
+
+
+def _build_conf(conf: Mapping[str, Any]) -> dg.MetadataValue | None:
     redacted = redact(conf)
     text = json.dumps(redacted, ensure_ascii=False)
     if len(text) <= _MAX_CONF_CHARACTERS:
-        return dg.MetadataValue.json(redacted)
-    return dg.MetadataValue.text(
-        f"{text[:_MAX_CONF_CHARACTERS]}… ({len(text)} characters; see the run)"
-    )
+        return dg.MetadataValue.json(redacted) if conf else None
+    start = text[:_MAX_CONF_CHARACTERS]
+    return dg.MetadataValue.text(f"{start}… ({len(text)} characters; see the run)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, TaskInstance
@@ -21,12 +21,7 @@ LOG_TAIL_CHARACTERS = 8_000  # a line may have any length
 
 _TASKS_NAMED = 10
 
-# Tasks in these states don't prevent a success: a branch that was not taken, an empty list to map
-# over, and tasks that the DAG no longer has.
-_IGNORED_STATES = frozenset({"skipped", "removed"})
-
-# Ending a run early skips its remaining tasks within this time before the run's end.
-_SKIPPED_AT_END = timedelta(seconds=5)
+_SKIPPED_AT_END = timedelta(seconds=5)  # before the end of a run that was ended early
 
 
 @dataclass(frozen=True)
@@ -36,47 +31,31 @@ class Outcome:
     Attributes:
         is_success: By the DAG's `success_when` if it has one, else by the run's state.
         details: Sentences that explain it; empty for a plain success.
-        tasks: All task instances of the run; None if they were not fetched.
+        tasks: All task instances of the run; empty if they were not fetched.
         log_tails: The ends of the failed tasks' logs as Markdown, by task name.
     """
 
     run: DagRun
     is_success: bool
     details: str = ""
-    tasks: tuple[TaskInstance, ...] | None = None
+    tasks: Sequence[TaskInstance] = ()
     log_tails: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def summary(self) -> str:
-        ended = "succeeded" if self.run.is_success else "failed"
-        return f"Run {self.run.run_id} {ended}. {self.details}".rstrip()
-
-    @property
-    def failed_tasks(self) -> list[TaskInstance]:
-        return select_failed(self.tasks or ())
-
-
-def build_outcome_by_state(run: DagRun) -> Outcome:
-    return Outcome(run, run.is_success)
 
 
 def fetch_outcome(client: AirflowClient, run: DagRun, rule: SuccessDeclaration | None) -> Outcome:
     """Fetch the tasks of a finished run and return its outcome, without log tails.
-
-    Args:
-        rule: The DAG's `success_when`.
 
     Raises:
         AirflowError: There is a rule, and the tasks can't be fetched at present. A missing
             permission does not raise: the outcome is no success.
     """
     try:
-        tasks = tuple(client.fetch_task_instances(run.dag_id, run.run_id))
+        tasks = client.fetch_task_instances(run.dag_id, run.run_id)
     except AirflowError as error:
         if rule is None or isinstance(error, PermissionMissingError):
             return build_unknown_outcome(run, rule, str(error))
         raise
-    failed = join_tasks(select_failed(tasks)) or "none of its tasks"
+    failed = join_names([name_task(task) for task in select_failed(tasks)]) or "none of its tasks"
     details = "" if run.is_success else f"Failed tasks: {failed}."
     if rule is None:
         return Outcome(run, run.is_success, details, tasks)
@@ -100,7 +79,7 @@ def build_unknown_outcome(run: DagRun, rule: SuccessDeclaration | None, reason: 
 
 def add_log_tails(client: AirflowClient, outcome: Outcome) -> Outcome:
     """Fetch the ends of the first failed tasks' logs. An error takes the place of a log."""
-    failed = outcome.failed_tasks[:LOG_TAILS]
+    failed = select_failed(outcome.tasks)[:LOG_TAILS]
     tails = {name_task(task): _fetch_log_tail(client, outcome.run, task) for task in failed}
     return replace(outcome, log_tails=tails)
 
@@ -120,8 +99,9 @@ def find_unmet_condition(tasks: Sequence[TaskInstance], rule: SuccessDeclaration
     """Return the first unmet condition of a `success_when` as a clause; None if all are met.
 
     A named task, or every task of a named group, has to succeed: at least one mapped instance, and
-    all that were not skipped. A task that did not run because an earlier one failed
-    (upstream_failed) is no success.
+    all that were not skipped (a branch that was not taken, an empty list to map over). A task that
+    did not run because an earlier one failed (upstream_failed) is no success. Tasks that the DAG no
+    longer has (removed) don't count.
     """
     present = [task for task in tasks if task.state != "removed"]
     if rule.tasks is None:
@@ -137,22 +117,16 @@ def find_unmet_condition(tasks: Sequence[TaskInstance], rule: SuccessDeclaration
     return None
 
 
-def is_met_by_failed_tasks(tasks: Sequence[TaskInstance], rule: SuccessDeclaration) -> bool:
-    """Whether the rule would be met if the failed tasks, and those after them, succeeded."""
-    repaired = [
-        replace(task, state="success") if task.state in ("failed", "upstream_failed") else task
-        for task in tasks
-    ]
-    return find_unmet_condition(repaired, rule) is None
-
-
 def _find_unmet(tasks: Sequence[TaskInstance], what: str) -> str | None:
-    unmet = [task for task in tasks if task.state not in _IGNORED_STATES | {"success"}]
+    unmet = [
+        f"{name_task(task)} is {task.state or 'without a state'}"
+        for task in tasks
+        if task.state not in ("success", "skipped")
+    ]
     if unmet:
-        return join_tasks(unmet, with_state=True)
-    if not any(task.state == "success" for task in tasks):
-        return f"of {what} none was run"
-    return None
+        return join_names(unmet)
+    is_run = any(task.state == "success" for task in tasks)
+    return None if is_run else f"of {what} none was run"
 
 
 def _is_in(task: TaskInstance, name: str) -> bool:
@@ -160,14 +134,23 @@ def _is_in(task: TaskInstance, name: str) -> bool:
     return task.task_id == name or task.task_id.startswith(f"{name}.")
 
 
-def was_ended_early(tasks: Sequence[TaskInstance], end: datetime | None) -> bool:
-    """Whether a failed run was ended before its tasks: by a cancellation, or by hand.
+def can_succeed_by_failed_tasks(
+    run: DagRun, tasks: Sequence[TaskInstance], rule: SuccessDeclaration | None
+) -> bool:
+    """Whether a failed run becomes a success if its failed tasks, and those after them, succeed.
 
-    Airflow (2.11, 3.3) then skips the tasks that had not started, and clearing the failed tasks
-    leaves them skipped. A branch skips tasks too, but usually long before the run's end.
+    Not if the run was ended before its tasks, by a cancellation or by hand. Airflow (2.11, 3.3)
+    then skips the tasks that had not started, and clearing the failed tasks leaves them skipped. A
+    branch skips tasks too, but usually long before the run's end.
     """
-    skipped_at = [task.end_date for task in tasks if task.state == "skipped"]
-    return any(at is None or end is None or at >= end - _SKIPPED_AT_END for at in skipped_at)
+    end, skipped_at = run.end_date, [task.end_date for task in tasks if task.state == "skipped"]
+    if any(at is None or end is None or at >= end - _SKIPPED_AT_END for at in skipped_at):
+        return False
+    repaired = [
+        replace(task, state="success") if task.state in ("failed", "upstream_failed") else task
+        for task in tasks
+    ]
+    return rule is None or find_unmet_condition(repaired, rule) is None
 
 
 def select_failed(tasks: Sequence[TaskInstance]) -> list[TaskInstance]:
@@ -179,11 +162,7 @@ def name_task(task: TaskInstance) -> str:
     return task.task_id if task.map_index < 0 else f"{task.task_id}[{task.map_index}]"
 
 
-def join_tasks(tasks: Sequence[TaskInstance], *, with_state: bool = False) -> str:
-    """Return the names of the tasks; of many, the first ten and the number of the others."""
-    names = [
-        f"{name_task(task)} is {task.state or 'without a state'}" if with_state else name_task(task)
-        for task in tasks[:_TASKS_NAMED]
-    ]
-    others = len(tasks) - len(names)
-    return ", ".join(names) + (f" and {others} more" if others else "")
+def join_names(names: Sequence[str]) -> str:
+    """Join the first ten names, and the number of the others."""
+    others = len(names) - _TASKS_NAMED
+    return ", ".join(names[:_TASKS_NAMED]) + (f" and {others} more" if others > 0 else "")

@@ -42,12 +42,7 @@ class Partitioning:
         """
         if run.partition_key is not None:
             return run.partition_key if self._is_partition(run.partition_key) else None
-        dates = {
-            "data_interval_start": run.data_interval_start,
-            "data_interval_end": run.data_interval_end,
-            "logical_date": run.logical_date,
-        }
-        date = dates[self.declaration.date]
+        date: datetime | None = getattr(run, self.declaration.date)
         if date is None or date < self.definition.start:
             return None
         # A data interval that ends with a window belongs to that window, not to the next.
@@ -64,13 +59,10 @@ class Partitioning:
         if has_keys:
             return TriggerOptions(partition_key=key)
         window = self.definition.time_window_for_partition_key(key)
-        match self.declaration.date:
-            case "data_interval_start":
-                return TriggerOptions(window.start, (window.start, window.end))
-            case "data_interval_end":
-                return TriggerOptions(window.end, (window.start, window.end))
-            case "logical_date":
-                return TriggerOptions(window.start)
+        if self.declaration.date == "logical_date":
+            return TriggerOptions(window.start)
+        logical_date = window.end if self.declaration.date == "data_interval_end" else window.start
+        return TriggerOptions(logical_date, window)
 
     def _is_partition(self, key: str) -> bool:
         """Whether the key's window begins with a tick, and not before the first partition."""
@@ -79,6 +71,6 @@ class Partitioning:
         except (ValueError, dg.DagsterInvariantViolationError):
             return False
         first = self.definition.get_first_partition_window()
-        is_before = first is not None and start < first.start
-        round_trip = self.definition.get_partition_key_for_timestamp(start.timestamp())
-        return round_trip == key and not is_before
+        if first is not None and start < first.start:
+            return False
+        return self.definition.get_partition_key_for_timestamp(start.timestamp()) == key

@@ -20,12 +20,7 @@ from federation_defs.errors import (
 )
 from federation_defs.execution.context import StepContext
 from federation_defs.naming import parse_root_run_id
-from federation_defs.outcome import (
-    build_outcome_by_state,
-    fetch_outcome,
-    is_met_by_failed_tasks,
-    was_ended_early,
-)
+from federation_defs.outcome import Outcome, can_succeed_by_failed_tasks, fetch_outcome
 from federation_defs.partitions import Partitioning
 
 
@@ -149,7 +144,7 @@ class Launcher:
         if not run.is_finished:
             return run
         rule = declared.success_when
-        outcome = fetch_outcome(self._client, run, rule) if rule else build_outcome_by_state(run)
+        outcome = fetch_outcome(self._client, run, rule) if rule else Outcome(run, run.is_success)
         is_settled = (
             outcome.is_success or current_run.is_automatic or current_run.has_planned_clear(target)
         )
@@ -164,10 +159,7 @@ class Launcher:
     def _is_met_by_failed_tasks(self, run: DagRun) -> bool:
         """Whether the run can succeed by running only its failed tasks again."""
         tasks = self._client.fetch_task_instances(run.dag_id, run.run_id)
-        rule = self._dags[run.dag_id].success_when
-        return not was_ended_early(tasks, run.end_date) and (
-            rule is None or is_met_by_failed_tasks(tasks, rule)
-        )
+        return can_succeed_by_failed_tasks(run, tasks, self._dags[run.dag_id].success_when)
 
     def _run_again(self, target: Target, run: DagRun, *, whole: bool) -> DagRun:
         """Clear a finished run: all its tasks, or the failed ones if there are any."""

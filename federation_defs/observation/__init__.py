@@ -1,9 +1,4 @@
-"""Observation: reports the finished runs of an Airflow instance to Dagster.
-
-A finished run passes `sensor` (the tick), `poller` (what changed), `ownership` (what a Dagster run
-reports itself), `outcomes` (what is reported now) and `events` (what the event log lacks). Then
-`cursor` advances.
-"""
+"""Observation: reports the finished runs of an Airflow instance to Dagster."""
 
 from federation_defs.observation.sensor import Limits, build_observation_sensor
 

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from hashlib import blake2b
 
-import dagster as dg
-
 from federation_defs.airflow.models import DagRun, RunKey
-from federation_defs.dagster_io.event_log import find_first_reported_end
 from federation_defs.timing import MAX_CLOCK_SKEW
 
 VERSION = 3
@@ -50,18 +47,16 @@ class Cursor:
         """
         try:
             content = json.loads(text or "")
-            if content["version"] != VERSION:
-                return None
             since = datetime.fromisoformat(content["since"])
             since = since.replace(tzinfo=since.tzinfo or timezone.utc)
             digests = b64decode(content["seen"], validate=True)
             starts = range(0, len(digests), _DIGEST_BYTES)
             seen = frozenset(digests[start : start + _DIGEST_BYTES] for start in starts)
             keys = [(str(dag_id), str(run_id)) for dag_id, run_id in content["held"]]
-            is_in_future = since > now + MAX_CLOCK_SKEW
+            is_valid = content["version"] == VERSION and since <= now + MAX_CLOCK_SKEW
         except (ArithmeticError, KeyError, TypeError, ValueError, RecursionError):
             return None
-        return None if is_in_future else Cursor(since, seen, tuple(filter(all, keys)))
+        return Cursor(since, seen, tuple(filter(all, keys))) if is_valid else None
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,6 @@ def advance(
     """Return the cursor of the next poll. `since` stays while runs of the batch are left.
 
     Args:
-        batch: What was polled with the cursor.
         deferred: Runs of the batch that a living Dagster run is going to report.
         settled: Runs of the batch whose events are in the event log, or will be after this tick.
     """
@@ -103,22 +97,3 @@ def advance(
     kept = {key for key in cursor.deferred if key in left or key in batch.unread}
     since = batch.next_since if left <= set(deferred) else cursor.since
     return Cursor(since, seen, tuple(sorted(kept.union(deferred))))
-
-
-def find_lost_start(
-    instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey], oldest: datetime
-) -> datetime | None:
-    """Find where to start after the cursor was lost: where the first reported run ended.
-
-    The event log tells which of the later runs were reported. None if it holds none.
-
-    Args:
-        oldest: The earliest start.
-    """
-    start: datetime | None = None
-    for key in keys:
-        end = find_first_reported_end(instance, key)
-        start = min(start or end, end) if end else start
-        if start is not None and start <= oldest:
-            return oldest
-    return start

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from functools import partial
-from itertools import chain
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
@@ -16,7 +16,6 @@ from federation_defs.outcome import (
     Outcome,
     Rules,
     add_log_tails,
-    build_outcome_by_state,
     build_unknown_outcome,
     fetch_outcome,
 )
@@ -24,35 +23,22 @@ from federation_defs.threads import run_calls
 from federation_defs.timing import Timing
 
 # Of more runs, tasks that only "Tries" needs are not fetched, nor logs: it would take too long.
-MAX_RUNS_WITH_TRIES = 20
-MAX_RUNS_WITH_LOGS = 20
+MAX_RUNS_WITH_DETAILS = 20
 
 _NO_END = datetime.max.replace(tzinfo=timezone.utc)
 
 
-def sort_by_end(runs: Iterable[DagRun]) -> list[DagRun]:
-    """Sort runs by their ends, those without an end last."""
-    return sorted(runs, key=lambda run: (run.end_date or _NO_END, run.run_id))
-
-
-def group_by_dag(runs: Iterable[DagRun]) -> dict[str, list[DagRun]]:
-    groups: dict[str, list[DagRun]] = {}
-    for run in runs:
-        groups.setdefault(run.dag_id, []).append(run)
-    return groups
-
-
 def select_runs(runs: Iterable[DagRun], at_most: int) -> list[DagRun]:
-    """Select the runs to report now, sorted by their ends.
+    """Select the runs to report now, sorted by their ends, those without an end last.
 
     If there are too many, they are sorted within each DAG only, and DAGs with few runs come first:
     their news does not wait behind the history of another DAG.
     """
-    ordered = sort_by_end(runs)
-    if len(ordered) <= at_most:
-        return ordered
-    groups = sorted(group_by_dag(ordered).values(), key=len)
-    return list(chain.from_iterable(groups))[:at_most]
+    ordered = sorted(runs, key=lambda run: (run.end_date or _NO_END, run.run_id))
+    if len(ordered) > at_most:
+        counts = Counter(run.dag_id for run in ordered)
+        ordered.sort(key=lambda run: (counts[run.dag_id], run.dag_id))
+    return ordered[:at_most]
 
 
 class OutcomeFetcher:
@@ -77,16 +63,17 @@ class OutcomeFetcher:
             deadline: By the monotonic clock. Half of the time is for tasks, the rest for logs.
                 Logs that don't arrive by then are left out.
         """
-        fingerprints = [build_fingerprint(run) for run in runs]
-        failing = self._failing
-        self._failing = {mark: failing[mark] for mark in fingerprints if mark in failing}
-        with_tries = len(runs) <= MAX_RUNS_WITH_TRIES
-        calls = [partial(self._fetch, run, with_tries=with_tries) for run in runs]
-        fetched = run_calls(calls, self._threads, (self._timing.monotonic() + deadline) / 2)
+        fingerprints = {build_fingerprint(run) for run in runs}
+        self._failing = {mark: self._failing[mark] for mark in fingerprints & self._failing.keys()}
+        are_few = len(runs) <= MAX_RUNS_WITH_DETAILS
+        asked = [run for run in runs if are_few or self._needs_tasks(run)]
+        calls = [partial(self._fetch, run) for run in asked]
+        results = run_calls(calls, self._threads, (self._timing.monotonic() + deadline) / 2)
+        fetched = {run.key: outcome for run, outcome in zip(asked, results, strict=True)}
         outcomes: list[Outcome] = []
         blocked: set[str] = set()
-        for run, found in zip(runs, fetched, strict=True):
-            outcome = found or self._build_without_tasks(run)
+        for run in runs:
+            outcome = fetched.get(run.key) or self._build_without_tasks(run)
             if outcome is None:
                 blocked.add(run.dag_id)
             elif run.dag_id not in blocked:
@@ -96,14 +83,11 @@ class OutcomeFetcher:
     def _needs_tasks(self, run: DagRun) -> bool:
         return not run.is_success or self._rules[run.dag_id] is not None
 
-    def _fetch(self, run: DagRun, *, with_tries: bool) -> Outcome | None:
+    def _fetch(self, run: DagRun) -> Outcome | None:
         """Fetch a run's outcome; None if that is not possible at present."""
-        if not with_tries and not self._needs_tasks(run):
-            return build_outcome_by_state(run)
         fingerprint, rule = build_fingerprint(run), self._rules[run.dag_id]
-        since, _ = self._failing.setdefault(
-            fingerprint, (self._timing.monotonic(), "no answer in time")
-        )
+        reason = "no answer in time"
+        since, _ = self._failing.setdefault(fingerprint, (self._timing.monotonic(), reason))
         try:
             outcome = fetch_outcome(self._client, run, rule)
             if rule is None or outcome.is_success:
@@ -117,16 +101,16 @@ class OutcomeFetcher:
 
     def _build_without_tasks(self, run: DagRun) -> Outcome | None:
         """Return the outcome of a run whose tasks were not fetched; None to try again later."""
-        if not self._needs_tasks(run):
-            return build_outcome_by_state(run)
         since, reason = self._failing.get(build_fingerprint(run), (math.inf, ""))
-        if not self._timing.fetch_outcome.is_over(self._timing.monotonic() - since):
+        is_over = self._timing.fetch_outcome.is_over(self._timing.monotonic() - since)
+        if self._needs_tasks(run) and not is_over:
             return None
         return build_unknown_outcome(run, self._rules[run.dag_id], reason)
 
     def _add_logs(self, outcomes: Sequence[Outcome], deadline: float) -> list[Outcome]:
-        failed = [outcome for outcome in outcomes if not outcome.is_success][-MAX_RUNS_WITH_LOGS:]
-        calls = [partial(add_log_tails, self._client, outcome) for outcome in failed]
+        failed = [outcome for outcome in outcomes if not outcome.is_success]
+        last = failed[-MAX_RUNS_WITH_DETAILS:]
+        calls = [partial(add_log_tails, self._client, outcome) for outcome in last]
         logged = filter(None, run_calls(calls, self._threads, deadline))
         by_run = {outcome.run.key: outcome for outcome in logged}
         return [by_run.get(outcome.run.key, outcome) for outcome in outcomes]

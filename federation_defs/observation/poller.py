@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import FINISHED_STATES, RunKey
-from federation_defs.airflow.runs import ChangedRuns
 from federation_defs.errors import AirflowError, UnreachableError
 from federation_defs.observation.cursor import Batch, Cursor
 from federation_defs.threads import run_calls
@@ -20,28 +21,25 @@ _SHORT_TIME = timedelta(minutes=1)  # never sliced
 _LONG_TIME = timedelta(minutes=10)  # a poll asks for the length of the history first
 
 
+@dataclass
 class Poller:
     """Polls one instance.
 
-    Args:
+    Attributes:
         dag_ids: Runs of other DAGs are left out.
         overlap: How far a poll reaches back before the last one: rows may appear that late.
         max_runs: How many runs a poll reads of a long history; fewer if the server is slow.
     """
 
-    def __init__(
-        self,
-        client: AirflowClient,
-        dag_ids: Collection[str],
-        overlap: timedelta,
-        max_runs: int,
-        timing: Timing,
-    ) -> None:
-        self._client = client
-        self._dag_ids = dag_ids
-        self._overlap = overlap
-        self._limit = self._max_runs = max_runs
-        self._timing = timing
+    client: AirflowClient
+    dag_ids: Collection[str]
+    overlap: timedelta
+    max_runs: int
+    timing: Timing
+
+    def __post_init__(self) -> None:
+        self._fetch = partial(self.client.fetch_changed_runs, states=FINISHED_STATES)
+        self._limit = self.max_runs
 
     def poll(self, cursor: Cursor, deadline: float, log: logging.Logger) -> Batch:
         """Fetch the finished runs that changed after the cursor; of too many, the oldest.
@@ -54,38 +52,38 @@ class Poller:
         """
         (batch,) = run_calls([lambda: self._fetch_changes(cursor.since)], 1, deadline)
         if batch is None:
-            reason = f"no complete answer within {self._timing.tick_s:.0f} s"
-            raise UnreachableError(self._client.instance, self._client.url, reason, is_late=True)
+            reason = f"no complete answer within {self.timing.tick_s:.0f} s"
+            raise UnreachableError(self.client.instance, self.client.url, reason, is_late=True)
         runs = {run.key: run for run in batch.runs}
-        others = [key for key in cursor.deferred if key not in runs and key[0] in self._dag_ids]
+        others = [key for key in cursor.deferred if key not in runs and key[0] in self.dag_ids]
         unread: list[RunKey] = []
         try:
-            runs |= self._client.fetch_runs(others)
+            runs |= self.client.fetch_runs(others)
         except UnreachableError:
             raise
         except AirflowError as error:
             log.warning("Deferred runs can't be read: %s", error)
             unread = others
-        finished = [run for run in runs.values() if run.is_finished and run.dag_id in self._dag_ids]
+        finished = [run for run in runs.values() if run.is_finished and run.dag_id in self.dag_ids]
         return Batch(finished, batch.next_since, frozenset(unread))
 
     def _fetch_changes(self, since: datetime) -> Batch:
-        started_at, count = self._timing.monotonic(), 0
-        try:
-            start = since - self._overlap
-            is_long = self._timing.utc_now() - since > _LONG_TIME
-            changed = self._fetch(start, at_most=1 if is_long else self._max_runs)
-            now = self._find_server_time(changed)
-            if _is_complete(changed):
-                batch = Batch(changed.runs, now)
-            elif now - since <= max(self._overlap, _SHORT_TIME):
-                batch = Batch(self._fetch(start).runs, now)
-            else:
-                batch = self._fetch_slice(start, now, changed.total)
-            count = len(batch.runs)
-            return batch
-        finally:
-            self._adapt(count, self._timing.monotonic() - started_at)
+        started_at = self.timing.monotonic()
+        start = since - self.overlap
+        is_long = self.timing.utc_now() - since > _LONG_TIME
+        changed = self._fetch(start, at_most=1 if is_long else self.max_runs)
+        # By the server's clock, but not ahead of ours: the answer may carry the clock of a proxy
+        # that is ahead of the database's.
+        our_now = self.timing.utc_now()
+        now = min(changed.server_time or our_now - MAX_CLOCK_SKEW, our_now)
+        if len(changed.runs) >= changed.total:
+            batch = Batch(changed.runs, now)
+        elif now - since <= max(self.overlap, _SHORT_TIME):
+            batch = Batch(self._fetch(start).runs, now)
+        else:
+            batch = self._fetch_slice(start, now, changed.total)
+        self._adapt(len(batch.runs), self.timing.monotonic() - started_at)
+        return batch
 
     def _fetch_slice(self, start: datetime, now: datetime, total: int) -> Batch:
         """Fetch the oldest slice that is small enough, and old enough for no more rows to appear.
@@ -93,44 +91,27 @@ class Poller:
         A slice has an end, so that rows can only leave it while it is paged, which shows in its
         total. Without an end, a new row could hide that another one left.
         """
-        last_end = now - self._overlap
-        share = min(1.0, 0.8 * self._max_runs / total)  # as if runs were evenly spread
+        last_end = now - self.overlap
+        share = min(1.0, 0.8 * self.max_runs / total)  # as if runs were evenly spread
         end = start + (last_end - start) * share
         while True:
             # Many runs may have changed in one second. Then all of them are read.
-            at_most = self._max_runs if end - start > _MIN_SLICE else None
-            changed = self._fetch(start, end, at_most)
-            if not _is_complete(changed):
+            at_most = self.max_runs if end - start > _MIN_SLICE else None
+            changed = self._fetch(start, end, at_most=at_most)
+            if len(changed.runs) < changed.total:
                 end = start + (end - start) / 2
             elif changed.runs or end >= last_end:
                 break
             else:
                 start, end = end, last_end
         if end < last_end:
-            return Batch(changed.runs, end + self._overlap)
+            return Batch(changed.runs, end + self.overlap)
         return Batch([*changed.runs, *self._fetch(last_end).runs], now)
-
-    def _fetch(
-        self, start: datetime, end: datetime | None = None, at_most: int | None = None
-    ) -> ChangedRuns:
-        return self._client.fetch_changed_runs(start, end, FINISHED_STATES, at_most)
-
-    def _find_server_time(self, changed: ChangedRuns) -> datetime:
-        """Return when the server answered, by its own clock.
-
-        At most our time: the answer may carry a proxy's clock that is ahead of the database's.
-        """
-        now = self._timing.utc_now()
-        return min(changed.server_time, now) if changed.server_time else now - MAX_CLOCK_SKEW
 
     def _adapt(self, count: int, elapsed_s: float) -> None:
         """Set how many runs the next poll reads, to take half of a tick at most."""
-        budget_s = self._timing.tick_s / 2
+        budget_s = self.timing.tick_s / 2
         if count and elapsed_s > budget_s:
-            self._max_runs = max(_MIN_RUNS, int(count * budget_s / elapsed_s))
+            self.max_runs = max(_MIN_RUNS, int(count * budget_s / elapsed_s))
         elif elapsed_s < budget_s / 4:
-            self._max_runs = min(self._limit, self._max_runs * 2)
-
-
-def _is_complete(changed: ChangedRuns) -> bool:
-    return len(changed.runs) >= changed.total
+            self.max_runs = min(self._limit, self.max_runs * 2)

@@ -10,17 +10,17 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from types import MappingProxyType
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
+from federation_defs.dagster_io.event_log import find_first_reported_end
 from federation_defs.dagster_io.heartbeat import fail_orphaned_runs
 from federation_defs.declaration import ObserveDeclaration
 from federation_defs.errors import AirflowError, UnreachableError
 from federation_defs.events import build_gap_observations, build_missing_events
 from federation_defs.naming import build_asset_key, build_sensor_name
-from federation_defs.observation.cursor import Cursor, advance, build_fingerprint, find_lost_start
+from federation_defs.observation.cursor import Cursor, advance, build_fingerprint
 from federation_defs.observation.outcomes import OutcomeFetcher, select_runs
 from federation_defs.observation.ownership import find_deferred_runs
 from federation_defs.observation.poller import Poller
@@ -53,7 +53,7 @@ def build_observation_sensor(
     rules: Rules,
     observe: ObserveDeclaration,
     *,
-    partitionings: Mapping[str, Partitioning] = MappingProxyType({}),
+    partitionings: Mapping[str, Partitioning],
     limits: Limits = Limits(),
     timing: Timing = Timing(),  # noqa: B008 - frozen
 ) -> dg.SensorDefinition:
@@ -63,20 +63,15 @@ def build_observation_sensor(
         rules: Of all DAGs that are assets. Runs of other DAGs are not reported.
         partitionings: Of DAGs that have partitions, by DAG id.
     """
-    observer = _Observer(client, rules, observe, partitionings, limits, timing)
-
-    @dg.sensor(
+    return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "observation"),
+        evaluation_fn=_Observer(client, rules, observe, partitionings, limits, timing).tick,
         # One second less than the interval: the daemon loops every 5 s, and would evaluate a sensor
         # with an interval of 5 s in every other loop only (dagster 1.13).
         minimum_interval_seconds=max(1, round(observe.interval) - 1),
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Reports the finished DAG runs of Airflow {client.instance}.",
     )
-    def observation(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        return observer.tick(context)
-
-    return observation
 
 
 class Backoff:
@@ -84,38 +79,26 @@ class Backoff:
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
-        self._error: AirflowError | None = None
-        self._errors = 0
-        self._since = timing.utc_now()
-        self._paused_until = 0.0
+        self.record_success()
 
     def record_success(self) -> None:
-        self._error, self._errors = None, 0
+        self._errors, self._paused_until, self._reason = 0, 0.0, ""
 
     def record_error(self, error: AirflowError) -> None:
         timing = self._timing
         is_unreachable = isinstance(error, UnreachableError)
         policy = timing.poll_unreachable if is_unreachable else timing.poll_refused
-        pause_s = policy.pause_s(self._errors) if self._errors else 0.0
-        self._since = self._since if self._errors else timing.utc_now()
-        self._error, self._errors = error, self._errors + 1
-        self._paused_until = timing.monotonic() + pause_s
+        if self._errors:
+            self._paused_until = timing.monotonic() + policy.pause_s(self._errors)
+        else:
+            self._since = timing.utc_now()
+        self._errors += 1
+        self._reason = f"{error} (Since {self._since:%F %T} UTC; asked again in"
 
     def describe_pause(self) -> str | None:
         """Return why polls are paused; None if they are not."""
         pause_s = self._paused_until - self._timing.monotonic()
-        if self._error is None or pause_s <= 0:
-            return None
-        return f"{self._error} (Since {self._since:%F %T} UTC; asked again in {pause_s:.0f} s.)"
-
-
-@dataclass(frozen=True)
-class _PendingEvents:
-    """Events of a tick that Dagster may still be storing. It saves the new cursor after them."""
-
-    cursor: str | None
-    returned_at: float
-    outcomes: list[Outcome]
+        return f"{self._reason} {pause_s:.0f} s.)" if pause_s > 0 else None
 
 
 @dataclass
@@ -137,15 +120,18 @@ class _Observer:
         self._poller = Poller(self.client, self.rules, overlap, self.limits.runs, self.timing)
         self._outcomes = OutcomeFetcher(self.client, self.rules, self.timing)
         self._backoff = Backoff(self.timing)
-        self._pending: _PendingEvents | None = None
         self._lock = threading.Lock()
+        # What the last tick returned and for which cursor. Dagster saves the new cursor after it
+        # has stored the events.
+        self._returned: list[Outcome] = []
+        self._returned_for: str | None = None
+        self._returned_at = 0.0
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         """Evaluate the sensor.
 
         Raises:
-            AirflowError: The instance refuses us, or its answer makes no sense. While that lasts,
-                most ticks are skipped, as they are while the instance is unreachable.
+            AirflowError: The instance refuses us, or its answer makes no sense.
         """
         fail_orphaned_runs(context.instance, self.client.instance, context.log, self.timing)
         with self._lock:
@@ -166,12 +152,10 @@ class _Observer:
 
     def _is_storing(self, context: dg.SensorEvaluationContext) -> bool:
         """Whether Dagster still stores the events of another tick that had the same cursor."""
-        pending = self._pending
-        if pending is None or pending.cursor != context.cursor:
+        elapsed_s = self.timing.monotonic() - self._returned_at
+        if context.cursor != self._returned_for or elapsed_s > self.timing.store_events_s:
             return False
-        if self.timing.monotonic() - pending.returned_at > self.timing.store_events_s:
-            return False
-        instance, outcomes = context.instance, pending.outcomes
+        instance, outcomes = context.instance, self._returned
         return bool(build_missing_events(instance, self.client, outcomes, self.partitionings))
 
     def _poll_repeatedly(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
@@ -206,12 +190,13 @@ class _Observer:
         outcomes = self._outcomes.fetch(select_runs(ready, self.limits.reports), deadline)
         events = [*gap, *build_missing_events(instance, self.client, outcomes, self.partitionings)]
         following = advance(cursor, batch, deferred, [outcome.run for outcome in outcomes])
-        self._pending = _PendingEvents(context.cursor, self.timing.monotonic(), outcomes)
-        backlog = len(ready) - len(outcomes)
-        more = f" {backlog} more wait for the next tick." if backlog else ""
-        if more:
+        self._returned, self._returned_for = outcomes, context.cursor
+        self._returned_at = self.timing.monotonic()
+        no_news = f"No run of Airflow '{airflow}' has ended since the last tick."
+        if backlog := len(ready) - len(outcomes):
+            more = f" {backlog} more wait for the next tick."
             context.log.info("%d runs were processed.%s", len(outcomes), more)
-        no_news = f"No run of Airflow '{airflow}' has ended since the last tick.{more}"
+            no_news += more
         return dg.SensorResult(
             asset_events=events,
             skip_reason=None if events else no_news,
@@ -224,17 +209,18 @@ class _Observer:
         """Return the cursor, and observations of the gap if an outage exceeded `lookback`."""
         airflow, now = self.client.instance, self.timing.utc_now()
         lookback = timedelta(seconds=self.observe.lookback)
+        oldest = now - lookback
         cursor = Cursor.from_json(context.cursor, now)
         if cursor is None:
             keys = [build_asset_key(airflow, dag_id) for dag_id in self.rules]
-            since = find_lost_start(context.instance, keys, now - lookback)
-            first_start = now - timedelta(seconds=self.observe.lookback_on_first_start)
-            context.log.info("There is no valid cursor. Looking back to %s.", since or first_start)
-            return Cursor(since or first_start), []
-        if cursor.since >= now - lookback - max(lookback / 7, _MIN_GAP):
+            since = find_first_reported_end(context.instance, keys, oldest)
+            since = since or now - timedelta(seconds=self.observe.lookback_on_first_start)
+            context.log.info("There is no valid cursor. Looking back to %s.", since)
+            return Cursor(since), []
+        if cursor.since >= oldest - max(lookback / 7, _MIN_GAP):
             return cursor, []
-        gap = build_gap_observations(airflow, self.rules, cursor.since, now - lookback)
+        gap = build_gap_observations(airflow, self.rules, cursor.since, oldest)
         context.log.warning(
-            "Airflow '%s' was not observed from %s to %s.", airflow, cursor.since, now - lookback
+            "Airflow '%s' was not observed from %s to %s.", airflow, cursor.since, oldest
         )
-        return replace(cursor, since=now - lookback), gap
+        return replace(cursor, since=oldest), gap

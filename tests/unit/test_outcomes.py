@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation_defs.airflow.models import DagRun
-from federation_defs.observation.outcomes import group_by_dag, select_runs, sort_by_end
+from federation_defs.observation.outcomes import select_runs
 from tests.unit.build import build_run
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)
@@ -81,8 +81,9 @@ def test_no_run_is_selected_before_an_earlier_run_of_its_dag(
 ) -> None:
     chosen = select_runs(runs, at_most)
     assert len(chosen) == min(at_most, len(runs))
+    ended = sorted(runs, key=lambda run: (run.end_date is None, run.end_date or NOON, run.run_id))
     if len(runs) <= at_most:
-        assert chosen == sort_by_end(runs)
-    ended = group_by_dag(sort_by_end(runs))
-    for dag_id, group in group_by_dag(chosen).items():
-        assert group == ended[dag_id][: len(group)]
+        assert chosen == ended
+    for dag_id in "abc":
+        group = [run for run in chosen if run.dag_id == dag_id]
+        assert group == [run for run in ended if run.dag_id == dag_id][: len(group)]

@@ -20,7 +20,7 @@ from federation_defs.events import build_check_evaluation, build_materialization
 from federation_defs.naming import build_asset_key
 from federation_defs.observation import Limits
 from federation_defs.observation.cursor import Cursor
-from federation_defs.outcome import build_outcome_by_state
+from federation_defs.outcome import Outcome
 from tests.contract.fakes.airflow import FakeAirflow, asks
 from tests.contract.fakes.database import RunRow
 from tests.contract.fakes.faults import hang_up
@@ -117,7 +117,7 @@ class Histories(RuleBasedStateMachine):
         """Report a run that was observed before the outage."""
         found = self.daemon.client.fetch_run(run.dag_id, run.run_id)
         assert found is not None
-        outcome = build_outcome_by_state(found)
+        outcome = Outcome(found, found.is_success)
         for build in (build_materialization, build_check_evaluation):
             self.instance.report_runless_asset_event(build(self.daemon.client, outcome))
 

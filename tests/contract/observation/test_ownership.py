@@ -11,7 +11,7 @@ import pytest
 
 from federation_defs.events import build_check_evaluation, build_materialization
 from federation_defs.naming import build_asset_key, build_run_id
-from federation_defs.outcome import build_outcome_by_state
+from federation_defs.outcome import Outcome
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import materialize
 from tests.contract.fakes.airflow import asks
@@ -54,7 +54,7 @@ def finish_run_of(airflow: Airflow, dagster_run_id: str, state: str = "success")
 def report_as_the_owner(airflow: Airflow, dagster_run_id: str) -> Iterator[Any]:
     run = airflow.client.fetch_run(DAG, build_run_id(dagster_run_id))
     assert run is not None
-    outcome = build_outcome_by_state(run)
+    outcome = Outcome(run, run.is_success)
     yield build_materialization(airflow.client, outcome)
     yield build_check_evaluation(airflow.client, outcome)
 
