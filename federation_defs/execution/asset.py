@@ -10,7 +10,7 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.checks import build_check_spec, run_checks
-from federation_defs.dagster_io.heartbeat import Heartbeat
+from federation_defs.dagster_io.heartbeat import send_heartbeats
 from federation_defs.dagster_io.run_tags import CurrentRun, Target
 from federation_defs.declaration import DagDeclaration
 from federation_defs.execution.cancellation import CancellationWatcher
@@ -68,7 +68,7 @@ def build_execution(
         shared = StepContext(client, dags, current_run, context.log, timing)
         targets = _find_targets(context, client.instance, dags)
         checked = {key.asset_key for key in context.selected_asset_check_keys}
-        with Heartbeat(context.instance, context.run.run_id, client.instance, timing):
+        with send_heartbeats(context.instance, context.run.run_id, client.instance, timing):
             if (reason := find_safe_mode_reason(os.environ)) is not None:
                 _log_safe_mode(shared, targets, reason)
             elif targets:

@@ -23,7 +23,7 @@ LAYERS = [
     ["execution.monitor", "execution.cancellation", "execution.reporter"],
     ["execution.launcher", "execution.concurrency"],
     ["execution.polling", "execution.context"],
-    ["observation.outcomes", "observation.ownership", "observation.poller"],
+    ["observation.outcomes", "observation.poller"],
     ["observation.cursor"],
     ["specs", "checks"],
     ["events"],
