@@ -15,8 +15,7 @@ from federation_defs.dagster_io.run_tags import CurrentRun, Target
 from federation_defs.declaration import DagDeclaration
 from federation_defs.execution.cancellation import CancellationWatcher
 from federation_defs.execution.concurrency import ConcurrencyLimit
-from federation_defs.execution.context import StepContext
-from federation_defs.execution.launcher import Launcher
+from federation_defs.execution.launcher import Launcher, StepContext
 from federation_defs.execution.monitor import Monitor
 from federation_defs.execution.reporter import Event, Reporter
 from federation_defs.execution.step import Step

@@ -9,8 +9,7 @@ import dagster as dg
 
 from federation_defs.airflow.models import DagRun
 from federation_defs.errors import AirflowError, RunLostError
-from federation_defs.execution.context import StepContext
-from federation_defs.execution.launcher import Launcher
+from federation_defs.execution.launcher import Launcher, StepContext
 
 _log = logging.getLogger(__name__)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from threading import Condition
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag, DagRun, TriggerOptions
-from federation_defs.dagster_io.run_tags import Target
-from federation_defs.declaration import suggest
+from federation_defs.dagster_io.run_tags import CurrentRun, Target
+from federation_defs.declaration import DagDeclaration, suggest
 from federation_defs.errors import (
     DagBrokenError,
     DagNotFoundError,
@@ -18,7 +21,6 @@ from federation_defs.errors import (
     PermissionMissingError,
     RunLostError,
 )
-from federation_defs.execution.context import StepContext
 from federation_defs.naming import parse_root_run_id
 from federation_defs.outcome import (
     build_outcome_by_state,
@@ -27,6 +29,23 @@ from federation_defs.outcome import (
     was_ended_early,
 )
 from federation_defs.partitions import Partitioning
+from federation_defs.timing import Timing
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What the parts of a step share: one Airflow instance in one Dagster run.
+
+    Attributes:
+        dags: The declarations of the instance's DAGs, by DAG id.
+        log: The Dagster run's log.
+    """
+
+    client: AirflowClient
+    dags: Mapping[str, DagDeclaration]
+    current_run: CurrentRun
+    log: logging.Logger
+    timing: Timing
 
 
 class LaunchCanceledError(Exception):
@@ -51,7 +70,7 @@ class Launcher:
         """Refuse further launches, and wait for those under way.
 
         Returns:
-            The run ids of our DAG runs, by target. Some may not exist: a trigger may have failed.
+            The run ids of our DAG runs. Some may not exist: a trigger may have failed.
         """
         with self._changed:
             self._is_stopped = True
@@ -74,10 +93,8 @@ class Launcher:
         run again for a person or a backfill.
 
         Raises:
-            DagPausedError: The DAG is paused; nothing was triggered.
-            DagBrokenError: Its file has an import error; nothing was triggered.
-            DagNotFoundError: The instance has no such DAG.
-            AirflowError: Any other error of a request.
+            AirflowError: The DAG is missing, paused or broken, and nothing was triggered; or any
+                other error of a request.
             LaunchCanceledError: The Dagster run is being canceled.
         """
         with self._changed:
@@ -97,32 +114,29 @@ class Launcher:
 
     def _find_launched(self, target: Target) -> tuple[DagRun, int] | None:
         """Find the last run of an earlier attempt, and its number."""
-        client, current_run, dag_id = self._client, self._current_run, target.dag_id
-        found, number = client.fetch_run(dag_id, current_run.build_run_id(target)), 1
-        if found is None:
-            run_id = current_run.get_planned_run_id(target)
-            found = client.fetch_run(dag_id, run_id) if run_id else None
-            return (found, number) if found else None
-        while later := client.fetch_run(dag_id, current_run.build_run_id(target, number + 1)):
+        found, number = None, 0
+        while later := self._client.fetch_run(
+            target.dag_id, self._current_run.build_run_id(target, number + 1)
+        ):
             found, number = later, number + 1
-        return found, number
+        if found is None and (planned := self._current_run.get_planned_run_id(target)):
+            found, number = self._client.fetch_run(target.dag_id, planned), 1
+        return (found, number) if found else None
 
     def _trigger(self, target: Target, note: str, number: int = 1) -> DagRun:
-        client, declared = self._client, self._dags[target.dag_id]
-        dag = self._fetch_runnable_dag(target.dag_id)
+        declared, dag = self._dags[target.dag_id], self._fetch_runnable_dag(target.dag_id)
         options = TriggerOptions()
         if declared.partitions is not None and target.partition is not None:
             partitioning = Partitioning(declared.partitions)
             options = partitioning.build_options(target.partition, has_keys=dag.is_partitioned)
-        run_id = self._current_run.build_run_id(target, number)
+        options = replace(options, note=note)
+        run_id, conf = self._current_run.build_run_id(target, number), declared.trigger.conf
         self._expect(target, run_id)
         try:
-            return client.trigger_run(
-                target.dag_id, run_id, declared.trigger.conf, replace(options, note=note)
-            )
+            return self._client.trigger_run(target.dag_id, run_id, conf, options)
         except LogicalDateTakenError:
             date = options.logical_date
-            owner = client.fetch_run_of_date(target.dag_id, date) if date else None
+            owner = self._client.fetch_run_of_date(target.dag_id, date) if date else None
             if owner is None:
                 raise
         self.forget(target)
@@ -171,30 +185,56 @@ class Launcher:
 
     def _run_again(self, target: Target, run: DagRun, *, whole: bool) -> DagRun:
         """Clear a finished run: all its tasks, or the failed ones if there are any."""
-        client, (dag_id, run_id) = self._client, (run.dag_id, run.run_id)
-        self._fetch_runnable_dag(dag_id)
-        self._expect(target, run_id)
+        client = self._client
+        self._fetch_runnable_dag(run.dag_id)
+        self._expect(target, run.run_id)
         self._current_run.plan_clear(target, run)
-        again = run
-        clears = (client.clear_run,) if whole else (client.clear_failed_tasks, client.clear_run)
-        for clear in clears:
-            clear(dag_id, run_id)
-            found = client.fetch_run(dag_id, run_id)
-            if found is None:
-                raise RunLostError(client.instance, f"lost run '{run_id}' of DAG '{dag_id}'.")
-            again = found
-            if again != run:
-                break
+        again: DagRun | None = run
+        for clear in (
+            (client.clear_run,) if whole else (client.clear_failed_tasks, client.clear_run)
+        ):
+            if again == run:
+                clear(*run.key)
+                again = client.fetch_run(*run.key)
+        if again is None:
+            message = f"lost run '{run.run_id}' of DAG '{run.dag_id}'."
+            raise RunLostError(client.instance, message)
         return again
 
     def _fetch_runnable_dag(self, dag_id: str) -> Dag:
-        """Fetch a DAG once for all partitions that are launched at about the same time."""
-        now = self._timing.monotonic()
+        """Fetch a DAG, once for all partitions that are launched at about the same time.
+
+        Raises:
+            DagNotFoundError: The instance has no such DAG; the error suggests the nearest name.
+            DagPausedError: The DAG is paused: a run would stay queued.
+            DagBrokenError: Its file has an import error: a run would not be as its file says now.
+        """
         fetched_at, dag = self._runnable_dags.get(dag_id, (-math.inf, None))
-        if dag is None or now - fetched_at > self._timing.runnable_cache_s:
-            dag = fetch_runnable_dag(self._client, dag_id)
-            self._runnable_dags[dag_id] = (self._timing.monotonic(), dag)
+        if (
+            dag is not None
+            and self._timing.monotonic() - fetched_at <= self._timing.runnable_cache_s
+        ):
+            return dag
+        client, url = self._client, self._client.build_dag_url(dag_id)
+        try:
+            dag = client.fetch_dag(dag_id)
+        except DagNotFoundError as error:
+            hint = suggest(dag_id, [dag.dag_id for dag in client.fetch_dags()])
+            raise DagNotFoundError(client.instance, dag_id, error.seen, hint) from error
+        if dag.is_paused:
+            raise DagPausedError(client.instance, dag_id, url)
+        if dag.has_import_errors:
+            raise DagBrokenError(client.instance, dag_id, url, self._fetch_import_error(dag))
+        self._runnable_dags[dag_id] = (self._timing.monotonic(), dag)
         return dag
+
+    def _fetch_import_error(self, dag: Dag) -> str:
+        """Return the last line of the file's stack trace; empty if this account may not read it."""
+        with suppress(PermissionMissingError):
+            for error in self._client.fetch_import_errors():
+                if dag.file.endswith(error.file):
+                    return error.stack_trace.strip().rpartition("\n")[2].strip()
+        return ""
 
     def _expect(self, target: Target, run_id: str) -> None:
         """Record that a run is ours, before it is triggered or cleared."""
@@ -205,35 +245,3 @@ class Launcher:
     def _refuse_if_stopped(self) -> None:
         if self._is_stopped:
             raise LaunchCanceledError
-
-
-def fetch_runnable_dag(client: AirflowClient, dag_id: str) -> Dag:
-    """Fetch a DAG whose runs would run, as its file says now.
-
-    Raises:
-        DagNotFoundError: The instance has no such DAG; the error suggests the nearest name.
-        DagPausedError: The DAG is paused: a run would stay queued.
-        DagBrokenError: Its file has an import error.
-    """
-    try:
-        dag = client.fetch_dag(dag_id)
-    except DagNotFoundError as error:
-        hint = suggest(dag_id, [dag.dag_id for dag in client.fetch_dags()])
-        raise DagNotFoundError(client.instance, dag_id, error.seen, hint) from error
-    url = client.build_dag_url(dag_id)
-    if dag.is_paused:
-        raise DagPausedError(client.instance, dag_id, url)
-    if dag.has_import_errors:
-        raise DagBrokenError(client.instance, dag_id, url, _fetch_import_error(client, dag))
-    return dag
-
-
-def _fetch_import_error(client: AirflowClient, dag: Dag) -> str:
-    """Return the last line of the file's stack trace; empty if this account may not read it."""
-    try:
-        errors = client.fetch_import_errors()
-    except PermissionMissingError:
-        return ""
-    own = [error.stack_trace for error in errors if dag.file.endswith(error.file)]
-    lines = own[0].strip().splitlines() if own else []
-    return lines[-1].strip() if lines else ""

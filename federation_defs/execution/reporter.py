@@ -23,7 +23,7 @@ from federation_defs.events import (
     build_materialization,
     build_run_metadata,
 )
-from federation_defs.execution.context import StepContext
+from federation_defs.execution.launcher import StepContext
 from federation_defs.naming import build_asset_key, build_check_key
 from federation_defs.outcome import Outcome
 

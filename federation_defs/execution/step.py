@@ -9,7 +9,7 @@ import dagster as dg
 
 from federation_defs.dagster_io.run_tags import Target
 from federation_defs.execution.cancellation import CancellationWatcher
-from federation_defs.execution.context import StepContext
+from federation_defs.execution.launcher import StepContext
 from federation_defs.execution.monitor import Monitor
 from federation_defs.execution.polling import MonitoredRun
 from federation_defs.execution.reporter import Event, Reporter, join_failures

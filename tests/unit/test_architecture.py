@@ -22,7 +22,7 @@ LAYERS = [
     ["execution.step"],
     ["execution.monitor", "execution.cancellation", "execution.reporter"],
     ["execution.launcher", "execution.concurrency"],
-    ["execution.polling", "execution.context"],
+    ["execution.polling"],
     ["observation.outcomes", "observation.poller"],
     ["observation.cursor"],
     ["specs", "checks"],
