@@ -215,12 +215,13 @@ class Launcher:
             and self._timing.monotonic() - fetched_at <= self._timing.runnable_cache_s
         ):
             return dag
-        client, url = self._client, self._client.build_dag_url(dag_id)
+        client = self._client
         try:
             dag = client.fetch_dag(dag_id)
         except DagNotFoundError as error:
             hint = suggest(dag_id, [dag.dag_id for dag in client.fetch_dags()])
             raise DagNotFoundError(client.instance, dag_id, error.seen, hint) from error
+        url = client.build_dag_url(dag_id)
         if dag.is_paused:
             raise DagPausedError(client.instance, dag_id, url)
         if dag.has_import_errors:
