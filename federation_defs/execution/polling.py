@@ -31,6 +31,8 @@ _RETRIED_AT_LAUNCH = (UnreachableError, CredentialError, RunNotStartedError)
 
 K = TypeVar("K", str, RunKey)
 T = TypeVar("T")
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 @dataclass
@@ -42,15 +44,13 @@ class MonitoredRun:
         note: The note that the DAG run gets in Airflow.
         since: When the wait began, from which `trigger.timeout` counts.
         next_poll: When to launch it, to poll it, or to fetch its outcome.
-        next_pause_check: When to check whether its DAG is paused, while it is queued.
         is_admitted: `limits.max_active_runs` leaves room for it.
         is_busy: A request for it is under way.
         is_over: It needs no monitoring any more.
         is_detached: It was launched and is not waited for (`trigger.wait: false`).
         error: Why the wait was given up.
         running_tasks: As they were logged last.
-        failing_since: Since when the instance gives unexpected answers.
-        unreachable_since: Since when it gives none.
+        failing_since: When the instance began to give unexpected answers.
     """
 
     target: Target
@@ -150,11 +150,9 @@ def fetch_runs(
     def fetch(key: RunKey) -> DagRun:
         if (run := client.fetch_run(*key)) is not None:
             return run
-        raise RunLostError(
-            client.instance,
-            f"no longer has run '{key[1]}' of DAG '{key[0]}': it was deleted while we waited. "
-            "Materialize the asset again for a new run.",
-        )
+        remedy = "it was deleted while we waited. Materialize the asset again for a new run."
+        message = f"no longer has run '{key[1]}' of DAG '{key[0]}': {remedy}"
+        raise RunLostError(client.instance, message)
 
     return _fetch_by_key(client, keys, fetch_active, fetch)
 
@@ -174,7 +172,8 @@ def fetch_stuck_dags(
         dags = client.fetch_dags_by_id(at_most) or {}
         return {dag_id: dag for dag_id, dag in dags.items() if dag.is_present}
 
-    dags = _fetch_by_key(client, list(dict.fromkeys(dag_ids)), fetch_present, client.fetch_dag)
+    keys = list(dict.fromkeys(dag_ids))
+    dags = _fetch_by_key(client, keys, fetch_present, client.fetch_dag)
     return {
         dag_id: dag
         for dag_id, dag in dags.items()
@@ -199,21 +198,19 @@ def _fetch_by_key(
     Raises:
         UnreachableError: The instance does not answer.
     """
+
+    def catch(call: Callable[[A], R], argument: A) -> R | AirflowError:
+        try:
+            return call(argument)
+        except UnreachableError:
+            raise
+        except AirflowError as error:
+            return error
+
     at_most = SERVER_PAGE * (len(keys) - 1)
-    listed = _catch(partial(fetch_list, at_most)) if at_most > 0 else {}
+    listed = catch(fetch_list, at_most) if at_most > 0 else {}
     found = {} if isinstance(listed, AirflowError) else listed
     missing = [key for key in keys if key not in found]
-    calls = [partial(_catch, partial(fetch, key)) for key in missing]
-    fetched = run_calls(calls, client.session.transport.http.max_connections)
-    return {key: found[key] for key in keys if key in found} | dict(
-        zip(missing, fetched, strict=True)
-    )
-
-
-def _catch(call: Callable[[], T]) -> T | AirflowError:
-    try:
-        return call()
-    except UnreachableError:
-        raise
-    except AirflowError as error:
-        return error
+    threads = client.session.transport.http.max_connections
+    fetched = run_calls([partial(catch, fetch, key) for key in missing], threads)
+    return {**found, **dict(zip(missing, fetched, strict=True))}

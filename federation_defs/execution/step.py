@@ -31,11 +31,11 @@ class Step:
         self._reporter = reporter
         self._failures: dict[Target, dg.Failure] = {}
         self._skipped: set[Target] = set()
-        by_dag: dict[str, dict[str | None, Target]] = {}
+        by_dag: dict[tuple[str, str], dict[str | None, Target]] = {}
         for target in targets:
-            by_dag.setdefault(target.dag_id, {})[target.partition] = target
-        airflow = context.client.instance
-        self._upstreams = {t: self._find_upstreams(airflow, t, by_dag) for t in targets}
+            dag = context.client.instance, target.dag_id
+            by_dag.setdefault(dag, {})[target.partition] = target
+        self._upstreams = {target: self._find_upstreams(target, by_dag) for target in targets}
 
     def run(self, cancellation: CancellationWatcher) -> Iterator[Event]:
         """Run the targets, and yield their events as they come.
@@ -49,9 +49,8 @@ class Step:
             # An interruption without a cancellation, as when the machine is taken away, leaves
             # the DAG runs to Dagster's retry.
             if not cancellation.stop_if_canceled():
-                self._log.warning(
-                    "Interrupted, and not canceled: DAG runs that were started go on."
-                )
+                text = "Interrupted, and not canceled: DAG runs that were started go on."
+                self._log.warning(text)
             raise
         finally:
             self._monitor.close()
@@ -62,7 +61,7 @@ class Step:
     def _run_in_order(self) -> Iterator[Event]:
         order = TopologicalSorter(self._upstreams)
         order.prepare()
-        timeouts_checked: set[str] = set()
+        notes: dict[str, str] = {}
         while order.is_active():
             for target in order.get_ready():
                 if blocking := self._find_blocking(target):
@@ -71,11 +70,10 @@ class Step:
                     self._log.warning(f"{target.name} is skipped: it depends on {names}.")
                     order.done(target)
                     continue
-                if target.dag_id not in timeouts_checked:
-                    timeouts_checked.add(target.dag_id)
-                    timeout_s = self._dags[target.dag_id].trigger.timeout
-                    self._reporter.warn_of_short_timeout(target.dag_id, timeout_s)
-                self._monitor.add(target, self._reporter.build_note(target.dag_id))
+                if target.dag_id not in notes:
+                    notes[target.dag_id] = self._reporter.build_note(target.dag_id)
+                    self._reporter.warn_of_short_timeout(target.dag_id)
+                self._monitor.add(target, notes[target.dag_id])
             launched, ended = self._monitor.wait()
             for run, dag_run in launched:
                 yield self._reporter.report_launch(run.target, dag_run)
@@ -84,12 +82,12 @@ class Step:
                 order.done(run.target)
 
     def _find_upstreams(
-        self, airflow: str, target: Target, targets: Mapping[str, Mapping[str | None, Target]]
+        self, target: Target, by_dag: Mapping[tuple[str, str], Mapping[str | None, Target]]
     ) -> set[Target]:
         """Find what a target depends on in this step: the same partition of a DAG, or all of it."""
         found: set[Target] = set()
-        for instance, dag_id in self._dags[target.dag_id].upstreams:
-            partitions = targets.get(dag_id, {}) if instance == airflow else {}
+        for dag in self._dags[target.dag_id].upstreams:
+            partitions = by_dag.get(dag, {})
             same = partitions.get(target.partition)
             found |= {same} if same else set(partitions.values())
         return found
