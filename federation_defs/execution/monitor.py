@@ -68,10 +68,8 @@ class Monitor:
         """
         now = self._timing.monotonic()
         first_key = target.dag_id, self._current_run.build_run_id(target)
-        trigger = self._dags[target.dag_id].trigger
-        run = MonitoredRun(target, first_key, trigger, note, now, now)
-        run.is_admitted = self._limit is None
-        self._runs[target] = run
+        trigger, is_admitted = self._dags[target.dag_id].trigger, self._limit is None
+        self._runs[target] = MonitoredRun(target, first_key, trigger, note, is_admitted, now, now)
 
     def wait(self) -> tuple[list[tuple[MonitoredRun, DagRun]], list[MonitoredRun]]:
         """Do what is due, and wait until a request is answered or something else is due.
@@ -85,11 +83,8 @@ class Monitor:
         self._poll_due(now)
         self._fetch_outcomes_due(now)
         self._calls.run_callbacks(self._get_pause_s())
-        launched, self._launched = self._launched, []
-        ended, self._ended = self._ended, []
-        for run in ended:
-            del self._runs[run.target]
-            self._release(run)
+        launched, ended = self._launched, self._ended
+        self._launched, self._ended = [], []
         return launched, ended
 
     def close(self) -> None:
@@ -116,11 +111,10 @@ class Monitor:
         def on_answer(answer: T | AirflowError) -> None:
             for run in runs:
                 run.is_busy = False
+                if isinstance(answer, AirflowError):
+                    self._handle_error(run, answer)
             if not isinstance(answer, AirflowError):
                 callback(answer)
-                return
-            for run in runs:
-                self._handle_error(run, answer)
 
         for run in runs:
             run.is_busy = True
@@ -145,13 +139,11 @@ class Monitor:
             run.since = run.next_poll = now  # time without a free place does not count
             run.failing_since = run.unreachable_since = None
             run.is_admitted = run.first_key in reserved
-        if all(run.is_admitted for run in waiting):
+        if not (others := [run for run in waiting if not run.is_admitted]):
             return
         pause_s = min(policy.max_s, policy.first_s * self._current_run.count_active_runs())
         next_poll = now + pause_s * uniform(0.5, 1.5)  # noqa: S311 - so that waiters ask apart
-        for run in waiting:
-            if run.is_admitted:
-                continue
+        for run in others:
             run.next_poll = next_poll
             if run.target not in self._waiting:
                 self._waiting.add(run.target)
@@ -316,7 +308,6 @@ class Monitor:
         self._end(run)
 
     def _end(self, run: MonitoredRun) -> None:
-        if not run.is_over:
-            run.is_over = True
-            self._ended.append(run)
-            self._launcher.forget(run.target)
+        self._ended.append(self._runs.pop(run.target))
+        self._release(run)
+        self._launcher.forget(run.target)

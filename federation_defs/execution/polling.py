@@ -42,11 +42,10 @@ class MonitoredRun:
     Attributes:
         first_key: The key that its first trigger gives it.
         note: The note that the DAG run gets in Airflow.
+        is_admitted: `limits.max_active_runs` leaves room for it.
         since: When the wait began, from which `trigger.timeout` counts.
         next_poll: When to launch it, to poll it, or to fetch its outcome.
-        is_admitted: `limits.max_active_runs` leaves room for it.
         is_busy: A request for it is under way.
-        is_over: It needs no monitoring any more.
         is_detached: It was launched and is not waited for (`trigger.wait: false`).
         error: Why the wait was given up.
         running_tasks: As they were logged last.
@@ -57,12 +56,11 @@ class MonitoredRun:
     first_key: RunKey
     trigger: TriggerDeclaration
     note: str
+    is_admitted: bool
     since: float
     next_poll: float
     next_pause_check: float = 0.0
-    is_admitted: bool = False
     is_busy: bool = False
-    is_over: bool = False
     is_detached: bool = False
     dag_run: DagRun | None = None
     outcome: Outcome | None = None
@@ -82,7 +80,7 @@ class MonitoredRun:
     @property
     def is_active(self) -> bool:
         """Whether it was queued or running at the last poll."""
-        return self.dag_run is not None and not self.dag_run.is_finished and not self.is_over
+        return self.dag_run is not None and not self.dag_run.is_finished
 
     @property
     def is_queued(self) -> bool:

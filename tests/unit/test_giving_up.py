@@ -36,7 +36,8 @@ PAUSED = DagPausedError("metrics", "load", "http://127.0.0.1:1")
 def build_monitored(dag_run: DagRun | None = None) -> MonitoredRun:
     """A wait that began at 0 and has ten hours."""
     trigger = TriggerDeclaration.model_validate({"timeout": "10h"})
-    return MonitoredRun(Target("load"), ("load", "run"), trigger, "", 0.0, 0.0, dag_run=dag_run)
+    key = ("load", "run")
+    return MonitoredRun(Target("load"), key, trigger, "", True, 0.0, 0.0, dag_run=dag_run)
 
 
 def fail(run: MonitoredRun, *errors: tuple[float, AirflowError]) -> list[AirflowError | None]:
