@@ -4,24 +4,24 @@ Tags outlive the worker. They are the only state that executing keeps in Dagster
 the Airflow instance's name; `naming.py` builds the keys.
 
 `federation/waits_for.<instance>`
-    Value: "true". Written by `send_heartbeats` when a step begins. By it, observation finds runs
-    whose worker died and runs that took over DAG runs of others, and a step counts how many others
-    may be waiting for a free place under `limits.max_active_runs`.
+    "true". Written by `send_heartbeats` when a step begins. Read by observation, which finds by it
+    runs whose worker died and runs that took over DAG runs of others, and by a step, which counts
+    how many others may be waiting for a free place under `limits.max_active_runs`.
 `federation/alive_at`
-    Value: seconds since 1970. Written by `send_heartbeats` every few seconds. Read by
+    Seconds since 1970. Written by `send_heartbeats` every few seconds. Read by
     `fail_orphaned_runs`, which ends a run that has stopped writing it.
 `federation/runs_again.<instance>`
-    Value: JSON, `{target name: [run id, mark]}`, for DAG runs that this Dagster run did not
-    trigger or is about to clear. The mark is "adopted" for a run that is taken as it is, else the
-    state and end date of the run before it was cleared. Written by `CurrentRun` before it acts.
-    Read by re-executions, which tell by the mark whether the clear was made, and by observation,
-    which leaves these runs to their Dagster run.
+    JSON, `{target name: [run id, mark]}`, for DAG runs that this Dagster run did not trigger or is
+    about to clear. The mark is "adopted" for a run that is taken as it is, else the state and end
+    date of the run before it was cleared. Written by `CurrentRun` before it acts. Read by
+    re-executions, which tell by the mark whether the clear was made, and by observation, which
+    leaves these runs to their Dagster run.
 `federation/no_longer_waits_for.<instance>`
-    Value: JSON, `[[DAG id, run id], ...]`, for DAG runs that the Dagster run won't report.
-    Written by `CurrentRun.detach`. Read by observation, which reports them instead.
+    JSON, `[[DAG id, run id], ...]`, for DAG runs that the Dagster run won't report. Written by
+    `CurrentRun.detach`. Read by observation, which reports them instead.
 `federation/dag_run.<instance>.<DAG id>`
-    Value: the run id, and " and <n> more" for several partitions. Written by `CurrentRun` when a
-    DAG run was launched. For people, who search the list of runs by it.
+    The run id, and " and <n> more" for several partitions. Written by `CurrentRun` when a DAG run
+    was launched. For people, who search the list of runs by it.
 
 A re-execution inherits the tags of the run before it.
 """

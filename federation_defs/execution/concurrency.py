@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from threading import Lock
 
@@ -15,7 +15,7 @@ from federation_defs.execution.polling import fetch_stuck_dags
 from federation_defs.naming import RUN_ID_PREFIX
 from federation_defs.timing import Timing
 
-_MAX_PAGES = 10
+_MAX_RUNS = 10 * SERVER_PAGE
 
 
 class ConcurrencyLimit:
@@ -58,9 +58,8 @@ class ConcurrencyLimit:
         """
         with self._asking:
             asked_at = self._timing.monotonic()
-            at_most = SERVER_PAGE * _MAX_PAGES
-            found = self._client.fetch_active_runs_by_prefix(RUN_ID_PREFIX, at_most)
-            if found is None:  # there are too many to read
+            found = self._client.fetch_active_runs_by_prefix(RUN_ID_PREFIX, _MAX_RUNS)
+            if found is None:  # there are more
                 return set()
             active, server_time = found
             now = server_time or self._timing.utc_now()
@@ -70,8 +69,13 @@ class ConcurrencyLimit:
             admitted = {key for key in wanted if any(_is_run_of(key, run) for run in active)}
             others = [key for key in wanted if key not in admitted]
             counted = [run for run in active if not self._is_overdue(run, now)]
-            free = self._max_active_runs - len(counted)
-            free -= self._count_reserved(first_seen.keys(), asked_at)
+            with self._lock:  # Airflow's list has the others by now
+                self._reserved = {
+                    key: visible_at
+                    for key, visible_at in self._reserved.items()
+                    if key not in first_seen and visible_at > asked_at
+                }
+                free = self._max_active_runs - len(counted) - len(self._reserved)
             if free < len(others):
                 free += self._count_stuck(counted)
             launchable = others[: max(0, free)]
@@ -98,16 +102,6 @@ class ConcurrencyLimit:
         trigger = dag.trigger if dag else TriggerDeclaration()
         since = run.queued_at or run.start_date or self._first_seen[run.key]
         return (now - since).total_seconds() > trigger.timeout
-
-    def _count_reserved(self, active: Set[RunKey], asked_at: float) -> int:
-        """Count reservations whose run is not in Airflow's list yet; drop the others."""
-        with self._lock:
-            self._reserved = {
-                key: visible_at
-                for key, visible_at in self._reserved.items()
-                if key not in active and visible_at > asked_at
-            }
-            return len(self._reserved)
 
     def _count_stuck(self, active: list[DagRun]) -> int:
         """Count queued runs that stay queued, because their DAG is paused or gone."""

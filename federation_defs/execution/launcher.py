@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from threading import Condition
@@ -63,7 +62,7 @@ class Launcher:
         self._is_stopped = False
         self._launched: dict[Target, str] = {}
         self._pending = 0
-        self._runnable_dags: dict[str, tuple[float, Dag]] = {}
+        self._runnable_dags: dict[str, tuple[Dag, float]] = {}
         self._changed = Condition()
 
     def stop(self) -> dict[Target, str]:
@@ -177,7 +176,7 @@ class Launcher:
 
     def _is_met_by_failed_tasks(self, run: DagRun) -> bool:
         """Whether the run can succeed by running only its failed tasks again."""
-        tasks = self._client.fetch_task_instances(run.dag_id, run.run_id)
+        tasks = self._client.fetch_task_instances(*run.key)
         rule = self._dags[run.dag_id].success_when
         return not was_ended_early(tasks, run.end_date) and (
             rule is None or is_met_by_failed_tasks(tasks, rule)
@@ -185,21 +184,18 @@ class Launcher:
 
     def _run_again(self, target: Target, run: DagRun, *, whole: bool) -> DagRun:
         """Clear a finished run: all its tasks, or the failed ones if there are any."""
-        client = self._client
         self._fetch_runnable_dag(run.dag_id)
         self._expect(target, run.run_id)
         self._current_run.plan_clear(target, run)
-        again: DagRun | None = run
-        for clear in (
-            (client.clear_run,) if whole else (client.clear_failed_tasks, client.clear_run)
-        ):
-            if again == run:
-                clear(*run.key)
-                again = client.fetch_run(*run.key)
-        if again is None:
-            message = f"lost run '{run.run_id}' of DAG '{run.dag_id}'."
-            raise RunLostError(client.instance, message)
-        return again
+        again = run if whole else self._clear(self._client.clear_failed_tasks, run)
+        return self._clear(self._client.clear_run, run) if again == run else again
+
+    def _clear(self, clear: Callable[[str, str], None], run: DagRun) -> DagRun:
+        clear(*run.key)
+        if (cleared := self._client.fetch_run(*run.key)) is not None:
+            return cleared
+        message = f"lost run '{run.run_id}' of DAG '{run.dag_id}'."
+        raise RunLostError(self._client.instance, message)
 
     def _fetch_runnable_dag(self, dag_id: str) -> Dag:
         """Fetch a DAG, once for all partitions that are launched at about the same time.
@@ -209,13 +205,10 @@ class Launcher:
             DagPausedError: The DAG is paused: a run would stay queued.
             DagBrokenError: Its file has an import error: a run would not be as its file says now.
         """
-        fetched_at, dag = self._runnable_dags.get(dag_id, (-math.inf, None))
-        if (
-            dag is not None
-            and self._timing.monotonic() - fetched_at <= self._timing.runnable_cache_s
-        ):
+        client, timing = self._client, self._timing
+        dag, until = self._runnable_dags.get(dag_id, (None, 0.0))
+        if dag is not None and timing.monotonic() <= until:
             return dag
-        client = self._client
         try:
             dag = client.fetch_dag(dag_id)
         except DagNotFoundError as error:
@@ -226,7 +219,7 @@ class Launcher:
             raise DagPausedError(client.instance, dag_id, url)
         if dag.has_import_errors:
             raise DagBrokenError(client.instance, dag_id, url, self._fetch_import_error(dag))
-        self._runnable_dags[dag_id] = (self._timing.monotonic(), dag)
+        self._runnable_dags[dag_id] = (dag, timing.monotonic() + timing.runnable_cache_s)
         return dag
 
     def _fetch_import_error(self, dag: Dag) -> str:

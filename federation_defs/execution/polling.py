@@ -136,7 +136,7 @@ class MonitoredRun:
 def fetch_runs(
     client: AirflowClient, keys: Sequence[RunKey]
 ) -> dict[RunKey, DagRun | AirflowError]:
-    """Fetch the states of runs. A run that was deleted is a `RunLostError`.
+    """Fetch the states of runs, each a `RunLostError` if it was deleted.
 
     Raises:
         UnreachableError: The instance does not answer.
@@ -188,13 +188,10 @@ def _fetch_by_key(
     """Fetch objects from the list of all, if that takes fewer requests than one for each.
 
     What is not in the list is fetched by itself: the list may move while it is paged. An error
-    about an object takes its place.
+    about an object takes its place. An `UnreachableError` is raised.
 
     Args:
         fetch_list: Fetches the list, or nothing if it has more entries than it is given.
-
-    Raises:
-        UnreachableError: The instance does not answer.
     """
 
     def catch(call: Callable[[A], R], argument: A) -> R | AirflowError:

@@ -49,8 +49,9 @@ class Step:
             # An interruption without a cancellation, as when the machine is taken away, leaves
             # the DAG runs to Dagster's retry.
             if not cancellation.stop_if_canceled():
-                text = "Interrupted, and not canceled: DAG runs that were started go on."
-                self._log.warning(text)
+                self._log.warning(
+                    "Interrupted, and not canceled: DAG runs that were started go on."
+                )
             raise
         finally:
             self._monitor.close()
