@@ -19,7 +19,6 @@ LAYERS = [
     ["component"],
     ["validation", "observation", "observation.__init__", "observation.sensor"],
     ["execution", "execution.__init__", "execution.asset"],
-    ["execution.step"],
     ["execution.monitor", "execution.cancellation", "execution.reporter"],
     ["execution.launcher", "execution.concurrency"],
     ["execution.polling"],
