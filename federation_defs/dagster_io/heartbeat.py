@@ -64,9 +64,8 @@ def fail_orphaned_runs(
         "DAG runs; without a retry, observation reports them."
     )
     for record in fetch_monitoring_runs(instance, airflow):
-        if record.dagster_run.status is not dg.DagsterRunStatus.STARTED:
-            continue
-        if _is_orphaned(instance, airflow, record, timing):
+        is_started = record.dagster_run.status is dg.DagsterRunStatus.STARTED
+        if is_started and _is_orphaned(instance, airflow, record, timing):
             run = instance.get_run_by_id(record.dagster_run.run_id)
             if run is not None and not run.is_finished:
                 log.warning("Failing Dagster run %s. %s", run.run_id, message)

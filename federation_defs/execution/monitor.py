@@ -100,6 +100,8 @@ class Monitor:
         idle = [run for run in self._runs.values() if not run.is_busy]
         if self._is_polling():
             idle = [run for run in idle if not run.is_active]
+        if self._is_reserving():
+            idle = [run for run in idle if run.is_admitted]
         soonest = min((run.next_poll for run in idle), default=math.inf) - self._timing.monotonic()
         return min(self._timing.poll_run.max_s, max(0.0, soonest))
 
@@ -122,14 +124,17 @@ class Monitor:
 
     # Launching
 
+    def _is_reserving(self) -> bool:
+        return any(run.is_busy and not run.is_admitted for run in self._runs.values())
+
     def _launch_due(self, now: float) -> None:
-        new = [run for run in self._runs.values() if run.dag_run is None and not run.is_busy]
-        waiting = [run for run in new if not run.is_admitted]
-        if self._limit is not None and any(now >= run.next_poll for run in waiting):
+        due = [run for run in self._runs.values() if run.dag_run is None and now >= run.next_poll]
+        if self._limit and not self._is_reserving() and not all(run.is_admitted for run in due):
+            waiting = [run for run in self._runs.values() if not run.is_admitted]
             reserve = partial(self._limit.reserve, [run.first_key for run in waiting])
             self._submit(reserve, partial(self._on_reserved, waiting), *waiting)
-        for run in new:
-            if run.is_admitted and now >= run.next_poll:
+        for run in due:
+            if run.is_admitted and not run.is_busy:
                 launch = partial(self._launcher.launch, run.target, run.note)
                 self._submit(launch, partial(self._on_launched, run), run)
 
