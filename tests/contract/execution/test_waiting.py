@@ -50,7 +50,7 @@ def test_many_runs_are_polled_with_one_request_and_singly_when_they_ended(
 
     def pass_seconds() -> None:
         for text, count in ((" is queued in ", 20), (" is success in ", 10)):
-            wait_for(lambda: count_logs(instance, text) == count, text, interval_s=0.05)  # noqa: B023
+            wait_for(lambda: count_logs(instance, text) == count, text, interval_s=0.2)  # noqa: B023
             moment[0] += 1.0
 
     with meanwhile(pass_seconds):
