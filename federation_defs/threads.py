@@ -17,12 +17,12 @@ class CallPool:
     """Runs calls in threads and passes their results to callbacks in the calling thread.
 
     Args:
-        size: The number of threads, and so of calls at a time.
+        threads: The number of calls at a time.
         name: A prefix for the threads' names.
     """
 
-    def __init__(self, size: int, name: str) -> None:
-        self._pool = ThreadPoolExecutor(max(1, size), thread_name_prefix=name)
+    def __init__(self, threads: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._callbacks: dict[Future[Any], Callable[[Any], None]] = {}
 
     def submit(self, call: Callable[[], T], callback: Callable[[T | AirflowError], None]) -> None:
@@ -102,16 +102,14 @@ class SingleFlight(Generic[T]):
                 that stalls, one caller after another, would only add up the waiting.
         """
         with self._lock:
-            pending, is_ours = self._pending, self._pending is None
-            if pending is None:
-                pending = self._pending = Future()
-        if not is_ours:
+            pending, own = self._pending, Future[T]()
+            self._pending = pending or own
+        if pending is not None:
             return pending.result()
         try:
-            pending.set_result(call())
+            own.set_result(call())
         except BaseException as error:  # noqa: BLE001 - raised below, in all callers
-            pending.set_exception(error)
-        finally:
-            with self._lock:
-                self._pending = None
-        return pending.result()
+            own.set_exception(error)
+        with self._lock:
+            self._pending = None
+        return own.result()

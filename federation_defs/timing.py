@@ -49,72 +49,49 @@ class Timing:
     """The intervals and time-outs that are not declared, in seconds, and the clocks they go by.
 
     Passed in, so that tests of waiting take milliseconds.
-
-    Attributes:
-        monotonic: For intervals within this process.
-        utc_now: For moments that are compared with those of other machines.
-        sleep: For pauses.
-        retry_request: Pauses before a request is sent again to a busy server, or after a connection
-            broke. A random half of the pause is added.
-        tick_s: For one tick of the observation sensor. Dagster ends a tick after 60 s.
-        last_poll_s: When the last poll of a tick begins at the latest. Dagster's sensor daemon
-            loops every 5 s (1.13); a later poll would delay the next loop.
-        store_events_s: Dagster's daemon has stored the events of a tick after this, or has died.
-        poll_unreachable: Polls of an instance that does not answer.
-        poll_refused: Polls of an instance that refuses us. A person has to act, and an account may
-            be locked by too many tries.
-        fetch_outcome: Fetching the tasks of a finished run that decide on its outcome.
-        poll_run: Polls of a DAG run that goes on (`poll_pause_s`).
-        check_paused: Checks whether the DAG of a queued run is paused.
-        unexpected_answer: Tries while an instance answers, but not as Airflow does, or fails at
-            a trigger (`poll_pause_s`).
-        forgive_after_s: An instance that was unreachable for so long starts anew with
-            `unexpected_answer`.
-        ask_for_slot: Between two questions whether `limits.max_active_runs` leaves room, times
-            the number of Dagster runs that launch DAG runs of the instance.
-        launch_visible_s: After this, a run that was launched is in Airflow's list of runs.
-        log_again_s: A problem that lasts is logged again after this.
-        list_tasks_s: Between two looks at which tasks run.
-        runnable_cache_s: How long a DAG that is not paused or broken is taken as such.
-        earlier_run_s: Between two looks whether an earlier attempt at the same is over.
-        status_s: Between two looks whether the Dagster run is being canceled.
-        launch_end_s: For triggers that are under way when the Dagster run is canceled.
-        cancel_s: For stopping DAG runs; Dagster gives a canceled run a minute.
-        after_main_s: How long cancellation is watched for after the main thread has ended.
-        heartbeat_s: Between two heartbeats.
-        heartbeat_lost_s: A worker without a heartbeat for so long is dead. Several heartbeats, as
-            a busy database or a machine that slept may delay one.
-        first_heartbeat_lost_s: The same before the first step, which may wait for its turn.
     """
 
-    monotonic: Callable[[], float] = time.monotonic
-    utc_now: Callable[[], datetime] = _read_utc_clock
+    monotonic: Callable[[], float] = time.monotonic  # for intervals within this process
+    utc_now: Callable[[], datetime] = _read_utc_clock  # for comparisons with other machines
     sleep: Callable[[float], None] = time.sleep
 
+    # Before a request is sent again to a busy server, or after a connection broke. A random half
+    # of the pause is added.
     retry_request: RetryPolicy = RetryPolicy(first_s=0.3, max_s=5.0)
 
-    tick_s: float = 40.0
+    # Observation
+    tick_s: float = 40.0  # for one tick of the sensor; Dagster ends a tick after 60 s
+    # When the last poll of a tick begins at the latest. Dagster's sensor daemon loops every 5 s
+    # (1.13); a later poll would delay the next loop.
     last_poll_s: float = 4.1
-    store_events_s: float = 30.0
+    store_events_s: float = 30.0  # by then Dagster's daemon has stored a tick's events, or has died
     poll_unreachable: RetryPolicy = RetryPolicy(first_s=2.0, max_s=60.0)
+    # While the instance refuses us. A person has to act, and many tries may lock the account.
     poll_refused: RetryPolicy = RetryPolicy(first_s=2.0, max_s=300.0)
+    # For the tasks of a finished run that decide on its outcome.
     fetch_outcome: RetryPolicy = RetryPolicy(first_s=0.0, max_s=0.0, give_up_after_s=600.0)
 
-    poll_run: RetryPolicy = RetryPolicy(first_s=1.0, max_s=15.0)
-    check_paused: RetryPolicy = RetryPolicy(first_s=10.0, max_s=300.0)
+    # Execution
+    poll_run: RetryPolicy = RetryPolicy(first_s=1.0, max_s=15.0)  # with `poll_pause_s`
+    check_paused: RetryPolicy = RetryPolicy(first_s=10.0, max_s=300.0)  # of a queued run's DAG
+    # While an instance answers, but not as Airflow does, or fails at a trigger (`poll_pause_s`).
     unexpected_answer: RetryPolicy = RetryPolicy(first_s=1.0, max_s=15.0, give_up_after_s=600.0)
-    forgive_after_s: float = 60.0
+    forgive_after_s: float = 60.0  # an outage of this length makes `unexpected_answer` start anew
+    # Whether `limits.max_active_runs` leaves room, times the number of Dagster runs that ask.
     ask_for_slot: RetryPolicy = RetryPolicy(first_s=2.0, max_s=60.0)
-    launch_visible_s: float = 5.0
-    log_again_s: float = 600.0
-    list_tasks_s: float = 15.0
-    runnable_cache_s: float = 5.0
-    earlier_run_s: float = 2.0
-    status_s: float = 2.0
-    launch_end_s: float = 30.0
-    cancel_s: float = 50.0
-    after_main_s: float = 30.0
+    launch_visible_s: float = 5.0  # by then Airflow's list of runs has a run that was launched
+    log_again_s: float = 600.0  # for a problem that lasts
+    list_tasks_s: float = 15.0  # for the log
+    runnable_cache_s: float = 5.0  # for a DAG that is neither paused nor broken
+    earlier_run_s: float = 2.0  # between two questions whether an earlier attempt is over
+    status_s: float = 2.0  # between two questions whether the Dagster run is being canceled
+    launch_end_s: float = 30.0  # for triggers under way when the Dagster run is canceled
+    cancel_s: float = 50.0  # for stopping DAG runs; Dagster gives a canceled run a minute
+    after_main_s: float = 30.0  # cancellation is watched for after the main thread has ended
 
+    # Heartbeats
     heartbeat_s: float = 15.0
+    # A worker without a heartbeat for so long is dead. A busy database or a machine that slept may
+    # delay several.
     heartbeat_lost_s: float = 90.0
-    first_heartbeat_lost_s: float = 900.0
+    first_heartbeat_lost_s: float = 900.0  # before the first step, which may wait for its turn

@@ -12,74 +12,64 @@ from __future__ import annotations
 import logging
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import dagster as dg
 
-from federation_defs.dagster_io.run_tags import add_run_tags
+from federation_defs.dagster_io.run_tags import add_run_tags, fetch_monitoring_runs
 from federation_defs.naming import ALIVE_TAG, build_monitor_tags, build_op_name
 from federation_defs.timing import Timing
 
 _log = logging.getLogger(__name__)
 
 
-class Heartbeat:
-    """Writes heartbeats of a Dagster run that waits for an Airflow instance, as a context manager.
+@contextmanager
+def send_heartbeats(
+    instance: dg.DagsterInstance, run_id: str, airflow: str, timing: Timing
+) -> Iterator[None]:
+    """Write heartbeats of a Dagster run that waits for an Airflow instance.
 
     They come from a thread, because a request that hangs takes longer than the interval.
     """
+    is_over = threading.Event()
 
-    def __init__(
-        self,
-        instance: dg.DagsterInstance,
-        run_id: str,
-        airflow: str,
-        timing: Timing = Timing(),  # noqa: B008 - frozen
-    ) -> None:
-        self._instance = instance
-        self._run_id = run_id
-        self._tags = build_monitor_tags(airflow)
-        self._timing = timing
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._repeat, name="heartbeat", daemon=True)
+    def write() -> None:
+        alive_at = f"{timing.utc_now().timestamp():.0f}"
+        add_run_tags(instance, run_id, {**build_monitor_tags(airflow), ALIVE_TAG: alive_at})
 
-    def __enter__(self) -> None:
-        self._write()
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _repeat(self) -> None:
-        while not self._is_over.wait(self._timing.heartbeat_s):
+    def repeat() -> None:
+        while not is_over.wait(timing.heartbeat_s):
             try:
-                self._write()
-            except Exception:  # noqa: BLE001 - any database error; the next heartbeat may succeed
-                _log.warning("A heartbeat of run %s failed.", self._run_id, exc_info=True)
+                write()
+            except Exception:  # noqa: BLE001 - any database error; the next one may succeed
+                _log.warning("A heartbeat of run %s failed.", run_id, exc_info=True)
 
-    def _write(self) -> None:
-        alive_at = f"{self._timing.utc_now().timestamp():.0f}"
-        add_run_tags(self._instance, self._run_id, {**self._tags, ALIVE_TAG: alive_at})
+    write()
+    thread = threading.Thread(target=repeat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def fail_orphaned_runs(
     instance: dg.DagsterInstance, airflow: str, log: logging.Logger, timing: Timing
 ) -> None:
     """Fail the started Dagster runs that wait for an Airflow instance and whose worker died."""
-    waiting = dg.RunsFilter(
-        statuses=[dg.DagsterRunStatus.STARTED], tags=build_monitor_tags(airflow)
+    message = (
+        f"The worker of this run died while it waited for Airflow '{airflow}'. A retry adopts its "
+        "DAG runs; without a retry, observation reports them."
     )
-    for record in instance.get_run_records(waiting):
-        if not _is_orphaned(instance, airflow, record, timing):
-            continue
-        run = instance.get_run_by_id(record.dagster_run.run_id)
-        if run is not None and not run.is_finished:
-            message = (
-                f"The worker of this run died while it waited for Airflow '{airflow}'. A retry "
-                "adopts its DAG runs; without a retry, observation reports them."
-            )
-            log.warning("Failing Dagster run %s. %s", run.run_id, message)
-            instance.report_run_failed(run, message)
+    for record in fetch_monitoring_runs(instance, airflow):
+        is_started = record.dagster_run.status is dg.DagsterRunStatus.STARTED
+        if is_started and _is_orphaned(instance, airflow, record, timing):
+            run = instance.get_run_by_id(record.dagster_run.run_id)
+            if run is not None and not run.is_finished:
+                log.warning("Failing Dagster run %s. %s", run.run_id, message)
+                instance.report_run_failed(run, message)
 
 
 def _is_orphaned(

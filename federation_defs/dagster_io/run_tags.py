@@ -4,24 +4,24 @@ Tags outlive the worker. They are the only state that executing keeps in Dagster
 the Airflow instance's name; `naming.py` builds the keys.
 
 `federation/waits_for.<instance>`
-    Value: "true". Written by `Heartbeat` when a step begins. By it, observation finds runs whose
-    worker died and runs that took over DAG runs of others, and a step counts how many others may
-    be waiting for a free place under `limits.max_active_runs`.
+    "true". Written by `send_heartbeats` when a step begins. Read by observation, which finds by it
+    runs whose worker died and runs that took over DAG runs of others, and by a step, which counts
+    how many others may be waiting for a free place under `limits.max_active_runs`.
 `federation/alive_at`
-    Value: seconds since 1970. Written by `Heartbeat` every few seconds. Read by
+    Seconds since 1970. Written by `send_heartbeats` every few seconds. Read by
     `fail_orphaned_runs`, which ends a run that has stopped writing it.
 `federation/runs_again.<instance>`
-    Value: JSON, `{target name: [run id, mark]}`, for DAG runs that this Dagster run did not
-    trigger or is about to clear. The mark is "adopted" for a run that is taken as it is, else the
-    state and end date of the run before it was cleared. Written by `CurrentRun` before it acts.
-    Read by re-executions, which tell by the mark whether the clear was made, and by observation,
-    which leaves these runs to their Dagster run.
+    JSON, `{target name: [run id, mark]}`, for DAG runs that this Dagster run did not trigger or is
+    about to clear. The mark is "adopted" for a run that is taken as it is, else the state and end
+    date of the run before it was cleared. Written by `CurrentRun` before it acts. Read by
+    re-executions, which tell by the mark whether the clear was made, and by observation, which
+    leaves these runs to their Dagster run.
 `federation/no_longer_waits_for.<instance>`
-    Value: JSON, `[[DAG id, run id], ...]`, for DAG runs that the Dagster run won't report.
-    Written by `CurrentRun.detach`. Read by observation, which reports them instead.
+    JSON, `[[DAG id, run id], ...]`, for DAG runs that the Dagster run won't report. Written by
+    `CurrentRun.detach`. Read by observation, which reports them instead.
 `federation/dag_run.<instance>.<DAG id>`
-    Value: the run id, and " and <n> more" for several partitions. Written by `CurrentRun` when a
-    DAG run was launched. For people, who search the list of runs by it.
+    The run id, and " and <n> more" for several partitions. Written by `CurrentRun` when a DAG run
+    was launched. For people, who search the list of runs by it.
 
 A re-execution inherits the tags of the run before it.
 """
@@ -30,13 +30,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
 import dagster as dg
 
-from federation_defs.airflow.models import DagRun
+from federation_defs.airflow.models import DagRun, RunKey
 from federation_defs.naming import (
     build_dag_run_tag,
     build_detached_tag,
@@ -48,8 +48,8 @@ from federation_defs.naming import (
 
 _ADOPTED = "adopted"
 _WRITES = 3
-_ACTIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-_MAX_COUNTED = 50
+_ROOT_TAG = "dagster/root_run_id"  # of a re-execution
+_STARTED = (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
 
 _lock = Lock()
 
@@ -64,18 +64,71 @@ def add_run_tags(instance: dg.DagsterInstance, run_id: str, tags: Mapping[str, s
         instance.add_run_tags(run_id, tags)
 
 
-def read_planned_runs(run: dg.DagsterRun | None, tag: str) -> dict[str, tuple[str, str]]:
-    """Return run id and mark by target name, from a `federation/runs_again` tag."""
+def is_automation(run: dg.DagsterRun) -> bool:
+    """Whether an automation condition requested the run, and no person did."""
+    return "dagster/from_automation_condition" in run.tags
+
+
+def fetch_monitoring_runs(
+    instance: dg.DagsterInstance, airflow: str, limit: int | None = None
+) -> Sequence[dg.RunRecord]:
+    """Fetch the started Dagster runs that launch DAG runs of an Airflow instance."""
+    monitoring = dg.RunsFilter(statuses=_STARTED, tags=build_monitor_tags(airflow))
+    return instance.get_run_records(monitoring, limit=limit)
+
+
+def find_owners(
+    instance: dg.DagsterInstance, airflow: str, runs: Sequence[DagRun]
+) -> dict[RunKey, list[str]]:
+    """Find the ids of the living Dagster runs that triggered or adopted each DAG run.
+
+    Without those that have detached it.
+    """
+    roots = {run.key: parse_root_run_id(run.run_id) for run in runs}
+    records = [
+        *fetch_monitoring_runs(instance, airflow),
+        *_fetch_attempts(instance, {root for root in roots.values() if root}),
+    ]
+    living = {record.dagster_run.run_id: record.dagster_run for record in records}
+    owners: dict[RunKey, list[str]] = {run.key: [] for run in runs}
+    for owner in living.values():
+        if owner.is_finished:
+            continue
+        plans, root = _read_plans(owner, airflow), owner.tags.get(_ROOT_TAG, owner.run_id)
+        planned = {(target.split(" [")[0], run_id) for target, (run_id, _) in plans.items()}
+        detached = _read_detached(owner, airflow)
+        for key in owners:
+            if (roots[key] == root or key in planned) and key not in detached:
+                owners[key].append(owner.run_id)
+    return owners
+
+
+def _fetch_attempts(
+    instance: dg.DagsterInstance, root_run_ids: Collection[str]
+) -> list[dg.RunRecord]:
+    """Fetch Dagster runs and their re-executions."""
+    if not root_run_ids:  # an empty filter selects all runs
+        return []
+    roots = dg.RunsFilter(run_ids=list(root_run_ids))
+    retries = dg.RunsFilter(tags={_ROOT_TAG: list(root_run_ids)})
+    return [*instance.get_run_records(roots), *instance.get_run_records(retries)]
+
+
+def _read_plans(run: dg.DagsterRun | None, airflow: str) -> dict[str, tuple[str, str]]:
+    """Return run id and mark by target name."""
     try:
-        plans = json.loads(run.tags.get(tag, "{}")) if run else {}
+        plans = json.loads(run.tags.get(build_plan_tag(airflow), "{}")) if run else {}
         return {name: (run_id, mark) for name, (run_id, mark) in plans.items()}
     except (AttributeError, TypeError, ValueError):  # a person may edit tags
         return {}
 
 
-def is_automation(run: dg.DagsterRun) -> bool:
-    """Whether an automation condition requested the run, and no person did."""
-    return "dagster/from_automation_condition" in run.tags
+def _read_detached(run: dg.DagsterRun, airflow: str) -> set[RunKey]:
+    try:
+        detached = json.loads(run.tags.get(build_detached_tag(airflow), "[]"))
+        return {(dag_id, run_id) for dag_id, run_id in detached}
+    except (TypeError, ValueError):  # a person may edit tags
+        return set()
 
 
 @dataclass(frozen=True)
@@ -114,15 +167,12 @@ class CurrentRun:
         self.is_requested_by_automation = is_automation(run) and not is_by_person
         self._plan_tag = build_plan_tag(airflow)
         # A re-execution from the UI need not have the tags of the attempt before it.
-        parent = self._fetch_run(run.parent_run_id) if run.parent_run_id else None
-        self._plans = {
-            **read_planned_runs(parent, self._plan_tag),
-            **read_planned_runs(run, self._plan_tag),
-        }
+        parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+        self._plans = {**_read_plans(parent, airflow), **_read_plans(run, airflow)}
         if self._plans:
             self._tag(self._plan_tag, json.dumps(self._plans))
         self._own_plans: set[str] = set()
-        self._detached: list[tuple[str, str]] = []
+        self._detached: list[RunKey] = []
         self._lock = Lock()
         if build_detached_tag(airflow) in run.tags:
             self.detach()  # clears what was inherited
@@ -138,8 +188,8 @@ class CurrentRun:
 
     def get_planned_run_id(self, target: Target) -> str | None:
         """The run that an attempt adopted, or was about to clear, for this target."""
-        planned = self._plans.get(target.name)
-        return planned[0] if planned else None
+        run_id, _ = self._plans.get(target.name, (None, ""))
+        return run_id
 
     def is_clear_pending(self, target: Target, run: DagRun) -> bool:
         """Whether a clear was planned and not made: the run is as it was when it was planned."""
@@ -158,8 +208,8 @@ class CurrentRun:
         """Record that a run which somebody else triggered is taken as the target's."""
         self._write_plan(target, run, _ADOPTED)
 
-    def detach(self, *runs: tuple[str, str]) -> None:
-        """Leave DAG runs, as (DAG id, run id), to observation, which then reports them."""
+    def detach(self, *runs: RunKey) -> None:
+        """Leave DAG runs to observation, which then reports them."""
         with self._lock:
             self._detached += runs
             self._tag(build_detached_tag(self._airflow), json.dumps(self._detached))
@@ -174,27 +224,21 @@ class CurrentRun:
         Dagster's own retry and a person's may run at the same time. Both would report a DAG run
         that ends, since neither sees the other's report.
         """
-        root = dg.RunsFilter(run_ids=[self._root_run_id], statuses=_ACTIVE)
-        retries = dg.RunsFilter(tags={"dagster/root_run_id": self._root_run_id}, statuses=_ACTIVE)
-        records = [
-            *self._instance.get_run_records(root),
-            *self._instance.get_run_records(retries),
-        ]
-        starts = {record.dagster_run.run_id: record.start_time or 0.0 for record in records}
+        starts = {
+            record.dagster_run.run_id: record.start_time or 0.0
+            for record in _fetch_attempts(self._instance, [self._root_run_id])
+            if record.dagster_run.status in _STARTED
+        }
         own = (starts.pop(self._run.run_id, math.inf), self._run.run_id)
         return sorted(run_id for run_id, start in starts.items() if (start, run_id) < own)
 
     def count_active_runs(self) -> int:
         """Count active Dagster runs that launch DAG runs of this Airflow: from 1 to 50."""
-        steps = dg.RunsFilter(statuses=_ACTIVE, tags=build_monitor_tags(self._airflow))
-        return max(1, len(self._instance.get_run_records(steps, limit=_MAX_COUNTED)))
+        return max(1, len(fetch_monitoring_runs(self._instance, self._airflow, limit=50)))
 
     def fetch_status(self) -> dg.DagsterRunStatus:
-        run = self._fetch_run(self._run.run_id)
+        run = self._instance.get_run_by_id(self._run.run_id)
         return run.status if run else dg.DagsterRunStatus.CANCELED
-
-    def _fetch_run(self, run_id: str) -> dg.DagsterRun | None:
-        return self._instance.get_run_by_id(run_id)
 
     def _tag(self, key: str, value: str) -> None:
         add_run_tags(self._instance, self._run.run_id, {key: value})
@@ -206,7 +250,7 @@ class CurrentRun:
             # A step in another process may write the run's tags at the same moment.
             for _ in range(_WRITES):
                 self._tag(self._plan_tag, plans)
-                written = self._fetch_run(self._run.run_id)
+                written = self._instance.get_run_by_id(self._run.run_id)
                 if written is None or written.tags.get(self._plan_tag) == plans:
                     break
 

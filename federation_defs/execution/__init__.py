@@ -1,8 +1,8 @@
 """Executing: from an asset that is due to an Airflow run and its outcome.
 
 All selected DAGs of an instance run in one step of one process. A DAG that is due passes `asset`
-(the op), `step` (the order), `monitor` (launch, polls, outcome; it uses `concurrency`, `launcher`
-and `polling`) and `reporter` (the events). `cancellation` watches beside them.
+(the op and the order), `monitor` (launch, polls, outcome; it uses `concurrency`, `launcher` and
+`polling`) and `reporter` (the events). `cancellation` watches beside them.
 """
 
 from federation_defs.execution.asset import build_execution

@@ -1,25 +1,25 @@
-"""The multi_asset of an instance's downstream DAGs: one op that runs those that are selected."""
+"""The multi_asset of an instance's downstream DAGs: one op that runs the selected ones in order."""
 
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from graphlib import TopologicalSorter
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.checks import build_check_spec, run_checks
-from federation_defs.dagster_io.heartbeat import Heartbeat
+from federation_defs.dagster_io.heartbeat import send_heartbeats
 from federation_defs.dagster_io.run_tags import CurrentRun, Target
 from federation_defs.declaration import DagDeclaration
 from federation_defs.execution.cancellation import CancellationWatcher
 from federation_defs.execution.concurrency import ConcurrencyLimit
-from federation_defs.execution.context import StepContext
-from federation_defs.execution.launcher import Launcher
+from federation_defs.execution.launcher import Launcher, StepContext
 from federation_defs.execution.monitor import Monitor
-from federation_defs.execution.reporter import Event, Reporter
-from federation_defs.execution.step import Step
+from federation_defs.execution.polling import MonitoredRun
+from federation_defs.execution.reporter import Event, Reporter, join_failures
 from federation_defs.naming import (
     CHECK_NAME,
     build_dag_id,
@@ -68,14 +68,14 @@ def build_execution(
         shared = StepContext(client, dags, current_run, context.log, timing)
         targets = _find_targets(context, client.instance, dags)
         checked = {key.asset_key for key in context.selected_asset_check_keys}
-        with Heartbeat(context.instance, context.run.run_id, client.instance, timing):
+        with send_heartbeats(context.instance, context.run.run_id, client.instance, timing):
             if (reason := find_safe_mode_reason(os.environ)) is not None:
                 _log_safe_mode(shared, targets, reason)
             elif targets:
                 _wait_for_earlier_attempts(shared)
                 reporter = Reporter(shared, context, specs, outputs, targets)
                 launcher = Launcher(shared)
-                step = Step(shared, targets, Monitor(shared, launcher, limit), reporter)
+                step = _Step(shared, targets, Monitor(shared, launcher, limit), reporter)
                 yield from step.run(CancellationWatcher(shared, launcher))
             rules = {dag_id: dag.success_when for dag_id, dag in dags.items()}
             yield from run_checks(client, rules, checked - context.selected_asset_keys, context)
@@ -152,3 +152,97 @@ def _log_safe_mode(context: StepContext, targets: list[Target], reason: str) -> 
             f"'{context.client.instance}' would have been, as run "
             f"{context.current_run.build_run_id(target)} with conf {conf}."
         )
+
+
+class _Step:
+    """Runs targets, each once what it depends on has succeeded, independent ones in parallel."""
+
+    def __init__(
+        self, context: StepContext, targets: Sequence[Target], monitor: Monitor, reporter: Reporter
+    ) -> None:
+        self._dags = context.dags
+        self._log = context.log
+        self._monitor = monitor
+        self._reporter = reporter
+        self._failures: dict[Target, dg.Failure] = {}
+        self._skipped: set[Target] = set()
+        by_dag: dict[tuple[str, str], dict[str | None, Target]] = {}
+        for target in targets:
+            dag = context.client.instance, target.dag_id
+            by_dag.setdefault(dag, {})[target.partition] = target
+        self._upstreams = {target: self._find_upstreams(target, by_dag) for target in targets}
+
+    def run(self, cancellation: CancellationWatcher) -> Iterator[Event]:
+        """Run the targets, and yield their events as they come.
+
+        Raises:
+            dagster.Failure: One or more DAGs failed. Those that don't depend on them were run.
+        """
+        try:
+            yield from self._run_in_order()
+        except (dg.DagsterExecutionInterruptedError, GeneratorExit):
+            # An interruption without a cancellation, as when the machine is taken away, leaves
+            # the DAG runs to Dagster's retry.
+            if not cancellation.stop_if_canceled():
+                self._log.warning(
+                    "Interrupted, and not canceled: DAG runs that were started go on."
+                )
+            raise
+        finally:
+            self._monitor.close()
+            cancellation.close()
+        if self._failures:
+            raise join_failures({target.name: error for target, error in self._failures.items()})
+
+    def _run_in_order(self) -> Iterator[Event]:
+        order = TopologicalSorter(self._upstreams)
+        order.prepare()
+        notes: dict[str, str] = {}
+        while order.is_active():
+            for target in order.get_ready():
+                if blocking := self._find_blocking(target):
+                    self._skipped.add(target)
+                    names = ", ".join(blocking)
+                    self._log.warning(f"{target.name} is skipped: it depends on {names}.")
+                    order.done(target)
+                    continue
+                if target.dag_id not in notes:
+                    notes[target.dag_id] = self._reporter.build_note(target.dag_id)
+                    self._reporter.warn_of_short_timeout(target.dag_id)
+                self._monitor.add(target, notes[target.dag_id])
+            launched, ended = self._monitor.wait()
+            for run, dag_run in launched:
+                yield self._reporter.report_launch(run.target, dag_run)
+            for run in ended:
+                yield from self._conclude(run)
+                order.done(run.target)
+
+    def _find_upstreams(
+        self, target: Target, by_dag: Mapping[tuple[str, str], Mapping[str | None, Target]]
+    ) -> set[Target]:
+        """Find what a target depends on in this step: the same partition of a DAG, or all of it."""
+        found: set[Target] = set()
+        for dag in self._dags[target.dag_id].upstreams:
+            partitions = by_dag.get(dag, {})
+            same = partitions.get(target.partition)
+            found |= {same} if same else set(partitions.values())
+        return found
+
+    def _find_blocking(self, target: Target) -> list[str]:
+        """Name the upstreams that did not succeed, or are not waited for."""
+        failed = self._failures.keys() | self._skipped
+        return sorted(
+            upstream.name
+            for upstream in self._upstreams[target]
+            if upstream in failed or not self._dags[upstream.dag_id].trigger.wait
+        )
+
+    def _conclude(self, run: MonitoredRun) -> Iterator[Event]:
+        if run.error is not None:
+            # No retry: the error says what a person has to do.
+            self._failures[run.target] = dg.Failure(str(run.error), allow_retries=False)
+        if run.outcome is None:  # it was given up, or is not waited for
+            return
+        if not run.outcome.is_success:
+            self._failures[run.target] = self._reporter.build_failure(run.outcome)
+        yield from self._reporter.report_outcome(run.target, run.outcome)

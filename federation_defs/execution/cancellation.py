@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 
 import dagster as dg
 
-from federation_defs.airflow.models import DagRun
 from federation_defs.errors import AirflowError, RunLostError
-from federation_defs.execution.context import StepContext
-from federation_defs.execution.launcher import Launcher
+from federation_defs.execution.launcher import Launcher, StepContext
 
 _log = logging.getLogger(__name__)
 
@@ -27,11 +26,7 @@ class CancellationWatcher:
     """
 
     def __init__(self, context: StepContext, launcher: Launcher) -> None:
-        self._client = context.client
-        self._dags = context.dags
-        self._fetch_status = context.current_run.fetch_status
-        self._log = context.log
-        self._timing = context.timing
+        self._context = context
         self._launcher = launcher
         self._wake = threading.Event()
         self._is_closed = False
@@ -41,10 +36,10 @@ class CancellationWatcher:
     def stop_if_canceled(self) -> bool:
         """Return whether the Dagster run is canceled, after its DAG runs were stopped or
         `timing.cancel_s` has passed."""
-        if self._fetch_status() not in _CANCELED:
+        if self._context.current_run.fetch_status() not in _CANCELED:
             return False
         self._wake.set()
-        self._thread.join(self._timing.cancel_s)
+        self._thread.join(self._context.timing.cancel_s)
         return True
 
     def close(self) -> None:
@@ -53,16 +48,16 @@ class CancellationWatcher:
         self._wake.set()
 
     def _watch(self) -> None:
-        until = None
-        while until is None or self._timing.monotonic() < until:
-            self._wake.wait(self._timing.status_s)
+        timing, until = self._context.timing, math.inf
+        while timing.monotonic() < until:
+            self._wake.wait(timing.status_s)
             if self._is_closed:
                 return
-            if until is None and not threading.main_thread().is_alive():
-                until = self._timing.monotonic() + self._timing.after_main_s
+            if until == math.inf and not threading.main_thread().is_alive():
+                until = timing.monotonic() + timing.after_main_s
             self._wake.clear()
             try:
-                status = self._fetch_status()
+                status = self._context.current_run.fetch_status()
             except Exception:  # noqa: BLE001 - of any database; it may be back at the next poll
                 _log.warning("Could not read whether the run is canceled.", exc_info=True)
                 continue
@@ -72,22 +67,20 @@ class CancellationWatcher:
                 return
 
     def _stop_dag_runs(self) -> None:
+        client, log = self._context.client, self._context.log
         # One after the other: no pool starts a thread once the main one has ended.
         for target, run_id in self._launcher.stop().items():
             name = target.name
-            if self._dags[target.dag_id].trigger.on_cancel == "leave":
-                self._log.info(f"{name}: run {run_id} goes on (`trigger.on_cancel: leave`).")
+            if self._context.dags[target.dag_id].trigger.on_cancel == "leave":
+                log.info(f"{name}: run {run_id} goes on (`trigger.on_cancel: leave`).")
                 continue
             try:
-                run = self._client.stop_run(target.dag_id, run_id)
+                run = client.stop_run(target.dag_id, run_id)
             except RunLostError:  # it was never started
                 continue
             except AirflowError as error:
-                url = self._client.build_run_url(target.dag_id, run_id)
-                self._log.error(f"{error} So run {run_id} may go on: {url}")
+                url = client.build_run_url(target.dag_id, run_id)
+                log.error(f"{error} So run {run_id} may go on: {url}")
                 continue
-            self._log.info(f"{name}: run {run_id} {_describe_stop(run)}: {run.state}.")
-
-
-def _describe_stop(run: DagRun) -> str:
-    return "was stopped" if run.is_finished else "is told to stop, and cleans up"
+            stopped = "was stopped" if run.is_finished else "is told to stop, and cleans up"
+            log.info(f"{name}: run {run_id} {stopped}: {run.state}.")

@@ -9,14 +9,13 @@ from threading import Lock
 
 from federation_defs.airflow.api import SERVER_PAGE
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import Dag, DagRun, RunKey
+from federation_defs.airflow.models import DagRun, RunKey
 from federation_defs.declaration import DagDeclaration, TriggerDeclaration
-from federation_defs.errors import DagNotFoundError
-from federation_defs.execution.polling import fetch_dags
+from federation_defs.execution.polling import fetch_stuck_dags
 from federation_defs.naming import RUN_ID_PREFIX
 from federation_defs.timing import Timing
 
-_MAX_PAGES = 10
+_MAX_RUNS = 10 * SERVER_PAGE
 
 
 class ConcurrencyLimit:
@@ -26,9 +25,6 @@ class ConcurrencyLimit:
     does not count while it is queued and its DAG is paused or gone, or once it is older than its
     `trigger.timeout`. Runs that this process launched a moment ago count as well, so one process
     never exceeds the limit by itself. Several processes that ask in the same second may.
-
-    Args:
-        dags: The declarations of the instance's DAGs.
     """
 
     def __init__(
@@ -62,13 +58,24 @@ class ConcurrencyLimit:
         """
         with self._asking:
             asked_at = self._timing.monotonic()
-            active = self._fetch_active()
-            if active is None:
+            found = self._client.fetch_active_runs_by_prefix(RUN_ID_PREFIX, _MAX_RUNS)
+            if found is None:  # there are more
                 return set()
+            active, server_time = found
+            now = server_time or self._timing.utc_now()
+            # 2.x does not tell since when a run is queued.
+            first_seen = {run.key: self._first_seen.get(run.key, now) for run in active}
+            self._first_seen = first_seen
             admitted = {key for key in wanted if any(_is_run_of(key, run) for run in active)}
             others = [key for key in wanted if key not in admitted]
-            counted = [run for run in active if not self._is_overdue(run)]
-            free = self._max_active_runs - len(counted) - self._count_reserved(active, asked_at)
+            counted = [run for run in active if not self._is_overdue(run, now)]
+            with self._lock:  # Airflow's list has the others by now
+                self._reserved = {
+                    key: visible_at
+                    for key, visible_at in self._reserved.items()
+                    if key not in first_seen and visible_at > asked_at
+                }
+                free = self._max_active_runs - len(counted) - len(self._reserved)
             if free < len(others):
                 free += self._count_stuck(counted)
             launchable = others[: max(0, free)]
@@ -82,7 +89,7 @@ class ConcurrencyLimit:
             self._reserved.pop(key, None)
             if not run.is_finished and run.run_id.startswith(RUN_ID_PREFIX):
                 visible_at = self._timing.monotonic() + self._timing.launch_visible_s
-                self._reserved[run.dag_id, run.run_id] = visible_at
+                self._reserved[run.key] = visible_at
 
     def release(self, *keys: RunKey) -> None:
         """Drop the reservations of runs that were not launched, or ended."""
@@ -90,53 +97,17 @@ class ConcurrencyLimit:
             for key in keys:
                 self._reserved.pop(key, None)
 
-    def _fetch_active(self) -> list[DagRun] | None:
-        """Fetch our active runs and note their ages; None if there are too many to read."""
-        at_most = SERVER_PAGE * _MAX_PAGES
-        found = self._client.fetch_active_runs_by_prefix(RUN_ID_PREFIX, at_most)
-        if found is None:
-            return None
-        runs, server_time = found
-        now = server_time or self._timing.utc_now()
-        # 2.x does not tell since when a run is queued.
-        first_seen = self._first_seen
-        self._first_seen = {_build_key(run): first_seen.get(_build_key(run), now) for run in runs}
-        self._asked_at = now
-        return runs
-
-    def _is_overdue(self, run: DagRun) -> bool:
+    def _is_overdue(self, run: DagRun, now: datetime) -> bool:
         dag = self._dags.get(run.dag_id)
         trigger = dag.trigger if dag else TriggerDeclaration()
-        since = run.queued_at or run.start_date or self._first_seen[_build_key(run)]
-        return (self._asked_at - since).total_seconds() > trigger.timeout
-
-    def _count_reserved(self, active: list[DagRun], asked_at: float) -> int:
-        """Count reservations whose run is not in Airflow's list yet; drop the others."""
-        seen = {_build_key(run) for run in active}
-        with self._lock:
-            self._reserved = {
-                key: visible_at
-                for key, visible_at in self._reserved.items()
-                if key not in seen and visible_at > asked_at
-            }
-            return len(self._reserved)
+        since = run.queued_at or run.start_date or self._first_seen[run.key]
+        return (now - since).total_seconds() > trigger.timeout
 
     def _count_stuck(self, active: list[DagRun]) -> int:
         """Count queued runs that stay queued, because their DAG is paused or gone."""
-        queued = [run for run in active if run.state == "queued"]
-        if not queued:
-            return 0
-        dags = fetch_dags(self._client, list({run.dag_id: None for run in queued}))
-        stuck = {
-            dag_id
-            for dag_id, dag in dags.items()
-            if isinstance(dag, DagNotFoundError) or (isinstance(dag, Dag) and dag.is_paused)
-        }
-        return sum(run.dag_id in stuck for run in queued)
-
-
-def _build_key(run: DagRun) -> RunKey:
-    return run.dag_id, run.run_id
+        queued = [run.dag_id for run in active if run.state == "queued"]
+        stuck = fetch_stuck_dags(self._client, queued)
+        return sum(dag_id in stuck for dag_id in queued)
 
 
 def _is_run_of(key: RunKey, run: DagRun) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from threading import Condition
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag, DagRun, TriggerOptions
-from federation_defs.dagster_io.run_tags import Target
-from federation_defs.declaration import suggest
+from federation_defs.dagster_io.run_tags import CurrentRun, Target
+from federation_defs.declaration import DagDeclaration, suggest
 from federation_defs.errors import (
     DagBrokenError,
     DagNotFoundError,
@@ -18,10 +20,26 @@ from federation_defs.errors import (
     PermissionMissingError,
     RunLostError,
 )
-from federation_defs.execution.context import StepContext
 from federation_defs.naming import parse_root_run_id
 from federation_defs.outcome import Outcome, can_succeed_by_failed_tasks, fetch_outcome
 from federation_defs.partitions import Partitioning
+from federation_defs.timing import Timing
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What the parts of a step share: one Airflow instance in one Dagster run.
+
+    Attributes:
+        dags: The declarations of the instance's DAGs, by DAG id.
+        log: The Dagster run's log.
+    """
+
+    client: AirflowClient
+    dags: Mapping[str, DagDeclaration]
+    current_run: CurrentRun
+    log: logging.Logger
+    timing: Timing
 
 
 class LaunchCanceledError(Exception):
@@ -39,14 +57,14 @@ class Launcher:
         self._is_stopped = False
         self._launched: dict[Target, str] = {}
         self._pending = 0
-        self._runnable_dags: dict[str, tuple[float, Dag]] = {}
+        self._runnable_dags: dict[str, tuple[Dag, float]] = {}
         self._changed = Condition()
 
     def stop(self) -> dict[Target, str]:
         """Refuse further launches, and wait for those under way.
 
         Returns:
-            The run ids of our DAG runs, by target. Some may not exist: a trigger may have failed.
+            The run ids of our DAG runs. Some may not exist: a trigger may have failed.
         """
         with self._changed:
             self._is_stopped = True
@@ -69,10 +87,8 @@ class Launcher:
         run again for a person or a backfill.
 
         Raises:
-            DagPausedError: The DAG is paused; nothing was triggered.
-            DagBrokenError: Its file has an import error; nothing was triggered.
-            DagNotFoundError: The instance has no such DAG.
-            AirflowError: Any other error of a request.
+            AirflowError: The DAG is missing, paused or broken, and nothing was triggered; or any
+                other error of a request.
             LaunchCanceledError: The Dagster run is being canceled.
         """
         with self._changed:
@@ -92,32 +108,29 @@ class Launcher:
 
     def _find_launched(self, target: Target) -> tuple[DagRun, int] | None:
         """Find the last run of an earlier attempt, and its number."""
-        client, current_run, dag_id = self._client, self._current_run, target.dag_id
-        found, number = client.fetch_run(dag_id, current_run.build_run_id(target)), 1
-        if found is None:
-            run_id = current_run.get_planned_run_id(target)
-            found = client.fetch_run(dag_id, run_id) if run_id else None
-            return (found, number) if found else None
-        while later := client.fetch_run(dag_id, current_run.build_run_id(target, number + 1)):
+        found, number = None, 0
+        while later := self._client.fetch_run(
+            target.dag_id, self._current_run.build_run_id(target, number + 1)
+        ):
             found, number = later, number + 1
-        return found, number
+        if found is None and (planned := self._current_run.get_planned_run_id(target)):
+            found, number = self._client.fetch_run(target.dag_id, planned), 1
+        return (found, number) if found else None
 
     def _trigger(self, target: Target, note: str, number: int = 1) -> DagRun:
-        client, declared = self._client, self._dags[target.dag_id]
-        dag = self._fetch_runnable_dag(target.dag_id)
+        declared, dag = self._dags[target.dag_id], self._fetch_runnable_dag(target.dag_id)
         options = TriggerOptions()
         if declared.partitions is not None and target.partition is not None:
             partitioning = Partitioning(declared.partitions)
             options = partitioning.build_options(target.partition, has_keys=dag.is_partitioned)
-        run_id = self._current_run.build_run_id(target, number)
+        options = replace(options, note=note)
+        run_id, conf = self._current_run.build_run_id(target, number), declared.trigger.conf
         self._expect(target, run_id)
         try:
-            return client.trigger_run(
-                target.dag_id, run_id, declared.trigger.conf, replace(options, note=note)
-            )
+            return self._client.trigger_run(target.dag_id, run_id, conf, options)
         except LogicalDateTakenError:
             date = options.logical_date
-            owner = client.fetch_run_of_date(target.dag_id, date) if date else None
+            owner = self._client.fetch_run_of_date(target.dag_id, date) if date else None
             if owner is None:
                 raise
         self.forget(target)
@@ -158,35 +171,56 @@ class Launcher:
 
     def _is_met_by_failed_tasks(self, run: DagRun) -> bool:
         """Whether the run can succeed by running only its failed tasks again."""
-        tasks = self._client.fetch_task_instances(run.dag_id, run.run_id)
+        tasks = self._client.fetch_task_instances(*run.key)
         return can_succeed_by_failed_tasks(run, tasks, self._dags[run.dag_id].success_when)
 
     def _run_again(self, target: Target, run: DagRun, *, whole: bool) -> DagRun:
         """Clear a finished run: all its tasks, or the failed ones if there are any."""
-        client, (dag_id, run_id) = self._client, (run.dag_id, run.run_id)
-        self._fetch_runnable_dag(dag_id)
-        self._expect(target, run_id)
+        self._fetch_runnable_dag(run.dag_id)
+        self._expect(target, run.run_id)
         self._current_run.plan_clear(target, run)
-        again = run
-        clears = (client.clear_run,) if whole else (client.clear_failed_tasks, client.clear_run)
-        for clear in clears:
-            clear(dag_id, run_id)
-            found = client.fetch_run(dag_id, run_id)
-            if found is None:
-                raise RunLostError(client.instance, f"lost run '{run_id}' of DAG '{dag_id}'.")
-            again = found
-            if again != run:
-                break
-        return again
+        again = run if whole else self._clear(self._client.clear_failed_tasks, run)
+        return self._clear(self._client.clear_run, run) if again == run else again
+
+    def _clear(self, clear: Callable[[str, str], None], run: DagRun) -> DagRun:
+        clear(*run.key)
+        if (cleared := self._client.fetch_run(*run.key)) is not None:
+            return cleared
+        message = f"lost run '{run.run_id}' of DAG '{run.dag_id}'."
+        raise RunLostError(self._client.instance, message)
 
     def _fetch_runnable_dag(self, dag_id: str) -> Dag:
-        """Fetch a DAG once for all partitions that are launched at about the same time."""
-        now = self._timing.monotonic()
-        fetched_at, dag = self._runnable_dags.get(dag_id, (-math.inf, None))
-        if dag is None or now - fetched_at > self._timing.runnable_cache_s:
-            dag = fetch_runnable_dag(self._client, dag_id)
-            self._runnable_dags[dag_id] = (self._timing.monotonic(), dag)
+        """Fetch a DAG, once for all partitions that are launched at about the same time.
+
+        Raises:
+            DagNotFoundError: The instance has no such DAG; the error suggests the nearest name.
+            DagPausedError: The DAG is paused: a run would stay queued.
+            DagBrokenError: Its file has an import error: a run would not be as its file says now.
+        """
+        client, timing = self._client, self._timing
+        dag, until = self._runnable_dags.get(dag_id, (None, 0.0))
+        if dag is not None and timing.monotonic() <= until:
+            return dag
+        try:
+            dag = client.fetch_dag(dag_id)
+        except DagNotFoundError as error:
+            hint = suggest(dag_id, [dag.dag_id for dag in client.fetch_dags()])
+            raise DagNotFoundError(client.instance, dag_id, error.seen, hint) from error
+        url = client.build_dag_url(dag_id)
+        if dag.is_paused:
+            raise DagPausedError(client.instance, dag_id, url)
+        if dag.has_import_errors:
+            raise DagBrokenError(client.instance, dag_id, url, self._fetch_import_error(dag))
+        self._runnable_dags[dag_id] = (dag, timing.monotonic() + timing.runnable_cache_s)
         return dag
+
+    def _fetch_import_error(self, dag: Dag) -> str:
+        """Return the last line of the file's stack trace; empty if this account may not read it."""
+        with suppress(PermissionMissingError):
+            for error in self._client.fetch_import_errors():
+                if dag.file.endswith(error.file):
+                    return error.stack_trace.strip().rpartition("\n")[2].strip()
+        return ""
 
     def _expect(self, target: Target, run_id: str) -> None:
         """Record that a run is ours, before it is triggered or cleared."""
@@ -197,35 +231,3 @@ class Launcher:
     def _refuse_if_stopped(self) -> None:
         if self._is_stopped:
             raise LaunchCanceledError
-
-
-def fetch_runnable_dag(client: AirflowClient, dag_id: str) -> Dag:
-    """Fetch a DAG whose runs would run, as its file says now.
-
-    Raises:
-        DagNotFoundError: The instance has no such DAG; the error suggests the nearest name.
-        DagPausedError: The DAG is paused: a run would stay queued.
-        DagBrokenError: Its file has an import error.
-    """
-    try:
-        dag = client.fetch_dag(dag_id)
-    except DagNotFoundError as error:
-        hint = suggest(dag_id, [dag.dag_id for dag in client.fetch_dags()])
-        raise DagNotFoundError(client.instance, dag_id, error.seen, hint) from error
-    url = client.build_dag_url(dag_id)
-    if dag.is_paused:
-        raise DagPausedError(client.instance, dag_id, url)
-    if dag.has_import_errors:
-        raise DagBrokenError(client.instance, dag_id, url, _fetch_import_error(client, dag))
-    return dag
-
-
-def _fetch_import_error(client: AirflowClient, dag: Dag) -> str:
-    """Return the last line of the file's stack trace; empty if this account may not read it."""
-    try:
-        errors = client.fetch_import_errors()
-    except PermissionMissingError:
-        return ""
-    own = [error.stack_trace for error in errors if dag.file.endswith(error.file)]
-    lines = own[0].strip().splitlines() if own else []
-    return lines[-1].strip() if lines else ""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from random import uniform
+from typing import TypeVar
 
-from federation_defs.airflow.models import Dag, DagRun, RunKey
+from federation_defs.airflow.models import Dag, DagRun, RunKey, TaskInstance
 from federation_defs.dagster_io.run_tags import Target
 from federation_defs.errors import (
     AirflowError,
@@ -16,16 +18,17 @@ from federation_defs.errors import (
     RunNotStartedError,
 )
 from federation_defs.execution.concurrency import ConcurrencyLimit
-from federation_defs.execution.context import StepContext
-from federation_defs.execution.launcher import Launcher
-from federation_defs.execution.polling import (
-    MonitoredRun,
-    fetch_dags,
-    fetch_running_tasks,
-    fetch_runs,
-)
-from federation_defs.outcome import Outcome, add_log_tails, fetch_outcome
+from federation_defs.execution.launcher import Launcher, StepContext
+from federation_defs.execution.polling import MonitoredRun, fetch_runs, fetch_stuck_dags
+from federation_defs.outcome import Outcome, add_log_tails, fetch_outcome, name_task
 from federation_defs.threads import CallPool
+
+T = TypeVar("T")
+
+_MAX_RUNNING_TASKS = 500
+
+# What a poll gives: DAGs whose queued runs stay queued, and the runs.
+_Polled = tuple[dict[str, Dag | DagNotFoundError], dict[RunKey, DagRun | AirflowError]]
 
 
 class Monitor:
@@ -54,9 +57,7 @@ class Monitor:
         threads = client.session.transport.http.max_connections
         self._calls = CallPool(threads, f"airflow-{client.instance}")
         self._next_task_list = self._timing.monotonic() + self._timing.list_tasks_s
-        self._is_polling = False
-        self._is_reserving = False
-        self._queued: set[Target] = set()
+        self._waiting: set[Target] = set()  # for a free place, and it was logged
         self._problems: dict[tuple[type, Target | None], float] = {}
 
     def add(self, target: Target, note: str) -> None:
@@ -66,9 +67,9 @@ class Monitor:
             note: The note that a new DAG run gets.
         """
         now = self._timing.monotonic()
-        timeout_s = self._dags[target.dag_id].trigger.timeout
-        next_pause_check = now + self._timing.check_paused.pause_s(1)
-        self._runs[target] = MonitoredRun(target, timeout_s, note, now, now, next_pause_check)
+        first_key = target.dag_id, self._current_run.build_run_id(target)
+        trigger, is_admitted = self._dags[target.dag_id].trigger, self._limit is None
+        self._runs[target] = MonitoredRun(target, first_key, trigger, note, is_admitted, now, now)
 
     def wait(self) -> tuple[list[tuple[MonitoredRun, DagRun]], list[MonitoredRun]]:
         """Do what is due, and wait until a request is answered or something else is due.
@@ -82,11 +83,8 @@ class Monitor:
         self._poll_due(now)
         self._fetch_outcomes_due(now)
         self._calls.run_callbacks(self._get_pause_s())
-        launched, self._launched = self._launched, []
-        ended, self._ended = self._ended, []
-        for run in ended:
-            del self._runs[run.target]
-            self._release(run)
+        launched, ended = self._launched, self._ended
+        self._launched, self._ended = [], []
         return launched, ended
 
     def close(self) -> None:
@@ -99,60 +97,61 @@ class Monitor:
         """Return the seconds until something is due; 0 if nothing is monitored."""
         if not self._runs:
             return 0.0
-        due = [
-            run.next_poll
-            for run in self._runs.values()
-            if not run.is_busy
-            and not (self._is_polling and run.is_active)
-            and not (self._is_reserving and not run.is_admitted)
-        ]
-        soonest = min(due, default=math.inf) - self._timing.monotonic()
+        idle = [run for run in self._runs.values() if not run.is_busy]
+        if self._is_polling():
+            idle = [run for run in idle if not run.is_active]
+        if self._is_reserving():
+            idle = [run for run in idle if run.is_admitted]
+        soonest = min((run.next_poll for run in idle), default=math.inf) - self._timing.monotonic()
         return min(self._timing.poll_run.max_s, max(0.0, soonest))
+
+    def _submit(
+        self, call: Callable[[], T], callback: Callable[[T], None], *runs: MonitoredRun
+    ) -> None:
+        """Make a call for some runs in a thread. An error is handled for each of them."""
+
+        def on_answer(answer: T | AirflowError) -> None:
+            for run in runs:
+                run.is_busy = False
+                if isinstance(answer, AirflowError):
+                    self._handle_error(run, answer)
+            if not isinstance(answer, AirflowError):
+                callback(answer)
+
+        for run in runs:
+            run.is_busy = True
+        self._calls.submit(call, on_answer)
 
     # Launching
 
+    def _is_reserving(self) -> bool:
+        return any(run.is_busy and not run.is_admitted for run in self._runs.values())
+
     def _launch_due(self, now: float) -> None:
-        due = [
-            run
-            for run in self._runs.values()
-            if run.dag_run is None and not run.is_busy and now >= run.next_poll
-        ]
-        if self._limit is not None and not all(run.is_admitted for run in due):
-            self._reserve(self._limit)
+        due = [run for run in self._runs.values() if run.dag_run is None and now >= run.next_poll]
+        if self._limit and not self._is_reserving() and not all(run.is_admitted for run in due):
+            waiting = [run for run in self._runs.values() if not run.is_admitted]
+            reserve = partial(self._limit.reserve, [run.first_key for run in waiting])
+            self._submit(reserve, partial(self._on_reserved, waiting), *waiting)
         for run in due:
-            if run.is_admitted or self._limit is None:
-                run.is_busy = True
+            if run.is_admitted and not run.is_busy:
                 launch = partial(self._launcher.launch, run.target, run.note)
-                self._calls.submit(launch, partial(self._on_launched, run))
+                self._submit(launch, partial(self._on_launched, run), run)
 
-    def _reserve(self, limit: ConcurrencyLimit) -> None:
-        """Ask which of the runs that wait for a free place may be launched."""
-        if self._is_reserving:
-            return
-        self._is_reserving = True
-        waiting = [run for run in self._runs.values() if not run.is_admitted]
-        keys = [self._build_first_key(run.target) for run in waiting]
-        self._calls.submit(partial(limit.reserve, keys), partial(self._on_reserved, waiting))
-
-    def _on_reserved(self, waiting: list[MonitoredRun], answer: set[RunKey] | AirflowError) -> None:
-        self._is_reserving = False
-        if isinstance(answer, AirflowError):
-            for run in waiting:
-                self._handle_error(run, answer)
-            return
-        now = self._timing.monotonic()
+    def _on_reserved(self, waiting: list[MonitoredRun], reserved: set[RunKey]) -> None:
+        now, policy = self._timing.monotonic(), self._timing.ask_for_slot
         for run in waiting:
-            run.restart_clock(now)
-            run.is_admitted = self._build_first_key(run.target) in answer
-        if not (queued := [run for run in waiting if not run.is_admitted]):
+            run.since = run.next_poll = now  # time without a free place does not count
+            run.failing_since = run.unreachable_since = None
+            run.is_admitted = run.first_key in reserved
+        if not (others := [run for run in waiting if not run.is_admitted]):
             return
-        policy = self._timing.ask_for_slot
         pause_s = min(policy.max_s, policy.first_s * self._current_run.count_active_runs())
         next_poll = now + pause_s * uniform(0.5, 1.5)  # noqa: S311 - so that waiters ask apart
-        for run in queued:
+        for run in others:
             run.next_poll = next_poll
-            if run.target not in self._queued:
-                self._queued.add(run.target)
+            if run.target not in self._waiting:
+                self._waiting.add(run.target)
                 self._log.info(
                     f"{run.target.name} waits for its turn: as many DAG runs of Airflow "
                     f"'{self._client.instance}' as are allowed go on."
@@ -162,28 +161,20 @@ class Monitor:
         """Give back a run's place, unless it is detached, and ask anew for the others."""
         if self._limit is None:
             return
-        self._limit.release(self._build_first_key(run.target))
-        if run.dag_run is not None and not run.is_detached:
-            self._limit.release(run.key)
+        if not run.is_detached:
+            self._limit.release(run.first_key, run.key)
         for other in self._runs.values():
             if not other.is_admitted:
                 other.next_poll = self._timing.monotonic()
 
-    def _build_first_key(self, target: Target) -> RunKey:
-        return target.dag_id, self._current_run.build_run_id(target)
-
-    def _on_launched(self, run: MonitoredRun, answer: DagRun | AirflowError) -> None:
-        run.is_busy = False
-        if isinstance(answer, AirflowError):
-            self._handle_error(run, answer)
-            return
+    def _on_launched(self, run: MonitoredRun, dag_run: DagRun) -> None:
         if self._limit is not None:
-            self._limit.settle(self._build_first_key(run.target), answer)
-        self._launched.append((run, answer))
-        self._update(run, answer)
-        if not self._dags[run.target.dag_id].trigger.wait:
+            self._limit.settle(run.first_key, dag_run)
+        self._launched.append((run, dag_run))
+        self._update(run, dag_run)
+        if not run.trigger.wait:
             run.is_detached = True
-            self._leave_to_observation(run)
+            self._current_run.detach(run.key)
             self._log.info(
                 f"{run.target.name} is not waited for (`trigger.wait: false`): when its run ends, "
                 "observation reports it."
@@ -192,44 +183,45 @@ class Monitor:
 
     # Polling
 
+    def _is_polling(self) -> bool:
+        return any(run.is_active and run.is_busy for run in self._runs.values())
+
     def _poll_due(self, now: float) -> None:
-        active = [run for run in self._runs.values() if run.is_active and not run.is_busy]
+        active = [run for run in self._runs.values() if run.is_active]
         # All at once, as one request tells of all of them.
-        if not self._is_polling and any(now >= run.next_poll for run in active):
-            self._is_polling = True
-            fetch = partial(fetch_runs, self._client, [run.key for run in active])
-            self._calls.submit(fetch, partial(self._on_polled, active))
-        if active and now >= self._next_task_list:
-            self._next_task_list = now + self._timing.list_tasks_s
-            self._calls.submit(partial(fetch_running_tasks, self._client), self._on_tasks_listed)
-        queued = [run for run in active if run.is_queued]
-        if any(now >= run.next_pause_check for run in queued):
+        if not self._is_polling() and any(now >= run.next_poll for run in active):
+            queued = [run for run in active if run.is_queued]
+            if not any(now >= run.next_pause_check for run in queued):
+                queued = []
             for run in queued:
                 run.plan_pause_check(self._timing.check_paused, now)
-            dag_ids = list({run.target.dag_id: None for run in queued})
-            fetch = partial(fetch_dags, self._client, dag_ids)
-            self._calls.submit(fetch, partial(self._on_dags_fetched, queued))
+            keys, dag_ids = [run.key for run in active], [run.target.dag_id for run in queued]
+            call = partial(self._poll, keys, dag_ids)
+            self._submit(call, partial(self._on_polled, active), *active)
+        if active and now >= self._next_task_list:
+            self._next_task_list = now + self._timing.list_tasks_s
+            fetch = partial(self._client.fetch_running_tasks, _MAX_RUNNING_TASKS)
+            self._calls.submit(fetch, self._on_tasks_listed)
 
-    def _on_polled(
-        self,
-        polled: list[MonitoredRun],
-        answer: dict[RunKey, DagRun | AirflowError | None] | AirflowError,
-    ) -> None:
-        self._is_polling = False
+    def _poll(self, keys: list[RunKey], queued_dag_ids: list[str]) -> _Polled:
+        # The DAGs first: a run that is queued after its DAG was seen paused has not started.
+        stuck = fetch_stuck_dags(self._client, queued_dag_ids)
+        return stuck, fetch_runs(self._client, keys)
+
+    def _on_polled(self, polled: list[MonitoredRun], answer: _Polled) -> None:
+        stuck, found = answer
         for run in polled:
-            if run.is_over or run.is_busy or run.dag_run is None:
-                continue
-            found = answer if isinstance(answer, AirflowError) else answer[run.key]
-            if found is None:
-                found = RunLostError(
-                    self._client.instance,
-                    f"no longer has run '{run.dag_run.run_id}' of DAG '{run.dag_run.dag_id}': it "
-                    "was deleted while we waited. Materialize the asset again for a new run.",
-                )
-            if isinstance(found, AirflowError):
-                self._handle_error(run, found)
+            dag_run = found[run.key]
+            dag = stuck.get(run.target.dag_id)
+            if isinstance(dag_run, AirflowError):
+                self._handle_error(run, dag_run)
+            elif dag is None or dag_run.state != "queued":
+                self._update(run, dag_run)
+            elif isinstance(dag, DagNotFoundError):
+                self._give_up(run, dag)
             else:
-                self._update(run, found)
+                url, airflow = self._client.build_dag_url(dag.dag_id), self._client.instance
+                self._give_up(run, DagPausedError(airflow, dag.dag_id, url, dag_run.run_id))
 
     def _update(self, run: MonitoredRun, dag_run: DagRun) -> None:
         """Take over a run's state, and log it if it changed."""
@@ -238,37 +230,23 @@ class Monitor:
         if run.dag_run is None:
             url = self._client.build_run_url(dag_run.dag_id, dag_run.run_id)
             self._log.info(f"{name} is {dag_run.state} in {self._client.instance}: {url}")
+            run.next_pause_check = now + self._timing.check_paused.first_s
         elif run.dag_run.state != dag_run.state:
             self._log.info(f"{name} is {dag_run.state} in {self._client.instance}.")
         run.dag_run = dag_run
         run.plan_poll(self._timing.poll_run, now)
         if dag_run.is_finished:
             run.next_poll = now
-        elif now >= run.deadline and self._dags[dag_run.dag_id].trigger.wait:
-            self._time_out(run, dag_run, now - run.since)
+        elif now >= run.deadline and run.trigger.wait:
+            self._time_out(run, dag_run)
 
-    def _on_dags_fetched(
-        self, queued: list[MonitoredRun], answer: dict[str, Dag | AirflowError] | AirflowError
+    def _on_tasks_listed(
+        self, answer: dict[RunKey, list[TaskInstance]] | AirflowError | None
     ) -> None:
-        """Give up runs that stay queued, because their DAG is paused or gone."""
-        if isinstance(answer, AirflowError):
-            return  # the polls handle it
-        for run in queued:
-            dag = answer[run.target.dag_id]
-            if run.is_over or run.is_busy or not run.is_queued or run.dag_run is None:
-                continue
-            if isinstance(dag, DagNotFoundError):
-                self._give_up(run, dag)
-            elif isinstance(dag, Dag) and dag.is_paused:
-                url, run_id = self._client.build_dag_url(dag.dag_id), run.dag_run.run_id
-                error = DagPausedError(self._client.instance, dag.dag_id, url, run_id)
-                self._give_up(run, error)
-
-    def _on_tasks_listed(self, answer: dict[RunKey, str] | AirflowError | None) -> None:
-        if not isinstance(answer, dict):
+        if not isinstance(answer, dict):  # too many, or not to be read: this is only for the log
             return
         for run in [run for run in self._runs.values() if run.is_active]:
-            tasks = answer.get(run.key, "")
+            tasks = ", ".join(sorted(map(name_task, answer.get(run.key, ()))))
             if tasks and tasks != run.running_tasks:
                 self._log.info(f"{run.target.name} runs {tasks}.")
             run.running_tasks = tasks
@@ -278,54 +256,43 @@ class Monitor:
     def _fetch_outcomes_due(self, now: float) -> None:
         for run in self._runs.values():
             dag_run = run.dag_run
-            if dag_run is None or not dag_run.is_finished or run.is_busy or now < run.next_poll:
-                continue
-            run.is_busy = True
-            fetch = partial(self._fetch_outcome, dag_run)
-            self._calls.submit(fetch, partial(self._on_outcome_fetched, run))
+            if dag_run and dag_run.is_finished and not run.is_busy and now >= run.next_poll:
+                fetch = partial(self._fetch_outcome, dag_run)
+                self._submit(fetch, partial(self._on_outcome_fetched, run), run)
 
     def _fetch_outcome(self, dag_run: DagRun) -> Outcome:
         rule = self._dags[dag_run.dag_id].success_when
         outcome = fetch_outcome(self._client, dag_run, rule)
         return outcome if outcome.is_success else add_log_tails(self._client, outcome)
 
-    def _on_outcome_fetched(self, run: MonitoredRun, answer: Outcome | AirflowError) -> None:
-        run.is_busy = False
-        if isinstance(answer, AirflowError):
-            self._handle_error(run, answer)
-            return
-        run.outcome = answer
+    def _on_outcome_fetched(self, run: MonitoredRun, outcome: Outcome) -> None:
+        run.outcome = outcome
         self._end(run)
 
-    def _time_out(self, run: MonitoredRun, dag_run: DagRun, waited_s: float) -> None:
-        on_timeout = self._dags[dag_run.dag_id].trigger.on_timeout
-        if on_timeout == "leave" or not self._current_run.owns(run.target, dag_run):
-            self._give_up(run, self._build_timeout_error(dag_run, waited_s, "The run goes on"))
-            return
-        run.is_busy = True
-        stop = partial(self._client.stop_run, dag_run.dag_id, dag_run.run_id)
-        self._calls.submit(stop, partial(self._on_stopped, run, dag_run, waited_s))
-
-    def _on_stopped(
-        self, run: MonitoredRun, dag_run: DagRun, waited_s: float, answer: DagRun | AirflowError
-    ) -> None:
-        run.is_busy = False
-        ending = "It was stopped"
-        if isinstance(answer, AirflowError):
-            self._log.warning(f"It could not be stopped: {answer}")
-            ending = "The run goes on"
-        elif answer.is_success:  # it ended after the last poll
-            self._update(run, answer)
-            return
-        self._give_up(run, self._build_timeout_error(dag_run, waited_s, ending))
-
-    def _build_timeout_error(self, dag_run: DagRun, waited_s: float, ending: str) -> RunLostError:
-        url = self._client.build_run_url(dag_run.dag_id, dag_run.run_id)
-        return RunLostError(
-            self._client.instance,
+    def _time_out(self, run: MonitoredRun, dag_run: DagRun) -> None:
+        url = self._client.build_run_url(*dag_run.key)
+        message = (
             f"still has run '{dag_run.run_id}' of DAG '{dag_run.dag_id}' {dag_run.state} after "
-            f"{waited_s:.0f} s, which is its `trigger.timeout`. {ending}: {url}",
+            f"{run.trigger.timeout:.0f} s, which is its `trigger.timeout`."
         )
+        left = RunLostError(self._client.instance, f"{message} The run goes on: {url}")
+        stopped = RunLostError(self._client.instance, f"{message} It was stopped: {url}")
+
+        def on_stopped(answer: DagRun | AirflowError) -> None:
+            run.is_busy = False
+            if isinstance(answer, AirflowError):
+                self._log.warning(f"It could not be stopped: {answer}")
+                self._give_up(run, left)
+            elif answer.is_success:  # it ended after the last poll
+                self._update(run, answer)
+            else:
+                self._give_up(run, stopped)
+
+        if run.trigger.on_timeout == "leave" or not self._current_run.owns(run.target, dag_run):
+            self._give_up(run, left)
+        else:
+            run.is_busy = True
+            self._calls.submit(partial(self._client.stop_run, *dag_run.key), on_stopped)
 
     def _handle_error(self, run: MonitoredRun, error: AirflowError) -> None:
         now = self._timing.monotonic()
@@ -341,17 +308,11 @@ class Monitor:
 
     def _give_up(self, run: MonitoredRun, error: AirflowError) -> None:
         run.error = error
-        self._leave_to_observation(run)
+        self._current_run.detach(run.key)
         self._log.error(str(error))
         self._end(run)
 
-    def _leave_to_observation(self, run: MonitoredRun) -> None:
-        """Let observation report the run's end."""
-        key = run.key if run.dag_run else self._build_first_key(run.target)
-        self._current_run.detach(key)
-
     def _end(self, run: MonitoredRun) -> None:
-        if not run.is_over:
-            run.is_over = True
-            self._ended.append(run)
-            self._launcher.forget(run.target)
+        self._ended.append(self._runs.pop(run.target))
+        self._release(run)
+        self._launcher.forget(run.target)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from federation_defs.airflow.api import SERVER_PAGE
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag, DagRun, RunKey
 from federation_defs.dagster_io.run_tags import Target
+from federation_defs.declaration import TriggerDeclaration
 from federation_defs.errors import (
     AirflowError,
     CredentialError,
@@ -19,12 +22,17 @@ from federation_defs.errors import (
     RunNotStartedError,
     UnreachableError,
 )
-from federation_defs.outcome import Outcome, name_task
+from federation_defs.outcome import Outcome
+from federation_defs.threads import run_calls
 from federation_defs.timing import RetryPolicy, Timing
 
-_MAX_RUNNING_TASKS = 500
 _FINAL_ERRORS = (DagNotFoundError, DagPausedError, DagBrokenError, RunLostError)
 _RETRIED_AT_LAUNCH = (UnreachableError, CredentialError, RunNotStartedError)
+
+K = TypeVar("K", str, RunKey)
+T = TypeVar("T")
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 @dataclass
@@ -32,29 +40,27 @@ class MonitoredRun:
     """A DAG run that is to be launched, or is waited for. Moments are of the monotonic clock.
 
     Attributes:
+        first_key: The key that its first trigger gives it.
         note: The note that the DAG run gets in Airflow.
-        since: When the wait began, from which `timeout_s` counts.
-        next_poll: When to launch it, to poll it, or to fetch its outcome.
         is_admitted: `limits.max_active_runs` leaves room for it.
+        since: When the wait began, from which `trigger.timeout` counts.
+        next_poll: When to launch it, to poll it, or to fetch its outcome.
         is_busy: A request for it is under way.
-        is_over: It needs no monitoring any more.
         is_detached: It was launched and is not waited for (`trigger.wait: false`).
         error: Why the wait was given up.
         running_tasks: As they were logged last.
-        failing_since: Since when the instance gives unexpected answers.
-        unreachable_since: Since when it gives none.
+        failing_since: When the instance began to give unexpected answers.
     """
 
     target: Target
-    timeout_s: float
+    first_key: RunKey
+    trigger: TriggerDeclaration
     note: str
+    is_admitted: bool
     since: float
     next_poll: float
-    next_pause_check: float
-    pause_checks: int = 1
-    is_admitted: bool = False
+    next_pause_check: float = 0.0
     is_busy: bool = False
-    is_over: bool = False
     is_detached: bool = False
     dag_run: DagRun | None = None
     outcome: Outcome | None = None
@@ -65,26 +71,20 @@ class MonitoredRun:
 
     @property
     def deadline(self) -> float:
-        return self.since + self.timeout_s
+        return self.since + self.trigger.timeout
 
     @property
     def key(self) -> RunKey:
-        assert self.dag_run is not None  # noqa: S101
-        return self.dag_run.dag_id, self.dag_run.run_id
+        return self.dag_run.key if self.dag_run else self.first_key
 
     @property
     def is_active(self) -> bool:
         """Whether it was queued or running at the last poll."""
-        return self.dag_run is not None and not self.dag_run.is_finished and not self.is_over
+        return self.dag_run is not None and not self.dag_run.is_finished
 
     @property
     def is_queued(self) -> bool:
         return self.dag_run is not None and self.dag_run.state == "queued"
-
-    def restart_clock(self, now: float) -> None:
-        """Begin the wait anew: time without a free place does not count."""
-        self.since = self.next_poll = now
-        self.failing_since = self.unreachable_since = None
 
     def plan_poll(self, policy: RetryPolicy, now: float) -> None:
         """Plan the next poll, at the deadline at the latest."""
@@ -93,8 +93,8 @@ class MonitoredRun:
             self.next_poll = min(self.next_poll, self.deadline)
 
     def plan_pause_check(self, policy: RetryPolicy, now: float) -> None:
-        self.pause_checks += 1
-        self.next_pause_check = now + policy.pause_s(self.pause_checks)
+        """Plan the next pause check: after as long as the wait has taken so far."""
+        self.next_pause_check = now + min(policy.max_s, max(policy.first_s, now - self.since))
 
     def find_give_up_error(
         self, error: AirflowError, now: float, timing: Timing
@@ -135,72 +135,77 @@ class MonitoredRun:
 
 def fetch_runs(
     client: AirflowClient, keys: Sequence[RunKey]
-) -> dict[RunKey, DagRun | AirflowError | None]:
-    """Fetch the states of runs, in one request for all that are active.
-
-    The list of all active runs of the instance has most of them. A run that is not in it ended,
-    was deleted (None) or was missed while the list moved, and is fetched by itself. Where the list
-    would take more requests than the runs, each run is fetched by itself.
+) -> dict[RunKey, DagRun | AirflowError]:
+    """Fetch the states of runs, each a `RunLostError` if it was deleted.
 
     Raises:
         UnreachableError: The instance does not answer.
     """
-    active = _fetch_active(client, at_most=SERVER_PAGE * (len(keys) - 1)) if len(keys) > 1 else {}
-    missing = [key for key in keys if key not in active]
-    found = {key: active[key] for key in keys if key in active}
-    return {**found, **_fetch_each(client, missing)}
+
+    def fetch_active(at_most: int) -> dict[RunKey, DagRun]:
+        return {run.key: run for run in client.fetch_active_runs(at_most) or ()}
+
+    def fetch(key: RunKey) -> DagRun:
+        if (run := client.fetch_run(*key)) is not None:
+            return run
+        remedy = "it was deleted while we waited. Materialize the asset again for a new run."
+        message = f"no longer has run '{key[1]}' of DAG '{key[0]}': {remedy}"
+        raise RunLostError(client.instance, message)
+
+    return _fetch_by_key(client, keys, fetch_active, fetch)
 
 
-def _fetch_active(client: AirflowClient, at_most: int) -> dict[RunKey, DagRun]:
-    try:
-        runs = client.fetch_active_runs(at_most)
-    except UnreachableError:
-        raise
-    except AirflowError:  # fetching each run by itself tells what is wrong
-        return {}
-    return {(run.dag_id, run.run_id): run for run in runs or ()}
+def fetch_stuck_dags(
+    client: AirflowClient, dag_ids: Sequence[str]
+) -> dict[str, Dag | DagNotFoundError]:
+    """Fetch those of the DAGs whose queued runs stay queued: they are paused, or gone.
 
-
-def _fetch_each(
-    client: AirflowClient, keys: list[RunKey]
-) -> dict[RunKey, DagRun | AirflowError | None]:
-    try:
-        runs = client.fetch_runs(keys)
-        return {key: runs.get(key) for key in keys}
-    except UnreachableError:
-        raise
-    except AirflowError as error:
-        if len(keys) == 1:
-            return {keys[0]: error}
-    return {key: answer for key in keys for answer in _fetch_each(client, [key]).values()}
-
-
-def fetch_dags(client: AirflowClient, dag_ids: Sequence[str]) -> dict[str, Dag | AirflowError]:
-    """Fetch DAGs by id, from the list of all DAGs if that takes fewer requests.
+    DAGs that can't be read are left out.
 
     Raises:
-        AirflowError: The list could not be read.
+        UnreachableError: The instance does not answer.
     """
-    at_most = SERVER_PAGE * (len(dag_ids) - 1)
-    listed = client.fetch_dags_by_id(at_most) if at_most > 0 else None
-    found: dict[str, Dag | AirflowError] = {}
-    for dag_id in dag_ids:
+
+    def fetch_present(at_most: int) -> dict[str, Dag]:
+        dags = client.fetch_dags_by_id(at_most) or {}
+        return {dag_id: dag for dag_id, dag in dags.items() if dag.is_present}
+
+    keys = list(dict.fromkeys(dag_ids))
+    dags = _fetch_by_key(client, keys, fetch_present, client.fetch_dag)
+    return {
+        dag_id: dag
+        for dag_id, dag in dags.items()
+        if isinstance(dag, DagNotFoundError) or (isinstance(dag, Dag) and dag.is_paused)
+    }
+
+
+def _fetch_by_key(
+    client: AirflowClient,
+    keys: Sequence[K],
+    fetch_list: Callable[[int], dict[K, T]],
+    fetch: Callable[[K], T],
+) -> dict[K, T | AirflowError]:
+    """Fetch objects from the list of all, if that takes fewer requests than one for each.
+
+    What is not in the list is fetched by itself: the list may move while it is paged. An error
+    about an object takes its place. An `UnreachableError` is raised.
+
+    Args:
+        fetch_list: Fetches the list, or nothing if it has more entries than it is given.
+    """
+
+    def catch(call: Callable[[A], R], argument: A) -> R | AirflowError:
         try:
-            # A DAG may be missing from the list because the list moved while it was paged.
-            dag = listed.get(dag_id) if listed else None
-            found[dag_id] = dag if dag and dag.is_present else client.fetch_dag(dag_id)
+            return call(argument)
+        except UnreachableError:
+            raise
         except AirflowError as error:
-            found[dag_id] = error
-    return found
+            return error
 
-
-def fetch_running_tasks(client: AirflowClient) -> dict[RunKey, str] | None:
-    """Fetch the names of the tasks that run now, by run; None if there are too many or the
-    instance does not tell."""
-    try:
-        running = client.fetch_running_tasks(_MAX_RUNNING_TASKS)
-    except AirflowError:  # only for the log
-        return None
-    if running is None:
-        return None
-    return {key: ", ".join(sorted(map(name_task, tasks))) for key, tasks in running.items()}
+    at_most = SERVER_PAGE * (len(keys) - 1)
+    listed = catch(fetch_list, at_most) if at_most > 0 else {}
+    found = {} if isinstance(listed, AirflowError) else listed
+    missing = [key for key in keys if key not in found]
+    threads = client.session.transport.http.max_connections
+    fetched = run_calls([partial(catch, fetch, key) for key in missing], threads)
+    return {**found, **dict(zip(missing, fetched, strict=True))}

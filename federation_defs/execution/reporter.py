@@ -23,7 +23,7 @@ from federation_defs.events import (
     build_materialization,
     build_run_metadata,
 )
-from federation_defs.execution.context import StepContext
+from federation_defs.execution.launcher import StepContext
 from federation_defs.naming import build_asset_key, build_check_key
 from federation_defs.outcome import Outcome
 
@@ -64,6 +64,7 @@ class Reporter:
     ) -> None:
         self._client = context.client
         self._current_run = context.current_run
+        self._dags = context.dags
         self._context = op_context
         self._instance = op_context.instance
         self._specs = specs
@@ -71,15 +72,9 @@ class Reporter:
         self._counts = Counter(target.dag_id for target in targets)
         self._succeeded: Counter[str] = Counter()
         self._run_ids: dict[str, list[str]] = {}
-        self._notes: dict[str, str] = {}
 
     def build_note(self, dag_id: str) -> str:
         """Build the note that says in Airflow what triggered a DAG's runs, and after what."""
-        if dag_id not in self._notes:
-            self._notes[dag_id] = self._build_note(dag_id)
-        return self._notes[dag_id]
-
-    def _build_note(self, dag_id: str) -> str:
         run = self._context.run
         url = os.environ.get(URL_VARIABLE, "").rstrip("/")
         link = f" {url}/runs/{run.run_id}" if url else ""
@@ -91,10 +86,10 @@ class Reporter:
         note = "\n".join(lines)
         return note if len(note) <= _MAX_NOTE else note[: _MAX_NOTE - 1] + "…"
 
-    def warn_of_short_timeout(self, dag_id: str, timeout_s: float) -> None:
-        """Log a warning if none of the DAG's last runs took less than the time-out."""
-        durations = fetch_last_durations(self._instance, self._build_key(dag_id), _DURATIONS)
-        durations.sort()
+    def warn_of_short_timeout(self, dag_id: str) -> None:
+        """Log a warning if none of the DAG's last runs took less than its `trigger.timeout`."""
+        timeout_s, key = self._dags[dag_id].trigger.timeout, self._build_key(dag_id)
+        durations = sorted(fetch_last_durations(self._instance, key, _DURATIONS))
         if durations and timeout_s < durations[0]:
             self._context.log.warning(
                 f"{dag_id} is given {timeout_s:.0f} s (`trigger.timeout`) and will be given "
@@ -117,7 +112,9 @@ class Reporter:
     def report_outcome(self, target: Target, outcome: Outcome) -> Iterator[Event]:
         """Build a run's materialization, if it is a success, and the evaluation of its check.
 
-        An event that the event log has already is left out.
+        An event that the event log has already is left out. Of several partitions, each has a
+        materialization of its own (a `MaterializeResult` would have the same metadata for all of
+        them), and the output follows the last one.
 
         Raises:
             dagster.Failure: Dagster has ended this run.
@@ -132,43 +129,29 @@ class Reporter:
         run, key = outcome.run, self._build_key(outcome.run.dag_id)
         log = fetch_reported_runs(self._instance, self._client.instance, [run])
         is_new = log.lacks_materialization_of(outcome)
-        is_checked = build_check_key(key) in self._context.selected_asset_check_keys
-        is_checked = is_checked and log.lacks_evaluation_of(outcome)
         if outcome.is_success and not is_new:
             self._context.log.info(
                 f"{target.name}: run {run.run_id} was reported before. To run the DAG once more, "
                 "materialize the asset instead of executing this run again."
             )
-        if self._counts[target.dag_id] > 1:
-            yield from self._report_partition(target, outcome, is_new, is_checked)
-            return
-        if is_new:
+        is_single = self._counts[run.dag_id] == 1
+        if is_new and is_single:
             metadata = build_run_metadata(self._client, outcome)
             yield dg.MaterializeResult(asset_key=key, metadata=metadata)
-        elif outcome.is_success:
-            yield self._build_output(run.dag_id)
-        if is_checked:
-            yield build_check_result(self._client, outcome)
-
-    def _report_partition(
-        self, target: Target, outcome: Outcome, is_new: bool, is_checked: bool
-    ) -> Iterator[Event]:
-        """Build the events of one of several partitions, and the output after the last one.
-
-        A `MaterializeResult` would have the same metadata for all partitions.
-        """
-        if is_new:
+        elif is_new:
             yield build_materialization(self._client, outcome, target.partition)
-        if is_checked:
-            yield build_check_evaluation(self._client, outcome)
-        self._succeeded[target.dag_id] += outcome.is_success
-        if outcome.is_success and self._succeeded[target.dag_id] == self._counts[target.dag_id]:
-            yield self._build_output(target.dag_id)
+        is_checked = build_check_key(key) in self._context.selected_asset_check_keys
+        if is_checked and log.lacks_evaluation_of(outcome):
+            build_check = build_check_result if is_single else build_check_evaluation
+            yield build_check(self._client, outcome)
+        self._succeeded[run.dag_id] += outcome.is_success
+        is_complete = self._succeeded[run.dag_id] == self._counts[run.dag_id]
+        if outcome.is_success and is_complete and not (is_new and is_single):
+            yield dg.Output(None, self._outputs[run.dag_id], metadata=_UNREPORTED)
 
     def build_failure(self, outcome: Outcome) -> dg.Failure:
         """Build the failure of a DAG run, with its failed tasks and the end of their logs."""
-        run = outcome.run
-        url = self._client.build_run_url(run.dag_id, run.run_id)
+        run, url = outcome.run, self._client.build_run_url(*outcome.run.key)
         ended = "ended without its data" if run.is_success else "failed"
         return dg.Failure(
             f"DAG '{run.dag_id}' {ended} in Airflow '{self._client.instance}'. "
@@ -176,9 +159,6 @@ class Reporter:
             metadata=build_check_metadata(self._client, outcome),
             allow_retries=False,
         )
-
-    def _build_output(self, dag_id: str) -> dg.Output:
-        return dg.Output(None, self._outputs[dag_id], metadata=_UNREPORTED)
 
     def _build_key(self, dag_id: str) -> dg.AssetKey:
         return build_asset_key(self._client.instance, dag_id)

@@ -21,8 +21,11 @@ from federation_defs.errors import AirflowError, UnreachableError
 from federation_defs.events import build_gap_observations, build_missing_events
 from federation_defs.naming import build_asset_key, build_sensor_name
 from federation_defs.observation.cursor import Cursor, advance, build_fingerprint
-from federation_defs.observation.outcomes import OutcomeFetcher, select_runs
-from federation_defs.observation.ownership import find_deferred_runs
+from federation_defs.observation.outcomes import (
+    OutcomeFetcher,
+    find_deferred_runs,
+    select_runs,
+)
 from federation_defs.observation.poller import Poller
 from federation_defs.outcome import Outcome, Rules
 from federation_defs.partitions import Partitioning

@@ -6,6 +6,7 @@ import pytest
 
 from federation_defs.airflow.models import DagRun
 from federation_defs.dagster_io.run_tags import Target
+from federation_defs.declaration import TriggerDeclaration
 from federation_defs.errors import (
     AirflowError,
     CredentialError,
@@ -34,7 +35,9 @@ PAUSED = DagPausedError("metrics", "load", "http://127.0.0.1:1")
 
 def build_monitored(dag_run: DagRun | None = None) -> MonitoredRun:
     """A wait that began at 0 and has ten hours."""
-    return MonitoredRun(Target("load"), 10 * HOUR_S, "", 0.0, 0.0, 0.0, dag_run=dag_run)
+    trigger = TriggerDeclaration.model_validate({"timeout": "10h"})
+    key = ("load", "run")
+    return MonitoredRun(Target("load"), key, trigger, "", True, 0.0, 0.0, dag_run=dag_run)
 
 
 def fail(run: MonitoredRun, *errors: tuple[float, AirflowError]) -> list[AirflowError | None]:

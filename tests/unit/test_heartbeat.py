@@ -11,7 +11,7 @@ from uuid import uuid4
 import dagster as dg
 import pytest
 
-from federation_defs.dagster_io.heartbeat import Heartbeat, fail_orphaned_runs
+from federation_defs.dagster_io.heartbeat import fail_orphaned_runs, send_heartbeats
 from federation_defs.naming import ALIVE_TAG, build_monitor_tags
 from federation_defs.timing import Timing
 from tests.waiting import wait_for
@@ -116,7 +116,7 @@ def test_heartbeats_continue_after_a_database_error(
             started = dg.DagsterRunStatus.STARTED
             return instance.create_run_for_job(waiting, run_id=RUN_ID, status=started).run_id
 
-        with Heartbeat(instance, start(), "metrics", Timing(heartbeat_s=0.01)):
+        with send_heartbeats(instance, start(), "metrics", Timing(heartbeat_s=0.01)):
             instance.delete_run(RUN_ID)
             wait_for(lambda: "A heartbeat" in caplog.text, "a heartbeat has failed", 60, 0.01)
             start()

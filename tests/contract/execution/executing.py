@@ -15,7 +15,7 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.dagster_io.run_tags import CurrentRun
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.execution import build_execution
-from federation_defs.execution.context import StepContext
+from federation_defs.execution.launcher import StepContext
 from federation_defs.naming import build_asset_key
 from federation_defs.specs import build_specs
 from federation_defs.timing import RetryPolicy, Timing

@@ -9,7 +9,7 @@ from werkzeug import Response
 
 from federation_defs.naming import build_asset_key, build_run_id
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import Attempts, materialize
+from tests.contract.execution.executing import Attempts, materialize, meanwhile
 from tests.contract.execution.interrupting import before_answering, interrupt
 from tests.contract.execution.partitioned import (
     DAG,
@@ -25,6 +25,7 @@ from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.database import Database
 from tests.contract.fakes.faults import Act
 from tests.contract.observation.daemon import fetch_evaluations
+from tests.waiting import wait_for
 
 POST = asks("POST", "/dags/[^/]+/dagRuns")
 DAYS = [f"2025-02-{day:02}" for day in range(3, 8)]
@@ -144,7 +145,7 @@ def test_a_dag_without_partitions_runs_once_after_all_of_its_upstreams(
 
 
 def test_a_range_keeps_to_the_limit(airflow_v2: Airflow, instance: dg.DagsterInstance) -> None:
-    airflow_v2.database.add_dag(DAG, polls=1)
+    airflow_v2.database.add_dag(DAG, polls=None)
     most: list[int] = []
 
     def count(act: Act) -> Response:
@@ -152,10 +153,18 @@ def test_a_range_keeps_to_the_limit(airflow_v2: Airflow, instance: dg.DagsterIns
         most.append(sum(not run.is_finished for run in airflow_v2.database.runs))
         return response
 
+    def end_those_launched() -> None:
+        runs = airflow_v2.database.runs
+        for launched in (3, 5):
+            wait_for(lambda: len(runs) >= launched, "launches", interval_s=0.05)  # noqa: B023
+            for run in [run for run in runs if not run.is_finished]:
+                airflow_v2.database.finish_run(run)
+
     airflow_v2.server.fail_next(POST, count, times=5)
-    executed = materialize(
-        airflow_v2.client, {DAG: declare()}, instance, tags=RANGE, max_active_runs=3
-    )
+    with meanwhile(end_those_launched):
+        executed = materialize(
+            airflow_v2.client, {DAG: declare()}, instance, tags=RANGE, max_active_runs=3
+        )
     assert executed.success
     assert max(most) == 3
 

@@ -50,7 +50,7 @@ def test_many_runs_are_polled_with_one_request_and_singly_when_they_ended(
 
     def pass_seconds() -> None:
         for text, count in ((" is queued in ", 20), (" is success in ", 10)):
-            wait_for(lambda: count_logs(instance, text) == count, text, interval_s=0.05)  # noqa: B023
+            wait_for(lambda: count_logs(instance, text) == count, text, interval_s=0.2)  # noqa: B023
             moment[0] += 1.0
 
     with meanwhile(pass_seconds):
@@ -229,6 +229,29 @@ def test_a_running_run_goes_on_though_its_dag_gets_paused(
     with meanwhile(pause_then_end):
         executed = materialize(airflow_v2.client, [DAG], instance, timing=EAGER)
     assert executed.materialized == [DAG]
+
+
+def test_a_run_that_starts_right_after_its_dag_was_seen_paused_is_waited_for(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    dag = airflow_v2.database.add_dag(DAG)
+    was_paused: list[bool] = []
+
+    def start() -> None:
+        (run,) = airflow_v2.database.runs
+        was_paused.append(dag.is_paused and run.state == "queued")
+        dag.is_paused = False
+        airflow_v2.database.finish_after(run, polls=2)
+
+    def pause_and_start_after_check() -> None:
+        pause(dag)
+        airflow_v2.server.fail_next(asks("GET", f"/dags/{DAG}"), before_answering(start))
+
+    paused = before_answering(pause_and_start_after_check)
+    airflow_v2.server.fail_next(asks("POST", TRIGGER), paused)
+    executed = materialize(airflow_v2.client, [DAG], instance, timing=EAGER)
+    assert executed.materialized == [DAG]
+    assert was_paused == [True]
 
 
 def test_an_upgrade_in_mid_wait_is_one_materialization(
