@@ -223,6 +223,15 @@ def describe_request(response: requests.Response) -> str:
     return f"{response.request.method} {response.request.path_url.partition('?')[0]}"
 
 
+def read_object(response: requests.Response) -> Mapping[str, Any]:
+    """Return the JSON object in an answer; an empty one if there is none."""
+    try:
+        answer = response.json()
+    except (ValueError, RecursionError):
+        return {}
+    return answer if isinstance(answer, Mapping) else {}
+
+
 def read_server_time(response: requests.Response) -> datetime | None:
     """Return the time of the answer by the server's clock (the `Date` header, UTC), or None if
     there is no valid one."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import requests
 
-from federation_defs.airflow.api import AirflowApi, is_absent, is_json, retry_after_upgrade
+from federation_defs.airflow.api import AirflowApi, Page, is_absent, is_json, retry_after_upgrade
 from federation_defs.airflow.http import describe_request
 from federation_defs.airflow.models import (
     ACTIVE_STATES,
@@ -19,8 +20,10 @@ from federation_defs.airflow.models import (
     RunKey,
     TaskInstance,
     TriggerOptions,
+    parse_dag_run,
+    parse_log,
+    parse_task_instance,
 )
-from federation_defs.airflow.parsing import parse_dag_run, parse_log, parse_task_instance
 from federation_defs.airflow.session import read_detail
 from federation_defs.airflow.versions import build_path, build_run_path, parse_version
 from federation_defs.errors import (
@@ -42,21 +45,6 @@ MAX_LOG_PAGES = 100
 _NO_OPTIONS = TriggerOptions()
 
 
-@dataclass(frozen=True)
-class ChangedRuns:
-    """Runs that changed within a span of time.
-
-    Attributes:
-        runs: In the order of their creation.
-        total: How many there are. `runs` has fewer if they were more than asked for.
-        server_time: When the server began to answer, by its clock; None if unknown.
-    """
-
-    runs: list[DagRun]
-    total: int
-    server_time: datetime | None
-
-
 class RunEndpoints(AirflowApi):
     """Endpoints for DAG runs and task instances."""
 
@@ -66,8 +54,8 @@ class RunEndpoints(AirflowApi):
         since: datetime,
         until: datetime | None = None,
         states: Collection[str] = (),
-        at_most: int | None = None,
-    ) -> ChangedRuns:
+        at_most: int = sys.maxsize,
+    ) -> Page[DagRun]:
         """Fetch the runs of all DAGs whose row last changed in this span, by the server's clock.
 
         By update time, since the end date misses runs that were cleared, set by hand, or whose row
@@ -84,40 +72,26 @@ class RunEndpoints(AirflowApi):
             params["updated_at_lte"] = until.isoformat()
         if states:
             params["state"] = sorted(states)
-        limit = {} if at_most is None else {"at_most": at_most}
-        page = self._fetch_list("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, **limit)
-        return ChangedRuns(page.entries, page.total, page.server_time)
+        return self._fetch_list("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
 
     @retry_after_upgrade
-    def fetch_active_runs(self, at_most: int) -> list[DagRun] | None:
+    def fetch_active_runs(self, at_most: int, prefix: str = "") -> Page[DagRun] | None:
         """Fetch the queued and running runs of all DAGs, or None if there are more.
 
         The list moves when runs end while it is read, so an active run may be missing.
-        """
-        params = {"state": sorted(ACTIVE_STATES), "order_by": "id"}
-        page = self._fetch_pages("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
-        return page.entries if page.total <= at_most else None
 
-    @retry_after_upgrade
-    def fetch_active_runs_by_prefix(
-        self, prefix: str, at_most: int
-    ) -> tuple[list[DagRun], datetime | None] | None:
-        """Fetch the queued and running runs of all DAGs whose run id begins with a prefix.
-
-        3.3 selects them itself (`run_id_prefix_pattern`, which also gives some that don't match);
-        earlier 3.x pass over the parameter and 2.x refuses it, so there all active runs are read.
-
-        Returns:
-            The runs, and the server's time if it says it. None if the list is longer than
-            `at_most`.
+        Args:
+            prefix: Only runs whose id begins with it. 3.3 selects them itself, and some that don't
+                match; earlier 3.x pass over the parameter and 2.x refuses it, so there `at_most`
+                counts all active runs.
         """
         params: dict[str, Any] = {"state": sorted(ACTIVE_STATES), "order_by": "id"}
-        if self.api_version.api == "v2":
+        if prefix and self.api_version.api == "v2":
             params["run_id_prefix_pattern"] = prefix
         page = self._fetch_pages("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
         if page.total > at_most:
             return None
-        return [run for run in page.entries if run.run_id.startswith(prefix)], page.server_time
+        return replace(page, entries=[run for run in page.entries if run.run_id.startswith(prefix)])
 
     @retry_after_upgrade
     def fetch_run_of_date(self, dag_id: str, logical_date: datetime) -> DagRun | None:
@@ -184,12 +158,9 @@ class RunEndpoints(AirflowApi):
             UnsupportedError: A partition key before 3.2, or a data interval before 2.9.
         """
         self._check_supported(options)
+        body = self.api_version.build_trigger_body(run_id, conf, options)
         try:
-            response = self._send(
-                "POST",
-                build_path("dags", dag_id, "dagRuns"),
-                json=self.api_version.build_trigger_body(run_id, conf, options),
-            )
+            response = self._send("POST", build_path("dags", dag_id, "dagRuns"), json=body)
         except UnreachableError as error:
             return self._fetch_triggered_run(dag_id, run_id, error.reason)
         except TlsError:
@@ -247,16 +218,9 @@ class RunEndpoints(AirflowApi):
         Raises:
             RunLostError: There is no such run.
         """
-        response = self._send(
-            "POST",
-            build_path("dags", dag_id, "clearTaskInstances"),
-            json={
-                "dag_run_id": run_id,
-                "only_failed": True,
-                "reset_dag_runs": True,
-                "dry_run": False,  # the default is true
-            },
-        )
+        # `dry_run` is true by default.
+        body = {"dag_run_id": run_id, "only_failed": True, "reset_dag_runs": True, "dry_run": False}
+        response = self._send("POST", build_path("dags", dag_id, "clearTaskInstances"), json=body)
         self._check_done(response, dag_id, run_id, "clear")
 
     @retry_after_upgrade

@@ -10,7 +10,12 @@ import requests
 from typing_extensions import override
 
 from federation_defs.airflow.auth import BasicAuth, NotSignedInError, OpenAuth, SignIn, is_refused
-from federation_defs.airflow.http import Transport, describe_request, read_retry_after
+from federation_defs.airflow.http import (
+    Transport,
+    describe_request,
+    read_object,
+    read_retry_after,
+)
 from federation_defs.errors import (
     AirflowError,
     CredentialError,
@@ -36,17 +41,10 @@ class AirflowSession:
 
     def __init__(self, transport: Transport, sign_in: SignIn, account_hint: str) -> None:
         self.transport = transport
+        self.instance = transport.instance
+        self.url = transport.url
         self._sign_in = sign_in
         self._account_hint = account_hint
-
-    @property
-    def instance(self) -> str:
-        """The instance's declared name."""
-        return self.transport.instance
-
-    @property
-    def url(self) -> str:
-        return self.transport.url
 
     def request(
         self,
@@ -96,16 +94,15 @@ class AirflowSession:
     ) -> AirflowError:
         """Build the error for an answer with a bad status, without the secrets of a conf."""
         request, status = describe_request(response), response.status_code
-        detail = redact_text(read_detail(response), conf)
+        detail, hint = redact_text(read_detail(response), conf), self._account_hint
         if is_refused(response):
-            remedy = ""
-            if "/api/v2/" in request and isinstance(self._sign_in, BasicAuth):
-                remedy = "Airflow 3 takes no `type: basic`: declare `type: password`."
-            hint = self._account_hint
-            return SignInRefusedError(self.instance, request, status, hint, remedy)
+            is_basic = "/api/v2/" in request and isinstance(self._sign_in, BasicAuth)
+            remedy = "Airflow 3 takes no `type: basic`: declare `type: password`."
+            return SignInRefusedError(
+                self.instance, request, status, hint, remedy if is_basic else ""
+            )
         if status == 403:
             needed = describe_needed_permission(request)
-            hint = self._account_hint
             return PermissionMissingError(self.instance, request, needed, detail, hint)
         observed = f"{status}{quote_detail(detail)}"
         if status == 429 or status >= 500:
@@ -171,12 +168,7 @@ def read_detail(response: requests.Response) -> str:
     """Return Airflow's message about an error, or the target of a redirect, as one line."""
     if response.is_redirect:
         return f"go to {re.split('[?#]', response.headers['Location'])[0]}"
-    try:
-        answer = response.json()
-    except (ValueError, RecursionError):
-        return ""
-    if not isinstance(answer, dict):
-        return ""
+    answer = read_object(response)
     # 2.x titles every 403 "Forbidden", which adds nothing. For an unknown path, 3.x has `error` in
     # place of `detail`.
     title = answer.get("title") if response.status_code != 403 else ""

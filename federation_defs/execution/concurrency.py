@@ -93,11 +93,10 @@ class ConcurrencyLimit:
     def _fetch_active(self) -> list[DagRun] | None:
         """Fetch our active runs and note their ages; None if there are too many to read."""
         at_most = SERVER_PAGE * _MAX_PAGES
-        found = self._client.fetch_active_runs_by_prefix(RUN_ID_PREFIX, at_most)
+        found = self._client.fetch_active_runs(at_most, RUN_ID_PREFIX)
         if found is None:
             return None
-        runs, server_time = found
-        now = server_time or self._timing.utc_now()
+        runs, now = found.entries, found.server_time or self._timing.utc_now()
         # 2.x does not tell since when a run is queued.
         first_seen = self._first_seen
         self._first_seen = {_build_key(run): first_seen.get(_build_key(run), now) for run in runs}

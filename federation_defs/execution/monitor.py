@@ -51,7 +51,7 @@ class Monitor:
         self._runs: dict[Target, MonitoredRun] = {}
         self._launched: list[tuple[MonitoredRun, DagRun]] = []
         self._ended: list[MonitoredRun] = []
-        threads = client.session.transport.http.max_connections
+        threads = client.max_connections
         self._calls = CallPool(threads, f"airflow-{client.instance}")
         self._next_task_list = self._timing.monotonic() + self._timing.list_tasks_s
         self._is_polling = False

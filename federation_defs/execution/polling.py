@@ -153,12 +153,12 @@ def fetch_runs(
 
 def _fetch_active(client: AirflowClient, at_most: int) -> dict[RunKey, DagRun]:
     try:
-        runs = client.fetch_active_runs(at_most)
+        active = client.fetch_active_runs(at_most)
     except UnreachableError:
         raise
     except AirflowError:  # fetching each run by itself tells what is wrong
         return {}
-    return {(run.dag_id, run.run_id): run for run in runs or ()}
+    return {run.key: run for run in active.entries} if active else {}
 
 
 def _fetch_each(

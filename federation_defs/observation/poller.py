@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Collection
 from datetime import datetime, timedelta
 
+from federation_defs.airflow.api import Page
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import FINISHED_STATES, RunKey
-from federation_defs.airflow.runs import ChangedRuns
+from federation_defs.airflow.models import FINISHED_STATES, DagRun, RunKey
 from federation_defs.errors import AirflowError, UnreachableError
 from federation_defs.observation.cursor import Batch, Cursor
 from federation_defs.threads import run_calls
@@ -77,9 +78,9 @@ class Poller:
             changed = self._fetch(start, at_most=1 if is_long else self._max_runs)
             now = self._find_server_time(changed)
             if _is_complete(changed):
-                batch = Batch(changed.runs, now)
+                batch = Batch(changed.entries, now)
             elif now - since <= max(self._overlap, _SHORT_TIME):
-                batch = Batch(self._fetch(start).runs, now)
+                batch = Batch(self._fetch(start).entries, now)
             else:
                 batch = self._fetch_slice(start, now, changed.total)
             count = len(batch.runs)
@@ -98,24 +99,24 @@ class Poller:
         end = start + (last_end - start) * share
         while True:
             # Many runs may have changed in one second. Then all of them are read.
-            at_most = self._max_runs if end - start > _MIN_SLICE else None
+            at_most = self._max_runs if end - start > _MIN_SLICE else sys.maxsize
             changed = self._fetch(start, end, at_most)
             if not _is_complete(changed):
                 end = start + (end - start) / 2
-            elif changed.runs or end >= last_end:
+            elif changed.entries or end >= last_end:
                 break
             else:
                 start, end = end, last_end
         if end < last_end:
-            return Batch(changed.runs, end + self._overlap)
-        return Batch([*changed.runs, *self._fetch(last_end).runs], now)
+            return Batch(changed.entries, end + self._overlap)
+        return Batch([*changed.entries, *self._fetch(last_end).entries], now)
 
     def _fetch(
-        self, start: datetime, end: datetime | None = None, at_most: int | None = None
-    ) -> ChangedRuns:
+        self, start: datetime, end: datetime | None = None, at_most: int = sys.maxsize
+    ) -> Page[DagRun]:
         return self._client.fetch_changed_runs(start, end, FINISHED_STATES, at_most)
 
-    def _find_server_time(self, changed: ChangedRuns) -> datetime:
+    def _find_server_time(self, changed: Page[DagRun]) -> datetime:
         """Return when the server answered, by its own clock.
 
         At most our time: the answer may carry a proxy's clock that is ahead of the database's.
@@ -132,5 +133,5 @@ class Poller:
             self._max_runs = min(self._limit, self._max_runs * 2)
 
 
-def _is_complete(changed: ChangedRuns) -> bool:
-    return len(changed.runs) >= changed.total
+def _is_complete(changed: Page[DagRun]) -> bool:
+    return len(changed.entries) >= changed.total
