@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import subprocess
 import threading
@@ -68,11 +69,11 @@ class Credential:
 
     Attributes:
         header: Name and value.
-        lifetime_s: How long it is valid from now on, None if unknown.
+        lifetime_s: How long it is valid from now on, if that is known.
     """
 
     header: tuple[str, str] = field(repr=False)
-    lifetime_s: float | None = None
+    lifetime_s: float = math.inf
 
 
 class RenewableAuth(SignIn):
@@ -86,7 +87,7 @@ class RenewableAuth(SignIn):
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._credential: Credential | None = None
-        self._renew_at: float | None = None
+        self._renew_at = math.inf
         self._single_fetch: SingleFlight[Credential] = SingleFlight()
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -111,20 +112,20 @@ class RenewableAuth(SignIn):
         return True  # another thread has renewed it since
 
     def _replace(self, old: Credential | None) -> Credential:
-        return self._single_fetch.do(lambda: self._fetch_after(old))
+        """Fetch a new credential, unless another thread has replaced the old one."""
 
-    def _fetch_after(self, old: Credential | None) -> Credential:
-        current = self._credential
-        if current is old or current is None:
-            current = self._fetch()
-            self._renew_at = None
-            if current.lifetime_s is not None:
+        def fetch() -> Credential:
+            current = self._credential
+            if current is None or current is old:
+                current = self._fetch()
                 self._renew_at = self._monotonic() + current.lifetime_s * _RENEW_AFTER
-            self._credential = current
-        return current
+                self._credential = current
+            return current
+
+        return self._single_fetch.do(fetch)
 
     def _is_outdated(self) -> bool:
-        return self._renew_at is not None and self._monotonic() >= self._renew_at
+        return self._monotonic() >= self._renew_at
 
     def _is_refusal(self, response: requests.Response) -> bool:
         return is_refused(response)
@@ -210,9 +211,7 @@ class TokenCommandAuth(RenewableAuth):
     """A bearer token that a program prints. The program is run on first use, when the token is
     refused, and, if the token is a JWT, before it expires."""
 
-    def __init__(
-        self, command: Sequence[str], monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, command: Sequence[str], monotonic: Callable[[], float]) -> None:
         super().__init__(monotonic)
         self._command = list(command)
 
@@ -247,9 +246,9 @@ def build_bearer(token: str) -> Credential:
     The lifetime counts from now on, since the server's clock may differ from ours.
     """
     claims = _read_claims(token)
-    lifetime_s = claims.get("exp", 0) - claims.get("iat", 0) if "iat" in claims else 0
+    lifetime_s = claims.get("exp", 0) - claims.get("iat", math.inf)
     header = ("Authorization", f"Bearer {token}")
-    return Credential(header, lifetime_s if lifetime_s > 0 else None)
+    return Credential(header, lifetime_s if lifetime_s > 0 else math.inf)
 
 
 def is_refused(response: requests.Response) -> bool:
@@ -307,8 +306,7 @@ class BasicAuth(HTTPBasicAuth, SignIn):
         self._transport = transport
         self._cookie: str | None = None
         self._has_session_worked = False
-        self._may_log_in = True
-        self._requests_before_login = REQUESTS_BEFORE_LOGIN
+        self._requests_before_login = REQUESTS_BEFORE_LOGIN  # below 0 after the login
         self._lock = threading.Lock()
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -324,8 +322,8 @@ class BasicAuth(HTTPBasicAuth, SignIn):
         sent = response.request.headers.get("Cookie")
         is_refused = response.status_code in (401, 403)
         if sent is None:
-            if not is_refused and self._may_log_in:
-                self._log_in_if_it_pays()
+            if not is_refused and self._is_login_due():
+                self._cookie = self._log_in()
             return False
         if not is_refused:
             self._has_session_worked = True
@@ -335,20 +333,15 @@ class BasicAuth(HTTPBasicAuth, SignIn):
         with self._lock:
             if self._cookie == sent:
                 self._cookie = None
-                self._requests_before_login = REQUESTS_BEFORE_LOGIN
-                self._may_log_in = self._has_session_worked
+                if self._has_session_worked:
+                    self._requests_before_login = REQUESTS_BEFORE_LOGIN
         return True
 
-    def _log_in_if_it_pays(self) -> None:
+    def _is_login_due(self) -> bool:
+        """Count a request. Return True once, as other threads go on with name and password."""
         with self._lock:
             self._requests_before_login -= 1
-            if self._requests_before_login != 0:
-                return
-        # Outside the lock: other threads go on with name and password meanwhile.
-        cookie = self._log_in()
-        with self._lock:
-            self._cookie = cookie
-            self._may_log_in = cookie is not None
+            return self._requests_before_login == 0
 
     def _log_in(self) -> str | None:
         """Return a session's cookie, or None if the login page gives none."""
@@ -358,13 +351,13 @@ class BasicAuth(HTTPBasicAuth, SignIn):
             csrf_token = _VALUE.search(csrf_input[0]) if csrf_input else None
             if csrf_token is None:
                 return None
-            form = {
-                "csrf_token": csrf_token[1],
-                "username": self.username,
-                "password": self.password,
-            }
+            account = {"username": self.username, "password": self.password}
             answer = self._transport.send(
-                "POST", _LOGIN, auth=_PageSession(page), is_repeatable=False, data=form
+                "POST",
+                _LOGIN,
+                auth=_PageSession(page),
+                is_repeatable=False,
+                data={"csrf_token": csrf_token[1], **account},
             )
         except AirflowError:
             return None  # name and password still work
