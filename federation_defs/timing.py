@@ -80,6 +80,8 @@ class Timing:
         status_s: Between two looks whether the Dagster run is being canceled.
         launch_end_s: For triggers that are under way when the Dagster run is canceled.
         cancel_s: For stopping DAG runs; Dagster gives a canceled run a minute.
+        repeat_stop_s: Before the stop of a DAG run is repeated, as Airflow's scheduler may have
+            overwritten it.
         after_main_s: How long cancellation is watched for after the main thread has ended.
         heartbeat_s: Between two heartbeats.
         heartbeat_lost_s: A worker without a heartbeat for so long is dead. Several heartbeats, as
@@ -113,6 +115,7 @@ class Timing:
     status_s: float = 2.0
     launch_end_s: float = 30.0
     cancel_s: float = 50.0
+    repeat_stop_s: float = 3.0
     after_main_s: float = 30.0
 
     heartbeat_s: float = 15.0

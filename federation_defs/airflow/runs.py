@@ -235,16 +235,24 @@ class RunEndpoints(AirflowApi):
         self._check_done(response, dag_id, run_id, "clear")
 
     @retry_after_upgrade
-    def stop_run(self, dag_id: str, run_id: str) -> DagRun:
+    def stop_run(self, dag_id: str, run_id: str, *, again: bool = False) -> DagRun:
         """Set a run to failed and return it. Airflow ends its processes within seconds.
 
         A finished run is left as it is, unless it ends between the check and the request.
+
+        Where the scheduler locks no rows (SQLite, or `use_row_level_locking = False`), it may have
+        read the run before the stop. Then it overwrites the state with what it makes of the tasks,
+        which is a success if the last ones were skipped (2.11, `DagRun.update_state`). So a stop
+        has to be repeated some seconds later.
+
+        Args:
+            again: The run was stopped before, so a success is set to failed as well.
 
         Raises:
             RunLostError: There is no such run.
         """
         run = self.fetch_run(dag_id, run_id)
-        if run is not None and run.is_finished:
+        if run is not None and run.is_finished and not (again and run.is_success):
             return run
         response = self._send("PATCH", build_run_path(dag_id, run_id), json={"state": "failed"})
         self._check_done(response, dag_id, run_id, "stop")

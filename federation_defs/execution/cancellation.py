@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 
 import dagster as dg
 
@@ -73,6 +74,7 @@ class CancellationWatcher:
 
     def _stop_dag_runs(self) -> None:
         # One after the other: no pool starts a thread once the main one has ended.
+        stopped = []
         for target, run_id in self._launcher.stop().items():
             name = target.name
             if self._dags[target.dag_id].trigger.on_cancel == "leave":
@@ -87,6 +89,13 @@ class CancellationWatcher:
                 self._log.error(f"{error} So run {run_id} may go on: {url}")
                 continue
             self._log.info(f"{name}: run {run_id} {_describe_stop(run)}: {run.state}.")
+            if not run.is_success:
+                stopped.append(run.key)
+        if stopped:
+            self._timing.sleep(self._timing.repeat_stop_s)
+        for key in stopped:
+            with suppress(AirflowError):
+                self._client.stop_run(*key, again=True)
 
 
 def _describe_stop(run: DagRun) -> str:

@@ -303,8 +303,15 @@ class Monitor:
             self._give_up(run, self._build_timeout_error(dag_run, waited_s, "The run goes on"))
             return
         run.is_busy = True
-        stop = partial(self._client.stop_run, dag_run.dag_id, dag_run.run_id)
+        stop = partial(self._stop, dag_run)
         self._calls.submit(stop, partial(self._on_stopped, run, dag_run, waited_s))
+
+    def _stop(self, dag_run: DagRun) -> DagRun:
+        stopped = self._client.stop_run(*dag_run.key)
+        if stopped.is_success:  # it ended after the last poll
+            return stopped
+        self._timing.sleep(self._timing.repeat_stop_s)
+        return self._client.stop_run(*dag_run.key, again=True)
 
     def _on_stopped(
         self, run: MonitoredRun, dag_run: DagRun, waited_s: float, answer: DagRun | AirflowError
@@ -314,7 +321,7 @@ class Monitor:
         if isinstance(answer, AirflowError):
             self._log.warning(f"It could not be stopped: {answer}")
             ending = "The run goes on"
-        elif answer.is_success:  # it ended after the last poll
+        elif answer.is_success:
             self._update(run, answer)
             return
         self._give_up(run, self._build_timeout_error(dag_run, waited_s, ending))

@@ -196,6 +196,19 @@ def test_a_run_that_is_over_is_left_as_it_is_by_a_stop(world: World) -> None:
     assert world.client.fetch_run(world.dag_id, run.run_id) == run
 
 
+def test_a_stop_that_the_scheduler_overwrote_is_repeated(fake_world: FakeWorld) -> None:
+    """A scheduler without row locks stores what it made of the tasks while the run was stopped."""
+    run_id = make_run_id()
+    fake_world.client.trigger_run("endless", run_id)
+    fake_world.client.stop_run("endless", run_id)
+    run = fake_world.database.find_run("endless", run_id)
+    assert run is not None
+    fake_world.database.set_state(run, "success")
+    assert fake_world.client.stop_run("endless", run_id).state == "success"
+    assert fake_world.client.stop_run("endless", run_id, again=True).state == "failed"
+    assert run.state == "failed"
+
+
 def test_a_queued_run_is_stopped_before_it_starts(world: World) -> None:
     world.set_paused(is_paused=True)
     run_id = make_run_id()
