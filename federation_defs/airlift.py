@@ -26,7 +26,7 @@ from federation_defs.errors import DagNotFoundError
 
 
 class ClientBackend(AirflowAuthBackend):
-    """Gives dagster-airlift the instance's address, and a session that uses our client."""
+    """Gives dagster-airlift the instance's address, and a session over our client."""
 
     def __init__(self, client: AirflowClient) -> None:
         self._client = client
@@ -190,11 +190,7 @@ class ClientInstance(AirflowInstance):
 
 
 class SnapshotInstance(ClientInstance):
-    """An instance whose DAGs were fetched already.
-
-    Args:
-        dags: The DAGs that airlift sees.
-    """
+    """An instance whose DAGs were fetched already."""
 
     def __init__(self, client: AirflowClient, dags: Sequence[Dag]) -> None:
         super().__init__(client)

@@ -211,7 +211,7 @@ class AirflowApi:
         """Parse the JSON of a good answer.
 
         Raises:
-            AirflowError: The answer has a bad status, is no JSON, or lacks a required field.
+            AirflowError: The status is bad, or the answer no JSON, or not Airflow's.
         """
         self._check_content(response, "json", "JSON")
         request = describe_request(response)
@@ -290,10 +290,10 @@ class AirflowApi:
         params: Mapping[str, Any],
         at_most: int,
     ) -> Page[T]:
-        """Fetch a list once, as `_fetch_list` does.
+        """Fetch a list once, the pages after the first in parallel.
 
         Servers may return fewer entries than `limit`, so paging goes by the entries that came and
-        by `total_entries` of the first page. The other pages are fetched in parallel.
+        by `total_entries` of the first page.
         """
 
         def fetch(offset: int) -> Page[T]:

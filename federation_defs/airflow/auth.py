@@ -1,4 +1,4 @@
-"""Ways to sign in, each a `requests.auth.AuthBase`. No repr contains a secret."""
+"""Ways to sign in, each a `requests.auth.AuthBase`."""
 
 from __future__ import annotations
 
@@ -55,9 +55,6 @@ class SignIn(AuthBase):
         again."""
         return False
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
 
 class OpenAuth(NoAuth, SignIn):
     """Sends no credentials."""
@@ -78,11 +75,7 @@ class Credential:
 
 class RenewableAuth(SignIn):
     """A credential that expires. It is fetched on first use, before it expires, and when it is
-    refused. Concurrent requests share one fetch.
-
-    Args:
-        monotonic: The clock for lifetimes.
-    """
+    refused. Concurrent requests share one fetch."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
@@ -132,11 +125,7 @@ class RenewableAuth(SignIn):
 
     @abstractmethod
     def _fetch(self) -> Credential:
-        """Fetch a new credential.
-
-        Raises:
-            NotSignedInError: There is none.
-        """
+        """Fetch a new credential, or raise a `NotSignedInError`."""
 
 
 class PasswordAuth(RenewableAuth):
@@ -148,12 +137,9 @@ class PasswordAuth(RenewableAuth):
         self._account = {"username": username, "password": password}
 
     def _fetch(self) -> Credential:
+        # Repeatable: a second token does no harm.
         response = self._transport.send(
-            "POST",
-            "/auth/token",
-            auth=NoAuth(),
-            is_repeatable=True,  # a second token does no harm
-            json=self._account,
+            "POST", "/auth/token", auth=NoAuth(), is_repeatable=True, json=self._account
         )
         if response.status_code not in (200, 201):  # 3.0 answered 200 at first
             raise NotSignedInError("no token", response)
@@ -241,10 +227,8 @@ class TokenCommandAuth(RenewableAuth):
 
 
 def build_bearer(token: str) -> Credential:
-    """Return the credential of a token, with the lifetime of a JWT.
-
-    The lifetime counts from now on, since the server's clock may differ from ours.
-    """
+    """Return the credential of a token, with the lifetime of a JWT. It counts from now on, since
+    the server's clock may differ from ours."""
     claims = _read_claims(token)
     lifetime_s = claims.get("exp", 0) - claims.get("iat", math.inf)
     header = ("Authorization", f"Bearer {token}")
@@ -272,11 +256,7 @@ def _read_claims(token: str) -> dict[str, float]:
 
 
 def _check_token(value: object, source: str) -> str:
-    """Return the token without surrounding white space.
-
-    Raises:
-        NotSignedInError: It is none, or can't be sent in a header.
-    """
+    """Return the token without surrounding white space, if a header can hold it."""
     token = value.strip() if isinstance(value, bytes | str) else b""
     text = token.decode("ascii", "replace") if isinstance(token, bytes) else token
     if not _TOKEN.fullmatch(text):
@@ -314,9 +294,6 @@ class BasicAuth(HTTPBasicAuth, SignIn):
             r.headers["Cookie"] = cookie
             return r
         return super().__call__(r)
-
-    def __repr__(self) -> str:
-        return "BasicAuth()"
 
     def renew(self, response: requests.Response) -> bool:
         sent = response.request.headers.get("Cookie")

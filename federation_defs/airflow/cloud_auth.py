@@ -26,7 +26,6 @@ class MwaaAuth(RenewableAuth):
     started. (`InvokeRestApi`, the alternative, limits answers to 6 MB and 10 s.)
 
     Args:
-        transport: To the environment's web server.
         environment: The environment's name.
         region: The AWS region; None for the one that boto3 finds. The same holds for `profile`.
     """

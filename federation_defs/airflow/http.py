@@ -70,10 +70,6 @@ class Transport:
 
     Safe to share between threads. The limits of `http` hold per transport, so a process has one
     for each instance.
-
-    Args:
-        instance: The instance's declared name, for errors.
-        url: The address of its web server or API server, with its path prefix if it has one.
     """
 
     def __init__(
@@ -111,7 +107,7 @@ class Transport:
                 requests are tried up to four times if the server is busy or the connection breaks.
                 A time-out is not retried.
             accept: The content type to ask for, if not JSON.
-            content: `params`, `json` or `data`, as for requests.
+            content: `params`, `json` or `data`, as in requests.
 
         Raises:
             UnreachableError: No answer came, or not within the time-outs.
@@ -204,9 +200,6 @@ class NoAuth(AuthBase):
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
         return r
-
-    def __repr__(self) -> str:
-        return "NoAuth()"
 
 
 def describe_request(response: requests.Response) -> str:

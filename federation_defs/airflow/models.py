@@ -1,8 +1,7 @@
 """Records of what Airflow answers, the same for both APIs, and their parsers.
 
-Times are aware and in UTC. A value that is missing is None. The parsers drop unknown fields; a
-required field that is missing raises `KeyError`, and one of another type than Airflow's raises one
-of several errors. The client turns them into an error with the request and the server's version.
+Times are aware and in UTC. A value that is missing is None. A required field that is missing raises
+`KeyError`; the client turns it into an error with the request and the server's version.
 """
 
 from __future__ import annotations
@@ -127,7 +126,6 @@ class AirflowAsset:
     """An asset of Airflow 3, or a dataset of Airflow 2.
 
     Attributes:
-        id: The instance's own number for it.
         scheduled_dag_ids: The DAGs that its events start.
         producing_tasks: (DAG id, task id) pairs.
     """

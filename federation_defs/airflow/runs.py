@@ -115,7 +115,7 @@ class RunEndpoints(AirflowApi):
         response = self._get(build_path("dags", dag_id, "dagRuns"), params=params)
         is_known = not is_absent(response)
         runs = self._read_page(response, "dag_runs", parse_dag_run).entries if is_known else []
-        # For an unknown DAG, 2.11 answers with an empty list.
+        # Of an unknown DAG, 2.11 has an empty list.
         if not runs and is_absent(self._get(build_path("dags", dag_id))):
             raise DagNotFoundError(self.instance, dag_id, "404")
         return runs[0] if runs else None
@@ -130,8 +130,7 @@ class RunEndpoints(AirflowApi):
     def fetch_runs(self, keys: Iterable[RunKey]) -> dict[RunKey, DagRun]:
         """Fetch runs by (DAG id, run id). Those that do not exist are left out.
 
-        One request each, several at a time, since neither API takes a list of run ids. For many
-        active runs, `fetch_active_runs` needs fewer requests.
+        One request each, several at a time, since neither API takes a list of run ids.
         """
         wanted = list(dict.fromkeys(keys))
         runs = self._fetch_all(lambda key: self.fetch_run(*key), wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import requests
@@ -47,38 +48,25 @@ class AirflowSession:
         self._account_hint = account_hint
 
     def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, Any] | None = None,
-        json: Any = None,
-        accept: str | None = None,
-        is_open: bool = False,
+        self, method: str, path: str, *, is_open: bool = False, **content: Any
     ) -> requests.Response:
         """Send a request and return the answer, whatever its status.
 
         Args:
             path: Below the instance's `url`.
-            accept: The content type to ask for, if not JSON.
             is_open: Whether the endpoint needs no sign-in. Then no credentials are sent.
+            content: `params`, `json` and `accept`, as for `Transport.send`.
 
         Raises:
-            UnreachableError: No answer came, or not within the time-outs.
-            TlsError: The server's certificate was not trusted, or ours was refused.
+            UnreachableError, TlsError: As `Transport.send`.
             CredentialError: There are no credentials.
             SignInRefusedError: The server gave no token for the account.
         """
         sign_in = _OPEN if is_open else self._sign_in
         # A POST to `…/list` reads, with the filters in its body.
         is_repeatable = method == "GET" or (method == "POST" and path.endswith("/list"))
-        content = {"params": params, "json": json, "accept": accept}
-
-        def send() -> requests.Response:
-            return self.transport.send(
-                method, path, auth=sign_in, is_repeatable=is_repeatable, **content
-            )
-
+        content |= {"auth": sign_in, "is_repeatable": is_repeatable}
+        send = partial(self.transport.send, method, path, **content)
         try:
             sign_in.prepare()
             response = send()
@@ -146,19 +134,14 @@ class RequestsFacade(requests.Session):
         session = self._session
         if not url.startswith(f"{session.url}/"):
             raise ValueError(f"{url} is not at {session.url}, and would get its credentials")
-        given = {name for name, value in kwargs.items() if value is not None}
-        headers = kwargs.get("headers") or {}
-        # Time-outs are the session's own, and redirects are never followed.
-        unknown = given - {"params", "json", "headers", "timeout", "allow_redirects"}
-        if unknown or headers.keys() - {"Accept"}:
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        headers = given.pop("headers", {})
+        for name in ("timeout", "allow_redirects"):  # the session has its own
+            given.pop(name, None)
+        if given.keys() - {"params", "json"} or headers.keys() - {"Accept"}:
             raise TypeError(f"{method} {url}: only params, json and an Accept header are passed on")
-        response = session.request(
-            method.upper(),
-            url.removeprefix(session.url),
-            params=kwargs.get("params"),
-            json=kwargs.get("json"),
-            accept=headers.get("Accept"),
-        )
+        path = url.removeprefix(session.url)
+        response = session.request(method.upper(), path, accept=headers.get("Accept"), **given)
         if response.status_code >= 300:
             raise session.build_error(response)
         return response
