@@ -26,7 +26,7 @@ from federation_defs.errors import DagNotFoundError
 
 
 class ClientBackend(AirflowAuthBackend):
-    """Gives dagster-airlift the instance's address, and a session that uses our client."""
+    """Gives dagster-airlift the instance's address, and a session over our client."""
 
     def __init__(self, client: AirflowClient) -> None:
         self._client = client
@@ -40,8 +40,7 @@ class ClientBackend(AirflowAuthBackend):
         return self._client.url
 
 
-# The most sources to fetch at once. dagster-airlift asks for them one by one.
-MAX_PREFETCHED_SOURCES = 64
+MAX_PREFETCHED_SOURCES = 64  # at once
 
 
 class ClientInstance(AirflowInstance):
@@ -52,7 +51,6 @@ class ClientInstance(AirflowInstance):
         self.client = client
         self._dags_by_token: dict[str, Dag] = {}
         self._sources: dict[str, str] = {}
-        self._prefetch = 1
 
     @override
     def get_api_url(self) -> str:
@@ -63,8 +61,8 @@ class ClientInstance(AirflowInstance):
         wanted = retrieval_filter or AirflowFilter()
         tags = wanted.airflow_tags or ()
         dags = self.client.fetch_dags(wanted.dag_id_ilike, tags, with_raw=True)
-        self._dags_by_token = {_get_file_token(dag): dag for dag in dags}
-        self._sources, self._prefetch = {}, 1
+        self._dags_by_token = {dag.file_token: dag for dag in dags}
+        self._sources = {}
         return self._build_infos(dags)
 
     def _build_infos(self, dags: Sequence[Dag]) -> list[DagInfo]:
@@ -75,23 +73,21 @@ class ClientInstance(AirflowInstance):
 
     @override
     def get_dag_source_code(self, file_token: str) -> str:
+        """Return the source of a DAG's file. Since airlift asks for one after the other, the second
+        call fetches the next ones as well."""
         if file_token not in self._sources:
-            self._fetch_sources(file_token)
+            if file_token not in self._dags_by_token:
+                self.list_dags()
+            if file_token not in self._dags_by_token:
+                raise DagNotFoundError(self.name, "of a file token", "its file has gone")
+            tokens = list(self._dags_by_token)
+            start = tokens.index(file_token)
+            batch = tokens[start : start + (MAX_PREFETCHED_SOURCES if self._sources else 1)]
+            dags = {token: self._dags_by_token[token] for token in batch}
+            texts = self.client.fetch_dag_sources(dags.values())
+            # Airlift needs a text, so a deleted file is an empty one.
+            self._sources |= {token: texts.get(dag.dag_id, "") for token, dag in dags.items()}
         return self._sources[file_token]
-
-    def _fetch_sources(self, file_token: str) -> None:
-        """Fetch the source of a file and those of the next files, each time four times as many."""
-        if file_token not in self._dags_by_token:
-            self.list_dags()
-        if file_token not in self._dags_by_token:
-            raise DagNotFoundError(self.name, "of a file token", "its file has gone")
-        tokens = list(self._dags_by_token)
-        start = tokens.index(file_token)
-        dags = [self._dags_by_token[token] for token in tokens[start : start + self._prefetch]]
-        texts = self.client.fetch_dag_sources(dags)
-        # Airlift needs a text, so a deleted file is an empty one.
-        self._sources |= {_get_file_token(dag): texts.get(dag.dag_id, "") for dag in dags}
-        self._prefetch = min(MAX_PREFETCHED_SOURCES, self._prefetch * 4)
 
     @override
     def get_all_datasets(
@@ -102,11 +98,9 @@ class ClientInstance(AirflowInstance):
         dag_ids: Sequence[str] | None = None,
     ) -> Sequence[Dataset]:
         part = (retrieval_filter.dataset_uri_ilike if retrieval_filter else None) or ""
-        datasets = [
-            _build_dataset(asset, dag_ids)
-            for asset in self.client.fetch_assets()
-            if part.lower() in asset.uri.lower()
-        ]
+        assets = self.client.fetch_assets()
+        wanted = [asset for asset in assets if part.lower() in asset.uri.lower()]
+        datasets = [_build_dataset(asset, dag_ids) for asset in wanted]
         # As in airlift, those that no known DAG produces are left out.
         return [dataset for dataset in datasets if dataset.producing_tasks]
 
@@ -138,14 +132,9 @@ class ClientInstance(AirflowInstance):
         end_date_gte: datetime,
         end_date_lte: datetime,
     ) -> list[TaskInstance]:
-        return self._list_task_instances(
-            {
-                "dag_ids": list(dag_ids),
-                "end_date_gte": end_date_gte.isoformat(),
-                "end_date_lte": end_date_lte.isoformat(),
-                "state": list(states),
-            }
-        )
+        times = {"end_date_gte": end_date_gte.isoformat(), "end_date_lte": end_date_lte.isoformat()}
+        body = {"dag_ids": list(dag_ids), "state": list(states), **times}
+        return self._list_task_instances(body)
 
     @override
     def get_task_instance_batch(
@@ -201,11 +190,7 @@ class ClientInstance(AirflowInstance):
 
 
 class SnapshotInstance(ClientInstance):
-    """An instance whose DAGs were fetched already.
-
-    Args:
-        dags: The DAGs that airlift sees.
-    """
+    """An instance whose DAGs were fetched already."""
 
     def __init__(self, client: AirflowClient, dags: Sequence[Dag]) -> None:
         super().__init__(client)
@@ -229,31 +214,25 @@ class _DagRun3(DagRun):
         return f"{self.webserver_url}/dags/{self.dag_id}/runs/{self.run_id}"
 
 
-def _get_file_token(dag: Dag) -> str:
-    """Return what airlift identifies a source by, in both versions."""
-    return (dag.raw or {})["file_token"]
-
-
 def _build_dataset(asset: AirflowAsset, dag_ids: Sequence[str] | None) -> Dataset:
-    def is_wanted(dag_id: str) -> bool:
-        return not dag_ids or dag_id in dag_ids
-
+    unknown = {"created_at": "", "updated_at": ""}
+    consuming = [
+        DatasetConsumingDag(dag_id=dag_id, **unknown)
+        for dag_id in asset.scheduled_dag_ids
+        if not dag_ids or dag_id in dag_ids
+    ]
+    producing = [
+        DatasetProducingTask(dag_id=dag_id, task_id=task_id, **unknown)
+        for dag_id, task_id in asset.producing_tasks
+        if not dag_ids or dag_id in dag_ids
+    ]
     return Dataset(
         id=asset.id,
         uri=asset.uri,
         extra=asset.extra,
-        created_at="",
-        updated_at="",
-        consuming_dags=[
-            DatasetConsumingDag(dag_id=dag_id, created_at="", updated_at="")
-            for dag_id in asset.scheduled_dag_ids
-            if is_wanted(dag_id)
-        ],
-        producing_tasks=[
-            DatasetProducingTask(dag_id=dag_id, task_id=task_id, created_at="", updated_at="")
-            for dag_id, task_id in asset.producing_tasks
-            if is_wanted(dag_id)
-        ],
+        consuming_dags=consuming,
+        producing_tasks=producing,
+        **unknown,
     )
 
 

@@ -87,6 +87,8 @@ class Timing:
     status_s: float = 2.0  # between two questions whether the Dagster run is being canceled
     launch_end_s: float = 30.0  # for triggers under way when the Dagster run is canceled
     cancel_s: float = 50.0  # for stopping DAG runs; Dagster gives a canceled run a minute
+    # Before the stop of a DAG run is repeated: Airflow's scheduler may have overwritten it.
+    repeat_stop_s: float = 3.0
     after_main_s: float = 30.0  # cancellation is watched for after the main thread has ended
 
     # Heartbeats

@@ -17,8 +17,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import requests
 
-from federation_defs.airflow.http import describe_request, read_server_time
-from federation_defs.airflow.parsing import MissingFieldError
+from federation_defs.airflow.http import describe_request, read_object, read_server_time
+from federation_defs.airflow.models import require_text
 from federation_defs.airflow.session import AirflowSession
 from federation_defs.airflow.versions import API_VERSIONS, V1, V2, ApiVersion
 from federation_defs.errors import (
@@ -29,10 +29,8 @@ from federation_defs.errors import (
 )
 from federation_defs.threads import SingleFlight, run_calls
 
-# The limit that is asked for. Servers lower it to their own maximum.
-PAGE_LIMIT = 1000
-# The default of that maximum (2.11 and 3.3).
-SERVER_PAGE = 100
+PAGE_LIMIT = 1000  # servers lower it to their own maximum
+SERVER_PAGE = 100  # the default of that maximum (2.11 and 3.3)
 MAX_REREADS = 2
 _UPGRADING = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
 # What parsing raises for a field of another type, or with a value out of range.
@@ -85,7 +83,7 @@ class Page(Generic[T]):
 
     Attributes:
         total: The number of entries in the whole list at that time.
-        server_time: The time of the answer by the server's clock, None if unknown.
+        server_time: When the server began to answer, by its clock; None if unknown.
         has_shrunk: The list became shorter while its pages were read. Entries that moved to an
             earlier page may be missing.
     """
@@ -102,55 +100,51 @@ class AirflowApi:
     Args:
         session: Sends the requests. Other endpoints can be called through it.
         api: "v1" or "v2", or "auto" to ask the server.
+
+    Attributes:
+        known_api_version: The server's API version, or None if it was not asked yet.
+        max_connections: The number of requests at a time.
     """
 
     def __init__(self, session: AirflowSession, api: str = "auto") -> None:
         self.session = session
+        self.instance = session.instance
+        self.url = session.url
+        self.max_connections = session.transport.http.max_connections
+        self.known_api_version = API_VERSIONS.get(api)
         self._is_declared = api != "auto"
-        self._api_version = API_VERSIONS.get(api)
         self._version: str | None = None
         self._detection: SingleFlight[ApiVersion] = SingleFlight()
 
     @property
-    def instance(self) -> str:
-        """The instance's declared name."""
-        return self.session.instance
-
-    @property
-    def url(self) -> str:
-        return self.session.url
-
-    @property
-    def known_api_version(self) -> ApiVersion | None:
-        """The server's API version, or None if it was not asked yet."""
-        return self._api_version
-
-    @property
     def api_version(self) -> ApiVersion:
         """The server's API version. The first use asks the server."""
-        return self._api_version or self._detection.do(lambda: self._detect(None))
+        return self.known_api_version or self._detect(None)
 
     @retry_after_upgrade
     def fetch_version(self) -> str:
         """Fetch the server's version, such as "2.11.2"."""
         response = self._get_open(f"{self.api_version.prefix}/version")
         self._check_api_version(self.api_version, response)
-        self._version = self._read(response, _read_version)
-        return self._version
+        return self._read_version(response)
 
-    def _detect(self, known: ApiVersion | None) -> ApiVersion:
-        """Return the API version, asking the server unless it changed from the known one."""
-        api_version = self._api_version
-        if api_version is known or api_version is None:
-            self._api_version = api_version = self._fetch_api_version()
-        return api_version
+    def _detect(self, outdated: ApiVersion | None) -> ApiVersion:
+        """Ask for the API version, unless another one than the outdated one is known."""
+
+        def detect() -> ApiVersion:
+            found = self.known_api_version
+            if found is None or found is outdated:
+                found = self.known_api_version = self._fetch_api_version()
+            return found
+
+        return self._detection.do(detect)
 
     def _fetch_api_version(self) -> ApiVersion:
         statuses = []
         for api_version in (V2, V1):  # 3.x has no v1 and 2.x no v2
             response = self._get_open(f"{api_version.prefix}/version")
             if response.status_code == 200 and is_json(response):
-                self._version = self._read(response, _read_version)
+                self._read_version(response)
                 return api_version
             if response.status_code in (401, 403, 429) or response.status_code >= 500:
                 raise self.session.build_error(response)
@@ -161,6 +155,10 @@ class AirflowApi:
             " and ".join(statuses),
             f"Is {self.url} an Airflow's web address, path prefix included?",
         )
+
+    def _read_version(self, response: requests.Response) -> str:
+        self._version = self._read(response, lambda answer: require_text(answer, "version"))
+        return self._version
 
     def _get_open(self, path: str) -> requests.Response:
         """Get an endpoint that Airflow leaves open. A gateway may want a sign-in nevertheless."""
@@ -189,39 +187,34 @@ class AirflowApi:
 
         3.3 answers 404 to a GET of v1 and 405 to other methods, as JSON. 2.11 has an HTML page.
         """
-        if response.status_code not in (404, 405) or api_version.is_own_error(
-            _read_object(response)
-        ):
+        status = response.status_code
+        if status not in (404, 405) or api_version.is_own_error(read_object(response)):
             return
         request = describe_request(response)
-        if self._is_declared:
-            if is_json(response):
-                return
+        if not self._is_declared:
+            # Only a gateway answers as neither API.
+            with suppress(UnexpectedAnswerError):
+                if self._detect(api_version) is not api_version:
+                    raise UpgradedError
+        elif is_json(response):
+            return
+        else:
             other = V1 if api_version is V2 else V2
             if self._get_open(f"{other.prefix}/version").status_code == 200:
                 remedy = f"It speaks {other.api}: declare `api: auto`."
-                status = str(response.status_code)
-                raise UnexpectedAnswerError(self.instance, request, status, remedy)
-        else:
-            # Only a gateway answers as neither API.
-            with suppress(UnexpectedAnswerError):
-                if self._detection.do(lambda: self._detect(api_version)) is not api_version:
-                    raise UpgradedError
+                raise UnexpectedAnswerError(self.instance, request, str(status), remedy)
         # A gateway whose Airflow is down, or that has both versions behind it.
-        reason = f"{response.status_code} to {request}, but not from Airflow"
+        reason = f"{status} to {request}, but not from Airflow"
         raise UnreachableError(self.instance, self.url, _UPGRADING if is_json(response) else reason)
 
     def _read(self, response: requests.Response, parse: Callable[[Any], T]) -> T:
         """Parse the JSON of a good answer.
 
         Raises:
-            AirflowError: The answer has a bad status, is no JSON, or lacks a required field.
+            AirflowError: The status is bad, or the answer no JSON, or not Airflow's.
         """
-        if response.status_code not in (200, 201):
-            raise self.session.build_error(response)
+        self._check_content(response, "json", "JSON")
         request = describe_request(response)
-        if not is_json(response):
-            raise self._build_type_error(response, "JSON")
         try:
             answer = response.json()
         except (ValueError, RecursionError) as error:  # also for endless numbers and lists
@@ -230,20 +223,18 @@ class AirflowApi:
 
     def _read_text(self, response: requests.Response) -> str:
         """Return the plain text of a good answer."""
-        if response.status_code != 200:
-            raise self.session.build_error(response)
-        if not _get_content_type(response).startswith("text/plain"):
-            raise self._build_type_error(response, "plain text")
+        self._check_content(response, "text/plain", "plain text")
         response.encoding = "utf-8"  # requests assumes Latin-1
         return response.text
 
-    def _build_type_error(self, response: requests.Response, wanted: str) -> UnexpectedAnswerError:
-        return UnexpectedAnswerError(
-            self.instance,
-            describe_request(response),
-            f"{_get_content_type(response)} instead of {wanted}",
-            "Is there a login page or a proxy in between?",
-        )
+    def _check_content(self, response: requests.Response, content_type: str, name: str) -> None:
+        if response.status_code not in (200, 201):
+            raise self.session.build_error(response)
+        found = _get_content_type(response)
+        if content_type not in found:
+            request, seen = describe_request(response), f"{found} instead of {name}"
+            remedy = "Is there a login page or a proxy in between?"
+            raise UnexpectedAnswerError(self.instance, request, seen, remedy)
 
     def _parse(self, parse: Callable[[Any], T], answer: Any, request: str) -> T:
         """Parse an answer, or a part of it.
@@ -255,14 +246,12 @@ class AirflowApi:
             if not isinstance(answer, Mapping):
                 raise TypeError(f"a {type(answer).__name__} where an object belongs")
             return parse(answer)
-        except MissingFieldError as error:
-            observed, cause = str(error), error
         except KeyError as error:
             observed, cause = f"no `{error.args[0]}`", error
         except _INVALID_FIELD as error:
             observed, cause = f"a field of another kind than Airflow's ({error})", error
         # Unless this is the answer to the question for the version.
-        if self._version is None and self._api_version is not None:
+        if self._version is None and self.known_api_version is not None:
             with suppress(AirflowError):
                 self.fetch_version()
         version = self._version or "of unknown version"
@@ -301,10 +290,10 @@ class AirflowApi:
         params: Mapping[str, Any],
         at_most: int,
     ) -> Page[T]:
-        """Fetch a list once, as `_fetch_list` does.
+        """Fetch a list once, the pages after the first in parallel.
 
         Servers may return fewer entries than `limit`, so paging goes by the entries that came and
-        by `total_entries` of the first page. The other pages are fetched in parallel.
+        by `total_entries` of the first page.
         """
 
         def fetch(offset: int) -> Page[T]:
@@ -315,7 +304,7 @@ class AirflowApi:
         entries, total, size = list(first.entries), first.total, len(first.entries)
         has_shrunk = False
         # A bounded number of pages at a time, as the total may be wrong.
-        max_pages = self.session.transport.http.max_connections * 4
+        max_pages = self.max_connections * 4
         while size and len(entries) < total <= at_most:
             offsets = range(len(entries), total, size)[:max_pages]
             for page in self._fetch_all(fetch, offsets):
@@ -331,15 +320,14 @@ class AirflowApi:
     def _read_page(
         self, response: requests.Response, field: str, parse: Callable[[Any], T]
     ) -> Page[T]:
-        request = describe_request(response)
         entries, total = self._read(response, partial(_read_entries, field))
+        request = describe_request(response)
         parsed = [self._parse(parse, entry, request) for entry in entries]
         return Page(parsed, total, read_server_time(response))
 
     def _fetch_all(self, fetch: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """Fetch something for each item, in parallel, and return the results in order."""
-        calls = [partial(fetch, item) for item in items]
-        return run_calls(calls, self.session.transport.http.max_connections)
+        return run_calls([partial(fetch, item) for item in items], self.max_connections)
 
 
 def is_json(response: requests.Response) -> bool:
@@ -348,29 +336,11 @@ def is_json(response: requests.Response) -> bool:
 
 def is_absent(response: requests.Response) -> bool:
     """Return whether Airflow says that what was asked for does not exist."""
-    return response.status_code == 404 and "detail" in _read_object(response)
+    return response.status_code == 404 and "detail" in read_object(response)
 
 
 def _get_content_type(response: requests.Response) -> str:
     return response.headers.get("Content-Type", "no content type")
-
-
-def _read_object(response: requests.Response) -> Mapping[str, Any]:
-    """Return the JSON object in an answer; an empty one if there is none."""
-    if not is_json(response):
-        return {}
-    try:
-        answer = response.json()
-    except (ValueError, RecursionError):
-        return {}
-    return answer if isinstance(answer, Mapping) else {}
-
-
-def _read_version(answer: Mapping[str, Any]) -> str:
-    version = answer["version"]
-    if not isinstance(version, str):
-        raise TypeError(f"`version` is a {type(version).__name__}")
-    return version
 
 
 def _read_entries(field: str, answer: Mapping[str, Any]) -> tuple[list[Any], int]:

@@ -1,9 +1,10 @@
-"""Ways to sign in, each a `requests.auth.AuthBase`. No repr contains a secret."""
+"""Ways to sign in, each a `requests.auth.AuthBase`."""
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import subprocess
 import threading
@@ -54,9 +55,6 @@ class SignIn(AuthBase):
         again."""
         return False
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
 
 class OpenAuth(NoAuth, SignIn):
     """Sends no credentials."""
@@ -68,25 +66,21 @@ class Credential:
 
     Attributes:
         header: Name and value.
-        lifetime_s: How long it is valid from now on, None if unknown.
+        lifetime_s: How long it is valid from now on, if that is known.
     """
 
     header: tuple[str, str] = field(repr=False)
-    lifetime_s: float | None = None
+    lifetime_s: float = math.inf
 
 
 class RenewableAuth(SignIn):
     """A credential that expires. It is fetched on first use, before it expires, and when it is
-    refused. Concurrent requests share one fetch.
-
-    Args:
-        monotonic: The clock for lifetimes.
-    """
+    refused. Concurrent requests share one fetch."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._credential: Credential | None = None
-        self._renew_at: float | None = None
+        self._renew_at = math.inf
         self._single_fetch: SingleFlight[Credential] = SingleFlight()
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -111,31 +105,27 @@ class RenewableAuth(SignIn):
         return True  # another thread has renewed it since
 
     def _replace(self, old: Credential | None) -> Credential:
-        return self._single_fetch.do(lambda: self._fetch_after(old))
+        """Fetch a new credential, unless another thread has replaced the old one."""
 
-    def _fetch_after(self, old: Credential | None) -> Credential:
-        current = self._credential
-        if current is old or current is None:
-            current = self._fetch()
-            self._renew_at = None
-            if current.lifetime_s is not None:
+        def fetch() -> Credential:
+            current = self._credential
+            if current is None or current is old:
+                current = self._fetch()
                 self._renew_at = self._monotonic() + current.lifetime_s * _RENEW_AFTER
-            self._credential = current
-        return current
+                self._credential = current
+            return current
+
+        return self._single_fetch.do(fetch)
 
     def _is_outdated(self) -> bool:
-        return self._renew_at is not None and self._monotonic() >= self._renew_at
+        return self._monotonic() >= self._renew_at
 
     def _is_refusal(self, response: requests.Response) -> bool:
         return is_refused(response)
 
     @abstractmethod
     def _fetch(self) -> Credential:
-        """Fetch a new credential.
-
-        Raises:
-            NotSignedInError: There is none.
-        """
+        """Fetch a new credential, or raise a `NotSignedInError`."""
 
 
 class PasswordAuth(RenewableAuth):
@@ -147,12 +137,9 @@ class PasswordAuth(RenewableAuth):
         self._account = {"username": username, "password": password}
 
     def _fetch(self) -> Credential:
+        # Repeatable: a second token does no harm.
         response = self._transport.send(
-            "POST",
-            "/auth/token",
-            auth=NoAuth(),
-            is_repeatable=True,  # a second token does no harm
-            json=self._account,
+            "POST", "/auth/token", auth=NoAuth(), is_repeatable=True, json=self._account
         )
         if response.status_code not in (200, 201):  # 3.0 answered 200 at first
             raise NotSignedInError("no token", response)
@@ -210,9 +197,7 @@ class TokenCommandAuth(RenewableAuth):
     """A bearer token that a program prints. The program is run on first use, when the token is
     refused, and, if the token is a JWT, before it expires."""
 
-    def __init__(
-        self, command: Sequence[str], monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, command: Sequence[str], monotonic: Callable[[], float]) -> None:
         super().__init__(monotonic)
         self._command = list(command)
 
@@ -242,14 +227,12 @@ class TokenCommandAuth(RenewableAuth):
 
 
 def build_bearer(token: str) -> Credential:
-    """Return the credential of a token, with the lifetime of a JWT.
-
-    The lifetime counts from now on, since the server's clock may differ from ours.
-    """
+    """Return the credential of a token, with the lifetime of a JWT. It counts from now on, since
+    the server's clock may differ from ours."""
     claims = _read_claims(token)
-    lifetime_s = claims.get("exp", 0) - claims.get("iat", 0) if "iat" in claims else 0
+    lifetime_s = claims.get("exp", 0) - claims.get("iat", math.inf)
     header = ("Authorization", f"Bearer {token}")
-    return Credential(header, lifetime_s if lifetime_s > 0 else None)
+    return Credential(header, lifetime_s if lifetime_s > 0 else math.inf)
 
 
 def is_refused(response: requests.Response) -> bool:
@@ -273,11 +256,7 @@ def _read_claims(token: str) -> dict[str, float]:
 
 
 def _check_token(value: object, source: str) -> str:
-    """Return the token without surrounding white space.
-
-    Raises:
-        NotSignedInError: It is none, or can't be sent in a header.
-    """
+    """Return the token without surrounding white space, if a header can hold it."""
     token = value.strip() if isinstance(value, bytes | str) else b""
     text = token.decode("ascii", "replace") if isinstance(token, bytes) else token
     if not _TOKEN.fullmatch(text):
@@ -307,8 +286,7 @@ class BasicAuth(HTTPBasicAuth, SignIn):
         self._transport = transport
         self._cookie: str | None = None
         self._has_session_worked = False
-        self._may_log_in = True
-        self._requests_before_login = REQUESTS_BEFORE_LOGIN
+        self._requests_before_login = REQUESTS_BEFORE_LOGIN  # below 0 after the login
         self._lock = threading.Lock()
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -317,15 +295,12 @@ class BasicAuth(HTTPBasicAuth, SignIn):
             return r
         return super().__call__(r)
 
-    def __repr__(self) -> str:
-        return "BasicAuth()"
-
     def renew(self, response: requests.Response) -> bool:
         sent = response.request.headers.get("Cookie")
         is_refused = response.status_code in (401, 403)
         if sent is None:
-            if not is_refused and self._may_log_in:
-                self._log_in_if_it_pays()
+            if not is_refused and self._is_login_due():
+                self._cookie = self._log_in()
             return False
         if not is_refused:
             self._has_session_worked = True
@@ -335,20 +310,15 @@ class BasicAuth(HTTPBasicAuth, SignIn):
         with self._lock:
             if self._cookie == sent:
                 self._cookie = None
-                self._requests_before_login = REQUESTS_BEFORE_LOGIN
-                self._may_log_in = self._has_session_worked
+                if self._has_session_worked:
+                    self._requests_before_login = REQUESTS_BEFORE_LOGIN
         return True
 
-    def _log_in_if_it_pays(self) -> None:
+    def _is_login_due(self) -> bool:
+        """Count a request. Return True once, as other threads go on with name and password."""
         with self._lock:
             self._requests_before_login -= 1
-            if self._requests_before_login != 0:
-                return
-        # Outside the lock: other threads go on with name and password meanwhile.
-        cookie = self._log_in()
-        with self._lock:
-            self._cookie = cookie
-            self._may_log_in = cookie is not None
+            return self._requests_before_login == 0
 
     def _log_in(self) -> str | None:
         """Return a session's cookie, or None if the login page gives none."""
@@ -358,13 +328,13 @@ class BasicAuth(HTTPBasicAuth, SignIn):
             csrf_token = _VALUE.search(csrf_input[0]) if csrf_input else None
             if csrf_token is None:
                 return None
-            form = {
-                "csrf_token": csrf_token[1],
-                "username": self.username,
-                "password": self.password,
-            }
+            account = {"username": self.username, "password": self.password}
             answer = self._transport.send(
-                "POST", _LOGIN, auth=_PageSession(page), is_repeatable=False, data=form
+                "POST",
+                _LOGIN,
+                auth=_PageSession(page),
+                is_repeatable=False,
+                data={"csrf_token": csrf_token[1], **account},
             )
         except AirflowError:
             return None  # name and password still work

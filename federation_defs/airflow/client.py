@@ -1,10 +1,14 @@
-"""The client of one Airflow instance, built from its declaration."""
+"""The client of one Airflow instance: its DAGs and assets, besides its runs."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
+from federation_defs.airflow.api import is_absent, retry_after_upgrade
 from federation_defs.airflow.auth import (
     BasicAuth,
     OpenAuth,
@@ -15,10 +19,18 @@ from federation_defs.airflow.auth import (
     TokenFileAuth,
 )
 from federation_defs.airflow.cloud_auth import ComposerAuth, MwaaAuth
-from federation_defs.airflow.dags import DagEndpoints
 from federation_defs.airflow.http import Transport
+from federation_defs.airflow.models import (
+    AirflowAsset,
+    Dag,
+    DagImportError,
+    parse_asset,
+    parse_dag,
+    parse_import_error,
+)
 from federation_defs.airflow.runs import RunEndpoints
 from federation_defs.airflow.session import AirflowSession
+from federation_defs.airflow.versions import build_path
 from federation_defs.declaration import (
     AuthDeclaration,
     BasicAuthDeclaration,
@@ -28,18 +40,95 @@ from federation_defs.declaration import (
     PasswordAuthDeclaration,
     TokenAuthDeclaration,
 )
-from federation_defs.errors import MissingExtraError
+from federation_defs.errors import DagNotFoundError, MissingExtraError
 from federation_defs.timing import Timing
 
 _log = logging.getLogger(__name__)
 
 
-class AirflowClient(DagEndpoints, RunEndpoints):
+class AirflowClient(RunEndpoints):
     """One Airflow instance, with the same methods for both APIs. Safe to share between threads.
 
     Every method that sends a request may raise an `AirflowError`. Docstrings list only the errors
     that are specific to a method.
     """
+
+    @retry_after_upgrade
+    def fetch_dags(
+        self, id_pattern: str | None = None, tags: Sequence[str] = (), *, with_raw: bool = False
+    ) -> list[Dag]:
+        """Fetch all DAGs that the account may read, without those whose file was deleted.
+
+        Args:
+            id_pattern: Only DAGs whose id contains it, ignoring case. As in SQL's LIKE, `_` matches
+                any character and `%` any text.
+            tags: Only DAGs with at least one of these tags.
+            with_raw: Whether to keep the raw answers.
+        """
+        # Ordered by id, since DAGs come and go while the list is read.
+        params: dict[str, Any] = {"order_by": "dag_id"}
+        if id_pattern is not None:
+            params["dag_id_pattern"] = id_pattern
+        if tags:
+            params["tags"] = list(tags)
+        page = self._fetch_list("/dags", "dags", partial(parse_dag, with_raw=with_raw), params)
+        # By id: a new DAG moves the others, so one of them may come twice.
+        return list({dag.dag_id: dag for dag in page.entries if dag.is_present}.values())
+
+    @retry_after_upgrade
+    def fetch_dags_by_id(self, at_most: int) -> dict[str, Dag] | None:
+        """Fetch all DAGs that the account may read, by id, or None if there are more."""
+        page = self._fetch_pages("/dags", "dags", parse_dag, {"order_by": "dag_id"}, at_most)
+        return {dag.dag_id: dag for dag in page.entries} if page.total <= at_most else None
+
+    @retry_after_upgrade
+    def fetch_dag(self, dag_id: str) -> Dag:
+        """Fetch a DAG.
+
+        Raises:
+            DagNotFoundError: The instance does not know it, or its file was deleted.
+        """
+        response = self._get(build_path("dags", dag_id))
+        if is_absent(response):
+            raise DagNotFoundError(self.instance, dag_id, "404")
+        dag = self._read(response, parse_dag)
+        if not dag.is_present:
+            raise DagNotFoundError(self.instance, dag_id, "its file has gone, or no longer parses")
+        return dag
+
+    @retry_after_upgrade
+    def fetch_dag_sources(self, dags: Iterable[Dag]) -> dict[str, str]:
+        """Fetch the texts of the files that define DAGs, by DAG id. Deleted files are left out.
+
+        Each file is fetched once, several at a time.
+        """
+        dags = list(dags)
+        dags_by_file = {dag.file: dag for dag in dags}
+        texts = self._fetch_all(self._fetch_source, list(dags_by_file.values()))
+        texts_by_file = dict(zip(dags_by_file, texts, strict=True))
+        texts_by_dag = ((dag.dag_id, texts_by_file[dag.file]) for dag in dags)
+        return {dag_id: text for dag_id, text in texts_by_dag if text is not None}
+
+    def _fetch_source(self, dag: Dag) -> str | None:
+        response = self._get(self.api_version.build_source_path(dag), accept="text/plain")
+        return None if is_absent(response) else self._read_text(response)
+
+    @retry_after_upgrade
+    def fetch_import_errors(self) -> list[DagImportError]:
+        """Fetch the errors of the DAG files that can't be imported."""
+        params = {"order_by": "timestamp"}
+        page = self._fetch_list("/importErrors", "import_errors", parse_import_error, params)
+        return page.entries
+
+    @retry_after_upgrade
+    def fetch_assets(self) -> list[AirflowAsset]:
+        """Fetch all Airflow assets (2.x: datasets) that the account may read."""
+        name = self.api_version.assets
+        return self._fetch_list(f"/{name}", name, parse_asset, {"order_by": "id"}).entries
+
+    def build_dag_url(self, dag_id: str) -> str:
+        """Return the address of a DAG's page."""
+        return self.url + self.api_version.build_dag_page(dag_id)
 
 
 def build_client(
@@ -66,28 +155,25 @@ def build_client(
 
 
 def _build_sign_in(auth: AuthDeclaration, transport: Transport) -> SignIn:
+    monotonic = transport.timing.monotonic
     if isinstance(auth, BasicAuthDeclaration):
         return BasicAuth(transport, auth.username, auth.password.get_secret_value())
     if isinstance(auth, PasswordAuthDeclaration):
         return PasswordAuth(transport, auth.username, auth.password.get_secret_value())
-    if isinstance(auth, TokenAuthDeclaration):
-        return _build_token_auth(auth, transport)
     if isinstance(auth, MwaaAuthDeclaration):
         _check_installed(transport.instance, "mwaa", "boto3")
         return MwaaAuth(transport, auth.environment, auth.region, auth.profile)
     if isinstance(auth, ComposerAuthDeclaration):
         _check_installed(transport.instance, "composer", "google.auth")
-        return ComposerAuth(auth.credentials_file, transport.timing.monotonic)
+        return ComposerAuth(auth.credentials_file, monotonic)
+    if isinstance(auth, TokenAuthDeclaration):
+        if auth.token_file is not None:
+            return TokenFileAuth(auth.token_file)
+        if auth.token_command is not None:
+            return TokenCommandAuth(auth.token_command, monotonic)
+        assert auth.token is not None  # noqa: S101 - the declaration has exactly one of the three
+        return TokenAuth(auth.token.get_secret_value())
     return OpenAuth()
-
-
-def _build_token_auth(auth: TokenAuthDeclaration, transport: Transport) -> SignIn:
-    if auth.token_file is not None:
-        return TokenFileAuth(auth.token_file)
-    if auth.token_command is not None:
-        return TokenCommandAuth(auth.token_command, transport.timing.monotonic)
-    assert auth.token is not None  # noqa: S101 - the declaration has exactly one of the three
-    return TokenAuth(auth.token.get_secret_value())
 
 
 def _check_installed(instance: str, extra: str, module: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
@@ -26,7 +26,6 @@ class MwaaAuth(RenewableAuth):
     started. (`InvokeRestApi`, the alternative, limits answers to 6 MB and 10 s.)
 
     Args:
-        transport: To the environment's web server.
         environment: The environment's name.
         region: The AWS region; None for the one that boto3 finds. The same holds for `profile`.
     """
@@ -103,9 +102,7 @@ class ComposerAuth(RenewableAuth):
         credentials_file: A service account's key; None for the application default credentials.
     """
 
-    def __init__(
-        self, credentials_file: str | None, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, credentials_file: str | None, monotonic: Callable[[], float]) -> None:
         super().__init__(monotonic)
         self._file = credentials_file
         self._google: Any = None
@@ -124,7 +121,7 @@ class ComposerAuth(RenewableAuth):
             source = self._file or "the application default credentials"
             reason = f"Google gave no access token for {source} ({' '.join(name.split())[:200]})"
             raise NotSignedInError(reason) from error
-        lifetime_s = None
+        lifetime_s = math.inf
         if self._google.expiry is not None:  # naive, in UTC
             expires = self._google.expiry.replace(tzinfo=timezone.utc)
             lifetime_s = (expires - datetime.now(timezone.utc)).total_seconds()

@@ -127,10 +127,7 @@ def build_tls_context(tls: TlsDeclaration) -> ssl.SSLContext:
         TlsFileError: A file is missing, or can't be used.
     """
     context = ssl.create_default_context()
-    if not tls.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    else:
+    if tls.verify:
         context.load_verify_locations(certifi.where())
         for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # in the order of requests
             if path := os.environ.get(variable):
@@ -138,6 +135,9 @@ def build_tls_context(tls: TlsDeclaration) -> ssl.SSLContext:
                 break
         if tls.ca_bundle:
             _load_authorities(context, tls.ca_bundle, "tls.ca_bundle")
+    else:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
     if tls.client_cert:
         _load_client_certificate(context, tls.client_cert, tls.client_key)
     return context

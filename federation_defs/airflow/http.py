@@ -32,6 +32,7 @@ MAX_ATTEMPTS = 4
 MAX_RETRY_AFTER_S = 10.0  # for a longer pause, the sensor or the run asks again later
 # 500 is included because Airflow on SQLite answers it while another process holds the lock.
 _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
+_BAD_PROXY = "the proxy: the address in HTTP_PROXY or HTTPS_PROXY is no http address"
 # What Python 3.10 to 3.13 raise for a connection that breaks during TLS.
 _BROKEN_TLS = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
@@ -40,9 +41,6 @@ class RateLimiter:
     """Limits requests to a number in any minute, over all threads.
 
     A quarter of the minute's requests may come in a burst, the rest are evenly spaced.
-
-    Args:
-        per_minute: The most requests in a minute.
     """
 
     def __init__(self, per_minute: int, timing: Timing) -> None:
@@ -64,8 +62,7 @@ class RateLimiter:
     def pause(self, seconds: float) -> None:
         """Let no request start for so long."""
         with self._lock:
-            resumed = self._timing.monotonic() + seconds + self._burst_s
-            self._next = max(self._next, resumed)
+            self._next = max(self._next, self._timing.monotonic() + seconds + self._burst_s)
 
 
 class Transport:
@@ -73,10 +70,6 @@ class Transport:
 
     Safe to share between threads. The limits of `http` hold per transport, so a process has one
     for each instance.
-
-    Args:
-        instance: The instance's declared name, for errors.
-        url: The address of its web server or API server, with its path prefix if it has one.
     """
 
     def __init__(
@@ -92,7 +85,7 @@ class Transport:
         self.http = http
         self.timing = timing or Timing()
         self._tls = tls
-        self._rate_limiter = RateLimiter(self.http.max_requests_per_minute, self.timing)
+        self._rate_limiter = RateLimiter(http.max_requests_per_minute, self.timing)
         self._session: _Session | None = None
         self._lock = threading.Lock()
 
@@ -114,18 +107,18 @@ class Transport:
                 requests are tried up to four times if the server is busy or the connection breaks.
                 A time-out is not retried.
             accept: The content type to ask for, if not JSON.
-            content: `params`, `json` or `data`, as for requests.
+            content: `params`, `json` or `data`, as in requests.
 
         Raises:
             UnreachableError: No answer came, or not within the time-outs.
             TlsError: The server's certificate was not trusted, or ours was refused.
         """
-        headers = {"Accept": accept} if accept else None
+        content["headers"] = {"Accept": accept} if accept else None
         attempts = MAX_ATTEMPTS if is_repeatable else 1
         for attempt in range(1, attempts + 1):
             pause_s = self.timing.retry_request.pause_s(attempt) * random.uniform(1, 1.5)  # noqa: S311
             try:
-                response = self._send_once(method, path, auth=auth, headers=headers, **content)
+                response = self._send_once(method, path, auth=auth, **content)
             except UnreachableError as error:
                 if attempt == attempts or error.is_late:
                     raise
@@ -140,9 +133,7 @@ class Transport:
             self.timing.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 
-    def _send_once(
-        self, method: str, path: str, *, headers: Mapping[str, str] | None, **content: Any
-    ) -> requests.Response:
+    def _send_once(self, method: str, path: str, **content: Any) -> requests.Response:
         session = self._open_session()
         self._rate_limiter.acquire()
         handled = sys.exc_info()[1]  # an error that the caller is handling, not the cause of ours
@@ -150,7 +141,6 @@ class Transport:
             return session.request(
                 method,
                 self.url + path,
-                headers=headers,
                 timeout=(self.http.connect_timeout, self.http.read_timeout),
                 # An API does not redirect, only login pages and http for https do. Credentials
                 # must not follow to another host.
@@ -177,18 +167,15 @@ class Transport:
         with self._lock:
             if self._session is None:
                 if not is_proxy_usable(self.url):
-                    reason = (
-                        "the proxy: the address in HTTP_PROXY or HTTPS_PROXY is no http address"
-                    )
-                    raise UnreachableError(self.instance, self.url, reason, is_late=True)
+                    raise UnreachableError(self.instance, self.url, _BAD_PROXY, is_late=True)
+                is_https = self.url.lower().startswith("https:")
                 try:
-                    is_https = self.url.lower().startswith("https:")
                     tls = build_tls_context(self._tls) if is_https else None
                 except TlsFileError as error:
                     raise TlsError(self.instance, self.url, str(error)) from error
-                self._session = _Session(
-                    DeadlineAdapter(self.http.answer_timeout, self.http.max_connections, tls)
-                )
+                http = self.http
+                adapter = DeadlineAdapter(http.answer_timeout, http.max_connections, tls)
+                self._session = _Session(adapter)
             return self._session
 
 
@@ -214,18 +201,23 @@ class NoAuth(AuthBase):
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
         return r
 
-    def __repr__(self) -> str:
-        return "NoAuth()"
-
 
 def describe_request(response: requests.Response) -> str:
     """Return method and path of the answered request, without its query and the user info."""
     return f"{response.request.method} {response.request.path_url.partition('?')[0]}"
 
 
+def read_object(response: requests.Response) -> Mapping[str, Any]:
+    """Return the JSON object in an answer; an empty one if there is none."""
+    try:
+        answer = response.json()
+    except (ValueError, RecursionError):
+        return {}
+    return answer if isinstance(answer, Mapping) else {}
+
+
 def read_server_time(response: requests.Response) -> datetime | None:
-    """Return the time of the answer by the server's clock (the `Date` header, UTC), or None if
-    there is no valid one."""
+    """Return the time of the answer by the server's clock, in UTC; None without a valid `Date`."""
     return _parse_http_date(response.headers.get("Date", ""))
 
 

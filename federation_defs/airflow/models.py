@@ -1,19 +1,23 @@
-"""Records of what Airflow answers, the same for both APIs.
+"""Records of what Airflow answers, the same for both APIs, and their parsers.
 
-Times are aware and in UTC. A value that is missing is None.
+Times are aware and in UTC. A value that is missing is None. A required field that is missing raises
+`KeyError`; the client turns it into an error with the request and the server's version.
 """
 
 from __future__ import annotations
 
+import ast
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 ACTIVE_STATES = frozenset({"queued", "running"})
 FINISHED_STATES = frozenset({"success", "failed"})
 
 RunKey = tuple[str, str]  # DAG id and run id: run ids are unique per DAG only
+Answer = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class Dag:
     schedule: str | None
     file_token: str
     file: str
-    raw: Mapping[str, Any] | None = None
+    raw: Answer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,6 @@ class DagRun:
     Attributes:
         run_type: Such as "scheduled", "manual", "backfill", "asset_triggered" (3.x) or
             "dataset_triggered" (2.x).
-        run_after: The earliest start (3.x).
         partition_key: For runs of partitioned DAGs (3.2).
     """
 
@@ -66,7 +69,6 @@ class DagRun:
     logical_date: datetime | None
     data_interval_start: datetime | None
     data_interval_end: datetime | None
-    run_after: datetime | None
     queued_at: datetime | None
     start_date: datetime | None
     end_date: datetime | None
@@ -116,16 +118,7 @@ class TaskInstance:
     map_index: int
     state: str | None
     try_number: int
-    max_tries: int | None = None
-    operator: str | None = None
-    queued_at: datetime | None = None
-    start_date: datetime | None = None
     end_date: datetime | None = None
-    duration_s: float | None = None
-    pool: str | None = None
-    queue: str | None = None
-    hostname: str | None = None
-    rendered_map_index: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +126,6 @@ class AirflowAsset:
     """An asset of Airflow 3, or a dataset of Airflow 2.
 
     Attributes:
-        id: The instance's own number for it.
         scheduled_dag_ids: The DAGs that its events start.
         producing_tasks: (DAG id, task id) pairs.
     """
@@ -155,3 +147,137 @@ class DagImportError:
 
     file: str
     stack_trace: str
+
+
+def parse_dag(answer: Answer, *, with_raw: bool = False) -> Dag:
+    bundle, file = answer.get("bundle_name"), require(answer, "fileloc")
+    return Dag(
+        dag_id=require(answer, "dag_id"),
+        is_paused=bool(require(answer, "is_paused")),
+        is_present=not answer.get("is_stale", False) and answer.get("is_active", True) is not False,
+        has_import_errors=bool(answer.get("has_import_errors")),
+        is_partitioned=bool(answer.get("timetable_partitioned")),
+        description=answer.get("description"),
+        owners=tuple(answer.get("owners") or ()),
+        tags=tuple(tag["name"] for tag in answer.get("tags") or ()),
+        schedule=_parse_schedule(answer),
+        file_token=require(answer, "file_token"),
+        file=f"{bundle}:{file}" if bundle else file,
+        raw=answer if with_raw else None,
+    )
+
+
+def parse_dag_run(answer: Answer) -> DagRun:
+    """Parse a run. Optional fields of a wrong type become None, so that one odd run does not fail
+    the list that it is in."""
+    conf = answer.get("conf")
+    return DagRun(
+        dag_id=require_text(answer, "dag_id"),
+        run_id=require_text(answer, "dag_run_id"),
+        state=str(require(answer, "state")),
+        run_type=_parse_text(answer.get("run_type")),
+        logical_date=_parse_time(answer.get("logical_date")),
+        data_interval_start=_parse_time(answer.get("data_interval_start")),
+        data_interval_end=_parse_time(answer.get("data_interval_end")),
+        queued_at=_parse_time(answer.get("queued_at")),
+        start_date=_parse_time(answer.get("start_date")),
+        end_date=_parse_time(answer.get("end_date")),
+        conf=conf if isinstance(conf, Mapping) else {},
+        note=_parse_text(answer.get("note")),
+        partition_key=_parse_text(answer.get("partition_key")),
+    )
+
+
+def parse_task_instance(answer: Answer) -> TaskInstance:
+    return TaskInstance(
+        task_id=require(answer, "task_id"),
+        map_index=int(answer.get("map_index", -1)),
+        state=answer.get("state"),
+        try_number=int(answer.get("try_number") or 0),
+        end_date=_parse_time(answer.get("end_date")),
+    )
+
+
+def parse_log(answer: Answer) -> tuple[str, str | None]:
+    """Return a page of a log as text and the token of the next page, None after the last.
+
+    3.x has a list of structured lines, or of texts for tasks that 2.x ran.
+    """
+    content = answer.get("content") or []
+    lines = [content] if isinstance(content, str) else map(_parse_log_line, content)
+    return "".join(f"{line}\n" for line in lines), answer.get("continuation_token")
+
+
+def _parse_log_line(line: str | Answer) -> str:
+    """Return a log line as text, followed by its error, which 3.x keeps apart."""
+    if isinstance(line, str):
+        return line
+    text = str(line.get("event", ""))
+    for error in line.get("error_detail") or ():
+        text += f"\n{error.get('exc_type', 'Error')}: {error.get('exc_value', '')}"
+    return text
+
+
+def parse_asset(answer: Answer) -> AirflowAsset:
+    scheduled = answer.get("scheduled_dags", answer.get("consuming_dags"))  # 3.x, 2.x
+    producing = answer.get("producing_tasks")
+    return AirflowAsset(
+        id=require(answer, "id"),
+        uri=require(answer, "uri"),
+        extra=_parse_extra(answer.get("extra")),
+        scheduled_dag_ids=tuple(dag["dag_id"] for dag in scheduled or ()),
+        producing_tasks=tuple((task["dag_id"], task["task_id"]) for task in producing or ()),
+    )
+
+
+def parse_import_error(answer: Answer) -> DagImportError:
+    return DagImportError(require(answer, "filename"), answer.get("stack_trace") or "")
+
+
+def require(answer: Answer, name: str) -> Any:
+    if answer.get(name) is None:
+        raise KeyError(name)
+    return answer[name]
+
+
+def require_text(answer: Answer, name: str) -> str:
+    if not isinstance(text := require(answer, name), str):
+        raise TypeError(f"no text for `{name}`")
+    return text
+
+
+def _parse_time(value: Any) -> datetime | None:
+    """Return a time in UTC, or None for anything else."""
+    try:
+        moment = datetime.fromisoformat(value.replace("Z", "+00:00"))  # Python 3.10 reads no "Z"
+        return moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)
+    except (AttributeError, OverflowError, TypeError, ValueError):
+        return None
+
+
+def _parse_text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _parse_schedule(answer: Answer) -> str | None:
+    if "timetable_summary" in answer:  # 3.x
+        return answer["timetable_summary"]
+    interval = answer.get("schedule_interval")  # 2.x: {"__type": "CronExpression", "value": "…"}
+    if interval is None:
+        return None
+    if interval.get("__type") == "CronExpression":
+        return interval["value"]
+    return answer.get("timetable_description") or interval.get("__type")
+
+
+def _parse_extra(extra: Any) -> Mapping[str, Any]:
+    """Parse an object, or its text as JSON or as a Python literal (2.x)."""
+    if not isinstance(extra, str):
+        return extra or {}
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(extra)
+        except (ValueError, SyntaxError):
+            continue
+        return value if isinstance(value, Mapping) else {}
+    return {}

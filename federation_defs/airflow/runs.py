@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import requests
 
-from federation_defs.airflow.api import AirflowApi, is_absent, is_json, retry_after_upgrade
+from federation_defs.airflow.api import AirflowApi, Page, is_absent, is_json, retry_after_upgrade
 from federation_defs.airflow.http import describe_request
 from federation_defs.airflow.models import (
     ACTIVE_STATES,
@@ -19,8 +20,10 @@ from federation_defs.airflow.models import (
     RunKey,
     TaskInstance,
     TriggerOptions,
+    parse_dag_run,
+    parse_log,
+    parse_task_instance,
 )
-from federation_defs.airflow.parsing import parse_dag_run, parse_log, parse_task_instance
 from federation_defs.airflow.session import read_detail
 from federation_defs.airflow.versions import build_path, build_run_path, parse_version
 from federation_defs.errors import (
@@ -42,21 +45,6 @@ MAX_LOG_PAGES = 100
 _NO_OPTIONS = TriggerOptions()
 
 
-@dataclass(frozen=True)
-class ChangedRuns:
-    """Runs that changed within a span of time.
-
-    Attributes:
-        runs: In the order of their creation.
-        total: How many there are. `runs` has fewer if they were more than asked for.
-        server_time: When the server began to answer, by its clock; None if unknown.
-    """
-
-    runs: list[DagRun]
-    total: int
-    server_time: datetime | None
-
-
 class RunEndpoints(AirflowApi):
     """Endpoints for DAG runs and task instances."""
 
@@ -66,8 +54,8 @@ class RunEndpoints(AirflowApi):
         since: datetime,
         until: datetime | None = None,
         states: Collection[str] = (),
-        at_most: int | None = None,
-    ) -> ChangedRuns:
+        at_most: int = sys.maxsize,
+    ) -> Page[DagRun]:
         """Fetch the runs of all DAGs whose row last changed in this span, by the server's clock.
 
         By update time, since the end date misses runs that were cleared, set by hand, or whose row
@@ -84,40 +72,26 @@ class RunEndpoints(AirflowApi):
             params["updated_at_lte"] = until.isoformat()
         if states:
             params["state"] = sorted(states)
-        limit = {} if at_most is None else {"at_most": at_most}
-        page = self._fetch_list("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, **limit)
-        return ChangedRuns(page.entries, page.total, page.server_time)
+        return self._fetch_list("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
 
     @retry_after_upgrade
-    def fetch_active_runs(self, at_most: int) -> list[DagRun] | None:
+    def fetch_active_runs(self, at_most: int, prefix: str = "") -> Page[DagRun] | None:
         """Fetch the queued and running runs of all DAGs, or None if there are more.
 
         The list moves when runs end while it is read, so an active run may be missing.
-        """
-        params = {"state": sorted(ACTIVE_STATES), "order_by": "id"}
-        page = self._fetch_pages("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
-        return page.entries if page.total <= at_most else None
 
-    @retry_after_upgrade
-    def fetch_active_runs_by_prefix(
-        self, prefix: str, at_most: int
-    ) -> tuple[list[DagRun], datetime | None] | None:
-        """Fetch the queued and running runs of all DAGs whose run id begins with a prefix.
-
-        3.3 selects them itself (`run_id_prefix_pattern`, which also gives some that don't match);
-        earlier 3.x pass over the parameter and 2.x refuses it, so there all active runs are read.
-
-        Returns:
-            The runs, and the server's time if it says it. None if the list is longer than
-            `at_most`.
+        Args:
+            prefix: Only runs whose id begins with it. 3.3 selects them itself, and some that don't
+                match; earlier 3.x pass over the parameter and 2.x refuses it, so there `at_most`
+                counts all active runs.
         """
         params: dict[str, Any] = {"state": sorted(ACTIVE_STATES), "order_by": "id"}
-        if self.api_version.api == "v2":
+        if prefix and self.api_version.api == "v2":
             params["run_id_prefix_pattern"] = prefix
         page = self._fetch_pages("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
         if page.total > at_most:
             return None
-        return [run for run in page.entries if run.run_id.startswith(prefix)], page.server_time
+        return replace(page, entries=[run for run in page.entries if run.run_id.startswith(prefix)])
 
     @retry_after_upgrade
     def fetch_run_of_date(self, dag_id: str, logical_date: datetime) -> DagRun | None:
@@ -141,7 +115,7 @@ class RunEndpoints(AirflowApi):
         response = self._get(build_path("dags", dag_id, "dagRuns"), params=params)
         is_known = not is_absent(response)
         runs = self._read_page(response, "dag_runs", parse_dag_run).entries if is_known else []
-        # For an unknown DAG, 2.11 answers with an empty list.
+        # Of an unknown DAG, 2.11 has an empty list.
         if not runs and is_absent(self._get(build_path("dags", dag_id))):
             raise DagNotFoundError(self.instance, dag_id, "404")
         return runs[0] if runs else None
@@ -156,8 +130,7 @@ class RunEndpoints(AirflowApi):
     def fetch_runs(self, keys: Iterable[RunKey]) -> dict[RunKey, DagRun]:
         """Fetch runs by (DAG id, run id). Those that do not exist are left out.
 
-        One request each, several at a time, since neither API takes a list of run ids. For many
-        active runs, `fetch_active_runs` needs fewer requests.
+        One request each, several at a time, since neither API takes a list of run ids.
         """
         wanted = list(dict.fromkeys(keys))
         runs = self._fetch_all(lambda key: self.fetch_run(*key), wanted)
@@ -184,12 +157,9 @@ class RunEndpoints(AirflowApi):
             UnsupportedError: A partition key before 3.2, or a data interval before 2.9.
         """
         self._check_supported(options)
+        body = self.api_version.build_trigger_body(run_id, conf, options)
         try:
-            response = self._send(
-                "POST",
-                build_path("dags", dag_id, "dagRuns"),
-                json=self.api_version.build_trigger_body(run_id, conf, options),
-            )
+            response = self._send("POST", build_path("dags", dag_id, "dagRuns"), json=body)
         except UnreachableError as error:
             return self._fetch_triggered_run(dag_id, run_id, error.reason)
         except TlsError:
@@ -247,16 +217,9 @@ class RunEndpoints(AirflowApi):
         Raises:
             RunLostError: There is no such run.
         """
-        response = self._send(
-            "POST",
-            build_path("dags", dag_id, "clearTaskInstances"),
-            json={
-                "dag_run_id": run_id,
-                "only_failed": True,
-                "reset_dag_runs": True,
-                "dry_run": False,  # the default is true
-            },
-        )
+        # `dry_run` is true by default.
+        body = {"dag_run_id": run_id, "only_failed": True, "reset_dag_runs": True, "dry_run": False}
+        response = self._send("POST", build_path("dags", dag_id, "clearTaskInstances"), json=body)
         self._check_done(response, dag_id, run_id, "clear")
 
     @retry_after_upgrade
@@ -271,16 +234,24 @@ class RunEndpoints(AirflowApi):
         self._check_done(response, dag_id, run_id, "clear")
 
     @retry_after_upgrade
-    def stop_run(self, dag_id: str, run_id: str) -> DagRun:
+    def stop_run(self, dag_id: str, run_id: str, *, again: bool = False) -> DagRun:
         """Set a run to failed and return it. Airflow ends its processes within seconds.
 
         A finished run is left as it is, unless it ends between the check and the request.
+
+        Where the scheduler locks no rows (SQLite, or `use_row_level_locking = False`), it may have
+        read the run before the stop. Then it overwrites the state with what it makes of the tasks,
+        which is a success if the last ones were skipped (2.11, `DagRun.update_state`). So a stop
+        has to be repeated some seconds later.
+
+        Args:
+            again: The run was stopped before, so a success is set to failed as well.
 
         Raises:
             RunLostError: There is no such run.
         """
         run = self.fetch_run(dag_id, run_id)
-        if run is not None and run.is_finished:
+        if run is not None and run.is_finished and not (again and run.is_success):
             return run
         response = self._send("PATCH", build_run_path(dag_id, run_id), json={"state": "failed"})
         self._check_done(response, dag_id, run_id, "stop")

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import requests
 from typing_extensions import override
 
 from federation_defs.airflow.auth import BasicAuth, NotSignedInError, OpenAuth, SignIn, is_refused
-from federation_defs.airflow.http import Transport, describe_request, read_retry_after
+from federation_defs.airflow.http import (
+    Transport,
+    describe_request,
+    read_object,
+    read_retry_after,
+)
 from federation_defs.errors import (
     AirflowError,
     CredentialError,
@@ -36,51 +42,31 @@ class AirflowSession:
 
     def __init__(self, transport: Transport, sign_in: SignIn, account_hint: str) -> None:
         self.transport = transport
+        self.instance = transport.instance
+        self.url = transport.url
         self._sign_in = sign_in
         self._account_hint = account_hint
 
-    @property
-    def instance(self) -> str:
-        """The instance's declared name."""
-        return self.transport.instance
-
-    @property
-    def url(self) -> str:
-        return self.transport.url
-
     def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, Any] | None = None,
-        json: Any = None,
-        accept: str | None = None,
-        is_open: bool = False,
+        self, method: str, path: str, *, is_open: bool = False, **content: Any
     ) -> requests.Response:
         """Send a request and return the answer, whatever its status.
 
         Args:
             path: Below the instance's `url`.
-            accept: The content type to ask for, if not JSON.
             is_open: Whether the endpoint needs no sign-in. Then no credentials are sent.
+            content: `params`, `json` and `accept`, as for `Transport.send`.
 
         Raises:
-            UnreachableError: No answer came, or not within the time-outs.
-            TlsError: The server's certificate was not trusted, or ours was refused.
+            UnreachableError, TlsError: As `Transport.send`.
             CredentialError: There are no credentials.
             SignInRefusedError: The server gave no token for the account.
         """
         sign_in = _OPEN if is_open else self._sign_in
         # A POST to `…/list` reads, with the filters in its body.
         is_repeatable = method == "GET" or (method == "POST" and path.endswith("/list"))
-        content = {"params": params, "json": json, "accept": accept}
-
-        def send() -> requests.Response:
-            return self.transport.send(
-                method, path, auth=sign_in, is_repeatable=is_repeatable, **content
-            )
-
+        content |= {"auth": sign_in, "is_repeatable": is_repeatable}
+        send = partial(self.transport.send, method, path, **content)
         try:
             sign_in.prepare()
             response = send()
@@ -96,16 +82,15 @@ class AirflowSession:
     ) -> AirflowError:
         """Build the error for an answer with a bad status, without the secrets of a conf."""
         request, status = describe_request(response), response.status_code
-        detail = redact_text(read_detail(response), conf)
+        detail, hint = redact_text(read_detail(response), conf), self._account_hint
         if is_refused(response):
-            remedy = ""
-            if "/api/v2/" in request and isinstance(self._sign_in, BasicAuth):
-                remedy = "Airflow 3 takes no `type: basic`: declare `type: password`."
-            hint = self._account_hint
-            return SignInRefusedError(self.instance, request, status, hint, remedy)
+            is_basic = "/api/v2/" in request and isinstance(self._sign_in, BasicAuth)
+            remedy = "Airflow 3 takes no `type: basic`: declare `type: password`."
+            return SignInRefusedError(
+                self.instance, request, status, hint, remedy if is_basic else ""
+            )
         if status == 403:
             needed = describe_needed_permission(request)
-            hint = self._account_hint
             return PermissionMissingError(self.instance, request, needed, detail, hint)
         observed = f"{status}{quote_detail(detail)}"
         if status == 429 or status >= 500:
@@ -149,19 +134,14 @@ class RequestsFacade(requests.Session):
         session = self._session
         if not url.startswith(f"{session.url}/"):
             raise ValueError(f"{url} is not at {session.url}, and would get its credentials")
-        given = {name for name, value in kwargs.items() if value is not None}
-        headers = kwargs.get("headers") or {}
-        # Time-outs are the session's own, and redirects are never followed.
-        unknown = given - {"params", "json", "headers", "timeout", "allow_redirects"}
-        if unknown or headers.keys() - {"Accept"}:
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        headers = given.pop("headers", {})
+        for name in ("timeout", "allow_redirects"):  # the session has its own
+            given.pop(name, None)
+        if given.keys() - {"params", "json"} or headers.keys() - {"Accept"}:
             raise TypeError(f"{method} {url}: only params, json and an Accept header are passed on")
-        response = session.request(
-            method.upper(),
-            url.removeprefix(session.url),
-            params=kwargs.get("params"),
-            json=kwargs.get("json"),
-            accept=headers.get("Accept"),
-        )
+        path = url.removeprefix(session.url)
+        response = session.request(method.upper(), path, accept=headers.get("Accept"), **given)
         if response.status_code >= 300:
             raise session.build_error(response)
         return response
@@ -171,12 +151,7 @@ def read_detail(response: requests.Response) -> str:
     """Return Airflow's message about an error, or the target of a redirect, as one line."""
     if response.is_redirect:
         return f"go to {re.split('[?#]', response.headers['Location'])[0]}"
-    try:
-        answer = response.json()
-    except (ValueError, RecursionError):
-        return ""
-    if not isinstance(answer, dict):
-        return ""
+    answer = read_object(response)
     # 2.x titles every 403 "Forbidden", which adds nothing. For an unknown path, 3.x has `error` in
     # place of `detail`.
     title = answer.get("title") if response.status_code != 403 else ""

@@ -52,13 +52,9 @@ class ApiVersion:
             body["logical_date"] = None  # a missing one is a 422
         if options.data_interval is not None:
             start, end = options.data_interval
-            body["data_interval_start"] = start.isoformat()
-            body["data_interval_end"] = end.isoformat()
-        if options.note is not None:
-            body["note"] = options.note
-        if options.partition_key is not None:
-            body["partition_key"] = options.partition_key
-        return body
+            body |= {"data_interval_start": start.isoformat(), "data_interval_end": end.isoformat()}
+        texts = {"note": options.note, "partition_key": options.partition_key}
+        return body | {name: text for name, text in texts.items() if text is not None}
 
     def build_source_path(self, dag: Dag) -> str:
         # 3.x has file tokens too, but answers them with 404.

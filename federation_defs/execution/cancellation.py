@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from contextlib import suppress
 
 import dagster as dg
 
@@ -69,6 +70,7 @@ class CancellationWatcher:
     def _stop_dag_runs(self) -> None:
         client, log = self._context.client, self._context.log
         # One after the other: no pool starts a thread once the main one has ended.
+        stopped = []
         for target, run_id in self._launcher.stop().items():
             name = target.name
             if self._context.dags[target.dag_id].trigger.on_cancel == "leave":
@@ -82,5 +84,13 @@ class CancellationWatcher:
                 url = client.build_run_url(target.dag_id, run_id)
                 log.error(f"{error} So run {run_id} may go on: {url}")
                 continue
-            stopped = "was stopped" if run.is_finished else "is told to stop, and cleans up"
-            log.info(f"{name}: run {run_id} {stopped}: {run.state}.")
+            ending = "was stopped" if run.is_finished else "is told to stop, and cleans up"
+            log.info(f"{name}: run {run_id} {ending}: {run.state}.")
+            if not run.is_success:
+                stopped.append(run.key)
+        if stopped:
+            timing = self._context.timing
+            timing.sleep(timing.repeat_stop_s)
+        for key in stopped:
+            with suppress(AirflowError):
+                client.stop_run(*key, again=True)

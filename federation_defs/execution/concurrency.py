@@ -58,11 +58,10 @@ class ConcurrencyLimit:
         """
         with self._asking:
             asked_at = self._timing.monotonic()
-            found = self._client.fetch_active_runs_by_prefix(RUN_ID_PREFIX, _MAX_RUNS)
+            found = self._client.fetch_active_runs(_MAX_RUNS, RUN_ID_PREFIX)
             if found is None:  # there are more
                 return set()
-            active, server_time = found
-            now = server_time or self._timing.utc_now()
+            active, now = found.entries, found.server_time or self._timing.utc_now()
             # 2.x does not tell since when a run is queued.
             first_seen = {run.key: self._first_seen.get(run.key, now) for run in active}
             self._first_seen = first_seen

@@ -54,7 +54,7 @@ class Monitor:
         self._runs: dict[Target, MonitoredRun] = {}
         self._launched: list[tuple[MonitoredRun, DagRun]] = []
         self._ended: list[MonitoredRun] = []
-        threads = client.session.transport.http.max_connections
+        threads = client.max_connections
         self._calls = CallPool(threads, f"airflow-{client.instance}")
         self._next_task_list = self._timing.monotonic() + self._timing.list_tasks_s
         self._waiting: set[Target] = set()  # for a free place, and it was logged
@@ -292,7 +292,14 @@ class Monitor:
             self._give_up(run, left)
         else:
             run.is_busy = True
-            self._calls.submit(partial(self._client.stop_run, *dag_run.key), on_stopped)
+            self._calls.submit(partial(self._stop, dag_run), on_stopped)
+
+    def _stop(self, dag_run: DagRun) -> DagRun:
+        stopped = self._client.stop_run(*dag_run.key)
+        if stopped.is_success:  # it ended after the last poll
+            return stopped
+        self._timing.sleep(self._timing.repeat_stop_s)
+        return self._client.stop_run(*dag_run.key, again=True)
 
     def _handle_error(self, run: MonitoredRun, error: AirflowError) -> None:
         now = self._timing.monotonic()

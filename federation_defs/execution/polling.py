@@ -143,7 +143,8 @@ def fetch_runs(
     """
 
     def fetch_active(at_most: int) -> dict[RunKey, DagRun]:
-        return {run.key: run for run in client.fetch_active_runs(at_most) or ()}
+        active = client.fetch_active_runs(at_most)
+        return {run.key: run for run in active.entries} if active else {}
 
     def fetch(key: RunKey) -> DagRun:
         if (run := client.fetch_run(*key)) is not None:
@@ -206,6 +207,6 @@ def _fetch_by_key(
     listed = catch(fetch_list, at_most) if at_most > 0 else {}
     found = {} if isinstance(listed, AirflowError) else listed
     missing = [key for key in keys if key not in found]
-    threads = client.session.transport.http.max_connections
+    threads = client.max_connections
     fetched = run_calls([partial(catch, fetch, key) for key in missing], threads)
     return {**found, **dict(zip(missing, fetched, strict=True))}

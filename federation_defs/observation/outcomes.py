@@ -65,7 +65,7 @@ class OutcomeFetcher:
         self._client = client
         self._rules = rules
         self._timing = timing
-        self._threads = client.session.transport.http.max_connections
+        self._threads = client.max_connections
         # By fingerprint, runs whose tasks can't be fetched: since when, and why.
         self._failing: dict[bytes, tuple[float, str]] = {}
 

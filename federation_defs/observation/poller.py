@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -76,10 +77,10 @@ class Poller:
         # that is ahead of the database's.
         our_now = self.timing.utc_now()
         now = min(changed.server_time or our_now - MAX_CLOCK_SKEW, our_now)
-        if len(changed.runs) >= changed.total:
-            batch = Batch(changed.runs, now)
+        if len(changed.entries) >= changed.total:
+            batch = Batch(changed.entries, now)
         elif now - since <= max(self.overlap, _SHORT_TIME):
-            batch = Batch(self._fetch(start).runs, now)
+            batch = Batch(self._fetch(start).entries, now)
         else:
             batch = self._fetch_slice(start, now, changed.total)
         self._adapt(len(batch.runs), self.timing.monotonic() - started_at)
@@ -96,17 +97,17 @@ class Poller:
         end = start + (last_end - start) * share
         while True:
             # Many runs may have changed in one second. Then all of them are read.
-            at_most = self.max_runs if end - start > _MIN_SLICE else None
+            at_most = self.max_runs if end - start > _MIN_SLICE else sys.maxsize
             changed = self._fetch(start, end, at_most=at_most)
-            if len(changed.runs) < changed.total:
+            if len(changed.entries) < changed.total:
                 end = start + (end - start) / 2
-            elif changed.runs or end >= last_end:
+            elif changed.entries or end >= last_end:
                 break
             else:
                 start, end = end, last_end
         if end < last_end:
-            return Batch(changed.runs, end + self.overlap)
-        return Batch([*changed.runs, *self._fetch(last_end).runs], now)
+            return Batch(changed.entries, end + self.overlap)
+        return Batch([*changed.entries, *self._fetch(last_end).entries], now)
 
     def _adapt(self, count: int, elapsed_s: float) -> None:
         """Set how many runs the next poll reads, to take half of a tick at most."""

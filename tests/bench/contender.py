@@ -28,7 +28,7 @@ def build_ours(url: str) -> dict[str, Callable[[], list[Any]]]:
     a_week_ago = datetime.now(timezone.utc) - timedelta(days=7)
     return {
         "dags": client.fetch_dags,
-        "runs": lambda: client.fetch_changed_runs(a_week_ago).runs,
+        "runs": lambda: client.fetch_changed_runs(a_week_ago).entries,
         "sources": lambda: load_sources(build_airflow_instance(**declared)),
     }
 

@@ -74,7 +74,7 @@ def measure(
     end = wait_for(find_end, "load_customers has ended", **WITHIN)
 
     def find_downstream() -> DagRun | None:
-        for run in metrics.fetch_changed_runs(before).runs:
+        for run in metrics.fetch_changed_runs(before).entries:
             is_ours = run.dag_id == "customer_metrics" and run.is_finished
             if is_ours and run.start_date is not None and run.start_date > end:
                 return run

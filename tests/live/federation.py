@@ -193,7 +193,7 @@ def wait_for_state(
 
 def fetch_runs(client: AirflowClient, since: datetime, dag_ids: Collection[str]) -> list[DagRun]:
     """Return all runs of these DAGs that changed since."""
-    return [run for run in client.fetch_changed_runs(since).runs if run.dag_id in dag_ids]
+    return [run for run in client.fetch_changed_runs(since).entries if run.dag_id in dag_ids]
 
 
 def set_variable(client: AirflowClient, key: str, value: str | None) -> None:

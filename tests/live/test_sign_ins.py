@@ -80,7 +80,7 @@ def count_writes(client: AirflowClient) -> int:
     api_version = client.api_version
     path = f"{api_version.prefix}/{api_version.assets}/events"
     events = client.session.request("GET", path).json()["total_entries"]
-    return len(client.fetch_changed_runs(LONG_AGO).runs) + events
+    return len(client.fetch_changed_runs(LONG_AGO).entries) + events
 
 
 def post_asset_event(client: AirflowClient) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta, timezone
 
-from federation_defs.airflow.models import TriggerOptions
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.models import DagRun, TriggerOptions
 from federation_defs.outcome import name_task
 from tests.contract.conftest import Airflow
 from tests.contract.worlds import (
@@ -21,21 +22,24 @@ CONF = {"day": "2026-02-03", "size": 5}
 MANY = 5000
 
 
+def fetch_active(client: AirflowClient, at_most: int = MANY) -> list[DagRun]:
+    page = client.fetch_active_runs(at_most)
+    assert page is not None
+    return page.entries
+
+
 def test_a_run_that_goes_on_is_among_the_active_ones_until_it_ends(world: World) -> None:
     run, _ = start_endless_run(world)
-    active = world.client.fetch_active_runs(MANY)
-    assert active is not None
-    assert run in active
+    assert run in fetch_active(world.client)
     world.client.stop_run("endless", run.run_id)
-    active = world.client.fetch_active_runs(MANY)
-    assert run.run_id not in {run.run_id for run in active or ()}
+    assert run.run_id not in {run.run_id for run in fetch_active(world.client)}
 
 
 def test_a_queued_run_is_among_the_active_ones(world: World) -> None:
     world.set_paused(is_paused=True)
     run_id = make_run_id()
     world.client.trigger_run(world.dag_id, run_id)
-    active = {run.run_id: run.state for run in world.client.fetch_active_runs(MANY) or ()}
+    active = {run.run_id: run.state for run in fetch_active(world.client)}
     world.set_paused(is_paused=False)
     assert active[run_id] == "queued"
     wait_for_end(world, run_id)
@@ -43,18 +47,14 @@ def test_a_queued_run_is_among_the_active_ones(world: World) -> None:
 
 def test_a_run_that_is_over_is_not_among_the_active_ones(world: World) -> None:
     run = run_dag(world)
-    active = world.client.fetch_active_runs(MANY)
-    assert active is not None
-    assert run.run_id not in {run.run_id for run in active}
+    assert run.run_id not in {run.run_id for run in fetch_active(world.client)}
 
 
 def test_more_active_runs_than_the_limit_give_none(airflow: Airflow) -> None:
     airflow.database.add_dag("busy")
     for _ in range(250):
         airflow.database.start_run("busy")
-    active = airflow.client.fetch_active_runs(250)
-    assert active is not None
-    assert len({run.run_id for run in active}) == 250
+    assert len({run.run_id for run in fetch_active(airflow.client, 250)}) == 250
     before = len(airflow.server.asked)
     assert airflow.client.fetch_active_runs(249) is None
     assert len(airflow.server.asked) == before + 1
@@ -62,15 +62,14 @@ def test_more_active_runs_than_the_limit_give_none(airflow: Airflow) -> None:
 
 def test_no_active_runs_are_an_empty_list(airflow: Airflow) -> None:
     airflow.database.add_dag("idle")
-    assert airflow.client.fetch_active_runs(0) == []
+    assert fetch_active(airflow.client, 0) == []
 
 
 def test_the_active_runs_of_all_pages_are_fetched(airflow: Airflow) -> None:
     airflow.server.endpoints.page_limit = 3
     airflow.database.add_dag("busy")
     runs = [airflow.database.start_run("busy").run_id for _ in range(8)]
-    active = airflow.client.fetch_active_runs(8)
-    assert [run.run_id for run in active or ()] == runs
+    assert [run.run_id for run in fetch_active(airflow.client, 8)] == runs
 
 
 def test_a_run_is_found_by_its_logical_date(world: World) -> None:

@@ -119,7 +119,7 @@ def test_all_changed_runs_are_listed_by_a_server_with_smaller_pages(airflow: Air
     airflow.database.add_dag("load_customers")
     runs = [airflow.database.start_run("load_customers") for _ in range(25)]
     airflow.server.endpoints.page_limit = 10
-    changed = airflow.client.fetch_changed_runs(an_hour_ago()).runs
+    changed = airflow.client.fetch_changed_runs(an_hour_ago()).entries
     assert [run.run_id for run in changed] == [run.run_id for run in runs]
     assert airflow.server.count("GET", "/dags/~/dagRuns") == 3
 
@@ -132,7 +132,7 @@ def test_runs_that_change_while_the_list_is_read_push_no_others_out(airflow: Air
     end = airflow.database.finish_run
     changes = asks("GET", "/dags/~/dagRuns")
     airflow.server.fail_next(changes, lambda act: after(act, lambda: end(runs[0])))
-    changed = airflow.client.fetch_changed_runs(an_hour_ago()).runs
+    changed = airflow.client.fetch_changed_runs(an_hour_ago()).entries
     assert [run.run_id for run in changed] == [run.run_id for run in runs]
 
 
@@ -149,7 +149,7 @@ def test_runs_added_while_the_list_is_read_appear_once_or_next_time(
         runs.extend(start("load_customers").run_id for _ in range(10))
 
     airflow.server.fail_next(changes, lambda act: after(act, start_ten), times=2)
-    changed = [run.run_id for run in airflow.client.fetch_changed_runs(an_hour_ago()).runs]
+    changed = [run.run_id for run in airflow.client.fetch_changed_runs(an_hour_ago()).entries]
     assert changed == runs[: len(changed)]
     assert len(changed) >= 25
 

@@ -27,7 +27,7 @@ from tests.waiting import wait_for
 
 def fetch_own_runs(world: World, run_id: str, since: datetime) -> list[DagRun]:
     """All runs of this id among those that changed."""
-    runs = world.client.fetch_changed_runs(since).runs
+    runs = world.client.fetch_changed_runs(since).entries
     return [run for run in runs if (run.dag_id, run.run_id) == (world.dag_id, run_id)]
 
 
@@ -109,20 +109,20 @@ def test_changed_runs_are_filtered_by_state(world: World) -> None:
     run = run_dag(world)
     since = an_hour_ago()
     for states in (["success"], ["success", "failed"], ["success", "queued"]):
-        changed = world.client.fetch_changed_runs(since, states=states).runs
+        changed = world.client.fetch_changed_runs(since, states=states).entries
         assert run in changed
         assert {run.state for run in changed} <= set(states)
-    assert run not in world.client.fetch_changed_runs(since, states=["failed"]).runs
+    assert run not in world.client.fetch_changed_runs(since, states=["failed"]).entries
 
 
 def test_changed_runs_are_filtered_by_an_upper_bound(world: World) -> None:
     run = run_dag(world)
     now = world.client.fetch_changed_runs(an_hour_ago()).server_time
     assert now is not None
-    assert run in world.client.fetch_changed_runs(an_hour_ago(), now + timedelta(minutes=1)).runs
+    assert run in world.client.fetch_changed_runs(an_hour_ago(), now + timedelta(minutes=1)).entries
     assert run.start_date is not None
     before = run.start_date - timedelta(seconds=10)
-    assert run not in world.client.fetch_changed_runs(an_hour_ago(), before).runs
+    assert run not in world.client.fetch_changed_runs(an_hour_ago(), before).entries
 
 
 def test_more_changed_runs_than_asked_for_are_only_counted(airflow: Airflow) -> None:
@@ -132,10 +132,10 @@ def test_more_changed_runs_than_asked_for_are_only_counted(airflow: Airflow) -> 
     airflow.client.fetch_dag("load_customers")
     before = len(airflow.server.asked)
     changed = airflow.client.fetch_changed_runs(an_hour_ago(), at_most=249)
-    assert (changed.total, len(changed.runs)) == (250, 100)
+    assert (changed.total, len(changed.entries)) == (250, 100)
     assert len(airflow.server.asked) == before + 1
     changed = airflow.client.fetch_changed_runs(an_hour_ago(), at_most=250)
-    assert (changed.total, len(changed.runs)) == (250, 250)
+    assert (changed.total, len(changed.entries)) == (250, 250)
 
 
 def test_the_latest_finished_run_is_the_one_that_ended_last(world: World) -> None:
@@ -194,6 +194,19 @@ def test_a_run_that_is_over_is_left_as_it_is_by_a_stop(world: World) -> None:
     assert run.is_success
     assert world.client.stop_run(world.dag_id, run.run_id) == run
     assert world.client.fetch_run(world.dag_id, run.run_id) == run
+
+
+def test_a_stop_that_the_scheduler_overwrote_is_repeated(fake_world: FakeWorld) -> None:
+    """A scheduler without row locks stores what it made of the tasks while the run was stopped."""
+    run_id = make_run_id()
+    fake_world.client.trigger_run("endless", run_id)
+    fake_world.client.stop_run("endless", run_id)
+    run = fake_world.database.find_run("endless", run_id)
+    assert run is not None
+    fake_world.database.set_state(run, "success")
+    assert fake_world.client.stop_run("endless", run_id).state == "success"
+    assert fake_world.client.stop_run("endless", run_id, again=True).state == "failed"
+    assert run.state == "failed"
 
 
 def test_a_queued_run_is_stopped_before_it_starts(world: World) -> None:

@@ -145,7 +145,7 @@ def test_an_invalid_server_time_is_none(proxied: ProxiedAirflow, date: str) -> N
 
     proxied.server.fail_next(asks("GET", "/dags/~/dagRuns"), misdate)
     changed = proxied.client.fetch_changed_runs(datetime.now(timezone.utc))
-    assert (changed.runs, changed.server_time) == ([], None)
+    assert (changed.entries, changed.server_time) == ([], None)
 
 
 @pytest.mark.parametrize("status", [500, 502])

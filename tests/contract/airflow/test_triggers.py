@@ -43,7 +43,7 @@ def test_a_run_id_that_is_there_is_adopted_and_not_run_twice(world: World) -> No
     assert (second.run_id, second.logical_date) == (first.run_id, first.logical_date)
     assert wait_for_end(world, run_id).is_success
     assert world.client.trigger_run(world.dag_id, run_id).is_success
-    runs = world.client.fetch_changed_runs(since).runs
+    runs = world.client.fetch_changed_runs(since).entries
     assert [run.run_id for run in runs].count(run_id) == 1
 
 

@@ -33,7 +33,7 @@ READS: dict[str, Callable[[AirflowClient], Any]] = {
     "the import errors": lambda client: client.fetch_import_errors(),
     "a run": lambda client: client.fetch_run(*RUN),
     "some runs": lambda client: client.fetch_runs([RUN, (DAG, "none")]),
-    "what changed": lambda client: client.fetch_changed_runs(SINCE).runs,
+    "what changed": lambda client: client.fetch_changed_runs(SINCE).entries,
     "a log": read_log,
     "the assets": lambda client: client.fetch_assets(),
 }
@@ -99,7 +99,7 @@ LISTS: dict[str, tuple[str, Callable[[AirflowClient], Any]]] = {
     "DAGs": ("/dags", lambda client: [dag.dag_id for dag in client.fetch_dags()]),
     "runs": (
         "/dags/~/dagRuns",
-        lambda client: [run.run_id for run in client.fetch_changed_runs(SINCE).runs],
+        lambda client: [run.run_id for run in client.fetch_changed_runs(SINCE).entries],
     ),
     "assets": (
         "/(assets|datasets)",

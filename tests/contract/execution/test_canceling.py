@@ -54,6 +54,24 @@ def test_the_dag_run_of_a_canceled_run_is_stopped(
     assert f"{DAG}: run {run.run_id} was stopped: failed." in executed.log
 
 
+def test_a_dag_run_whose_stop_the_scheduler_overwrites_is_stopped_again(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow.database.add_dag(DAG, polls=math.inf)
+    cancel_at(airflow, instance)
+
+    def overwrite(act: Act) -> Response:
+        response = act()
+        airflow.database.set_state(airflow.database.runs[0], "success")
+        return response
+
+    airflow.server.fail_next(asks("PATCH", RUN), overwrite)
+    executed = materialize(airflow.client, [DAG], instance)
+    assert executed.status is CANCELED
+    assert airflow.database.runs[0].state == "failed"
+    assert airflow.server.count("PATCH", ".*") == 2
+
+
 def test_all_that_a_canceled_run_started_is_stopped(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:

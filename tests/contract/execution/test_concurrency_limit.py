@@ -385,10 +385,10 @@ def test_an_airflow_real_or_not_tells_which_runs_are_ours(world: World) -> None:
     for run_id in (own, other):
         client.trigger_run("endless", run_id)
     try:
-        found = client.fetch_active_runs_by_prefix("dagster__", 1000)
+        found = client.fetch_active_runs(1000, "dagster__")
         assert found is not None
-        assert [run.run_id for run in found[0]] == [own]
-        assert found[1] is not None
+        assert [run.run_id for run in found.entries] == [own]
+        assert found.server_time is not None
         assert ConcurrencyLimit(client, {}, 1, Timing()).reserve([wanted]) == set()
     finally:
         for run_id in (own, other):

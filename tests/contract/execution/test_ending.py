@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from werkzeug import Response
 
 from federation_defs.naming import build_asset_key
 from tests.contract.conftest import Airflow
@@ -14,7 +15,7 @@ from tests.contract.execution.executing import TIMEOUT, materialize, meanwhile, 
 from tests.contract.execution.interrupting import before_acting
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.database import RunRow
-from tests.contract.fakes.faults import answer
+from tests.contract.fakes.faults import Act, answer
 from tests.contract.observation.daemon import Daemon
 from tests.waiting import wait_for
 
@@ -35,6 +36,23 @@ def test_a_run_past_its_timeout_is_stopped_with_on_timeout_cancel(
     assert failure.startswith(f"Airflow 'metrics' still has run '{run.run_id}' of DAG '{DAG}' ")
     url = airflow.client.build_run_url(DAG, run.run_id)
     assert failure.endswith(f"which is its `trigger.timeout`. It was stopped: {url}")
+
+
+def test_a_stop_that_the_scheduler_overwrites_is_repeated(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+
+    def overwrite(act: Act) -> Response:
+        response = act()
+        airflow_v2.database.set_state(airflow_v2.database.runs[0], "success")
+        return response
+
+    airflow_v2.server.fail_next(asks("PATCH", RUN), overwrite)
+    executed = materialize(airflow_v2.client, {DAG: CANCEL}, instance)
+    assert airflow_v2.database.runs[0].state == "failed"
+    assert executed.materialized == []
+    assert "It was stopped" in (executed.failure or "")
 
 
 def test_a_run_that_succeeds_just_before_it_is_stopped_is_a_success(
