@@ -124,12 +124,14 @@ class Transport:
                     raise
             else:
                 retry_after_s = read_retry_after(response) or 0.0
-                is_retried = response.status_code in _RETRIED_STATUSES
-                if attempt == attempts or not is_retried or retry_after_s > MAX_RETRY_AFTER_S:
+                is_busy = response.status_code in _RETRIED_STATUSES
+                if not is_busy or retry_after_s > MAX_RETRY_AFTER_S:
                     return response
-                if retry_after_s:
-                    self._rate_limiter.pause(retry_after_s)  # for all threads
+                if retry_after_s:  # for all threads, and also if this request is not repeated
+                    self._rate_limiter.pause(retry_after_s)
                     pause_s = max(pause_s, retry_after_s)
+                if attempt == attempts:
+                    return response
             self.timing.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 

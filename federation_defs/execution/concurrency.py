@@ -59,7 +59,7 @@ class ConcurrencyLimit:
         with self._asking:
             asked_at = self._timing.monotonic()
             found = self._client.fetch_active_runs(_MAX_RUNS, RUN_ID_PREFIX)
-            if found is None:  # there are more
+            if found is None or found.has_shrunk:  # there are more, or some may be missing
                 return set()
             active, now = found.entries, found.server_time or self._timing.utc_now()
             # 2.x does not tell since when a run is queued.
@@ -82,13 +82,18 @@ class ConcurrencyLimit:
                 self._reserved |= dict.fromkeys(launchable, math.inf)
             return admitted.union(launchable)
 
-    def settle(self, key: RunKey, run: DagRun) -> None:
-        """Turn a reservation into the run that was launched, which Airflow's list has soon."""
+    def settle(self, key: RunKey, run: DagRun, *, is_detached: bool) -> None:
+        """Turn a reservation into the run that was launched, which Airflow's list has soon.
+
+        A run with an id of somebody else's, which was cleared or adopted, is never counted there.
+        It counts here until it is released; if it is detached, only for a moment.
+        """
+        is_listed = is_detached or run.run_id.startswith(RUN_ID_PREFIX)
+        visible_at = self._timing.monotonic() + self._timing.launch_visible_s
         with self._lock:
             self._reserved.pop(key, None)
-            if not run.is_finished and run.run_id.startswith(RUN_ID_PREFIX):
-                visible_at = self._timing.monotonic() + self._timing.launch_visible_s
-                self._reserved[run.key] = visible_at
+            if not run.is_finished:
+                self._reserved[run.key] = visible_at if is_listed else math.inf
 
     def release(self, *keys: RunKey) -> None:
         """Drop the reservations of runs that were not launched, or ended."""

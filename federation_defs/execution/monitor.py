@@ -57,6 +57,7 @@ class Monitor:
         threads = client.max_connections
         self._calls = CallPool(threads, f"airflow-{client.instance}")
         self._next_task_list = self._timing.monotonic() + self._timing.list_tasks_s
+        self._is_closed = False
         self._waiting: set[Target] = set()  # for a free place, and it was logged
         self._problems: dict[tuple[type, Target | None], float] = {}
 
@@ -89,6 +90,7 @@ class Monitor:
 
     def close(self) -> None:
         """End all monitoring. DAG runs go on."""
+        self._is_closed = True
         for run in self._runs.values():
             self._release(run)
         self._calls.close()
@@ -131,12 +133,18 @@ class Monitor:
         due = [run for run in self._runs.values() if run.dag_run is None and now >= run.next_poll]
         if self._limit and not self._is_reserving() and not all(run.is_admitted for run in due):
             waiting = [run for run in self._runs.values() if not run.is_admitted]
-            reserve = partial(self._limit.reserve, [run.first_key for run in waiting])
+            reserve = partial(self._reserve, self._limit, [run.first_key for run in waiting])
             self._submit(reserve, partial(self._on_reserved, waiting), *waiting)
         for run in due:
             if run.is_admitted and not run.is_busy:
                 launch = partial(self._launcher.launch, run.target, run.note)
                 self._submit(launch, partial(self._on_launched, run), run)
+
+    def _reserve(self, limit: ConcurrencyLimit, keys: list[RunKey]) -> set[RunKey]:
+        reserved = limit.reserve(keys)
+        if self._is_closed:  # nobody launches them any more
+            limit.release(*reserved)
+        return reserved
 
     def _on_reserved(self, waiting: list[MonitoredRun], reserved: set[RunKey]) -> None:
         now, policy = self._timing.monotonic(), self._timing.ask_for_slot
@@ -169,7 +177,8 @@ class Monitor:
 
     def _on_launched(self, run: MonitoredRun, dag_run: DagRun) -> None:
         if self._limit is not None:
-            self._limit.settle(run.first_key, dag_run)
+            is_detached = not run.trigger.wait
+            self._limit.settle(run.first_key, dag_run, is_detached=is_detached)
         self._launched.append((run, dag_run))
         self._update(run, dag_run)
         if not run.trigger.wait:
@@ -311,7 +320,8 @@ class Monitor:
         if now - self._problems.get(problem, -math.inf) >= self._timing.log_again_s:
             self._problems[problem] = now
             self._log.warning(f"{error} Waiting on.")
-        run.plan_poll(self._timing.unexpected_answer, now)
+        timing = self._timing
+        run.plan_poll(timing.unexpected_answer if run.is_admitted else timing.ask_for_slot, now)
 
     def _give_up(self, run: MonitoredRun, error: AirflowError) -> None:
         run.error = error

@@ -103,7 +103,8 @@ class MonitoredRun:
 
         An unreachable instance is waited for until the deadline. Unexpected answers, a missing
         credential and failing triggers end the wait after `timing.unexpected_answer`, and at once
-        if they refuse a trigger. What only a person can change ends it at once.
+        if they refuse a trigger. What only a person can change ends it at once. While the run
+        waits for a free place there is no deadline, and no trigger to be refused.
         """
         if isinstance(error, _FINAL_ERRORS):
             return error
@@ -115,12 +116,13 @@ class MonitoredRun:
             self.unreachable_since = now
         elif now - self.unreachable_since > timing.forgive_after_s:
             self.failing_since = None
-        if self.dag_run is None and not isinstance(error, _RETRIED_AT_LAUNCH):
+        is_launching = self.dag_run is None and self.is_admitted
+        if is_launching and not isinstance(error, _RETRIED_AT_LAUNCH):
             return error
         failing_s = 0.0 if self.failing_since is None else now - self.failing_since
         if not is_unreachable and timing.unexpected_answer.is_over(failing_s):
             return error
-        if now < self.deadline:
+        if now < self.deadline or not self.is_admitted:
             return None
         if self.dag_run is None or not self.is_active:
             return error

@@ -80,8 +80,9 @@ def build_observation_sensor(
 class Backoff:
     """Pauses polls after errors: not after the first, then longer and longer."""
 
-    def __init__(self, timing: Timing) -> None:
+    def __init__(self, timing: Timing, interval_s: float) -> None:
         self._timing = timing
+        self._interval_s = interval_s
         self.record_success()
 
     def record_success(self) -> None:
@@ -92,6 +93,7 @@ class Backoff:
         is_unreachable = isinstance(error, UnreachableError)
         policy = timing.poll_unreachable if is_unreachable else timing.poll_refused
         if self._errors:
+            policy = replace(policy, first_s=max(policy.first_s, self._interval_s))
             self._paused_until = timing.monotonic() + policy.pause_s(self._errors)
         else:
             self._since = timing.utc_now()
@@ -122,7 +124,7 @@ class _Observer:
         overlap = timedelta(seconds=self.observe.overlap)
         self._poller = Poller(self.client, self.rules, overlap, self.limits.runs, self.timing)
         self._outcomes = OutcomeFetcher(self.client, self.rules, self.timing)
-        self._backoff = Backoff(self.timing)
+        self._backoff = Backoff(self.timing, self.observe.interval)
         self._lock = threading.Lock()
         # What the last tick returned and for which cursor. Dagster saves the new cursor after it
         # has stored the events.

@@ -196,6 +196,21 @@ def test_a_server_that_asks_for_a_pause_gets_it(
     assert fetch_after(proxied, status, headers) == pytest.approx(asked_s, abs=0.1)
 
 
+def test_a_pause_that_the_answer_to_a_clear_asks_for_holds_for_the_next_request(
+    proxied: ProxiedAirflow,
+) -> None:
+    clock = FakeClock()
+    auth = SIGN_INS[proxied.server.api]
+    client = declare_client(proxied.proxy.url, auth, clock.timing, http=LONG_TIMEOUTS)
+    client.fetch_version()
+    proxied.server.fail_next(asks("POST", ".*/clear"), answer(429, {}, {"Retry-After": "7"}))
+    with pytest.raises(UnreachableError, match="429"):
+        client.clear_run("load_customers", "any")
+    assert max(clock.sleeps_s, default=0) < 7
+    client.fetch_dags()
+    assert max(clock.sleeps_s) == pytest.approx(7, abs=0.5)
+
+
 @pytest.mark.parametrize(
     "said",
     ["3600", "9" * 400, format_datetime(SOON, usegmt=True)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,29 +23,32 @@ from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import (
     FAST,
     Attempts,
+    fail_after,
     materialize,
     meanwhile,
     wait_for_log,
 )
 from tests.contract.execution.interrupting import before_acting, cancel
-from tests.contract.fakes.airflow import asks
+from tests.contract.execution.partitioned import DAG, at, declare, of_range
+from tests.contract.fakes.airflow import Predicate, asks
 from tests.contract.fakes.database import RunRow
-from tests.contract.fakes.faults import Act, answer
+from tests.contract.fakes.faults import Act, Fault, answer
 from tests.contract.worlds import World, make_run_id
 from tests.waiting import wait_for
 
 POST = asks("POST", "/dags/[^/]+/dagRuns")
 LIST = "/dags/~/dagRuns"
 FIVE = [f"dag_{number}" for number in range(5)]
+DAYS = [f"2025-02-0{day}" for day in range(3, 8)]
 
 
 class Counting:
-    """Counts the active runs of ours whenever one more is triggered."""
+    """Counts the active runs whenever one more is triggered, or another request is answered."""
 
-    def __init__(self, airflow: Airflow) -> None:
+    def __init__(self, airflow: Airflow, request: Predicate = POST) -> None:
         self.most = 0
         self._database = airflow.database
-        airflow.server.fail_next(POST, self, times=99)
+        airflow.server.fail_next(request, self, times=99)
 
     def __call__(self, act: Act) -> Response:
         response = act()
@@ -284,15 +288,66 @@ def test_nothing_is_launched_while_the_active_runs_can_not_be_read(
     assert executed.materialized == FIVE[:1]
 
 
-def test_a_missing_permission_to_list_runs_is_an_error(
+FORBIDDEN = answer(403, {"detail": "Forbidden"})
+
+
+def test_a_missing_permission_to_list_runs_ends_the_wait_for_a_place(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     add_dags(airflow_v2, FIVE[:1])
-    forbidden = answer(403, {"detail": "Forbidden"})
-    airflow_v2.server.fail_next(asks("GET", LIST), forbidden)
-    executed = materialize(airflow_v2.client, FIVE[:1], instance, max_active_runs=1)
+    airflow_v2.server.fail_next(asks("GET", LIST), FORBIDDEN, times=10_000)
+    executed = materialize(
+        airflow_v2.client, FIVE[:1], instance, max_active_runs=1, timing=fail_after(0.2)
+    )
     assert "forbids GET /api/v2/dags/~/dagRuns" in (executed.failure or "")
     assert airflow_v2.database.runs == []
+
+
+@pytest.mark.parametrize("fault", [FORBIDDEN, answer(401, {}), answer(200, "<html>a page</html>")])
+def test_an_odd_answer_while_runs_wait_for_a_place_ends_none_of_them(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, fault: Fault
+) -> None:
+    add_dags(airflow_v2, FIVE)
+    airflow_v2.server.fail_next(asks("GET", LIST), fault, times=2)
+    assert materialize(airflow_v2.client, FIVE, instance, max_active_runs=2).success
+    assert len(airflow_v2.database.runs) == 5
+
+
+def test_an_outage_longer_than_the_time_out_does_not_end_the_wait_for_a_place(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    add_dags(airflow_v2, FIVE[:1])
+    declared = {dag_id: {"trigger": {"timeout": "1s"}} for dag_id in FIVE[:1]}
+    began = time.monotonic()
+
+    def is_away(act: Act) -> Response | None:
+        return answer(503, "away")(act) if time.monotonic() - began < 1.5 else act()
+
+    airflow_v2.server.fail_next(asks("GET", LIST), is_away, times=10_000)
+    assert materialize(airflow_v2.client, declared, instance, max_active_runs=1).success
+
+
+def test_dates_that_ran_by_a_schedule_are_cleared_no_more_than_the_limit_at_a_time(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    dag = airflow_v2.database.add_dag(DAG, polls=3)
+    for day in DAYS:
+        interval = (at(day), at(day) + timedelta(days=1))
+        columns: dict[str, Any] = {"run_type": "scheduled", "data_interval": interval}
+        run = airflow_v2.database.start_run(
+            dag.dag_id, f"scheduled__{day}", logical_date=at(day), **columns
+        )
+        airflow_v2.database.finish_run(run)
+    counting = Counting(airflow_v2, asks("POST", f"/dags/{DAG}/dagRuns/[^/]+/clear"))
+    executed = materialize(
+        airflow_v2.client,
+        {DAG: declare()},
+        instance,
+        tags=of_range(DAYS[0], DAYS[-1]),
+        max_active_runs=2,
+    )
+    assert executed.success
+    assert counting.most == 2
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -347,7 +402,7 @@ def test_a_process_counts_what_it_launched_before_airflow_lists_it(airflow: Airf
     assert limit.reserve([first, second, third]) == {first, second}
     assert limit.reserve([third]) == set()
     run = airflow.client.trigger_run(*first)
-    limit.settle(first, run)
+    limit.settle(first, run, is_detached=False)
     airflow.database.delete_run(airflow.database.runs[0])  # as if it were not listed yet
     moment[0] = 4.9
     assert limit.reserve([third]) == set()
