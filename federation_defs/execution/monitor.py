@@ -208,7 +208,7 @@ class Monitor:
             call = partial(self._poll, keys, dag_ids)
             self._submit(call, partial(self._on_polled, active), *active)
         if active and now >= self._next_task_list:
-            self._next_task_list = now + self._timing.list_tasks_s
+            self._next_task_list = math.inf  # one list at a time: answers may overtake each other
             fetch = partial(self._client.fetch_running_tasks, _MAX_RUNNING_TASKS)
             self._calls.submit(fetch, self._on_tasks_listed)
 
@@ -252,6 +252,7 @@ class Monitor:
     def _on_tasks_listed(
         self, answer: dict[RunKey, list[TaskInstance]] | AirflowError | None
     ) -> None:
+        self._next_task_list = self._timing.monotonic() + self._timing.list_tasks_s
         if not isinstance(answer, dict):  # too many, or not to be read: this is only for the log
             return
         for run in [run for run in self._runs.values() if run.is_active]:

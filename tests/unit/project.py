@@ -9,6 +9,10 @@ from typing import Any
 
 import dagster as dg
 import yaml
+from dagster._core.definitions.definitions_load_context import (
+    DefinitionsLoadContext,
+    DefinitionsLoadType,
+)
 from dagster.components.utils.project_paths import get_local_state_path
 
 from federation_defs import load_federation
@@ -60,6 +64,9 @@ class Project:
         write_snapshot(build_snapshot(*dag_ids), path)
 
     def load_asset_keys(self) -> set[dg.AssetKey]:
+        # A run that another test executed in this process has left its own context (dagster 1.13).
+        context = DefinitionsLoadContext(DefinitionsLoadType.INITIALIZATION)
+        DefinitionsLoadContext.set(context)
         graph = load_federation(self.path).resolve_asset_graph()
         return set(graph.get_all_asset_keys())
 
