@@ -5,8 +5,10 @@
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
 RUN := $(UV) run --frozen
 LATENCY_RUNS ?= 7
+AIRFLOWS_ONLY := "-m 'real_airflows and not dagster_dev and not soak' tests/contract tests/live"
+WITH_DAGSTER := "-m 'dagster_dev and not soak' tests/live"
 # Keep the output of each target together, if this make can.
-AT_ONCE := --no-print-directory --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
+AT_ONCE := --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -62,9 +64,9 @@ format: install ## let ruff fix what it can
 	@$(RUN) ruff check --fix .
 	@$(RUN) ruff format .
 
-# The three parts wait for different things, so they run at the same time.
-test: install-tests ## all tests but those of `soak`: unit, contract, live
-	@$(MAKE) $(AT_ONCE) quick real-airflows dagster-dev
+# The parts wait for different things, so they run at the same time.
+test: install ## all tests but those of `soak`: unit, contract, live
+	@$(MAKE) $(AT_ONCE) quick real-airflows
 
 unit: install ## the tests without sockets
 	@$(RUN) pytest tests/unit
@@ -78,11 +80,11 @@ live: install-tests ## the tests over real Airflows, with and without a real dag
 quick: install ## the tests that need no real Airflow
 	@$(RUN) pytest -q -n 2 -m "not real_airflows and not soak" tests/unit tests/contract
 
-real-airflows: install-tests ## the tests that need real Airflows, but not the session's Dagster
-	@$(RUN) pytest -q --durations 10 -m "real_airflows and not dagster_dev and not soak" tests/contract tests/live
+real-airflows: install ## the tests that need real Airflows, with and without a real dagster dev
+	@$(RUN) python -m tests.with_airflows $(AIRFLOWS_ONLY) $(WITH_DAGSTER)
 
-dagster-dev: install-tests ## the tests that need real Airflows and a real dagster dev
-	@$(RUN) pytest -q --durations 10 -m "dagster_dev and not soak" tests/live
+dagster-dev: install ## the tests that need real Airflows and a real dagster dev
+	@$(RUN) python -m tests.with_airflows $(WITH_DAGSTER)
 
 install: $(UV) .env ## the project's environment, and one per Airflow of the demo
 	@$(UV) sync --frozen --quiet
