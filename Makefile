@@ -4,6 +4,8 @@
 # Set ports and passwords as in `make demo WAREHOUSE_PORT=9081`; .env has their names.
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
 RUN := $(UV) run --frozen
+# Without bytecode, every process that starts compiles all that it imports.
+SYNC := $(UV) sync --frozen --quiet --compile-bytecode
 LATENCY_RUNS ?= 7
 AIRFLOWS_ONLY := "-m 'real_airflows and not dagster_dev and not soak' tests/contract tests/live"
 WITH_DAGSTER := "-m 'dagster_dev and not soak' tests/live"
@@ -87,12 +89,12 @@ dagster-dev: install ## the tests that need real Airflows and a real dagster dev
 	@$(RUN) python -m tests.with_airflows $(WITH_DAGSTER)
 
 install: $(UV) .env ## the project's environment, and one per Airflow of the demo
-	@$(UV) sync --frozen --quiet
-	@$(UV) sync --frozen --quiet --project airflow_instances/warehouse
-	@$(UV) sync --frozen --quiet --project airflow_instances/metrics
+	@$(SYNC)
+	@$(SYNC) --project airflow_instances/warehouse
+	@$(SYNC) --project airflow_instances/metrics
 
 install-tests: install ## also an Airflow 3 with the auth manager of Airflow 2
-	@UV_PROJECT_ENVIRONMENT=.venv-fab $(UV) sync --frozen --quiet --group fab --project airflow_instances/metrics
+	@UV_PROJECT_ENVIRONMENT=.venv-fab $(SYNC) --group fab --project airflow_instances/metrics
 
 .env:
 	@cp .env.example .env
