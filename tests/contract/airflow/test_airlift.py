@@ -9,7 +9,6 @@ import dagster as dg
 import pytest
 from dagster_airlift.core import (
     AirflowInstance,
-    build_airflow_polling_sensor,
     build_defs_from_airflow_instance,
     load_airflow_dag_asset_specs,
 )
@@ -54,22 +53,12 @@ def test_specs_are_loaded_with_the_source_of_the_dags(
     assert f"def {real_world.dag_id}" in str(spec.metadata["Source Code"])
 
 
-def test_the_polling_sensor_reports_a_run(
-    airlift: ClientInstance, real_world: RealWorld, instance: dg.DagsterInstance
-) -> None:
-    specs = load_airflow_dag_asset_specs(
-        airlift, dag_selector_fn=lambda dag: dag.dag_id == real_world.dag_id
-    )
-    sensor = build_airflow_polling_sensor(mapped_assets=specs, airflow_instance=airlift)
-    run = run_dag(real_world)
-    reported = tick(sensor, dg.Definitions(assets=specs, sensors=[sensor]), instance)
-    assert (dg.AssetKey([airlift.name, "dag", real_world.dag_id]), run.run_id) in reported
-
-
 def test_whole_definitions_are_built_and_their_sensor_reports_a_run(
     airlift: ClientInstance, real_world: RealWorld, instance: dg.DagsterInstance
 ) -> None:
-    defs = build_defs_from_airflow_instance(airflow_instance=airlift)
+    defs = build_defs_from_airflow_instance(
+        airflow_instance=airlift, dag_selector_fn=lambda dag: dag.dag_id == real_world.dag_id
+    )
     run = run_dag(real_world)
     (sensor,) = list(defs.sensors or ())
     assert isinstance(sensor, dg.SensorDefinition)
