@@ -7,6 +7,12 @@ RUN := $(UV) run --frozen
 # Without bytecode, every process that starts compiles all that it imports.
 SYNC := $(UV) sync --frozen --quiet --compile-bytecode
 LATENCY_RUNS ?= 7
+# How much `make soak` does. Raise them for a longer one: make soak CHAOS_ROUNDS=20.
+HISTORIES ?= 500
+BURST_RUNS ?= 500
+BURST_ROUNDS ?= 3
+CHAOS_ROUNDS ?= 8
+CHAOS_BURST ?= 25
 AIRFLOWS_ONLY := "-m 'real_airflows and not dagster_dev and not soak' tests/contract tests/live"
 WITH_DAGSTER := "-m 'dagster_dev and not soak' tests/live"
 # Keep the output of each target together, if this make can.
@@ -36,14 +42,15 @@ bench-execute: install ## waiting for 50 DAGs, ours and dagster-airlift's tutori
 bench-latency: install ## the time of a dependency, ours and dagster-airlift's tutorial, 25 minutes
 	@$(RUN) python -m tests.bench.federating
 
-soak: install-tests ## the long tests: histories, bursts, kills, sign-ins, benchmarks; two hours
-	@HISTORIES=2000 $(RUN) pytest -q -s tests/contract/observation/test_observation_histories.py
-	@BURST_RUNS=1000 BURST_ROUNDS=5 CHAOS_ROUNDS=20 CHAOS_BURST=25 $(RUN) pytest -q -s -m dagster_dev tests/live
-	@CHAOS_ROUNDS=20 $(RUN) pytest -q -s -m "" tests/live/test_airflow_restarts.py
+soak: install-tests ## the long tests: histories, bursts, kills, sign-ins, benchmarks; an hour
+	@HISTORIES=$(HISTORIES) $(RUN) pytest -q -s tests/contract/observation/test_observation_histories.py
+	@BURST_RUNS=$(BURST_RUNS) BURST_ROUNDS=$(BURST_ROUNDS) CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_BURST=$(CHAOS_BURST) \
+		$(RUN) pytest -q -s -m dagster_dev tests/live
+	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(RUN) pytest -q -s -m "" tests/live/test_airflow_restarts.py
 	@$(RUN) pytest -q -s -m soak --ignore tests/live/test_airflow_restarts.py
 	@echo
-	@echo "The soak has passed: 2000 histories; 5 bursts of 1000 runs and 20 rounds of kills, cancels and"
-	@echo "triggers with Dagster; Airflow restarts; sign-ins to 7 setups of Airflow; 3 benchmarks."
+	@echo "The soak has passed: $(HISTORIES) histories; $(BURST_ROUNDS) bursts of $(BURST_RUNS) runs and $(CHAOS_ROUNDS) rounds of kills,"
+	@echo "cancels and triggers with Dagster; Airflow restarts; sign-ins to 7 setups of Airflow; 3 benchmarks."
 
 screenshot: install ## the README's picture, of the running demo
 	@$(RUN) python docs/screenshot.py
