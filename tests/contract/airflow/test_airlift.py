@@ -87,19 +87,19 @@ def test_the_tasks_of_a_run_have_their_logs(airlift: ClientInstance, real_world:
     assert airlift.get_task_info(dag_id=real_world.dag_id, task_id=task_ids[0]) in infos
     tasks = airlift.get_task_instance_batch(real_world.dag_id, task_ids, run.run_id, ["success"])
     assert {task.task_id for task in tasks} == set(task_ids)
-    (first,) = [task for task in tasks if task.task_id == task_ids[0]]
-    assert airlift.get_task_instance(real_world.dag_id, first.task_id, run.run_id) == first
+    (load,) = [task for task in tasks if task.task_id == "load"]
+    assert airlift.get_task_instance(real_world.dag_id, load.task_id, run.run_id) == load
     hour = timedelta(hours=1)
     now = datetime.now(timezone.utc)
     dag_ids = [real_world.dag_id]
     recent = airlift.get_task_instance_batch_time_range(
         dag_ids, ["success"], now - hour, now + hour
     )
-    assert first in recent
+    assert load in recent
     log = airlift.get_task_instance_logs(
-        real_world.dag_id, first.task_id, run.run_id, first.try_number
+        real_world.dag_id, load.task_id, run.run_id, load.try_number
     )
-    assert first.task_id in log
+    assert load.task_id in log
 
 
 def test_a_paused_dag_is_unpaused(airlift: ClientInstance, real_world: RealWorld) -> None:
