@@ -128,6 +128,7 @@ def _build_env(home: Path) -> dict[str, str]:
     return {
         "DEMO_HOME": str(home),
         "DEMO_DAGS": str(ROOT / "tests" / "contract" / "dags"),
+        "DEMO_SCHEDULER_IDLE_S": "0.3",
         **{f"{name}_PORT": port for name, port in ports.items()},
         **urls,
         **accounts,
