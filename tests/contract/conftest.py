@@ -89,17 +89,30 @@ def read_revisions_once() -> Iterator[None]:
 def empty_dagster(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of an empty Dagster instance. Creating them takes longer than most tests."""
     folder = tmp_path_factory.mktemp("dagster")
-    with dg.DagsterInstance.local_temp(str(folder)) as instance:
+    with open_dagster(folder) as instance:
         instance.get_runs()
         instance.fetch_materializations(dg.AssetKey("any"), limit=1)
     return folder
+
+
+def open_dagster(folder: Path) -> dg.DagsterInstance:
+    """Open a Dagster instance that keeps the events of all runs in one file.
+
+    The default is a file for each run. Creating it takes longer than all else in most runs.
+    """
+    storage = {
+        "module": "dagster._core.storage.event_log",
+        "class": "ConsolidatedSqliteEventLogStorage",
+        "config": {"base_dir": str(folder)},
+    }
+    return dg.DagsterInstance.local_temp(str(folder), overrides={"event_log_storage": storage})
 
 
 @pytest.fixture
 def instance(empty_dagster: Path, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     """An empty Dagster instance in files, since threads deadlock on one in memory."""
     folder = shutil.copytree(empty_dagster, tmp_path / "dagster")
-    with dg.DagsterInstance.local_temp(str(folder)) as instance:
+    with open_dagster(folder) as instance:
         yield instance
 
 
