@@ -4,9 +4,19 @@
 # Set ports and passwords as in `make demo WAREHOUSE_PORT=9081`; .env has their names.
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
 RUN := $(UV) run --frozen
+# Without bytecode, every process that starts compiles all that it imports.
+SYNC := $(UV) sync --frozen --quiet --compile-bytecode
 LATENCY_RUNS ?= 7
+# How much `make soak` does. Raise them for a longer one: make soak CHAOS_ROUNDS=20.
+HISTORIES ?= 500
+BURST_RUNS ?= 500
+BURST_ROUNDS ?= 3
+CHAOS_ROUNDS ?= 8
+CHAOS_BURST ?= 25
+AIRFLOWS_ONLY := "-m 'real_airflows and not dagster_dev and not soak' tests/contract tests/live"
+WITH_DAGSTER := "-m 'dagster_dev and not soak' tests/live"
 # Keep the output of each target together, if this make can.
-AT_ONCE := --no-print-directory --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
+AT_ONCE := --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -32,14 +42,15 @@ bench-execute: install ## waiting for 50 DAGs, ours and dagster-airlift's tutori
 bench-latency: install ## the time of a dependency, ours and dagster-airlift's tutorial, 25 minutes
 	@$(RUN) python -m tests.bench.federating
 
-soak: install-tests ## the long tests: histories, bursts, kills, sign-ins, benchmarks; two hours
-	@HISTORIES=2000 $(RUN) pytest -q -s tests/contract/observation/test_observation_histories.py
-	@BURST_RUNS=1000 BURST_ROUNDS=5 CHAOS_ROUNDS=20 CHAOS_BURST=25 $(RUN) pytest -q -s -m dagster_dev tests/live
-	@CHAOS_ROUNDS=20 $(RUN) pytest -q -s -m "" tests/live/test_airflow_restarts.py
+soak: install-tests ## the long tests: histories, bursts, kills, sign-ins, benchmarks; an hour
+	@HISTORIES=$(HISTORIES) $(RUN) pytest -q -s tests/contract/observation/test_observation_histories.py
+	@BURST_RUNS=$(BURST_RUNS) BURST_ROUNDS=$(BURST_ROUNDS) CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_BURST=$(CHAOS_BURST) \
+		$(RUN) pytest -q -s -m dagster_dev tests/live
+	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(RUN) pytest -q -s -m "" tests/live/test_airflow_restarts.py
 	@$(RUN) pytest -q -s -m soak --ignore tests/live/test_airflow_restarts.py
 	@echo
-	@echo "The soak has passed: 2000 histories; 5 bursts of 1000 runs and 20 rounds of kills, cancels and"
-	@echo "triggers with Dagster; Airflow restarts; sign-ins to 7 setups of Airflow; 3 benchmarks."
+	@echo "The soak has passed: $(HISTORIES) histories; $(BURST_ROUNDS) bursts of $(BURST_RUNS) runs and $(CHAOS_ROUNDS) rounds of kills,"
+	@echo "cancels and triggers with Dagster; Airflow restarts; sign-ins to 7 setups of Airflow; 3 benchmarks."
 
 screenshot: install ## the README's picture, of the running demo
 	@$(RUN) python docs/screenshot.py
@@ -62,9 +73,9 @@ format: install ## let ruff fix what it can
 	@$(RUN) ruff check --fix .
 	@$(RUN) ruff format .
 
-# The three parts wait for different things, so they run at the same time.
-test: install-tests ## all tests but those of `soak`: unit, contract, live
-	@$(MAKE) $(AT_ONCE) quick real-airflows dagster-dev
+# The parts wait for different things, so they run at the same time.
+test: install ## all tests but those of `soak`: unit, contract, live
+	@$(MAKE) $(AT_ONCE) quick real-airflows
 
 unit: install ## the tests without sockets
 	@$(RUN) pytest tests/unit
@@ -78,19 +89,19 @@ live: install-tests ## the tests over real Airflows, with and without a real dag
 quick: install ## the tests that need no real Airflow
 	@$(RUN) pytest -q -n 2 -m "not real_airflows and not soak" tests/unit tests/contract
 
-real-airflows: install-tests ## the tests that need real Airflows, but not the session's Dagster
-	@$(RUN) pytest -q --durations 10 -m "real_airflows and not dagster_dev and not soak" tests/contract tests/live
+real-airflows: install ## the tests that need real Airflows, with and without a real dagster dev
+	@$(RUN) python -m tests.with_airflows $(AIRFLOWS_ONLY) $(WITH_DAGSTER)
 
-dagster-dev: install-tests ## the tests that need real Airflows and a real dagster dev
-	@$(RUN) pytest -q --durations 10 -m "dagster_dev and not soak" tests/live
+dagster-dev: install ## the tests that need real Airflows and a real dagster dev
+	@$(RUN) python -m tests.with_airflows $(WITH_DAGSTER)
 
 install: $(UV) .env ## the project's environment, and one per Airflow of the demo
-	@$(UV) sync --frozen --quiet
-	@$(UV) sync --frozen --quiet --project airflow_instances/warehouse
-	@$(UV) sync --frozen --quiet --project airflow_instances/metrics
+	@$(SYNC)
+	@$(SYNC) --project airflow_instances/warehouse
+	@$(SYNC) --project airflow_instances/metrics
 
 install-tests: install ## also an Airflow 3 with the auth manager of Airflow 2
-	@UV_PROJECT_ENVIRONMENT=.venv-fab $(UV) sync --frozen --quiet --group fab --project airflow_instances/metrics
+	@UV_PROJECT_ENVIRONMENT=.venv-fab $(SYNC) --group fab --project airflow_instances/metrics
 
 .env:
 	@cp .env.example .env

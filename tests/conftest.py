@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +22,7 @@ from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
 SIGN_INS = {"warehouse": "basic", "metrics": "password"}
+STARTED_AIRFLOWS = "STARTED_AIRFLOWS"  # set by with_airflows.py
 
 
 def pytest_configure() -> None:
@@ -48,6 +52,10 @@ class Airflows:
 
     lake: Path
     env: dict[str, str]
+
+    def export(self) -> dict[str, str]:
+        """Return the environment variable by which other processes of tests find these Airflows."""
+        return {STARTED_AIRFLOWS: json.dumps(asdict(self), default=str)}
 
     @property
     def warehouse(self) -> AirflowClient:
@@ -80,7 +88,18 @@ class Airflows:
 
 @pytest.fixture(scope="session")
 def airflows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflows]:
-    home = tmp_path_factory.mktemp("demo")
+    """The Airflows that run already, or two that run as long as the session."""
+    if exported := os.environ.get(STARTED_AIRFLOWS):
+        found = json.loads(exported)
+        yield Airflows(Path(found["lake"]), found["env"])
+        return
+    with start_airflows(tmp_path_factory.mktemp("demo")) as airflows:
+        yield airflows
+
+
+@contextmanager
+def start_airflows(home: Path) -> Iterator[Airflows]:
+    """Run the demo's Airflows on free ports, with all their files in this folder."""
     env = _build_env(home)
     command = [sys.executable, ROOT / "airflow_instances" / "start.py"]
     demo = LoggedProcess(command, home / "demo.log", cwd=ROOT, env=env)
@@ -109,6 +128,7 @@ def _build_env(home: Path) -> dict[str, str]:
     return {
         "DEMO_HOME": str(home),
         "DEMO_DAGS": str(ROOT / "tests" / "contract" / "dags"),
+        "DEMO_SCHEDULER_IDLE_S": "0.3",
         **{f"{name}_PORT": port for name, port in ports.items()},
         **urls,
         **accounts,

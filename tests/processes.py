@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -51,7 +52,7 @@ class LoggedProcess:
         tree = self._find_tree()
         self.process.terminate()
         exit_code = self.process.wait(timeout_s)
-        _, survivors = psutil.wait_procs(tree, timeout=30)
+        survivors = _wait_until_ended(tree, timeout_s=30)
         for process in survivors:
             process.kill()
         assert not survivors, f"still running after {self.process.args}: {survivors}"
@@ -66,9 +67,32 @@ class LoggedProcess:
             except psutil.NoSuchProcess:
                 continue
         self.process.wait(30)
-        _, survivors = psutil.wait_procs(tree, timeout=30)
+        survivors = _wait_until_ended(tree, timeout_s=30)
         assert not survivors, f"survived SIGKILL: {survivors}"
 
     def _find_tree(self) -> list[psutil.Process]:
         root = psutil.Process(self.process.pid)
         return [root, *root.children(recursive=True)]
+
+
+def _wait_until_ended(
+    processes: Sequence[psutil.Process], timeout_s: float
+) -> list[psutil.Process]:
+    """Return those that are still running at the deadline.
+
+    An ended process is a zombie until its parent reads its exit code. In a container the new parent
+    of orphans may never do so, for which `psutil.wait_procs` would wait.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (running := [each for each in processes if is_running(each)]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    return running
+
+
+def is_running(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

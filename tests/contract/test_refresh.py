@@ -37,6 +37,29 @@ def test_a_load_refreshes_the_state_and_a_failed_refresh_keeps_it(
     assert "Using the DAGs as of 20" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("api", "refused"),
+    [("v1", "forbids GET /api/v1/dags (403)"), ("v2", "refused POST /auth/token (401)")],
+)
+def test_a_wrong_password_is_reported_with_the_variables_to_check(
+    project: Project,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    api: str,
+    refused: str,
+) -> None:
+    monkeypatch.setenv("SALES_USERNAME", "me")
+    monkeypatch.setenv("SALES_PASSWORD", "wr0ng-s3cret")
+    names = ("username", "password")
+    account = {name: f"{{{{ env.SALES_{name.upper()} }}}}" for name in names}
+    with FakeAirflow(api) as server:
+        project.declare("sales", server.url, SIGN_INS[api] | account)
+        project.load_asset_keys()
+    message = f"Airflow 'sales' {refused}. Check SALES_USERNAME and SALES_PASSWORD"
+    assert message in caplog.text
+    assert "wr0ng-s3cret" not in caplog.text
+
+
 def test_without_a_state_the_declared_dags_are_loaded(
     project: Project, caplog: pytest.LogCaptureFixture
 ) -> None:

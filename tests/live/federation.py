@@ -27,6 +27,7 @@ BURST = "burst"  # only observed; its runs end as soon as the scheduler sees the
 PACED = "paced"  # takes as long as a Variable says, one run at a time
 STORM = [f"storm_{number:02}" for number in range(20)]  # like burst, but Dagster can trigger them
 NEVER = "never"  # never runs, for the others to depend on
+UNWATCHED = "unwatched"  # like burst, but not selected
 
 DEMO_DAGS = {"warehouse": "load_*", "metrics": "*_metrics"}
 NAMES = list(DEMO_DAGS)

@@ -17,7 +17,7 @@ import requests
 
 from federation_defs.airflow.client import AirflowClient
 from tests.conftest import ROOT, Airflows
-from tests.live.federation import NAMES, NEVER, PACED, STORM
+from tests.live.federation import NAMES, PACED, UNWATCHED
 from tests.processes import LoggedProcess, find_free_port
 from tests.waiting import wait_for
 
@@ -91,7 +91,7 @@ class RestartableAirflow:
 
     def has_parsed_its_dags(self) -> bool:
         dags = self.client.fetch_dags(tags=["chaos"])
-        return {PACED, NEVER, *STORM} <= {dag.dag_id for dag in dags}
+        return {PACED, UNWATCHED} <= {dag.dag_id for dag in dags}
 
     def is_task_working(self, run_id: str) -> bool:
         """Whether the task of a run of `paced` has read how long it is to take."""

@@ -22,7 +22,7 @@ from tests.conftest import Airflows
 from tests.contract.execution.executing import ExecutedRun, materialize
 from tests.contract.fakes.fault_proxy import close, reset
 from tests.live.chaos import ROUNDS, make_random, report
-from tests.live.federation import NAMES, PACED, STORM, fetch_runs, set_duration, utc_now
+from tests.live.federation import NAMES, PACED, UNWATCHED, fetch_runs, set_duration, utc_now
 from tests.live.lossy_proxy import LossyProxy
 from tests.live.restartable_airflow import RestartableAirflow, start_airflows
 from tests.waiting import wait_for
@@ -53,10 +53,10 @@ def test_a_trigger_whose_response_is_lost_is_one_dag_run(airflows: Airflows, nam
                 LOSSES[loss](proxy)
                 lost[loss] += 1
             executed.append(
-                materialize(client, {STORM[0]: LONG_TIMEOUT}, instance, timing=Timing())
+                materialize(client, {UNWATCHED: LONG_TIMEOUT}, instance, timing=Timing())
             )
             proxy.mend()
-    assert_executed_once(airflows.connect(name), since, STORM[0], executed)
+    assert_executed_once(airflows.connect(name), since, UNWATCHED, executed)
     seconds = time.monotonic() - began
     report(f"{len(executed)} triggers of {name}, {seconds:.0f} s, lost: {dict(lost)}")
 
@@ -89,7 +89,7 @@ def restart_while_a_run_ends(airflow: RestartableAirflow) -> float:
     """Return the seconds without the API, during which a DAG run starts and ends."""
     since = utc_now()
     airflow.kill("scheduler")
-    with executing(airflow, STORM[1]) as (run_id, execution):
+    with executing(airflow, UNWATCHED) as (run_id, execution):
         wait_for(lambda: airflow.read_state(run_id) == "queued", "the run is queued")
         airflow.kill(airflow.server)
         began = time.monotonic()
@@ -99,7 +99,7 @@ def restart_while_a_run_ends(airflow: RestartableAirflow) -> float:
         wait_for(airflow.is_answering, "the API answers", timeout_s=240)
         seconds = time.monotonic() - began
         executed = execution.result(240)
-    assert_executed_once(airflow.client, since, STORM[1], [executed])
+    assert_executed_once(airflow.client, since, UNWATCHED, [executed])
     return seconds
 
 

@@ -12,7 +12,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
-import psutil
 import pytest
 
 from federation_defs.airflow.client import AirflowClient
@@ -32,6 +31,7 @@ from tests.live.federation import (
     utc_now,
     wait_for_state,
 )
+from tests.processes import is_running
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(1200 + 120 * ROUNDS)
@@ -107,12 +107,12 @@ def kill_at_random(
         for worker in workers:
             worker.kill()
     # A person can't see whether a worker lives: some wait for the run's end, others don't.
-    waits_for_workers = any(map(is_alive, workers)) and chance.random() < 0.5
+    waits_for_workers = any(map(is_running, workers)) and chance.random() < 0.5
     ends = {
         name: recover(federation, root, cancel_after_s=60 if waits_for_workers else 5)
         for name, root in roots.items()
     }
-    wait_for(lambda: not any(map(is_alive, workers)), "the workers have ended", timeout_s=180)
+    wait_for(lambda: not any(map(is_running, workers)), "the workers have ended", timeout_s=180)
     return [f"{progress[name]}, then {end}" for name, end in ends.items()]
 
 
@@ -130,13 +130,6 @@ def recover(federation: Federation, root: str, cancel_after_s: float) -> str:
     if status != "SUCCESS":
         wait_for(lambda: dagster.reexecute(root), f"{root} is executed again")
     return status.lower()
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 QUEUED, RUNNING = "the DAG run is queued", "the DAG run is running"

@@ -23,7 +23,9 @@ from tests.live.federation import (
     Federation,
     set_duration,
     set_variable,
+    trigger,
     utc_now,
+    wait_for_state,
 )
 from tests.waiting import wait_for
 
@@ -31,6 +33,7 @@ PLAIN = Dependency("load_customers", "customer_metrics")
 FAILING = Dependency("load_orders", "order_metrics")
 SLOW = Dependency("load_payments", "payment_metrics")
 PAUSED = Dependency("load_products", "product_metrics")
+UPDATED = (PLAIN, FAILING, SLOW)
 SLOW_S = 60
 
 
@@ -83,10 +86,17 @@ def updates(federation: Federation) -> Iterator[Updates]:
 
         since = utc_now()
         paused_run = federation.dagster.materialize("metrics", PAUSED.downstream)
-        upstream = federation.run_upstream(PLAIN, FAILING, SLOW)
-        yield Updates(
-            federation, since, dict(zip((PLAIN, FAILING, SLOW), upstream, strict=True)), paused_run
-        )
+        with duckdb.connect(str(federation.lake)):  # keeps the DAGs out
+            run_ids = [trigger(federation.clients["warehouse"], each.upstream) for each in UPDATED]
+            for each, run_id in zip(UPDATED, run_ids, strict=True):
+                wait_for_state(federation.clients["warehouse"], each.upstream, run_id, "running")
+        upstream = [
+            wait_for_state(
+                federation.clients["warehouse"], each.upstream, run_id, "success", "failed"
+            )
+            for each, run_id in zip(UPDATED, run_ids, strict=True)
+        ]
+        yield Updates(federation, since, dict(zip(UPDATED, upstream, strict=True)), paused_run)
 
 
 def set_paused(client: AirflowClient, dag_id: str, *, is_paused: bool) -> None:
@@ -130,6 +140,12 @@ def is_taking_its_time(updates: Updates, run: DagRun) -> bool:
     if [task.state for task in tasks] != ["running"]:
         return False
     return "asks this task to take" in client.fetch_log(run.dag_id, run.run_id, tasks[0])
+
+
+def test_dags_that_need_the_lake_at_the_same_time_wait_for_each_other(updates: Updates) -> None:
+    """DuckDB admits one process at a time."""
+    states = {dependency.upstream: run.state for dependency, run in updates.upstream.items()}
+    assert states == {dependency.upstream: "success" for dependency in UPDATED}
 
 
 def test_a_success_in_one_airflow_starts_one_run_in_the_other(updates: Updates) -> None:
@@ -211,7 +227,12 @@ def test_each_asset_shows_its_dag_and_links_to_its_page(federation: Federation) 
         assert entries["Schedule"]["text"] == "none"
         assert asset["owners"] == [{"team": team}]
         assert asset["groupName"] == instance
-        assert {"key": "customers", "value": ""} in asset["tags"]
+        assert set(asset["kinds"]) == {"airflow", "dag"}
+        for tag in ("customers", "federated"):
+            assert {"key": tag, "value": ""} in asset["tags"]
+    upstream, downstream = (assets[key] for key in pages)
+    assert (upstream["isExecutable"], downstream["isExecutable"]) == (False, True)
+    assert downstream["dependencyKeys"] == [{"path": ["warehouse", "dag", "load_customers"]}]
 
 
 def test_each_update_leads_to_one_run_and_one_materialization_and_to_nothing_later(

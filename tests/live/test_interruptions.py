@@ -36,7 +36,7 @@ from tests.waiting import wait_for
 RUNNING = Dependency("load_sales", "sales_metrics")
 REQUESTED = Dependency("load_customers", "customer_metrics")
 # `make soak` sets more of each.
-RUNS = int(os.environ.get("BURST_RUNS", "150"))
+RUNS = int(os.environ.get("BURST_RUNS", "60"))
 ROUNDS = int(os.environ.get("BURST_ROUNDS", "1"))
 pytestmark = pytest.mark.timeout(1200 + 2 * RUNS)
 VISIBLE_WITHIN_S = 2.0  # after its end, a run may be missing from Airflow's lists for so long

@@ -45,9 +45,9 @@ def test_a_queued_run_is_among_the_active_ones(world: World) -> None:
     wait_for_end(world, run_id)
 
 
-def test_a_run_that_is_over_is_not_among_the_active_ones(world: World) -> None:
-    run = run_dag(world)
-    assert run.run_id not in {run.run_id for run in fetch_active(world.client)}
+def test_a_run_that_is_over_is_not_among_the_active_ones(fake_world: FakeWorld) -> None:
+    run = run_dag(fake_world)
+    assert run.run_id not in {run.run_id for run in fetch_active(fake_world.client)}
 
 
 def test_more_active_runs_than_the_limit_give_none(airflow: Airflow) -> None:

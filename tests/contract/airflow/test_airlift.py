@@ -9,7 +9,6 @@ import dagster as dg
 import pytest
 from dagster_airlift.core import (
     AirflowInstance,
-    build_airflow_polling_sensor,
     build_defs_from_airflow_instance,
     load_airflow_dag_asset_specs,
 )
@@ -54,22 +53,12 @@ def test_specs_are_loaded_with_the_source_of_the_dags(
     assert f"def {real_world.dag_id}" in str(spec.metadata["Source Code"])
 
 
-def test_the_polling_sensor_reports_a_run(
-    airlift: ClientInstance, real_world: RealWorld, instance: dg.DagsterInstance
-) -> None:
-    specs = load_airflow_dag_asset_specs(
-        airlift, dag_selector_fn=lambda dag: dag.dag_id == real_world.dag_id
-    )
-    sensor = build_airflow_polling_sensor(mapped_assets=specs, airflow_instance=airlift)
-    run = run_dag(real_world)
-    reported = tick(sensor, dg.Definitions(assets=specs, sensors=[sensor]), instance)
-    assert (dg.AssetKey([airlift.name, "dag", real_world.dag_id]), run.run_id) in reported
-
-
 def test_whole_definitions_are_built_and_their_sensor_reports_a_run(
     airlift: ClientInstance, real_world: RealWorld, instance: dg.DagsterInstance
 ) -> None:
-    defs = build_defs_from_airflow_instance(airflow_instance=airlift)
+    defs = build_defs_from_airflow_instance(
+        airflow_instance=airlift, dag_selector_fn=lambda dag: dag.dag_id == real_world.dag_id
+    )
     run = run_dag(real_world)
     (sensor,) = list(defs.sensors or ())
     assert isinstance(sensor, dg.SensorDefinition)
@@ -98,19 +87,19 @@ def test_the_tasks_of_a_run_have_their_logs(airlift: ClientInstance, real_world:
     assert airlift.get_task_info(dag_id=real_world.dag_id, task_id=task_ids[0]) in infos
     tasks = airlift.get_task_instance_batch(real_world.dag_id, task_ids, run.run_id, ["success"])
     assert {task.task_id for task in tasks} == set(task_ids)
-    (first,) = [task for task in tasks if task.task_id == task_ids[0]]
-    assert airlift.get_task_instance(real_world.dag_id, first.task_id, run.run_id) == first
+    (load,) = [task for task in tasks if task.task_id == "load"]
+    assert airlift.get_task_instance(real_world.dag_id, load.task_id, run.run_id) == load
     hour = timedelta(hours=1)
     now = datetime.now(timezone.utc)
     dag_ids = [real_world.dag_id]
     recent = airlift.get_task_instance_batch_time_range(
         dag_ids, ["success"], now - hour, now + hour
     )
-    assert first in recent
+    assert load in recent
     log = airlift.get_task_instance_logs(
-        real_world.dag_id, first.task_id, run.run_id, first.try_number
+        real_world.dag_id, load.task_id, run.run_id, load.try_number
     )
-    assert first.task_id in log
+    assert load.task_id in log
 
 
 def test_a_paused_dag_is_unpaused(airlift: ClientInstance, real_world: RealWorld) -> None:

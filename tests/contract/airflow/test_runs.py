@@ -74,11 +74,11 @@ def test_a_new_run_is_among_the_changed_ones_and_so_is_its_end(world: World) -> 
     assert fetch_own_runs(world, run_id, since) == [ended]
 
 
-def test_a_run_that_ended_earlier_is_not_among_the_changed_ones(world: World) -> None:
-    run = run_dag(world)
+def test_a_run_that_ended_earlier_is_not_among_the_changed_ones(fake_world: FakeWorld) -> None:
+    run = run_dag(fake_world)
     assert run.end_date is not None
     later = run.end_date + timedelta(minutes=1)
-    assert fetch_own_runs(world, run.run_id, later) == []
+    assert fetch_own_runs(fake_world, run.run_id, later) == []
 
 
 def test_a_state_set_by_hand_is_a_change_though_the_end_stays(world: World) -> None:
@@ -189,11 +189,11 @@ def test_the_process_of_a_stopped_run_is_gone(real_world: RealWorld) -> None:
     wait_for(lambda: not psutil.pid_exists(process), "the task's process is gone", timeout_s=30)
 
 
-def test_a_run_that_is_over_is_left_as_it_is_by_a_stop(world: World) -> None:
-    run = run_dag(world)
+def test_a_run_that_is_over_is_left_as_it_is_by_a_stop(fake_world: FakeWorld) -> None:
+    run = run_dag(fake_world)
     assert run.is_success
-    assert world.client.stop_run(world.dag_id, run.run_id) == run
-    assert world.client.fetch_run(world.dag_id, run.run_id) == run
+    assert fake_world.client.stop_run(fake_world.dag_id, run.run_id) == run
+    assert fake_world.client.fetch_run(fake_world.dag_id, run.run_id) == run
 
 
 def test_a_stop_that_the_scheduler_overwrote_is_repeated(fake_world: FakeWorld) -> None:

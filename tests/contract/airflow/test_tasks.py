@@ -19,13 +19,13 @@ from tests.waiting import wait_for
 LOG = ".*/logs/1"
 
 
-def test_a_failed_run_has_a_failed_task_whose_log_holds_the_error(world: World) -> None:
-    with world.failing() as error:
-        run = run_dag(world)
+def test_a_failed_run_has_a_failed_task_whose_log_holds_the_error(fake_world: FakeWorld) -> None:
+    with fake_world.failing() as error:
+        run = run_dag(fake_world)
     assert run.state == "failed"
-    tasks = world.client.fetch_task_instances(world.dag_id, run.run_id)
+    tasks = fake_world.client.fetch_task_instances(fake_world.dag_id, run.run_id)
     (failed,) = [task for task in tasks if task.state == "failed"]
-    assert error in world.client.fetch_log(world.dag_id, run.run_id, failed)
+    assert error in fake_world.client.fetch_log(fake_world.dag_id, run.run_id, failed)
 
 
 def test_clearing_the_failed_tasks_runs_them_again_and_no_others(world: World) -> None:
@@ -94,15 +94,15 @@ def test_a_long_log_that_is_not_ascii_comes_in_one_piece(world: World) -> None:
         assert f"line {number:05d}: größer" in line
 
 
-def test_the_log_of_a_running_task_is_what_it_wrote_so_far(world: World) -> None:
+def test_the_log_of_a_running_task_is_what_it_wrote_so_far(fake_world: FakeWorld) -> None:
     """There a next page of it is always announced."""
-    run, task = start_endless_run(world)
+    run, task = start_endless_run(fake_world)
 
     def has_spoken() -> bool:
-        return "waiting in process" in world.client.fetch_log("endless", run.run_id, task)
+        return "waiting in process" in fake_world.client.fetch_log("endless", run.run_id, task)
 
     wait_for(has_spoken, "the task's words are in its log")
-    world.client.stop_run("endless", run.run_id)
+    fake_world.client.stop_run("endless", run.run_id)
 
 
 def test_an_unknown_task_has_no_log(fake_world: FakeWorld) -> None:

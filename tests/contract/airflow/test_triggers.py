@@ -24,9 +24,12 @@ def test_an_unknown_dag_cannot_be_triggered(fake_world: FakeWorld) -> None:
         fake_world.client.trigger_run("nobody_knows_it", make_run_id())
 
 
-def test_a_triggered_run_is_there_and_ends(world: World) -> None:
-    run_id = make_run_id()
-    triggered = world.client.trigger_run(world.dag_id, run_id)
+def test_a_triggered_run_is_there_and_ends_with_its_conf(world: World) -> None:
+    run_id, conf = (
+        make_run_id(),
+        {"day": "2026-01-02", "sizes": [1, 2.5, None], "deep": {"ünï": True}},
+    )
+    triggered = world.client.trigger_run(world.dag_id, run_id, conf)
     assert (triggered.dag_id, triggered.run_id) == (world.dag_id, run_id)
     assert (triggered.run_type, triggered.is_finished) == ("manual", False)
     ended = wait_for_end(world, run_id)
@@ -34,6 +37,7 @@ def test_a_triggered_run_is_there_and_ends(world: World) -> None:
     assert ended.start_date is not None
     assert ended.end_date is not None
     assert ended.start_date <= ended.end_date
+    assert ended.conf == conf
 
 
 def test_a_run_id_that_is_there_is_adopted_and_not_run_twice(world: World) -> None:
@@ -45,13 +49,6 @@ def test_a_run_id_that_is_there_is_adopted_and_not_run_twice(world: World) -> No
     assert world.client.trigger_run(world.dag_id, run_id).is_success
     runs = world.client.fetch_changed_runs(since).entries
     assert [run.run_id for run in runs].count(run_id) == 1
-
-
-def test_a_conf_comes_back_as_it_went(world: World) -> None:
-    conf = {"day": "2026-01-02", "sizes": [1, 2.5, None], "deep": {"ünï": True}}
-    run_id = make_run_id()
-    world.client.trigger_run(world.dag_id, run_id, conf)
-    assert wait_for_end(world, run_id).conf == conf
 
 
 def test_date_interval_conf_and_note_come_back(world: World) -> None:

@@ -442,10 +442,13 @@ def test_an_airflow_real_or_not_tells_which_runs_are_ours(world: World) -> None:
     try:
         found = client.fetch_active_runs(1000, "dagster__")
         assert found is not None
-        assert [run.run_id for run in found.entries] == [own]
+        run_ids = {run.run_id for run in found.entries}  # also of other tests on a real Airflow
+        assert (own in run_ids, other in run_ids) == (True, False)
         assert found.server_time is not None
         assert ConcurrencyLimit(client, {}, 1, Timing()).reserve([wanted]) == set()
     finally:
         for run_id in (own, other):
             client.stop_run("endless", run_id)
-    assert ConcurrencyLimit(client, {}, 1, Timing()).reserve([wanted]) == {wanted}
+    found = client.fetch_active_runs(1000, "dagster__")
+    assert found is not None
+    assert own not in {run.run_id for run in found.entries}

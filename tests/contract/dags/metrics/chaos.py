@@ -1,8 +1,8 @@
 """DAGs for tests that break things.
 
 `paced` takes as long as a Variable says, fails if another one says so, and has one run at a time.
-The runs of `storm_…` end as soon as the scheduler sees them. `never` has no runs, for others to
-depend on.
+The runs of `storm_…` end as soon as the scheduler sees them, and so do those of `unwatched`, which
+no running Dagster observes. `never` has no runs, for others to depend on.
 """
 
 # pyright: reportMissingImports=false, reportUnusedExpression=false
@@ -28,6 +28,6 @@ def paced() -> None:
 
 
 paced()
-for dag_id in ["never", *(f"storm_{number:02}" for number in range(20))]:
+for dag_id in ["never", "unwatched", *(f"storm_{number:02}" for number in range(20))]:
     with DAG(dag_id, schedule=None, tags=["chaos"]):
         EmptyOperator(task_id="load")
