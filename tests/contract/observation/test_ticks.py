@@ -99,19 +99,19 @@ def test_an_unreachable_instance_is_polled_less_and_less(
 ) -> None:
     airflow_v2.database.add_dag(DAG)
     clock = FakeClock()
-    daemon = Daemon(airflow_v2.client, [DAG], instance, timing=clock.timing)
+    daemon = Daemon(airflow_v2.client, [DAG], instance, timing=clock.timing)  # its interval is 5 s
     daemon.tick()
     airflow_v2.server.stop()
     first, second, third = (skip_reason(daemon.evaluate()) for _ in range(3))
     assert "did not answer at" in first
     assert "asked again" not in first  # but at once, by the next tick
-    assert "UTC; asked again in 2 s.)" in second
-    assert "UTC; asked again in 2 s.)" in third
-    clock.advance(2)
-    assert "UTC; asked again in 4 s.)" in skip_reason(daemon.evaluate())
+    assert "UTC; asked again in 5 s.)" in second
+    assert "UTC; asked again in 5 s.)" in third
+    clock.advance(5)
+    assert "UTC; asked again in 10 s.)" in skip_reason(daemon.evaluate())
     airflow_v2.server.start()
     requests = len(airflow_v2.server.asked)
-    clock.advance(3)
+    clock.advance(9)
     assert "asked again in 1 s" in skip_reason(daemon.evaluate())
     assert len(airflow_v2.server.asked) == requests
     clock.advance(1)
