@@ -42,7 +42,7 @@ bench-execute: install ## waiting for 50 DAGs, ours and dagster-airlift's tutori
 bench-latency: install ## the time of a dependency, ours and dagster-airlift's tutorial, 25 minutes
 	@$(RUN) python -m tests.bench.federating
 
-soak: install-tests ## the long tests: histories, bursts, kills, sign-ins, benchmarks; an hour
+soak: install-tests ## the long tests: histories, bursts, kills, sign-ins, benchmarks
 	@HISTORIES=$(HISTORIES) $(RUN) pytest -q -s tests/contract/observation/test_observation_histories.py
 	@BURST_RUNS=$(BURST_RUNS) BURST_ROUNDS=$(BURST_ROUNDS) CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_BURST=$(CHAOS_BURST) \
 		$(RUN) pytest -q -s -m dagster_dev tests/live
