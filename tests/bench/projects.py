@@ -18,7 +18,7 @@ from tests.live.test_library import DEFINITIONS, PYPROJECT
 from tests.processes import find_free_port
 from tests.waiting import wait_for
 
-OURS = "theirs.definitions"  # in a user's project
+OURS = "sales_platform.definitions"  # in a user's project
 _MODULE = """
 [tool.dagster]
 module_name = "{}"
@@ -71,7 +71,7 @@ class Contender(DagsterDev):
 
     def declare(self, instances: Iterable[Mapping[str, Any]]) -> None:
         """Write a project as in the README, with a defs.yaml for each instance."""
-        package = self.project / "theirs"
+        package = self.project / "sales_platform"
         (package / "defs").mkdir(parents=True)
         for module in (package, package / "defs"):
             (module / "__init__.py").touch()
