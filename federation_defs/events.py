@@ -1,31 +1,36 @@
-"""The events of a finished DAG run: a materialization if it is a success, and a check evaluation.
+"""The events of a finished DAG run: a materialization if it is a success, else an observation, and
+an evaluation of the check.
 
 Both the Dagster run that triggered a DAG run and the observation sensor write them, with the same
 metadata. By that metadata each finds in the event log what the other has written.
+
+The evaluation is stored first. The other event tells that the run was reported, so that a crash
+between the two loses neither.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import DagRun
+from federation_defs.airflow.models import DagRun, RunKey
 from federation_defs.dagster_io.event_log import (
     DURATION_LABEL,
     END_LABEL,
     LINK_LABEL,
+    OUTCOME_LABEL,
     RUN_ID_LABEL,
     STATE_LABEL,
-    fetch_reported_runs,
+    ReportedRuns,
 )
 from federation_defs.naming import CHECK_NAME, build_asset_key
 from federation_defs.outcome import Outcome
-from federation_defs.partitions import Partitioning
 from federation_defs.redaction import redact
 
 Metadata = dict[str, dg.MetadataValue | float | str]
@@ -34,27 +39,22 @@ AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvalua
 # The materialization holds the rest.
 _LABELS_OF_A_PASSED_CHECK = (RUN_ID_LABEL, LINK_LABEL, STATE_LABEL, END_LABEL, DURATION_LABEL)
 
+# JSON that Dagster can't store or show: it takes keys such as `__class__` for its own (1.13,
+# `dagster._serdes`), and browsers read no NaN.
+_NOT_STORABLE = re.compile('"__|NaN|Infinity')
+
 _MAX_CONF_CHARACTERS = 10_000  # of JSON; it is stored with each event
 
 
 def build_missing_events(
-    instance: dg.DagsterInstance,
-    client: AirflowClient,
-    outcomes: Sequence[Outcome],
-    partitionings: Mapping[str, Partitioning],
+    client: AirflowClient, outcome: Outcome, reported: ReportedRuns, partition: str | None
 ) -> list[AssetEvent]:
-    """Return the events of the outcomes that the event log lacks, in the same order."""
-    runs = [outcome.run for outcome in outcomes]
-    reported = fetch_reported_runs(instance, client.instance, runs)
-    events: list[AssetEvent] = []
-    for outcome in outcomes:
-        if reported.lacks_materialization_of(outcome):
-            partitioning = partitionings.get(outcome.run.dag_id)
-            partition = partitioning.find_partition(outcome.run) if partitioning else None
-            events.append(build_materialization(client, outcome, partition))
-        if reported.lacks_evaluation_of(outcome):
-            events.append(build_check_evaluation(client, outcome))
-    return events
+    """Return the events of an outcome that the event log lacks, in the order to store them."""
+    if not reported.lacks_report_of(outcome):
+        return []
+    is_new = reported.lacks_materialization_of(outcome)
+    build = build_materialization if is_new else build_observation
+    return [build_check_evaluation(client, outcome), build(client, outcome, partition)]
 
 
 def build_materialization(
@@ -67,6 +67,32 @@ def build_materialization(
     )
 
 
+def build_observation(
+    client: AirflowClient, outcome: Outcome, partition: str | None = None
+) -> dg.AssetObservation:
+    """Return the report of a run that is no success, or that was materialized before."""
+    return dg.AssetObservation(
+        asset_key=build_asset_key(client.instance, outcome.run.dag_id),
+        description=_describe(outcome),
+        metadata=build_run_metadata(client, outcome),
+        partition=partition,
+    )
+
+
+def build_unreadable_run_observation(
+    airflow: str, key: RunKey, reason: str, labels: Mapping[str, str] = {}
+) -> dg.AssetObservation:
+    """Return the report of a run of which nothing else can be reported.
+
+    Args:
+        labels: What is known of the run.
+    """
+    dag_id, run_id = key
+    description = f"DAG run {run_id} can't be reported: {reason}"
+    metadata = {RUN_ID_LABEL: run_id, **labels, "Problem": reason}
+    return dg.AssetObservation(build_asset_key(airflow, dag_id), description, metadata=metadata)
+
+
 def build_check_evaluation(client: AirflowClient, outcome: Outcome) -> dg.AssetCheckEvaluation:
     return dg.AssetCheckEvaluation(**_build_check(client, outcome))
 
@@ -77,14 +103,18 @@ def build_check_result(client: AirflowClient, outcome: Outcome) -> dg.AssetCheck
 
 
 def _build_check(client: AirflowClient, outcome: Outcome) -> dict[str, Any]:
-    run, ended = outcome.run, "succeeded" if outcome.run.is_success else "failed"
     return {
-        "asset_key": build_asset_key(client.instance, run.dag_id),
+        "asset_key": build_asset_key(client.instance, outcome.run.dag_id),
         "check_name": CHECK_NAME,
         "passed": outcome.is_success,
-        "description": f"Run {run.run_id} {ended}. {outcome.details}".rstrip(),
+        "description": _describe(outcome),
         "metadata": build_check_metadata(client, outcome),
     }
+
+
+def _describe(outcome: Outcome) -> str:
+    ended = "succeeded" if outcome.run.is_success else "failed"
+    return f"Run {outcome.run.run_id} {ended}. {outcome.details}".rstrip()
 
 
 def build_gap_observations(
@@ -119,6 +149,7 @@ def build_run_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
     }
     metadata = {
         **build_link_metadata(client, run),
+        OUTCOME_LABEL: outcome.result,
         **{label: dg.MetadataValue.timestamp(date) for label, date in dates.items() if date},
         DURATION_LABEL: _count_seconds(run.start_date, run.end_date),
         "Queue time (s)": _count_seconds(run.queued_at, run.start_date),
@@ -154,9 +185,12 @@ def _count_seconds(begin: datetime | None, end: datetime | None) -> float | None
 
 
 def _build_conf(conf: Mapping[str, Any]) -> dg.MetadataValue | None:
+    if not conf:
+        return None
     redacted = redact(conf)
     text = json.dumps(redacted, ensure_ascii=False)
-    if len(text) <= _MAX_CONF_CHARACTERS:
-        return dg.MetadataValue.json(redacted) if conf else None
-    start = text[:_MAX_CONF_CHARACTERS]
-    return dg.MetadataValue.text(f"{start}… ({len(text)} characters; see the run)")
+    if len(text) > _MAX_CONF_CHARACTERS:
+        start = text[:_MAX_CONF_CHARACTERS]
+        return dg.MetadataValue.text(f"{start}… ({len(text)} characters; see the run)")
+    is_storable = _NOT_STORABLE.search(text) is None
+    return dg.MetadataValue.json(redacted) if is_storable else dg.MetadataValue.text(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Literal
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, TaskInstance
@@ -40,6 +41,10 @@ class Outcome:
     details: str = ""
     tasks: Sequence[TaskInstance] = ()
     log_tails: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def result(self) -> Literal["success", "failure"]:
+        return "success" if self.is_success else "failure"
 
 
 def fetch_outcome(client: AirflowClient, run: DagRun, rule: SuccessDeclaration | None) -> Outcome:

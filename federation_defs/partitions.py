@@ -15,6 +15,9 @@ from federation_defs.declaration import PartitionsDeclaration
 # At most one tick per day, so that the date is enough for a key.
 _DAILY = re.compile(r"\s*(\d+\s+\d+\s.*|@(daily|weekly|monthly|yearly|annually|midnight)\s*)")
 
+# What Dagster raises for other keys, and near the year 9999 (1.13).
+_NO_PARTITION = (ArithmeticError, ValueError, dg.DagsterInvariantViolationError)
+
 
 @dataclass(frozen=True)
 class Partitioning:
@@ -47,7 +50,10 @@ class Partitioning:
             return None
         # A data interval that ends with a window belongs to that window, not to the next.
         ends = self.declaration.date == "data_interval_end"
-        key = self.definition.get_partition_key_for_timestamp(date.timestamp(), end_closed=ends)
+        try:
+            key = self.definition.get_partition_key_for_timestamp(date.timestamp(), end_closed=ends)
+        except _NO_PARTITION:
+            return None
         return key if self._is_partition(key) else None
 
     def build_options(self, key: str, *, has_keys: bool) -> TriggerOptions:
@@ -68,9 +74,9 @@ class Partitioning:
         """Whether the key's window begins with a tick, and not before the first partition."""
         try:
             start = self.definition.time_window_for_partition_key(key).start
-        except (ValueError, dg.DagsterInvariantViolationError):
+            first = self.definition.get_first_partition_window()
+            if first is not None and start < first.start:
+                return False
+            return self.definition.get_partition_key_for_timestamp(start.timestamp()) == key
+        except _NO_PARTITION:
             return False
-        first = self.definition.get_first_partition_window()
-        if first is not None and start < first.start:
-            return False
-        return self.definition.get_partition_key_for_timestamp(start.timestamp()) == key

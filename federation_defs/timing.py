@@ -60,11 +60,15 @@ class Timing:
     retry_request: RetryPolicy = RetryPolicy(first_s=0.3, max_s=5.0)
 
     # Observation
-    tick_s: float = 40.0  # for one tick of the sensor; Dagster ends a tick after 60 s
+    tick_s: float = 30.0  # for the requests of one poll; Dagster ends a tick after 60 s
     # When the last poll of a tick begins at the latest. Dagster's sensor daemon loops every 5 s
     # (1.13); a later poll would delay the next loop.
     last_poll_s: float = 4.1
-    store_events_s: float = 30.0  # by then Dagster's daemon has stored a tick's events, or has died
+    report_s: float = 15.0  # for storing events after them; it may delay the other sensors
+    # An event is stored within this time after the check that no Dagster run is about to store it.
+    # A step that takes over a finished DAG run waits for longer before it looks for the event.
+    owner_check_s: float = 5.0
+    takeover_s: float = 15.0
     poll_unreachable: RetryPolicy = RetryPolicy(first_s=2.0, max_s=60.0)
     # While the instance refuses us. A person has to act, and many tries may lock the account.
     poll_refused: RetryPolicy = RetryPolicy(first_s=2.0, max_s=300.0)
@@ -92,8 +96,8 @@ class Timing:
     after_main_s: float = 30.0  # cancellation is watched for after the main thread has ended
 
     # Heartbeats
-    heartbeat_s: float = 15.0
-    # A worker without a heartbeat for so long is dead. A busy database or a machine that slept may
-    # delay several.
-    heartbeat_lost_s: float = 90.0
-    first_heartbeat_lost_s: float = 900.0  # before the first step, which may wait for its turn
+    heartbeat_s: float = 10.0
+    # A worker without a heartbeat for so long is dead. `dagster-daemon run -m` replaces the code
+    # server, which measures it, every minute.
+    heartbeat_lost_s: float = 45.0
+    first_heartbeat_lost_s: float = 1800.0  # before the first step, which may wait for its turn

@@ -8,8 +8,9 @@ the Airflow instance's name; `naming.py` builds the keys.
     runs whose worker died and runs that took over DAG runs of others, and by a step, which counts
     how many others may be waiting for a free place under `limits.max_active_runs`.
 `federation/alive_at`
-    Seconds since 1970. Written by `send_heartbeats` every few seconds. Read by
-    `fail_orphaned_runs`, which ends a run that has stopped writing it.
+    The Dagster run's id, and seconds since 1970 by the worker's clock. Written by `send_heartbeats`
+    every few seconds. `HeartbeatWatch` reads only whether it changes, so that clocks don't matter
+    and a text that a person writes is as good as another.
 `federation/runs_again.<instance>`
     JSON, `{target name: [run id, mark]}`, for DAG runs that this Dagster run did not trigger or is
     about to clear. The mark is "adopted" for a run that is taken as it is, else the state and end
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -78,21 +79,20 @@ def fetch_monitoring_runs(
 
 
 def find_owners(
-    instance: dg.DagsterInstance, airflow: str, runs: Sequence[DagRun]
+    instance: dg.DagsterInstance,
+    airflow: str,
+    keys: Iterable[RunKey],
+    is_alive: Callable[[dg.DagsterRun], bool],
 ) -> dict[RunKey, list[str]]:
     """Find the ids of the living Dagster runs that triggered or adopted each DAG run.
 
     Without those that have detached it.
     """
-    roots = {run.key: parse_root_run_id(run.run_id) for run in runs}
-    records = [
-        *fetch_monitoring_runs(instance, airflow),
-        *_fetch_attempts(instance, {root for root in roots.values() if root}),
-    ]
-    living = {record.dagster_run.run_id: record.dagster_run for record in records}
-    owners: dict[RunKey, list[str]] = {run.key: [] for run in runs}
-    for owner in living.values():
-        if owner.is_finished:
+    owners: dict[RunKey, list[str]] = {key: [] for key in keys}
+    roots = {key: parse_root_run_id(run_id) for key in owners for _, run_id in [key]}
+    for record in fetch_monitoring_runs(instance, airflow) if owners else []:
+        owner = record.dagster_run
+        if not is_alive(owner):
             continue
         plans, root = _read_plans(owner, airflow), owner.tags.get(_ROOT_TAG, owner.run_id)
         planned = {(target.split(" [")[0], run_id) for target, (run_id, _) in plans.items()}
@@ -101,17 +101,6 @@ def find_owners(
             if (roots[key] == root or key in planned) and key not in detached:
                 owners[key].append(owner.run_id)
     return owners
-
-
-def _fetch_attempts(
-    instance: dg.DagsterInstance, root_run_ids: Collection[str]
-) -> list[dg.RunRecord]:
-    """Fetch Dagster runs and their re-executions."""
-    if not root_run_ids:  # an empty filter selects all runs
-        return []
-    roots = dg.RunsFilter(run_ids=list(root_run_ids))
-    retries = dg.RunsFilter(tags={_ROOT_TAG: list(root_run_ids)})
-    return [*instance.get_run_records(roots), *instance.get_run_records(retries)]
 
 
 def _read_plans(run: dg.DagsterRun | None, airflow: str) -> dict[str, tuple[str, str]]:
@@ -218,27 +207,33 @@ class CurrentRun:
         more = f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else ""
         self._tag(build_dag_run_tag(self._airflow, dag_id), f"{run_ids[0]}{more}")
 
-    def find_earlier_attempts(self) -> list[str]:
-        """Return the ids of active Dagster runs of the same root that started before this one.
+    def fetch_earlier_attempts(self) -> list[dg.DagsterRun]:
+        """Fetch active Dagster runs of the same root that started before this one.
 
         Dagster's own retry and a person's may run at the same time. Both would report a DAG run
         that ends, since neither sees the other's report.
         """
-        starts = {
-            record.dagster_run.run_id: record.start_time or 0.0
-            for record in _fetch_attempts(self._instance, [self._root_run_id])
-            if record.dagster_run.status in _STARTED
-        }
-        own = (starts.pop(self._run.run_id, math.inf), self._run.run_id)
-        return sorted(run_id for run_id, start in starts.items() if (start, run_id) < own)
+        filters = (
+            dg.RunsFilter(run_ids=[self._root_run_id], statuses=_STARTED),
+            dg.RunsFilter(tags={_ROOT_TAG: self._root_run_id}, statuses=_STARTED),
+        )
+        records = [record for each in filters for record in self._instance.get_run_records(each)]
+        starts = {record.dagster_run.run_id: record.start_time or 0.0 for record in records}
+        own = (starts.get(self._run.run_id, math.inf), self._run.run_id)
+        return [
+            record.dagster_run
+            for record in records
+            if (starts[record.dagster_run.run_id], record.dagster_run.run_id) < own
+        ]
 
     def count_active_runs(self) -> int:
         """Count active Dagster runs that launch DAG runs of this Airflow: from 1 to 50."""
         return max(1, len(fetch_monitoring_runs(self._instance, self._airflow, limit=50)))
 
-    def fetch_status(self) -> dg.DagsterRunStatus:
+    def fetch_status(self) -> dg.DagsterRunStatus | None:
+        """Fetch this run's status; None if a person has deleted the run."""
         run = self._instance.get_run_by_id(self._run.run_id)
-        return run.status if run else dg.DagsterRunStatus.CANCELED
+        return run.status if run else None
 
     def _tag(self, key: str, value: str) -> None:
         add_run_tags(self._instance, self._run.run_id, {key: value})

@@ -3,7 +3,6 @@
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 
@@ -11,7 +10,7 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.checks import build_check_spec, run_checks
-from federation_defs.dagster_io.heartbeat import send_heartbeats
+from federation_defs.dagster_io.heartbeat import HeartbeatWatch, send_heartbeats
 from federation_defs.dagster_io.run_tags import CurrentRun, Target
 from federation_defs.declaration import DagDeclaration
 from federation_defs.execution.cancellation import CancellationWatcher
@@ -135,13 +134,18 @@ def _find_targets(
 
 
 def _wait_for_earlier_attempts(context: StepContext) -> None:
-    """Wait while an earlier attempt is active. Observation ends attempts whose worker died."""
-    logged: list[str] = []
-    while earlier := context.current_run.find_earlier_attempts():
+    """Wait while an earlier attempt may launch or report DAG runs of this instance."""
+    watch, logged = HeartbeatWatch(context.timing), list[str]()
+    while True:
+        attempts = context.current_run.fetch_earlier_attempts()
+        watch.measure(attempts)
+        active = [run for run in attempts if watch.is_in_step(run) or watch.is_before_step(run)]
+        if not (earlier := [run.run_id for run in active]):
+            return
         if earlier != logged:
             logged = earlier
             context.log.info(f"Waiting for {', '.join(earlier)}: an earlier attempt at the same.")
-        time.sleep(context.timing.earlier_run_s)
+        context.timing.sleep(context.timing.earlier_run_s)
 
 
 def _log_safe_mode(context: StepContext, targets: list[Target], reason: str) -> None:

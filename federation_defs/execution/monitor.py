@@ -57,6 +57,8 @@ class Monitor:
         threads = client.max_connections
         self._calls = CallPool(threads, f"airflow-{client.instance}")
         self._next_task_list = self._timing.monotonic() + self._timing.list_tasks_s
+        # By then observation has stored what it was about to store when this step announced itself.
+        self._takeover_at = self._timing.monotonic() + self._timing.takeover_s
         self._is_closed = False
         self._waiting: set[Target] = set()  # for a free place, and it was logged
         self._problems: dict[tuple[type, Target | None], float] = {}
@@ -236,6 +238,10 @@ class Monitor:
         """Take over a run's state, and log it if it changed."""
         now, name = self._timing.monotonic(), run.target.name
         run.failing_since = run.unreachable_since = None
+        # Nobody else reports a run that ends from now on, or that this Dagster run triggered.
+        current_run = self._current_run
+        is_triggered = current_run.is_first and current_run.owns(run.target, dag_run)
+        is_taken_over = run.dag_run is None and not is_triggered
         if run.dag_run is None:
             url = self._client.build_run_url(dag_run.dag_id, dag_run.run_id)
             self._log.info(f"{name} is {dag_run.state} in {self._client.instance}: {url}")
@@ -245,7 +251,7 @@ class Monitor:
         run.dag_run = dag_run
         run.plan_poll(self._timing.poll_run, now)
         if dag_run.is_finished:
-            run.next_poll = now
+            run.next_poll = max(now, self._takeover_at) if is_taken_over else now
         elif now >= run.deadline and run.trigger.wait:
             self._time_out(run, dag_run)
 

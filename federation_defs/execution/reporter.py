@@ -21,6 +21,7 @@ from federation_defs.events import (
     build_check_result,
     build_link_metadata,
     build_materialization,
+    build_observation,
     build_run_metadata,
 )
 from federation_defs.execution.launcher import StepContext
@@ -112,42 +113,47 @@ class Reporter:
     def report_outcome(self, target: Target, outcome: Outcome) -> Iterator[Event]:
         """Build a run's materialization, if it is a success, and the evaluation of its check.
 
-        An event that the event log has already is left out. Of several partitions, each has a
-        materialization of its own (a `MaterializeResult` would have the same metadata for all of
-        them), and the output follows the last one.
+        An event that the event log has already is left out, but not the evaluation, which this
+        Dagster run is expected to give. Of several partitions, each has a materialization of its
+        own (a `MaterializeResult` would have the same metadata for all of them), and the output
+        follows the last one.
 
         Raises:
             dagster.Failure: Dagster has ended this run.
         """
-        status = self._current_run.fetch_status()
-        if status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED):
-            raise dg.Failure(
-                f"Dagster ended this run ({status.value}) while its worker was away; whatever is "
-                "left to report is reported by observation or by a retry.",
-                allow_retries=False,
-            )
+        self._fail_if_ended()
         run, key = outcome.run, self._build_key(outcome.run.dag_id)
         log = fetch_reported_runs(self._instance, self._client.instance, [run])
-        is_new = log.lacks_materialization_of(outcome)
-        if outcome.is_success and not is_new:
-            self._context.log.info(
-                f"{target.name}: run {run.run_id} was reported before. To run the DAG once more, "
-                "materialize the asset instead of executing this run again."
-            )
-        is_single = self._counts[run.dag_id] == 1
+        is_new, is_single = log.lacks_materialization_of(outcome), self._counts[run.dag_id] == 1
+        if build_check_key(key) in self._context.selected_asset_check_keys:
+            build_check = build_check_result if is_single else build_check_evaluation
+            yield build_check(self._client, outcome)
         if is_new and is_single:
             metadata = build_run_metadata(self._client, outcome)
             yield dg.MaterializeResult(asset_key=key, metadata=metadata)
         elif is_new:
             yield build_materialization(self._client, outcome, target.partition)
-        is_checked = build_check_key(key) in self._context.selected_asset_check_keys
-        if is_checked and log.lacks_evaluation_of(outcome):
-            build_check = build_check_result if is_single else build_check_evaluation
-            yield build_check(self._client, outcome)
+        elif log.lacks_report_of(outcome):
+            yield build_observation(self._client, outcome, target.partition)
+        if outcome.is_success and not is_new:
+            self._context.log.info(
+                f"{target.name}: run {run.run_id} was reported before. To run the DAG once more, "
+                "materialize the asset instead of executing this run again."
+            )
         self._succeeded[run.dag_id] += outcome.is_success
         is_complete = self._succeeded[run.dag_id] == self._counts[run.dag_id]
         if outcome.is_success and is_complete and not (is_new and is_single):
             yield dg.Output(None, self._outputs[run.dag_id], metadata=_UNREPORTED)
+
+    def _fail_if_ended(self) -> None:
+        status = self._current_run.fetch_status()
+        if status in (None, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED):
+            ended = f"Dagster ended this run ({status.value})" if status else "This run was deleted"
+            raise dg.Failure(
+                f"{ended} while its worker was away; whatever is left to report is reported by "
+                "observation or by a retry.",
+                allow_retries=False,
+            )
 
     def build_failure(self, outcome: Outcome) -> dg.Failure:
         """Build the failure of a DAG run, with its failed tasks and the end of their logs."""

@@ -64,14 +64,12 @@ class Batch:
     """The finished runs that one poll found.
 
     Attributes:
-        runs: Runs that changed since the last poll, and deferred runs that changed before.
+        runs: Runs that changed since the last poll.
         next_since: The next poll's `since`, once all these runs are reported.
-        unread: Deferred runs that can't be read at present.
     """
 
     runs: list[DagRun]
     next_since: datetime
-    unread: frozenset[RunKey] = frozenset()
 
 
 def build_fingerprint(run: DagRun) -> bytes:
@@ -86,14 +84,13 @@ def advance(
     """Return the cursor of the next poll. `since` stays while runs of the batch are left.
 
     Args:
-        deferred: Runs of the batch that a living Dagster run is going to report.
-        settled: Runs of the batch whose events are in the event log, or will be after this tick.
+        deferred: All runs to defer, those of the batch and earlier ones.
+        settled: Runs whose events are in the event log.
     """
     found = {build_fingerprint(run): run.key for run in batch.runs}
     # Only what the poll still finds: a state that is set back by hand is a change once more.
-    seen = (cursor.seen & found.keys()) | {build_fingerprint(run) for run in settled}
+    known = cursor.seen | {build_fingerprint(run) for run in settled}
+    seen = known & found.keys()
     left = {key for fingerprint, key in found.items() if fingerprint not in seen}
-    # A deferred run may be too old to be found by a poll again.
-    kept = {key for key in cursor.deferred if key in left or key in batch.unread}
     since = batch.next_since if left <= set(deferred) else cursor.since
-    return Cursor(since, seen, tuple(sorted(kept.union(deferred))))
+    return Cursor(since, seen, tuple(sorted(deferred)))

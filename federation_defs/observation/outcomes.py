@@ -8,12 +8,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from functools import partial
 
-import dagster as dg
-
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import DagRun, RunKey
-from federation_defs.dagster_io.event_log import fetch_reported_runs
-from federation_defs.dagster_io.run_tags import find_owners
+from federation_defs.airflow.models import DagRun
 from federation_defs.errors import AirflowError
 from federation_defs.observation.cursor import build_fingerprint
 from federation_defs.outcome import (
@@ -43,19 +39,6 @@ def select_runs(runs: Iterable[DagRun], at_most: int) -> list[DagRun]:
         counts = Counter(run.dag_id for run in ordered)
         ordered.sort(key=lambda run: (counts[run.dag_id], run.dag_id))
     return ordered[:at_most]
-
-
-def find_deferred_runs(
-    instance: dg.DagsterInstance, airflow: str, runs: Sequence[DagRun]
-) -> frozenset[RunKey]:
-    """Find those of the finished runs that a living Dagster run has yet to report.
-
-    A Dagster run that has reported a DAG run, or given up on it, may live on to wait for others.
-    """
-    owners = find_owners(instance, airflow, runs) if runs else {}
-    owned = [run for run in runs if owners[run.key]]
-    reported = fetch_reported_runs(instance, airflow, owned)
-    return frozenset(run.key for run in owned if not reported.is_reported_by(owners[run.key], run))
 
 
 class OutcomeFetcher:

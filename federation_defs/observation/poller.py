@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import FINISHED_STATES, RunKey
-from federation_defs.errors import AirflowError, UnreachableError
-from federation_defs.observation.cursor import Batch, Cursor
+from federation_defs.airflow.models import FINISHED_STATES
+from federation_defs.errors import UnreachableError
+from federation_defs.observation.cursor import Batch
 from federation_defs.threads import run_calls
 from federation_defs.timing import MAX_CLOCK_SKEW, Timing
 
@@ -42,31 +41,22 @@ class Poller:
         self._fetch = partial(self.client.fetch_changed_runs, states=FINISHED_STATES)
         self._limit = self.max_runs
 
-    def poll(self, cursor: Cursor, deadline: float, log: logging.Logger) -> Batch:
-        """Fetch the finished runs that changed after the cursor; of too many, the oldest.
+    def poll(self, since: datetime, deadline: float) -> Batch:
+        """Fetch the finished runs that changed after a time; of too many, the oldest.
 
         Args:
+            since: By the server's clock.
             deadline: By the monotonic clock.
 
         Raises:
             UnreachableError: There was no answer before the deadline, among other reasons.
         """
-        (batch,) = run_calls([lambda: self._fetch_changes(cursor.since)], 1, deadline)
+        (batch,) = run_calls([lambda: self._fetch_changes(since)], 1, deadline)
         if batch is None:
             reason = f"no complete answer within {self.timing.tick_s:.0f} s"
             raise UnreachableError(self.client.instance, self.client.url, reason, is_late=True)
-        runs = {run.key: run for run in batch.runs}
-        others = [key for key in cursor.deferred if key not in runs and key[0] in self.dag_ids]
-        unread: list[RunKey] = []
-        try:
-            runs |= self.client.fetch_runs(others)
-        except UnreachableError:
-            raise
-        except AirflowError as error:
-            log.warning("Deferred runs can't be read: %s", error)
-            unread = others
-        finished = [run for run in runs.values() if run.is_finished and run.dag_id in self.dag_ids]
-        return Batch(finished, batch.next_since, frozenset(unread))
+        runs = [run for run in batch.runs if run.is_finished and run.dag_id in self.dag_ids]
+        return replace(batch, runs=runs)
 
     def _fetch_changes(self, since: datetime) -> Batch:
         started_at = self.timing.monotonic()

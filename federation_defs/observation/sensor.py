@@ -1,33 +1,34 @@
 """The sensor that reports the finished runs of an instance.
 
-Before it reports a run it asks the event log, so that a lost cursor, or a crash between storing
-the events and the cursor, reports nothing twice.
+It stores the events itself, before the tick returns, so that what was reported can be read from
+then on. Before it reports a run it asks the event log, so that a lost cursor, or a crash between
+storing the events and the cursor, reports nothing twice.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.models import DagRun
 from federation_defs.dagster_io.event_log import find_first_reported_end
-from federation_defs.dagster_io.heartbeat import fail_orphaned_runs
+from federation_defs.dagster_io.heartbeat import HeartbeatWatch, fail_orphaned_runs
+from federation_defs.dagster_io.settings import has_sensor_threads
 from federation_defs.declaration import ObserveDeclaration
 from federation_defs.errors import AirflowError, UnreachableError
-from federation_defs.events import build_gap_observations, build_missing_events
+from federation_defs.events import build_gap_observations
 from federation_defs.naming import build_asset_key, build_sensor_name
 from federation_defs.observation.cursor import Cursor, advance, build_fingerprint
-from federation_defs.observation.outcomes import (
-    OutcomeFetcher,
-    find_deferred_runs,
-    select_runs,
-)
+from federation_defs.observation.deferred import DeferredRuns
+from federation_defs.observation.outcomes import OutcomeFetcher, select_runs
 from federation_defs.observation.poller import Poller
-from federation_defs.outcome import Outcome, Rules
+from federation_defs.observation.reporter import Reporter
+from federation_defs.outcome import Rules, join_names
 from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
 
@@ -44,7 +45,7 @@ class Limits:
 
     Attributes:
         runs: Runs to read of a long history.
-        reports: Runs to report. Dagster's daemon stores about 50 per second (SQLite).
+        reports: Runs to report, as far as `timing.report_s` allows.
     """
 
     runs: int = 2000
@@ -125,12 +126,10 @@ class _Observer:
         self._poller = Poller(self.client, self.rules, overlap, self.limits.runs, self.timing)
         self._outcomes = OutcomeFetcher(self.client, self.rules, self.timing)
         self._backoff = Backoff(self.timing, self.observe.interval)
+        self._deferred = DeferredRuns(self.client, self.timing)
+        self._watch = HeartbeatWatch(self.timing)
+        self._reporter = Reporter(self.client, self.partitionings, self._watch, self.timing)
         self._lock = threading.Lock()
-        # What the last tick returned and for which cursor. Dagster saves the new cursor after it
-        # has stored the events.
-        self._returned: list[Outcome] = []
-        self._returned_for: str | None = None
-        self._returned_at = 0.0
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         """Evaluate the sensor.
@@ -138,12 +137,12 @@ class _Observer:
         Raises:
             AirflowError: The instance refuses us, or its answer makes no sense.
         """
-        fail_orphaned_runs(context.instance, self.client.instance, context.log, self.timing)
         with self._lock:
+            fail_orphaned_runs(
+                context.instance, self.client.instance, self._watch, context.log, self.timing
+            )
             if (pause := self._backoff.describe_pause()) is not None:
                 return dg.SkipReason(pause)
-            if self._is_storing(context):
-                return dg.SkipReason("The events of the tick before are still being stored.")
             try:
                 result = self._poll_repeatedly(context)
             except AirflowError as error:
@@ -155,58 +154,59 @@ class _Observer:
             self._backoff.record_success()
             return result
 
-    def _is_storing(self, context: dg.SensorEvaluationContext) -> bool:
-        """Whether Dagster still stores the events of another tick that had the same cursor."""
-        elapsed_s = self.timing.monotonic() - self._returned_at
-        if context.cursor != self._returned_for or elapsed_s > self.timing.store_events_s:
-            return False
-        instance, outcomes = context.instance, self._returned
-        return bool(build_missing_events(instance, self.client, outcomes, self.partitionings))
-
     def _poll_repeatedly(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        """Poll until there are events. Dagster's daemon evaluates a sensor every 5 s at best."""
+        """Poll until a run is reported. Dagster's daemon evaluates a sensor every 5 s at best."""
         timing, interval_s = self.timing, self.observe.interval
         poll_at = timing.monotonic()
         last_poll_at = poll_at + timing.last_poll_s
-        result = self._poll(context)
-        if interval_s > timing.last_poll_s or not _repeated_polls.acquire(blocking=False):
+        result, has_news = self._poll(context)
+        is_repeated = interval_s <= timing.last_poll_s and has_sensor_threads(context.instance)
+        if has_news or not is_repeated or not _repeated_polls.acquire(blocking=False):
             return result
         try:
-            while not result.asset_events:
+            while not has_news:
                 now = timing.monotonic()
                 poll_at = max(poll_at + interval_s, now)
                 if poll_at > last_poll_at:
                     break
                 timing.sleep(poll_at - now)
-                result = self._poll(context)
+                result, has_news = self._poll(context)
             return result
         finally:
             _repeated_polls.release()
 
-    def _poll(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        """Poll once. A finished run passes each module once, from the poller to the cursor."""
-        instance, airflow = context.instance, self.client.instance
-        deadline = self.timing.monotonic() + self.timing.tick_s
+    def _poll(self, context: dg.SensorEvaluationContext) -> tuple[dg.SensorResult, bool]:
+        """Poll once, and return whether there was news. A finished run passes each module once,
+        from the poller to the cursor."""
+        instance, log, monotonic = context.instance, context.log, self.timing.monotonic
+        deadline = monotonic() + self.timing.tick_s
         cursor, gap = self._read_cursor(context)
-        batch = self._poller.poll(cursor, deadline, context.log)
+        batch = self._poller.poll(cursor.since, deadline)
         new = [run for run in batch.runs if build_fingerprint(run) not in cursor.seen]
-        deferred = find_deferred_runs(instance, airflow, new)
-        ready = [run for run in new if run.key not in deferred]
+        owned = self._reporter.find_owned(instance, new)
+        deferred = {key for key in cursor.deferred if key[0] in self.rules}
+        orphans = self._reporter.find_orphans(instance, deferred - {run.key for run in new})
+        returned = self._deferred.fetch(orphans, deadline, log)
+        ready = [run for run in (*new, *returned.finished) if run.key not in owned]
         outcomes = self._outcomes.fetch(select_runs(ready, self.limits.reports), deadline)
-        events = [*gap, *build_missing_events(instance, self.client, outcomes, self.partitionings)]
-        following = advance(cursor, batch, deferred, [outcome.run for outcome in outcomes])
-        self._returned, self._returned_for = outcomes, context.cursor
-        self._returned_at = self.timing.monotonic()
-        no_news = f"No run of Airflow '{airflow}' has ended since the last tick."
-        if backlog := len(ready) - len(outcomes):
-            more = f" {backlog} more wait for the next tick."
-            context.log.info("%d runs were processed.%s", len(outcomes), more)
-            no_news += more
-        return dg.SensorResult(
-            asset_events=events,
-            skip_reason=None if events else no_news,
-            cursor=following.to_json(),
+        report_until = monotonic() + self.timing.report_s
+        settled, news = self._reporter.report(instance, outcomes, report_until, log)
+        self._reporter.report_unreadable(instance, returned.unreadable)
+        deferred -= {*returned.gone, *returned.unreadable, *(run.key for run in settled)}
+        summary = self._summarize(news, backlog=len(ready) - len(settled))
+        result = dg.SensorResult(
+            asset_events=gap,
+            skip_reason=None if gap else summary,
+            cursor=advance(cursor, batch, deferred | owned, settled).to_json(),
         )
+        return result, bool(news)
+
+    def _summarize(self, news: Sequence[DagRun], backlog: int) -> str:
+        airflow = self.client.instance
+        names = join_names([f"{run.dag_id} {run.run_id}" for run in news])
+        told = f"Reported {len(news)} runs of Airflow '{airflow}': {names}."
+        summary = told if news else f"No run of Airflow '{airflow}' has ended since the last tick."
+        return f"{summary} {backlog} more wait for the next tick." if backlog else summary
 
     def _read_cursor(
         self, context: dg.SensorEvaluationContext

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -95,7 +96,7 @@ def empty_dagster(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def open_dagster(folder: Path) -> dg.DagsterInstance:
+def open_dagster(folder: Path, **settings: Any) -> dg.DagsterInstance:
     """Open a Dagster instance that keeps the events of all runs in one file.
 
     The default is a file for each run. Creating it takes longer than all else in most runs.
@@ -105,7 +106,8 @@ def open_dagster(folder: Path) -> dg.DagsterInstance:
         "class": "ConsolidatedSqliteEventLogStorage",
         "config": {"base_dir": str(folder)},
     }
-    return dg.DagsterInstance.local_temp(str(folder), overrides={"event_log_storage": storage})
+    overrides = {"event_log_storage": storage, **settings}
+    return dg.DagsterInstance.local_temp(str(folder), overrides=overrides)
 
 
 @pytest.fixture

@@ -30,13 +30,11 @@ def test_runs_that_a_poll_does_not_find_any_more_are_forgotten() -> None:
     assert cursor == Cursor(LATER, frozenset({build_fingerprint(SECOND)}))
 
 
-def test_a_deferred_run_is_kept_until_it_is_settled_or_deleted() -> None:
+def test_deferred_runs_are_kept_and_do_not_hold_up_the_cursor() -> None:
     cursor = Cursor(NOON, deferred=(FIRST.key,))
-    unread = Batch([], LATER, frozenset({FIRST.key}))
-    assert advance(cursor, unread, deferred=(), settled=[]).deferred == (FIRST.key,)
-    assert advance(cursor, Batch([FIRST], LATER), (), settled=[]).deferred == (FIRST.key,)
-    assert advance(cursor, Batch([FIRST], LATER), (), settled=[FIRST]).deferred == ()
-    assert advance(cursor, Batch([], LATER), deferred=(), settled=[]).deferred == ()
+    batch = Batch([SECOND], LATER)
+    advanced = advance(cursor, batch, deferred={FIRST.key, SECOND.key}, settled=[])
+    assert advanced == Cursor(LATER, frozenset(), (FIRST.key, SECOND.key))
 
 
 def test_the_stored_form_of_version_3_stays_as_it_is() -> None:

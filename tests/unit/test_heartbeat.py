@@ -4,14 +4,20 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from uuid import uuid4
 
 import dagster as dg
 import pytest
 
-from federation_defs.dagster_io.heartbeat import fail_orphaned_runs, send_heartbeats
+from federation_defs.dagster_io.heartbeat import (
+    HeartbeatWatch,
+    fail_orphaned_runs,
+    send_heartbeats,
+)
 from federation_defs.naming import ALIVE_TAG, build_monitor_tags
 from federation_defs.timing import Timing
 from tests.waiting import wait_for
@@ -19,9 +25,15 @@ from tests.waiting import wait_for
 LOG = logging.getLogger(__name__)
 RUN_ID = str(uuid4())
 
-# With these, a step or a run that started just now is overdue.
-STEP_OVERDUE = Timing(heartbeat_lost_s=-5)
-START_OVERDUE = Timing(first_heartbeat_lost_s=-5)
+INTERVAL_S = 5.0  # of looks
+
+
+class Clock:
+    """A clock that a test advances."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.timing = Timing(monotonic=lambda: self.now_s)
 
 
 @pytest.fixture
@@ -30,15 +42,38 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def fail_orphans_during_step(
-    instance: dg.DagsterInstance, step_name: str, tags: dict[str, str], timing: Timing
+@dataclass
+class Observer:
+    """Looks for orphaned runs of the instance `metrics`, as the observation sensor does."""
+
+    instance: dg.DagsterInstance
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self.watch = HeartbeatWatch(self.clock.timing)
+
+    def look(self, seconds: float = 0.0) -> None:
+        """Look now, and then each few seconds for so long."""
+        until = self.clock.now_s + seconds
+        while True:
+            fail_orphaned_runs(self.instance, "metrics", self.watch, LOG, self.clock.timing)
+            if self.clock.now_s >= until:
+                return
+            self.clock.now_s += INTERVAL_S
+
+
+def look_during_step(
+    instance: dg.DagsterInstance,
+    step_name: str,
+    tags: dict[str, str],
+    act: Callable[[Observer, str], None],
 ) -> dg.DagsterRunStatus:
-    """Look for orphaned runs during a step of a run, and return that run's status."""
+    """Act during a step of a run, and return that run's status then."""
     statuses: list[dg.DagsterRunStatus] = []
 
     @dg.op(name=step_name)
     def step(context: dg.OpExecutionContext) -> None:
-        fail_orphaned_runs(context.instance, "metrics", LOG, timing)
+        act(Observer(context.instance), context.run_id)
         run = context.instance.get_run_by_id(context.run.run_id)
         assert run is not None
         statuses.append(run.status)
@@ -51,25 +86,53 @@ def fail_orphans_during_step(
     return statuses[0]
 
 
+def look_for_a_minute(observer: Observer, _run_id: str) -> None:
+    observer.look(60)
+
+
 @pytest.mark.parametrize("step_name", ["metrics__dags", "metrics__dags_2"])
-def test_a_run_without_heartbeats_during_our_step_is_failed(
-    instance: dg.DagsterInstance, step_name: str
+@pytest.mark.parametrize("alive_at", [None, "", "1700000000", "nan", "inf", "\x00ü, edited"])
+def test_a_run_whose_heartbeats_stop_during_our_step_is_failed(
+    instance: dg.DagsterInstance, step_name: str, alive_at: str | None
 ) -> None:
-    tags = build_monitor_tags("metrics")
-    status = fail_orphans_during_step(instance, step_name, tags, STEP_OVERDUE)
+    tags = build_monitor_tags("metrics") | ({} if alive_at is None else {ALIVE_TAG: alive_at})
+    status = look_during_step(instance, step_name, tags, look_for_a_minute)
     assert status is dg.DagsterRunStatus.FAILURE
 
 
-def test_a_run_whose_step_started_just_now_is_not_failed(instance: dg.DagsterInstance) -> None:
+def test_a_run_is_not_failed_before_its_heartbeats_are_overdue(
+    instance: dg.DagsterInstance,
+) -> None:
     tags = build_monitor_tags("metrics")
-    status = fail_orphans_during_step(instance, "metrics__dags", tags, Timing())
+    status = look_during_step(instance, "metrics__dags", tags, lambda seen, _: seen.look(40))
     assert status is dg.DagsterRunStatus.STARTED
 
 
-def test_a_run_with_a_recent_heartbeat_is_not_failed(instance: dg.DagsterInstance) -> None:
-    tags = build_monitor_tags("metrics") | {ALIVE_TAG: f"{time.time() + 60:.0f}"}
-    status = fail_orphans_during_step(instance, "metrics__dags", tags, STEP_OVERDUE)
+@pytest.mark.parametrize("skew_s", [-86_400, -600, 0, 600, 86_400])
+def test_a_living_run_is_not_failed_however_wrong_its_clock_is(
+    instance: dg.DagsterInstance, skew_s: float
+) -> None:
+    def live(observer: Observer, run_id: str) -> None:
+        for beat in range(20):
+            alive_at = f"{run_id} {time.time() + skew_s + 10 * beat:.0f}"
+            instance.add_run_tags(run_id, {ALIVE_TAG: alive_at})
+            observer.look(10)
+
+    tags = build_monitor_tags("metrics")
+    status = look_during_step(instance, "metrics__dags", tags, live)
     assert status is dg.DagsterRunStatus.STARTED
+
+
+def test_time_in_which_the_observer_slept_is_no_silence(instance: dg.DagsterInstance) -> None:
+    """A laptop that was closed wakes up: the worker has not yet written its next heartbeat."""
+
+    def sleep(observer: Observer, _run_id: str) -> None:
+        observer.look(20)
+        observer.clock.now_s += 3600
+        observer.look()
+
+    tags = build_monitor_tags("metrics")
+    assert look_during_step(instance, "metrics__dags", tags, sleep) is dg.DagsterRunStatus.STARTED
 
 
 @pytest.mark.parametrize("step_name", ["python_asset", "warehouse__dags", "metrics__dags__dags"])
@@ -77,13 +140,13 @@ def test_a_run_during_another_step_is_not_failed(
     instance: dg.DagsterInstance, step_name: str
 ) -> None:
     tags = build_monitor_tags("metrics")
-    status = fail_orphans_during_step(instance, step_name, tags, STEP_OVERDUE)
+    status = look_during_step(instance, step_name, tags, look_for_a_minute)
     assert status is dg.DagsterRunStatus.STARTED
 
 
 def test_a_run_that_waits_for_another_airflow_is_not_failed(instance: dg.DagsterInstance) -> None:
     tags = build_monitor_tags("warehouse")
-    status = fail_orphans_during_step(instance, "metrics__dags", tags, STEP_OVERDUE)
+    status = look_during_step(instance, "metrics__dags", tags, look_for_a_minute)
     assert status is dg.DagsterRunStatus.STARTED
 
 
@@ -96,9 +159,12 @@ def test_a_run_that_never_reaches_a_step_is_failed_in_the_end(
     run = instance.create_run_for_job(
         waiting, status=dg.DagsterRunStatus.STARTED, tags=build_monitor_tags("metrics")
     )
-    fail_orphaned_runs(instance, "metrics", LOG, Timing())
+    observer = Observer(instance)
+    observer.look(60)
     assert instance.get_run_by_id(run.run_id) == run
-    fail_orphaned_runs(instance, "metrics", LOG, START_OVERDUE)
+    later = datetime.now(timezone.utc) + timedelta(hours=1)
+    observer.clock.timing = replace(observer.clock.timing, utc_now=lambda: later)
+    observer.look()
     ended = instance.get_run_by_id(run.run_id)
     assert ended is not None
     assert ended.is_failure

@@ -36,6 +36,7 @@ FAST = Timing(
     earlier_run_s=0.05,
     status_s=0.1,
     repeat_stop_s=0.05,
+    takeover_s=0.05,
 )
 
 

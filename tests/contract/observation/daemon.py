@@ -1,7 +1,8 @@
-"""A stand-in for Dagster's sensor daemon: it stores a tick's events, and then its cursor."""
+"""A stand-in for Dagster's sensor daemon: it evaluates the sensor and stores its cursor."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.declaration import ObserveDeclaration, SuccessDeclaration
+from federation_defs.events import AssetEvent
 from federation_defs.naming import build_asset_key, build_check_key
 from federation_defs.observation import Limits, build_observation_sensor
 from federation_defs.partitions import Partitioning
@@ -42,11 +44,16 @@ class FakeClock:
         self.elapsed_s += seconds
 
 
+class KilledError(Exception):
+    """The code server was killed."""
+
+
 class Daemon:
     """Evaluates one instance's observation sensor, tick by tick.
 
     Attributes:
         cursor: The cursor of the last tick that did not crash.
+        stored: The events of the last tick.
         rules: The `success_when` by DAG id; a change takes effect with a restart.
         partitionings: By DAG id, of DAGs that have partitions; a change takes effect with a
             restart.
@@ -70,6 +77,10 @@ class Daemon:
         self._timing = timing or Timing()
         # One poll per tick, unless the test declares otherwise.
         self._observe = ObserveDeclaration.model_validate({"interval": 5, **declared})
+        self.stored: list[AssetEvent] = []
+        self._killed_after = math.inf
+        self._report = instance.report_runless_asset_event
+        vars(instance)["report_runless_asset_event"] = self._store
         self.restart()
 
     def restart(self) -> None:
@@ -83,35 +94,46 @@ class Daemon:
             timing=self._timing,
         )
 
-    def evaluate(self) -> dg.SensorResult | dg.SkipReason:
-        """Return the result of the sensor, and store nothing."""
+    def evaluate(self, killed_after: int | None = None) -> dg.SensorResult | dg.SkipReason:
+        """Return the result of the sensor, which stores its events itself.
+
+        Raises:
+            KilledError: It was killed after it had stored so many events.
+        """
+        self.stored = []
+        self._killed_after = math.inf if killed_after is None else killed_after
         with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
             result = self.sensor(context)
         assert isinstance(result, dg.SensorResult | dg.SkipReason)
         return result
 
-    def tick(self, *, crashes: bool = False) -> list[str]:
+    def tick(self, *, crashes: bool = False, killed_after: int | None = None) -> list[str]:
         """Return the ids of the runs that were materialized, in order.
 
         Args:
-            crashes: Dagster crashes after storing the events and before storing the cursor.
+            crashes: Dagster crashes after the events were stored and before the cursor is.
+            killed_after: The code server is killed after so many events, and starts anew.
         """
-        result = self.evaluate()
-        if isinstance(result, dg.SkipReason):
-            return []
-        self.store(result)
-        if not crashes:
-            self.cursor = result.cursor
-        return [
-            str(event.metadata["Run ID"].value)
-            for event in result.asset_events
-            if isinstance(event, dg.AssetMaterialization)
+        try:
+            result = self.evaluate(killed_after)
+        except KilledError:
+            self.restart()
+            result = None
+        if isinstance(result, dg.SensorResult):
+            for event in result.asset_events:
+                self.instance.report_runless_asset_event(event)
+            if not crashes:
+                self.cursor = result.cursor
+        materializations = [
+            event for event in self.stored if isinstance(event, dg.AssetMaterialization)
         ]
+        return [str(event.metadata["Run ID"].value) for event in materializations]
 
-    def store(self, result: dg.SensorResult, count: int | None = None) -> None:
-        """Store the events, or the first of them."""
-        for event in result.asset_events[:count]:
-            self.instance.report_runless_asset_event(event)
+    def _store(self, event: AssetEvent) -> None:
+        if len(self.stored) >= self._killed_after:
+            raise KilledError
+        self._report(event)
+        self.stored.append(event)
 
 
 def fetch_reported_runs(
@@ -121,6 +143,15 @@ def fetch_reported_runs(
     records = instance.fetch_materializations(key, limit=10_000, ascending=True).records
     events = [record.asset_materialization for record in records]
     return [event.metadata for event in events if event is not None]
+
+
+def fetch_reported_observations(
+    instance: dg.DagsterInstance, key: dg.AssetKey
+) -> list[Mapping[str, dg.MetadataValue]]:
+    """Return the metadata of all observations of finished runs of an asset, oldest first."""
+    records = instance.fetch_observations(key, limit=10_000, ascending=True).records
+    events = [record.asset_observation for record in records]
+    return [event.metadata for event in events if event and "Outcome" in event.metadata]
 
 
 def fetch_evaluations(

@@ -42,6 +42,7 @@ def test_a_success_is_one_materialization_with_the_runs_metadata(
         "Run ID": "mine",
         "Link to run": f"{airflow.server.url}/dags/{DAG}/{page}",
         "State": "success",
+        "Outcome": "success",
         "Logical date": date.timestamp(),
         "Data interval start": date.timestamp(),
         "Data interval end": date.timestamp(),

@@ -9,7 +9,13 @@ import pytest
 
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import LOGIN_PAGE, answer, hang_up, say_no_time
-from tests.contract.observation.daemon import DAG, Observed
+from tests.contract.observation.daemon import (
+    DAG,
+    KEY,
+    Observed,
+    fetch_evaluations,
+    fetch_reported_observations,
+)
 
 
 def test_a_row_that_appears_late_is_reported(observed: Observed) -> None:
@@ -66,11 +72,21 @@ def test_a_crash_between_events_and_cursor_reports_nothing_twice(
 def test_after_a_crash_while_storing_events_only_the_rest_is_reported(observed: Observed) -> None:
     for number in range(3):
         observed.add_run(f"run {number}", ended_s_ago=10 - number)
-    result = observed.daemon.evaluate()
-    assert isinstance(result, dg.SensorResult)
-    observed.daemon.store(result, count=1)
-    observed.daemon.restart()
+    observed.daemon.tick(killed_after=2)  # events: the evaluation and the materialization
+    assert observed.reported == ["run 0"]
     assert observed.daemon.tick() == ["run 1", "run 2"]
+
+
+@pytest.mark.parametrize("state", ["success", "failed"])
+def test_a_crash_between_the_events_of_a_run_loses_neither(observed: Observed, state: str) -> None:
+    observed.add_run("mine", state)
+    observed.daemon.tick(killed_after=1)
+    observed.daemon.tick()
+    instance = observed.daemon.instance
+    last = fetch_evaluations(instance, KEY)[-1]
+    assert (last.passed, last.metadata["Run ID"].value) == (state == "success", "mine")
+    assert observed.reported == (["mine"] if state == "success" else [])
+    assert len(fetch_reported_observations(instance, KEY)) == (state == "failed")
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_run_without_dates_is_reported_once_and_last(
     daemon.cursor = None
     assert daemon.tick() == []
     seen = read(fetch_reported_runs(instance, KEY)[1])
-    assert seen.keys() == {"Run ID", "Link to run", "State", "Run type", "Tries"}
+    assert seen.keys() == {"Run ID", "Link to run", "State", "Outcome", "Run type", "Tries"}
 
 
 def test_a_run_in_an_unknown_state_is_not_reported_yet(

@@ -9,9 +9,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from federation_defs.dagster_io.heartbeat import send_heartbeats
 from federation_defs.events import build_check_evaluation, build_materialization
 from federation_defs.naming import build_asset_key, build_run_id
 from federation_defs.outcome import Outcome
+from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import materialize
 from tests.contract.fakes.airflow import asks
@@ -36,7 +38,8 @@ def run_owner(
 
     @dg.op
     def own(context: dg.OpExecutionContext) -> Iterator[Any]:
-        yield from act(context) or ()
+        with send_heartbeats(instance, context.run_id, "metrics", Timing()):
+            yield from act(context) or ()
         yield dg.Output(None)
 
     @dg.job
@@ -55,8 +58,8 @@ def report_as_the_owner(airflow: Airflow, dagster_run_id: str) -> Iterator[Any]:
     run = airflow.client.fetch_run(DAG, build_run_id(dagster_run_id))
     assert run is not None
     outcome = Outcome(run, run.is_success)
-    yield build_materialization(airflow.client, outcome)
     yield build_check_evaluation(airflow.client, outcome)
+    yield build_materialization(airflow.client, outcome)
 
 
 def test_a_run_is_deferred_while_its_owner_lives_and_reported_when_the_owner_failed(
@@ -125,14 +128,27 @@ def test_runs_without_an_owner_are_not_deferred(airflow_v2: Airflow, daemon: Dae
     assert run_owner(daemon.instance, look).success
 
 
-def test_a_run_is_deferred_to_a_retry_of_its_owner(airflow_v2: Airflow, daemon: Daemon) -> None:
-    """The first attempt died. The retry adopts the DAG run and reports it."""
+@pytest.mark.parametrize(
+    "status",
+    [
+        dg.DagsterRunStatus.NOT_STARTED,
+        dg.DagsterRunStatus.STARTING,
+        dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.CANCELING,
+    ],
+)
+def test_a_run_is_not_deferred_to_a_retry_whose_step_has_not_begun(
+    airflow_v2: Airflow, daemon: Daemon, status: dg.DagsterRunStatus
+) -> None:
+    """It may never begin, and if it does, it finds the report."""
 
     def die(_: dg.OpExecutionContext) -> None:
         raise RuntimeError("killed")
 
     first = run_owner(daemon.instance, die)
     finish_run_of(airflow_v2, first.run_id)
+    ended = daemon.instance.get_run_by_id(first.run_id)
+    tags = ended.tags if ended else {}
 
     @dg.job
     def retry() -> None:
@@ -140,12 +156,12 @@ def test_a_run_is_deferred_to_a_retry_of_its_owner(airflow_v2: Airflow, daemon: 
 
     daemon.instance.create_run_for_job(
         retry,
-        status=dg.DagsterRunStatus.STARTING,
+        status=status,
         parent_run_id=first.run_id,
         root_run_id=first.run_id,
-        tags={"dagster/root_run_id": first.run_id, "dagster/parent_run_id": first.run_id},
+        tags={**tags, "dagster/root_run_id": first.run_id, "dagster/parent_run_id": first.run_id},
     )
-    assert daemon.tick() == []
+    assert daemon.tick() == [build_run_id(first.run_id)]
 
 
 def test_a_run_of_an_unknown_owner_is_reported(airflow_v2: Airflow, daemon: Daemon) -> None:

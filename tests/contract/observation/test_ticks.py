@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -9,7 +12,7 @@ import pytest
 from werkzeug import Response
 
 from federation_defs.errors import SignInRefusedError
-from tests.contract.conftest import Airflow
+from tests.contract.conftest import Airflow, open_dagster
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import Act
 from tests.contract.observation.daemon import (
@@ -24,38 +27,42 @@ from tests.contract.worlds import connect
 
 
 def skip_reason(result: dg.SensorResult | dg.SkipReason) -> str:
-    assert isinstance(result, dg.SkipReason)
-    return result.skip_message or ""
+    skip = result.skip_reason if isinstance(result, dg.SensorResult) else result
+    return skip.skip_message or "" if skip else ""
 
 
 def test_of_two_overlapping_ticks_only_one_reports(observed: Observed) -> None:
     observed.add_run("mine")
-    first, second = observed.daemon.evaluate(), observed.daemon.evaluate()
-    assert isinstance(first, dg.SensorResult)
-    assert "still being stored" in skip_reason(second)
-    observed.daemon.store(first)
-    observed.daemon.cursor = first.cursor
-    assert observed.daemon.tick() == []
+    with ThreadPoolExecutor(2) as threads:
+        ticks = [threads.submit(observed.daemon.evaluate) for _ in range(2)]
+    assert all(isinstance(tick.result(), dg.SensorResult) for tick in ticks)
     assert observed.reported == ["mine"]
     assert len(fetch_evaluations(observed.daemon.instance, KEY)) == 1
 
 
-def test_a_tick_continues_as_soon_as_the_events_of_the_last_one_are_stored(
-    observed: Observed,
-) -> None:
-    """The cursor was not stored: the daemon died in between."""
+def test_a_run_is_in_the_event_log_before_the_tick_returns(observed: Observed) -> None:
+    """A Dagster run that takes it over sees that it is reported."""
     observed.add_run("mine")
-    observed.daemon.tick(crashes=True)
-    observed.add_run("another")
-    assert observed.daemon.tick() == ["another"]
+    result = observed.daemon.evaluate()
+    assert observed.reported == ["mine"]
+    assert f"Reported 1 runs of Airflow 'metrics': {DAG} mine." in skip_reason(result)
+
+
+@pytest.fixture
+def threaded_instance(empty_dagster: Path) -> Iterator[dg.DagsterInstance]:
+    """A Dagster whose daemon evaluates sensors in parallel."""
+    with open_dagster(empty_dagster, sensors={"use_threads": True}) as instance:
+        yield instance
 
 
 def test_a_run_that_ends_during_a_tick_is_reported_by_it(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
+    airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
 ) -> None:
     """Dagster evaluates a sensor every 5 s; a tick polls several times."""
     airflow_v2.database.add_dag(DAG)
-    daemon = Daemon(airflow_v2.client, [DAG], instance, timing=FakeClock().timing, interval=1)
+    daemon = Daemon(
+        airflow_v2.client, [DAG], threaded_instance, timing=FakeClock().timing, interval=1
+    )
 
     def end_a_run(act: Act) -> Response:
         response = act()
@@ -68,22 +75,22 @@ def test_a_run_that_ends_during_a_tick_is_reported_by_it(
 
 
 def test_a_tick_without_news_polls_until_the_daemons_next_loop(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
+    airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG)
     clock = FakeClock()
-    daemon = Daemon(airflow_v2.client, [DAG], instance, timing=clock.timing, interval=1)
+    daemon = Daemon(airflow_v2.client, [DAG], threaded_instance, timing=clock.timing, interval=1)
     assert daemon.tick() == []
     assert clock.elapsed_s == pytest.approx(4)
     assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 5
 
 
 def test_a_slow_poll_does_not_make_a_tick_longer_than_the_daemons_loop(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
+    airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG)
     clock = FakeClock()
-    daemon = Daemon(airflow_v2.client, [DAG], instance, timing=clock.timing, interval=1)
+    daemon = Daemon(airflow_v2.client, [DAG], threaded_instance, timing=clock.timing, interval=1)
 
     def take_3_s(act: Act) -> Response:
         clock.advance(3)
@@ -92,6 +99,17 @@ def test_a_slow_poll_does_not_make_a_tick_longer_than_the_daemons_loop(
     airflow_v2.server.fail_next(asks("GET", "/dags/~/dagRuns"), take_3_s, times=9)
     daemon.tick()
     assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 2
+
+
+def test_a_tick_without_news_ends_at_once_where_it_would_delay_other_sensors(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """By default Dagster's daemon evaluates one sensor after the other."""
+    airflow_v2.database.add_dag(DAG)
+    clock = FakeClock()
+    Daemon(airflow_v2.client, [DAG], instance, timing=clock.timing, interval=1).tick()
+    assert clock.elapsed_s == 0
+    assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 1
 
 
 def test_an_unreachable_instance_is_polled_less_and_less(

@@ -1,0 +1,138 @@
+"""Stores the events of finished runs in Dagster's event log, each run's once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.models import DagRun, RunKey
+from federation_defs.dagster_io.event_log import (
+    OUTCOME_LABEL,
+    STATE_LABEL,
+    ReportedRuns,
+    fetch_reported_runs,
+)
+from federation_defs.dagster_io.heartbeat import HeartbeatWatch
+from federation_defs.dagster_io.run_tags import find_owners
+from federation_defs.events import (
+    AssetEvent,
+    build_missing_events,
+    build_unreadable_run_observation,
+)
+from federation_defs.outcome import Outcome
+from federation_defs.partitions import Partitioning
+from federation_defs.timing import Timing
+
+_RUNS_PER_CHECK = 50
+
+
+@dataclass
+class Reporter:
+    """Reports the runs of one instance that no living Dagster run is going to report.
+
+    Between the check for owners and the last event at most `timing.owner_check_s` pass. A Dagster
+    run that takes over a finished DAG run first announces itself, and then waits for longer than
+    that before it reads the event log.
+
+    Attributes:
+        partitionings: Of DAGs that have partitions, by DAG id.
+    """
+
+    client: AirflowClient
+    partitionings: Mapping[str, Partitioning]
+    watch: HeartbeatWatch
+    timing: Timing
+
+    def find_owned(self, instance: dg.DagsterInstance, runs: Sequence[DagRun]) -> set[RunKey]:
+        """Find those of the finished runs that a living Dagster run has yet to report.
+
+        A Dagster run that has reported a DAG run, or given it up, may live on to wait for others.
+        """
+        keys = [run.key for run in runs]
+        owners = find_owners(instance, self.client.instance, keys, self.watch.is_in_step)
+        owned = [run for run in runs if owners[run.key]]
+        reported = fetch_reported_runs(instance, self.client.instance, owned)
+        return {run.key for run in owned if not reported.is_reported_by(owners[run.key], run)}
+
+    def find_orphans(self, instance: dg.DagsterInstance, keys: Collection[RunKey]) -> set[RunKey]:
+        """Find those of the deferred runs whose owners are not alive any more."""
+        owners = find_owners(instance, self.client.instance, keys, self.watch.is_in_step)
+        return {key for key in keys if not owners[key]}
+
+    def report(
+        self,
+        instance: dg.DagsterInstance,
+        outcomes: Sequence[Outcome],
+        deadline: float,
+        log: logging.Logger,
+    ) -> tuple[list[DagRun], list[DagRun]]:
+        """Store the events that the event log lacks.
+
+        Args:
+            deadline: By the monotonic clock. Later outcomes are left for another call.
+
+        Returns:
+            The runs whose events the event log holds now, and those of them that are news.
+        """
+        settled: list[DagRun] = []
+        news: list[DagRun] = []
+        left, now = list(outcomes), self.timing.monotonic
+        while left and now() < deadline:
+            chunk, left = left[:_RUNS_PER_CHECK], left[_RUNS_PER_CHECK:]
+            until = now() + self.timing.owner_check_s
+            runs = [outcome.run for outcome in chunk]
+            owned = self.find_owned(instance, runs)
+            reported = fetch_reported_runs(instance, self.client.instance, runs)
+            for number, outcome in enumerate(chunk):
+                if now() > min(until, deadline):
+                    left = chunk[number:] + left
+                    break
+                if outcome.run.key in owned:
+                    continue
+                if self._store(instance, outcome, reported, log):
+                    news.append(outcome.run)
+                settled.append(outcome.run)
+        return settled, news
+
+    def report_unreadable(
+        self, instance: dg.DagsterInstance, reasons: Mapping[RunKey, str]
+    ) -> None:
+        """Store an observation of each run that can't be read, with the reason."""
+        for key, reason in reasons.items():
+            event = build_unreadable_run_observation(self.client.instance, key, reason)
+            instance.report_runless_asset_event(event)
+
+    def _store(
+        self,
+        instance: dg.DagsterInstance,
+        outcome: Outcome,
+        reported: ReportedRuns,
+        log: logging.Logger,
+    ) -> bool:
+        """Store what the event log lacks of one outcome, and return whether that is anything."""
+        events = self._build_events(outcome, reported, log)
+        for event in events:
+            instance.report_runless_asset_event(event)
+        return bool(events)
+
+    def _build_events(
+        self, outcome: Outcome, reported: ReportedRuns, log: logging.Logger
+    ) -> list[AssetEvent]:
+        run = outcome.run
+        partitioning = self.partitionings.get(run.dag_id)
+        try:
+            partition = partitioning and partitioning.find_partition(run)
+            events = build_missing_events(self.client, outcome, reported, partition)
+            for event in events:
+                dg.serialize_value(event)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            log.warning("Run %s of DAG %s can't be reported.", *run.key[::-1], exc_info=True)
+            labels = {STATE_LABEL: run.state, OUTCOME_LABEL: outcome.result}
+            key = self.client.instance, run.key
+            return [build_unreadable_run_observation(*key, reason, labels)]
+        return events
