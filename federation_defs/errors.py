@@ -2,6 +2,7 @@
 
 FederationError
 ├── DeclarationError            a defs.yaml is wrong
+├── DeclaredTwiceError          two code locations declare an instance
 └── AirflowError                a problem with one Airflow instance
     ├── UnreachableError        no answer, or a temporary error (429, 5xx): may pass by itself
     ├── TlsError                no trusted TLS connection: a certificate, or no TLS at all
@@ -59,6 +60,17 @@ class AirflowError(FederationError):
         self.instance = instance
         self.message = message
         super().__init__(f"Airflow '{instance}' {message}")
+
+
+class DeclaredTwiceError(FederationError):
+    """Two code locations of one Dagster would report each run, and start each DAG, twice."""
+
+    def __init__(self, instance: str, code_location: str, other: str) -> None:
+        super().__init__(
+            f"Airflow '{instance}' is declared in the code locations '{other}' and "
+            f"'{code_location}' of this Dagster. Only '{other}' observes it and runs its DAGs. "
+            "Remove the other declaration."
+        )
 
 
 class UnreachableError(AirflowError):

@@ -69,6 +69,7 @@ class Timing:
     # A step that takes over a finished DAG run waits for longer before it looks for the event.
     owner_check_s: float = 5.0
     takeover_s: float = 15.0
+    check_location_s: float = 30.0  # whether another code location declares the instance too
     poll_unreachable: RetryPolicy = RetryPolicy(first_s=2.0, max_s=60.0)
     # While the instance refuses us. A person has to act, and many tries may lock the account.
     poll_refused: RetryPolicy = RetryPolicy(first_s=2.0, max_s=300.0)

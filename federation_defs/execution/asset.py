@@ -10,9 +10,11 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.checks import build_check_spec, run_checks
+from federation_defs.dagster_io.deployment import find_same_sensor
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch, send_heartbeats
 from federation_defs.dagster_io.run_tags import CurrentRun, Target
 from federation_defs.declaration import DagDeclaration
+from federation_defs.errors import DeclaredTwiceError
 from federation_defs.execution.cancellation import CancellationWatcher
 from federation_defs.execution.concurrency import ConcurrencyLimit
 from federation_defs.execution.launcher import Launcher, StepContext
@@ -25,6 +27,7 @@ from federation_defs.naming import (
     build_input_names,
     build_op_name,
     build_output_names,
+    build_sensor_name,
 )
 from federation_defs.redaction import redact
 from federation_defs.timing import Timing
@@ -71,6 +74,7 @@ def build_execution(
             if (reason := find_safe_mode_reason(os.environ)) is not None:
                 _log_safe_mode(shared, targets, reason)
             elif targets:
+                _refuse_second_location(context, client.instance)
                 _wait_for_earlier_attempts(shared)
                 reporter = Reporter(shared, context, specs, outputs, targets)
                 launcher = Launcher(shared)
@@ -131,6 +135,16 @@ def _find_targets(
             )
         targets += [Target(dag_id, partition) for partition in context.partition_keys]
     return targets
+
+
+def _refuse_second_location(context: dg.AssetExecutionContext, instance: str) -> None:
+    if (origin := context.run.remote_job_origin) is None:
+        return
+    location = origin.repository_origin.code_location_origin.location_name
+    name = build_sensor_name(instance, "observation")
+    if other := find_same_sensor(context.instance, name, location):
+        error = DeclaredTwiceError(instance, location, other)
+        raise dg.Failure(f"{error} Nothing was triggered.", allow_retries=False)
 
 
 def _wait_for_earlier_attempts(context: StepContext) -> None:

@@ -72,6 +72,7 @@ class Reporter:
         self._outputs = outputs
         self._counts = Counter(target.dag_id for target in targets)
         self._succeeded: Counter[str] = Counter()
+        self._failed: set[str] = set()
         self._run_ids: dict[str, list[str]] = {}
 
     def build_note(self, dag_id: str) -> str:
@@ -125,7 +126,9 @@ class Reporter:
         run, key = outcome.run, self._build_key(outcome.run.dag_id)
         log = fetch_reported_runs(self._instance, self._client.instance, [run])
         is_new, is_single = log.lacks_materialization_of(outcome), self._counts[run.dag_id] == 1
-        if build_check_key(key) in self._context.selected_asset_check_keys:
+        # Dagster keeps one evaluation per run and asset (1.13): a success hides no failure.
+        is_checked = build_check_key(key) in self._context.selected_asset_check_keys
+        if is_checked and not (outcome.is_success and run.dag_id in self._failed):
             build_check = build_check_result if is_single else build_check_evaluation
             yield build_check(self._client, outcome)
         if is_new and is_single:
@@ -141,6 +144,8 @@ class Reporter:
                 "materialize the asset instead of executing this run again."
             )
         self._succeeded[run.dag_id] += outcome.is_success
+        if not outcome.is_success:
+            self._failed.add(run.dag_id)
         is_complete = self._succeeded[run.dag_id] == self._counts[run.dag_id]
         if outcome.is_success and is_complete and not (is_new and is_single):
             yield dg.Output(None, self._outputs[run.dag_id], metadata=_UNREPORTED)

@@ -16,11 +16,11 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
+from federation_defs.dagster_io.deployment import find_same_sensor, has_sensor_threads
 from federation_defs.dagster_io.event_log import find_first_reported_end
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch, fail_orphaned_runs
-from federation_defs.dagster_io.settings import has_sensor_threads
 from federation_defs.declaration import ObserveDeclaration
-from federation_defs.errors import AirflowError, UnreachableError
+from federation_defs.errors import AirflowError, DeclaredTwiceError, UnreachableError
 from federation_defs.events import build_gap_observations
 from federation_defs.naming import build_asset_key, build_sensor_name
 from federation_defs.observation.cursor import Cursor, advance, build_fingerprint
@@ -130,14 +130,17 @@ class _Observer:
         self._watch = HeartbeatWatch(self.timing)
         self._reporter = Reporter(self.client, self.partitionings, self._watch, self.timing)
         self._lock = threading.Lock()
+        self._location_checked_until = 0.0
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         """Evaluate the sensor.
 
         Raises:
             AirflowError: The instance refuses us, or its answer makes no sense.
+            DeclaredTwiceError: Another code location observes the instance.
         """
         with self._lock:
+            self._refuse_second_location(context)
             fail_orphaned_runs(
                 context.instance, self.client.instance, self._watch, context.log, self.timing
             )
@@ -153,6 +156,15 @@ class _Observer:
                 raise
             self._backoff.record_success()
             return result
+
+    def _refuse_second_location(self, context: dg.SensorEvaluationContext) -> None:
+        origin, airflow = context.code_location_origin, self.client.instance
+        if origin is None or self.timing.monotonic() < self._location_checked_until:
+            return
+        name = build_sensor_name(airflow, "observation")
+        if other := find_same_sensor(context.instance, name, origin.location_name):
+            raise DeclaredTwiceError(airflow, origin.location_name, other)
+        self._location_checked_until = self.timing.monotonic() + self.timing.check_location_s
 
     def _poll_repeatedly(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """Poll until a run is reported. Dagster's daemon evaluates a sensor every 5 s at best."""

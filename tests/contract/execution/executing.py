@@ -141,7 +141,7 @@ def build_job(airflows: Sequence[Mapping[str, Any]]) -> dg.JobDefinition:
             connect(airflow["url"], SIGN_INS[airflow["api"]], PASSWORD, airflow["name"]),
             airflow["dags"],
             airflow["max_active_runs"],
-            fail_after(airflow["give_up_after_s"]),
+            replace(fail_after(airflow["give_up_after_s"]), takeover_s=airflow["takeover_s"]),
         )
         for airflow in airflows
     ]
@@ -165,9 +165,11 @@ class Attempts:
         *,
         max_active_runs: int | None = None,
         give_up_after_s: float = 600,
+        takeover_s: float = FAST.takeover_s,
     ) -> None:
         dags = {dag_id: dict(declared or {}) for dag_id in dag_ids}
-        self._airflows = [_describe(client, dags, max_active_runs, give_up_after_s)]
+        described = _describe(client, dags, max_active_runs, give_up_after_s)
+        self._airflows = [{**described, "takeover_s": takeover_s}]
         self._instance = instance
 
     @classmethod
@@ -224,6 +226,7 @@ def _describe(
         "dags": dict(dags),
         "max_active_runs": max_active_runs,
         "give_up_after_s": give_up_after_s,
+        "takeover_s": FAST.takeover_s,
     }
 
 

@@ -19,7 +19,13 @@ from federation_defs.execution.cancellation import CancellationWatcher
 from federation_defs.execution.launcher import LaunchCanceledError, Launcher
 from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import Attempts, build_context, materialize, meanwhile
+from tests.contract.execution.executing import (
+    Attempts,
+    build_context,
+    materialize,
+    meanwhile,
+    wait_for_log,
+)
 from tests.contract.execution.interrupting import after_acting, before_acting, cancel, interrupt
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import Act, Stall, answer, hang_up, lag
@@ -113,6 +119,29 @@ def test_the_dag_run_of_a_canceled_run_is_stopped_though_the_database_was_away_f
     finally:
         watcher.close()
     assert errors == []
+
+
+def test_deleting_the_record_of_the_dagster_run_leaves_its_dag_run(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Observation reports the DAG run then."""
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+
+    def delete_then_finish() -> None:
+        run = wait_for(lambda: next(iter(airflow_v2.database.runs), None), "it is launched")
+        wait_for_log(instance, f"{DAG} is ")
+        (record,) = instance.get_run_records()
+        instance.delete_run(record.dagster_run.run_id)
+        requests = len(airflow_v2.server.asked)
+        wait_for(lambda: len(airflow_v2.server.asked) > requests + 5, "it is polled on")
+        assert run.state == "running"
+        airflow_v2.database.finish_run(run)
+
+    # Dagster has no result of a run that was deleted.
+    with meanwhile(delete_then_finish), suppress(AttributeError):
+        materialize(airflow_v2.client, [DAG], instance)
+    (run,) = airflow_v2.database.runs
+    assert Daemon(airflow_v2.client, [DAG], instance).tick() == [run.run_id]
 
 
 def act_then_cancel(instance: dg.DagsterInstance, act: Act) -> Response:

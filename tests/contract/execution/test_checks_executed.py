@@ -214,14 +214,14 @@ def test_the_check_of_a_dag_with_dependencies_goes_by_its_rule(
 
 
 @pytest.mark.parametrize("state", ["success", "failed"])
-def test_observation_does_not_repeat_the_evaluation_of_an_executed_check(
+def test_executing_a_check_does_not_count_as_a_report_of_the_run(
     airflow: Airflow, instance: dg.DagsterInstance, state: str
 ) -> None:
     add_run(airflow.database, DAG, "mine", state)
     check(airflow.client, [DAG], instance)
     daemon = Daemon(airflow.client, [DAG], instance)
     assert daemon.tick() == (["mine"] if state == "success" else [])
-    assert len(fetch_evaluations(instance, KEY)) == 1
-    add_run(airflow.database, DAG, "another")
-    assert daemon.tick() == ["another"]
+    evaluations = fetch_evaluations(instance, KEY)
+    assert [evaluation.passed for evaluation in evaluations] == [state == "success"] * 2
+    assert daemon.tick() == []
     assert len(fetch_evaluations(instance, KEY)) == 2

@@ -24,7 +24,11 @@ from tests.contract.execution.partitioned import (
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.database import Database
 from tests.contract.fakes.faults import Act
-from tests.contract.observation.daemon import fetch_evaluations
+from tests.contract.observation.daemon import (
+    fetch_evaluations,
+    fetch_reported_observations,
+    fetch_reported_run_ids,
+)
 from tests.waiting import wait_for
 
 POST = asks("POST", "/dags/[^/]+/dagRuns")
@@ -170,17 +174,18 @@ def test_a_range_keeps_to_the_limit(airflow_v2: Airflow, instance: dg.DagsterIns
     assert max(most) == 3
 
 
-def test_the_end_of_each_partition_is_an_evaluation_of_the_check(
+def test_the_end_of_each_partition_is_an_event_and_the_check_shows_the_failure(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    """By the step or, as Dagster keeps one of a run and an asset (1.13), by observation."""
+    """Dagster keeps one evaluation of a check per run and asset (1.13)."""
     airflow_v2.database.add_dag(DAG, polls=1)
     airflow_v2.server.fail_next(POST, have_failed(airflow_v2.database, DAYS[2]), times=5)
     executed = materialize(airflow_v2.client, {DAG: declare()}, instance, tags=RANGE)
     daemon = build_daemon(airflow_v2, instance, **{DAG: DAILY})
     assert (daemon.tick(), daemon.tick()) == ([], [])
-    evaluations = fetch_evaluations(instance, KEY)
-    passed = {str(one.metadata["Run ID"].value): one.passed for one in evaluations}
-    run_ids = {day: build_run_id(executed.run_id, day) for day in DAYS}
-    assert passed == {run_id: day != DAYS[2] for day, run_id in run_ids.items()}
-    assert len(evaluations) == 5
+    failed = build_run_id(executed.run_id, DAYS[2])
+    (observed,) = fetch_reported_observations(instance, KEY)
+    assert (observed["Run ID"].value, observed["Outcome"].value) == (failed, "failure")
+    (evaluation,) = fetch_evaluations(instance, KEY)
+    assert (evaluation.passed, evaluation.metadata["Run ID"].value) == (False, failed)
+    assert len(fetch_reported_run_ids(instance, KEY)) == 4

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import dagster as dg
+import pytest
 
+from federation_defs.naming import ALIVE_TAG
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import Attempts, materialize, meanwhile, wait_for_log
+from tests.contract.execution.executing import (
+    Attempts,
+    ExecutedRun,
+    materialize,
+    meanwhile,
+    wait_for_log,
+)
 from tests.contract.execution.partitioned import DAG, DAILY, KEY, build_daemon, declare
 from tests.contract.execution.test_taken_dates import AUTOMATION, DAY, RUN_ID, add_run, read_tries
-from tests.contract.observation.daemon import fetch_reported_run_ids
+from tests.contract.observation.daemon import (
+    Daemon,
+    fetch_reported_observations,
+    fetch_reported_run_ids,
+    fetch_reported_runs,
+)
+from tests.waiting import wait_for
 
 OTHER = "order_metrics"
 CUT_SHORT = {"trigger": {"timeout": "1s", "on_timeout": "cancel"}}
@@ -132,3 +146,35 @@ def test_a_partitioned_dag_in_a_run_without_a_partition_says_what_to_do(
         executed.failure or ""
     )
     assert airflow_v2.server.count("POST", ".*dagRuns") == 0
+
+
+@pytest.mark.parametrize("state", ["success", "failed"])
+def test_a_run_that_observation_is_about_to_report_is_not_reported_by_a_retry_too(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, state: str
+) -> None:
+    """Observation has found no owner, then the retry begins, then observation stores its events."""
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+    short = {"trigger": {"timeout": "1s"}}
+    first = Attempts(airflow_v2.client, [DAG], instance, short).execute()
+    (run,) = airflow_v2.database.runs
+    airflow_v2.database.finish_run(run, state)
+    retry = Attempts(airflow_v2.client, [DAG], instance, takeover_s=2)
+    daemon = Daemon(airflow_v2.client, [DAG], instance)
+    begun: list[Future[ExecutedRun]] = []
+    with ThreadPoolExecutor(1) as threads:
+
+        def begin_the_retry() -> None:
+            begun.append(threads.submit(retry.execute, first, {"dagster/retry_number": "1"}))
+            wait_for(lambda: fetch_waiting_runs(instance), "the retry waits", interval_s=0.01)
+
+        daemon.before_storing = begin_the_retry
+        daemon.tick()
+    (retried,) = begun
+    assert retried.result().materialized == []
+    reports = [*fetch_reported_runs(instance, KEY), *fetch_reported_observations(instance, KEY)]
+    assert [report["Run ID"].value for report in reports] == [run.run_id]
+
+
+def fetch_waiting_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    return [run for run in runs if run.tags.get(ALIVE_TAG, "").startswith(run.run_id)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -54,6 +54,7 @@ class Daemon:
     Attributes:
         cursor: The cursor of the last tick that did not crash.
         stored: The events of the last tick.
+        before_storing: Called once, before the next event is stored.
         rules: The `success_when` by DAG id; a change takes effect with a restart.
         partitionings: By DAG id, of DAGs that have partitions; a change takes effect with a
             restart.
@@ -78,6 +79,7 @@ class Daemon:
         # One poll per tick, unless the test declares otherwise.
         self._observe = ObserveDeclaration.model_validate({"interval": 5, **declared})
         self.stored: list[AssetEvent] = []
+        self.before_storing: Callable[[], None] | None = None
         self._killed_after = math.inf
         self._report = instance.report_runless_asset_event
         vars(instance)["report_runless_asset_event"] = self._store
@@ -130,6 +132,9 @@ class Daemon:
         return [str(event.metadata["Run ID"].value) for event in materializations]
 
     def _store(self, event: AssetEvent) -> None:
+        act, self.before_storing = self.before_storing, None
+        if act is not None:
+            act()
         if len(self.stored) >= self._killed_after:
             raise KilledError
         self._report(event)

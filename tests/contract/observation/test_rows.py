@@ -1,0 +1,191 @@
+"""Rows that can't be taken in. Each is reported as that, and none keeps another from its report."""
+
+# No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from datetime import date, datetime, timedelta, timezone
+from typing import Any
+
+import dagster as dg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.dagster_io.heartbeat import HeartbeatWatch
+from federation_defs.declaration import PartitionsDeclaration
+from federation_defs.naming import build_run_id
+from federation_defs.observation.reporter import Reporter
+from federation_defs.outcome import Outcome
+from federation_defs.partitions import Partitioning
+from federation_defs.timing import Timing
+from tests.contract.conftest import Airflow
+from tests.contract.fakes.airflow import FakeAirflow, asks
+from tests.contract.fakes.faults import answer
+from tests.contract.observation.daemon import (
+    DAG,
+    KEY,
+    Daemon,
+    FakeClock,
+    Observed,
+    fetch_evaluations,
+    fetch_reported_observations,
+    fetch_reported_runs,
+)
+from tests.contract.observation.test_ownership import run_owner
+from tests.contract.worlds import connect_to
+from tests.unit.build import build_run
+
+LOG = logging.getLogger(__name__)
+DATES = (
+    "logical_date",
+    "data_interval_start",
+    "data_interval_end",
+    "queued_at",
+    "start_date",
+    "end_date",
+)
+OTHER_RUN = build_run(DAG, "other", end_date=datetime(2026, 1, 1, tzinfo=timezone.utc))
+ANY_TEXT = st.text(st.characters(codec=None), max_size=20)
+DAGSTERS_KEYS = st.sampled_from(["__class__", "__enum__", "__set__", "__mapping_items__"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT | DAGSTERS_KEYS, inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+ANY_DATE = st.datetimes(timezones=st.just(timezone.utc)) | st.none()
+
+
+@pytest.mark.parametrize("key", ["__class__", "__enum__", "__set__", "__mapping_items__"])
+@pytest.mark.parametrize("state", ["success", "failed"])
+def test_a_conf_with_a_key_of_dagsters_own_is_reported(
+    observed: Observed, key: str, state: str
+) -> None:
+    observed.add_run("odd", state).conf = {"deep": [{key: "DagsterRun"}]}
+    observed.add_run("other", ended_s_ago=0.5)
+    assert observed.daemon.tick() == (["odd"] if state == "success" else []) + ["other"]
+    assert observed.daemon.tick() == []
+    evaluations = fetch_evaluations(observed.daemon.instance, KEY)
+    assert [evaluation.metadata["Run ID"].value for evaluation in evaluations] == ["odd", "other"]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[AirflowClient]:
+    with FakeAirflow("v2") as server:
+        yield connect_to(server)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    conf=st.dictionaries(ANY_TEXT | DAGSTERS_KEYS, JSON, max_size=4),
+    text=ANY_TEXT,
+    dates=st.lists(ANY_DATE, min_size=len(DATES), max_size=len(DATES)),
+    state=st.sampled_from(["success", "failed"]),
+    cron=st.sampled_from([None, "0 0 * * *", "0 * * * *"]),
+)
+def test_any_run_is_reported_once(
+    client: AirflowClient,
+    conf: Mapping[str, Any],
+    text: str,
+    dates: list[datetime | None],
+    state: str,
+    cron: str | None,
+) -> None:
+    texts = {"note": text, "run_type": text, "partition_key": text or None}
+    values = {**texts, **dict(zip(DATES, dates, strict=True))}
+    run = build_run(DAG, f"run {text}", state, conf=conf, **values)
+    declared = cron and PartitionsDeclaration(cron=cron, start=date(2024, 1, 1))
+    partitionings = {DAG: Partitioning(declared)} if declared else {}
+    reporter = Reporter(client, partitionings, HeartbeatWatch(Timing()), Timing())
+    outcomes = [Outcome(run, run.is_success, details=text), Outcome(OTHER_RUN, is_success=True)]
+    with dg.DagsterInstance.ephemeral() as instance:
+        for news in ([run, OTHER_RUN], []):
+            assert reporter.report(instance, outcomes, math.inf, LOG) == ([run, OTHER_RUN], news)
+        reports = [*fetch_reported_runs(instance, KEY), *fetch_reported_observations(instance, KEY)]
+    results = sorted([outcome.result for outcome in outcomes])
+    assert sorted(str(report["Outcome"].value) for report in reports) == results
+
+
+@pytest.mark.parametrize("date_name", ["logical_date", "data_interval_end"])
+def test_a_run_in_the_year_9999_of_a_partitioned_dag_delays_no_other(
+    observed: Observed, date_name: str
+) -> None:
+    declared = {"cron": "0 0 * * *", "start": "2024-01-01", "date": date_name}
+    partitioning = Partitioning(PartitionsDeclaration.model_validate(declared))
+    observed.daemon.partitionings = {DAG: partitioning}
+    observed.daemon.restart()
+    last = datetime(9999, 12, 31, tzinfo=timezone.utc)
+    run = observed.add_run("far")
+    run.logical_date, run.data_interval = last, (last, last)
+    observed.add_run("near", ended_s_ago=0.5)
+    assert observed.daemon.tick() == ["far", "near"]
+    assert observed.daemon.tick() == []
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 500])
+def test_a_deferred_run_that_can_not_be_read_delays_no_other(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, status: int
+) -> None:
+    clock = FakeClock()
+    airflow_v2.database.add_dag(DAG)
+    daemon = Daemon(airflow_v2.client, [DAG], instance, timing=clock.timing)
+
+    def die(context: dg.OpExecutionContext) -> None:
+        for name in ("bad", "good"):
+            run = airflow_v2.database.start_run(DAG, f"{build_run_id(context.run_id)}__{name}")
+            airflow_v2.database.finish_run(run)
+        assert daemon.tick() == []
+        leave_the_overlap(airflow_v2)
+        assert daemon.tick() == []
+        raise RuntimeError("killed before it could report")
+
+    run_id = build_run_id(run_owner(instance, die).run_id)
+    refusal = answer(status, {"detail": "no"})
+    airflow_v2.server.fail_next(asks("GET", ".*__bad"), refusal, times=99)
+    airflow_v2.database.finish_run(airflow_v2.database.start_run(DAG, "news"))
+    assert sorted(daemon.tick()) == [f"{run_id}__good", "news"]
+    clock.advance(3600)
+    assert daemon.tick() == []
+    problems = fetch_problems(instance)
+    assert [run for run, _ in problems] == ([] if status == 404 else [f"{run_id}__bad"])
+    requests = airflow_v2.server.count("GET", ".*__bad")
+    assert daemon.tick() == []
+    assert airflow_v2.server.count("GET", ".*__bad") == requests
+
+
+def leave_the_overlap(airflow: Airflow) -> None:
+    for run in airflow.database.runs:
+        run.updated_at -= timedelta(minutes=10)
+
+
+def fetch_problems(instance: dg.DagsterInstance) -> list[tuple[str, str]]:
+    """Return run id and reason of the runs that can't be reported."""
+    records = instance.fetch_observations(KEY, limit=100).records
+    events = [record.asset_observation for record in records if record.asset_observation]
+    found = [event.metadata for event in events if "Problem" in event.metadata]
+    return [(str(each["Run ID"].value), str(each["Problem"].value)) for each in found]
+
+
+def test_hundreds_of_deferred_runs_take_a_bounded_number_of_requests_per_tick(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG)
+    daemon = Daemon(airflow_v2.client, [DAG], instance)
+
+    def die(context: dg.OpExecutionContext) -> None:
+        for number in range(120):
+            run_id = f"{build_run_id(context.run_id)}__{number}"
+            airflow_v2.database.finish_run(airflow_v2.database.start_run(DAG, run_id))
+        daemon.tick()
+        leave_the_overlap(airflow_v2)
+        before = airflow_v2.server.count("GET", ".*/dagRuns/.*")
+        assert daemon.tick() == []
+        assert airflow_v2.server.count("GET", ".*/dagRuns/.*") == before  # its owner lives
+        raise RuntimeError("killed before it could report")
+
+    run_owner(instance, die)
+    assert [len(daemon.tick()) for _ in range(4)] == [50, 50, 20, 0]
