@@ -16,6 +16,7 @@ PARAM = "Invalid input for param day: None is not of type 'string'"
 USERINFO = "remove user name and password: they belong in `auth`"
 EXAMPLES = [
     errors.DeclarationError([f"defs/sales/defs.yaml: url: {USERINFO}"]),
+    errors.DeclaredTwiceError("sales", "sales_team", "core"),
     errors.UnreachableError("sales", SALES, "Connection refused"),
     errors.TlsError("sales", SALES, "certificate verify failed: self-signed certificate"),
     errors.CredentialError(
