@@ -24,6 +24,9 @@ the Airflow instance's name; `naming.py` builds the keys.
     The run id, and " and <n> more" for several partitions. Written by `CurrentRun` when a DAG run
     was launched. For people, who search the list of runs by it.
 
+JSON of more than 1,000 characters is stored as "zlib:" and the base64 of its zlib compression:
+MySQL keeps at most 64 kB of all tags of a run.
+
 A re-execution inherits the tags of the run before it.
 """
 
@@ -31,9 +34,12 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 
 import dagster as dg
 
@@ -49,6 +55,9 @@ from federation_defs.naming import (
 
 _ADOPTED = "adopted"
 _WRITES = 3
+_COMPRESSED = "zlib:"
+_MAX_PLAIN_CHARACTERS = 1000
+_UNREADABLE = (AttributeError, RecursionError, TypeError, ValueError, zlib.error)  # edited by hand
 _ROOT_TAG = "dagster/root_run_id"  # of a re-execution
 _STARTED = (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
 
@@ -106,18 +115,31 @@ def find_owners(
 def _read_plans(run: dg.DagsterRun | None, airflow: str) -> dict[str, tuple[str, str]]:
     """Return run id and mark by target name."""
     try:
-        plans = json.loads(run.tags.get(build_plan_tag(airflow), "{}")) if run else {}
-        return {name: (run_id, mark) for name, (run_id, mark) in plans.items()}
-    except (AttributeError, TypeError, ValueError):  # a person may edit tags
+        plans = _unpack(run.tags.get(build_plan_tag(airflow), "{}")) if run else {}
+        return {name: (str(run_id), str(mark)) for name, (run_id, mark) in plans.items()}
+    except _UNREADABLE:
         return {}
 
 
 def _read_detached(run: dg.DagsterRun, airflow: str) -> set[RunKey]:
     try:
-        detached = json.loads(run.tags.get(build_detached_tag(airflow), "[]"))
-        return {(dag_id, run_id) for dag_id, run_id in detached}
-    except (TypeError, ValueError):  # a person may edit tags
+        detached = _unpack(run.tags.get(build_detached_tag(airflow), "[]"))
+        return {(str(dag_id), str(run_id)) for dag_id, run_id in detached}
+    except _UNREADABLE:
         return set()
+
+
+def _pack(value: Any) -> str:
+    text = json.dumps(value)
+    if len(text) <= _MAX_PLAIN_CHARACTERS:
+        return text
+    return _COMPRESSED + b64encode(zlib.compress(text.encode())).decode()
+
+
+def _unpack(text: str) -> Any:
+    if text.startswith(_COMPRESSED):
+        text = zlib.decompress(b64decode(text.removeprefix(_COMPRESSED))).decode()
+    return json.loads(text)
 
 
 @dataclass(frozen=True)
@@ -159,7 +181,7 @@ class CurrentRun:
         parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
         self._plans = {**_read_plans(parent, airflow), **_read_plans(run, airflow)}
         if self._plans:
-            self._tag(self._plan_tag, json.dumps(self._plans))
+            self._tag(self._plan_tag, _pack(self._plans))
         self._own_plans: set[str] = set()
         self._detached: list[RunKey] = []
         self._lock = Lock()
@@ -201,7 +223,7 @@ class CurrentRun:
         """Leave DAG runs to observation, which then reports them."""
         with self._lock:
             self._detached += runs
-            self._tag(build_detached_tag(self._airflow), json.dumps(self._detached))
+            self._tag(build_detached_tag(self._airflow), _pack(self._detached))
 
     def tag_dag_run(self, dag_id: str, run_ids: list[str]) -> None:
         more = f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else ""
@@ -241,7 +263,7 @@ class CurrentRun:
     def _write_plan(self, target: Target, run: DagRun, mark: str) -> None:
         with self._lock:
             self._plans[target.name] = (run.run_id, mark)
-            plans = json.dumps(self._plans)
+            plans = _pack(self._plans)
             # A step in another process may write the run's tags at the same moment.
             for _ in range(_WRITES):
                 self._tag(self._plan_tag, plans)

@@ -141,7 +141,7 @@ def build_job(airflows: Sequence[Mapping[str, Any]]) -> dg.JobDefinition:
             connect(airflow["url"], SIGN_INS[airflow["api"]], PASSWORD, airflow["name"]),
             airflow["dags"],
             airflow["max_active_runs"],
-            replace(fail_after(airflow["give_up_after_s"]), takeover_s=airflow["takeover_s"]),
+            replace(fail_after(airflow["give_up_after_s"]), **airflow["timing"]),
         )
         for airflow in airflows
     ]
@@ -154,6 +154,7 @@ class Attempts:
 
     Args:
         declared: What is declared of each of the DAGs.
+        timing: Fields of `Timing`.
     """
 
     def __init__(
@@ -165,11 +166,11 @@ class Attempts:
         *,
         max_active_runs: int | None = None,
         give_up_after_s: float = 600,
-        takeover_s: float = FAST.takeover_s,
+        **timing: float,
     ) -> None:
         dags = {dag_id: dict(declared or {}) for dag_id in dag_ids}
         described = _describe(client, dags, max_active_runs, give_up_after_s)
-        self._airflows = [{**described, "takeover_s": takeover_s}]
+        self._airflows = [{**described, "timing": timing}]
         self._instance = instance
 
     @classmethod
@@ -226,7 +227,7 @@ def _describe(
         "dags": dict(dags),
         "max_active_runs": max_active_runs,
         "give_up_after_s": give_up_after_s,
-        "takeover_s": FAST.takeover_s,
+        "timing": {},
     }
 
 

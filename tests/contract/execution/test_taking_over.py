@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
+from uuid import uuid4
 
 import dagster as dg
 import pytest
@@ -178,3 +179,35 @@ def test_a_run_that_observation_is_about_to_report_is_not_reported_by_a_retry_to
 def fetch_waiting_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
     return [run for run in runs if run.tags.get(ALIVE_TAG, "").startswith(run.run_id)]
+
+
+@pytest.mark.parametrize("alive_at", ["{run_id} 1700000000", None], ids=["in a step", "in none"])
+def test_a_re_execution_does_not_wait_for_ever_for_an_attempt_whose_worker_died(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, alive_at: str | None
+) -> None:
+    """It died during a step of somebody else's, so that no observation fails it."""
+    airflow_v2.database.add_dag(DAG, polls=0)
+    attempts = Attempts(
+        airflow_v2.client, [DAG], instance, heartbeat_lost_s=0.3, first_heartbeat_lost_s=0.3
+    )
+    first = attempts.execute()
+    root = instance.get_run_by_id(first.run_id)
+    assert root is not None
+
+    @dg.job
+    def died() -> None: ...
+
+    run_id = str(uuid4())
+    beat = {ALIVE_TAG: alive_at.format(run_id=run_id)} if alive_at else {}
+    tags = {"dagster/root_run_id": first.run_id, "dagster/parent_run_id": first.run_id, **beat}
+    instance.create_run_for_job(
+        died,
+        run_id=run_id,
+        status=dg.DagsterRunStatus.STARTED,
+        parent_run_id=first.run_id,
+        root_run_id=first.run_id,
+        tags=tags,
+    )
+    again = attempts.execute(first)
+    assert again.success
+    assert f"Waiting for {run_id}: an earlier attempt at the same." in again.log

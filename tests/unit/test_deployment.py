@@ -1,0 +1,86 @@
+"""Two code locations that declare one instance. Their sensors are stored as the daemon does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    SensorInstigatorData,
+)
+
+from federation_defs.dagster_io.deployment import find_same_sensor
+
+SENSOR = "metrics__observation"
+NOW = 1_800_000_000.0
+
+
+@dataclass
+class Sensor:
+    """A sensor as it is stored.
+
+    Attributes:
+        ticked_s_ago: When its last tick began; None if it has not ticked yet.
+    """
+
+    location: str
+    name: str = SENSOR
+    status: InstigatorStatus = InstigatorStatus.DECLARED_IN_CODE
+    ticked_s_ago: float | None = 5.0
+
+    def store(self, instance: dg.DagsterInstance) -> None:
+        location = RegisteredCodeLocationOrigin(self.location)
+        repository = RemoteRepositoryOrigin(location, "__repository__")
+        at = None if self.ticked_s_ago is None else NOW - self.ticked_s_ago
+        instance.add_instigator_state(
+            InstigatorState(
+                RemoteInstigatorOrigin(repository, self.name),
+                InstigatorType.SENSOR,
+                self.status,
+                SensorInstigatorData(last_tick_start_timestamp=at),
+            )
+        )
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        yield instance
+
+
+@pytest.mark.parametrize("ticked_s_ago", [5.0, None])
+def test_of_two_locations_the_first_by_name_goes_on(
+    instance: dg.DagsterInstance, ticked_s_ago: float | None
+) -> None:
+    for location in ("sales", "core"):
+        Sensor(location, ticked_s_ago=ticked_s_ago).store(instance)
+    assert find_same_sensor(instance, SENSOR, "core") is None
+    assert find_same_sensor(instance, SENSOR, "sales") == "core"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Sensor("core", ticked_s_ago=400),  # the location was removed
+        Sensor("core", status=InstigatorStatus.STOPPED),
+        Sensor("core", name="warehouse__observation"),
+        Sensor("core", name="metrics__automation"),
+    ],
+)
+def test_another_sensor_or_one_that_does_not_run_is_no_obstacle(
+    instance: dg.DagsterInstance, other: Sensor
+) -> None:
+    for sensor in (other, Sensor("sales")):
+        sensor.store(instance)
+    assert find_same_sensor(instance, SENSOR, "sales") is None

@@ -1,0 +1,84 @@
+"""What a Dagster run leaves in its tags, and what is read of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timezone
+
+import dagster as dg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from federation_defs.dagster_io.run_tags import CurrentRun, Target, find_owners
+from federation_defs.naming import build_detached_tag, build_plan_tag
+from tests.unit.build import build_run
+
+END = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+TAGS = {"federation/waits_for.metrics": "true"}
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def start_run(instance: dg.DagsterInstance, **tags: str) -> dg.DagsterRun:
+    @dg.job
+    def any_job() -> None: ...
+
+    started = dg.DagsterRunStatus.STARTED
+    return instance.create_run_for_job(any_job, status=started, tags={**TAGS, **tags})
+
+
+def test_the_tags_of_a_thousand_partitions_fit_into_a_text_of_mysql(
+    instance: dg.DagsterInstance,
+) -> None:
+    run = start_run(instance)
+    current = CurrentRun(instance, run, "metrics")
+    dag_runs = [
+        build_run("daily", f"scheduled__2025-{number // 28:02}-{number % 28:02}", end_date=END)
+        for number in range(1000)
+    ]
+    targets = [Target("daily", f"2025-{number}") for number in range(1000)]
+    for target, dag_run in zip(targets[::2], dag_runs[::2], strict=True):
+        current.plan_clear(target, dag_run)
+    current.detach(*[dag_run.key for dag_run in dag_runs[1::2]])
+    stored = instance.get_run_by_id(run.run_id)
+    assert stored is not None
+    assert sum(map(len, stored.tags.values())) < 64_000
+    keys = [dag_run.key for dag_run in dag_runs]
+    owners = find_owners(instance, "metrics", keys, lambda _: True)
+    assert [owners[key] for key in keys[::2]] == [[run.run_id]] * 500
+    again = CurrentRun(instance, stored, "metrics")
+    assert [again.get_planned_run_id(target) for target in targets[::2]] == [
+        dag_run.run_id for dag_run in dag_runs[::2]
+    ]
+
+
+def test_few_runs_are_stored_so_that_a_person_can_read_them(instance: dg.DagsterInstance) -> None:
+    run = start_run(instance)
+    CurrentRun(instance, run, "metrics").record_adoption(
+        Target("daily", "2025-01-01"), build_run("daily", "scheduled__1")
+    )
+    stored = instance.get_run_by_id(run.run_id)
+    assert stored is not None
+    plans = json.loads(stored.tags["federation/runs_again.metrics"])
+    assert plans == {"daily [2025-01-01]": ["scheduled__1", "adopted"]}
+
+
+ODD = ["zlib:", "zlib:!", "zlib:AAAA", "null", "[]", "{}", '{"a": [[], {}]}', '[["a", ["b"]]]']
+EDITED = st.text(max_size=20) | st.sampled_from([*ODD, "[" * 9999])
+
+
+@settings(deadline=None, max_examples=40)
+@given(plans=EDITED, detached=EDITED)
+def test_tags_that_a_person_has_edited_hurt_nobody(plans: str, detached: str) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        edited = {build_plan_tag("metrics"): plans, build_detached_tag("metrics"): detached}
+        run = start_run(instance, **edited)
+        key = ("daily", "scheduled__1")
+        assert find_owners(instance, "metrics", [key], lambda _: True) == {key: []}
+        CurrentRun(instance, run, "metrics")
