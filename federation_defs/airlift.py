@@ -172,7 +172,7 @@ class ClientInstance(AirflowInstance):
 
     @override
     def trigger_dag(self, dag_id: str, logical_date: datetime | None = None) -> str:
-        options = TriggerOptions(logical_date=logical_date)
+        options = TriggerOptions(logical_date or "now")
         return self.client.trigger_run(dag_id, f"dagster__{uuid4()}", {}, options).run_id
 
     @override

@@ -63,7 +63,7 @@ class Partitioning:
             has_keys: The DAG's runs have partition keys in place of dates (Airflow 3.2).
         """
         if has_keys:
-            return TriggerOptions(partition_key=key)
+            return TriggerOptions("none", partition_key=key)
         window = self.definition.time_window_for_partition_key(key)
         if self.declaration.date == "logical_date":
             return TriggerOptions(window.start)

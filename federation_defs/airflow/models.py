@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Literal
 
 ACTIVE_STATES = frozenset({"queued", "running"})
 FINISHED_STATES = frozenset({"success", "failed"})
@@ -94,12 +94,13 @@ class TriggerOptions:
     """Options of a trigger.
 
     Attributes:
-        logical_date: Defaults to the start of the data interval, if that is given.
+        logical_date: "now" is the moment of the trigger by Airflow's clock. With "none" (3.0) the
+            run has neither a logical date nor a data interval.
         data_interval: Start and end (2.9). By default Airflow infers them from the logical date.
-        partition_key: For a partitioned DAG (3.2), instead of a logical date.
+        partition_key: For a partitioned DAG (3.2), whose runs have no logical date.
     """
 
-    logical_date: datetime | None = None
+    logical_date: datetime | Literal["now", "none"] = "now"
     data_interval: tuple[datetime, datetime] | None = None
     note: str | None = None
     partition_key: str | None = None

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from random import randrange
 from typing import Any
 
 import requests
 
 from federation_defs.airflow.api import AirflowApi, Page, is_absent, is_json, retry_after_upgrade
-from federation_defs.airflow.http import describe_request
+from federation_defs.airflow.http import describe_request, read_server_time
 from federation_defs.airflow.models import (
     ACTIVE_STATES,
     FINISHED_STATES,
@@ -42,6 +43,7 @@ from federation_defs.redaction import redact_text
 
 # One page is the whole log, unless the task is running: then each request gives one more.
 MAX_LOG_PAGES = 100
+MAX_NOW_TRIES = 3
 _NO_OPTIONS = TriggerOptions()
 
 
@@ -147,16 +149,29 @@ class RunEndpoints(AirflowApi):
         """Start a run, or adopt the existing one of this id, and return it.
 
         Idempotent: Airflow keeps run ids unique per DAG and answers 409 to a second one (2.11,
-        3.3). If the answer is lost or a 5xx, the run is looked up. Errors hide the conf's secrets.
+        3.3), whatever its date. If the answer is lost or a 5xx, the run is looked up. Errors hide
+        the conf's secrets.
 
         Raises:
             DagNotFoundError: The instance has no such DAG.
             LogicalDateTakenError: Another run has the logical date.
             RunNotStartedError: The trigger failed or was lost, and there is no such run so far.
             RequestRefusedError: The DAG does not accept the conf, a date or the partition key.
-            UnsupportedError: A partition key before 3.2, or a data interval before 2.9.
+            UnsupportedError: A partition key before 3.2, a run without a date before 3.0, or a
+                data interval before 2.9.
         """
         self._check_supported(options)
+        if options.logical_date == "now":
+            for _ in range(MAX_NOW_TRIES - 1):
+                with suppress(LogicalDateTakenError):  # another trigger chose the same microsecond
+                    return self._trigger_run(dag_id, run_id, conf, options)
+        return self._trigger_run(dag_id, run_id, conf, options)
+
+    def _trigger_run(
+        self, dag_id: str, run_id: str, conf: Mapping[str, Any], options: TriggerOptions
+    ) -> DagRun:
+        if options.logical_date == "now" and self.api_version.api == "v2":  # 2.x sets its own
+            options = replace(options, logical_date=self._fetch_now())
         body = self.api_version.build_trigger_body(run_id, conf, options)
         try:
             response = self._send("POST", build_path("dags", dag_id, "dagRuns"), json=body)
@@ -183,6 +198,18 @@ class RunEndpoints(AirflowApi):
             return self._fetch_triggered_run(dag_id, run_id, reason)
         raise self.session.build_error(response, conf)
 
+    def _fetch_now(self) -> datetime:
+        """Return a moment of this second by the server's clock, as a logical date.
+
+        Not the whole second of `Date`: other triggers of the second need dates of their own, and
+        Airflow skips a scheduled run whose date is taken (3.3, `_create_dag_runs`). At most 10 ms
+        after it, which Airflow takes to look at a new run: it runs no task before the logical date
+        (3.3, `RunnableExecDateDep`).
+        """
+        response = self._get_open(f"{self.api_version.prefix}/version")
+        now = read_server_time(response) or self.session.transport.timing.utc_now()
+        return now + timedelta(microseconds=randrange(1, 10_000))  # noqa: S311 - to differ
+
     def _fetch_triggered_run(self, dag_id: str, run_id: str, reason: str) -> DagRun:
         """Fetch the run of a trigger whose outcome is unknown."""
         try:
@@ -199,11 +226,12 @@ class RunEndpoints(AirflowApi):
     def _check_supported(self, options: TriggerOptions) -> None:
         """Raise an error that names the version. An older Airflow reports an unknown field."""
         requirements = {
-            "partition keys": (options.partition_key, (3, 2)),
-            "data intervals that a trigger gives": (options.data_interval, (2, 9)),
+            "partition keys": (options.partition_key is not None, (3, 2)),
+            "runs without a logical date": (options.logical_date == "none", (3, 0)),
+            "data intervals that a trigger gives": (options.data_interval is not None, (2, 9)),
         }
-        for feature, (value, since) in requirements.items():
-            if value is None or (self._version and parse_version(self._version) >= since):
+        for feature, (is_needed, since) in requirements.items():
+            if not is_needed or (self._version and parse_version(self._version) >= since):
                 continue
             version = self.fetch_version()  # it may have been upgraded
             if parse_version(version) < since:

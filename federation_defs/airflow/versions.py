@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -43,11 +44,8 @@ class ApiVersion:
         self, run_id: str, conf: Mapping[str, Any], options: TriggerOptions
     ) -> dict[str, Any]:
         body: dict[str, Any] = {"dag_run_id": run_id, "conf": dict(conf)}
-        date = options.logical_date
-        if date is None and options.data_interval is not None:
-            date, _ = options.data_interval  # 3.x ignores an interval without a logical date
-        if date is not None:
-            body["logical_date"] = date.isoformat()
+        if isinstance(options.logical_date, datetime):
+            body["logical_date"] = options.logical_date.isoformat()
         elif self.api == "v2":
             body["logical_date"] = None  # a missing one is a 422
         if options.data_interval is not None:

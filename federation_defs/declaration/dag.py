@@ -64,6 +64,11 @@ class TriggerDeclaration(Declaration):
         description="What to do with a failed DAG run when its Dagster run is re-executed: clear "
         "its failed tasks, clear all its tasks, or start another DAG run.",
     )
+    logical_date: Literal["now", "none"] = Field(
+        default="now",
+        description="The logical date of each run: the moment of the trigger by Airflow's clock, "
+        "or none (Airflow 3). A run without one has no {{ ds }}, {{ ts }} or data interval.",
+    )
     wait: Switch = Field(
         default=True,
         description="Whether the Dagster run waits for the DAG run. If not, it ends when the DAG "
@@ -150,11 +155,18 @@ class DagDeclaration(Declaration):
     )
 
     @model_validator(mode="after")
-    def _refuse_new_runs_of_a_partition(self) -> DagDeclaration:
-        if self.partitions is not None and self.trigger.on_retry == "new_run":
+    def _refuse_what_partitions_decide(self) -> DagDeclaration:
+        if self.partitions is None:
+            return self
+        if self.trigger.on_retry == "new_run":
             raise ValueError(
                 "trigger.on_retry: Airflow runs a date once, so that a partition can't have a "
                 "`new_run`; write clear_failed or clear_all"
+            )
+        if "logical_date" in self.trigger.model_fields_set:
+            raise ValueError(
+                "trigger.logical_date: `partitions` decides the date of each run; remove one of "
+                "the two keys"
             )
         return self
 

@@ -140,6 +140,12 @@ def parse_declaration(values: Mapping[str, Any], source: str) -> InstanceDeclara
         for dag_id, dag in declaration.dags.items()
         if (declaration.name, dag_id) in dag.upstreams
     ]
+    problems += [
+        f"{source}: dags.{dag_id}.trigger.logical_date: in Airflow 2 (`api: v1`) every run has a "
+        "logical date; remove the key"
+        for dag_id, dag in declaration.dags.items()
+        if declaration.api == "v1" and dag.trigger.logical_date == "none"
+    ]
     if problems:
         raise DeclarationError(problems)
     return declaration

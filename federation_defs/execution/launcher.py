@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from threading import Condition
 
 from federation_defs.airflow.client import AirflowClient
@@ -119,7 +120,8 @@ class Launcher:
 
     def _trigger(self, target: Target, note: str, number: int = 1) -> DagRun:
         declared, dag = self._dags[target.dag_id], self._fetch_runnable_dag(target.dag_id)
-        options = TriggerOptions()
+        # Runs of a partitioned DAG have no date. Airflow's UI gives them none either (3.3).
+        options = TriggerOptions("none" if dag.is_partitioned else declared.trigger.logical_date)
         if declared.partitions is not None and target.partition is not None:
             partitioning = Partitioning(declared.partitions)
             options = partitioning.build_options(target.partition, has_keys=dag.is_partitioned)
@@ -130,8 +132,9 @@ class Launcher:
             return self._client.trigger_run(target.dag_id, run_id, conf, options)
         except LogicalDateTakenError:
             date = options.logical_date
-            owner = self._client.fetch_run_of_date(target.dag_id, date) if date else None
-            if owner is None:
+            if not isinstance(date, datetime):
+                raise
+            if (owner := self._client.fetch_run_of_date(target.dag_id, date)) is None:
                 raise
         self.forget(target)
         return self._take_over(target, owner)

@@ -246,6 +246,7 @@ _DAGS: dict[str, dict[str, Any]] = {
     "write_numbers": {"file": "assets.py", "tasks": ("write",)},
     "read_numbers": {"file": "assets.py", "tasks": ("read",)},
     "wordy": {"tasks": (TaskSpec("talk", says=_TALK),)},
+    "dated": {"tasks": ("log_dates",), "needs_date": True},
     "endless": {
         "tasks": (
             TaskSpec("wait", says=("waiting in process 7",)),

@@ -8,7 +8,8 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from federation_defs.declaration import DagDeclaration, InstanceDeclaration
+from federation_defs.declaration import DagDeclaration, InstanceDeclaration, parse_declaration
+from federation_defs.errors import DeclarationError
 
 DAILY: dict[str, Any] = {"cron": "0 0 * * *", "start": "2025-01-01"}
 
@@ -69,15 +70,46 @@ def test_on_retry_new_run_is_refused_for_partitions() -> None:
         declare(partitions=DAILY, trigger={"on_retry": on_retry})
 
 
+@pytest.mark.parametrize("logical_date", ["now", "none"])
+def test_a_logical_date_is_refused_for_partitions(logical_date: str) -> None:
+    with pytest.raises(ValidationError, match=r"trigger\.logical_date: `partitions` decides"):
+        declare(partitions=DAILY, trigger={"logical_date": logical_date})
+    assert declare(trigger={"logical_date": logical_date}).trigger.logical_date == logical_date
+
+
+def test_no_logical_date_is_refused_for_an_instance_that_is_declared_as_airflow_2() -> None:
+    declared = {
+        "name": "metrics",
+        "url": "http://127.0.0.1:1",
+        "auth": {"type": "none"},
+        "dags": {"a": {"trigger": {"logical_date": "none"}}},
+    }
+    with pytest.raises(DeclarationError) as refused:
+        parse_declaration({**declared, "api": "v1"}, "defs.yaml")
+    assert refused.value.problems == (
+        "defs.yaml: dags.a.trigger.logical_date: in Airflow 2 (`api: v1`) every run has a logical "
+        "date; remove the key",
+    )
+    for api in ("v2", "auto"):
+        parse_declaration({**declared, "api": api}, "defs.yaml")
+
+
 def test_a_trigger_has_its_documented_defaults() -> None:
     trigger = declare().trigger
     assert (trigger.on_timeout, trigger.on_cancel) == ("leave", "cancel")
     assert (trigger.on_retry, trigger.wait) == ("clear_failed", True)
+    assert trigger.logical_date == "now"
 
 
 @pytest.mark.parametrize(
     "trigger",
-    [{"on_timeout": "stop"}, {"on_cancel": "ignore"}, {"on_retry": "again"}, {"wait": "perhaps"}],
+    [
+        {"on_timeout": "stop"},
+        {"on_cancel": "ignore"},
+        {"on_retry": "again"},
+        {"wait": "perhaps"},
+        {"logical_date": "today"},
+    ],
 )
 def test_an_invalid_trigger_is_refused(trigger: dict[str, str]) -> None:
     (key,) = trigger

@@ -86,7 +86,7 @@ def test_a_partition_is_triggered_with_its_declared_date(
 @pytest.mark.parametrize("date", ["data_interval_start", "data_interval_end", "logical_date"])
 def test_a_partition_of_a_dag_with_keys_is_triggered_with_its_key_only(date: str) -> None:
     options = build(date=date).build_options("2025-02-03", has_keys=True)
-    assert options == TriggerOptions(partition_key="2025-02-03")
+    assert options == TriggerOptions("none", partition_key="2025-02-03")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_the_run_of_a_triggered_partition_belongs_to_that_partition(
     for key in keys:
         options = partitioning.build_options(key, has_keys=False)
         logical = options.logical_date
-        assert logical is not None
+        assert isinstance(logical, datetime)
         start, end = options.data_interval or (logical, logical)
         run = run_at(
             logical_date=logical.astimezone(timezone.utc),

@@ -9,7 +9,6 @@ import pytest
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import (
-    LogicalDateTakenError,
     PermissionMissingError,
     RequestRefusedError,
     RunNotStartedError,
@@ -121,13 +120,6 @@ def test_a_redirected_trigger_names_the_target(airflow_v2: Airflow) -> None:
     airflow_v2.server.fail_next(asks("POST", TRIGGER), elsewhere)
     with pytest.raises(UnexpectedAnswerError, match=f"POST /api/v2{TRIGGER} with 301.*/elsewhere"):
         trigger(airflow_v2.client)
-
-
-def test_a_date_that_another_run_has_is_reported(airflow: Airflow) -> None:
-    airflow.database.add_dag("load_customers")
-    airflow.server.fail_next(asks("POST", TRIGGER), answer(409, {"detail": "Date is taken"}))
-    with pytest.raises(LogicalDateTakenError, match=r"another run .* \(409: Date is taken\)"):
-        trigger(airflow.client)
 
 
 def test_a_forbidden_trigger_is_reported_in_airflows_words(airflow: Airflow) -> None:

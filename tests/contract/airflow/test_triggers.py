@@ -114,7 +114,7 @@ def test_a_conf_that_the_params_do_not_allow_is_refused_in_airflows_words(
 
 
 def test_a_partition_key_comes_back(world_v2: World) -> None:
-    run_id, options = make_run_id(), TriggerOptions(partition_key="2026-02-01")
+    run_id, options = make_run_id(), TriggerOptions("none", partition_key="2026-02-01")
     triggered = world_v2.client.trigger_run("partitioned", run_id, options=options)
     run = world_v2.client.fetch_run("partitioned", run_id)
     assert run is not None
@@ -123,19 +123,19 @@ def test_a_partition_key_comes_back(world_v2: World) -> None:
 
 
 def test_a_partition_key_of_a_wrong_form_is_refused(world_v2: World) -> None:
-    options = TriggerOptions(partition_key="yesterday")
+    options = TriggerOptions("none", partition_key="yesterday")
     with pytest.raises(RequestRefusedError, match=r"400: Partition key 'yesterday'"):
         world_v2.client.trigger_run("partitioned", make_run_id(), options=options)
 
 
 def test_a_partition_key_is_refused_by_a_dag_without_partitions(world_v2: World) -> None:
-    options = TriggerOptions(partition_key="2026-02-01")
+    options = TriggerOptions("none", partition_key="2026-02-01")
     with pytest.raises(RequestRefusedError, match="not a partitioned Dag"):
         world_v2.client.trigger_run("mapped", make_run_id(), options=options)
 
 
 def test_airflow_2_has_no_partition_keys(world_v1: World) -> None:
-    run_id, options = make_run_id(), TriggerOptions(partition_key="2026-02-01")
+    run_id, options = make_run_id(), TriggerOptions("none", partition_key="2026-02-01")
     with pytest.raises(UnsupportedError, match=r"runs Airflow 2\.11\.2, .* partition keys: 3\.2"):
         world_v1.client.trigger_run("mapped", run_id, options=options)
     assert world_v1.client.fetch_run("mapped", run_id) is None
@@ -144,7 +144,7 @@ def test_airflow_2_has_no_partition_keys(world_v1: World) -> None:
 def test_airflow_3_1_has_no_partition_keys_yet(airflow_v2: Airflow) -> None:
     airflow_v2.server.endpoints.version = "3.1.5"
     airflow_v2.database.add_dag("load_customers")
-    options = TriggerOptions(partition_key="2026-02-01")
+    options = TriggerOptions("none", partition_key="2026-02-01")
     with pytest.raises(UnsupportedError, match=r"runs Airflow 3\.1\.5, .* partition keys: 3\.2"):
         airflow_v2.client.trigger_run("load_customers", "mine", options=options)
     assert airflow_v2.database.runs == []

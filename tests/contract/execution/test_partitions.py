@@ -119,7 +119,8 @@ def test_a_key_of_odd_letters_makes_a_run_id_that_airflow_takes(
 def test_dags_of_different_partitions_and_of_none_are_run_by_one_asset(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    dags: dict[str, Any] = {"daily": declare(), "hourly": declare(HOURLY), "none": {}}
+    dags: dict[str, Any] = {"daily": declare(), "hourly": declare(HOURLY)}
+    dags["none"] = {"trigger": {"logical_date": "none"}}
     for dag_id in dags:
         airflow_v2.database.add_dag(dag_id, polls=0)
     for selection, tags in (

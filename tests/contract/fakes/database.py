@@ -42,6 +42,7 @@ class DagRow:
         polls: How often a run is polled until it ends by itself: 0 if it ends at once, infinity if
             it starts and never ends, None if it does not even start.
         refusal: The detail with which every trigger is refused (400), or None.
+        needs_date: Its tasks use their run's dates, so that a run without a logical date fails.
     """
 
     dag_id: str
@@ -60,6 +61,7 @@ class DagRow:
     outcome: str = "success"
     polls: float | None = None
     refusal: str | None = None
+    needs_date: bool = False
 
     def __post_init__(self) -> None:
         self.file = self.file or f"{self.dag_id}.py"
@@ -164,6 +166,7 @@ class Database:
     Attributes:
         lock: Held while reading and writing; the server holds it for a whole answer.
         skew: How far its clock is ahead of ours.
+        stopped_at: Where its clock stands still, if it does.
     """
 
     def __init__(self) -> None:
@@ -173,10 +176,11 @@ class Database:
         self.assets: list[AssetRow] = []
         self.import_errors: list[ImportErrorRow] = []
         self.skew = timedelta()
+        self.stopped_at: datetime | None = None
         self._ids = count(1)
 
     def now(self) -> datetime:
-        return datetime.now(timezone.utc) + self.skew
+        return self.stopped_at or datetime.now(timezone.utc) + self.skew
 
     def add_dag(self, dag_id: str, **columns: Any) -> DagRow:
         with self.lock:
@@ -222,11 +226,11 @@ class Database:
                 start_date=now if state == "running" else None,
                 tasks=[task for spec in dag.specs for task in _build_tasks(spec)],
                 polls_left=dag.polls,
-                outcome=dag.outcome,
+                outcome=_decide_outcome(dag, logical_date),
                 **columns,
             )
             self.runs.append(run)
-            return self.finish_run(run, dag.outcome) if dag.polls == 0 else run
+            return self.finish_run(run, run.outcome) if dag.polls == 0 else run
 
     def finish_run(
         self,
@@ -291,7 +295,7 @@ class Database:
                 run.state, run.start_date, run.end_date = "queued", None, None
                 run.queued_at = run.updated_at = self.now()
                 run.polls_left = self.dags[run.dag_id].polls
-                run.outcome = self.dags[run.dag_id].outcome
+                run.outcome = _decide_outcome(self.dags[run.dag_id], run.logical_date)
             return cleared
 
     def delete_run(self, run: RunRow) -> None:
@@ -304,6 +308,8 @@ class Database:
             return
         if run.state == "queued" and self.dags[run.dag_id].is_paused:
             return
+        if run.logical_date is not None and run.logical_date > self.now():
+            return
         run.polls_left -= 1
         if run.polls_left <= 0:
             self.finish_run(run, run.outcome)
@@ -311,6 +317,10 @@ class Database:
             run.state, run.start_date, run.updated_at = "running", self.now(), self.now()
             for task in [task for task in run.tasks if task.state is None][:1]:
                 self._run_task(run, task, "running")
+
+
+def _decide_outcome(dag: DagRow, logical_date: datetime | None) -> str:
+    return "failed" if dag.needs_date and logical_date is None else dag.outcome
 
 
 def _build_tasks(spec: TaskSpec) -> list[TaskRow]:
