@@ -32,7 +32,7 @@ def build_checks(client: AirflowClient, rules: Rules) -> dg.AssetChecksDefinitio
     """Build the checks of DAGs that Dagster does not run itself."""
     # `@multi_asset_check` derives the outputs' names from the keys. That fails for letters outside
     # ASCII, and for two DAG ids that differ in a dot and a dash (dagster 1.13).
-    names = build_output_names(list(rules))
+    names = build_output_names(rules)
     specs = {name: build_check_spec(client.instance, dag_id) for dag_id, name in names.items()}
 
     @dg.op(

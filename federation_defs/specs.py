@@ -54,7 +54,7 @@ def _describe(instance: str, dag_id: str, dag: DagSnapshot | None) -> dict[str, 
     return {
         "description": dag.description or default,
         "owners": [build_owner(owner) for owner in dag.owners if owner],
-        "tags": {**{build_tag_key(tag): "" for tag in dag.airflow_tags}, **dag.tags},
+        "tags": {**{build_tag_key(tag): "" for tag in dag.airflow_tags if tag}, **dag.tags},
         "metadata": {
             **dg.deserialize_value(dag.metadata, dict),
             "Link to DAG": dg.MetadataValue.url(dag.url),
