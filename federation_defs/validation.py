@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
@@ -16,12 +17,10 @@ class Member:
 
     Attributes:
         source: The file that declares it, for messages.
-        snapshot: Its last known state; None if it was never reached.
     """
 
     source: str
     declaration: InstanceDeclaration
-    snapshot: Snapshot | None
 
     @property
     def name(self) -> str:
@@ -29,47 +28,81 @@ class Member:
 
 
 def find_problems(members: Sequence[Member]) -> list[str]:
-    """Return everything that is wrong, one sentence each."""
-    by_name = {member.name: member for member in members}
+    """Return everything that the declarations alone show to be wrong, one sentence each."""
+    names = {member.name for member in members}
     return [
         *_find_shared_names(members),
-        *(problem for member in members for problem in _find_unknown_names(member, by_name)),
+        *(problem for member in members for problem in _find_unknown_instances(member, names)),
         *_find_cycle(members),
     ]
 
 
 def _find_shared_names(members: Sequence[Member]) -> Iterator[str]:
-    first: dict[str, Member] = {}
+    by_name: dict[str, Member] = {}
+    by_state: dict[str, Member] = {}
     for member in members:
-        other = first.setdefault(member.name, member)
-        if other is not member:
+        # As Dagster (1.13) names the folder of a local state.
+        state = re.sub(r"[^A-Za-z0-9._-]", "__", member.declaration.state_key)
+        if (other := by_name.setdefault(member.name, member)) is not member:
             yield (
                 f"{member.source}: name: '{member.name}' is the name of {other.source} too. Give "
                 "each Airflow its own: asset keys begin with it."
             )
+        elif (other := by_state.setdefault(state, member)) is not member:
+            yield (
+                f"{member.source}: defs_state.key: '{member.declaration.state_key}' is the key of "
+                f"{other.source} too. Remove it, or give each Airflow its own: each would show the "
+                "other's DAGs."
+            )
 
 
-def _find_unknown_names(member: Member, members: Mapping[str, Member]) -> Iterator[str]:
+def _find_unknown_instances(member: Member, names: Collection[str]) -> Iterator[str]:
     for dag_id, dag in member.declaration.dags.items():
-        where = f"{member.source}: dags.{dag_id}"
-        if problem := _describe_missing_dag(member, dag_id):
-            yield f"{where}: {problem}"
-        for name, upstream in dag.upstreams:
-            if name not in members:
-                hint = _suggest_or_list(name, members)
-                yield f"{where}.depends_on: there is no Airflow instance '{name}'{hint}"
-            elif problem := _describe_missing_dag(members[name], upstream):
-                yield f"{where}.depends_on: {problem}"
+        for name, _ in dag.upstreams:
+            if name not in names:
+                hint = _suggest_or_list(name, names)
+                where = f"{member.source}: dags.{dag_id}.depends_on"
+                yield f"{where}: there is no Airflow instance '{name}'{hint}"
 
 
-def _describe_missing_dag(member: Member, dag_id: str) -> str | None:
-    """Return a problem if the instance is known to have no such DAG, and never to have had one."""
-    snapshot = member.snapshot
+def find_named_dags(instance: str, members: Iterable[Member]) -> dict[str, list[str]]:
+    """Return the DAGs of an instance that are declared or depended on, and where."""
+    named: dict[str, list[str]] = {}
+    for member in members:
+        for dag_id, dag in member.declaration.dags.items():
+            where = f"{member.source}: dags.{dag_id}"
+            if member.name == instance:
+                named.setdefault(dag_id, []).append(where)
+            for upstream in dag.depends_on:
+                if upstream.startswith(f"{instance}/"):
+                    upstream_id = upstream.removeprefix(f"{instance}/")
+                    named.setdefault(upstream_id, []).append(f"{where}.depends_on")
+    return named
+
+
+def find_absent_dags(
+    instance: str, snapshot: Snapshot | None, named: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Return the DAGs that the instance can't run, as far as is known, each with a sentence that
+    says so.
+
+    Args:
+        named: As `find_named_dags` returns them.
+    """
     # An instance that lists no DAG has just started, or the account may see none.
-    if snapshot is None or not snapshot.present_dag_ids or dag_id in snapshot.known_dag_ids:
-        return None
+    present = snapshot.present_dag_ids if snapshot else frozenset()
+    return {
+        dag_id: f"{', '.join(where)}: {_describe_absent(instance, snapshot, dag_id)}"
+        for dag_id, where in named.items()
+        if present and snapshot and dag_id not in present
+    }
+
+
+def _describe_absent(instance: str, snapshot: Snapshot, dag_id: str) -> str:
+    if dag_id in snapshot.dags:
+        return f"DAG '{dag_id}' of Airflow '{instance}' has no file any more, or does not parse."
     hint = _suggest_or_list(dag_id, snapshot.present_dag_ids)
-    return f"Airflow '{member.name}' has no DAG '{dag_id}'{hint}"
+    return f"Airflow '{instance}' has no DAG '{dag_id}'{hint}"
 
 
 def _suggest_or_list(name: str, known: Iterable[str]) -> str:

@@ -20,6 +20,8 @@ class ApiVersion:
         assets: The name of Airflow assets in paths and lists; Airflow 2 calls them datasets.
         logical_date: The name of the logical date in filters. 2.x takes it by its old name, and
             ignores the other one.
+        with_stale: What a list of DAGs is asked with to include those whose file has gone or no
+            longer parses.
         log_type: The content type to ask for a log in. Only Airflow 2 serves logs as plain text;
             3.x answers 406.
     """
@@ -27,6 +29,7 @@ class ApiVersion:
     api: str
     assets: str
     logical_date: str
+    with_stale: Mapping[str, str]
     log_type: str | None
 
     @property
@@ -69,8 +72,20 @@ class ApiVersion:
         return f"{self.build_dag_page(dag_id)}?dag_run_id={quote(run_id, safe='')}"
 
 
-V1 = ApiVersion("v1", assets="datasets", logical_date="execution_date", log_type="text/plain")
-V2 = ApiVersion("v2", assets="assets", logical_date="logical_date", log_type=None)
+V1 = ApiVersion(
+    "v1",
+    assets="datasets",
+    logical_date="execution_date",
+    with_stale={"only_active": "false"},
+    log_type="text/plain",
+)
+V2 = ApiVersion(
+    "v2",
+    assets="assets",
+    logical_date="logical_date",
+    with_stale={"exclude_stale": "false"},
+    log_type=None,
+)
 API_VERSIONS = {"v1": V1, "v2": V2}
 
 

@@ -108,6 +108,11 @@ class InstanceDeclaration(Declaration):
     )
 
     @property
+    def state_key(self) -> str:
+        """The key of the instance's state; unique in the deployment."""
+        return self.defs_state.key or f"FederatedAirflow[{self.name}]"
+
+    @property
     def downstreams(self) -> dict[str, DagDeclaration]:
         """The DAGs that depend on others, and so are run by Dagster."""
         return {dag_id: dag for dag_id, dag in self.dags.items() if dag.depends_on}

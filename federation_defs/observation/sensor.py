@@ -10,10 +10,12 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from types import MappingProxyType
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
+from federation_defs.checks import build_absent_evaluation
 from federation_defs.dagster_io.event_log import find_first_reported_end
 from federation_defs.dagster_io.heartbeat import fail_orphaned_runs
 from federation_defs.declaration import ObserveDeclaration
@@ -57,6 +59,7 @@ def build_observation_sensor(
     observe: ObserveDeclaration,
     *,
     partitionings: Mapping[str, Partitioning],
+    absent: Mapping[str, str] = MappingProxyType({}),
     limits: Limits = Limits(),
     timing: Timing = Timing(),  # noqa: B008 - frozen
 ) -> dg.SensorDefinition:
@@ -65,10 +68,14 @@ def build_observation_sensor(
     Args:
         rules: Of all DAGs that are assets. Runs of other DAGs are not reported.
         partitionings: Of DAGs that have partitions, by DAG id.
+        absent: Why DAGs can't run in the instance, by DAG id. Their checks fail once per load.
     """
+    unreported = [build_absent_evaluation(client.instance, *item) for item in absent.items()]
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "observation"),
-        evaluation_fn=_Observer(client, rules, observe, partitionings, limits, timing).tick,
+        evaluation_fn=_Observer(
+            client, rules, observe, partitionings, unreported, limits, timing
+        ).tick,
         # One second less than the interval: the daemon loops every 5 s, and would evaluate a sensor
         # with an interval of 5 s in every other loop only (dagster 1.13).
         minimum_interval_seconds=max(1, round(observe.interval) - 1),
@@ -117,6 +124,7 @@ class _Observer:
     rules: Rules
     observe: ObserveDeclaration
     partitionings: Mapping[str, Partitioning]
+    unreported: list[dg.AssetCheckEvaluation]
     limits: Limits
     timing: Timing
 
@@ -140,6 +148,9 @@ class _Observer:
         """
         fail_orphaned_runs(context.instance, self.client.instance, context.log, self.timing)
         with self._lock:
+            while self.unreported:
+                context.instance.report_runless_asset_event(self.unreported[-1])
+                self.unreported.pop()
             if (pause := self._backoff.describe_pause()) is not None:
                 return dg.SkipReason(pause)
             if self._is_storing(context):

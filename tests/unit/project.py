@@ -44,10 +44,12 @@ class Project:
         instance: str,
         url: str = "http://127.0.0.1:1",
         auth: Mapping[str, str] = MappingProxyType({"type": "none"}),
+        more: Mapping[str, Any] = MappingProxyType({}),
         **dags: list[str],
     ) -> None:
-        """Declare an instance with these dependencies by DAG id."""
+        """Declare an instance with more keys, and these dependencies by DAG id."""
         attributes: dict[str, Any] = {
+            **more,
             "name": instance,
             "url": url,
             "auth": dict(auth),
