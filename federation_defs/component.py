@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -253,24 +252,3 @@ def build_instance_defs(
         sensors.append(build_automation_sensor(declaration.name, keys))
     checks = [build_checks(client, observed)] if observed else []
     return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors)
-
-
-def load_federation(path_within_project: Path) -> dg.Definitions:
-    """Load all definitions in the defs folder of the project that a path is in.
-
-    Like `dagster.load_from_defs_folder`, except that run workers start faster. Every trigger starts
-    one, and its start is the user's waiting time:
-
-    - `load_from_defs_folder` imports all installed component packages, including dagster-airlift,
-      to describe them to the UI (dagster 1.13, `ComponentRootComponent`): 1.3 s.
-    - All steps run in one process. Dagster's default executor would start another process for each
-      step, 3 s later and 150 MB larger, and at most one per core at a time.
-    """
-    with warnings.catch_warnings():
-        # As in `load_from_defs_folder`: they are about Dagster's own use of its beta features.
-        warnings.simplefilter("ignore", category=dg.BetaWarning)
-        tree = dg.ComponentTree.for_project(path_within_project)
-        return dg.Definitions.merge(
-            tree.build_defs(tree.defs_module_path),
-            dg.Definitions(executor=dg.in_process_executor, component_tree=tree),
-        )

@@ -16,6 +16,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "defs" not in path.pa
 LAYERS = [
     ["definitions"],
     ["__init__"],
+    ["loading"],
     ["component"],
     ["validation", "observation", "observation.__init__", "observation.sensor"],
     ["execution", "execution.__init__", "execution.asset"],
