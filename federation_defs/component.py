@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -36,7 +38,7 @@ _DEFS_YAML = """\
 type: {type}
 
 attributes:
-  name: {name}
+  name: "{name}"
   url: "{{{{ env.{prefix}_AIRFLOW_URL }}}}"
   auth:
     type: password  # Airflow 3; for Airflow 2: basic
@@ -50,15 +52,31 @@ attributes:
 """
 
 
+_NEXT_STEPS = """\
+Next:
+1. Set {variables}, in the environment or in .env.
+2. dg check yaml {path}
+3. dg utils refresh-defs-state  # signs in, and reads the DAGs
+4. dg check defs
+5. dg list defs  # each DAG is an asset
+"""
+
+
 class AirflowScaffolder(dg.Scaffolder):
     """Writes a `defs.yaml` to start from. The instance is named after the folder."""
 
     @override
     def scaffold(self, request: ScaffoldRequest) -> None:
-        name = request.target_path.name.replace("-", "_")
-        request.target_path.mkdir(parents=True, exist_ok=True)
-        text = _DEFS_YAML.format(type=request.type_name, name=name, prefix=name.upper())
-        (request.target_path / "defs.yaml").write_text(text)
+        folder = request.target_path
+        ascii_name = unicodedata.normalize("NFKD", folder.name).encode("ascii", "ignore").decode()
+        name = re.sub(r"\W", "_", ascii_name)[:50].strip("_") or "airflow"
+        # A variable does not begin with a digit.
+        prefix = f"AIRFLOW_{name}" if name[0].isdigit() else name
+        text = _DEFS_YAML.format(type=request.type_name, name=name, prefix=prefix.upper())
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "defs.yaml").write_text(text)
+        variables, path = ", ".join(find_variables(text)), os.path.relpath(folder)
+        print(_NEXT_STEPS.format(variables=variables, path=path))  # noqa: T201
 
 
 @dg.scaffold_with(AirflowScaffolder)

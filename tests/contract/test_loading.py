@@ -15,17 +15,6 @@ from tests.unit.project import Project
 # Dagster 1.13 itself uses deprecated functions of pydantic.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-DEFINITIONS = """\
-from pathlib import Path
-
-import dagster as dg
-from federation_defs import load_federation
-
-
-@dg.definitions
-def defs() -> dg.Definitions:
-    return load_federation(Path(__file__).parent)
-"""
 JOBS = """\
 import dagster as dg
 
@@ -57,7 +46,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     project.declare("metrics", load=["metrics/extract"])
     (project.defs / "jobs.py").write_text(JOBS)
     (project.defs / "__init__.py").touch()  # as `create-dagster` makes it
-    (project.defs.parent / "definitions.py").write_text(DEFINITIONS)
     return project
 
 
