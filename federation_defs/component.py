@@ -50,8 +50,6 @@ attributes:
   #   a_dag_of_this_instance:
   #     depends_on: [another_instance/a_dag_of_it]
 """
-
-
 _NEXT_STEPS = """\
 Next:
 1. Set {variables}, in the environment or in .env.
@@ -148,18 +146,17 @@ class FederatedAirflow(dg.StateBackedComponent):
         if not self.fetched:
             # A load refreshes one component after the other (dagster 1.13), which would add up the
             # time-outs of instances that hang. So the first one fetches for all.
-            waiting = {component for component in self.federation if component.needs_refresh}
-            calls = [component.fetch for component in waiting | {self}]
+            others = [
+                component
+                for component in self.federation
+                if not component.is_loaded and component.defs_state_config.refresh_if_dev
+            ]
+            calls = [component.fetch for component in {self, *others}]
             run_calls(calls, min(len(calls), _MAX_FETCHES))
         fetched = self.fetched.pop()
         if isinstance(fetched, AirflowError):
             raise fetched
         write_snapshot(fetched, state_path)
-
-    @property
-    def needs_refresh(self) -> bool:
-        """Whether a load that is under way refreshes the state."""
-        return not self.is_loaded and self._defs_state.refresh_if_dev
 
     def fetch(self) -> None:
         """Fetch a snapshot, or the error in its place, to be written later."""

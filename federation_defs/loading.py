@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from typing_extensions import override
 
 from federation_defs.component import FederatedAirflow
 from federation_defs.naming import build_op_name
@@ -47,37 +46,12 @@ def _build_executor(instances: list[str]) -> dg.ExecutorDefinition:
     default: Any = dg.multi_or_in_process_executor
 
     def create(context: dg.InitExecutorContext) -> dg.Executor:
-        in_process = context._replace(executor_config={"in_process": {"retries": {"enabled": {}}}})
-        create_default = default.executor_creation_fn
-        return _FederationExecutor(own_step, create_default(context), create_default(in_process))
+        steps = context.job.get_definition().graph.node_names()
+        if all(map(own_step.fullmatch, steps)):
+            in_process = {"in_process": {"retries": {"enabled": {}}}}
+            context = context._replace(executor_config=in_process)
+        return default.executor_creation_fn(context)
 
     return dg.ExecutorDefinition(
         default.name, default.config_schema, default.get_requirements, create
     )
-
-
-class _FederationExecutor(dg.Executor):
-    """Runs steps that only wait for DAGs in this process, and any others as the default does."""
-
-    def __init__(
-        self, own_step: re.Pattern[str], default: dg.Executor, in_process: dg.Executor
-    ) -> None:
-        self._own_step = own_step
-        self._default = default
-        self._in_process = in_process
-
-    @property
-    @override
-    def retries(self) -> Any:
-        return self._default.retries
-
-    @property
-    @override
-    def step_dependency_config(self) -> Any:
-        return self._default.step_dependency_config
-
-    @override
-    def execute(self, plan_context: Any, execution_plan: Any) -> Any:
-        is_own = all(map(self._own_step.fullmatch, execution_plan.step_keys_to_execute))
-        executor = self._in_process if is_own else self._default
-        return executor.execute(plan_context, execution_plan)

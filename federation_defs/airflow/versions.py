@@ -20,8 +20,6 @@ class ApiVersion:
         assets: The name of Airflow assets in paths and lists; Airflow 2 calls them datasets.
         logical_date: The name of the logical date in filters. 2.x takes it by its old name, and
             ignores the other one.
-        with_stale: What a list of DAGs is asked with to include those whose file has gone or no
-            longer parses.
         log_type: The content type to ask for a log in. Only Airflow 2 serves logs as plain text;
             3.x answers 406.
     """
@@ -29,12 +27,16 @@ class ApiVersion:
     api: str
     assets: str
     logical_date: str
-    with_stale: Mapping[str, str]
     log_type: str | None
 
     @property
     def prefix(self) -> str:
         return f"/api/{self.api}"
+
+    @property
+    def with_stale(self) -> dict[str, str]:
+        """What asks a list of DAGs for those too whose file has gone or no longer parses."""
+        return {"only_active" if self.api == "v1" else "exclude_stale": "false"}
 
     def is_own_error(self, answer: Mapping[str, Any]) -> bool:
         """Return whether an error comes from this API. Those of 2.x have a title, of 3.x none."""
@@ -72,20 +74,8 @@ class ApiVersion:
         return f"{self.build_dag_page(dag_id)}?dag_run_id={quote(run_id, safe='')}"
 
 
-V1 = ApiVersion(
-    "v1",
-    assets="datasets",
-    logical_date="execution_date",
-    with_stale={"only_active": "false"},
-    log_type="text/plain",
-)
-V2 = ApiVersion(
-    "v2",
-    assets="assets",
-    logical_date="logical_date",
-    with_stale={"exclude_stale": "false"},
-    log_type=None,
-)
+V1 = ApiVersion("v1", assets="datasets", logical_date="execution_date", log_type="text/plain")
+V2 = ApiVersion("v2", assets="assets", logical_date="logical_date", log_type=None)
 API_VERSIONS = {"v1": V1, "v2": V2}
 
 
