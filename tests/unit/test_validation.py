@@ -93,7 +93,7 @@ def test_a_dag_without_a_file_is_absent_and_no_typing_error() -> None:
     metrics = build_member("metrics", b=["metrics/a"])
     snapshot = build_snapshot("a", build_dag_snapshot("b", is_present=False))
     assert find_absent("metrics", snapshot, metrics) == {
-        "b": "defs/metrics/defs.yaml: dags.b: DAG 'b' of Airflow 'metrics' has no file any more, "
+        "b": "defs/metrics/defs.yaml: dags.b: Airflow 'metrics' has no DAG 'b': its file has gone, "
         "or does not parse."
     }
 
