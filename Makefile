@@ -104,7 +104,7 @@ install-tests: install ## also an Airflow 3 with the auth manager of Airflow 2
 	@UV_PROJECT_ENVIRONMENT=.venv-fab $(SYNC) --group fab --project airflow_instances/metrics
 
 .env:
-	@cp .env.example .env
+	@install -m 600 .env.example .env
 
 $(CURDIR)/.uv/bin/uv:
 	@echo "uv is not installed; putting it in .uv"

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from federation_defs.component import FederatedAirflow, load_federation
+from federation_defs.component import FederatedAirflow
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.errors import AirflowError, DeclarationError, FederationError
+from federation_defs.loading import load_federation
 
 if TYPE_CHECKING:
     from federation_defs.airlift import build_airflow_instance

@@ -63,9 +63,6 @@ class ClientInstance(AirflowInstance):
         dags = self.client.fetch_dags(wanted.dag_id_ilike, tags, with_raw=True)
         self._dags_by_token = {dag.file_token: dag for dag in dags}
         self._sources = {}
-        return self._build_infos(dags)
-
-    def _build_infos(self, dags: Sequence[Dag]) -> list[DagInfo]:
         return [
             DagInfo(webserver_url=self.client.url, dag_id=dag.dag_id, metadata=dict(dag.raw or {}))
             for dag in dags
@@ -187,22 +184,6 @@ class ClientInstance(AirflowInstance):
     ) -> str:
         task = Task(task_id, map_index=-1, state=None, try_number=try_number)
         return self.client.fetch_log(dag_id, run_id, task)
-
-
-class SnapshotInstance(ClientInstance):
-    """An instance whose DAGs were fetched already."""
-
-    def __init__(self, client: AirflowClient, dags: Sequence[Dag]) -> None:
-        super().__init__(client)
-        self._dags = dags
-
-    @override
-    def list_dags(self, retrieval_filter: AirflowFilter | None = None) -> list[DagInfo]:
-        return self._build_infos(self._dags)
-
-    @override
-    def get_all_datasets(self, **_: object) -> list[Dataset]:  # type: ignore[override]
-        return []  # not needed for the specs of DAGs
 
 
 class _DagRun3(DagRun):

@@ -3,11 +3,12 @@
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.errors import AirflowError
+from federation_defs.errors import AirflowError, DagNotFoundError
 from federation_defs.events import build_check_result
 from federation_defs.naming import (
     CHECK_NAME,
@@ -32,7 +33,7 @@ def build_checks(client: AirflowClient, rules: Rules) -> dg.AssetChecksDefinitio
     """Build the checks of DAGs that Dagster does not run itself."""
     # `@multi_asset_check` derives the outputs' names from the keys. That fails for letters outside
     # ASCII, and for two DAG ids that differ in a dot and a dash (dagster 1.13).
-    names = build_output_names(list(rules))
+    names = build_output_names(rules)
     specs = {name: build_check_spec(client.instance, dag_id) for dag_id, name in names.items()}
 
     @dg.op(
@@ -52,13 +53,24 @@ def build_checks(client: AirflowClient, rules: Rules) -> dg.AssetChecksDefinitio
     )
 
 
+def build_absent_evaluation(instance: str, dag_id: str, why: str) -> dg.AssetCheckEvaluation:
+    """Return the failed check of a DAG that can't run, which observation stores."""
+    return dg.AssetCheckEvaluation(**_describe_absence(instance, dag_id, why))
+
+
+def _describe_absence(instance: str, dag_id: str, why: str) -> dict[str, Any]:
+    key = build_asset_key(instance, dag_id)
+    return {"asset_key": key, "check_name": CHECK_NAME, "passed": False, "description": why}
+
+
 def run_checks(
     client: AirflowClient,
     rules: Rules,
     keys: Iterable[dg.AssetKey],
     context: dg.AssetCheckExecutionContext | dg.AssetExecutionContext,
 ) -> Iterator[dg.AssetCheckResult]:
-    """Evaluate the checks of some assets. A DAG without a finished run gives no result.
+    """Evaluate the checks of some assets. That of a DAG that the instance does not have fails; a
+    DAG without a finished run gives no result.
 
     Raises:
         dagster.Failure: Airflow can't be asked about one or more of the DAGs.
@@ -66,8 +78,13 @@ def run_checks(
     errors = []
     for dag_id in sorted(filter(None, (build_dag_id(client.instance, key) for key in keys))):
         try:
+            client.fetch_dag(dag_id)
             run = client.fetch_latest_finished_run(dag_id)
             outcome = run and add_log_tails(client, fetch_outcome(client, run, rules[dag_id]))
+        except DagNotFoundError as error:
+            why = str(error)
+            yield dg.AssetCheckResult(**_describe_absence(client.instance, dag_id, why))
+            continue
         except AirflowError as error:
             errors.append(str(error))
             continue

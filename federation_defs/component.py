@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import dagster as dg
 from dagster.components import DefsStateConfig, ScaffoldRequest
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from typing_extensions import override
 
 from federation_defs.airflow.client import AirflowClient, build_client
@@ -23,16 +25,20 @@ from federation_defs.execution import build_execution
 from federation_defs.observation import build_observation_sensor
 from federation_defs.partitions import Partitioning
 from federation_defs.specs import build_specs
-from federation_defs.state import fetch_snapshot, read_snapshot, write_snapshot
-from federation_defs.validation import Member, find_problems
+from federation_defs.state import Snapshot, fetch_snapshot, read_snapshot, write_snapshot
+from federation_defs.threads import run_calls
+from federation_defs.validation import Member, find_absent_dags, find_named_dags, find_problems
 
 _log = logging.getLogger(__name__)
+
+_STRICT_VARIABLE = "FEDERATION_STRICT"
+_MAX_FETCHES = 32  # snapshots at a time
 
 _DEFS_YAML = """\
 type: {type}
 
 attributes:
-  name: {name}
+  name: "{name}"
   url: "{{{{ env.{prefix}_AIRFLOW_URL }}}}"
   auth:
     type: password  # Airflow 3; for Airflow 2: basic
@@ -44,6 +50,14 @@ attributes:
   #   a_dag_of_this_instance:
   #     depends_on: [another_instance/a_dag_of_it]
 """
+_NEXT_STEPS = """\
+Next:
+1. Set {variables}, in the environment or in .env.
+2. dg check yaml {path}
+3. dg utils refresh-defs-state  # signs in, and reads the DAGs
+4. dg check defs
+5. dg list defs  # each DAG is an asset
+"""
 
 
 class AirflowScaffolder(dg.Scaffolder):
@@ -51,10 +65,16 @@ class AirflowScaffolder(dg.Scaffolder):
 
     @override
     def scaffold(self, request: ScaffoldRequest) -> None:
-        name = request.target_path.name.replace("-", "_")
-        request.target_path.mkdir(parents=True, exist_ok=True)
-        text = _DEFS_YAML.format(type=request.type_name, name=name, prefix=name.upper())
-        (request.target_path / "defs.yaml").write_text(text)
+        folder = request.target_path
+        ascii_name = unicodedata.normalize("NFKD", folder.name).encode("ascii", "ignore").decode()
+        name = re.sub(r"\W", "_", ascii_name)[:50].strip("_") or "airflow"
+        # A variable does not begin with a digit.
+        prefix = f"AIRFLOW_{name}" if name[0].isdigit() else name
+        text = _DEFS_YAML.format(type=request.type_name, name=name, prefix=prefix.upper())
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "defs.yaml").write_text(text)
+        variables, path = ", ".join(find_variables(text)), os.path.relpath(folder)
+        print(_NEXT_STEPS.format(variables=variables, path=path))  # noqa: T201
 
 
 @dg.scaffold_with(AirflowScaffolder)
@@ -74,9 +94,12 @@ class FederatedAirflow(dg.StateBackedComponent):
         account_hint: str = "`auth`",
     ) -> None:
         self.declaration = declaration
-        self.source = source
+        self.member = Member(source, declaration)
         self.client = build_client(declaration, account_hint)
-        self.member: Member | None = None  # once the state was read
+        self.federation: Sequence[FederatedAirflow] = ()  # all components, once a load has begun
+        self.is_loaded = False
+        self.fetched: list[Snapshot | AirflowError] = []  # and not written yet; one at most
+        self._snapshot: Snapshot | None = None
         self._defs_state = declaration.defs_state
 
     @classmethod
@@ -111,8 +134,7 @@ class FederatedAirflow(dg.StateBackedComponent):
     @property
     @override
     def defs_state_config(self) -> DefsStateConfig:
-        default_key = f"FederatedAirflow[{self.declaration.name}]"
-        return DefsStateConfig.from_args(self._defs_state, default_key=default_key)
+        return DefsStateConfig.from_args(self._defs_state, default_key=self.declaration.state_key)
 
     @override
     def write_state_to_path(self, state_path: Path) -> None:
@@ -121,22 +143,58 @@ class FederatedAirflow(dg.StateBackedComponent):
         Raises:
             AirflowError: The instance could not be read; the file is unchanged.
         """
-        previous = read_snapshot(state_path)
-        write_snapshot(fetch_snapshot(self.client, self.declaration.select, previous), state_path)
+        if not self.fetched:
+            # A load refreshes one component after the other (dagster 1.13), which would add up the
+            # time-outs of instances that hang. So the first one fetches for all.
+            others = [
+                component
+                for component in self.federation
+                if not component.is_loaded and component.defs_state_config.refresh_if_dev
+            ]
+            calls = [component.fetch for component in {self, *others}]
+            run_calls(calls, min(len(calls), _MAX_FETCHES))
+        fetched = self.fetched.pop()
+        if isinstance(fetched, AirflowError):
+            raise fetched
+        write_snapshot(fetched, state_path)
+
+    def fetch(self) -> None:
+        """Fetch a snapshot, or the error in its place, to be written later."""
+        try:
+            self.fetched = [fetch_snapshot(self.client, self.declaration)]
+        except AirflowError as error:
+            self.fetched = [error]
 
     @override
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Return the definitions of this instance. If Dagster refreshes the state first (under
-        `dagster dev`) and that fails, log a warning and use the last state."""
+        `dagster dev`) and that fails, log a warning and use the last state.
+
+        Raises:
+            DeclarationError: The declarations contradict each other. Names all problems.
+            AirflowError: The refresh failed, and FEDERATION_STRICT is set.
+        """
+        self._join_federation(context)
         try:
             return super().build_defs(context)
         except AirflowError as error:
+            if _is_strict():
+                raise
             self._defs_state = self._defs_state.model_copy(update={"refresh_if_dev": False})
             defs = super().build_defs(context)
-            snapshot = self.member and self.member.snapshot
-            known = f"DAGs as of {snapshot.taken_at}" if snapshot else "declared DAGs"
+            known = f"DAGs as of {self._snapshot.taken_at}" if self._snapshot else "declared DAGs"
             _log.warning("%s Using the %s.", error, known)
             return defs
+
+    def _join_federation(self, context: dg.ComponentLoadContext) -> None:
+        """Find the other components, and validate the declarations of all once per load."""
+        if self.federation:
+            return
+        components = context.component_tree.get_all_components(of_type=FederatedAirflow) or [self]
+        if problems := find_problems([component.member for component in components]):
+            raise DeclarationError(problems)
+        for component in components:
+            component.federation = components
 
     @override
     def build_defs_from_state(
@@ -144,33 +202,50 @@ class FederatedAirflow(dg.StateBackedComponent):
     ) -> dg.Definitions:
         """Return the definitions of this instance, from its declaration and its state.
 
-        Validating the federation needs the states of all instances, so the last component of a load
-        does it. If Dagster loads a single component, nothing is validated.
+        DAGs that are declared or depended on are assets, whatever the state says. Those that the
+        instance does not have are warnings, and failed checks.
 
         Raises:
-            DeclarationError: The declarations contradict each other. Names all problems.
+            DeclarationError: There are such DAGs, and FEDERATION_STRICT is set.
         """
-        snapshot = read_snapshot(state_path)
-        self.member = Member(self.source, self.declaration, snapshot)
-        components = context.component_tree.get_all_components(of_type=FederatedAirflow)
-        members = [component.member for component in components if component.member]
-        if len(members) == len(components) and (problems := find_problems(members)):
-            raise DeclarationError(problems)
-        referenced = {
-            dag_id
-            for component in components
-            for dag in component.declaration.dags.values()
-            for instance, dag_id in dag.upstreams
-            if instance == self.declaration.name
-        }
-        specs = build_specs(self.declaration, snapshot, referenced)
-        return build_instance_defs(self.client, self.declaration, specs)
+        self.is_loaded = True
+        self._snapshot = snapshot = read_snapshot(state_path)
+        name = self.declaration.name
+        named = find_named_dags(name, [component.member for component in self.federation])
+        absent = find_absent_dags(name, snapshot, named)
+        if absent and _is_strict():
+            raise DeclarationError(list(absent.values()))
+        for problem in absent.values():
+            _log.warning("%s", problem)
+        specs = build_specs(self.declaration, snapshot, named.keys())
+        return build_instance_defs(self.client, self.declaration, specs, absent)
+
+
+def _is_strict() -> bool:
+    """Whether what is wrong in an Airflow is an error at load, as in CI, and not a warning.
+
+    Raises:
+        DeclarationError: FEDERATION_STRICT is neither true nor false.
+    """
+    value = os.environ.get(_STRICT_VARIABLE, "").strip() or "false"
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        raise DeclarationError([f"{_STRICT_VARIABLE} is '{value}': write true or false."]) from None
 
 
 def build_instance_defs(
-    client: AirflowClient, declaration: InstanceDeclaration, specs: Mapping[str, dg.AssetSpec]
+    client: AirflowClient,
+    declaration: InstanceDeclaration,
+    specs: Mapping[str, dg.AssetSpec],
+    absent: Mapping[str, str] = MappingProxyType({}),
 ) -> dg.Definitions:
-    """Return an instance's assets, checks and sensors, from the specs of its DAGs by id. Pure."""
+    """Return an instance's assets, checks and sensors. Pure.
+
+    Args:
+        specs: Of its DAGs, by id.
+        absent: Why DAGs can't run in the instance, by id.
+    """
     downstreams = {dag_id: specs[dag_id] for dag_id in declaration.downstreams}
     rules = {dag_id: declaration.find_dag(dag_id).success_when for dag_id in specs}
     partitionings = {
@@ -181,7 +256,9 @@ def build_instance_defs(
     observed = {dag_id: rule for dag_id, rule in rules.items() if dag_id not in downstreams}
     assets: list[dg.AssetSpec | dg.AssetsDefinition] = [specs[dag_id] for dag_id in observed]
     sensors: list[dg.SensorDefinition] = [
-        build_observation_sensor(client, rules, declaration.observe, partitionings=partitionings)
+        build_observation_sensor(
+            client, rules, declaration.observe, partitionings=partitionings, absent=absent
+        )
     ]
     if downstreams:
         limit = declaration.limits.max_active_runs
@@ -190,24 +267,3 @@ def build_instance_defs(
         sensors.append(build_automation_sensor(declaration.name, keys))
     checks = [build_checks(client, observed)] if observed else []
     return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors)
-
-
-def load_federation(path_within_project: Path) -> dg.Definitions:
-    """Load all definitions in the defs folder of the project that a path is in.
-
-    Like `dagster.load_from_defs_folder`, except that run workers start faster. Every trigger starts
-    one, and its start is the user's waiting time:
-
-    - `load_from_defs_folder` imports all installed component packages, including dagster-airlift,
-      to describe them to the UI (dagster 1.13, `ComponentRootComponent`): 1.3 s.
-    - All steps run in one process. Dagster's default executor would start another process for each
-      step, 3 s later and 150 MB larger, and at most one per core at a time.
-    """
-    with warnings.catch_warnings():
-        # As in `load_from_defs_folder`: they are about Dagster's own use of its beta features.
-        warnings.simplefilter("ignore", category=dg.BetaWarning)
-        tree = dg.ComponentTree.for_project(path_within_project)
-        return dg.Definitions.merge(
-            tree.build_defs(tree.defs_module_path),
-            dg.Definitions(executor=dg.in_process_executor, component_tree=tree),
-        )

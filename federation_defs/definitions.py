@@ -4,7 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from federation_defs.component import load_federation
+from federation_defs.loading import load_federation
 
 
 @dg.definitions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterable
 from itertools import chain, count
@@ -13,6 +14,13 @@ import dagster as dg
 RUN_ID_PREFIX = "dagster__"
 ALIVE_TAG = "federation/alive_at"
 CHECK_NAME = "dag_run"
+
+# No name of an output may be one of these (dagster 1.13).
+_RESERVED_WORDS = {
+    *("context", "conf", "config", "meta", "arg_dict", "dict", "input_arg_dict", "output_arg_dict"),
+    *("int", "str", "float", "bool", "input", "output", "type"),
+    *keyword.kwlist,
+}
 
 
 def build_asset_key(instance: str, dag_id: str) -> dg.AssetKey:
@@ -47,17 +55,31 @@ def build_op_name(instance: str, kind: Literal["dags", "checks"]) -> str:
     return f"{instance}__{kind}"
 
 
-def build_output_names(dag_ids: list[str]) -> dict[str, str]:
-    """Return a unique Dagster output name for each DAG id.
+def build_output_names(dag_ids: Iterable[str]) -> dict[str, str]:
+    """Return a Dagster output name for each DAG id. Neither the names nor those of their checks
+    (`build_check_output_name`) are equal to another one.
 
-    Dagster allows only `[A-Za-z0-9_]`; a DAG id may also contain `.`, `-` and non-ASCII letters.
+    Dagster allows only `[A-Za-z0-9_]`, and some words not at all; a DAG id may be one of these
+    words, and contain `.`, `-` and non-ASCII letters.
     """
     names: dict[str, str] = {}
+    taken = {*_RESERVED_WORDS}
     for dag_id in sorted(dag_ids):
         plain = re.sub(r"[^A-Za-z0-9_]", "_", dag_id)
         candidates = chain([plain], (f"{plain}__{number}" for number in count(2)))
-        names[dag_id] = next(name for name in candidates if name not in names.values())
+        name = next(
+            name
+            for name in candidates
+            if name and taken.isdisjoint({name, build_check_output_name(name)})
+        )
+        names[dag_id] = name
+        taken |= {name, build_check_output_name(name)}
     return names
+
+
+def build_check_output_name(output_name: str) -> str:
+    """Return the name of the output that holds the check of an output's asset."""
+    return f"{output_name}__{CHECK_NAME}"
 
 
 def build_input_names(keys: Iterable[dg.AssetKey]) -> dict[str, dg.AssetKey]:
@@ -110,7 +132,8 @@ def build_monitor_tags(instance: str) -> dict[str, str]:
 
 
 def build_tag_key(airflow_tag: str) -> str:
-    """Return an Airflow tag as a Dagster tag key: at most 63 characters of `[A-Za-z0-9_.-]`."""
+    """Return an Airflow tag as a Dagster tag key: at most 63 characters of `[A-Za-z0-9_.-]`. An
+    empty tag, which Airflow allows, is no key."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", airflow_tag)[:63]
 
 

@@ -48,17 +48,16 @@ def build_specs(
 def _describe(instance: str, dag_id: str, dag: DagSnapshot | None) -> dict[str, Any]:
     """Return the fields of a spec that tell what Airflow says about the DAG."""
     default = f"Materialized by each successful run of DAG {dag_id} in Airflow {instance}."
+    fields: dict[str, Any] = {"kinds": {"airflow", "dag"}, "metadata": {"Dag ID": dag_id}}
     if dag is None:
-        # The kinds and the metadata that dagster-airlift gives every DAG.
-        return {"description": default, "kinds": {"airflow", "dag"}, "metadata": {"Dag ID": dag_id}}
-    return {
+        return fields | {"description": default}
+    fields["metadata"] |= {
+        "Link to DAG": dg.MetadataValue.url(dag.url),
+        "Schedule": dag.schedule or "none",
+        "Paused": dag.is_paused,
+    }
+    return fields | {
         "description": dag.description or default,
         "owners": [build_owner(owner) for owner in dag.owners if owner],
-        "tags": {**{build_tag_key(tag): "" for tag in dag.airflow_tags}, **dag.tags},
-        "metadata": {
-            **dg.deserialize_value(dag.metadata, dict),
-            "Link to DAG": dg.MetadataValue.url(dag.url),
-            "Schedule": dag.schedule or "none",
-            "Paused": dag.is_paused,
-        },
+        "tags": {build_tag_key(tag): "" for tag in dag.airflow_tags if tag},
     }

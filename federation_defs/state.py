@@ -1,8 +1,7 @@
-"""Snapshots of an instance: the DAGs that it has, and dagster-airlift's metadata of their assets.
+"""Snapshots: which DAGs an instance has, and what it says of them.
 
 A snapshot is the state of a component: fetched when Dagster refreshes the state, kept on disk or in
-Dagster's state storage, and read at every load. So a code location loads with every Airflow down,
-and a run worker needs no import of dagster-airlift, which takes longer than the rest of its start.
+Dagster's state storage, and read at every load. So a code location loads with every Airflow down.
 """
 
 from __future__ import annotations
@@ -11,17 +10,18 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
-import dagster as dg
 from pydantic import TypeAdapter, ValidationError
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag
-from federation_defs.declaration import SelectDeclaration
+from federation_defs.declaration import InstanceDeclaration, SelectDeclaration
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ class DagSnapshot:
     """One selected DAG.
 
     Attributes:
-        metadata: dagster-airlift's metadata of the asset, from `dagster.serialize_value`.
-        tags: dagster-airlift's tags of the asset (its kinds).
         airflow_tags: The DAG's own tags.
+        is_present: Whether it can run. Airflow remembers a DAG whose file has gone or no longer
+            parses.
     """
 
     dag_id: str
@@ -43,8 +43,7 @@ class DagSnapshot:
     schedule: str | None
     owners: tuple[str, ...]
     airflow_tags: tuple[str, ...]
-    metadata: str
-    tags: Mapping[str, str]
+    is_present: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,72 +54,82 @@ class Snapshot:
         taken_at: ISO 8601, UTC.
         dags: The selected DAGs by id.
         unselected: The ids of the other DAGs.
-        vanished: The ids of DAGs that an earlier snapshot had and the instance no longer has. A
-            dependency on one of them is no typing error.
     """
 
     taken_at: str
     dags: Mapping[str, DagSnapshot]
     unselected: tuple[str, ...]
-    vanished: tuple[str, ...]
-    format: Literal[1] = 1  # of the file
+    format: Literal[1] = 1  # of the file; keys that are not known are ignored
 
-    @property
-    def present_dag_ids(self) -> set[str]:
-        """Every DAG that the instance has."""
-        return {*self.dags, *self.unselected}
-
-    @property
-    def known_dag_ids(self) -> set[str]:
-        """Every DAG that the instance has or had."""
-        return {*self.present_dag_ids, *self.vanished}
+    @cached_property
+    def present_dag_ids(self) -> frozenset[str]:
+        """Every DAG that the instance can run."""
+        present = (dag.dag_id for dag in self.dags.values() if dag.is_present)
+        return frozenset([*present, *self.unselected])
 
 
 _ADAPTER = TypeAdapter(Snapshot)
 
 
 def write_snapshot(snapshot: Snapshot, path: Path) -> None:
-    """Write a snapshot to a file, which is replaced in one step."""
-    new = path.with_suffix(".new")
-    # ASCII only: a text of Airflow's may hold half of a surrogate pair, which is no UTF-8.
-    new.write_text(json.dumps(asdict(snapshot), indent=1))
-    new.replace(path)
+    """Write a snapshot to a file that only its owner can read, and that is replaced in one step."""
+    with TemporaryDirectory(dir=path.parent) as folder:
+        new = Path(folder, path.name)
+        new.touch(mode=0o600)
+        # ASCII only: a text of Airflow's may hold half of a surrogate pair, which is no UTF-8.
+        new.write_text(json.dumps(asdict(snapshot), indent=1))
+        new.replace(path)
 
 
 def read_snapshot(path: Path | None) -> Snapshot | None:
     """Return the snapshot in a file; None without a file, or (with a warning) an unreadable one."""
-    if path is None or not path.exists():
+    if path is None:
         return None
     try:
         return _ADAPTER.validate_python(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         reason = f"{problem['loc']} {problem['msg']}"
-    except (ValueError, RecursionError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         reason = str(error)
-    _log.warning("Ignoring a state that can't be read: %s", reason)
+    _log.warning("Ignoring a state that can't be read: %a. A refresh replaces it.", reason)
     return None
 
 
-def fetch_snapshot(
-    client: AirflowClient, select: SelectDeclaration, previous: Snapshot | None
-) -> Snapshot:
+def fetch_snapshot(client: AirflowClient, declaration: InstanceDeclaration) -> Snapshot:
     """Fetch the DAGs of an instance.
 
-    Args:
-        previous: The last snapshot, to tell deleted DAGs from those that never existed.
+    A selected DAG that can't run now is kept for `observe.lookback` after it could: it may have
+    been away for a minute, and runs that end meanwhile are reported.
 
     Raises:
         AirflowError: The instance could not be read completely.
     """
-    dags = client.fetch_dags(with_raw=True)
-    selected = [dag for dag in dags if _is_selected(dag, select)]
-    dag_ids = {dag.dag_id for dag in dags}
+    now = datetime.now(timezone.utc)
+    since = now - timedelta(seconds=declaration.observe.lookback)
+    dags = client.fetch_dags(with_stale=True)
+    selected = {dag.dag_id for dag in dags if _is_selected(dag, declaration.select)}
+    unselected = {dag.dag_id for dag in dags if dag.is_present} - selected
+    kept = (dag for dag in dags if dag.is_present or (dag.last_parsed_at or since) > since)
     return Snapshot(
-        taken_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        dags=_build_dag_snapshots(client, selected),
-        unselected=tuple(sorted(dag_ids - {dag.dag_id for dag in selected})),
-        vanished=tuple(sorted((previous.known_dag_ids if previous else set()) - dag_ids)),
+        taken_at=now.isoformat(timespec="seconds"),
+        dags={
+            dag.dag_id: DagSnapshot(
+                dag_id=dag.dag_id,
+                url=client.build_dag_url(dag.dag_id),
+                is_paused=dag.is_paused,
+                description=dag.description,
+                schedule=dag.schedule,
+                owners=dag.owners,
+                airflow_tags=dag.tags,
+                is_present=dag.is_present,
+            )
+            for dag in kept
+            if dag.dag_id in selected
+        },
+        unselected=tuple(sorted(unselected)),
     )
 
 
@@ -130,29 +139,3 @@ def _is_selected(dag: Dag, select: SelectDeclaration) -> bool:
 
     has_tag = select.tags is None or not set(select.tags).isdisjoint(dag.tags)
     return matches(select.dag_ids) and has_tag and not matches(select.exclude)
-
-
-def _build_dag_snapshots(client: AirflowClient, dags: list[Dag]) -> dict[str, DagSnapshot]:
-    # Imported here because it takes 1.6 s, and only a refresh needs it.
-    from dagster_airlift.core import load_airflow_dag_asset_specs
-
-    from federation_defs.airlift import SnapshotInstance
-
-    # Without source code, which costs a request per DAG, and may hold secrets.
-    specs = load_airflow_dag_asset_specs(
-        SnapshotInstance(client, dags), source_code_retrieval_enabled=False
-    )
-    return {
-        dag.dag_id: DagSnapshot(
-            dag_id=dag.dag_id,
-            url=client.build_dag_url(dag.dag_id),
-            is_paused=dag.is_paused,
-            description=dag.description,
-            schedule=dag.schedule,
-            owners=dag.owners,
-            airflow_tags=dag.tags,
-            metadata=dg.serialize_value(dict(spec.metadata)),
-            tags=dict(spec.tags),
-        )
-        for dag, spec in zip(dags, specs, strict=True)  # dagster-airlift keeps their order
-    }

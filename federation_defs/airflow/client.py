@@ -55,25 +55,34 @@ class AirflowClient(RunEndpoints):
 
     @retry_after_upgrade
     def fetch_dags(
-        self, id_pattern: str | None = None, tags: Sequence[str] = (), *, with_raw: bool = False
+        self,
+        id_pattern: str | None = None,
+        tags: Sequence[str] = (),
+        *,
+        with_raw: bool = False,
+        with_stale: bool = False,
     ) -> list[Dag]:
-        """Fetch all DAGs that the account may read, without those whose file was deleted.
+        """Fetch all DAGs that the account may read.
 
         Args:
             id_pattern: Only DAGs whose id contains it, ignoring case. As in SQL's LIKE, `_` matches
                 any character and `%` any text.
             tags: Only DAGs with at least one of these tags.
             with_raw: Whether to keep the raw answers.
+            with_stale: Whether to list DAGs whose file has gone or no longer parses.
         """
         # Ordered by id, since DAGs come and go while the list is read.
         params: dict[str, Any] = {"order_by": "dag_id"}
+        if with_stale:
+            params |= self.api_version.with_stale
         if id_pattern is not None:
             params["dag_id_pattern"] = id_pattern
         if tags:
             params["tags"] = list(tags)
         page = self._fetch_list("/dags", "dags", partial(parse_dag, with_raw=with_raw), params)
         # By id: a new DAG moves the others, so one of them may come twice.
-        return list({dag.dag_id: dag for dag in page.entries if dag.is_present}.values())
+        dags = (dag for dag in page.entries if with_stale or dag.is_present)
+        return list({dag.dag_id: dag for dag in dags}.values())
 
     @retry_after_upgrade
     def fetch_dags_by_id(self, at_most: int) -> dict[str, Dag] | None:

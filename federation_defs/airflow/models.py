@@ -29,6 +29,7 @@ class Dag:
             file was deleted (`is_active` in 2.x, `is_stale` in 3.x).
         has_import_errors: Whether its file can't be imported as it is now.
         is_partitioned: Whether its runs have partition keys instead of logical dates (3.2).
+        last_parsed_at: When its file last defined it, or None.
         schedule: Its schedule as text (a cron expression, "@daily"), or None.
         file_token: The id of its source in 2.x.
         file: The path of its file, the same for all DAGs in one file.
@@ -40,6 +41,7 @@ class Dag:
     is_present: bool
     has_import_errors: bool
     is_partitioned: bool
+    last_parsed_at: datetime | None
     description: str | None
     owners: tuple[str, ...]
     tags: tuple[str, ...]
@@ -158,6 +160,7 @@ def parse_dag(answer: Answer, *, with_raw: bool = False) -> Dag:
         is_present=not answer.get("is_stale", False) and answer.get("is_active", True) is not False,
         has_import_errors=bool(answer.get("has_import_errors")),
         is_partitioned=bool(answer.get("timetable_partitioned")),
+        last_parsed_at=_parse_time(answer.get("last_parsed_time")),
         description=answer.get("description"),
         owners=tuple(answer.get("owners") or ()),
         tags=tuple(tag["name"] for tag in answer.get("tags") or ()),

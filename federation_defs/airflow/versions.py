@@ -34,6 +34,11 @@ class ApiVersion:
     def prefix(self) -> str:
         return f"/api/{self.api}"
 
+    @property
+    def with_stale(self) -> dict[str, str]:
+        """What asks a list of DAGs for those too whose file has gone or no longer parses."""
+        return {"only_active" if self.api == "v1" else "exclude_stale": "false"}
+
     def is_own_error(self, answer: Mapping[str, Any]) -> bool:
         """Return whether an error comes from this API. Those of 2.x have a title, of 3.x none."""
         if self.api == "v1":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import math
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
@@ -42,10 +44,28 @@ def _check_timezone(name: str) -> str:
     return name
 
 
+def _check_conf(conf: dict[str, Any]) -> dict[str, Any]:
+    for path, value in _walk(conf):
+        is_json = value is None or isinstance(value, str | bool | int | float)
+        if not is_json or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{path} is {value}, which JSON does not have: write a text in quotes")
+    return conf
+
+
+def _walk(value: Any, path: str = "conf") -> Iterator[tuple[str, Any]]:
+    """Return all values inside of mappings and lists, with their paths."""
+    if isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from _walk(item, f"{path}.{key}")
+    else:
+        yield path, value
+
+
 class TriggerDeclaration(Declaration):
     """How to run a DAG that depends on others."""
 
-    conf: dict[str, Any] = Field(
+    conf: Annotated[dict[str, Any], AfterValidator(_check_conf)] = Field(
         default={}, description="The conf of each run.", examples=[{"source": "federation"}]
     )
     timeout: Duration = Field(

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import jinja2
@@ -28,6 +29,7 @@ from federation_defs.errors import DeclarationError
 
 _DURATION_PATTERN = r"^\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*$"
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_S = 3650 * 86400  # dates are computed with it
 # `env.NAME` has no default; `env("NAME", default)` has one.
 _ENV_ATTRIBUTE = re.compile(r"\benv\.([A-Za-z_]\w*)")
 _ENV = re.compile(r"\benv(?:\.|\(\s*['\"])([A-Za-z_]\w*)")
@@ -51,25 +53,40 @@ def _keep_template(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     return value if is_template(value) else validate(value)
 
 
-def _parse_duration(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    match = re.match(_DURATION_PATTERN, value)
-    if match is None:
-        raise ValueError("write a number and a unit: 30s, 5m, 24h, 7d")
-    return float(match[1]) * _UNITS_S[match[2] or "s"]
+def _parse_duration(value: Any, *, shortest_s: float) -> Any:
+    seconds = value
+    if isinstance(value, str):
+        match = re.match(_DURATION_PATTERN, value)
+        if match is None:
+            raise ValueError("write a number and a unit: 30s, 5m, 24h, 7d")
+        seconds = float(match[1]) * _UNITS_S[match[2] or "s"]
+    if isinstance(seconds, int | float) and not shortest_s <= seconds <= _LONGEST_S:
+        raise ValueError(f"{value} is out of range: write a time from {shortest_s}s to 3650d")
+    return seconds
 
 
 # Dagster's own way to allow templates makes every field a union with `str`, which turns a typo two
 # levels down into "not valid under any of the given schemas".
 Templated = Annotated[T, WrapValidator(_keep_template)]
 _OrTemplate = Annotated[Templated[T], _OrText(r"\{\{")]
-_Positive = Annotated[float, Field(gt=0)]
 
+# A time in seconds, or a text with a unit. The bounds in `Field` are for the JSON schema.
 Duration = _OrTemplate[
-    Annotated[_Positive, BeforeValidator(_parse_duration), _OrText(_DURATION_PATTERN)]
+    Annotated[
+        float,
+        Field(ge=0.001, le=_LONGEST_S),
+        BeforeValidator(partial(_parse_duration, shortest_s=0.001)),
+        _OrText(_DURATION_PATTERN),
+    ]
 ]
-Number = _OrTemplate[_Positive]
+Interval = _OrTemplate[
+    Annotated[
+        float,
+        Field(ge=1, le=_LONGEST_S),
+        BeforeValidator(partial(_parse_duration, shortest_s=1)),
+        _OrText(_DURATION_PATTERN),
+    ]
+]
 Count = _OrTemplate[Annotated[int, Field(gt=0)]]
 Switch = _OrTemplate[bool]
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from federation_defs.declaration.connection import AuthDeclaration, HttpDeclaration, TlsDeclaration
 from federation_defs.declaration.dag import DagDeclaration
-from federation_defs.declaration.fields import Count, Declaration, Duration, Number, Templated
+from federation_defs.declaration.fields import Count, Declaration, Duration, Interval, Templated
 from federation_defs.errors import DeclarationError
 
 
@@ -50,10 +50,11 @@ class SelectDeclaration(Declaration):
 class ObserveDeclaration(Declaration):
     """How to poll the instance for finished runs."""
 
-    interval: Number = Field(
-        default=2,
-        description="Seconds between polls, of one request each. Dagster's sensor daemon starts a "
-        "tick every 5 seconds at best; with a shorter interval, a tick polls several times.",
+    interval: Interval = Field(
+        default=2.0,
+        description="The time between polls, of one request each, as 5s or 1m. Dagster's sensor "
+        "daemon starts a tick every 5 seconds at best; with a shorter interval, a tick polls "
+        "several times.",
     )
     overlap: Duration = Field(
         default=120.0,
@@ -106,6 +107,11 @@ class InstanceDeclaration(Declaration):
         default=DefsStateConfigArgs.local_filesystem(),
         description="Where to keep the last known DAGs, as for every state-backed component.",
     )
+
+    @property
+    def state_key(self) -> str:
+        """The key of the instance's state; unique in the deployment."""
+        return self.defs_state.key or f"FederatedAirflow[{self.name}]"
 
     @property
     def downstreams(self) -> dict[str, DagDeclaration]:

@@ -22,7 +22,7 @@ from federation_defs.execution.monitor import Monitor
 from federation_defs.execution.polling import MonitoredRun
 from federation_defs.execution.reporter import Event, Reporter, join_failures
 from federation_defs.naming import (
-    CHECK_NAME,
+    build_check_output_name,
     build_dag_id,
     build_input_names,
     build_op_name,
@@ -54,10 +54,10 @@ def build_execution(
     """
     # An op, because @multi_asset derives output names from the keys. That fails for DAG ids with
     # letters outside ASCII, and for two that differ only in a dot and a dash.
-    outputs = build_output_names(list(specs))
+    outputs = build_output_names(specs)
     upstream_keys = {dep.asset_key for spec in specs.values() for dep in spec.deps}
     inputs = build_input_names(upstream_keys - {spec.key for spec in specs.values()})
-    checks = {f"{name}__{CHECK_NAME}": dag_id for dag_id, name in outputs.items()}
+    checks = {build_check_output_name(name): dag_id for dag_id, name in outputs.items()}
     limit = ConcurrencyLimit(client, dags, max_active_runs, timing) if max_active_runs else None
 
     @dg.op(

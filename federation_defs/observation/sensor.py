@@ -11,11 +11,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from types import MappingProxyType
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
+from federation_defs.checks import build_absent_evaluation
 from federation_defs.dagster_io.deployment import find_same_sensor, has_sensor_threads
 from federation_defs.dagster_io.event_log import find_first_reported_end
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch, fail_orphaned_runs
@@ -58,6 +60,7 @@ def build_observation_sensor(
     observe: ObserveDeclaration,
     *,
     partitionings: Mapping[str, Partitioning],
+    absent: Mapping[str, str] = MappingProxyType({}),
     limits: Limits = Limits(),
     timing: Timing = Timing(),  # noqa: B008 - frozen
 ) -> dg.SensorDefinition:
@@ -66,10 +69,14 @@ def build_observation_sensor(
     Args:
         rules: Of all DAGs that are assets. Runs of other DAGs are not reported.
         partitionings: Of DAGs that have partitions, by DAG id.
+        absent: Why DAGs can't run in the instance, by DAG id. Their checks fail once per load.
     """
+    unreported = [build_absent_evaluation(client.instance, *item) for item in absent.items()]
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "observation"),
-        evaluation_fn=_Observer(client, rules, observe, partitionings, limits, timing).tick,
+        evaluation_fn=_Observer(
+            client, rules, observe, partitionings, unreported, limits, timing
+        ).tick,
         # One second less than the interval: the daemon loops every 5 s, and would evaluate a sensor
         # with an interval of 5 s in every other loop only (dagster 1.13).
         minimum_interval_seconds=max(1, round(observe.interval) - 1),
@@ -118,6 +125,7 @@ class _Observer:
     rules: Rules
     observe: ObserveDeclaration
     partitionings: Mapping[str, Partitioning]
+    unreported: list[dg.AssetCheckEvaluation]
     limits: Limits
     timing: Timing
 
@@ -144,6 +152,9 @@ class _Observer:
             fail_orphaned_runs(
                 context.instance, self.client.instance, self._watch, context.log, self.timing
             )
+            while self.unreported:
+                context.instance.report_runless_asset_event(self.unreported[-1])
+                self.unreported.pop()
             if (pause := self._backoff.describe_pause()) is not None:
                 return dg.SkipReason(pause)
             try:

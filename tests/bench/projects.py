@@ -14,8 +14,8 @@ from tests.bench.contender import PASSWORD, USERNAME
 from tests.conftest import ROOT
 from tests.live.dagster_api import FINISHED
 from tests.live.dagster_dev import DagsterDev
-from tests.live.test_library import DEFINITIONS, PYPROJECT
 from tests.processes import find_free_port
+from tests.unit.project import DEFINITIONS, PYPROJECT
 from tests.waiting import wait_for
 
 OURS = "sales_platform.definitions"  # in a user's project
@@ -52,7 +52,8 @@ class Contender(DagsterDev):
     ) -> None:
         self.project, self.home = folder / "project", folder / "dagster"
         self.project.mkdir(parents=True)
-        (self.project / "pyproject.toml").write_text(PYPROJECT + _MODULE.format(module))
+        project = PYPROJECT.format(module="sales_platform") + _MODULE.format(module)
+        (self.project / "pyproject.toml").write_text(project)
         self.home.mkdir()
         (self.home / "dagster.yaml").write_text(settings)
         self.port = find_free_port()

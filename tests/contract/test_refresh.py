@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from threading import Barrier
 
+import dagster as dg
 import pytest
+from dagster._core.storage.defs_state.base import set_defs_state_storage
+from dagster._core.storage.defs_state.blob_storage_state_storage import UPathDefsStateStorage
+from upath import UPath
+from werkzeug import Response
 
+from federation_defs import FederatedAirflow, InstanceDeclaration
+from federation_defs.state import read_snapshot
 from tests.contract.clients import SIGN_INS
-from tests.contract.fakes.airflow import FakeAirflow
+from tests.contract.fakes.airflow import FakeAirflow, asks
+from tests.contract.fakes.faults import Act
 from tests.unit.project import Project, build_keys
 
 # Dagster 1.13 itself uses a deprecated function of pydantic.
@@ -68,3 +79,69 @@ def test_without_a_state_the_declared_dags_are_loaded(
         "metrics/customer_metrics", "metrics/load_customers"
     )
     assert "Using the declared DAGs." in caplog.text
+
+
+def test_a_load_refreshes_all_instances_at_the_same_time(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    barrier = Barrier(3, timeout=20)
+
+    def wait_for_the_others(act: Act) -> Response:
+        barrier.wait()
+        return act()
+
+    names = ["first", "second", "third"]
+    with ExitStack() as running:
+        servers = [running.enter_context(FakeAirflow("v1")) for _ in names]
+        for name, server in zip(names, servers, strict=True):
+            server.database.add_dag("load")
+            server.fail_next(asks("GET", "/dags"), wait_for_the_others)
+            project.declare(name, server.url, SIGN_INS["v1"])
+        assert project.load_asset_keys() == build_keys(*(f"{name}/load" for name in names))
+        assert [server.count("GET", "/dags") for server in servers] == [1, 1, 1]
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("api", ["v1", "v2"])
+@pytest.mark.parametrize("select", [{}, {"tags": ["sales"]}, {"dag_ids": ["load_*"]}])
+def test_a_dag_that_is_away_for_a_refresh_stays_an_asset(
+    api: str, select: dict[str, list[str]], tmp_path: Path
+) -> None:
+    """Nothing that an earlier refresh has left is needed: the path is a fresh one."""
+    now = datetime.now(timezone.utc)
+    with FakeAirflow(api) as server:
+        for dag_id, hours in {"load_orders": 1, "load_long_ago": 24 * 8}.items():
+            away = {"is_present": False, "last_parsed_at": now - timedelta(hours=hours)}
+            server.database.add_dag(dag_id, tags=("sales",), **away)
+        server.database.add_dag("load_customers", tags=("sales",))
+        server.database.add_dag("unparsed", is_present=False)
+        declared = {"name": "metrics", "url": server.url, "auth": SIGN_INS[api], "select": select}
+        component = FederatedAirflow(InstanceDeclaration.model_validate(declared))
+        component.write_state_to_path(tmp_path / "state")
+    snapshot = read_snapshot(tmp_path / "state")
+    assert snapshot
+    assert {dag_id: dag.is_present for dag_id, dag in snapshot.dags.items()} == {
+        "load_customers": True,
+        "load_orders": False,
+    }
+    assert snapshot.present_dag_ids == {"load_customers"}
+
+
+VERSIONED = {"defs_state": {"management_type": "VERSIONED_STATE_STORAGE"}}
+
+
+def test_versioned_state_keeps_declared_dags_that_an_airflow_has_no_more(
+    project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = UPathDefsStateStorage(UPath(tmp_path / "states"))
+    instance = dg.DagsterInstance.ephemeral()
+    storage.register_instance(instance)
+    with FakeAirflow("v1") as server, set_defs_state_storage(storage):
+        server.database.add_dag("load_orders")
+        gone = server.database.add_dag("load_customers")
+        project.declare("warehouse", server.url, SIGN_INS["v1"], VERSIONED)
+        project.declare("metrics", load=["warehouse/load_customers"])
+        expected = project.load_asset_keys()
+        gone.is_present = False
+        assert project.load_asset_keys() == expected
+    assert "Airflow 'warehouse' has no DAG 'load_customers'" in caplog.text

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-import dagster as dg
-
 from federation_defs.airflow.models import DagRun
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.state import DagSnapshot, Snapshot
@@ -40,19 +38,14 @@ def build_dag_snapshot(dag_id: str, **values: Any) -> DagSnapshot:
         "schedule": None,
         "owners": (),
         "airflow_tags": (),
-        "metadata": dg.serialize_value({"Dag ID": dag_id}),
-        "tags": {"dagster/kind/airflow": "", "dagster/kind/dag": ""},
     }
     return DagSnapshot(**defaults | values)
 
 
-def build_snapshot(
-    *dags: DagSnapshot | str, unselected: tuple[str, ...] = (), vanished: tuple[str, ...] = ()
-) -> Snapshot:
+def build_snapshot(*dags: DagSnapshot | str, unselected: tuple[str, ...] = ()) -> Snapshot:
     built = [build_dag_snapshot(dag) if isinstance(dag, str) else dag for dag in dags]
     return Snapshot(
         taken_at="2026-01-01T00:00:00+00:00",
         dags={dag.dag_id: dag for dag in built},
         unselected=unselected,
-        vanished=vanished,
     )

@@ -21,11 +21,26 @@ from federation_defs.state import write_snapshot
 from tests.unit.build import build_snapshot
 
 PYPROJECT = """\
+[project]
+name = "{module}"
+version = "0"
+
 [tool.dg]
 directory_type = "project"
 
 [tool.dg.project]
 root_module = "{module}"
+"""
+DEFINITIONS = """\
+from pathlib import Path
+
+import dagster as dg
+from federation_defs import load_federation
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    return load_federation(Path(__file__).parent)
 """
 
 
@@ -37,6 +52,7 @@ class Project:
         self.defs = path / module / "defs"
         self.defs.mkdir(parents=True)
         (path / module / "__init__.py").touch()
+        (path / module / "definitions.py").write_text(DEFINITIONS)
         (path / "pyproject.toml").write_text(PYPROJECT.format(module=module))
 
     def declare(
@@ -44,10 +60,12 @@ class Project:
         instance: str,
         url: str = "http://127.0.0.1:1",
         auth: Mapping[str, str] = MappingProxyType({"type": "none"}),
+        more: Mapping[str, Any] = MappingProxyType({}),
         **dags: list[str],
     ) -> None:
-        """Declare an instance with these dependencies by DAG id."""
+        """Declare an instance with more keys, and these dependencies by DAG id."""
         attributes: dict[str, Any] = {
+            **more,
             "name": instance,
             "url": url,
             "auth": dict(auth),

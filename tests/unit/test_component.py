@@ -59,27 +59,76 @@ def test_instances_without_a_state_have_the_assets_that_are_declared(project: Pr
 
 def test_an_error_names_the_problems_of_all_instances(project: Project) -> None:
     project.declare("warehouse", load_orders=["nowhere/extract"])
-    project.keep_state("warehouse", "load_orders", "load_customers")
-    project.declare("metrics", customer_metrics=["warehouse/load_custmers"], typo=["metrics/x"])
-    project.keep_state("metrics", "customer_metrics")
+    project.declare("metrics", customer_metrics=["warehose/load_customers"], a=["metrics/b"])
     with expect_refusal() as problems:
         project.load_asset_keys()
     folder = f"{project.defs.parent.name}/defs"
     assert sorted(problem.split(": ")[:2] for problem in problems) == [
         [f"{folder}/metrics/defs.yaml", "dags.customer_metrics.depends_on"],
-        [f"{folder}/metrics/defs.yaml", "dags.typo"],
-        [f"{folder}/metrics/defs.yaml", "dags.typo.depends_on"],
         [f"{folder}/warehouse/defs.yaml", "dags.load_orders.depends_on"],
     ]
 
 
-def test_a_reloaded_state_is_validated_against_the_others(project: Project) -> None:
+@pytest.fixture
+def typing_error(project: Project) -> Project:
+    project.declare("warehouse")
+    project.keep_state("warehouse", "load_customers")
+    project.declare("metrics", customer_metrics=["warehouse/load_custmers"])
+    project.keep_state("metrics", "customer_metrics")
+    return project
+
+
+WARNING = (
+    "dags.customer_metrics.depends_on: Airflow 'warehouse' has no DAG 'load_custmers'; did you "
+    "mean 'load_customers'?"
+)
+
+
+@pytest.mark.parametrize("value", ["", "false", "0"])
+def test_a_dag_that_an_airflow_does_not_have_is_a_warning_and_an_asset(
+    typing_error: Project,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    value: str,
+) -> None:
+    monkeypatch.setenv("FEDERATION_STRICT", value)
+    assert typing_error.load_asset_keys() == build_keys(
+        "warehouse/load_customers", "warehouse/load_custmers", "metrics/customer_metrics"
+    )
+    assert WARNING in caplog.text
+
+
+def test_a_dag_that_an_airflow_does_not_have_is_an_error_in_strict_mode(
+    typing_error: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDERATION_STRICT", "true")
+    with expect_refusal() as problems:
+        typing_error.load_asset_keys()
+    (problem,) = problems
+    assert WARNING in problem
+
+
+def test_a_strictness_that_is_none_is_refused(
+    typing_error: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDERATION_STRICT", "very")
+    with expect_refusal() as problems:
+        typing_error.load_asset_keys()
+    assert problems == ["FEDERATION_STRICT is 'very': write true or false."]
+
+
+def test_a_reloaded_state_lacks_a_dag_that_others_depend_on(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
     project.declare("warehouse")
     project.keep_state("warehouse", "load_customers")
     project.declare("metrics", customer_metrics=["warehouse/load_customers"])
     tree = dg.ComponentTree.for_project(project.path)
     tree.build_defs(tree.defs_module_path)
+    assert caplog.text == ""
     project.keep_state("warehouse", "load_clients")
-    with expect_refusal() as problems:
-        tree.reload_with_state(["FederatedAirflow[warehouse]"])
-    assert "Airflow 'warehouse' has no DAG 'load_customers'" in problems[0]
+    defs = tree.reload_with_state(["FederatedAirflow[warehouse]"])
+    assert set(defs.resolve_asset_graph().get_all_asset_keys()) == build_keys(
+        "warehouse/load_customers", "warehouse/load_clients", "metrics/customer_metrics"
+    )
+    assert "Airflow 'warehouse' has no DAG 'load_customers'" in caplog.text

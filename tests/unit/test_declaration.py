@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import datetime
+import math
 from typing import Any
 
 import jsonschema
@@ -49,10 +51,50 @@ def test_a_duration_is_a_number_and_a_unit(written: object, seconds: float) -> N
     assert declared.dags["a"].trigger.timeout == seconds
 
 
-@pytest.mark.parametrize("written", ["soon", "5 weeks", "-3h", 0])
+def test_an_interval_is_a_number_of_seconds_or_has_a_unit() -> None:
+    assert declare(observe={"interval": 5}).observe.interval == 5
+    assert declare(observe={"interval": "5s"}).observe.interval == 5
+    assert declare(observe={"interval": "1m"}).observe.interval == 60
+
+
+@pytest.mark.parametrize("written", ["soon", "5 weeks", "-3h", 0, "1000000d", math.inf, math.nan])
 def test_an_invalid_duration_is_refused(written: object) -> None:
     with pytest.raises(ValidationError, match=r"dags\.a\.trigger\.timeout"):
         declare(dags={"a": {"trigger": {"timeout": written}}})
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "shortest"),
+    [("lookback", "1000000d", "0.001"), ("lookback", math.inf, "0.001"), ("interval", 0.01, "1")],
+)
+def test_a_time_out_of_range_is_refused_with_the_range(
+    key: str, written: object, shortest: str
+) -> None:
+    values = {**MINIMAL, "observe": {key: written}}
+    with pytest.raises(DeclarationError) as refused:
+        parse_declaration(values, "defs.yaml")
+    assert refused.value.problems == (
+        f"defs.yaml: observe.{key}: {written} is out of range: write a time from {shortest}s to "
+        "3650d",
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [
+        (math.nan, "nan"),
+        (-math.inf, "-inf"),
+        (datetime.date(2026, 1, 31), "2026-01-31"),
+    ],
+)
+def test_a_conf_that_is_no_json_is_refused_with_its_key(value: object, seen: str) -> None:
+    conf = {"days": [{"first": 1}, {"first": value}]}
+    with pytest.raises(DeclarationError) as refused:
+        parse_declaration({**MINIMAL, "dags": {"a": {"trigger": {"conf": conf}}}}, "defs.yaml")
+    assert refused.value.problems == (
+        f"defs.yaml: dags.a.trigger.conf: conf.days.1.first is {seen}, which JSON does not have: "
+        "write a text in quotes",
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,13 @@ import re
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.utils import DISALLOWED_NAMES, is_valid_name
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from federation_defs.naming import (
     build_asset_key,
+    build_check_output_name,
     build_dag_id,
     build_output_names,
     build_owner,
@@ -74,10 +78,30 @@ def test_a_run_id_of_another_trigger_contains_no_dagster_run(run_id: str) -> Non
     assert parse_root_run_id(run_id) is None
 
 
-def test_output_names_are_valid_and_unique() -> None:
-    names = build_output_names(["a.b", "a-b", "a_b", "größe"])
-    assert len(set(names.values())) == 4
-    assert all(name.isascii() and name.isidentifier() for name in names.values())
+# Ids that Dagster's names tell apart no longer, or refuse.
+DAG_IDS = st.one_of(
+    st.text(st.characters(exclude_categories=()), max_size=6),
+    st.from_regex(r"(a|A)[.\-_]?(b|__dag_run|__2)?(__dag_run)?", fullmatch=True),
+    st.sampled_from(["x", "x__dag_run", "x__dag_run__2", "X", *sorted(DISALLOWED_NAMES)]),
+)
+
+
+@given(st.sets(DAG_IDS, max_size=12))
+@example({"x", "x__dag_run"})
+@example({"conf", "a.b", "a-b", "a_b", "größe", ""})
+def test_output_names_of_any_dags_and_their_checks_are_valid_and_unique(dag_ids: set[str]) -> None:
+    names = build_output_names(dag_ids)
+    assert names.keys() == dag_ids
+    outputs = [*names.values(), *map(build_check_output_name, names.values())]
+    assert len(set(outputs)) == len(outputs)
+    assert all(map(is_valid_name, outputs))
+
+
+def test_an_output_is_named_as_its_dag_where_dagster_allows_it() -> None:
+    assert build_output_names(["load.orders", "sales"]) == {
+        "load.orders": "load_orders",
+        "sales": "sales",
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import dagster as dg
+import pytest
 
 from federation_defs.naming import build_asset_key
 from federation_defs.specs import build_specs
+from federation_defs.state import Snapshot
 from tests.unit.build import build_dag_snapshot, build_declaration, build_snapshot
 
 
@@ -30,10 +32,12 @@ def test_an_asset_has_the_metadata_of_its_dag() -> None:
     assert spec.description == "Loads it."
     assert spec.owners == ["team:data eng", "ann@example.com"]
     assert {"sales", "tier__1"} <= set(spec.tags)
-    assert spec.metadata["Link to DAG"] == dg.MetadataValue.url(dag.url)
-    assert spec.metadata["Schedule"] == "0 4 * * *"
-    assert spec.metadata["Paused"] is True
-    assert spec.metadata["Dag ID"] == "a"
+    assert spec.metadata == {
+        "Dag ID": "a",
+        "Link to DAG": dg.MetadataValue.url(dag.url),
+        "Schedule": "0 4 * * *",
+        "Paused": True,
+    }
 
 
 def test_a_dependency_is_an_edge_and_an_automation_condition() -> None:
@@ -44,14 +48,11 @@ def test_a_dependency_is_an_edge_and_an_automation_condition() -> None:
     assert specs["c"].automation_condition is None
 
 
-def test_declared_and_referenced_dags_are_assets_without_a_snapshot() -> None:
-    declaration = build_declaration("metrics", b=["warehouse/a"])
-    specs = build_specs(declaration, None, referenced={"x"})
-    assert list(specs) == ["b", "x"]
+@pytest.mark.parametrize("snapshot", [None, build_snapshot(), build_snapshot("a")])
+def test_dags_that_a_declaration_names_are_assets_whatever_the_snapshot_says(
+    snapshot: Snapshot | None,
+) -> None:
+    specs = build_specs(build_declaration("metrics", b=["warehouse/a"]), snapshot, {"x"})
+    assert specs.keys() >= {"b", "x"}
     assert specs["b"].kinds == {"airflow", "dag"}
-
-
-def test_a_deleted_dag_keeps_its_asset_while_another_dag_depends_on_it() -> None:
-    snapshot = build_snapshot("a", vanished=("b", "c"))
-    specs = build_specs(build_declaration("warehouse"), snapshot, referenced={"b"})
-    assert list(specs) == ["a", "b"]
+    assert specs["b"].metadata == {"Dag ID": "b"}

@@ -22,6 +22,8 @@ READS = {
     "DAG list": "/dags?limit=1",
     "DAGs by a part of their id": "/dags?dag_id_pattern=DESCRI",
     "DAGs by tags": "/dags?tags=contract&tags=nobody_has_it&order_by=dag_id&limit=1",
+    "DAGs with those that are not active": "/dags?only_active=false&order_by=dag_id&limit=1",
+    "DAGs with those that are stale": "/dags?exclude_stale=false&order_by=dag_id&limit=1",
     "DAG": "/dags/{dag_id}",
     "DAG with a schedule": "/dags/described",
     "import errors": "/importErrors?order_by=timestamp",

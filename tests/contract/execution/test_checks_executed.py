@@ -118,14 +118,18 @@ def test_a_dag_of_which_no_run_ended_has_no_evaluation(
     assert fetch_evaluations(instance, KEY) == []
 
 
-def test_a_missing_dag_fails_the_run_and_no_other_check(
+def test_the_check_of_a_missing_dag_fails_and_no_other(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    for dag_id in ("a", "z"):
+    for dag_id in ("a", "its_file_has_gone", "z"):
         add_run(airflow.database, dag_id, "mine")
-    result = check(airflow.client, ["a", "never_was", "z"], instance)
-    assert (result.success, read_outcomes(result)) == (False, {"a": True, "z": True})
-    assert "Airflow 'metrics' has no DAG 'never_was' (404)" in read_failure(result)
+    airflow.database.dags["its_file_has_gone"].is_present = False
+    result = check(airflow.client, ["a", "its_file_has_gone", "never_was", "z"], instance)
+    assert result.success
+    outcomes = {"a": True, "its_file_has_gone": False, "never_was": False, "z": True}
+    assert read_outcomes(result) == outcomes
+    (evaluation,) = fetch_evaluations(instance, build_asset_key("metrics", "never_was"))
+    assert "Airflow 'metrics' has no DAG 'never_was' (404)" in (evaluation.description or "")
 
 
 def test_a_dag_that_may_not_be_read_fails_the_run_and_no_other_check(
@@ -192,13 +196,15 @@ def test_a_check_that_can_not_be_evaluated_keeps_no_dag_from_running(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=0)
-    assets = build_assets(airflow_v2.client, {DAG: {}, "gone": {}})
-    gone = build_check_key(build_asset_key("metrics", "gone"))
-    selection = dg.AssetSelection.assets(KEY) | dg.AssetSelection.checks(gone)
+    airflow_v2.database.add_dag("secret")
+    airflow_v2.server.fail_next(asks("GET", "/dags/secret"), answer(403, {"detail": "Forbidden"}))
+    assets = build_assets(airflow_v2.client, {DAG: {}, "secret": {}})
+    secret = build_check_key(build_asset_key("metrics", "secret"))
+    selection = dg.AssetSelection.assets(KEY) | dg.AssetSelection.checks(secret)
     job = dg.define_asset_job("both", selection, executor_def=dg.in_process_executor)
     resolved = dg.Definitions(assets=[assets], jobs=[job]).resolve_job_def("both")
     result = resolved.execute_in_process(instance=instance, raise_on_error=False)
-    assert "has no DAG 'gone'" in read_failure(result)
+    assert "Airflow 'metrics' forbids GET /api/v2/dags/secret" in read_failure(result)
     assert len(fetch_reported_run_ids(instance, KEY)) == len(airflow_v2.database.runs) == 1
 
 

@@ -47,7 +47,7 @@ def build_dag(api: str, dag: DagRow) -> dict[str, Any]:
         "has_task_concurrency_limits": False,
         "is_paused": dag.is_paused,
         "last_expired": None,
-        "last_parsed_time": None,
+        "last_parsed_time": build_time(api, dag.last_parsed_at),
         "max_active_runs": 16,
         "max_active_tasks": 16,
         "max_consecutive_failed_dag_runs": 0,

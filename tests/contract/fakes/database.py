@@ -32,6 +32,7 @@ class DagRow:
 
     Attributes:
         is_present: Whether its file exists; if not, it is stale (3.x) or inactive (2.x).
+        last_parsed_at: When its file last defined it.
         has_import_errors: Whether its file can't be imported; it is listed as it was.
         params: By name, each with `value`, `description` and `schema`.
         file: The path of its file below the folder of DAGs.
@@ -48,6 +49,7 @@ class DagRow:
     dag_id: str
     is_paused: bool = False
     is_present: bool = True
+    last_parsed_at: datetime | None = None
     has_import_errors: bool = False
     description: str | None = None
     owners: tuple[str, ...] = ("airflow",)

@@ -155,13 +155,18 @@ class DagEndpoints(FakeApi):
 
     def list_dags(self, request: Request) -> Response:
         part, tags = request.args.get("dag_id_pattern", ""), set(request.args.getlist("tags"))
+        with_stale = "only_active" if self.api == "v1" else "exclude_stale"
+        lists_all = request.args.get(with_stale) == "false"
         dags = [
             dag
             for dag in self.database.dags.values()
-            if dag.is_present and _is_like(dag.dag_id, part) and (not tags or tags & {*dag.tags})
+            if (dag.is_present or lists_all)
+            and _is_like(dag.dag_id, part)
+            and (not tags or tags & {*dag.tags})
         ]
         order = {"dag_id": lambda dag: dag.dag_id}
-        return self.page(request, "dags", dags, build_dag, order, {"dag_id_pattern", "tags"})
+        parameters = {"dag_id_pattern", "tags", with_stale}
+        return self.page(request, "dags", dags, build_dag, order, parameters)
 
     def show_dag(self, _: Request, dag_id: str) -> Response:
         dag = self.find_dag(dag_id, f"The DAG with dag_id: {dag_id} was not found")

@@ -1,0 +1,85 @@
+"""Which executor the runs of a project have that loads its federation with `load_federation`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.reconstruct import ReconstructableRepository
+
+from federation_defs import load_federation
+from federation_defs.naming import build_asset_key
+from tests.unit.project import Project
+
+# Dagster 1.13 itself uses deprecated functions of pydantic.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+JOBS = """\
+import dagster as dg
+
+
+@dg.asset
+def theirs() -> None: ...
+
+
+one_process = {"execution": {"config": {"in_process": {}}}}
+default = dg.define_asset_job("default", [theirs])
+configured = dg.define_asset_job("configured", [theirs], config=one_process)
+executed = dg.define_asset_job("executed", [theirs], executor_def=dg.multiprocess_executor)
+"""
+EXECUTOR = """\
+import dagster as dg
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    return dg.Definitions(executor=dg.in_process_executor)
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.setenv("FEDERATION_TRIGGERS", "off")
+    monkeypatch.syspath_prepend(tmp_path)
+    project = Project(tmp_path, f"project_of_{tmp_path.name}")
+    project.declare("metrics", load=["metrics/extract"])
+    (project.defs / "jobs.py").write_text(JOBS)
+    (project.defs / "__init__.py").touch()  # as `create-dagster` makes it
+    return project
+
+
+def starts_processes(project: Project, job: str, *selected: dg.AssetKey) -> bool:
+    """Execute a job as a run worker does; return whether its steps had processes of their own."""
+    module = f"{project.defs.parent.name}.definitions"
+    repository = ReconstructableRepository.for_module(module, "defs", str(project.path))
+    with dg.DagsterInstance.local_temp(str(project.path)) as instance:
+        job_def = repository.get_reconstructable_job(job)
+        result = dg.execute_job(job_def, instance, asset_selection=selected or None)
+        assert result.success
+        return any(event.event_type_value == "STEP_WORKER_STARTING" for event in result.all_events)
+
+
+def test_only_runs_of_our_steps_alone_stay_in_the_process_of_the_run_worker(
+    project: Project,
+) -> None:
+    ours = build_asset_key("metrics", "load")
+    assert not starts_processes(project, "__ASSET_JOB", ours)
+    assert starts_processes(project, "__ASSET_JOB", ours, dg.AssetKey("theirs"))
+    assert starts_processes(project, "default")
+
+
+def test_a_job_keeps_the_executor_and_the_configuration_that_it_has(project: Project) -> None:
+    assert not starts_processes(project, "configured")
+    assert starts_processes(project, "executed")
+
+
+def test_a_project_keeps_the_executor_that_it_has(project: Project) -> None:
+    (project.defs / "executor.py").write_text(EXECUTOR)
+    assert load_federation(project.path).executor is dg.in_process_executor
+    assert not starts_processes(project, "default")
+
+
+def test_a_load_warns_of_nothing(project: Project, recwarn: pytest.WarningsRecorder) -> None:
+    load_federation(project.path)
+    assert not [one for one in recwarn if not issubclass(one.category, DeprecationWarning)]
