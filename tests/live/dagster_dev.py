@@ -93,7 +93,7 @@ class DagsterDev(DagsterApi):
     def _find_processes(self, *names: str) -> list[psutil.Process]:
         assert self.process
         found = []
-        for process in psutil.Process(self.process.process.pid).children(recursive=True):
+        for process in self.process.find_processes():
             try:
                 command = " ".join(process.cmdline())
             except psutil.Error:  # it has ended meanwhile
