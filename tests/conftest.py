@@ -15,12 +15,19 @@ from dotenv import dotenv_values
 
 from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.declaration import InstanceDeclaration
+from tests.contract.storages import STORAGES
 from tests.processes import LoggedProcess, end_on_signals, find_free_port
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
 SIGN_INS = {"warehouse": "basic", "metrics": "password"}
 STARTED_AIRFLOWS = "STARTED_AIRFLOWS"  # set by with_airflows.py
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--storage", choices=STORAGES, default="sqlite", help="of Dagster's instances in tests"
+    )
 
 
 def pytest_configure() -> None:
