@@ -6,6 +6,8 @@ Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all 
     Tags are the only state of a run that outlives its worker. No public method writes them.
 `get_run_step_stats`
     Tells which steps are at work. What public methods return of a run does not.
+`get_settings`
+    Tells whether the daemon evaluates sensors in parallel. No public method does.
 `report_run_failed`
     Ends a run whose worker died. In the public API only GraphQL can, which needs the webserver.
 """

@@ -37,6 +37,7 @@ CALLS: dict[str, Callable[[dg.DagsterInstance, dg.DagsterRun], object]] = {
         dg.RunsFilter(run_ids=[run.run_id]), limit=1
     ),
     "get_run_step_stats": lambda instance, run: instance.get_run_step_stats(run.run_id),
+    "get_settings": lambda instance, _: instance.get_settings("sensors"),
     "report_run_failed": lambda instance, run: instance.report_run_failed(run, "why"),
     "report_runless_asset_event": lambda instance, _: [
         instance.report_runless_asset_event(event)
