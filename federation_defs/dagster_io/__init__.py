@@ -4,6 +4,8 @@ Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all 
 
 `add_run_tags`
     Tags are the only state of a run that outlives its worker. No public method writes them.
+`all_instigator_state`
+    Tells which sensors run in other code locations. In the public API only GraphQL does.
 `get_run_step_stats`
     Tells which steps are at work. What public methods return of a run does not.
 `get_settings`

@@ -30,6 +30,7 @@ KEY = dg.AssetKey("any")
 # How each method is called here. A method that is called for the first time is added.
 CALLS: dict[str, Callable[[dg.DagsterInstance, dg.DagsterRun], object]] = {
     "add_run_tags": lambda instance, run: instance.add_run_tags(run.run_id, {"a": "b"}),
+    "all_instigator_state": lambda instance, _: instance.all_instigator_state(),
     "fetch_materializations": lambda instance, _: instance.fetch_materializations(KEY, limit=1),
     "fetch_observations": lambda instance, _: instance.fetch_observations(KEY, limit=1),
     "get_run_by_id": lambda instance, run: instance.get_run_by_id(run.run_id),
