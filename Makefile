@@ -22,7 +22,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 demo: install ## two Airflows and Dagster, until Ctrl-C
-	@$(RUN) python airflow_instances/start.py --with-dagster
+	@$(RUN) python airflow_instances/supervise.py python airflow_instances/start.py --with-dagster
 
 trigger: install ## run load_customers in the demo's warehouse, and show what follows
 	@$(RUN) python airflow_instances/trigger.py

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 
 import pytest
 from dotenv import dotenv_values
 
 from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.declaration import InstanceDeclaration
-from tests.processes import LoggedProcess, find_free_port
+from tests.contract.storages import STORAGES
+from tests.processes import LoggedProcess, end_on_signals, find_free_port
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -25,18 +24,14 @@ SIGN_INS = {"warehouse": "basic", "metrics": "password"}
 STARTED_AIRFLOWS = "STARTED_AIRFLOWS"  # set by with_airflows.py
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--storage", choices=STORAGES, default="sqlite", help="of Dagster's instances in tests"
+    )
+
+
 def pytest_configure() -> None:
-    """Make SIGTERM end the tests and all that they started, as Ctrl-C does.
-
-    Both signals are set: a shell starts background processes with SIGINT ignored, their children
-    inherit that, and `dagster dev` copies its handling of SIGTERM from it (1.13).
-    """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    end_on_signals()
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
-import time
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 import psutil
+
+_SUPERVISOR = Path(__file__).parents[1] / "airflow_instances" / "supervise.py"
+_LEFT_BEHIND = 70  # its exit code if descendants had to be killed
 
 
 def find_free_port() -> int:
@@ -18,23 +23,51 @@ def find_free_port() -> int:
         return listener.getsockname()[1]
 
 
+def end_on_signals() -> None:
+    """Make SIGTERM and SIGHUP end this process and all that it started, as Ctrl-C does.
+
+    SIGINT is set too: a shell starts background processes with SIGINT ignored, their children
+    inherit that, and `dagster dev` copies its handling of SIGTERM from it (1.13).
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        signal.signal(signal.SIGHUP, _interrupt)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 class LoggedProcess:
     """A process in a session of its own, with its output in a file.
 
+    It ends with this process, together with all of its descendants, however this process ends: see
+    `airflow_instances/supervise.py`.
+
     Args:
         env: Added to the tests' own environment.
+        grace_s: For how long its descendants may outlive it.
+
+    Attributes:
+        process: The supervisor, whose child the command is.
     """
 
     def __init__(
-        self, command: Sequence[str | Path], log: Path, cwd: Path, env: Mapping[str, str]
+        self,
+        command: Sequence[str | Path],
+        log: Path,
+        cwd: Path,
+        env: Mapping[str, str],
+        grace_s: float = 30,
     ) -> None:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                command,
+                [sys.executable, _SUPERVISOR, "--tied", "--grace-s", str(grace_s), *command],
                 cwd=cwd,
                 env={**os.environ, **env},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -47,48 +80,34 @@ class LoggedProcess:
     def read_log(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def terminate(self, timeout_s: float = 120) -> int:
-        """Send SIGTERM and return the exit code. Processes that survive are killed and an error."""
-        tree = self._find_tree()
-        self.process.terminate()
+    def find_processes(self) -> list[psutil.Process]:
+        """Return the command and its descendants."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def wait(self, timeout_s: float) -> int:
+        """Return the exit code when it has ended.
+
+        Raises:
+            AssertionError: It left processes behind, which were killed.
+        """
         exit_code = self.process.wait(timeout_s)
-        survivors = _wait_until_ended(tree, timeout_s=30)
-        for process in survivors:
-            process.kill()
-        assert not survivors, f"still running after {self.process.args}: {survivors}"
+        self._untie()
+        assert exit_code != _LEFT_BEHIND, self.read_log()[-3000:]
         return exit_code
+
+    def terminate(self, timeout_s: float = 150) -> int:
+        """Send SIGTERM, and wait. Processes that survive are killed and an error."""
+        self.process.terminate()
+        return self.wait(timeout_s)
 
     def kill_tree(self) -> None:
         """Send SIGKILL to the process and all its descendants at once."""
-        tree = self._find_tree()
-        for process in tree:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
+        self._untie()
         self.process.wait(30)
-        survivors = _wait_until_ended(tree, timeout_s=30)
-        assert not survivors, f"survived SIGKILL: {survivors}"
 
-    def _find_tree(self) -> list[psutil.Process]:
-        root = psutil.Process(self.process.pid)
-        return [root, *root.children(recursive=True)]
-
-
-def _wait_until_ended(
-    processes: Sequence[psutil.Process], timeout_s: float
-) -> list[psutil.Process]:
-    """Return those that are still running at the deadline.
-
-    An ended process is a zombie until its parent reads its exit code. In a container the new parent
-    of orphans may never do so, for which `psutil.wait_procs` would wait.
-    """
-    deadline = time.monotonic() + timeout_s
-    while (running := [each for each in processes if is_running(each)]) and (
-        time.monotonic() < deadline
-    ):
-        time.sleep(0.05)
-    return running
+    def _untie(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
 
 
 def is_running(process: psutil.Process) -> bool:

@@ -15,8 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.conftest import ROOT, pytest_configure, start_airflows
-from tests.processes import LoggedProcess
+from tests.conftest import ROOT, start_airflows
+from tests.processes import LoggedProcess, end_on_signals
 from tests.waiting import wait_for
 
 OPTIONS = ["-q", "--durations", "10"]
@@ -26,7 +26,7 @@ TIMEOUT_S = 3600
 
 def main(*arguments: str) -> int:
     """Return 0 if all tests passed."""
-    pytest_configure()
+    end_on_signals()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         airflows = stack.enter_context(start_airflows(folder))

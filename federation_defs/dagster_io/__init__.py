@@ -1,1 +1,15 @@
-"""What is asked of a Dagster instance, and what is kept in it."""
+"""What is asked of a Dagster instance, and what is kept in it.
+
+Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all of them.
+
+`add_run_tags`
+    Tags are the only state of a run that outlives its worker. No public method writes them.
+`all_instigator_state`
+    Tells which sensors run in other code locations. In the public API only GraphQL does.
+`get_run_step_stats`
+    Tells which steps are at work. What public methods return of a run does not.
+`get_settings`
+    Tells whether the daemon evaluates sensors in parallel. No public method does.
+`report_run_failed`
+    Ends a run whose worker died. In the public API only GraphQL can, which needs the webserver.
+"""

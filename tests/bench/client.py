@@ -23,7 +23,7 @@ from typing import Any
 import requests
 
 from tests.bench.airflow2 import running_airflow
-from tests.processes import LoggedProcess, find_free_port
+from tests.processes import LoggedProcess, end_on_signals, find_free_port
 from tests.waiting import wait_for
 
 CONTENDERS = ("ours", "airlift")
@@ -115,6 +115,7 @@ def show(title: str, figures: dict[str, Figures]) -> None:
 
 
 def main() -> None:
+    end_on_signals()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--airflow-rounds", type=int, default=1)

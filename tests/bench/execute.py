@@ -26,8 +26,8 @@ import psutil
 from tests.bench.airflow2 import CountingAirflow, SchedulingAirflow, scheduling_airflow
 from tests.bench.projects import OURS, Contender, running
 from tests.bench.tutorial import UPSTREAM
-from tests.conftest import pytest_configure as end_on_signals
 from tests.contract.fakes.fault_proxy import FaultProxy
+from tests.processes import end_on_signals
 from tests.waiting import wait_for
 
 NO_TASKS = {"AIRFLOW__CORE__DEFAULT_POOL_TASK_SLOT_COUNT": "0"}

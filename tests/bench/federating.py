@@ -25,7 +25,7 @@ from tests.bench.airflow2 import RunRow, SchedulingAirflow, scheduling_airflow
 from tests.bench.projects import DEFAULTS, OURS, Contender, running
 from tests.bench.stages import STAGES, fetch_times
 from tests.bench.tutorial import DOWNSTREAM, TUNED_VARIABLE, UPSTREAM
-from tests.conftest import pytest_configure as end_on_signals
+from tests.processes import end_on_signals
 from tests.waiting import wait_for
 
 ALL_STAGES = (*STAGES, "triggered", "DAG started")

@@ -77,8 +77,7 @@ class Contender:
 
     def find_processes(self) -> list[psutil.Process]:
         assert self.process
-        root = psutil.Process(self.process.process.pid)
-        return [root, *root.children(recursive=True)]
+        return self.process.find_processes()
 
     def read_rss_mb(self) -> float:
         total = 0

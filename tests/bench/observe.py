@@ -37,6 +37,7 @@ from tests.bench.observation_daemon import (
 from tests.conftest import ROOT
 from tests.contract.fakes.airflow import FakeAirflow
 from tests.contract.fakes.fault_proxy import FaultProxy
+from tests.processes import end_on_signals
 from tests.waiting import wait_for
 
 
@@ -218,6 +219,7 @@ def show(name: str, figures: Figures) -> None:
 
 
 def main() -> None:
+    end_on_signals()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--outage", type=float, default=20, help="seconds")

@@ -6,12 +6,10 @@ checked against the real ones. `pytest tests/contract -m "not real_airflows"` is
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
@@ -23,6 +21,7 @@ from tests.conftest import Airflows
 from tests.contract.fakes.airflow import FakeAirflow
 from tests.contract.fakes.database import Database
 from tests.contract.observation.daemon import DAG, Daemon, Observed
+from tests.contract.storages import OpenInstance, prepare
 from tests.contract.worlds import (
     SIGN_INS,
     FakeWorld,
@@ -87,34 +86,19 @@ def read_revisions_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def empty_dagster(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of an empty Dagster instance. Creating them takes longer than most tests."""
-    folder = tmp_path_factory.mktemp("dagster")
-    with open_dagster(folder) as instance:
-        instance.get_runs()
-        instance.fetch_materializations(dg.AssetKey("any"), limit=1)
-    return folder
-
-
-def open_dagster(folder: Path, **settings: Any) -> dg.DagsterInstance:
-    """Open a Dagster instance that keeps the events of all runs in one file.
-
-    The default is a file for each run. Creating it takes longer than all else in most runs.
-    """
-    storage = {
-        "module": "dagster._core.storage.event_log",
-        "class": "ConsolidatedSqliteEventLogStorage",
-        "config": {"base_dir": str(folder)},
-    }
-    overrides = {"event_log_storage": storage, **settings}
-    return dg.DagsterInstance.local_temp(str(folder), overrides=overrides)
+def open_instance(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OpenInstance]:
+    """A function that opens an empty Dagster instance on the storage that is tested."""
+    storage = str(pytestconfig.getoption("--storage"))
+    with prepare(storage, tmp_path_factory.mktemp("dagster")) as open_instance:
+        yield open_instance
 
 
 @pytest.fixture
-def instance(empty_dagster: Path, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    """An empty Dagster instance in files, since threads deadlock on one in memory."""
-    folder = shutil.copytree(empty_dagster, tmp_path / "dagster")
-    with open_dagster(folder) as instance:
+def instance(open_instance: OpenInstance, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """An empty Dagster instance that is not in memory, since threads deadlock on one that is."""
+    with open_instance(tmp_path / "dagster") as instance:
         yield instance
 
 

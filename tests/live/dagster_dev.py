@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -32,7 +32,12 @@ class DagsterDev(DagsterApi):
     Args:
         folder: A scratch folder. It gets the copy of the project, DAGSTER_HOME and the log.
         env: The addresses and accounts of the Airflows.
+
+    Attributes:
+        options: More options of `dagster dev`.
     """
+
+    options: Sequence[str] = ()
 
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self.project = copy_project(folder)
@@ -47,7 +52,8 @@ class DagsterDev(DagsterApi):
     def start(self) -> None:
         """Start it, and return when the code location is loaded."""
         dagster = Path(sys.executable).with_name("dagster")
-        command = [dagster, "dev", "--host", "127.0.0.1", "--port", str(self.port)]
+        address = ["--host", "127.0.0.1", "--port", str(self.port)]
+        command = [dagster, "dev", *address, *self.options]
         process = LoggedProcess(command, self.log, cwd=self.project, env=self.env)
         self.process = process
 
@@ -93,7 +99,7 @@ class DagsterDev(DagsterApi):
     def _find_processes(self, *names: str) -> list[psutil.Process]:
         assert self.process
         found = []
-        for process in psutil.Process(self.process.process.pid).children(recursive=True):
+        for process in self.process.find_processes():
             try:
                 command = " ".join(process.cmdline())
             except psutil.Error:  # it has ended meanwhile

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.processes import LoggedProcess
 
 pytestmark = pytest.mark.soak
 
@@ -19,11 +21,11 @@ FEDERATING = ["--contenders", "tuned", "ours", "--runs", "1", "--starts", "1", "
 def run(benchmark: str, *options: str) -> str:
     """Return what a benchmark prints."""
     command = [sys.executable, "-m", f"tests.bench.{benchmark}", *options]
-    finished = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
+    with TemporaryDirectory() as folder:
+        process = LoggedProcess(command, Path(folder) / "printed", cwd=ROOT, env={})
+        exit_code = process.wait(timeout_s=600)
+        assert exit_code == 0, process.read_log()
+        return process.read_log()
 
 
 def test_observe_measures_airlift_and_ours_which_loses_and_doubles_nothing() -> None:

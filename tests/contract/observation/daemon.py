@@ -18,6 +18,7 @@ from federation_defs.naming import build_asset_key, build_check_key
 from federation_defs.observation import Limits, build_observation_sensor
 from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
+from tests.contract.dagster_plus import as_server
 from tests.contract.fakes.airflow import FakeAirflow
 from tests.contract.fakes.database import Database, RunRow
 
@@ -163,9 +164,8 @@ def fetch_evaluations(
     instance: dg.DagsterInstance, key: dg.AssetKey
 ) -> list[dg.AssetCheckEvaluation]:
     """Return all evaluations of an asset's check, oldest first."""
-    history = instance.event_log_storage.get_asset_check_execution_history(
-        build_check_key(key), limit=10_000
-    )
+    storage = as_server(instance.event_log_storage)
+    history = storage.get_asset_check_execution_history(build_check_key(key), limit=10_000)
     events = [record.event.dagster_event for record in history if record.event]
     newest_first = [event.event_specific_data for event in events if event]
     return [data for data in newest_first[::-1] if isinstance(data, dg.AssetCheckEvaluation)]

@@ -12,7 +12,7 @@ import pytest
 from werkzeug import Response
 
 from federation_defs.errors import SignInRefusedError
-from tests.contract.conftest import Airflow, open_dagster
+from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import Act
 from tests.contract.observation.daemon import (
@@ -23,6 +23,7 @@ from tests.contract.observation.daemon import (
     Observed,
     fetch_evaluations,
 )
+from tests.contract.storages import OpenInstance
 from tests.contract.worlds import connect
 
 
@@ -49,9 +50,9 @@ def test_a_run_is_in_the_event_log_before_the_tick_returns(observed: Observed) -
 
 
 @pytest.fixture
-def threaded_instance(empty_dagster: Path) -> Iterator[dg.DagsterInstance]:
+def threaded_instance(open_instance: OpenInstance, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     """A Dagster whose daemon evaluates sensors in parallel."""
-    with open_dagster(empty_dagster, sensors={"use_threads": True}) as instance:
+    with open_instance(tmp_path / "threaded", sensors={"use_threads": True}) as instance:
         yield instance
 
 

@@ -1,0 +1,97 @@
+"""A real code server and real run workers whose storages refuse what those of Dagster+ refuse.
+
+Daemon and webserver, which Dagster+ runs itself, may do everything.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+
+from tests.conftest import ROOT, Airflows
+from tests.contract.dagster_plus import IN_USER_CODE
+from tests.contract.storages import CLOUD
+from tests.live.dagster_dev import DagsterDev
+from tests.live.federation import (
+    NAMES,
+    UNWATCHED,
+    Dependency,
+    Federation,
+    utc_now,
+)
+
+RELAY = Dependency(UNWATCHED, UNWATCHED)
+
+
+def prepare(dagster: DagsterDev) -> None:
+    """Let code servers, and with them their run workers, know that they are user code."""
+    python = dagster.home / "python"
+    python.write_text(f'#!/bin/sh\n{IN_USER_CODE}=1 exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    module = {
+        "module_name": "federation_defs.definitions",
+        "working_directory": str(dagster.project),
+        "location_name": "federation_defs",
+        "executable_path": str(python),
+    }
+    workspace = dagster.home / "workspace.yaml"
+    workspace.write_text(yaml.safe_dump({"load_from": [{"python_module": module}]}))
+    dagster.options = ["--workspace", str(workspace)]
+    with (dagster.home / "dagster.yaml").open("a") as settings:
+        settings.write(f"\n{yaml.safe_dump(CLOUD)}")
+    dagster.env["PYTHONPATH"] += f"{os.pathsep}{ROOT}"
+
+
+def declare(dagster: DagsterDev, name: str, **declared: Any) -> None:
+    """Replace what is selected of an instance, and its dependencies."""
+    path = dagster.project / "federation_defs" / "defs" / name / "defs.yaml"
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    content["attributes"] |= {"select": {"dag_ids": [UNWATCHED]}, "dags": declared}
+    path.write_text(yaml.safe_dump(content))
+
+
+def find_user_code(dagster: DagsterDev) -> list[str]:
+    """Return the command lines of the processes to which requests are refused."""
+    assert dagster.process
+    processes = dagster.process.find_processes()
+    return [" ".join(each.cmdline()) for each in processes if IN_USER_CODE in each.environ()]
+
+
+@pytest.fixture
+def plus(airflows: Airflows, tmp_path: Path) -> Iterator[Federation]:
+    clients = {name: airflows.connect(name) for name in NAMES}
+    dagster = DagsterDev(tmp_path, airflows.env)
+    prepare(dagster)
+    declare(dagster, "warehouse")
+    declare(dagster, "metrics", **{UNWATCHED: {"depends_on": [f"warehouse/{UNWATCHED}"]}})
+    with ExitStack() as stack:
+        dagster.start()
+        assert dagster.process
+        stack.callback(dagster.process.kill_tree)
+        event_log = stack.enter_context(dg.DagsterInstance.from_config(str(dagster.home)))
+        yield Federation(dagster, clients, {}, event_log, airflows.lake)
+
+
+def test_a_dag_follows_one_of_another_airflow_in_the_user_code_of_dagster_plus(
+    plus: Federation,
+) -> None:
+    commands = find_user_code(plus.dagster)
+    assert any("dagster api grpc" in command for command in commands), commands
+    assert not [command for command in commands if "daemon" in command or "webserver" in command]
+    since = utc_now()
+    (upstream,) = plus.run_upstream(RELAY)
+    plus.wait_for_materialization("warehouse", RELAY.upstream, upstream, since)
+    downstream = plus.wait_for_downstream(RELAY, since, "success")
+    plus.wait_for_materialization("metrics", RELAY.downstream, downstream, since)
+
+    plus.wait_for_ticks()
+    plus.assert_reported_once("warehouse", since, [(RELAY.upstream, upstream.run_id)])
+    plus.assert_reported_once("metrics", since, [(RELAY.downstream, downstream.run_id)])
