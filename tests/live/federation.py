@@ -223,7 +223,7 @@ def start_federation(airflows: Airflows, folder: Path) -> Iterator[Federation]:
         ports = {f"{name.upper()}_PORT": str(proxy.port) for name, proxy in proxies.items()}
         dagster = DagsterDev(folder, {**airflows.env, **ports})
         for name in NAMES:
-            _declare_test_dags(dagster.project, name)
+            declare_test_dags(dagster.project, name)
         # `dagster dev` leaves processes of a code server running that it restarted (1.13).
         stack.callback(_kill, dagster)
         dagster.start()
@@ -238,7 +238,7 @@ def _kill(dagster: DagsterDev) -> None:
         dagster.kill()
 
 
-def _declare_test_dags(project: Path, name: str) -> None:
+def declare_test_dags(project: Path, name: str) -> None:
     """Select the DAGs of the tests too, and let Dagster trigger some of them on request."""
     path = project / "federation_defs" / "defs" / name / "defs.yaml"
     declared: dict[str, Any] = yaml.safe_load(path.read_text())
