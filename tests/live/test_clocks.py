@@ -164,16 +164,20 @@ class Skewed:
         assert abs(seen - self.skew) < timedelta(minutes=5), "the worker has the real time"
 
 
-MINUTES = {f"{n} {'ahead' if n > 0 else 'behind'}": timedelta(minutes=n) for n in (10, -10)}
+LONG = pytest.mark.soak
+SKEWS = [
+    pytest.param(timedelta(minutes=10), marks=LONG, id="10 ahead"),
+    pytest.param(timedelta(minutes=-10), id="10 behind"),
+]
 
 
-@pytest.fixture(scope="module", params=["code server", "workers"])
+@pytest.fixture(scope="module", params=[pytest.param("workers", marks=LONG), "code server"])
 def owner(request: pytest.FixtureRequest) -> str:
     """Whose clock is wrong."""
     return request.param
 
 
-@pytest.fixture(scope="module", params=MINUTES.values(), ids=list(MINUTES))
+@pytest.fixture(scope="module", params=SKEWS)
 def skewed(
     request: pytest.FixtureRequest,
     owner: str,
