@@ -165,7 +165,8 @@ class Federation:
             lambda: successes <= count_reports(), f"{dict(successes)} are reported", timeout_s=120
         )
         self._wait_until_idle(name, *dag_ids)
-        assert count_reports() == successes
+        reports = count_reports()
+        assert reports == successes, f"{reports} are reported, {successes} have succeeded"
 
 
 def utc_now() -> datetime:

@@ -86,6 +86,7 @@ def test_a_dag_follows_one_of_another_airflow_in_the_user_code_of_dagster_plus(
     commands = find_user_code(plus.dagster)
     assert any("dagster api grpc" in command for command in commands), commands
     assert not [command for command in commands if "daemon" in command or "webserver" in command]
+    plus.wait_for_ticks()  # which report what ended before
     since = utc_now()
     (upstream,) = plus.run_upstream(RELAY)
     plus.wait_for_materialization("warehouse", RELAY.upstream, upstream, since)
