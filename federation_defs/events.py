@@ -80,7 +80,10 @@ def build_observation(
 
 
 def build_unreadable_run_observation(
-    airflow: str, key: RunKey, reason: str, labels: Mapping[str, str] = {}
+    airflow: str,
+    key: RunKey,
+    reason: str,
+    labels: Mapping[str, dg.MetadataValue | str | None] = {},
 ) -> dg.AssetObservation:
     """Return the report of a run of which nothing else can be reported.
 
@@ -89,7 +92,8 @@ def build_unreadable_run_observation(
     """
     dag_id, run_id = key
     description = f"DAG run {run_id} can't be reported: {reason}"
-    metadata = {RUN_ID_LABEL: run_id, **labels, "Problem": reason}
+    known = {label: value for label, value in labels.items() if value is not None}
+    metadata = {RUN_ID_LABEL: run_id, **known, "Problem": reason}
     return dg.AssetObservation(build_asset_key(airflow, dag_id), description, metadata=metadata)
 
 

@@ -11,6 +11,7 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, RunKey
 from federation_defs.dagster_io.event_log import (
+    END_LABEL,
     OUTCOME_LABEL,
     STATE_LABEL,
     ReportedRuns,
@@ -132,7 +133,8 @@ class Reporter:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             log.warning("Run %s of DAG %s can't be reported.", *run.key[::-1], exc_info=True)
-            labels = {STATE_LABEL: run.state, OUTCOME_LABEL: outcome.result}
+            end = run.end_date and dg.MetadataValue.timestamp(run.end_date)
+            labels = {STATE_LABEL: run.state, OUTCOME_LABEL: outcome.result, END_LABEL: end}
             key = self.client.instance, run.key
             return [build_unreadable_run_observation(*key, reason, labels)]
         return events
