@@ -20,7 +20,8 @@ FederationError
     ├── RunNotStartedError      a trigger failed and left no run; may succeed later
     └── RunLostError            a DAG run was deleted, or exceeded its time-out
 
-Every message says in one line what happened, where, and what to do. `docs/errors.md` lists them.
+Every message says in one line what happened, where, and what to do, and holds no control character,
+whatever an Airflow sends. `docs/errors.md` lists them.
 
 Common arguments: `request` is a method and a path; `check` names the environment variables (or
 keys) that hold the account; `detail` is what Airflow itself says, empty if it says nothing. Others
@@ -31,9 +32,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from federation_defs.redaction import clean_text
+
 
 class FederationError(Exception):
     """The root of all errors that this package raises on purpose."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(clean_text(message))
 
 
 class DeclarationError(FederationError):
@@ -58,8 +64,8 @@ class AirflowError(FederationError):
 
     def __init__(self, instance: str, message: str) -> None:
         self.instance = instance
-        self.message = message
-        super().__init__(f"Airflow '{instance}' {message}")
+        self.message = clean_text(message).replace("\n", " ")
+        super().__init__(f"Airflow '{instance}' {self.message}")
 
 
 class DeclaredTwiceError(FederationError):
