@@ -17,7 +17,7 @@ from pathlib import Path
 import requests
 from requests.auth import AuthBase, HTTPBasicAuth
 
-from federation_defs.airflow.http import NoAuth, Transport
+from federation_defs.airflow.http import NoAuth, Transport, read_cookie
 from federation_defs.errors import AirflowError
 from federation_defs.threads import SingleFlight
 
@@ -338,7 +338,7 @@ class BasicAuth(HTTPBasicAuth, SignIn):
             )
         except AirflowError:
             return None  # name and password still work
-        session = answer.cookies.get("session")
+        session = read_cookie(answer, "session")
         # A refused login redirects back to the login page.
         is_in = answer.is_redirect and not answer.headers["Location"].endswith(_LOGIN)
         return f"session={session}" if is_in and session else None
@@ -348,7 +348,7 @@ class _PageSession(NoAuth):
     """The session that the login page started. The form is only accepted within it."""
 
     def __init__(self, page: requests.Response) -> None:
-        self._session = page.cookies.get("session")
+        self._session = read_cookie(page, "session", _LOGIN)
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
         if self._session:

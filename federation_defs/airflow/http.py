@@ -241,6 +241,19 @@ def _parse_http_date(text: str) -> datetime | None:
     except (ValueError, OverflowError):
         return None
     return date.replace(tzinfo=date.tzinfo or timezone.utc)
+def read_cookie(response: requests.Response, name: str, path: str = "/api/") -> str | None:
+    """Return the value of a cookie that the answer sets, or None.
+
+    Of several with this name, the one that a browser would send first.
+
+    Args:
+        path: Of the request that the cookie is for.
+    """
+    found = [cookie for cookie in response.cookies if cookie.name == name]
+    fitting = [cookie for cookie in found if path.startswith(cookie.path)]
+    return max(fitting or found, key=lambda cookie: len(cookie.path)).value if found else None
+
+
 
 
 def _find_root_cause(error: BaseException, handled: BaseException | None) -> BaseException:
