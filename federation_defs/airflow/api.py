@@ -7,10 +7,11 @@ the call.
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial, wraps
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -18,7 +19,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 import requests
 
 from federation_defs.airflow.http import describe_request, read_object, read_server_time
-from federation_defs.airflow.models import require_text
+from federation_defs.airflow.models import UnreadableRow, build_unreadable_row, require_text
 from federation_defs.airflow.session import AirflowSession
 from federation_defs.airflow.versions import API_VERSIONS, V1, V2, ApiVersion
 from federation_defs.errors import (
@@ -27,11 +28,16 @@ from federation_defs.errors import (
     UnexpectedAnswerError,
     UnreachableError,
 )
+from federation_defs.redaction import clean_text
 from federation_defs.threads import SingleFlight, run_calls
+
+_log = logging.getLogger(__name__)
 
 PAGE_LIMIT = 1000  # servers lower it to their own maximum
 SERVER_PAGE = 100  # the default of that maximum (2.11 and 3.3)
+MAX_ROWS = 1_000_000  # of a list; it takes 10,000 requests
 MAX_REREADS = 2
+_MAX_WARNINGS = 100  # about unreadable rows
 _UPGRADING = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
 # What parsing raises for a field of another type, or with a value out of range.
 _INVALID_FIELD = (
@@ -82,16 +88,34 @@ class Page(Generic[T]):
     """A list, or a part of it.
 
     Attributes:
-        total: The number of entries in the whole list at that time.
+        unreadable: The rows that are no entries, because they can't be parsed.
+        total: The number of rows in the whole list at that time, as the server says. It may be too
+            large: `is_whole` says whether there are more.
         server_time: When the server began to answer, by its clock; None if unknown.
+        is_whole: Whether the list has no other rows.
         has_shrunk: The list became shorter while its pages were read. Entries that moved to an
             earlier page may be missing.
     """
 
     entries: list[T]
+    unreadable: list[UnreadableRow]
     total: int
     server_time: datetime | None
+    is_whole: bool = True
     has_shrunk: bool = False
+
+    @property
+    def rows(self) -> list[T | UnreadableRow]:
+        """What was read."""
+        return [*self.entries, *self.unreadable]
+
+    @property
+    def size(self) -> int:
+        return len(self.entries) + len(self.unreadable)
+
+
+class _UnreadableError(Exception):
+    """An answer or a row can't be parsed. The message is the reason."""
 
 
 class AirflowApi:
@@ -115,6 +139,7 @@ class AirflowApi:
         self._is_declared = api != "auto"
         self._version: str | None = None
         self._detection: SingleFlight[ApiVersion] = SingleFlight()
+        self._warned_of: set[tuple[str, UnreadableRow]] = set()
 
     @property
     def api_version(self) -> ApiVersion:
@@ -243,20 +268,15 @@ class AirflowApi:
             UnexpectedAnswerError: It is no object, or a required field is missing or invalid.
         """
         try:
-            if not isinstance(answer, Mapping):
-                raise TypeError(f"a {type(answer).__name__} where an object belongs")
-            return parse(answer)
-        except KeyError as error:
-            observed, cause = f"no `{error.args[0]}`", error
-        except _INVALID_FIELD as error:
-            observed, cause = f"a field of another kind than Airflow's ({error})", error
-        # Unless this is the answer to the question for the version.
-        if self._version is None and self.known_api_version is not None:
-            with suppress(AirflowError):
-                self.fetch_version()
-        version = self._version or "of unknown version"
-        remedy = f"The server says it is Airflow {version}: is that its answer, or a proxy's?"
-        raise UnexpectedAnswerError(self.instance, request, observed, remedy) from cause
+            return _parse_object(parse, answer)
+        except _UnreadableError as error:
+            # Unless this is the answer to the question for the version.
+            if self._version is None and self.known_api_version is not None:
+                with suppress(AirflowError):
+                    self.fetch_version()
+            version = self._version or "of unknown version"
+            remedy = f"The server says it is Airflow {version}: is that its answer, or a proxy's?"
+            raise UnexpectedAnswerError(self.instance, request, str(error), remedy) from error
 
     def _fetch_list(
         self,
@@ -264,15 +284,17 @@ class AirflowApi:
         field: str,
         parse: Callable[[Any], T],
         params: Mapping[str, Any],
-        at_most: int = sys.maxsize,
+        at_most: int = MAX_ROWS,
     ) -> Page[T]:
         """Fetch all entries of a list. If it shrinks meanwhile, it is read again.
 
         Args:
             field: The name of the list in the answer.
-            at_most: If the list has more entries, only its first page is fetched.
+            at_most: If the list has more rows than this, and than a page, only its first page is
+                fetched.
 
         Raises:
+            UnexpectedAnswerError: It has more than a million rows, and `at_most` is not given.
             UnreachableError: The list shrank each time.
         """
         for _ in range(1 + MAX_REREADS):
@@ -292,38 +314,103 @@ class AirflowApi:
     ) -> Page[T]:
         """Fetch a list once, the pages after the first in parallel.
 
-        Servers may return fewer entries than `limit`, so paging goes by the entries that came and
-        by `total_entries` of the first page.
+        Servers may return fewer entries than `limit`, so paging goes by the rows that came and by
+        `total_entries`. That may be too large, so a list is only taken for longer than `at_most`
+        if there is a row beyond, and an empty page ends every list.
         """
 
-        def fetch(offset: int) -> Page[T]:
-            query = {"limit": PAGE_LIMIT, **params, "offset": offset}
+        def fetch(offset: int, limit: int = PAGE_LIMIT) -> Page[T]:
+            query = {"limit": limit, **params, "offset": offset}
             return self._read_page(self._get(path, params=query), field, parse)
 
         first = fetch(0)
-        entries, total, size = list(first.entries), first.total, len(first.entries)
-        has_shrunk = False
+        is_too_large = first.total > at_most and first.size < first.total
+        if is_too_large and (first.size > at_most or fetch(at_most, limit=1).size):
+            return self._cut(first, path, at_most)
+        pages, read, size = [first], first.size, first.size
+        total = at_most if is_too_large else first.total
         # A bounded number of pages at a time, as the total may be wrong.
         max_pages = self.max_connections * 4
-        while size and len(entries) < total <= at_most:
-            offsets = range(len(entries), total, size)[:max_pages]
+        while size and read < total <= at_most:
+            offsets = range(read, total, size)[:max_pages]
             for page in self._fetch_all(fetch, offsets):
-                entries += page.entries
-                # Compared with the first page: the others are answered in any order.
-                has_shrunk = has_shrunk or page.total < first.total
-                total = page.total
-                if len(page.entries) < size:  # the next page would leave a gap
-                    size = len(page.entries)
+                if page.size and page.rows == first.rows:
+                    seen = f"the same `{field}` at each offset"
+                    remedy = "Is there a proxy or a cache that passes over the query?"
+                    raise UnexpectedAnswerError(self.instance, f"GET {path}", seen, remedy)
+                pages.append(page)
+                read += page.size
+                total = at_most if is_too_large else page.total
+                if page.size < size:  # the next page would leave a gap
+                    size = page.size
                     break
-        return Page(entries, total, first.server_time, has_shrunk)
+        whole = replace(
+            first,
+            entries=[entry for page in pages for entry in page.entries],
+            unreadable=[row for page in pages for row in page.unreadable],
+            total=total,
+            # Compared with the first page: the others are answered in any order.
+            has_shrunk=any(page.total < first.total for page in pages),
+        )
+        is_whole = not size or whole.size >= total
+        return whole if is_whole else self._cut(whole, path, at_most)
+
+    def _cut(self, page: Page[T], path: str, at_most: int) -> Page[T]:
+        """Return a page as the part of a list that has more rows than were asked for."""
+        if at_most == MAX_ROWS:
+            seen = f"more than {MAX_ROWS} entries"
+            raise UnexpectedAnswerError(self.instance, f"GET {path}", seen)
+        return replace(page, is_whole=False)
 
     def _read_page(
         self, response: requests.Response, field: str, parse: Callable[[Any], T]
     ) -> Page[T]:
-        entries, total = self._read(response, partial(_read_entries, field))
+        """Read a page of a list, whose rows are parsed one by one.
+
+        Raises:
+            UnexpectedAnswerError: It is no list, or no row can be read. Of DAG runs, their keys are
+                enough.
+        """
+        rows, total = self._read(response, partial(_read_rows, field))
+        entries: list[T] = []
+        unreadable: list[UnreadableRow] = []
+        for row in rows:
+            try:
+                entries.append(_parse_object(parse, row))
+            except _UnreadableError as error:
+                unreadable.append(build_unreadable_row(row, str(error)))
+        are_known = field == "dag_runs" and any(row.key for row in unreadable)
+        if rows and not entries and not are_known:
+            self._parse(parse, rows[0], describe_request(response))
+        self._warn_of(unreadable, field)
+        return Page(entries, unreadable, total, read_server_time(response))
+
+    def _read_rows(
+        self, response: requests.Response, field: str, parse: Callable[[Any], T]
+    ) -> list[T]:
+        """Read a list of which every row counts.
+
+        Raises:
+            UnexpectedAnswerError: It is no list, or a row can't be read.
+        """
+        rows, _ = self._read(response, partial(_read_rows, field))
         request = describe_request(response)
-        parsed = [self._parse(parse, entry, request) for entry in entries]
-        return Page(parsed, total, read_server_time(response))
+        return [self._parse(parse, row, request) for row in rows]
+
+    def _warn_of(self, rows: Iterable[UnreadableRow], field: str) -> None:
+        """Log each unreadable row once, and only the first ones."""
+        for row in rows:
+            if (field, row) in self._warned_of or len(self._warned_of) >= _MAX_WARNINGS:
+                continue
+            self._warned_of.add((field, row))
+            of = " of ".join(filter(None, (row.run_id, row.dag_id)))
+            _log.warning(
+                "Airflow '%s' has an entry in `%s` that can't be read%s: %s. It is passed over.",
+                self.instance,
+                field,
+                f" ({clean_text(of)})" if of else "",
+                row.reason,
+            )
 
     def _fetch_all(self, fetch: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """Fetch something for each item, in parallel, and return the results in order."""
@@ -343,8 +430,19 @@ def _get_content_type(response: requests.Response) -> str:
     return response.headers.get("Content-Type", "no content type")
 
 
-def _read_entries(field: str, answer: Mapping[str, Any]) -> tuple[list[Any], int]:
-    entries, total = answer[field], answer["total_entries"]
-    if not isinstance(entries, list) or not isinstance(total, int):
-        raise TypeError(f"`{field}` is no list, or `total_entries` no number")
-    return entries, total
+def _parse_object(parse: Callable[[Any], T], answer: Any) -> T:
+    try:
+        if not isinstance(answer, Mapping):
+            raise TypeError(f"a {type(answer).__name__} where an object belongs")
+        return parse(answer)
+    except KeyError as error:
+        raise _UnreadableError(f"no `{error.args[0]}`") from error
+    except _INVALID_FIELD as error:
+        raise _UnreadableError(f"a field of another kind than Airflow's ({error})") from error
+
+
+def _read_rows(field: str, answer: Mapping[str, Any]) -> tuple[list[Any], int]:
+    rows, total = answer[field], answer["total_entries"]
+    if not isinstance(rows, list) or type(total) is not int or total < 0:
+        raise TypeError(f"`{field}` is no list, or `total_entries` no count")
+    return rows, min(total, sys.maxsize)

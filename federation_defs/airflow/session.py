@@ -55,7 +55,7 @@ class AirflowSession:
         Args:
             path: Below the instance's `url`.
             is_open: Whether the endpoint needs no sign-in. Then no credentials are sent.
-            content: `params`, `json` and `accept`, as for `Transport.send`.
+            content: `params`, `json`, `accept` and `is_streamed`, as for `Transport.send`.
 
         Raises:
             UnreachableError, TlsError: As `Transport.send`.
