@@ -75,8 +75,9 @@ def redact(value: Any, *, is_secret: bool = False, depth: int = _MAX_DEPTH) -> A
     return clean_text(value) if isinstance(value, str) else value
 
 
-def redact_text(text: str, conf: Mapping[str, Any]) -> str:
-    """Return Airflow's words about a conf with `***` for each of the conf's secrets.
+def redact_text(text: str, conf: Any) -> str:
+    """Return Airflow's words about a conf, or a body that holds one, with `***` for each of its
+    secrets.
 
     Quoting may change a secret that contains white space, quotes, backslashes, `&<>` or non-ASCII
     characters. The whole text is omitted if a part of such a secret is left in it, or if no part is

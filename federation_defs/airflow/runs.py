@@ -47,7 +47,6 @@ from federation_defs.errors import (
     UnsupportedError,
     quote_detail,
 )
-from federation_defs.redaction import redact_text
 
 MAX_LOG_BYTES = 64_000_000
 _LONGER_LOG = f"… (longer than {MAX_LOG_BYTES // 10**6} MB: read the rest in Airflow)"
@@ -202,7 +201,7 @@ class RunEndpoints(AirflowApi):
                 return self._read(response, parse_dag_run)
         if is_absent(response):
             raise DagNotFoundError(self.instance, dag_id, "404 to the trigger")
-        detail = redact_text(read_detail(response), conf)
+        detail = read_detail(response)
         if status == 409:
             if (run := self.fetch_run(dag_id, run_id)) is not None:
                 return run
@@ -211,7 +210,7 @@ class RunEndpoints(AirflowApi):
             seen = quote_detail(detail if status >= 400 else "no run of Airflow's in it")
             reason = f"{describe_request(response)}: {status}{seen}"
             return self._fetch_triggered_run(dag_id, run_id, reason)
-        raise self.session.build_error(response, conf)
+        raise self.session.build_error(response)
 
     def _fetch_now(self) -> datetime:
         """Return a moment of this second by the server's clock, as a logical date.

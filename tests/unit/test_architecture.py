@@ -45,7 +45,7 @@ LAYERS = [
     ["declaration.dag"],
     ["declaration.connection"],
     ["declaration.fields"],
-    ["naming", "errors", "redaction", "threads", "timing"],
+    ["naming", "errors", "redaction", "safety", "threads", "timing"],
 ]
 
 
