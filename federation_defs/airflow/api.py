@@ -8,18 +8,24 @@ the call.
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 from functools import partial, wraps
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import requests
 
 from federation_defs.airflow.http import describe_request, read_object, read_server_time
-from federation_defs.airflow.models import UnreadableRow, build_unreadable_row, require_text
+from federation_defs.airflow.models import require_text
+from federation_defs.airflow.pages import (
+    Page,
+    UnreadableError,
+    UnreadableRow,
+    join_pages,
+    parse_object,
+    parse_page,
+)
 from federation_defs.airflow.session import AirflowSession
 from federation_defs.airflow.versions import API_VERSIONS, V1, V2, ApiVersion
 from federation_defs.errors import (
@@ -39,16 +45,6 @@ MAX_ROWS = 1_000_000  # of a list; it takes 10,000 requests
 MAX_REREADS = 2
 _MAX_WARNINGS = 100  # about unreadable rows
 _UPGRADING = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
-# What parsing raises for a field of another type, or with a value out of range.
-_INVALID_FIELD = (
-    ArithmeticError,
-    AttributeError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-
 T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
@@ -81,41 +77,6 @@ def retry_after_upgrade(
             raise UnreachableError(self.instance, self.url, _UPGRADING) from error
 
     return call
-
-
-@dataclass(frozen=True)
-class Page(Generic[T]):
-    """A list, or a part of it.
-
-    Attributes:
-        unreadable: The rows that are no entries, because they can't be parsed.
-        total: The number of rows in the whole list at that time, as the server says. It may be too
-            large: `is_whole` says whether there are more.
-        server_time: When the server began to answer, by its clock; None if unknown.
-        is_whole: Whether the list has no other rows.
-        has_shrunk: The list became shorter while its pages were read. Entries that moved to an
-            earlier page may be missing.
-    """
-
-    entries: list[T]
-    unreadable: list[UnreadableRow]
-    total: int
-    server_time: datetime | None
-    is_whole: bool = True
-    has_shrunk: bool = False
-
-    @property
-    def rows(self) -> list[T | UnreadableRow]:
-        """What was read."""
-        return [*self.entries, *self.unreadable]
-
-    @property
-    def size(self) -> int:
-        return len(self.entries) + len(self.unreadable)
-
-
-class _UnreadableError(Exception):
-    """An answer or a row can't be parsed. The message is the reason."""
 
 
 class AirflowApi:
@@ -268,8 +229,8 @@ class AirflowApi:
             UnexpectedAnswerError: It is no object, or a required field is missing or invalid.
         """
         try:
-            return _parse_object(parse, answer)
-        except _UnreadableError as error:
+            return parse_object(parse, answer)
+        except UnreadableError as error:
             # Unless this is the answer to the question for the version.
             if self._version is None and self.known_api_version is not None:
                 with suppress(AirflowError):
@@ -299,6 +260,9 @@ class AirflowApi:
         """
         for _ in range(1 + MAX_REREADS):
             page = self._fetch_pages(path, field, parse, params, at_most)
+            if at_most == MAX_ROWS and not page.is_whole:
+                seen = f"more than {MAX_ROWS} entries"
+                raise UnexpectedAnswerError(self.instance, f"GET {path}", seen)
             if not page.has_shrunk:
                 return page
         reason = f"GET {path}: a list that shrinks while it is read"
@@ -326,7 +290,7 @@ class AirflowApi:
         first = fetch(0)
         is_too_large = first.total > at_most and first.size < first.total
         if is_too_large and (first.size > at_most or fetch(at_most, limit=1).size):
-            return self._cut(first, path, at_most)
+            return replace(first, is_whole=False)
         pages, read, size = [first], first.size, first.size
         total = at_most if is_too_large else first.total
         # A bounded number of pages at a time, as the total may be wrong.
@@ -334,7 +298,7 @@ class AirflowApi:
         while size and read < total <= at_most:
             offsets = range(read, total, size)[:max_pages]
             for page in self._fetch_all(fetch, offsets):
-                if page.size and page.rows == first.rows:
+                if page.size and page.has_rows_of(first):
                     seen = f"the same `{field}` at each offset"
                     remedy = "Is there a proxy or a cache that passes over the query?"
                     raise UnexpectedAnswerError(self.instance, f"GET {path}", seen, remedy)
@@ -344,73 +308,24 @@ class AirflowApi:
                 if page.size < size:  # the next page would leave a gap
                     size = page.size
                     break
-        whole = replace(
-            first,
-            entries=[entry for page in pages for entry in page.entries],
-            unreadable=[row for page in pages for row in page.unreadable],
-            total=total,
-            # Compared with the first page: the others are answered in any order.
-            has_shrunk=any(page.total < first.total for page in pages),
-        )
-        is_whole = not size or whole.size >= total
-        return whole if is_whole else self._cut(whole, path, at_most)
-
-    def _cut(self, page: Page[T], path: str, at_most: int) -> Page[T]:
-        """Return a page as the part of a list that has more rows than were asked for."""
-        if at_most == MAX_ROWS:
-            seen = f"more than {MAX_ROWS} entries"
-            raise UnexpectedAnswerError(self.instance, f"GET {path}", seen)
-        return replace(page, is_whole=False)
+        return replace(join_pages(pages, total), is_whole=not size or read >= total)
 
     def _read_page(
         self, response: requests.Response, field: str, parse: Callable[[Any], T]
     ) -> Page[T]:
-        """Read a page of a list, whose rows are parsed one by one.
-
-        Raises:
-            UnexpectedAnswerError: It is no list, or no row can be read. Of DAG runs, their keys are
-                enough.
-        """
-        rows, total = self._read(response, partial(_read_rows, field))
-        entries: list[T] = []
-        unreadable: list[UnreadableRow] = []
-        for row in rows:
-            try:
-                entries.append(_parse_object(parse, row))
-            except _UnreadableError as error:
-                unreadable.append(build_unreadable_row(row, str(error)))
-        are_known = field == "dag_runs" and any(row.key for row in unreadable)
-        if rows and not entries and not are_known:
-            self._parse(parse, rows[0], describe_request(response))
-        self._warn_of(unreadable, field)
-        return Page(entries, unreadable, total, read_server_time(response))
-
-    def _read_rows(
-        self, response: requests.Response, field: str, parse: Callable[[Any], T]
-    ) -> list[T]:
-        """Read a list of which every row counts.
-
-        Raises:
-            UnexpectedAnswerError: It is no list, or a row can't be read.
-        """
-        rows, _ = self._read(response, partial(_read_rows, field))
-        request = describe_request(response)
-        return [self._parse(parse, row, request) for row in rows]
-
-    def _warn_of(self, rows: Iterable[UnreadableRow], field: str) -> None:
-        """Log each unreadable row once, and only the first ones."""
-        for row in rows:
+        """Read a page of a list. Each row that can't be read is logged once."""
+        page = self._read(response, partial(parse_page, field, parse))
+        for row in page.unreadable:
             if (field, row) in self._warned_of or len(self._warned_of) >= _MAX_WARNINGS:
                 continue
             self._warned_of.add((field, row))
-            of = " of ".join(filter(None, (row.run_id, row.dag_id)))
-            _log.warning(
-                "Airflow '%s' has an entry in `%s` that can't be read%s: %s. It is passed over.",
-                self.instance,
-                field,
-                f" ({clean_text(of)})" if of else "",
-                row.reason,
+            ids = clean_text(" of ".join(filter(None, (row.run_id, row.dag_id))))
+            of = f" ({ids})" if ids else ""
+            text = (
+                "Airflow '%s' has an entry in `%s`%s that can't be read: %s. The others are read."
             )
+            _log.warning(text, self.instance, field, of, row.reason)
+        return replace(page, server_time=read_server_time(response))
 
     def _fetch_all(self, fetch: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """Fetch something for each item, in parallel, and return the results in order."""
@@ -428,21 +343,3 @@ def is_absent(response: requests.Response) -> bool:
 
 def _get_content_type(response: requests.Response) -> str:
     return response.headers.get("Content-Type", "no content type")
-
-
-def _parse_object(parse: Callable[[Any], T], answer: Any) -> T:
-    try:
-        if not isinstance(answer, Mapping):
-            raise TypeError(f"a {type(answer).__name__} where an object belongs")
-        return parse(answer)
-    except KeyError as error:
-        raise _UnreadableError(f"no `{error.args[0]}`") from error
-    except _INVALID_FIELD as error:
-        raise _UnreadableError(f"a field of another kind than Airflow's ({error})") from error
-
-
-def _read_rows(field: str, answer: Mapping[str, Any]) -> tuple[list[Any], int]:
-    rows, total = answer[field], answer["total_entries"]
-    if not isinstance(rows, list) or type(total) is not int or total < 0:
-        raise TypeError(f"`{field}` is no list, or `total_entries` no count")
-    return rows, min(total, sys.maxsize)

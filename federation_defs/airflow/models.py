@@ -2,8 +2,7 @@
 
 Times are aware and in UTC. A value that is missing is None, and so is an optional one of another
 type than Airflow's. A required field that is missing raises `KeyError`, one of another type
-`TypeError`. The client turns these into an error with the request and the server's version, or, in
-a list, into an `UnreadableRow`.
+`TypeError`.
 """
 
 from __future__ import annotations
@@ -155,35 +154,6 @@ class DagImportError:
 
     file: str
     stack_trace: str
-
-
-@dataclass(frozen=True, slots=True)
-class UnreadableRow:
-    """A row of a list that can't be parsed.
-
-    Attributes:
-        dag_id: None if the row has no valid one. The same holds for `run_id`.
-        reason: What is wrong with it, such as "no `state`".
-    """
-
-    dag_id: str | None
-    run_id: str | None
-    reason: str
-
-    @property
-    def key(self) -> RunKey | None:
-        """The key of a DAG run; None if the row does not say of which run it is."""
-        return (self.dag_id, self.run_id) if self.dag_id and self.run_id else None
-
-
-def build_unreadable_row(row: Any, reason: str) -> UnreadableRow:
-    ids: list[str | None] = []
-    for name in ("dag_id", "dag_run_id"):
-        try:
-            ids.append(require_text(row, name))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            ids.append(None)
-    return UnreadableRow(*ids, reason=clean_text(reason))
 
 
 def parse_dag(answer: Answer, *, with_raw: bool = False) -> Dag:

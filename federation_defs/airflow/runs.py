@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from random import randrange
 from typing import Any
 
@@ -15,7 +16,6 @@ import requests
 from federation_defs.airflow.api import (
     MAX_ROWS,
     AirflowApi,
-    Page,
     is_absent,
     retry_after_upgrade,
 )
@@ -33,6 +33,7 @@ from federation_defs.airflow.models import (
     parse_task_instance,
     require_text,
 )
+from federation_defs.airflow.pages import Page, parse_rows
 from federation_defs.airflow.session import read_detail
 from federation_defs.airflow.versions import V2, build_path, build_run_path, parse_version
 from federation_defs.errors import (
@@ -52,6 +53,7 @@ MAX_LOG_BYTES = 64_000_000
 _LONGER_LOG = f"… (longer than {MAX_LOG_BYTES // 10**6} MB: read the rest in Airflow)"
 MAX_NOW_TRIES = 3
 _NO_OPTIONS = TriggerOptions()
+_PARSE_RUNS = partial(parse_rows, "dag_runs", parse_dag_run)
 _UNREADABLE_TASK = TaskInstance("(an unreadable row)", map_index=-1, state=UNREADABLE, try_number=0)
 
 
@@ -117,7 +119,7 @@ class RunEndpoints(AirflowApi):
         response = self._get(build_path("dags", dag_id, "dagRuns"), params=params)
         if is_absent(response):
             return None
-        runs = self._read_rows(response, "dag_runs", parse_dag_run)
+        runs = self._read(response, _PARSE_RUNS)
         return next((run for run in runs if run.logical_date == logical_date), None)
 
     @retry_after_upgrade
@@ -130,7 +132,7 @@ class RunEndpoints(AirflowApi):
         params = {"state": sorted(FINISHED_STATES), "order_by": "-end_date", "limit": 1}
         response = self._get(build_path("dags", dag_id, "dagRuns"), params=params)
         is_known = not is_absent(response)
-        runs = self._read_rows(response, "dag_runs", parse_dag_run) if is_known else []
+        runs = self._read(response, _PARSE_RUNS) if is_known else []
         # Of an unknown DAG, 2.11 has an empty list.
         if not runs and is_absent(self._get(build_path("dags", dag_id))):
             raise DagNotFoundError(self.instance, dag_id, "404")

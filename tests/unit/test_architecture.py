@@ -38,7 +38,7 @@ LAYERS = [
     ["airflow.session"],
     ["airflow.cloud_auth", "airflow.auth"],
     ["airflow.http", "airflow.versions"],
-    ["airflow.connections"],
+    ["airflow.connections", "airflow.pages"],
     ["airflow.models", "airflow.__init__"],
     ["declaration", "declaration.__init__"],
     ["declaration.instance"],

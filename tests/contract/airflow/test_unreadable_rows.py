@@ -79,10 +79,10 @@ def test_a_row_is_warned_of_once(asked: Airflow, caplog: pytest.LogCaptureFixtur
         for _ in range(3):
             assert [dag.dag_id for dag in ask(asked, LISTS["DAGs"], spoil)] == [DAG]
     assert caplog.messages == [
-        "Airflow 'metrics' has an entry in `dags` that can't be read (a): a field of another kind "
-        "than Airflow's (no text for `fileloc`). It is passed over.",
+        "Airflow 'metrics' has an entry in `dags` (a) that can't be read: a field of another kind "
+        "than Airflow's (no text for `fileloc`). The others are read.",
         "Airflow 'metrics' has an entry in `dags` that can't be read: a field of another kind than "
-        "Airflow's (a int where an object belongs). It is passed over.",
+        "Airflow's (a int where an object belongs). The others are read.",
     ]
 
 
