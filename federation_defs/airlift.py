@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -22,7 +23,8 @@ from federation_defs.airflow.models import AirflowAsset, Dag, TriggerOptions
 from federation_defs.airflow.models import TaskInstance as Task
 from federation_defs.airflow.session import RequestsFacade
 from federation_defs.declaration import parse_declaration
-from federation_defs.errors import DagNotFoundError
+from federation_defs.errors import AirflowError, TriggersOffError
+from federation_defs.safety import find_safe_mode_reason
 
 
 class ClientBackend(AirflowAuthBackend):
@@ -76,7 +78,11 @@ class ClientInstance(AirflowInstance):
             if file_token not in self._dags_by_token:
                 self.list_dags()
             if file_token not in self._dags_by_token:
-                raise DagNotFoundError(self.name, "of a file token", "its file has gone")
+                raise AirflowError(
+                    self.name,
+                    "has no DAG whose file has the token that the source was asked for by. The "
+                    "file was deleted, or moved: load the DAGs again.",
+                )
             tokens = list(self._dags_by_token)
             start = tokens.index(file_token)
             batch = tokens[start : start + (MAX_PREFETCHED_SOURCES if self._sources else 1)]
@@ -169,6 +175,8 @@ class ClientInstance(AirflowInstance):
 
     @override
     def trigger_dag(self, dag_id: str, logical_date: datetime | None = None) -> str:
+        if (reason := find_safe_mode_reason(os.environ)) is not None:
+            raise TriggersOffError(self.name, dag_id, reason)
         options = TriggerOptions(logical_date or "now")
         return self.client.trigger_run(dag_id, f"dagster__{uuid4()}", {}, options).run_id
 

@@ -16,11 +16,13 @@ FederationError
     ├── DagNotFoundError        the DAG does not exist (any more)
     ├── DagPausedError          the DAG is paused: a run would stay queued
     ├── DagBrokenError          the DAG's file has an import error: a run would fail, or be old
+    ├── TriggersOffError        triggers are switched off here
     ├── LogicalDateTakenError   another run of the DAG has the logical date
     ├── RunNotStartedError      a trigger failed and left no run; may succeed later
     └── RunLostError            a DAG run was deleted, or exceeded its time-out
 
-Every message says in one line what happened, where, and what to do. `docs/errors.md` lists them.
+Every message says in one line what happened, where, and what to do, and holds no control character,
+whatever an Airflow sends. `docs/errors.md` lists them.
 
 Common arguments: `request` is a method and a path; `check` names the environment variables (or
 keys) that hold the account; `detail` is what Airflow itself says, empty if it says nothing. Others
@@ -31,9 +33,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from federation_defs.redaction import clean_text
+
 
 class FederationError(Exception):
     """The root of all errors that this package raises on purpose."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(clean_text(message))
 
 
 class DeclarationError(FederationError):
@@ -58,8 +65,8 @@ class AirflowError(FederationError):
 
     def __init__(self, instance: str, message: str) -> None:
         self.instance = instance
-        self.message = message
-        super().__init__(f"Airflow '{instance}' {message}")
+        self.message = clean_text(message).replace("\n", " ")
+        super().__init__(f"Airflow '{instance}' {self.message}")
 
 
 class DeclaredTwiceError(FederationError):
@@ -74,13 +81,40 @@ class DeclaredTwiceError(FederationError):
 
 
 class UnreachableError(AirflowError):
-    """No answer, or a temporary error. `is_late`: the answer exceeded a declared time-out."""
+    """No answer, or a temporary error.
 
-    def __init__(self, instance: str, url: str, reason: str, *, is_late: bool = False) -> None:
+    Args:
+        is_late: The answer exceeded a declared time-out.
+        status: Of a temporary error.
+    """
+
+    def __init__(
+        self,
+        instance: str,
+        url: str,
+        reason: str,
+        *,
+        is_late: bool = False,
+        status: int | None = None,
+    ) -> None:
         self.reason = reason
         self.is_late = is_late
-        message = f"did not answer at {url} ({reason}). Is it running, and is its `url` right?"
+        if status is None:
+            message = f"did not answer at {url} ({reason}). Is it running, and is its `url` right?"
+        else:
+            remedy = "look into the log of its web server (Airflow 2) or API server (Airflow 3)"
+            remedy = _REMEDIES.get(status, remedy)
+            message = f"answered with an error at {url} ({reason}). If it persists, {remedy}."
         super().__init__(instance, message)
+
+
+_GATEWAY = "look whether the Airflow behind its gateway or proxy is running"
+_REMEDIES = {
+    429: "lower `http.max_requests_per_minute`",
+    502: _GATEWAY,
+    503: _GATEWAY,
+    504: _GATEWAY,
+}
 
 
 class TlsError(AirflowError):
@@ -182,6 +216,15 @@ class DagBrokenError(AirflowError):
             instance,
             f"can't import the file of DAG '{dag_id}'{why}. Fix it until {url} shows no error, "
             "and materialize the asset again.",
+        )
+
+
+class TriggersOffError(AirflowError):
+    def __init__(self, instance: str, dag_id: str, reason: str) -> None:
+        super().__init__(
+            instance,
+            f"was not asked to run DAG '{dag_id}', because {reason}. Set FEDERATION_TRIGGERS=on "
+            "where DAGs may be run.",
         )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Literal
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import DagRun, TaskInstance
+from federation_defs.airflow.models import UNREADABLE, DagRun, TaskInstance
 from federation_defs.declaration import SuccessDeclaration
 from federation_defs.declaration.fields import suggest
 from federation_defs.errors import AirflowError, PermissionMissingError
+from federation_defs.redaction import clean_text
 
 # The `success_when` of each DAG, by DAG id. Without one, the run's state decides.
 Rules = Mapping[str, SuccessDeclaration | None]
@@ -60,7 +62,9 @@ def fetch_outcome(client: AirflowClient, run: DagRun, rule: SuccessDeclaration |
         if rule is None or isinstance(error, PermissionMissingError):
             return build_unknown_outcome(run, rule, str(error))
         raise
-    failed = join_names([name_task(task) for task in select_failed(tasks)]) or "none of its tasks"
+    states = ("failed", UNREADABLE)
+    failed = join_names([name_task(task) for task in tasks if task.state in states])
+    failed = failed or "none of its tasks"
     details = "" if run.is_success else f"Failed tasks: {failed}."
     if rule is None:
         return Outcome(run, run.is_success, details, tasks)
@@ -93,11 +97,18 @@ def _fetch_log_tail(client: AirflowClient, run: DagRun, task: TaskInstance) -> s
     if task.try_number < 1:  # set to failed by hand before its first try
         return "It never ran."
     try:
-        log = client.fetch_log(run.dag_id, run.run_id, task)
+        log = client.fetch_log(run.dag_id, run.run_id, task, LOG_TAIL_CHARACTERS)
     except AirflowError as error:
-        return str(error)
-    tail = "\n".join(log.splitlines()[-LOG_TAIL_LINES:])[-LOG_TAIL_CHARACTERS:]
-    return f"```\n{tail}\n```"
+        return quote_as_code(str(error))
+    return quote_as_code("\n".join(clean_text(log).splitlines()[-LOG_TAIL_LINES:]))
+
+
+def quote_as_code(text: str) -> str:
+    """Return a text as a code block in Markdown. Its fence is longer than any in the text, which
+    would end it, and make the rest a page with links and images."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
 
 
 def find_unmet_condition(tasks: Sequence[TaskInstance], rule: SuccessDeclaration) -> str | None:
@@ -108,6 +119,8 @@ def find_unmet_condition(tasks: Sequence[TaskInstance], rule: SuccessDeclaration
     did not run because an earlier one failed (upstream_failed) is no success. Tasks that the DAG no
     longer has (removed) don't count.
     """
+    if any(task.state == UNREADABLE for task in tasks):
+        return "the row of one of its tasks can't be read"
     present = [task for task in tasks if task.state != "removed"]
     if rule.tasks is None:
         excepted = rule.all_except or []

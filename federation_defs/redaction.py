@@ -1,5 +1,9 @@
-"""Hide the secrets of a DAG run's conf, by the rule of Airflow's own UI: a value is secret if the
-name of its key, or of a key above it, says so."""
+"""What may be shown of an Airflow's data: no secret of a conf, and no character that acts on a
+terminal or a page.
+
+A value of a conf is secret by the rule of Airflow's own UI: if the name of its key, or of a key
+above it, says so.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,17 @@ _SENSITIVE = re.compile(
     "service_key|token|webhook_url"
 )
 
+# Escape sequences of a terminal: CSI (colors, cursor), strings (titles, links), and all others.
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]"
+)
+_LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+# Control characters, and those that reverse or hide what stands beside them.
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
+)
+_SURROGATES = re.compile("[\ud800-\udfff]")  # half of a character, which UTF-8 can't encode
+
 _MASK = "***"
 _MAX_DEPTH = 8  # Airflow 2.11 shows what is nested deeper than 5; we mask what is too deep
 _MIN_LENGTH = 4  # shorter strings and numbers occur in any text by chance
@@ -24,8 +39,21 @@ _UNESCAPED = set(string.ascii_letters + string.digits + string.punctuation) - se
 _OMITTED = "omitted, because it may quote a secret of the conf; see Airflow's log"
 
 
+def clean_text(text: str) -> str:
+    """Return a text without what acts on a terminal or a page: escape sequences, control characters
+    other than line feed and tab, and those that change the direction of writing.
+
+    Every line end becomes a line feed, and half of a surrogate pair (which JSON can hold) "\ufffd".
+    """
+    if text.isprintable():
+        return text
+    text = _LINE_ENDS.sub("\n", _ESCAPES.sub("", text))
+    return _SURROGATES.sub("\ufffd", _CONTROLS.sub("", text))
+
+
 def redact(value: Any, *, is_secret: bool = False, depth: int = _MAX_DEPTH) -> Any:
-    """Return the value with `***` for everything under a sensitive key, numbers included.
+    """Return the value with `***` for everything under a sensitive key, numbers included, and with
+    clean texts.
 
     Args:
         is_secret: The value itself is under a sensitive key.
@@ -35,16 +63,21 @@ def redact(value: Any, *, is_secret: bool = False, depth: int = _MAX_DEPTH) -> A
         return _MASK
     if isinstance(value, Mapping):
         return {
-            key: redact(item, is_secret=is_secret or _is_sensitive(key), depth=depth - 1)
+            clean_text(str(key)): redact(
+                item, is_secret=is_secret or _is_sensitive(key), depth=depth - 1
+            )
             for key, item in value.items()
         }
     if isinstance(value, list):
         return [redact(item, is_secret=is_secret, depth=depth - 1) for item in value]
-    return _MASK if is_secret and value is not None else value
+    if is_secret and value is not None:
+        return _MASK
+    return clean_text(value) if isinstance(value, str) else value
 
 
-def redact_text(text: str, conf: Mapping[str, Any]) -> str:
-    """Return Airflow's words about a conf with `***` for each of the conf's secrets.
+def redact_text(text: str, conf: Any) -> str:
+    """Return Airflow's words about a conf, or a body that holds one, with `***` for each of its
+    secrets.
 
     Quoting may change a secret that contains white space, quotes, backslashes, `&<>` or non-ASCII
     characters. The whole text is omitted if a part of such a secret is left in it, or if no part is

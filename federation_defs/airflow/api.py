@@ -7,18 +7,25 @@ the call.
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import replace
 from functools import partial, wraps
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import requests
 
 from federation_defs.airflow.http import describe_request, read_object, read_server_time
 from federation_defs.airflow.models import require_text
+from federation_defs.airflow.pages import (
+    Page,
+    UnreadableError,
+    UnreadableRow,
+    join_pages,
+    parse_object,
+    parse_page,
+)
 from federation_defs.airflow.session import AirflowSession
 from federation_defs.airflow.versions import API_VERSIONS, V1, V2, ApiVersion
 from federation_defs.errors import (
@@ -27,22 +34,17 @@ from federation_defs.errors import (
     UnexpectedAnswerError,
     UnreachableError,
 )
+from federation_defs.redaction import clean_text
 from federation_defs.threads import SingleFlight, run_calls
+
+_log = logging.getLogger(__name__)
 
 PAGE_LIMIT = 1000  # servers lower it to their own maximum
 SERVER_PAGE = 100  # the default of that maximum (2.11 and 3.3)
+MAX_ROWS = 1_000_000  # of a list; it takes 10,000 requests
 MAX_REREADS = 2
+_MAX_WARNINGS = 100  # about unreadable rows
 _UPGRADING = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
-# What parsing raises for a field of another type, or with a value out of range.
-_INVALID_FIELD = (
-    ArithmeticError,
-    AttributeError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-
 T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
@@ -77,23 +79,6 @@ def retry_after_upgrade(
     return call
 
 
-@dataclass(frozen=True)
-class Page(Generic[T]):
-    """A list, or a part of it.
-
-    Attributes:
-        total: The number of entries in the whole list at that time.
-        server_time: When the server began to answer, by its clock; None if unknown.
-        has_shrunk: The list became shorter while its pages were read. Entries that moved to an
-            earlier page may be missing.
-    """
-
-    entries: list[T]
-    total: int
-    server_time: datetime | None
-    has_shrunk: bool = False
-
-
 class AirflowApi:
     """Sends requests to one Airflow's API and reads the answers.
 
@@ -115,6 +100,7 @@ class AirflowApi:
         self._is_declared = api != "auto"
         self._version: str | None = None
         self._detection: SingleFlight[ApiVersion] = SingleFlight()
+        self._warned_of: set[tuple[str, UnreadableRow]] = set()
 
     @property
     def api_version(self) -> ApiVersion:
@@ -243,20 +229,15 @@ class AirflowApi:
             UnexpectedAnswerError: It is no object, or a required field is missing or invalid.
         """
         try:
-            if not isinstance(answer, Mapping):
-                raise TypeError(f"a {type(answer).__name__} where an object belongs")
-            return parse(answer)
-        except KeyError as error:
-            observed, cause = f"no `{error.args[0]}`", error
-        except _INVALID_FIELD as error:
-            observed, cause = f"a field of another kind than Airflow's ({error})", error
-        # Unless this is the answer to the question for the version.
-        if self._version is None and self.known_api_version is not None:
-            with suppress(AirflowError):
-                self.fetch_version()
-        version = self._version or "of unknown version"
-        remedy = f"The server says it is Airflow {version}: is that its answer, or a proxy's?"
-        raise UnexpectedAnswerError(self.instance, request, observed, remedy) from cause
+            return parse_object(parse, answer)
+        except UnreadableError as error:
+            # Unless this is the answer to the question for the version.
+            if self._version is None and self.known_api_version is not None:
+                with suppress(AirflowError):
+                    self.fetch_version()
+            version = self._version or "of unknown version"
+            remedy = f"The server says it is Airflow {version}: is that its answer, or a proxy's?"
+            raise UnexpectedAnswerError(self.instance, request, str(error), remedy) from error
 
     def _fetch_list(
         self,
@@ -264,19 +245,24 @@ class AirflowApi:
         field: str,
         parse: Callable[[Any], T],
         params: Mapping[str, Any],
-        at_most: int = sys.maxsize,
+        at_most: int = MAX_ROWS,
     ) -> Page[T]:
         """Fetch all entries of a list. If it shrinks meanwhile, it is read again.
 
         Args:
             field: The name of the list in the answer.
-            at_most: If the list has more entries, only its first page is fetched.
+            at_most: If the list has more rows than this, and than a page, only its first page is
+                fetched.
 
         Raises:
+            UnexpectedAnswerError: It has more than a million rows, and `at_most` is not given.
             UnreachableError: The list shrank each time.
         """
         for _ in range(1 + MAX_REREADS):
             page = self._fetch_pages(path, field, parse, params, at_most)
+            if at_most == MAX_ROWS and not page.is_whole:
+                seen = f"more than {MAX_ROWS} entries"
+                raise UnexpectedAnswerError(self.instance, f"GET {path}", seen)
             if not page.has_shrunk:
                 return page
         reason = f"GET {path}: a list that shrinks while it is read"
@@ -292,38 +278,54 @@ class AirflowApi:
     ) -> Page[T]:
         """Fetch a list once, the pages after the first in parallel.
 
-        Servers may return fewer entries than `limit`, so paging goes by the entries that came and
-        by `total_entries` of the first page.
+        Servers may return fewer entries than `limit`, so paging goes by the rows that came and by
+        `total_entries`. That may be too large, so a list is only taken for longer than `at_most`
+        if there is a row beyond, and an empty page ends every list.
         """
 
-        def fetch(offset: int) -> Page[T]:
-            query = {"limit": PAGE_LIMIT, **params, "offset": offset}
+        def fetch(offset: int, limit: int = PAGE_LIMIT) -> Page[T]:
+            query = {"limit": limit, **params, "offset": offset}
             return self._read_page(self._get(path, params=query), field, parse)
 
         first = fetch(0)
-        entries, total, size = list(first.entries), first.total, len(first.entries)
-        has_shrunk = False
+        is_too_large = first.total > at_most and first.size < first.total
+        if is_too_large and (first.size > at_most or fetch(at_most, limit=1).size):
+            return replace(first, is_whole=False)
+        pages, read, size = [first], first.size, first.size
+        total = at_most if is_too_large else first.total
         # A bounded number of pages at a time, as the total may be wrong.
         max_pages = self.max_connections * 4
-        while size and len(entries) < total <= at_most:
-            offsets = range(len(entries), total, size)[:max_pages]
+        while size and read < total <= at_most:
+            offsets = range(read, total, size)[:max_pages]
             for page in self._fetch_all(fetch, offsets):
-                entries += page.entries
-                # Compared with the first page: the others are answered in any order.
-                has_shrunk = has_shrunk or page.total < first.total
-                total = page.total
-                if len(page.entries) < size:  # the next page would leave a gap
-                    size = len(page.entries)
+                if page.size and page.has_rows_of(first):
+                    seen = f"the same `{field}` at each offset"
+                    remedy = "Is there a proxy or a cache that passes over the query?"
+                    raise UnexpectedAnswerError(self.instance, f"GET {path}", seen, remedy)
+                pages.append(page)
+                read += page.size
+                total = at_most if is_too_large else page.total
+                if page.size < size:  # the next page would leave a gap
+                    size = page.size
                     break
-        return Page(entries, total, first.server_time, has_shrunk)
+        return replace(join_pages(pages, total), is_whole=not size or read >= total)
 
     def _read_page(
         self, response: requests.Response, field: str, parse: Callable[[Any], T]
     ) -> Page[T]:
-        entries, total = self._read(response, partial(_read_entries, field))
-        request = describe_request(response)
-        parsed = [self._parse(parse, entry, request) for entry in entries]
-        return Page(parsed, total, read_server_time(response))
+        """Read a page of a list. Each row that can't be read is logged once."""
+        page = self._read(response, partial(parse_page, field, parse))
+        for row in page.unreadable:
+            if (field, row) in self._warned_of or len(self._warned_of) >= _MAX_WARNINGS:
+                continue
+            self._warned_of.add((field, row))
+            ids = clean_text(" of ".join(filter(None, (row.run_id, row.dag_id))))
+            of = f" ({ids})" if ids else ""
+            text = (
+                "Airflow '%s' has an entry in `%s`%s that can't be read: %s. The others are read."
+            )
+            _log.warning(text, self.instance, field, of, row.reason)
+        return replace(page, server_time=read_server_time(response))
 
     def _fetch_all(self, fetch: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """Fetch something for each item, in parallel, and return the results in order."""
@@ -341,10 +343,3 @@ def is_absent(response: requests.Response) -> bool:
 
 def _get_content_type(response: requests.Response) -> str:
     return response.headers.get("Content-Type", "no content type")
-
-
-def _read_entries(field: str, answer: Mapping[str, Any]) -> tuple[list[Any], int]:
-    entries, total = answer[field], answer["total_entries"]
-    if not isinstance(entries, list) or not isinstance(total, int):
-        raise TypeError(f"`{field}` is no list, or `total_entries` no number")
-    return entries, total

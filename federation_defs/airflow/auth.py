@@ -17,7 +17,7 @@ from pathlib import Path
 import requests
 from requests.auth import AuthBase, HTTPBasicAuth
 
-from federation_defs.airflow.http import NoAuth, Transport
+from federation_defs.airflow.http import NoAuth, Transport, read_cookie
 from federation_defs.errors import AirflowError
 from federation_defs.threads import SingleFlight
 
@@ -295,12 +295,17 @@ class BasicAuth(HTTPBasicAuth, SignIn):
             return r
         return super().__call__(r)
 
+    def prepare(self) -> None:
+        if self._is_login_due():
+            self._cookie = self._log_in()
+
     def renew(self, response: requests.Response) -> bool:
         sent = response.request.headers.get("Cookie")
         is_refused = response.status_code in (401, 403)
         if sent is None:
-            if not is_refused and self._is_login_due():
-                self._cookie = self._log_in()
+            with self._lock:
+                if self._requests_before_login > 0 and not is_refused:
+                    self._requests_before_login -= 1
             return False
         if not is_refused:
             self._has_session_worked = True
@@ -315,10 +320,11 @@ class BasicAuth(HTTPBasicAuth, SignIn):
         return True
 
     def _is_login_due(self) -> bool:
-        """Count a request. Return True once, as other threads go on with name and password."""
+        """Return True once, as other threads go on with name and password."""
         with self._lock:
-            self._requests_before_login -= 1
-            return self._requests_before_login == 0
+            is_due = self._requests_before_login == 0
+            self._requests_before_login -= is_due
+            return is_due
 
     def _log_in(self) -> str | None:
         """Return a session's cookie, or None if the login page gives none."""
@@ -338,7 +344,7 @@ class BasicAuth(HTTPBasicAuth, SignIn):
             )
         except AirflowError:
             return None  # name and password still work
-        session = answer.cookies.get("session")
+        session = read_cookie(answer, "session")
         # A refused login redirects back to the login page.
         is_in = answer.is_redirect and not answer.headers["Location"].endswith(_LOGIN)
         return f"session={session}" if is_in and session else None
@@ -348,7 +354,7 @@ class _PageSession(NoAuth):
     """The session that the login page started. The form is only accepted within it."""
 
     def __init__(self, page: requests.Response) -> None:
-        self._session = page.cookies.get("session")
+        self._session = read_cookie(page, "session", _LOGIN)
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
         if self._session:

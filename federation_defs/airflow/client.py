@@ -86,9 +86,10 @@ class AirflowClient(RunEndpoints):
 
     @retry_after_upgrade
     def fetch_dags_by_id(self, at_most: int) -> dict[str, Dag] | None:
-        """Fetch all DAGs that the account may read, by id, or None if there are more."""
+        """Fetch all DAGs that the account may read, by id, or None if there are more than this,
+        and than a page."""
         page = self._fetch_pages("/dags", "dags", parse_dag, {"order_by": "dag_id"}, at_most)
-        return {dag.dag_id: dag for dag in page.entries} if page.total <= at_most else None
+        return {dag.dag_id: dag for dag in page.entries} if page.is_whole else None
 
     @retry_after_upgrade
     def fetch_dag(self, dag_id: str) -> Dag:

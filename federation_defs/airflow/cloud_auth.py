@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import requests
 
 from federation_defs.airflow.auth import Credential, NotSignedInError, RenewableAuth, build_bearer
-from federation_defs.airflow.http import NoAuth, Transport
+from federation_defs.airflow.http import NoAuth, Transport, read_cookie
 
 _AWS_TIMEOUT_S = 10
 # A 403 in this time after a login is a missing permission, not an expired session.
@@ -52,7 +52,7 @@ class MwaaAuth(RenewableAuth):
             )
             if response.status_code == 429 or response.status_code >= 500:
                 raise NotSignedInError("no session for now", response)
-            value = response.cookies.get(cookie)
+            value = read_cookie(response, cookie)
             statuses.append(str(response.status_code))
             if response.status_code < 400 and value:
                 self._signed_in_at = self._monotonic()

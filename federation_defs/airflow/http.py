@@ -6,7 +6,8 @@ import random
 import ssl
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
@@ -32,6 +33,8 @@ MAX_ATTEMPTS = 4
 MAX_RETRY_AFTER_S = 10.0  # for a longer pause, the sensor or the run asks again later
 # 500 is included because Airflow on SQLite answers it while another process holds the lock.
 _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
+_CHUNK_BYTES = 65_536
+_MAX_LINE_BYTES = 1_000_000
 _BAD_PROXY = "the proxy: the address in HTTP_PROXY or HTTPS_PROXY is no http address"
 # What Python 3.10 to 3.13 raise for a connection that breaks during TLS.
 _BROKEN_TLS = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
@@ -97,6 +100,7 @@ class Transport:
         auth: AuthBase,
         is_repeatable: bool,
         accept: str | None = None,
+        is_streamed: bool = False,
         **content: Any,
     ) -> requests.Response:
         """Send a request and return the answer, whatever its status.
@@ -107,13 +111,15 @@ class Transport:
                 requests are tried up to four times if the server is busy or the connection breaks.
                 A time-out is not retried.
             accept: The content type to ask for, if not JSON.
+            is_streamed: Whether to return a good answer before its body has arrived. Then the
+                caller reads the body and closes the answer: it occupies a connection until then.
             content: `params`, `json` or `data`, as in requests.
 
         Raises:
             UnreachableError: No answer came, or not within the time-outs.
             TlsError: The server's certificate was not trusted, or ours was refused.
         """
-        content["headers"] = {"Accept": accept} if accept else None
+        content |= {"headers": {"Accept": accept} if accept else None, "stream": is_streamed}
         attempts = MAX_ATTEMPTS if is_repeatable else 1
         for attempt in range(1, attempts + 1):
             pause_s = self.timing.retry_request.pause_s(attempt) * random.uniform(1, 1.5)  # noqa: S311
@@ -138,9 +144,8 @@ class Transport:
     def _send_once(self, method: str, path: str, **content: Any) -> requests.Response:
         session = self._open_session()
         self._rate_limiter.acquire()
-        handled = sys.exc_info()[1]  # an error that the caller is handling, not the cause of ours
-        try:
-            return session.request(
+        with self._describing_errors():
+            response = session.request(
                 method,
                 self.url + path,
                 timeout=(self.http.connect_timeout, self.http.read_timeout),
@@ -149,6 +154,33 @@ class Transport:
                 allow_redirects=False,
                 **content,
             )
+            if response.status_code >= 300:
+                _ = response.content  # so that a streamed one occupies no connection
+            return response
+
+    def read_lines(self, response: requests.Response) -> Iterator[bytes]:
+        """Yield the lines of a streamed answer. One of more than 1 MB comes in several parts.
+
+        Raises:
+            UnreachableError: The answer broke off, or did not end within the time-outs.
+        """
+        rest = b""
+        with self._describing_errors():
+            for chunk in response.iter_content(_CHUNK_BYTES):
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from lines
+                if len(rest) > _MAX_LINE_BYTES:
+                    yield rest
+                    rest = b""
+        if rest:
+            yield rest
+
+    @contextmanager
+    def _describing_errors(self) -> Iterator[None]:
+        """Turn errors of requests into ours."""
+        handled = sys.exc_info()[1]  # an error that the caller is handling, not the cause of ours
+        try:
+            yield
         except SSLError as error:
             reason = _describe_cause(error, handled)
             if isinstance(_find_root_cause(error, handled), _BROKEN_TLS):
@@ -207,6 +239,19 @@ class NoAuth(AuthBase):
 def describe_request(response: requests.Response) -> str:
     """Return method and path of the answered request, without its query and the user info."""
     return f"{response.request.method} {response.request.path_url.partition('?')[0]}"
+
+
+def read_cookie(response: requests.Response, name: str, path: str = "/api/") -> str | None:
+    """Return the value of a cookie that the answer sets, or None.
+
+    Of several with this name, the one that a browser would send first.
+
+    Args:
+        path: Of the request that the cookie is for.
+    """
+    found = [cookie for cookie in response.cookies if cookie.name == name]
+    fitting = [cookie for cookie in found if path.startswith(cookie.path)]
+    return max(fitting or found, key=lambda cookie: len(cookie.path)).value if found else None
 
 
 def read_object(response: requests.Response) -> Mapping[str, Any]:

@@ -1,20 +1,24 @@
 """Records of what Airflow answers, the same for both APIs, and their parsers.
 
-Times are aware and in UTC. A value that is missing is None. A required field that is missing raises
-`KeyError`; the client turns it into an error with the request and the server's version.
+Times are aware and in UTC. A value that is missing is None, and so is an optional one of another
+type than Airflow's. A required field that is missing raises `KeyError`, one of another type
+`TypeError`.
 """
 
 from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
 
+from federation_defs.redaction import clean_text
+
 ACTIVE_STATES = frozenset({"queued", "running"})
 FINISHED_STATES = frozenset({"success", "failed"})
+UNREADABLE = "unreadable"  # in place of the state of a task whose row can't be read
 
 RunKey = tuple[str, str]  # DAG id and run id: run ids are unique per DAG only
 Answer = Mapping[str, Any]
@@ -114,7 +118,7 @@ class TaskInstance:
 
     Attributes:
         map_index: -1 unless the task is mapped.
-        state: None before it is scheduled.
+        state: None before it is scheduled; `UNREADABLE` if Airflow's row can't be read.
     """
 
     task_id: str
@@ -153,32 +157,30 @@ class DagImportError:
 
 
 def parse_dag(answer: Answer, *, with_raw: bool = False) -> Dag:
-    bundle, file = answer.get("bundle_name"), require(answer, "fileloc")
+    bundle, file = answer.get("bundle_name"), require_text(answer, "fileloc")
     return Dag(
-        dag_id=require(answer, "dag_id"),
+        dag_id=require_text(answer, "dag_id"),
         is_paused=bool(require(answer, "is_paused")),
         is_present=not answer.get("is_stale", False) and answer.get("is_active", True) is not False,
         has_import_errors=bool(answer.get("has_import_errors")),
         is_partitioned=bool(answer.get("timetable_partitioned")),
         last_parsed_at=_parse_time(answer.get("last_parsed_time")),
-        description=answer.get("description"),
-        owners=tuple(answer.get("owners") or ()),
-        tags=tuple(tag["name"] for tag in answer.get("tags") or ()),
+        description=_parse_text(answer.get("description")),
+        owners=_parse_texts(answer.get("owners")),
+        tags=tuple(clean_text(tag) for (tag,) in _parse_rows(answer.get("tags"), "name")),
         schedule=_parse_schedule(answer),
-        file_token=require(answer, "file_token"),
+        file_token=require_text(answer, "file_token"),
         file=f"{bundle}:{file}" if bundle else file,
         raw=answer if with_raw else None,
     )
 
 
 def parse_dag_run(answer: Answer) -> DagRun:
-    """Parse a run. Optional fields of a wrong type become None, so that one odd run does not fail
-    the list that it is in."""
     conf = answer.get("conf")
     return DagRun(
         dag_id=require_text(answer, "dag_id"),
         run_id=require_text(answer, "dag_run_id"),
-        state=str(require(answer, "state")),
+        state=require_text(answer, "state"),
         run_type=_parse_text(answer.get("run_type")),
         logical_date=_parse_time(answer.get("logical_date")),
         data_interval_start=_parse_time(answer.get("data_interval_start")),
@@ -193,32 +195,32 @@ def parse_dag_run(answer: Answer) -> DagRun:
 
 
 def parse_task_instance(answer: Answer) -> TaskInstance:
+    state = answer.get("state")
+    if not isinstance(state, str | None):
+        raise TypeError("no text for `state`")
     return TaskInstance(
-        task_id=require(answer, "task_id"),
+        task_id=require_text(answer, "task_id"),
         map_index=int(answer.get("map_index", -1)),
-        state=answer.get("state"),
+        state=state,
         try_number=int(answer.get("try_number") or 0),
         end_date=_parse_time(answer.get("end_date")),
     )
 
 
-def parse_log(answer: Answer) -> tuple[str, str | None]:
-    """Return a page of a log as text and the token of the next page, None after the last.
+def parse_log_line(line: str) -> str:
+    """Return a line of a log of 3.x as text, followed by its error, which is kept apart there.
 
-    3.x has a list of structured lines, or of texts for tasks that 2.x ran.
+    A line is JSON, or plain text for a task that 2.x ran.
     """
-    content = answer.get("content") or []
-    lines = [content] if isinstance(content, str) else map(_parse_log_line, content)
-    return "".join(f"{line}\n" for line in lines), answer.get("continuation_token")
-
-
-def _parse_log_line(line: str | Answer) -> str:
-    """Return a log line as text, followed by its error, which 3.x keeps apart."""
-    if isinstance(line, str):
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
         return line
-    text = str(line.get("event", ""))
-    for error in line.get("error_detail") or ():
-        text += f"\n{error.get('exc_type', 'Error')}: {error.get('exc_value', '')}"
+    if not isinstance(content, Mapping):
+        return line
+    text = str(content.get("event", ""))
+    for kind, value in _parse_rows(content.get("error_detail"), "exc_type", "exc_value"):
+        text += f"\n{kind}: {value}"
     return text
 
 
@@ -227,15 +229,18 @@ def parse_asset(answer: Answer) -> AirflowAsset:
     producing = answer.get("producing_tasks")
     return AirflowAsset(
         id=require(answer, "id"),
-        uri=require(answer, "uri"),
+        uri=require_text(answer, "uri"),
         extra=_parse_extra(answer.get("extra")),
-        scheduled_dag_ids=tuple(dag["dag_id"] for dag in scheduled or ()),
-        producing_tasks=tuple((task["dag_id"], task["task_id"]) for task in producing or ()),
+        scheduled_dag_ids=tuple(dag_id for (dag_id,) in _parse_rows(scheduled, "dag_id")),
+        producing_tasks=tuple(
+            (dag_id, task_id) for dag_id, task_id in _parse_rows(producing, "dag_id", "task_id")
+        ),
     )
 
 
 def parse_import_error(answer: Answer) -> DagImportError:
-    return DagImportError(require(answer, "filename"), answer.get("stack_trace") or "")
+    stack_trace = _parse_text(answer.get("stack_trace"))
+    return DagImportError(require_text(answer, "filename"), stack_trace or "")
 
 
 def require(answer: Answer, name: str) -> Any:
@@ -245,8 +250,11 @@ def require(answer: Answer, name: str) -> Any:
 
 
 def require_text(answer: Answer, name: str) -> str:
-    if not isinstance(text := require(answer, name), str):
+    """Return a text that every database and address can hold."""
+    text = require(answer, name)
+    if not isinstance(text, str) or not text or "\0" in text:
         raise TypeError(f"no text for `{name}`")
+    text.encode()  # fails for half of a surrogate pair, which JSON can hold
     return text
 
 
@@ -260,28 +268,43 @@ def _parse_time(value: Any) -> datetime | None:
 
 
 def _parse_text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    """Return a text without control characters, or None for anything else."""
+    return clean_text(value) if isinstance(value, str) else None
+
+
+def _parse_texts(values: Any) -> tuple[str, ...]:
+    """Return the texts in a list; anything else is left out."""
+    values = values if isinstance(values, list) else []
+    return tuple(clean_text(value) for value in values if isinstance(value, str))
+
+
+def _parse_rows(rows: Any, *names: str) -> Iterator[tuple[str, ...]]:
+    """Yield the texts under these names of each object in a list, if it has all of them."""
+    for row in rows if isinstance(rows, list) else []:
+        values = [row.get(name) for name in names] if isinstance(row, Mapping) else []
+        texts = tuple(value for value in values if isinstance(value, str))
+        if len(texts) == len(names):
+            yield texts
 
 
 def _parse_schedule(answer: Answer) -> str | None:
     if "timetable_summary" in answer:  # 3.x
-        return answer["timetable_summary"]
+        return _parse_text(answer["timetable_summary"])
     interval = answer.get("schedule_interval")  # 2.x: {"__type": "CronExpression", "value": "…"}
-    if interval is None:
+    if not isinstance(interval, Mapping):
         return None
-    if interval.get("__type") == "CronExpression":
-        return interval["value"]
-    return answer.get("timetable_description") or interval.get("__type")
+    kind = interval.get("__type")
+    if kind == "CronExpression":
+        return _parse_text(interval.get("value"))
+    return _parse_text(answer.get("timetable_description")) or _parse_text(kind)
 
 
 def _parse_extra(extra: Any) -> Mapping[str, Any]:
     """Parse an object, or its text as JSON or as a Python literal (2.x)."""
-    if not isinstance(extra, str):
-        return extra or {}
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (json.loads, ast.literal_eval) if isinstance(extra, str) else ():
         try:
-            value = parse(extra)
-        except (ValueError, SyntaxError):
+            extra = parse(extra)
+            break
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
-        return value if isinstance(value, Mapping) else {}
-    return {}
+    return extra if isinstance(extra, Mapping) else {}

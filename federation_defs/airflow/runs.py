@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-import sys
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from random import randrange
 from typing import Any
 
 import requests
 
-from federation_defs.airflow.api import AirflowApi, Page, is_absent, is_json, retry_after_upgrade
+from federation_defs.airflow.api import (
+    MAX_ROWS,
+    AirflowApi,
+    is_absent,
+    retry_after_upgrade,
+)
 from federation_defs.airflow.http import describe_request, read_server_time
 from federation_defs.airflow.models import (
     ACTIVE_STATES,
     FINISHED_STATES,
+    UNREADABLE,
     DagRun,
     RunKey,
     TaskInstance,
     TriggerOptions,
     parse_dag_run,
-    parse_log,
+    parse_log_line,
     parse_task_instance,
+    require_text,
 )
+from federation_defs.airflow.pages import Page, parse_rows
 from federation_defs.airflow.session import read_detail
-from federation_defs.airflow.versions import build_path, build_run_path, parse_version
+from federation_defs.airflow.versions import V2, build_path, build_run_path, parse_version
 from federation_defs.errors import (
     AirflowError,
     DagNotFoundError,
@@ -39,12 +48,13 @@ from federation_defs.errors import (
     UnsupportedError,
     quote_detail,
 )
-from federation_defs.redaction import redact_text
 
-# One page is the whole log, unless the task is running: then each request gives one more.
-MAX_LOG_PAGES = 100
+MAX_LOG_BYTES = 64_000_000
+_LONGER_LOG = f"… (longer than {MAX_LOG_BYTES // 10**6} MB: read the rest in Airflow)"
 MAX_NOW_TRIES = 3
 _NO_OPTIONS = TriggerOptions()
+_PARSE_RUNS = partial(parse_rows, "dag_runs", parse_dag_run)
+_UNREADABLE_TASK = TaskInstance("(an unreadable row)", map_index=-1, state=UNREADABLE, try_number=0)
 
 
 class RunEndpoints(AirflowApi):
@@ -56,18 +66,19 @@ class RunEndpoints(AirflowApi):
         since: datetime,
         until: datetime | None = None,
         states: Collection[str] = (),
-        at_most: int = sys.maxsize,
+        at_most: int = MAX_ROWS,
     ) -> Page[DagRun]:
         """Fetch the runs of all DAGs whose row last changed in this span, by the server's clock.
 
         By update time, since the end date misses runs that were cleared, set by hand, or whose row
-        appeared late. In the order of ids, which never change.
+        appeared late. In the order of ids, which never change. Runs that can't be parsed are in
+        `unreadable`, with their keys.
 
         Args:
             until: Without it, the span is open. With it, a row that changes again while the list is
                 read leaves the span, and the list is read again.
             states: Only runs in these states.
-            at_most: If there are more, only some of them are fetched.
+            at_most: If there are more than this, and than a page, only some of them are fetched.
         """
         params: dict[str, Any] = {"updated_at_gte": since.isoformat(), "order_by": "id"}
         if until is not None:
@@ -78,7 +89,8 @@ class RunEndpoints(AirflowApi):
 
     @retry_after_upgrade
     def fetch_active_runs(self, at_most: int, prefix: str = "") -> Page[DagRun] | None:
-        """Fetch the queued and running runs of all DAGs, or None if there are more.
+        """Fetch the queued and running runs of all DAGs, or None if there are more than this, and
+        than a page.
 
         The list moves when runs end while it is read, so an active run may be missing.
 
@@ -91,9 +103,13 @@ class RunEndpoints(AirflowApi):
         if prefix and self.api_version.api == "v2":
             params["run_id_prefix_pattern"] = prefix
         page = self._fetch_pages("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
-        if page.total > at_most:
+        if not page.is_whole:
             return None
-        return replace(page, entries=[run for run in page.entries if run.run_id.startswith(prefix)])
+        return replace(
+            page,
+            entries=[run for run in page.entries if run.run_id.startswith(prefix)],
+            unreadable=[row for row in page.unreadable if (row.run_id or "").startswith(prefix)],
+        )
 
     @retry_after_upgrade
     def fetch_run_of_date(self, dag_id: str, logical_date: datetime) -> DagRun | None:
@@ -103,7 +119,7 @@ class RunEndpoints(AirflowApi):
         response = self._get(build_path("dags", dag_id, "dagRuns"), params=params)
         if is_absent(response):
             return None
-        runs = self._read_page(response, "dag_runs", parse_dag_run).entries
+        runs = self._read(response, _PARSE_RUNS)
         return next((run for run in runs if run.logical_date == logical_date), None)
 
     @retry_after_upgrade
@@ -116,7 +132,7 @@ class RunEndpoints(AirflowApi):
         params = {"state": sorted(FINISHED_STATES), "order_by": "-end_date", "limit": 1}
         response = self._get(build_path("dags", dag_id, "dagRuns"), params=params)
         is_known = not is_absent(response)
-        runs = self._read_page(response, "dag_runs", parse_dag_run).entries if is_known else []
+        runs = self._read(response, _PARSE_RUNS) if is_known else []
         # Of an unknown DAG, 2.11 has an empty list.
         if not runs and is_absent(self._get(build_path("dags", dag_id))):
             raise DagNotFoundError(self.instance, dag_id, "404")
@@ -187,7 +203,7 @@ class RunEndpoints(AirflowApi):
                 return self._read(response, parse_dag_run)
         if is_absent(response):
             raise DagNotFoundError(self.instance, dag_id, "404 to the trigger")
-        detail = redact_text(read_detail(response), conf)
+        detail = read_detail(response)
         if status == 409:
             if (run := self.fetch_run(dag_id, run_id)) is not None:
                 return run
@@ -196,7 +212,7 @@ class RunEndpoints(AirflowApi):
             seen = quote_detail(detail if status >= 400 else "no run of Airflow's in it")
             reason = f"{describe_request(response)}: {status}{seen}"
             return self._fetch_triggered_run(dag_id, run_id, reason)
-        raise self.session.build_error(response, conf)
+        raise self.session.build_error(response)
 
     def _fetch_now(self) -> datetime:
         """Return a moment of this second by the server's clock, as a logical date.
@@ -294,18 +310,23 @@ class RunEndpoints(AirflowApi):
 
     @retry_after_upgrade
     def fetch_task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
-        """Fetch the tasks of a run; mapped tasks once per index."""
+        """Fetch the tasks of a run; mapped tasks once per index.
+
+        Those whose rows can't be read come last, as one nameless task in the state `UNREADABLE`.
+        """
         path = build_run_path(dag_id, run_id, "taskInstances")
         page = self._fetch_list(path, "task_instances", parse_task_instance, {})
         # Mapped tasks that are expanded meanwhile move the others, so some may come twice.
-        return list({(task.task_id, task.map_index): task for task in page.entries}.values())
+        tasks = list({(task.task_id, task.map_index): task for task in page.entries}.values())
+        return [*tasks, _UNREADABLE_TASK] if page.unreadable else tasks
 
     @retry_after_upgrade
     def fetch_running_tasks(self, at_most: int) -> dict[RunKey, list[TaskInstance]] | None:
-        """Fetch the running tasks of all DAGs by (DAG id, run id), or None if there are more."""
+        """Fetch the running tasks of all DAGs by (DAG id, run id), or None if there are more than
+        this, and than a page."""
         path, params = build_run_path("~", "~", "taskInstances"), {"state": ["running"]}
         page = self._fetch_pages(path, "task_instances", _parse_with_run_key, params, at_most)
-        if page.total > at_most:
+        if not page.is_whole:
             return None
         tasks: dict[RunKey, list[TaskInstance]] = {}
         for key, task in page.entries:
@@ -313,25 +334,39 @@ class RunEndpoints(AirflowApi):
         return tasks
 
     @retry_after_upgrade
-    def fetch_log(self, dag_id: str, run_id: str, task: TaskInstance) -> str:
-        """Fetch the whole log of a task instance's last try."""
+    def fetch_log(
+        self, dag_id: str, run_id: str, task: TaskInstance, at_most: int = MAX_LOG_BYTES
+    ) -> str:
+        """Fetch the end of the log of a task instance's last try.
+
+        The log is read as it comes, so that no more of it than `at_most` is in memory. What comes
+        after 64 MB is not read; the last line then says so.
+
+        Args:
+            at_most: The number of characters to return.
+        """
         number = str(task.try_number)
         path = build_run_path(dag_id, run_id, "taskInstances", task.task_id, "logs", number)
         params = {"full_content": "true"}
         if task.map_index >= 0:
             params["map_index"] = str(task.map_index)
-        text, token = "", ""
-        for _ in range(MAX_LOG_PAGES):
-            response = self._get(path, params=params, accept=self.api_version.log_type)
-            if is_json(response):
-                page, next_token = self._read(response, parse_log)
-            else:
-                page, next_token = self._read_text(response), None
-            text += page
-            if not next_token or next_token == token or not page:
-                break
-            params["token"] = token = next_token
-        return text
+        api_version = self.api_version
+        log_type, parse = api_version.log_type, parse_log_line if api_version is V2 else str
+        tail: deque[str] = deque()
+        kept = read = 0
+        with closing(self._get(path, params=params, accept=log_type, is_streamed=True)) as response:
+            self._check_content(response, log_type, "a log")
+            for line in self.session.transport.read_lines(response):
+                read += len(line) + 1
+                is_too_long = read > MAX_LOG_BYTES
+                text = _LONGER_LOG if is_too_long else parse(line.decode(errors="replace"))
+                tail.append(text)
+                kept += len(text) + 1
+                while kept - len(tail[0]) - 2 >= at_most:
+                    kept -= len(tail.popleft()) + 1
+                if is_too_long:
+                    break
+        return "\n".join(tail)[-at_most:]
 
     def build_run_url(self, dag_id: str, run_id: str) -> str:
         """Return the address of a run's page."""
@@ -339,4 +374,5 @@ class RunEndpoints(AirflowApi):
 
 
 def _parse_with_run_key(answer: Mapping[str, Any]) -> tuple[RunKey, TaskInstance]:
-    return (answer["dag_id"], answer["dag_run_id"]), parse_task_instance(answer)
+    key = require_text(answer, "dag_id"), require_text(answer, "dag_run_id")
+    return key, parse_task_instance(answer)

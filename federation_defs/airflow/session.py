@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -55,7 +55,7 @@ class AirflowSession:
         Args:
             path: Below the instance's `url`.
             is_open: Whether the endpoint needs no sign-in. Then no credentials are sent.
-            content: `params`, `json` and `accept`, as for `Transport.send`.
+            content: `params`, `json`, `accept` and `is_streamed`, as for `Transport.send`.
 
         Raises:
             UnreachableError, TlsError: As `Transport.send`.
@@ -77,12 +77,10 @@ class AirflowSession:
                 raise self._build_sign_in_error(error.response, error.reason) from error
             raise CredentialError(self.instance, error.reason, self._account_hint) from error
 
-    def build_error(
-        self, response: requests.Response, conf: Mapping[str, Any] = {}
-    ) -> AirflowError:
-        """Build the error for an answer with a bad status, without the secrets of a conf."""
+    def build_error(self, response: requests.Response) -> AirflowError:
+        """Build the error for an answer with a bad status."""
         request, status = describe_request(response), response.status_code
-        detail, hint = redact_text(read_detail(response), conf), self._account_hint
+        detail, hint = read_detail(response), self._account_hint
         if is_refused(response):
             is_basic = "/api/v2/" in request and isinstance(self._sign_in, BasicAuth)
             remedy = "Airflow 3 takes no `type: basic`: declare `type: password`."
@@ -96,7 +94,8 @@ class AirflowSession:
         if status == 429 or status >= 500:
             retry_after_s = read_retry_after(response)
             observed += f", to be asked again in {retry_after_s:.0f} s" if retry_after_s else ""
-            return UnreachableError(self.instance, self.url, f"{request}: {observed}")
+            reason = f"{request}: {observed}"
+            return UnreachableError(self.instance, self.url, reason, status=status)
         if status in (400, 422) and detail:
             return RequestRefusedError(self.instance, request, status, detail)
         remedy = ""
@@ -148,7 +147,8 @@ class RequestsFacade(requests.Session):
 
 
 def read_detail(response: requests.Response) -> str:
-    """Return Airflow's message about an error, or the target of a redirect, as one line."""
+    """Return Airflow's message about an error, or the target of a redirect, as one line, without
+    the secrets that the request carried in a conf."""
     if response.is_redirect:
         return f"go to {re.split('[?#]', response.headers['Location'])[0]}"
     answer = read_object(response)
@@ -156,7 +156,15 @@ def read_detail(response: requests.Response) -> str:
     # place of `detail`.
     title = answer.get("title") if response.status_code != 403 else ""
     detail = answer.get("detail") or title or answer.get("error")
-    return " ".join(_format_detail(detail).split())
+    return redact_text(" ".join(_format_detail(detail).split()), _read_body(response.request))
+
+
+def _read_body(request: requests.PreparedRequest) -> Any:
+    """Return the JSON that was sent, or None."""
+    try:
+        return json.loads(request.body) if isinstance(request.body, bytes | str) else None
+    except ValueError:  # a form
+        return None
 
 
 def _format_detail(detail: Any) -> str:

@@ -21,14 +21,14 @@ class ApiVersion:
         assets: The name of Airflow assets in paths and lists; Airflow 2 calls them datasets.
         logical_date: The name of the logical date in filters. 2.x takes it by its old name, and
             ignores the other one.
-        log_type: The content type to ask for a log in. Only Airflow 2 serves logs as plain text;
-            3.x answers 406.
+        log_type: The content type to ask for a log in, one that comes line by line. Airflow 2 has
+            plain text; 3.x answers 406 to that, and has an object of JSON for each line.
     """
 
     api: str
     assets: str
     logical_date: str
-    log_type: str | None
+    log_type: str
 
     @property
     def prefix(self) -> str:
@@ -73,7 +73,7 @@ class ApiVersion:
 
 
 V1 = ApiVersion("v1", assets="datasets", logical_date="execution_date", log_type="text/plain")
-V2 = ApiVersion("v2", assets="assets", logical_date="logical_date", log_type=None)
+V2 = ApiVersion("v2", assets="assets", logical_date="logical_date", log_type="application/x-ndjson")
 API_VERSIONS = {"v1": V1, "v2": V2}
 
 

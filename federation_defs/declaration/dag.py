@@ -66,7 +66,10 @@ class TriggerDeclaration(Declaration):
     """How to run a DAG that depends on others."""
 
     conf: Annotated[dict[str, Any], AfterValidator(_check_conf)] = Field(
-        default={}, description="The conf of each run.", examples=[{"source": "federation"}]
+        default={},
+        repr=False,  # it may hold secrets
+        description="The conf of each run.",
+        examples=[{"source": "federation"}],
     )
     timeout: Duration = Field(
         default=86400.0,

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import jinja2
+import jinja2.meta
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -144,9 +145,14 @@ def render_templates(raw: Mapping[str, Any], scope: Mapping[str, Any], source: s
             return text
         try:
             return jinja.from_string(text).render(**scope)
-        except Exception as error:  # a template may call anything
-            problem = f"{where}: the template fails ({type(error).__name__}: {error})."
-            raise DeclarationError([problem]) from error
+        except Exception as error:  # noqa: BLE001 - a template may call anything
+            reason = type(error).__name__
+            if isinstance(error, jinja2.UndefinedError):
+                used = jinja2.meta.find_undeclared_variables(jinja.parse(text))
+                unknown = sorted(used - {*scope, *jinja.globals})
+                reason += "".join(f"; unknown name '{name}'" for name in unknown)
+            # Without the error's words, which may quote a secret.
+            raise DeclarationError([f"{where}: the template fails ({reason})."]) from None
 
     rendered = render(raw)
     if problems:

@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from dagster.components import DefsStateConfigArgs
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from federation_defs.declaration.connection import AuthDeclaration, HttpDeclaration, TlsDeclaration
 from federation_defs.declaration.dag import DagDeclaration
@@ -107,6 +115,28 @@ class InstanceDeclaration(Declaration):
         default=DefsStateConfigArgs.local_filesystem(),
         description="Where to keep the last known DAGs, as for every state-backed component.",
     )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _hide_inputs(
+        cls, value: Any, validate: ModelWrapValidatorHandler[InstanceDeclaration]
+    ) -> InstanceDeclaration:
+        """Leave what was declared out of errors. Dagster builds an error of its own from ours, with
+        the line in the file, and shows the input there (1.13)."""
+        try:
+            return validate(value)
+        except ValidationError as error:
+            problems = error.errors(include_url=False)
+            hidden = [
+                InitErrorDetails(
+                    type=problem["type"],
+                    loc=problem["loc"],
+                    input="***",
+                    ctx=problem.get("ctx", {}),
+                )
+                for problem in problems
+            ]
+            raise ValidationError.from_exception_data(error.title, hidden) from None
 
     @property
     def state_key(self) -> str:

@@ -30,11 +30,9 @@ from federation_defs.naming import (
     build_sensor_name,
 )
 from federation_defs.redaction import redact
+from federation_defs.safety import find_safe_mode_reason
 from federation_defs.timing import Timing
 
-TRIGGERS_VARIABLE = "FEDERATION_TRIGGERS"
-
-_BRANCH_VARIABLE = "DAGSTER_CLOUD_IS_BRANCH_DEPLOYMENT"  # set by Dagster+
 _PARTITION_TAGS = {"dagster/partition", "dagster/asset_partition_range_start"}
 
 
@@ -95,24 +93,6 @@ def build_execution(
         # A backfill is one Dagster run, and so one process, however many partitions it has.
         backfill_policy=dg.BackfillPolicy.single_run(),
     )
-
-
-def find_safe_mode_reason(environment: Mapping[str, str]) -> str | None:
-    """Return why no DAG may be triggered, cleared or stopped, or None if it may.
-
-    Raises:
-        ValueError: FEDERATION_TRIGGERS says neither on nor off.
-    """
-    value = environment.get(TRIGGERS_VARIABLE, "").strip().lower()
-    if value in ("off", "0", "false", "no"):
-        return f"{TRIGGERS_VARIABLE} is '{value}'"
-    if value in ("on", "1", "true", "yes"):
-        return None
-    if value:
-        raise ValueError(f"{TRIGGERS_VARIABLE} is '{value}': write on or off.")
-    if environment.get(_BRANCH_VARIABLE, "").strip().lower() in ("1", "true"):
-        return f"this is a branch deployment ({TRIGGERS_VARIABLE}=on would allow it)"
-    return None
 
 
 def _find_targets(

@@ -75,6 +75,7 @@ class ConcurrencyLimit:
                     if key not in first_seen and visible_at > asked_at
                 }
                 free = self._max_active_runs - len(counted) - len(self._reserved)
+                free -= len(found.unreadable)
             if free < len(others):
                 free += self._count_stuck(counted)
             launchable = others[: max(0, free)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
+from federation_defs.airflow.api import MAX_ROWS
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import FINISHED_STATES
 from federation_defs.errors import UnreachableError
@@ -51,14 +51,13 @@ class Poller:
         Raises:
             UnreachableError: There was no answer before the deadline, among other reasons.
         """
-        (batch,) = run_calls([lambda: self._fetch_changes(since)], 1, deadline)
+        (batch,) = run_calls([lambda: self._fetch_changes(since, deadline)], 1, deadline)
         if batch is None:
-            reason = f"no complete answer within {self.timing.tick_s:.0f} s"
-            raise UnreachableError(self.client.instance, self.client.url, reason, is_late=True)
+            raise self._build_late_error()
         runs = [run for run in batch.runs if run.is_finished and run.dag_id in self.dag_ids]
         return replace(batch, runs=runs)
 
-    def _fetch_changes(self, since: datetime) -> Batch:
+    def _fetch_changes(self, since: datetime, deadline: float) -> Batch:
         started_at = self.timing.monotonic()
         start = since - self.overlap
         is_long = self.timing.utc_now() - since > _LONG_TIME
@@ -67,16 +66,16 @@ class Poller:
         # that is ahead of the database's.
         our_now = self.timing.utc_now()
         now = min(changed.server_time or our_now - MAX_CLOCK_SKEW, our_now)
-        if len(changed.entries) >= changed.total:
+        if changed.is_whole:
             batch = Batch(changed.entries, now)
         elif now - since <= max(self.overlap, _SHORT_TIME):
             batch = Batch(self._fetch(start).entries, now)
         else:
-            batch = self._fetch_slice(start, now, changed.total)
+            batch = self._fetch_slice(start, now, changed.total, deadline)
         self._adapt(len(batch.runs), self.timing.monotonic() - started_at)
         return batch
 
-    def _fetch_slice(self, start: datetime, now: datetime, total: int) -> Batch:
+    def _fetch_slice(self, start: datetime, now: datetime, total: int, deadline: float) -> Batch:
         """Fetch the oldest slice that is small enough, and old enough for no more rows to appear.
 
         A slice has an end, so that rows can only leave it while it is paged, which shows in its
@@ -85,19 +84,25 @@ class Poller:
         last_end = now - self.overlap
         share = min(1.0, 0.8 * self.max_runs / total)  # as if runs were evenly spread
         end = start + (last_end - start) * share
-        while True:
+        while self.timing.monotonic() < deadline:
             # Many runs may have changed in one second. Then all of them are read.
-            at_most = self.max_runs if end - start > _MIN_SLICE else sys.maxsize
+            at_most = self.max_runs if end - start > _MIN_SLICE else MAX_ROWS
             changed = self._fetch(start, end, at_most=at_most)
-            if len(changed.entries) < changed.total:
+            if not changed.is_whole:
                 end = start + (end - start) / 2
-            elif changed.entries or end >= last_end:
+            elif changed.size or end >= last_end:
                 break
             else:
                 start, end = end, last_end
+        else:
+            raise self._build_late_error()
         if end < last_end:
             return Batch(changed.entries, end + self.overlap)
         return Batch([*changed.entries, *self._fetch(last_end).entries], now)
+
+    def _build_late_error(self) -> UnreachableError:
+        reason = f"no complete answer within {self.timing.tick_s:.0f} s"
+        return UnreachableError(self.client.instance, self.client.url, reason, is_late=True)
 
     def _adapt(self, count: int, elapsed_s: float) -> None:
         """Set how many runs the next poll reads, to take half of a tick at most."""

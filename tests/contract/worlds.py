@@ -130,7 +130,6 @@ class FakeWorld:
         self.server = server
         self._dag = server.database.add_dag(self.dag_id, polls=2)
         add_contract_dags(server.database, server.api)
-        server.endpoints.log_limit = 1000
         self.api = server.api
         self.client = connect_to(server)
 

@@ -38,14 +38,14 @@ LAYERS = [
     ["airflow.session"],
     ["airflow.cloud_auth", "airflow.auth"],
     ["airflow.http", "airflow.versions"],
-    ["airflow.connections"],
+    ["airflow.connections", "airflow.pages"],
     ["airflow.models", "airflow.__init__"],
     ["declaration", "declaration.__init__"],
     ["declaration.instance"],
     ["declaration.dag"],
     ["declaration.connection"],
     ["declaration.fields"],
-    ["naming", "errors", "redaction", "threads", "timing"],
+    ["naming", "errors", "redaction", "safety", "threads", "timing"],
 ]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -132,3 +134,26 @@ def test_a_reloaded_state_lacks_a_dag_that_others_depend_on(
         "warehouse/load_customers", "warehouse/load_clients", "metrics/customer_metrics"
     )
     assert "Airflow 'warehouse' has no DAG 'load_customers'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [
+        {"type": "password", "username": "me", "password": ["s3cret-word"]},
+        {"type": "password", "username": "me", "password": "s3cret-word", "host": "h"},
+        {"type": "token", "token_command": "s3cret-word"},
+        {"password": "s3cret-word"},
+    ],
+    ids=["a list", "an unknown key", "a text", "no type"],
+)
+def test_an_error_of_dagsters_about_a_key_quotes_no_secret(
+    project: Project, auth: dict[str, Any]
+) -> None:
+    """Dagster builds it from ours, adds the line in the file, and shows the inputs (1.13)."""
+    project.declare("warehouse", auth=auth)
+    with pytest.raises(Exception, match="Error while loading component") as refused:
+        project.load_asset_keys()
+    told = "".join(traceback.format_exception(refused.value))
+    assert "defs.yaml:" in told
+    assert "auth" in told
+    assert "s3cret-word" not in told

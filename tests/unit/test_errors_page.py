@@ -18,6 +18,9 @@ EXAMPLES = [
     errors.DeclarationError([f"defs/sales/defs.yaml: url: {USERINFO}"]),
     errors.DeclaredTwiceError("sales", "sales_team", "core"),
     errors.UnreachableError("sales", SALES, "Connection refused"),
+    errors.UnreachableError(
+        "sales", SALES, "GET /api/v2/dags: 500: database is locked", status=500
+    ),
     errors.TlsError("sales", SALES, "certificate verify failed: self-signed certificate"),
     errors.CredentialError(
         "sales", "the token command vault ended with exit code 2", "SALES_TOKEN"
@@ -43,6 +46,7 @@ EXAMPLES = [
         f"{SALES}/dags/revenue",
         "ModuleNotFoundError: No module named 'forecast'",
     ),
+    errors.TriggersOffError("sales", "revenue", "FEDERATION_TRIGGERS is 'off'"),
     errors.LogicalDateTakenError("sales", "revenue", "dagster__1", "already exists"),
     errors.RunNotStartedError(
         "sales", "revenue", "dagster__1", f"{TRIGGER}: 500: database is locked"

@@ -4,11 +4,20 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
-from federation_defs.airflow.models import TaskInstance
+from federation_defs.airflow.models import UNREADABLE, TaskInstance
 from federation_defs.declaration import SuccessDeclaration, parse_declaration
 from federation_defs.errors import DeclarationError
-from federation_defs.outcome import find_unmet_condition, join_names, select_failed
+from federation_defs.outcome import (
+    find_unmet_condition,
+    join_names,
+    quote_as_code,
+    select_failed,
+)
+from federation_defs.redaction import clean_text
 
 LOAD = SuccessDeclaration(tasks=["load"])
 BUT_CLEAN_UP = SuccessDeclaration(all_except=["clean_up"])
@@ -195,3 +204,28 @@ def test_a_rule_is_found_by_its_dag() -> None:
     assert declare({"tasks": ["load", "group"]}) == SuccessDeclaration(tasks=["load", "group"])
     assert declare({"all_except": ["clean_up"]}) == BUT_CLEAN_UP
     assert declare(None) is None
+
+
+# What is said in a log may be Markdown, by chance or on purpose.
+LOGS = st.lists(
+    st.one_of(
+        st.text(),
+        st.sampled_from(
+            ["```", "````", "~~~", "    ", "\n", "> ", "- ", "[a](http://x)", "![](x)"]
+        ),
+    )
+).map("".join)
+
+
+@given(LOGS)
+def test_no_text_ends_the_code_block_that_it_is_in(text: str) -> None:
+    text = clean_text(text)
+    (block,) = MarkdownIt().parse(quote_as_code(text))
+    assert (block.type, block.content) == ("fence", f"{text}\n")
+
+
+@pytest.mark.parametrize("rule", [LOAD, BUT_CLEAN_UP])
+def test_a_run_with_a_task_that_can_not_be_read_is_no_success(rule: SuccessDeclaration) -> None:
+    """It may be an instance of any task, and have failed."""
+    tasks = [*build_tasks(load="success"), TaskInstance("?", -1, UNREADABLE, 0)]
+    assert find_unmet_condition(tasks, rule) == "the row of one of its tasks can't be read"

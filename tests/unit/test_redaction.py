@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import html
 import json
+import unicodedata
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from federation_defs.redaction import redact, redact_text
+from federation_defs.errors import DeclarationError, UnreachableError
+from federation_defs.redaction import clean_text, redact, redact_text
 
 # `DEFAULT_SENSITIVE_FIELDS` of both versions; the last seven are only in 3.3.
 WORDS = [
@@ -195,3 +199,65 @@ def test_long_numbers_are_masked_in_a_text_and_short_ones_are_not() -> None:
 
 def test_an_empty_text_stays_empty() -> None:
     assert redact_text("", {"password": "pä€ß"}) == ""
+
+
+BIDIRECTIONAL = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
+# Any text of JSON, with more of what acts on a terminal than chance would give.
+TEXTS = st.lists(
+    st.one_of(
+        st.text(st.characters()),
+        st.sampled_from(
+            ["\x1b[31m", "\x1b]8;;http://x\x07", "\x1b", "[", "\x9b1m", "\r\n", "\u202e"]
+        ),
+    )
+).map("".join)
+
+
+@given(TEXTS)
+def test_a_clean_text_has_no_character_that_acts(text: str) -> None:
+    cleaned = clean_text(text)
+    acting = [
+        char
+        for char in cleaned
+        if (unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") and char not in "\n\t")
+        or unicodedata.bidirectional(char) in BIDIRECTIONAL
+    ]
+    assert acting == []
+    assert clean_text(cleaned) == cleaned
+    cleaned.encode()
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Zl", "Zp"])))
+def test_other_texts_are_kept_as_they_are(text: str) -> None:
+    assert clean_text(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\x1b[1;31mfailed\x1b[0m", "failed"),
+        ("\x9b31mfailed\x9bm", "failed"),
+        ("\x1b]0;title\x07after", "after"),
+        ("\x1b]8;;http://x.example\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x1b]0;no end of it\nnext", "0;no end of it\nnext"),
+        ("\x1b\x1b[0m[31m", "[31m"),
+        ("10 %\r20 %\r\ndone", "10 %\n20 %\ndone"),
+        ("user\u202etxt.exe", "usertxt.exe"),
+        ("a\0b\x08c\td", "abc\td"),
+        ("half \ud83d of a duck", "half \ufffd of a duck"),
+        ("größe 数 🦆 👩‍🔬", "größe 数 🦆 👩‍🔬"),
+    ],
+)
+def test_escape_sequences_and_control_characters_are_removed(text: str, expected: str) -> None:
+    assert clean_text(text) == expected
+
+
+def test_a_conf_is_shown_without_control_characters() -> None:
+    assert redact({"a\x1b[1mb": ["c\u202ed", 1]}) == {"ab": ["cd", 1]}
+
+
+@given(TEXTS)
+def test_no_error_text_has_a_character_that_acts(text: str) -> None:
+    for error in (UnreachableError("sales", "http://x", text), DeclarationError([text])):
+        assert clean_text(str(error)) == str(error)
+    assert "\n" not in str(UnreachableError("sales", "http://x", text))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from federation_defs.execution.asset import find_safe_mode_reason
+from federation_defs.safety import find_safe_mode_reason
 
 BRANCH = {"DAGSTER_CLOUD_IS_BRANCH_DEPLOYMENT": "1"}
 

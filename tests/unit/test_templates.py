@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import pytest
@@ -41,8 +42,28 @@ def test_all_variables_that_are_not_set_are_named_with_file_and_key() -> None:
 
 
 def test_a_template_that_fails_is_named_with_file_and_key() -> None:
-    with pytest.raises(DeclarationError, match=r"defs\.yaml: url: the template fails .*nothing"):
+    with pytest.raises(DeclarationError, match=r"defs\.yaml: url: the template fails .*'nothing'"):
         render({"url": "{{ nothing.of_this }}"})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ {}[env.SOME_TOKEN].x }}",
+        "{{ [][env.SOME_TOKEN] + 1 }}",
+        "{{ env.SOME_TOKEN | tojson(5, 6) }}",
+        "{{ 'x'.encode(env.SOME_TOKEN) }}",
+        "s3cret-word {{ s3cret-word s3cret-word }}",
+        "{{ '' }}{% s3cret-word %}",
+    ],
+)
+def test_a_template_that_fails_quotes_no_secret(
+    monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "s3cret-word")
+    with pytest.raises(DeclarationError, match="the template fails") as refused:
+        render({"auth": {"token": SecretStr(template)}})
+    assert "s3cret-word" not in "".join(traceback.format_exception(refused.value))
 
 
 def test_the_environment_variables_of_templates_are_found() -> None:

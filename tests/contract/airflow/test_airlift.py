@@ -15,9 +15,15 @@ from dagster_airlift.core import (
 
 from federation_defs import DeclarationError, build_airflow_instance
 from federation_defs.airlift import ClientInstance
-from federation_defs.errors import PermissionMissingError, SignInRefusedError
+from federation_defs.errors import (
+    AirflowError,
+    PermissionMissingError,
+    SignInRefusedError,
+    TriggersOffError,
+)
 from tests.contract.conftest import Airflow
-from tests.contract.fakes.airflow import PASSWORD, USERNAME
+from tests.contract.fakes.airflow import PASSWORD, USERNAME, asks
+from tests.contract.fakes.faults import answer
 from tests.contract.worlds import RealWorld, run_dag
 
 
@@ -146,6 +152,50 @@ def test_an_error_is_the_clients_own(airflow: Airflow) -> None:
         (SignInRefusedError, PermissionMissingError), match="Check METRICS_PASSWORD"
     ):
         load_airflow_dag_asset_specs(ClientInstance(airflow.client))
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 409, 418, 422, 429, 500, 503])
+def test_an_error_hides_the_secrets_of_any_conf_that_was_sent(
+    airflow: Airflow, status: int
+) -> None:
+    """Also if the request is not one of the client's own."""
+    airflow.database.add_dag("a")
+    airflow.client.fetch_dags()
+    session = ClientInstance(airflow.client).auth_backend.get_session()
+    url = f"{airflow.server.url}/api/{airflow.server.api}/dags/a/dagRuns"
+    echo = {"detail": "refused {'password': 'hunter22', 'rows': 5}"}
+    if airflow.server.api == "v1":
+        echo |= {"title": "refused"}
+    airflow.server.fail_next(asks("POST", ".*"), answer(status, echo))
+    with pytest.raises(AirflowError) as error:
+        session.post(url, json={"conf": {"db": {"password": "hunter22"}, "rows": 5}})
+    assert "{'password': '***', 'rows': 5}" in str(error.value)
+
+
+SAFE_MODES = {
+    "FEDERATION_TRIGGERS": ("off", "FEDERATION_TRIGGERS is 'off'"),
+    "DAGSTER_CLOUD_IS_BRANCH_DEPLOYMENT": ("1", "this is a branch deployment"),
+}
+
+
+@pytest.mark.parametrize("variable", SAFE_MODES)
+def test_nothing_is_triggered_in_safe_mode(
+    airflow: Airflow, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    airflow.database.add_dag("a")
+    airlift = ClientInstance(airflow.client)
+    value, reason = SAFE_MODES[variable]
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(TriggersOffError, match=f"was not asked to run DAG 'a', because {reason}"):
+        airlift.trigger_dag("a")
+    assert airflow.server.count("POST", ".*dagRuns") == 0
+    monkeypatch.setenv("FEDERATION_TRIGGERS", "on")
+    assert airlift.trigger_dag("a") == airflow.database.runs[0].run_id
+
+
+def test_the_source_of_a_file_that_is_gone_is_an_error_that_says_so(airflow: Airflow) -> None:
+    with pytest.raises(AirflowError, match="has no DAG whose file has the token"):
+        ClientInstance(airflow.client).get_dag_source_code("token-of-a-file-that-is-gone")
 
 
 def test_an_instance_is_built_from_the_keys_of_a_defs_yaml(airflow: Airflow) -> None:

@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from dotenv import dotenv_values
+from werkzeug import Response
 
 from federation_defs.airflow.auth import REQUESTS_BEFORE_LOGIN
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import PermissionMissingError
 from tests.conftest import ROOT, Airflows
 from tests.contract.conftest import Airflow, StartAirflow
-from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.airflow import PASSWORD, asks
 from tests.contract.fakes.fault_proxy import FaultProxy
 from tests.contract.fakes.faults import answer
 from tests.contract.worlds import connect
@@ -80,6 +81,26 @@ def test_a_session_that_the_api_refuses_is_tried_once(airflow_v1: Airflow) -> No
     ask(airflow_v1.client)
     assert airflow_v1.server.count("POST", "/login/") == 1
     assert airflow_v1.server.count("GET", "/dags/a") == MANY + 1
+
+
+def test_of_two_session_cookies_the_one_that_a_browser_would_send_is_used(
+    start_airflow: StartAirflow,
+) -> None:
+    """Airflow and a proxy in front of it may both set one."""
+    airflow = start_airflow("v1")
+    airflow.database.add_dag("a")
+    pages, apis = ("session=page; Path=/login"), ("session=api; Path=/")
+    cookies = [("Set-Cookie", pages), ("Set-Cookie", apis)]
+    form = Response(FORM, 200, cookies)
+    landed = Response("", 302, [*cookies, ("Location", "/home")])
+    airflow.server.fail_next(asks("GET", "/login/"), lambda _: form)
+    airflow.server.fail_next(asks("POST", "/login/"), lambda _: landed)
+    with FaultProxy(airflow.server.url) as proxy:
+        ask(connect(proxy.url, "basic", PASSWORD))
+        heads = [head for head in bytes(proxy.received).split(b"\r\n\r\n") if b"Cookie: " in head]
+    sent = [re.sub(rb"(?s) HTTP.*Cookie: (\S*).*", rb" \1", head) for head in heads[:2]]
+    assert sent[0].endswith(b"POST /login/ session=page")
+    assert sent[1].endswith(b"GET /api/v1/dags/a session=api")
 
 
 def test_after_a_refused_login_name_and_password_are_used(airflow_v1: Airflow) -> None:

@@ -105,13 +105,15 @@ def test_a_field_that_is_needed_is_named_with_request_and_version(
 ) -> None:
     api = asked.api
     for field in question.needed[api]:
+        if (question.path[api], field) == ("/dags/~/dagRuns", "state"):
+            continue  # such a run is told of with its key: see test_unreadable_rows.py
 
         def drop(answer: dict[str, Any], field: str = field) -> None:
-            entry = answer[question.entries[api]][0] if question.entries else answer
-            if is_null:
-                entry[field] = None
-            else:
-                del entry[field]
+            for entry in answer[question.entries[api]] if question.entries else [answer]:
+                if is_null:
+                    entry[field] = None
+                else:
+                    del entry[field]
 
         told = ask_without(asked, question, drop)
         assert f"GET /api/{api}{question.path[api]} with no `{field}`." in told

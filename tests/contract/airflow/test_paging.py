@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from threading import Event
@@ -9,7 +10,12 @@ from threading import Event
 import pytest
 from werkzeug import Response
 
-from federation_defs.errors import PermissionMissingError, UnreachableError
+from federation_defs.errors import (
+    PermissionMissingError,
+    UnexpectedAnswerError,
+    UnreachableError,
+)
+from tests.contract.clients import call_within
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import Asked, Predicate, asks
 from tests.contract.fakes.faults import Act, answer, edit
@@ -177,6 +183,67 @@ def test_a_total_that_is_never_reached_ends_the_list(airflow: Airflow) -> None:
     more = edit(lambda page: page.update(total_entries=100))
     airflow.server.fail_next(DAGS, more, times=50)
     assert fetch_ids(airflow) == dag_ids
+
+
+TOO_LARGE = [100, 10**12, 10**30]
+
+
+@pytest.mark.parametrize("total", TOO_LARGE, ids="{:.0e}".format)
+@pytest.mark.parametrize("at_most", [10, 26, 50, 200])
+def test_a_total_that_is_too_large_does_not_make_a_list_longer(
+    airflow: Airflow, total: int, at_most: int
+) -> None:
+    """There may be more than was asked for only if there is a row beyond."""
+    airflow.database.add_dag("load_customers")
+    runs = [airflow.database.start_run("load_customers").run_id for _ in range(25)]
+    airflow.server.endpoints.page_limit = 10
+    changes = asks("GET", "/dags/~/dagRuns")
+    airflow.server.fail_next(changes, edit(lambda page: page.update(total_entries=total)), 50)
+    page = call_within(
+        60, lambda: airflow.client.fetch_changed_runs(an_hour_ago(), None, (), at_most)
+    )
+    whole = at_most >= 25
+    assert (page.is_whole, len(page.entries)) == ((True, 25) if whole else (False, 10))
+    assert [run.run_id for run in page.entries] == runs[: len(page.entries)]
+
+
+@pytest.mark.parametrize("total", TOO_LARGE[1:], ids="{:.0e}".format)
+def test_a_list_without_a_limit_ends_whatever_its_total(airflow: Airflow, total: int) -> None:
+    dag_ids = add_dags(airflow, 25)
+    airflow.server.fail_next(DAGS, edit(lambda page: page.update(total_entries=total)), times=50)
+    assert call_within(60, lambda: fetch_ids(airflow)) == dag_ids
+
+
+@pytest.mark.parametrize("total", ["-1", "null", '"5"', "5.0", "1e400", "true", "[]", "NaN"])
+def test_a_total_that_is_no_count_is_an_error_and_no_short_list(
+    airflow: Airflow, total: str
+) -> None:
+    add_dags(airflow, 25)
+    airflow.client.fetch_version()
+
+    def spoil(act: Act) -> Response:
+        response = act()
+        text = response.get_data(as_text=True)
+        response.set_data(re.sub(r'"total_entries": \d+', f'"total_entries": {total}', text))
+        return response
+
+    airflow.server.fail_next(DAGS, spoil)
+    with pytest.raises(UnexpectedAnswerError, match="`total_entries` no count"):
+        call_within(60, lambda: fetch_ids(airflow))
+
+
+def test_a_server_that_passes_over_the_offset_is_an_error(airflow: Airflow) -> None:
+    """As a cache does that only knows the path. Every page would be the first one, for ever."""
+    add_dags(airflow, 25)
+    listed: list[Response] = []
+
+    def repeat(act: Act) -> Response:
+        listed.append(act())
+        return listed[0]
+
+    airflow.server.fail_next(DAGS, repeat, times=50)
+    with pytest.raises(UnexpectedAnswerError, match="the same `dags` at each offset"):
+        call_within(60, lambda: fetch_ids(airflow))
 
 
 def test_an_empty_page_ends_the_list_whatever_its_total(airflow: Airflow) -> None:

@@ -5,14 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from werkzeug import Response
 
 from federation_defs.airflow.models import TaskInstance
 from federation_defs.errors import AirflowError
 from tests.contract.airflow.test_runs import start_endless_run
-from tests.contract.conftest import Airflow
-from tests.contract.fakes.airflow import asks
-from tests.contract.fakes.faults import Act
 from tests.contract.worlds import LINES, FakeWorld, World, run_dag, wait_for_end
 from tests.waiting import wait_for
 
@@ -83,8 +79,7 @@ def test_a_task_that_ran_has_its_end_and_its_tries(world: World) -> None:
         assert (task.state, task.try_number) == ("success", 1)
 
 
-def test_a_long_log_that_is_not_ascii_comes_in_one_piece(world: World) -> None:
-    """3.x gives logs in pages, if it reads them from where they have been sent."""
+def test_a_long_log_that_is_not_ascii_is_read_to_its_end(world: World) -> None:
     run = run_dag(world, "wordy")
     (task,) = world.client.fetch_task_instances("wordy", run.run_id)
     log = world.client.fetch_log("wordy", run.run_id, task)
@@ -95,7 +90,6 @@ def test_a_long_log_that_is_not_ascii_comes_in_one_piece(world: World) -> None:
 
 
 def test_the_log_of_a_running_task_is_what_it_wrote_so_far(fake_world: FakeWorld) -> None:
-    """There a next page of it is always announced."""
     run, task = start_endless_run(fake_world)
 
     def has_spoken() -> bool:
@@ -110,35 +104,3 @@ def test_an_unknown_task_has_no_log(fake_world: FakeWorld) -> None:
     unknown = TaskInstance("nobody_knows_it", map_index=-1, state="failed", try_number=1)
     with pytest.raises(AirflowError, match="404"):
         fake_world.client.fetch_log(fake_world.dag_id, run.run_id, unknown)
-
-
-def test_a_long_log_is_read_page_by_page(fake_world: FakeWorld) -> None:
-    run = run_dag(fake_world, "wordy")
-    (task,) = fake_world.client.fetch_task_instances("wordy", run.run_id)
-    log = fake_world.client.fetch_log("wordy", run.run_id, task)
-    # Without tokens in 2.x, whose log is one text.
-    pages = {"v1": 1, "v2": LINES // 1000 + 1}[fake_world.api]
-    assert fake_world.server.count("GET", LOG) == pages
-    assert log.splitlines()[-1].startswith(f"line {LINES - 1}")
-
-
-def test_the_log_of_a_task_that_keeps_writing_ends(airflow_v2: Airflow) -> None:
-    """3.3 announces a next page as long as the task is at work, and fills it with what it has said
-    since the page before."""
-    airflow_v2.database.add_dag("chatty", tasks=("talk",))
-    run = airflow_v2.database.start_run("chatty", "mine")
-    task = run.tasks[0]
-    task.state, task.try_number, task.log = "running", 1, ["at first"]
-    pages = 200
-
-    def talk_on(act: Act) -> Response:
-        response = act()
-        task.log.append("and another thing")
-        if airflow_v2.server.count("GET", LOG) >= pages:
-            task.state = "success"
-        return response
-
-    airflow_v2.server.fail_next(asks("GET", LOG), talk_on, times=pages)
-    (working,) = airflow_v2.client.fetch_task_instances("chatty", "mine")
-    assert "at first" in airflow_v2.client.fetch_log("chatty", "mine", working)
-    assert airflow_v2.server.count("GET", LOG) < pages

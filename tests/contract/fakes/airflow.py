@@ -227,11 +227,22 @@ class _Handler(WSGIRequestHandler):
         self.close_connection = response is None or self._airflow.api == "v1"
         if response is None:
             return
-        body = response.get_data()
         response.headers["Connection"] = "close" if self.close_connection else "keep-alive"
+        if response.is_streamed:
+            self._stream(response)
+            return
+        body = response.get_data()
         response.headers["Content-Length"] = str(len(body))
         head = f"HTTP/1.1 {response.status}\r\n{response.headers}".encode("latin-1")
         self.wfile.write(head + body)  # at once: the second of two writes would wait for 40 ms
+
+    def _stream(self, response: Response) -> None:
+        """Send a body as it is made, in chunks."""
+        response.headers["Transfer-Encoding"] = "chunked"
+        self.wfile.write(f"HTTP/1.1 {response.status}\r\n{response.headers}".encode("latin-1"))
+        for part in response.iter_encoded():
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+        self.wfile.write(b"0\r\n\r\n")
 
     @property
     def _airflow(self) -> FakeAirflow:

@@ -27,6 +27,7 @@ from tests.contract.fakes.answers import (
 )
 from tests.contract.fakes.database import DagRow, Database, RunRow, TaskRow
 
+NDJSON = "application/x-ndjson"
 VERSIONS = {"v1": "2.11.2", "v2": "3.3.2"}
 
 Order = Mapping[str, Callable[[Any], Any]]
@@ -48,7 +49,6 @@ class FakeApi:
     Attributes:
         version: Of Airflow; it has all that this one has, but for what is said to be newer.
         page_limit: The most entries that a page holds, whatever is asked for.
-        log_limit: The most lines that a page of a log holds (3.x); None for all.
     """
 
     def __init__(self, api: str, database: Database) -> None:
@@ -56,7 +56,6 @@ class FakeApi:
         self.database = database
         self.version = VERSIONS[api]
         self.page_limit = 100
-        self.log_limit: int | None = None
 
     def is_since(self, major: int, minor: int) -> bool:
         """Return whether the version is at least this."""
@@ -402,19 +401,13 @@ class TaskEndpoints(FakeApi):
             if (task.task_id, task.map_index) == (task_id, index) and log is not None:
                 if wants_text:
                     return Response(build_log_text(*log), content_type="text/plain")
-                return self._show_log_page(request, task, build_log_lines(*log))
+                lines = build_log_lines(*log)
+                if not request.headers["Accept"].startswith(NDJSON):
+                    return build_json({"content": lines, "continuation_token": None})
+                text = "".join(f"{json.dumps(line)}\n" for line in lines)
+                return Response(text, content_type=NDJSON)
         not_found = "TaskInstance not found"
         raise RefusedError(404, not_found if self.api == "v2" else None, not_found)
-
-    def _show_log_page(
-        self, request: Request, task: TaskRow, lines: list[dict[str, Any]]
-    ) -> Response:
-        """Answer a page of a log. While the task is running there is always a next page."""
-        offset = request.args.get("token", 0, int)
-        end = min(len(lines), offset + (self.log_limit or len(lines)))
-        is_last = end == len(lines) and task.state != "running"
-        token = None if is_last else str(end)
-        return build_json({"content": lines[offset:end], "continuation_token": token})
 
 
 NAMES = {"v1": "datasets", "v2": "assets"}

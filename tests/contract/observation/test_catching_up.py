@@ -13,7 +13,7 @@ from federation_defs.observation.cursor import Cursor, build_fingerprint
 from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import asks
-from tests.contract.fakes.faults import Stall
+from tests.contract.fakes.faults import Stall, edit
 from tests.contract.observation.daemon import (
     DAG,
     KEY,
@@ -223,3 +223,21 @@ def test_a_cursor_that_a_person_moved_back_reports_nothing_twice(
     daemon.cursor = build_cursor(timedelta(days=5))
     assert daemon.tick() == []
     assert len(fetch_evaluations(instance, KEY)) == 1
+
+
+@pytest.mark.parametrize("total", [5_000, 10**30], ids="{:.0e}".format)
+@pytest.mark.parametrize("count", [0, 1, 30])
+def test_a_history_is_reported_though_the_server_counts_too_many_runs(
+    airflow: Airflow, instance: dg.DagsterInstance, count: int, total: int
+) -> None:
+    """It counts runs that this account may not read, say."""
+    run_ids = [f"run_{number:03}" for number in range(count)]
+    for number, run_id in enumerate(run_ids):
+        add_run(airflow, run_id, timedelta(hours=20, minutes=-number))
+    lists = asks("GET", "/dags/~/dagRuns")
+    airflow.server.fail_next(lists, edit(lambda page: page.update(total_entries=total)), 1000)
+    daemon = build_daemon(airflow, instance)
+    daemon.cursor = build_cursor(timedelta(days=1))
+    found = [run_id for _ in range(10) for run_id in daemon.tick()]
+    assert found == run_ids
+    assert airflow.server.count("GET", "/dags/~/dagRuns") < 400
