@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-tests demo trigger latency bench-client bench-observe bench-execute bench-latency soak screenshot check lint types dg format test unit contract live quick real-airflows dagster-dev
+.PHONY: help install install-tests demo trigger latency bench-client bench-observe bench-execute bench-latency soak screenshot check lint types dg format test unit contract live quick storages real-airflows dagster-dev
 
 # Set ports and passwords as in `make demo WAREHOUSE_PORT=9081`; .env has their names.
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
@@ -13,6 +13,9 @@ BURST_RUNS ?= 500
 BURST_ROUNDS ?= 3
 CHAOS_ROUNDS ?= 8
 CHAOS_BURST ?= 25
+# Of the tests of observation and execution, those that ask the most of a storage.
+ON_POSTGRES := $(addprefix tests/contract/,observation/test_observation.py observation/test_ownership.py \
+	observation/test_crossing.py execution/test_reexecution.py execution/test_taking_over.py)
 AIRFLOWS_ONLY := "-m 'real_airflows and not dagster_dev and not soak' tests/contract tests/live"
 WITH_DAGSTER := "-m 'dagster_dev and not soak' tests/live"
 # Keep the output of each target together, if this make can.
@@ -42,14 +45,14 @@ bench-execute: install ## waiting for 50 DAGs, ours and dagster-airlift's tutori
 bench-latency: install ## the time of a dependency, ours and dagster-airlift's tutorial, 25 minutes
 	@$(RUN) python -m tests.bench.federating
 
-soak: install-tests ## the long tests: histories, bursts, kills, sign-ins, benchmarks
+soak: install-tests storages ## the long tests: storages, histories, bursts, kills, sign-ins, benchmarks
 	@HISTORIES=$(HISTORIES) $(RUN) pytest -q -s tests/contract/observation/test_observation_histories.py
 	@BURST_RUNS=$(BURST_RUNS) BURST_ROUNDS=$(BURST_ROUNDS) CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_BURST=$(CHAOS_BURST) \
 		$(RUN) pytest -q -s -m dagster_dev tests/live
 	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(RUN) pytest -q -s -m "" tests/live/test_airflow_restarts.py
 	@$(RUN) pytest -q -s -m soak --ignore tests/live/test_airflow_restarts.py
 	@echo
-	@echo "The soak has passed: $(HISTORIES) histories; $(BURST_ROUNDS) bursts of $(BURST_RUNS) runs and $(CHAOS_ROUNDS) rounds of kills,"
+	@echo "The soak has passed: all storages; $(HISTORIES) histories; $(BURST_ROUNDS) bursts of $(BURST_RUNS) runs and $(CHAOS_ROUNDS) rounds of kills,"
 	@echo "cancels and triggers with Dagster; Airflow restarts; sign-ins to 7 setups of Airflow; 3 benchmarks."
 
 screenshot: install ## the README's picture, of the running demo
@@ -87,7 +90,12 @@ live: install-tests ## the tests over real Airflows, with and without a real dag
 	@$(RUN) pytest tests/live
 
 quick: install ## the tests that need no real Airflow
-	@$(RUN) pytest -q -n 2 -m "not real_airflows and not soak" tests/unit tests/contract
+	@$(RUN) pytest -q -n 2 --storage cloud -m "not real_airflows and not soak" tests/unit tests/contract
+	@$(RUN) pytest -q -n 2 --storage postgres -m "not real_airflows and not soak" $(ON_POSTGRES)
+
+storages: install ## observation and execution on plain SQLite and on PostgreSQL, whole
+	@set -e; for storage in sqlite postgres; do $(RUN) pytest -q -n 2 --storage $$storage \
+		-m "not real_airflows and not soak" tests/contract/observation tests/contract/execution; done
 
 real-airflows: install ## the tests that need real Airflows, with and without a real dagster dev
 	@$(RUN) python -m tests.with_airflows $(AIRFLOWS_ONLY) $(WITH_DAGSTER)

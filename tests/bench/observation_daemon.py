@@ -75,6 +75,10 @@ class Contender:
         assert self.process.is_running, self.process.read_log()[-3000:]
         self.process.terminate()
 
+    def kill(self) -> None:
+        if self.process and self.process.is_running:
+            self.process.kill_tree()
+
     def find_processes(self) -> list[psutil.Process]:
         assert self.process
         return self.process.find_processes()

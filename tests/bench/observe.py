@@ -233,12 +233,13 @@ def main() -> None:
         limit = measure_limit(folder, options.limit_events)
         rates = ", ".join(f"{rate:.0f} {kind}/s" for kind, rate in limit.items())
         print(f"Dagster alone, report_runless_asset_event on SQLite: {rates}")
-        with running(folder) as (airflow, quiet), ExitStack() as proxies:
+        with running(folder) as (airflow, quiet), ExitStack() as stack:
             print(f"\nCatching up on {options.runs} runs of {DAGS} DAGs, real Airflow 2.11:")
             contenders = []
             for name in ("ours", "airlift"):
-                proxied = CountingAirflow(proxies.enter_context(FaultProxy(airflow.url)))
+                proxied = CountingAirflow(stack.enter_context(FaultProxy(airflow.url)))
                 contender = Contender(name, folder / "contenders", proxied, quiet.url)
+                stack.callback(contender.kill)
                 show(name, measure(contender, quiet, folder / "airflow", options))
                 contenders.append(contender)
             if options.idle:

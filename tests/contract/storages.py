@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -80,6 +81,9 @@ def _prepare_postgres(template: Path) -> Iterator[OpenInstance]:
             url = server.create_database(name, template="empty")
             with _open_postgres(folder, url, settings) as instance:
                 yield instance
+                # A step that was interrupted here, and not in a process of its own, ends only when
+                # its generator is collected. It may then read its run.
+                gc.collect()
             server.drop_database(name)
 
         with _open_postgres(template, server.create_database("empty"), {}) as instance:
