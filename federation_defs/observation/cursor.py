@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from hashlib import blake2b
 
 from federation_defs.airflow.models import DagRun, RunKey
+from federation_defs.airflow.pages import UnreadableRow
 from federation_defs.timing import MAX_CLOCK_SKEW
 
 VERSION = 3
@@ -66,15 +67,19 @@ class Batch:
     Attributes:
         runs: Runs that changed since the last poll.
         next_since: The next poll's `since`, once all these runs are reported.
+        unreadable: Rows of which only the DAG id and the run id can be read.
     """
 
     runs: list[DagRun]
     next_since: datetime
+    unreadable: Sequence[UnreadableRow] = ()
 
 
-def build_fingerprint(run: DagRun) -> bytes:
+def build_fingerprint(run: DagRun | UnreadableRow) -> bytes:
     """Return a digest of a run and its end. A rerun, or another state, gives another digest."""
-    text = "\n".join((run.dag_id, run.run_id, run.state, str(run.end_date)))
+    is_readable = isinstance(run, DagRun)
+    end = (run.state, run.end_date) if is_readable else ("unreadable", run.reason)
+    text = "\n".join(map(str, (run.dag_id, run.run_id, *end)))
     return blake2b(text.encode(errors="replace"), digest_size=_DIGEST_BYTES).digest()
 
 
@@ -85,11 +90,11 @@ def advance(
 
     Args:
         deferred: All runs to defer, those of the batch and earlier ones.
-        settled: Runs whose events are in the event log.
+        settled: Runs whose events are in the event log. The unreadable ones of the batch are, too.
     """
-    found = {build_fingerprint(run): run.key for run in batch.runs}
+    found = {build_fingerprint(run): run.key for run in (*batch.runs, *batch.unreadable)}
     # Only what the poll still finds: a state that is set back by hand is a change once more.
-    known = cursor.seen | {build_fingerprint(run) for run in settled}
+    known = cursor.seen | {build_fingerprint(run) for run in (*settled, *batch.unreadable)}
     seen = known & found.keys()
     left = {key for fingerprint, key in found.items() if fingerprint not in seen}
     since = batch.next_since if left <= set(deferred) else cursor.since

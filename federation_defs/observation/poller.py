@@ -55,7 +55,8 @@ class Poller:
         if batch is None:
             raise self._build_late_error()
         runs = [run for run in batch.runs if run.is_finished and run.dag_id in self.dag_ids]
-        return replace(batch, runs=runs)
+        unreadable = [row for row in batch.unreadable if row.key and row.dag_id in self.dag_ids]
+        return replace(batch, runs=runs, unreadable=unreadable)
 
     def _fetch_changes(self, since: datetime, deadline: float) -> Batch:
         started_at = self.timing.monotonic()
@@ -67,9 +68,10 @@ class Poller:
         our_now = self.timing.utc_now()
         now = min(changed.server_time or our_now - MAX_CLOCK_SKEW, our_now)
         if changed.is_whole:
-            batch = Batch(changed.entries, now)
+            batch = Batch(changed.entries, now, changed.unreadable)
         elif now - since <= max(self.overlap, _SHORT_TIME):
-            batch = Batch(self._fetch(start).entries, now)
+            changed = self._fetch(start)
+            batch = Batch(changed.entries, now, changed.unreadable)
         else:
             batch = self._fetch_slice(start, now, changed.total, deadline)
         self._adapt(len(batch.runs), self.timing.monotonic() - started_at)
@@ -97,8 +99,10 @@ class Poller:
         else:
             raise self._build_late_error()
         if end < last_end:
-            return Batch(changed.entries, end + self.overlap)
-        return Batch([*changed.entries, *self._fetch(last_end).entries], now)
+            return Batch(changed.entries, end + self.overlap, changed.unreadable)
+        rest = self._fetch(last_end)
+        unreadable = [*changed.unreadable, *rest.unreadable]
+        return Batch([*changed.entries, *rest.entries], now, unreadable)
 
     def _build_late_error(self) -> UnreachableError:
         reason = f"no complete answer within {self.timing.tick_s:.0f} s"

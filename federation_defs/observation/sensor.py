@@ -214,7 +214,9 @@ class _Observer:
         outcomes = self._outcomes.fetch(select_runs(ready, self.limits.reports), deadline)
         report_until = monotonic() + self.timing.report_s
         settled, news = self._reporter.report(instance, outcomes, report_until, log)
-        self._reporter.report_unreadable(instance, returned.unreadable)
+        rows = [row for row in batch.unreadable if build_fingerprint(row) not in cursor.seen]
+        unreadable = {row.key: row.reason for row in rows if row.key} | returned.unreadable
+        self._reporter.report_unreadable(instance, unreadable)
         deferred -= {*returned.gone, *returned.unreadable, *(run.key for run in settled)}
         summary = self._summarize(news, backlog=len(ready) - len(settled))
         result = dg.SensorResult(

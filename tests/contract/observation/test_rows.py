@@ -23,7 +23,7 @@ from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import FakeAirflow, asks
-from tests.contract.fakes.faults import answer
+from tests.contract.fakes.faults import answer, edit
 from tests.contract.observation.daemon import (
     DAG,
     KEY,
@@ -160,6 +160,26 @@ def test_a_deferred_run_that_can_not_be_read_delays_no_other(
 def leave_the_overlap(airflow: Airflow) -> None:
     for run in airflow.database.runs:
         run.updated_at -= timedelta(minutes=10)
+
+
+@pytest.mark.parametrize("state", [None, 5, ["success"]])
+def test_a_run_that_has_no_state_is_reported_as_unreadable_once(
+    observed: Observed, state: object
+) -> None:
+    observed.add_run("odd")
+    observed.add_run("other", ended_s_ago=0.5)
+
+    def spoil(content: dict[str, Any]) -> None:
+        for run in content["dag_runs"]:
+            run["state"] = state if run["dag_run_id"] == "odd" else run["state"]
+
+    observed.server.fail_next(asks("GET", "/dags/~/dagRuns"), edit(spoil), times=9)
+    assert [observed.daemon.tick() for _ in range(3)] == [["other"], [], []]
+    ((run_id, reason),) = fetch_problems(observed.daemon.instance)
+    assert run_id == "odd"
+    assert "state" in reason or "another kind" in reason
+    observed.server.forget_faults()
+    assert observed.daemon.tick() == ["odd"]
 
 
 def fetch_problems(instance: dg.DagsterInstance) -> list[tuple[str, str]]:
