@@ -19,6 +19,7 @@ from federation_defs.execution.cancellation import CancellationWatcher
 from federation_defs.execution.launcher import LaunchCanceledError, Launcher
 from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow
+from tests.contract.dagster_plus import as_server
 from tests.contract.execution.executing import (
     Attempts,
     build_context,
@@ -131,7 +132,9 @@ def test_deleting_the_record_of_the_dagster_run_leaves_its_dag_run(
         run = wait_for(lambda: next(iter(airflow_v2.database.runs), None), "it is launched")
         wait_for_log(instance, f"{DAG} is ")
         (record,) = instance.get_run_records()
-        instance.delete_run(record.dagster_run.run_id)
+        # As the webserver does it, which Dagster+ does not refuse anything.
+        as_server(instance.run_storage).delete_run(record.dagster_run.run_id)
+        as_server(instance.event_log_storage).delete_events(record.dagster_run.run_id)
         requests = len(airflow_v2.server.asked)
         wait_for(lambda: len(airflow_v2.server.asked) > requests + 5, "it is polled on")
         assert run.state == "running"
