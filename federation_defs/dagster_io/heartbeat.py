@@ -92,8 +92,8 @@ class HeartbeatWatch:
         return not _has_heartbeat(run) and not is_over
 
     def _get_silence_s(self, run: dg.DagsterRun) -> float:
-        _, silence_s = self._silences.get(run.run_id, ("", 0.0))
-        return silence_s
+        last, silence_s = self._silences.get(run.run_id, (None, 0.0))
+        return silence_s if run.tags.get(ALIVE_TAG, "") == last else 0.0
 
 
 def _has_heartbeat(run: dg.DagsterRun) -> bool:

@@ -144,6 +144,28 @@ def test_a_run_during_another_step_is_not_failed(
     assert status is dg.DagsterRunStatus.STARTED
 
 
+def test_a_run_is_in_a_step_from_its_first_heartbeat_on(instance: dg.DagsterInstance) -> None:
+    """Its step began late, so that heartbeats had been missing when the observer looked last."""
+
+    def begin_late(observer: Observer, run_id: str) -> None:
+        observer.look(60)
+        before = fetch_run(instance, run_id)
+        assert observer.watch.is_silent(before)
+        assert not observer.watch.is_in_step(before)
+        instance.add_run_tags(run_id, {ALIVE_TAG: f"{run_id} 1700000000"})
+        assert observer.watch.is_in_step(fetch_run(instance, run_id))
+
+    tags = build_monitor_tags("metrics") | {ALIVE_TAG: "of another attempt"}
+    status = look_during_step(instance, "python_asset", tags, begin_late)
+    assert status is dg.DagsterRunStatus.STARTED
+
+
+def fetch_run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return run
+
+
 def test_a_run_that_waits_for_another_airflow_is_not_failed(instance: dg.DagsterInstance) -> None:
     tags = build_monitor_tags("warehouse")
     status = look_during_step(instance, "metrics__dags", tags, look_for_a_minute)
