@@ -12,7 +12,6 @@ from urllib.parse import quote
 import dagster as dg
 
 RUN_ID_PREFIX = "dagster__"
-ALIVE_TAG = "federation/alive_at"
 CHECK_NAME = "dag_run"
 
 # No name of an output may be one of these (dagster 1.13).
@@ -124,6 +123,11 @@ def build_plan_tag(instance: str) -> str:
 def build_dag_run_tag(instance: str, dag_id: str) -> str:
     """Return the tag of a Dagster run that holds the run id of a DAG run."""
     return f"federation/dag_run.{instance}.{dag_id}"
+
+
+def build_alive_tag(instance: str) -> str:
+    """Return the tag of a Dagster run that holds the last heartbeat of a step of this instance."""
+    return f"federation/alive_at.{instance}"
 
 
 def build_monitor_tags(instance: str) -> dict[str, str]:

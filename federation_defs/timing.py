@@ -69,7 +69,6 @@ class Timing:
     # A step that takes over a finished DAG run waits for longer before it looks for the event.
     owner_check_s: float = 5.0
     takeover_s: float = 15.0
-    check_location_s: float = 30.0  # whether another code location declares the instance too
     poll_unreachable: RetryPolicy = RetryPolicy(first_s=2.0, max_s=60.0)
     # While the instance refuses us. A person has to act, and many tries may lock the account.
     poll_refused: RetryPolicy = RetryPolicy(first_s=2.0, max_s=300.0)
@@ -88,7 +87,7 @@ class Timing:
     log_again_s: float = 600.0  # for a problem that lasts
     list_tasks_s: float = 15.0  # for the log
     runnable_cache_s: float = 5.0  # for a DAG that is neither paused nor broken
-    earlier_run_s: float = 2.0  # between two questions whether an earlier attempt is over
+    other_attempt_s: float = 2.0  # between two questions whether another attempt is over
     status_s: float = 2.0  # between two questions whether the Dagster run is being canceled
     launch_end_s: float = 30.0  # for triggers under way when the Dagster run is canceled
     cancel_s: float = 50.0  # for stopping DAG runs; Dagster gives a canceled run a minute

@@ -20,14 +20,17 @@ def find_same_sensor(
 ) -> str | None:
     """Find another code location with a running sensor of this name.
 
-    Of several locations, all but the first one by name find one. All times are the daemon's.
+    Of several locations, all but the first one by name find one. A sensor that has not ticked for
+    five minutes, or three of its intervals, does not count: its location was removed. All times
+    are the daemon's.
     """
-    ticks: dict[str, float] = {}
+    now, found = 0.0, dict[str, float]()
     for state in instance.all_instigator_state():
-        data = state.instigator_data
-        if state.origin.instigator_name == sensor_name and state.is_running and data is not None:
-            location = state.origin.repository_origin.code_location_origin.location_name
-            ticks[location] = getattr(data, "last_tick_start_timestamp", None) or 0.0
-    own = ticks.get(code_location, 0.0)
-    others = [location for location, at in ticks.items() if at >= own - _STALE_AFTER_S]
-    return min((location for location in others if location < code_location), default=None)
+        ticked_at = getattr(state.instigator_data, "last_tick_start_timestamp", None)
+        now = max(now, ticked_at or 0.0)
+        location = state.origin.repository_origin.code_location_origin.location_name
+        is_same = state.origin.instigator_name == sensor_name and state.is_running
+        if is_same and location < code_location:
+            interval_s = getattr(state.instigator_data, "min_interval", None) or 0
+            found[location] = (ticked_at or 0.0) + max(_STALE_AFTER_S, 3 * interval_s)
+    return min((location for location, until in found.items() if until >= now), default=None)

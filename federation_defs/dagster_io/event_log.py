@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TypeVar
@@ -26,6 +26,7 @@ RUN_ID_LABEL = "Run ID"
 LINK_LABEL = "Link to run"
 STATE_LABEL = "State"
 OUTCOME_LABEL = "Outcome"  # only of a finished run
+UNREADABLE = "unreadable"  # an outcome
 END_LABEL = "End"
 DURATION_LABEL = "Duration (s)"
 
@@ -75,19 +76,43 @@ class ReportedRuns:
         """Whether one of these Dagster runs will report nothing more about a DAG run."""
         return any(report.dagster_run_id in dagster_run_ids for report in self.reports[run.key])
 
+    def is_end_reported_by(self, dagster_run_ids: Collection[str], run: DagRun) -> bool:
+        """Whether one of these Dagster runs has reported this end of a DAG run."""
+        end, reports = _get_end(run), self.reports[run.key]
+        return any(
+            report.dagster_run_id in dagster_run_ids and report.end == end for report in reports
+        )
+
+    def lacks_unreadable(self, key: RunKey) -> bool:
+        """Whether it is not reported that a run can't be read."""
+        return all(report.result != UNREADABLE for report in self.reports[key])
+
 
 def fetch_reported_runs(
     instance: dg.DagsterInstance, airflow: str, runs: Iterable[DagRun]
 ) -> ReportedRuns:
     """Fetch what the event log holds of these DAG runs of an Airflow instance."""
-    by_dag: dict[str, list[DagRun]] = defaultdict(list)
-    for run in runs:
-        by_dag[run.dag_id].append(run)
+    return fetch_reports(
+        instance, airflow, {run.key: run.end_date or run.start_date for run in runs}
+    )
+
+
+def fetch_reports(
+    instance: dg.DagsterInstance, airflow: str, ends: Mapping[RunKey, datetime | None]
+) -> ReportedRuns:
+    """Fetch what the event log holds of the DAG runs with these keys.
+
+    Args:
+        ends: When each run ended or started; None if that is not known.
+    """
+    by_dag: dict[str, list[datetime | None]] = defaultdict(list)
+    for (dag_id, _), end in ends.items():
+        by_dag[dag_id].append(end)
     now = datetime.now(timezone.utc)
     reports: defaultdict[RunKey, list[_Report]] = defaultdict(list)
-    for dag_id, dag_runs in by_dag.items():
-        ends = [run.end_date or run.start_date or now - _LOOKBACK_WITHOUT_DATES for run in dag_runs]
-        since = max(0.0, min(now, *ends).timestamp() - MAX_CLOCK_SKEW.total_seconds())
+    for dag_id, known in by_dag.items():
+        first = min(now, *(end or now - _LOOKBACK_WITHOUT_DATES for end in known))
+        since = max(0.0, first.timestamp() - MAX_CLOCK_SKEW.total_seconds())
         for report in _fetch_reports(instance, build_asset_key(airflow, dag_id), since):
             reports[dag_id, report.run_id].append(report)
     return ReportedRuns(reports)
@@ -102,7 +127,8 @@ def find_first_reported_end(
         oldest: Returned in place of an earlier end.
     """
     first = math.inf
-    for key in keys:
+    seen = [record.asset_entry.asset_key for record in instance.get_asset_records(list(keys))]
+    for key in seen:
         # All runs of a DAG may have failed, so that it has observations only.
         for fetch in (instance.fetch_materializations, instance.fetch_observations):
             for record in fetch(key, limit=1, ascending=True).records:

@@ -6,7 +6,7 @@ retries enabled, as in the shipped dagster.yaml, Dagster retries a failed run. T
 DAG run, because its run id is the same.
 
 No clocks of two machines are compared. The sensor judges by its own clock for how long the tag
-`federation/alive_at` has not changed.
+`federation/alive_at.<instance>` has not changed.
 """
 
 from __future__ import annotations
@@ -14,54 +14,75 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import dagster as dg
 
 from federation_defs.dagster_io.run_tags import add_run_tags, fetch_monitoring_runs
-from federation_defs.naming import ALIVE_TAG, build_monitor_tags, build_op_name
+from federation_defs.naming import build_alive_tag, build_monitor_tags, build_op_name
 from federation_defs.timing import Timing
+
+_WAITS = " waits"
 
 _log = logging.getLogger(__name__)
 
 
-@contextmanager
-def send_heartbeats(
-    instance: dg.DagsterInstance, run_id: str, airflow: str, timing: Timing
-) -> Iterator[None]:
-    """Write heartbeats of a Dagster run that waits for an Airflow instance.
+class Heartbeats:
+    """Writes heartbeats of a Dagster run that executes a step of an Airflow instance.
 
     They come from a thread, because a request that hangs takes longer than the interval.
     """
-    is_over = threading.Event()
 
-    def write() -> None:
-        alive_at = f"{run_id} {timing.utc_now().timestamp():.0f}"
-        add_run_tags(instance, run_id, {**build_monitor_tags(airflow), ALIVE_TAG: alive_at})
+    def __init__(
+        self, instance: dg.DagsterInstance, run_id: str, airflow: str, timing: Timing
+    ) -> None:
+        self._instance = instance
+        self._run_id = run_id
+        self._airflow = airflow
+        self._timing = timing
+        self._is_waiting = True
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="heartbeat", daemon=True)
 
-    def repeat() -> None:
-        while not is_over.wait(timing.heartbeat_s):
+    def __enter__(self) -> Heartbeats:
+        self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def begin(self) -> None:
+        """Announce that the step no longer waits for other attempts."""
+        self._is_waiting = False
+        self._write()
+
+    def _write(self) -> None:
+        heartbeat = f"{self._run_id} {self._timing.utc_now().timestamp():.0f}"
+        tags = {build_alive_tag(self._airflow): heartbeat + _WAITS * self._is_waiting}
+        add_run_tags(self._instance, self._run_id, {**build_monitor_tags(self._airflow), **tags})
+
+    def _repeat(self) -> None:
+        while not self._is_over.wait(self._timing.heartbeat_s):
             try:
-                write()
+                self._write()
             except Exception:  # noqa: BLE001 - any database error; the next one may succeed
-                _log.warning("A heartbeat of run %s failed.", run_id, exc_info=True)
-
-    write()
-    thread = threading.Thread(target=repeat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
+                _log.warning("A heartbeat of run %s failed.", self._run_id, exc_info=True)
 
 
 class HeartbeatWatch:
-    """Measures for how long the heartbeats of Dagster runs have been missing."""
+    """Measures for how long the heartbeats of Dagster runs have been missing.
 
-    def __init__(self, timing: Timing) -> None:
+    Args:
+        airflow: The Airflow instance's name.
+        interval_s: Of the calls of `measure`.
+    """
+
+    def __init__(self, airflow: str, timing: Timing, interval_s: float) -> None:
+        self._tag = build_alive_tag(airflow)
         self._timing = timing
+        self._interval_s = interval_s
         self._measured_at = timing.monotonic()
         # By run id, the last heartbeat and for how many seconds it has not changed.
         self._silences: dict[str, tuple[str, float]] = {}
@@ -69,11 +90,12 @@ class HeartbeatWatch:
     def measure(self, runs: Iterable[dg.DagsterRun]) -> None:
         """Take in the heartbeats of runs, and forget all other runs."""
         # Time in which this process slept, or waited for the database, is no silence.
-        now, at_most = self._timing.monotonic(), self._timing.heartbeat_lost_s / 4
+        at_most = max(self._timing.heartbeat_lost_s / 4, 2 * self._interval_s)
+        now = self._timing.monotonic()
         elapsed_s, self._measured_at = min(now - self._measured_at, at_most), now
         before, self._silences = self._silences, {}
         for run in runs:
-            heartbeat = run.tags.get(ALIVE_TAG, "")
+            heartbeat = run.tags.get(self._tag, "")
             last, silence_s = before.get(run.run_id, (None, 0.0))
             silence_s = silence_s + elapsed_s if heartbeat == last else 0.0
             self._silences[run.run_id] = heartbeat, silence_s
@@ -84,21 +106,24 @@ class HeartbeatWatch:
 
     def is_in_step(self, run: dg.DagsterRun) -> bool:
         """Whether a living worker executes one of our steps."""
-        return _has_heartbeat(run) and not self.is_silent(run)
+        return self._has_heartbeat(run) and not self.is_silent(run)
+
+    def is_waiting(self, run: dg.DagsterRun) -> bool:
+        """Whether the step of a run waits for other attempts, and has launched nothing."""
+        return run.tags.get(self._tag, "").endswith(_WAITS)
 
     def is_before_step(self, run: dg.DagsterRun) -> bool:
         """Whether none of our steps has begun, and one may still begin."""
         is_over = self._get_silence_s(run) > self._timing.first_heartbeat_lost_s
-        return not _has_heartbeat(run) and not is_over
+        return not self._has_heartbeat(run) and not is_over
 
     def _get_silence_s(self, run: dg.DagsterRun) -> float:
         last, silence_s = self._silences.get(run.run_id, (None, 0.0))
-        return silence_s if run.tags.get(ALIVE_TAG, "") == last else 0.0
+        return silence_s if run.tags.get(self._tag, "") == last else 0.0
 
-
-def _has_heartbeat(run: dg.DagsterRun) -> bool:
-    """Whether a heartbeat is the run's own. A re-execution inherits the tags of its parent."""
-    return run.tags.get(ALIVE_TAG, "").startswith(run.run_id)
+    def _has_heartbeat(self, run: dg.DagsterRun) -> bool:
+        """Whether a heartbeat is the run's own. A re-execution inherits the tags of its parent."""
+        return run.tags.get(self._tag, "").startswith(run.run_id)
 
 
 def fail_orphaned_runs(
@@ -106,7 +131,6 @@ def fail_orphaned_runs(
     airflow: str,
     watch: HeartbeatWatch,
     log: logging.Logger,
-    timing: Timing,
 ) -> None:
     """Fail the started Dagster runs that wait for an Airflow instance and whose worker died."""
     message = (
@@ -118,7 +142,7 @@ def fail_orphaned_runs(
     for record in records:
         run = record.dagster_run
         is_started = run.status is dg.DagsterRunStatus.STARTED
-        if is_started and watch.is_silent(run) and _is_orphaned(instance, airflow, record, timing):
+        if is_started and watch.is_silent(run) and _is_orphaned(instance, airflow, watch, run):
             current = instance.get_run_by_id(run.run_id)
             if current is not None and not current.is_finished:
                 log.warning("Failing Dagster run %s. %s", run.run_id, message)
@@ -126,13 +150,11 @@ def fail_orphaned_runs(
 
 
 def _is_orphaned(
-    instance: dg.DagsterInstance, airflow: str, record: dg.RunRecord, timing: Timing
+    instance: dg.DagsterInstance, airflow: str, watch: HeartbeatWatch, run: dg.DagsterRun
 ) -> bool:
     """Whether a silent run should write heartbeats: it is in one of our steps, or in none."""
-    steps = instance.get_run_step_stats(record.dagster_run.run_id)
-    if not steps:
-        started_at = record.start_time or record.create_timestamp.timestamp()
-        return timing.utc_now().timestamp() - started_at > timing.first_heartbeat_lost_s
+    if not (steps := instance.get_run_step_stats(run.run_id)):
+        return not watch.is_before_step(run)
     # Dagster splits a multi_asset into name, name_2, … where dependencies cross.
     own_step = re.compile(re.escape(build_op_name(airflow, "dags")) + r"(_\d+)?")
     return any(step.end_time is None and own_step.fullmatch(step.step_key) for step in steps)

@@ -4,13 +4,14 @@ Tags outlive the worker. They are the only state that executing keeps in Dagster
 the Airflow instance's name; `naming.py` builds the keys.
 
 `federation/waits_for.<instance>`
-    "true". Written by `send_heartbeats` when a step begins. Read by observation, which finds by it
+    "true". Written by `Heartbeats` when a step begins. Read by observation, which finds by it
     runs whose worker died and runs that took over DAG runs of others, and by a step, which counts
     how many others may be waiting for a free place under `limits.max_active_runs`.
-`federation/alive_at`
-    The Dagster run's id, and seconds since 1970 by the worker's clock. Written by `send_heartbeats`
-    every few seconds. `HeartbeatWatch` reads only whether it changes, so that clocks don't matter
-    and a text that a person writes is as good as another.
+`federation/alive_at.<instance>`
+    The Dagster run's id, seconds since 1970 by the worker's clock, and "waits" while the step waits
+    for other attempts. Written by `Heartbeats` every few seconds. `HeartbeatWatch` reads only
+    whether it changes, so that clocks don't matter, and a text that a person writes is as good as
+    another.
 `federation/runs_again.<instance>`
     JSON, `{target name: [run id, mark]}`, for DAG runs that this Dagster run did not trigger or is
     about to clear. The mark is "adopted" for a run that is taken as it is, else the state and end
@@ -33,11 +34,11 @@ A re-execution inherits the tags of the run before it.
 from __future__ import annotations
 
 import json
-import math
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from threading import Lock
 from typing import Any
 
@@ -95,21 +96,22 @@ def find_owners(
 ) -> dict[RunKey, list[str]]:
     """Find the ids of the living Dagster runs that triggered or adopted each DAG run.
 
-    Without those that have detached it.
+    The one that triggered it comes first, others in the order of their ids. Without those that have
+    detached it.
     """
-    owners: dict[RunKey, list[str]] = {key: [] for key in keys}
-    roots = {key: parse_root_run_id(run_id) for key in owners for _, run_id in [key]}
-    for record in fetch_monitoring_runs(instance, airflow) if owners else []:
+    found: dict[RunKey, list[tuple[bool, str]]] = {key: [] for key in keys}
+    roots = {key: parse_root_run_id(key[1]) for key in found}
+    for record in fetch_monitoring_runs(instance, airflow) if found else []:
         owner = record.dagster_run
         if not is_alive(owner):
             continue
         plans, root = _read_plans(owner, airflow), owner.tags.get(_ROOT_TAG, owner.run_id)
         planned = {(target.split(" [")[0], run_id) for target, (run_id, _) in plans.items()}
         detached = _read_detached(owner, airflow)
-        for key in owners:
+        for key in found:
             if (roots[key] == root or key in planned) and key not in detached:
-                owners[key].append(owner.run_id)
-    return owners
+                found[key].append((roots[key] != root, owner.run_id))
+    return {key: [run_id for _, run_id in sorted(owners)] for key, owners in found.items()}
 
 
 def _read_plans(run: dg.DagsterRun | None, airflow: str) -> dict[str, tuple[str, str]]:
@@ -167,10 +169,11 @@ class CurrentRun:
     """
 
     def __init__(self, instance: dg.DagsterInstance, run: dg.DagsterRun, airflow: str) -> None:
-        self._instance = instance
+        self.instance = instance
         self._run = run
         self._airflow = airflow
         self._root_run_id = run.root_run_id or run.run_id
+        self.run_id = run.run_id
         self.is_first = run.parent_run_id is None
         self.is_automatic = "dagster/retry_number" in run.tags
         # A person may re-execute what automation requested.
@@ -179,14 +182,18 @@ class CurrentRun:
         self._plan_tag = build_plan_tag(airflow)
         # A re-execution from the UI need not have the tags of the attempt before it.
         parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
-        self._plans = {**_read_plans(parent, airflow), **_read_plans(run, airflow)}
+        # An earlier step of this run may have written tags since the run was loaded.
+        stored = instance.get_run_by_id(run.run_id) or run
+        self._plans = {**_read_plans(parent, airflow), **_read_plans(stored, airflow)}
         if self._plans:
             self._tag(self._plan_tag, _pack(self._plans))
         self._own_plans: set[str] = set()
-        self._detached: list[RunKey] = []
+        detached = _read_detached(stored, airflow)
+        is_inherited = parent is not None and detached == _read_detached(parent, airflow)
+        self._detached = [] if is_inherited else sorted(detached)
         self._lock = Lock()
-        if build_detached_tag(airflow) in run.tags:
-            self.detach()  # clears what was inherited
+        if is_inherited and detached:
+            self.detach()  # clears the tag
 
     def build_run_id(self, target: Target, number: int = 1) -> str:
         return build_run_id(self._root_run_id, target.partition, number)
@@ -229,36 +236,35 @@ class CurrentRun:
         more = f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else ""
         self._tag(build_dag_run_tag(self._airflow, dag_id), f"{run_ids[0]}{more}")
 
-    def fetch_earlier_attempts(self) -> list[dg.DagsterRun]:
-        """Fetch active Dagster runs of the same root that started before this one.
-
-        Dagster's own retry and a person's may run at the same time. Both would report a DAG run
-        that ends, since neither sees the other's report.
-        """
+    def fetch_other_attempts(self) -> list[dg.DagsterRun]:
+        """Fetch the other active Dagster runs of the same root."""
         filters = (
             dg.RunsFilter(run_ids=[self._root_run_id], statuses=_STARTED),
             dg.RunsFilter(tags={_ROOT_TAG: self._root_run_id}, statuses=_STARTED),
         )
-        records = [record for each in filters for record in self._instance.get_run_records(each)]
-        starts = {record.dagster_run.run_id: record.start_time or 0.0 for record in records}
-        own = (starts.get(self._run.run_id, math.inf), self._run.run_id)
-        return [
-            record.dagster_run
-            for record in records
-            if (starts[record.dagster_run.run_id], record.dagster_run.run_id) < own
-        ]
+        records = [record for each in filters for record in self.instance.get_run_records(each)]
+        runs = [record.dagster_run for record in records]
+        return [run for run in runs if run.run_id != self._run.run_id]
+
+    def find_earlier_owners(
+        self, run: DagRun, is_alive: Callable[[dg.DagsterRun], bool]
+    ) -> list[str]:
+        """Find the living Dagster runs that report a DAG run in place of this one: the one that
+        triggered it, or of several that adopted it those with a smaller id."""
+        owners = find_owners(self.instance, self._airflow, [run.key], is_alive)[run.key]
+        return list(takewhile(lambda owner: owner != self._run.run_id, owners))
 
     def count_active_runs(self) -> int:
         """Count active Dagster runs that launch DAG runs of this Airflow: from 1 to 50."""
-        return max(1, len(fetch_monitoring_runs(self._instance, self._airflow, limit=50)))
+        return max(1, len(fetch_monitoring_runs(self.instance, self._airflow, limit=50)))
 
     def fetch_status(self) -> dg.DagsterRunStatus | None:
         """Fetch this run's status; None if a person has deleted the run."""
-        run = self._instance.get_run_by_id(self._run.run_id)
+        run = self.instance.get_run_by_id(self._run.run_id)
         return run.status if run else None
 
     def _tag(self, key: str, value: str) -> None:
-        add_run_tags(self._instance, self._run.run_id, {key: value})
+        add_run_tags(self.instance, self._run.run_id, {key: value})
 
     def _write_plan(self, target: Target, run: DagRun, mark: str) -> None:
         with self._lock:
@@ -267,7 +273,7 @@ class CurrentRun:
             # A step in another process may write the run's tags at the same moment.
             for _ in range(_WRITES):
                 self._tag(self._plan_tag, plans)
-                written = self._instance.get_run_by_id(self._run.run_id)
+                written = self.instance.get_run_by_id(self._run.run_id)
                 if written is None or written.tags.get(self._plan_tag) == plans:
                     break
 

@@ -11,7 +11,7 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.checks import build_check_spec, run_checks
 from federation_defs.dagster_io.deployment import find_same_sensor
-from federation_defs.dagster_io.heartbeat import HeartbeatWatch, send_heartbeats
+from federation_defs.dagster_io.heartbeat import Heartbeats, HeartbeatWatch
 from federation_defs.dagster_io.run_tags import CurrentRun, Target
 from federation_defs.declaration import DagDeclaration
 from federation_defs.errors import DeclaredTwiceError
@@ -68,12 +68,12 @@ def build_execution(
         shared = StepContext(client, dags, current_run, context.log, timing)
         targets = _find_targets(context, client.instance, dags)
         checked = {key.asset_key for key in context.selected_asset_check_keys}
-        with send_heartbeats(context.instance, context.run.run_id, client.instance, timing):
+        with Heartbeats(context.instance, context.run.run_id, client.instance, timing) as beats:
             if (reason := find_safe_mode_reason(os.environ)) is not None:
                 _log_safe_mode(shared, targets, reason)
             elif targets:
                 _refuse_second_location(context, client.instance)
-                _wait_for_earlier_attempts(shared)
+                _wait_for_other_attempts(shared, beats)
                 reporter = Reporter(shared, context, specs, outputs, targets)
                 launcher = Launcher(shared)
                 step = _Step(shared, targets, Monitor(shared, launcher, limit), reporter)
@@ -127,19 +127,30 @@ def _refuse_second_location(context: dg.AssetExecutionContext, instance: str) ->
         raise dg.Failure(f"{error} Nothing was triggered.", allow_retries=False)
 
 
-def _wait_for_earlier_attempts(context: StepContext) -> None:
-    """Wait while an earlier attempt may launch or report DAG runs of this instance."""
-    watch, logged = HeartbeatWatch(context.timing), list[str]()
-    while True:
-        attempts = context.current_run.fetch_earlier_attempts()
+def _wait_for_other_attempts(context: StepContext, heartbeats: Heartbeats) -> None:
+    """Wait while another attempt may launch or report DAG runs of this instance.
+
+    Of several that wait, the one with the smallest id goes on. Each has announced itself, and looks
+    for the others after a pause in which those can be seen that have announced themselves earlier.
+    """
+    timing, logged = context.timing, list[str]()
+    watch = HeartbeatWatch(context.client.instance, timing, timing.other_attempt_s)
+    while not context.current_run.is_first:
+        timing.sleep(timing.other_attempt_s)
+        attempts = context.current_run.fetch_other_attempts()
         watch.measure(attempts)
-        active = [run for run in attempts if watch.is_in_step(run) or watch.is_before_step(run)]
-        if not (earlier := [run.run_id for run in active]):
-            return
-        if earlier != logged:
-            logged = earlier
-            context.log.info(f"Waiting for {', '.join(earlier)}: an earlier attempt at the same.")
-        context.timing.sleep(context.timing.earlier_run_s)
+        if not (others := [run.run_id for run in attempts if _is_before(run, context, watch)]):
+            break
+        if others != logged:
+            logged = others
+            context.log.info(f"Waiting for {', '.join(others)}: another attempt at the same.")
+    heartbeats.begin()
+
+
+def _is_before(run: dg.DagsterRun, context: StepContext, watch: HeartbeatWatch) -> bool:
+    if watch.is_in_step(run):
+        return not watch.is_waiting(run) or run.run_id < context.current_run.run_id
+    return False
 
 
 def _log_safe_mode(context: StepContext, targets: list[Target], reason: str) -> None:

@@ -152,7 +152,8 @@ class Launcher:
         if is_clear_due:
             return self._run_again(target, owner, whole=True)
         current_run.record_adoption(target, owner)
-        return owner
+        # It may have ended before the adoption was recorded.
+        return self._client.fetch_run(*owner.key) or owner
 
     def _resume(self, target: Target, note: str, run: DagRun, number: int) -> DagRun:
         """Adopt the run of an earlier attempt, or run it again."""

@@ -9,7 +9,9 @@ from random import uniform
 from typing import TypeVar
 
 from federation_defs.airflow.models import Dag, DagRun, RunKey, TaskInstance
-from federation_defs.dagster_io.run_tags import Target
+from federation_defs.dagster_io.event_log import fetch_reported_runs
+from federation_defs.dagster_io.heartbeat import HeartbeatWatch
+from federation_defs.dagster_io.run_tags import Target, fetch_monitoring_runs
 from federation_defs.errors import (
     AirflowError,
     DagNotFoundError,
@@ -57,8 +59,7 @@ class Monitor:
         threads = client.max_connections
         self._calls = CallPool(threads, f"airflow-{client.instance}")
         self._next_task_list = self._timing.monotonic() + self._timing.list_tasks_s
-        # By then observation has stored what it was about to store when this step announced itself.
-        self._takeover_at = self._timing.monotonic() + self._timing.takeover_s
+        self._watch = HeartbeatWatch(client.instance, self._timing, self._timing.other_attempt_s)
         self._is_closed = False
         self._waiting: set[Target] = set()  # for a free place, and it was logged
         self._problems: dict[tuple[type, Target | None], float] = {}
@@ -238,10 +239,9 @@ class Monitor:
         """Take over a run's state, and log it if it changed."""
         now, name = self._timing.monotonic(), run.target.name
         run.failing_since = run.unreachable_since = None
-        # Nobody else reports a run that ends from now on, or that this Dagster run triggered.
         current_run = self._current_run
-        is_triggered = current_run.is_first and current_run.owns(run.target, dag_run)
-        is_taken_over = run.dag_run is None and not is_triggered
+        run.is_shared = not (current_run.is_first and current_run.owns(run.target, dag_run))
+        is_taken_over = run.dag_run is None and run.is_shared
         if run.dag_run is None:
             url = self._client.build_run_url(dag_run.dag_id, dag_run.run_id)
             self._log.info(f"{name} is {dag_run.state} in {self._client.instance}: {url}")
@@ -251,7 +251,8 @@ class Monitor:
         run.dag_run = dag_run
         run.plan_poll(self._timing.poll_run, now)
         if dag_run.is_finished:
-            run.next_poll = max(now, self._takeover_at) if is_taken_over else now
+            # Observation may be about to report it: it found no owner a moment ago.
+            run.next_poll = now + self._timing.takeover_s if is_taken_over else now
         elif now >= run.deadline and run.trigger.wait:
             self._time_out(run, dag_run)
 
@@ -273,8 +274,21 @@ class Monitor:
         for run in self._runs.values():
             dag_run = run.dag_run
             if dag_run and dag_run.is_finished and not run.is_busy and now >= run.next_poll:
+                if run.is_shared and self._is_left_to_another(dag_run):
+                    run.next_poll = now + self._timing.other_attempt_s
+                    continue
                 fetch = partial(self._fetch_outcome, dag_run)
                 self._submit(fetch, partial(self._on_outcome_fetched, run), run)
+
+    def _is_left_to_another(self, dag_run: DagRun) -> bool:
+        """Whether another Dagster run waits for a DAG run too, and has yet to report it."""
+        instance, airflow = self._current_run.instance, self._client.instance
+        self._watch.measure(
+            record.dagster_run for record in fetch_monitoring_runs(instance, airflow)
+        )
+        owners = self._current_run.find_earlier_owners(dag_run, self._watch.is_in_step)
+        reported = fetch_reported_runs(instance, airflow, [dag_run])
+        return bool(owners) and not reported.is_end_reported_by(owners, dag_run)
 
     def _fetch_outcome(self, dag_run: DagRun) -> Outcome:
         rule = self._dags[dag_run.dag_id].success_when

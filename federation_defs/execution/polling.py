@@ -47,6 +47,7 @@ class MonitoredRun:
         next_poll: When to launch it, to poll it, or to fetch its outcome.
         is_busy: A request for it is under way.
         is_detached: It was launched and is not waited for (`trigger.wait: false`).
+        is_shared: It was adopted or taken over, so that others may report it too.
         error: Why the wait was given up.
         running_tasks: As they were logged last.
         failing_since: When the instance began to give unexpected answers.
@@ -62,6 +63,7 @@ class MonitoredRun:
     next_pause_check: float = 0.0
     is_busy: bool = False
     is_detached: bool = False
+    is_shared: bool = False
     dag_run: DagRun | None = None
     outcome: Outcome | None = None
     error: AirflowError | None = None

@@ -25,11 +25,13 @@ class Cursor:
         since: By the server's clock. What changed before it, less the overlap, is settled.
         seen: Fingerprints of runs that changed later and are settled too.
         deferred: Finished runs that a living Dagster run is going to report.
+        absent: DAGs that the instance does not have, whose checks were failed for that.
     """
 
     since: datetime
     seen: frozenset[bytes] = frozenset()
     deferred: tuple[RunKey, ...] = ()
+    absent: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         content = {
@@ -37,6 +39,7 @@ class Cursor:
             "since": self.since.isoformat(),
             "seen": b64encode(b"".join(sorted(self.seen))).decode(),
             "held": self.deferred,
+            "absent": self.absent,
         }
         return json.dumps(content, separators=(",", ":"))
 
@@ -54,10 +57,11 @@ class Cursor:
             starts = range(0, len(digests), _DIGEST_BYTES)
             seen = frozenset(digests[start : start + _DIGEST_BYTES] for start in starts)
             keys = [(str(dag_id), str(run_id)) for dag_id, run_id in content["held"]]
+            absent = tuple(map(str, content.get("absent", ())))
             is_valid = content["version"] == VERSION and since <= now + MAX_CLOCK_SKEW
         except (ArithmeticError, KeyError, TypeError, ValueError, RecursionError):
             return None
-        return Cursor(since, seen, tuple(filter(all, keys))) if is_valid else None
+        return Cursor(since, seen, tuple(filter(all, keys)), absent) if is_valid else None
 
 
 @dataclass(frozen=True)
@@ -98,4 +102,4 @@ def advance(
     seen = known & found.keys()
     left = {key for fingerprint, key in found.items() if fingerprint not in seen}
     since = batch.next_since if left <= set(deferred) else cursor.since
-    return Cursor(since, seen, tuple(sorted(deferred)))
+    return Cursor(since, seen, tuple(sorted(deferred)), cursor.absent)

@@ -57,16 +57,21 @@ class DeferredRuns:
         known = self._failing_since.items()
         self._failing_since = {key: since for key, since in known if key in keys}
         for key, answer in zip(chosen, answers, strict=True):
-            if isinstance(answer, AirflowError):
-                log.warning("A deferred run can't be read: %s", answer)
+            if answer is None or isinstance(answer, AirflowError):
+                reason = str(answer or "no answer in time")
+                log.warning("The deferred run %s of DAG %s can't be read: %s", *key[::-1], reason)
                 since = self._failing_since.setdefault(key, now)
                 if self._timing.fetch_outcome.is_over(now - since):
-                    returned.unreadable[key] = str(answer)
+                    returned.unreadable[key] = reason
             elif isinstance(answer, DagRun) and answer.is_finished:
                 returned.finished.append(answer)
-            elif answer is not None:
+            else:
                 returned.gone.add(key)
         return returned
+
+    def forget_failures(self) -> None:
+        """Start the time for failing runs anew: the whole instance has failed."""
+        self._failing_since.clear()
 
     def _fetch(self, key: RunKey) -> DagRun | AirflowError | Literal["absent"]:
         try:

@@ -80,6 +80,10 @@ class OutcomeFetcher:
                 outcomes.append(outcome)
         return self._add_logs(outcomes, deadline)
 
+    def forget_failures(self) -> None:
+        """Start the time for failing runs anew: the whole instance has failed."""
+        self._failing.clear()
+
     def _needs_tasks(self, run: DagRun) -> bool:
         return not run.is_success or self._rules[run.dag_id] is not None
 

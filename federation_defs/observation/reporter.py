@@ -14,8 +14,10 @@ from federation_defs.dagster_io.event_log import (
     END_LABEL,
     OUTCOME_LABEL,
     STATE_LABEL,
+    UNREADABLE,
     ReportedRuns,
     fetch_reported_runs,
+    fetch_reports,
 )
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch
 from federation_defs.dagster_io.run_tags import find_owners
@@ -47,6 +49,10 @@ class Reporter:
     partitionings: Mapping[str, Partitioning]
     watch: HeartbeatWatch
     timing: Timing
+
+    def __post_init__(self) -> None:
+        # Fewer if queries of the event log are so slow that the time is over before the first one.
+        self._runs_per_check = _RUNS_PER_CHECK
 
     def find_owned(self, instance: dg.DagsterInstance, runs: Sequence[DagRun]) -> set[RunKey]:
         """Find those of the finished runs that a living Dagster run has yet to report.
@@ -83,13 +89,14 @@ class Reporter:
         news: list[DagRun] = []
         left, now = list(outcomes), self.timing.monotonic
         while left and now() < deadline:
-            chunk, left = left[:_RUNS_PER_CHECK], left[_RUNS_PER_CHECK:]
+            size, progress = self._runs_per_check, len(settled)
+            chunk, left = left[:size], left[size:]
             until = now() + self.timing.owner_check_s
             runs = [outcome.run for outcome in chunk]
             owned = self.find_owned(instance, runs)
             reported = fetch_reported_runs(instance, self.client.instance, runs)
             for number, outcome in enumerate(chunk):
-                if now() > min(until, deadline):
+                if now() > min(until, deadline) and size > 1:
                     left = chunk[number:] + left
                     break
                 if outcome.run.key in owned:
@@ -97,15 +104,22 @@ class Reporter:
                 if self._store(instance, outcome, reported, log):
                     news.append(outcome.run)
                 settled.append(outcome.run)
+            is_slow = len(settled) == progress and not owned
+            self._runs_per_check = max(1, size // 2) if is_slow else min(_RUNS_PER_CHECK, 2 * size)
         return settled, news
 
     def report_unreadable(
         self, instance: dg.DagsterInstance, reasons: Mapping[RunKey, str]
-    ) -> None:
-        """Store an observation of each run that can't be read, with the reason."""
-        for key, reason in reasons.items():
-            event = build_unreadable_run_observation(self.client.instance, key, reason)
+    ) -> list[RunKey]:
+        """Store an observation of each run that can't be read, with the reason, and return the runs
+        that are news."""
+        airflow, labels = self.client.instance, {OUTCOME_LABEL: UNREADABLE}
+        reported = fetch_reports(instance, airflow, dict.fromkeys(reasons))
+        news = [key for key in reasons if reported.lacks_unreadable(key)]
+        for key in news:
+            event = build_unreadable_run_observation(airflow, key, reasons[key], labels)
             instance.report_runless_asset_event(event)
+        return news
 
     def _store(
         self,

@@ -22,7 +22,12 @@ from federation_defs.dagster_io.deployment import find_same_sensor, has_sensor_t
 from federation_defs.dagster_io.event_log import find_first_reported_end
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch, fail_orphaned_runs
 from federation_defs.declaration import ObserveDeclaration
-from federation_defs.errors import AirflowError, DeclaredTwiceError, UnreachableError
+from federation_defs.errors import (
+    AirflowError,
+    DagNotFoundError,
+    DeclaredTwiceError,
+    UnreachableError,
+)
 from federation_defs.events import build_gap_observations
 from federation_defs.naming import build_asset_key, build_sensor_name
 from federation_defs.observation.cursor import Cursor, advance, build_fingerprint
@@ -38,6 +43,7 @@ from federation_defs.timing import Timing
 # threads.
 _repeated_polls = threading.BoundedSemaphore(3)
 
+_DAGS_PER_TICK = 20  # of which it is asked whether they are absent
 _MIN_GAP = timedelta(hours=1)  # reporting a history may take this long
 
 
@@ -69,14 +75,12 @@ def build_observation_sensor(
     Args:
         rules: Of all DAGs that are assets. Runs of other DAGs are not reported.
         partitionings: Of DAGs that have partitions, by DAG id.
-        absent: Why DAGs can't run in the instance, by DAG id. Their checks fail once per load.
+        absent: What is wrong with DAGs that the instance did not have at the last refresh, by id.
+            Their checks fail once, unless the instance has them by now.
     """
-    unreported = [build_absent_evaluation(client.instance, *item) for item in absent.items()]
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "observation"),
-        evaluation_fn=_Observer(
-            client, rules, observe, partitionings, unreported, limits, timing
-        ).tick,
+        evaluation_fn=_Observer(client, rules, observe, partitionings, absent, limits, timing).tick,
         # One second less than the interval: the daemon loops every 5 s, and would evaluate a sensor
         # with an interval of 5 s in every other loop only (dagster 1.13).
         minimum_interval_seconds=max(1, round(observe.interval) - 1),
@@ -125,7 +129,7 @@ class _Observer:
     rules: Rules
     observe: ObserveDeclaration
     partitionings: Mapping[str, Partitioning]
-    unreported: list[dg.AssetCheckEvaluation]
+    absent: Mapping[str, str]
     limits: Limits
     timing: Timing
 
@@ -135,10 +139,10 @@ class _Observer:
         self._outcomes = OutcomeFetcher(self.client, self.rules, self.timing)
         self._backoff = Backoff(self.timing, self.observe.interval)
         self._deferred = DeferredRuns(self.client, self.timing)
-        self._watch = HeartbeatWatch(self.timing)
+        self._watch = HeartbeatWatch(self.client.instance, self.timing, self.observe.interval)
         self._reporter = Reporter(self.client, self.partitionings, self._watch, self.timing)
+        self._unchecked = list(self.absent)
         self._lock = threading.Lock()
-        self._location_checked_until = 0.0
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         """Evaluate the sensor.
@@ -148,19 +152,15 @@ class _Observer:
             DeclaredTwiceError: Another code location observes the instance.
         """
         with self._lock:
-            self._refuse_second_location(context)
-            fail_orphaned_runs(
-                context.instance, self.client.instance, self._watch, context.log, self.timing
-            )
-            while self.unreported:
-                context.instance.report_runless_asset_event(self.unreported[-1])
-                self.unreported.pop()
+            fail_orphaned_runs(context.instance, self.client.instance, self._watch, context.log)
             if (pause := self._backoff.describe_pause()) is not None:
                 return dg.SkipReason(pause)
             try:
                 result = self._poll_repeatedly(context)
             except AirflowError as error:
                 # The cursor stays: runs that end meanwhile are reported later.
+                self._outcomes.forget_failures()
+                self._deferred.forget_failures()
                 self._backoff.record_error(error)
                 if isinstance(error, UnreachableError):
                     return dg.SkipReason(self._backoff.describe_pause() or str(error))
@@ -170,12 +170,9 @@ class _Observer:
 
     def _refuse_second_location(self, context: dg.SensorEvaluationContext) -> None:
         origin, airflow = context.code_location_origin, self.client.instance
-        if origin is None or self.timing.monotonic() < self._location_checked_until:
-            return
         name = build_sensor_name(airflow, "observation")
-        if other := find_same_sensor(context.instance, name, origin.location_name):
+        if origin and (other := find_same_sensor(context.instance, name, origin.location_name)):
             raise DeclaredTwiceError(airflow, origin.location_name, other)
-        self._location_checked_until = self.timing.monotonic() + self.timing.check_location_s
 
     def _poll_repeatedly(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """Poll until a run is reported. Dagster's daemon evaluates a sensor every 5 s at best."""
@@ -204,19 +201,22 @@ class _Observer:
         instance, log, monotonic = context.instance, context.log, self.timing.monotonic
         deadline = monotonic() + self.timing.tick_s
         cursor, gap = self._read_cursor(context)
+        cursor = self._report_absent_dags(cursor, instance)
         batch = self._poller.poll(cursor.since, deadline)
         new = [run for run in batch.runs if build_fingerprint(run) not in cursor.seen]
         owned = self._reporter.find_owned(instance, new)
         deferred = {key for key in cursor.deferred if key[0] in self.rules}
         orphans = self._reporter.find_orphans(instance, deferred - {run.key for run in new})
-        returned = self._deferred.fetch(orphans, deadline, log)
+        returned = self._deferred.fetch(orphans, monotonic() + self.timing.tick_s / 3, log)
         ready = [run for run in (*new, *returned.finished) if run.key not in owned]
+        if ready:
+            self._refuse_second_location(context)
         outcomes = self._outcomes.fetch(select_runs(ready, self.limits.reports), deadline)
         report_until = monotonic() + self.timing.report_s
         settled, news = self._reporter.report(instance, outcomes, report_until, log)
         rows = [row for row in batch.unreadable if build_fingerprint(row) not in cursor.seen]
         unreadable = {row.key: row.reason for row in rows if row.key} | returned.unreadable
-        self._reporter.report_unreadable(instance, unreadable)
+        odd = self._reporter.report_unreadable(instance, unreadable)
         deferred -= {*returned.gone, *returned.unreadable, *(run.key for run in settled)}
         summary = self._summarize(news, backlog=len(ready) - len(settled))
         result = dg.SensorResult(
@@ -224,7 +224,22 @@ class _Observer:
             skip_reason=None if gap else summary,
             cursor=advance(cursor, batch, deferred | owned, settled).to_json(),
         )
-        return result, bool(news)
+        return result, bool(news or odd)
+
+    def _report_absent_dags(self, cursor: Cursor, instance: dg.DagsterInstance) -> Cursor:
+        """Fail the checks of DAGs that the instance does not have, and name them in the cursor."""
+        absent = {dag_id for dag_id in cursor.absent if dag_id in self.absent}
+        for _ in range(min(len(self._unchecked), _DAGS_PER_TICK)):
+            if (dag_id := self._unchecked[-1]) not in absent:
+                try:
+                    self.client.fetch_dag(dag_id)
+                except DagNotFoundError:
+                    why = self.absent[dag_id]
+                    event = build_absent_evaluation(self.client.instance, dag_id, why)
+                    instance.report_runless_asset_event(event)
+                    absent.add(dag_id)
+            self._unchecked.pop()
+        return replace(cursor, absent=tuple(sorted(absent)))
 
     def _summarize(self, news: Sequence[DagRun], backlog: int) -> str:
         airflow = self.client.instance

@@ -33,7 +33,7 @@ FAST = Timing(
     poll_run=RetryPolicy(first_s=0.02, max_s=0.2),
     unexpected_answer=RetryPolicy(first_s=0.02, max_s=0.2, give_up_after_s=600),
     ask_for_slot=RetryPolicy(first_s=0.05, max_s=0.2),
-    earlier_run_s=0.05,
+    other_attempt_s=0.05,
     status_s=0.1,
     repeat_stop_s=0.05,
     takeover_s=0.05,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import dagster as dg
 import pytest
 
@@ -17,21 +19,39 @@ WHY = "Airflow 'metrics' has no DAG 'load_custmers'; did you mean 'load_customer
 
 
 @pytest.fixture
-def defs(airflow: Airflow) -> dg.Definitions:
+def build_defs(airflow: Airflow) -> Callable[[], dg.Definitions]:
     airflow.database.add_dag("load_customers")
     values = {"name": "metrics", "url": airflow.client.url, "auth": {"type": "none"}}
     declaration = InstanceDeclaration.model_validate(values | {"observe": {"interval": 5}})
     specs = build_specs(declaration, None, {"load_customers", "load_custmers"})
-    return build_instance_defs(airflow.client, declaration, specs, {"load_custmers": WHY})
+    absent = {"load_custmers": WHY}
+    return lambda: build_instance_defs(airflow.client, declaration, specs, absent)
 
 
-def test_observation_fails_the_check_of_an_absent_dag_once_per_load(
-    defs: dg.Definitions, instance: dg.DagsterInstance
-) -> None:
+def tick(defs: dg.Definitions, instance: dg.DagsterInstance, cursor: str | None) -> str | None:
     (sensor,) = list(defs.sensors or [])
     assert isinstance(sensor, dg.SensorDefinition)
-    for _ in range(3):
-        with dg.build_sensor_context(instance=instance) as context:
-            sensor(context)
+    with dg.build_sensor_context(instance=instance, cursor=cursor) as context:
+        result = sensor(context)
+    assert isinstance(result, dg.SensorResult)
+    return result.cursor
+
+
+def test_observation_fails_the_check_of_an_absent_dag_once(
+    build_defs: Callable[[], dg.Definitions], instance: dg.DagsterInstance
+) -> None:
+    cursor = None
+    for _ in range(2):
+        defs = build_defs()  # as by a code server that starts anew
+        for _ in range(2):
+            cursor = tick(defs, instance, cursor)
     (evaluation,) = fetch_evaluations(instance, KEY)
     assert (evaluation.passed, evaluation.description) == (False, WHY)
+
+
+def test_a_dag_that_was_deployed_after_the_last_refresh_keeps_its_check(
+    airflow: Airflow, build_defs: Callable[[], dg.Definitions], instance: dg.DagsterInstance
+) -> None:
+    airflow.database.add_dag("load_custmers")
+    tick(build_defs(), instance, None)
+    assert fetch_evaluations(instance, KEY) == []

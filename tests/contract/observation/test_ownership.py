@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from federation_defs.dagster_io.heartbeat import send_heartbeats
+from federation_defs.dagster_io.heartbeat import Heartbeats
 from federation_defs.events import build_check_evaluation, build_materialization
 from federation_defs.naming import build_asset_key, build_run_id
 from federation_defs.outcome import Outcome
@@ -38,7 +38,7 @@ def run_owner(
 
     @dg.op
     def own(context: dg.OpExecutionContext) -> Iterator[Any]:
-        with send_heartbeats(instance, context.run_id, "metrics", Timing()):
+        with Heartbeats(instance, context.run_id, "metrics", Timing()):
             yield from act(context) or ()
         yield dg.Output(None)
 

@@ -100,7 +100,7 @@ def test_any_run_is_reported_once(
     run = build_run(DAG, f"run {text}", state, conf=conf, **values)
     declared = cron and PartitionsDeclaration(cron=cron, start=date(2024, 1, 1))
     partitionings = {DAG: Partitioning(declared)} if declared else {}
-    reporter = Reporter(client, partitionings, HeartbeatWatch(Timing()), Timing())
+    reporter = Reporter(client, partitionings, HeartbeatWatch("metrics", Timing(), 5), Timing())
     outcomes = [Outcome(run, run.is_success, details=text), Outcome(OTHER_RUN, is_success=True)]
     with dg.DagsterInstance.ephemeral() as instance:
         for news in ([run, OTHER_RUN], []):
