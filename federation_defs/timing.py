@@ -67,7 +67,7 @@ class Timing:
     report_s: float = 15.0  # for storing events after them; it may delay the other sensors
     # An event is stored within this time after the check that no Dagster run is about to store it.
     # A step that takes over a finished DAG run waits for longer before it looks for the event.
-    owner_check_s: float = 5.0
+    owner_check_s: float = 4.0
     takeover_s: float = 15.0
     poll_unreachable: RetryPolicy = RetryPolicy(first_s=2.0, max_s=60.0)
     # While the instance refuses us. A person has to act, and many tries may lock the account.

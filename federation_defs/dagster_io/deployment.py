@@ -15,6 +15,17 @@ def has_sensor_threads(instance: dg.DagsterInstance) -> bool:
     return bool((instance.get_settings("sensors") or {}).get("use_threads"))
 
 
+def fetch_sensor_cursor(
+    instance: dg.DagsterInstance, sensor_name: str, code_location: str
+) -> str | None:
+    """Fetch the cursor that Dagster has stored of a sensor; None if there is none."""
+    for state in instance.all_instigator_state():
+        location = state.origin.repository_origin.code_location_origin.location_name
+        if (state.origin.instigator_name, location) == (sensor_name, code_location):
+            return getattr(state.instigator_data, "cursor", None)
+    return None
+
+
 def find_same_sensor(
     instance: dg.DagsterInstance, sensor_name: str, code_location: str
 ) -> str | None:

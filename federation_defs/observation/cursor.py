@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from hashlib import blake2b
 
@@ -26,12 +26,14 @@ class Cursor:
         seen: Fingerprints of runs that changed later and are settled too.
         deferred: Finished runs that a living Dagster run is going to report.
         absent: DAGs that the instance does not have, whose checks were failed for that.
+        observer: The process that observes the instance.
     """
 
     since: datetime
     seen: frozenset[bytes] = frozenset()
     deferred: tuple[RunKey, ...] = ()
     absent: tuple[str, ...] = ()
+    observer: str = ""
 
     def to_json(self) -> str:
         content = {
@@ -40,6 +42,7 @@ class Cursor:
             "seen": b64encode(b"".join(sorted(self.seen))).decode(),
             "held": self.deferred,
             "absent": self.absent,
+            "observer": self.observer,
         }
         return json.dumps(content, separators=(",", ":"))
 
@@ -58,10 +61,11 @@ class Cursor:
             seen = frozenset(digests[start : start + _DIGEST_BYTES] for start in starts)
             keys = [(str(dag_id), str(run_id)) for dag_id, run_id in content["held"]]
             absent = tuple(map(str, content.get("absent", ())))
+            observer = str(content.get("observer", ""))
             is_valid = content["version"] == VERSION and since <= now + MAX_CLOCK_SKEW
         except (ArithmeticError, KeyError, TypeError, ValueError, RecursionError):
             return None
-        return Cursor(since, seen, tuple(filter(all, keys)), absent) if is_valid else None
+        return Cursor(since, seen, tuple(filter(all, keys)), absent, observer) if is_valid else None
 
 
 @dataclass(frozen=True)
@@ -102,4 +106,4 @@ def advance(
     seen = known & found.keys()
     left = {key for fingerprint, key in found.items() if fingerprint not in seen}
     since = batch.next_since if left <= set(deferred) else cursor.since
-    return Cursor(since, seen, tuple(sorted(deferred)), cursor.absent)
+    return replace(cursor, since=since, seen=seen, deferred=tuple(sorted(deferred)))

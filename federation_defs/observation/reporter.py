@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -76,11 +76,13 @@ class Reporter:
         outcomes: Sequence[Outcome],
         deadline: float,
         log: logging.Logger,
+        is_current: Callable[[], bool] = lambda: True,
     ) -> tuple[list[DagRun], list[DagRun]]:
         """Store the events that the event log lacks.
 
         Args:
             deadline: By the monotonic clock. Later outcomes are left for another call.
+            is_current: Whether no other process has taken over.
 
         Returns:
             The runs whose events the event log holds now, and those of them that are news.
@@ -92,6 +94,8 @@ class Reporter:
             size, progress = self._runs_per_check, len(settled)
             chunk, left = left[:size], left[size:]
             until = now() + self.timing.owner_check_s
+            if not is_current():
+                break
             runs = [outcome.run for outcome in chunk]
             owned = self.find_owned(instance, runs)
             reported = fetch_reported_runs(instance, self.client.instance, runs)

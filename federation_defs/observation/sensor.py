@@ -11,14 +11,20 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from types import MappingProxyType
+from uuid import uuid4
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
 from federation_defs.checks import build_absent_evaluation
-from federation_defs.dagster_io.deployment import find_same_sensor, has_sensor_threads
+from federation_defs.dagster_io.deployment import (
+    fetch_sensor_cursor,
+    find_same_sensor,
+    has_sensor_threads,
+)
 from federation_defs.dagster_io.event_log import find_first_reported_end
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch, fail_orphaned_runs
 from federation_defs.declaration import ObserveDeclaration
@@ -142,6 +148,7 @@ class _Observer:
         self._watch = HeartbeatWatch(self.client.instance, self.timing, self.observe.interval)
         self._reporter = Reporter(self.client, self.partitionings, self._watch, self.timing)
         self._unchecked = list(self.absent)
+        self._id = uuid4().hex
         self._lock = threading.Lock()
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
@@ -174,6 +181,16 @@ class _Observer:
         if origin and (other := find_same_sensor(context.instance, name, origin.location_name)):
             raise DeclaredTwiceError(airflow, origin.location_name, other)
 
+    def _is_current(self, context: dg.SensorEvaluationContext) -> bool:
+        """Whether no other process observes the instance by now: the code server may have been
+        replaced while this tick goes on."""
+        if (origin := context.code_location_origin) is None:
+            return True
+        name = build_sensor_name(self.client.instance, "observation")
+        stored = fetch_sensor_cursor(context.instance, name, origin.location_name)
+        cursor = Cursor.from_json(stored, self.timing.utc_now())
+        return cursor is not None and cursor.observer == self._id
+
     def _poll_repeatedly(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """Poll until a run is reported. Dagster's daemon evaluates a sensor every 5 s at best."""
         timing, interval_s = self.timing, self.observe.interval
@@ -201,6 +218,8 @@ class _Observer:
         instance, log, monotonic = context.instance, context.log, self.timing.monotonic
         deadline = monotonic() + self.timing.tick_s
         cursor, gap = self._read_cursor(context)
+        if context.code_location_origin and cursor.observer != self._id:
+            return self._take_over(cursor, gap), True
         cursor = self._report_absent_dags(cursor, instance)
         batch = self._poller.poll(cursor.since, deadline)
         new = [run for run in batch.runs if build_fingerprint(run) not in cursor.seen]
@@ -213,7 +232,8 @@ class _Observer:
             self._refuse_second_location(context)
         outcomes = self._outcomes.fetch(select_runs(ready, self.limits.reports), deadline)
         report_until = monotonic() + self.timing.report_s
-        settled, news = self._reporter.report(instance, outcomes, report_until, log)
+        is_current = partial(self._is_current, context)
+        settled, news = self._reporter.report(instance, outcomes, report_until, log, is_current)
         rows = [row for row in batch.unreadable if build_fingerprint(row) not in cursor.seen]
         unreadable = {row.key: row.reason for row in rows if row.key} | returned.unreadable
         odd = self._reporter.report_unreadable(instance, unreadable)
@@ -225,6 +245,19 @@ class _Observer:
             cursor=advance(cursor, batch, deferred | owned, settled).to_json(),
         )
         return result, bool(news or odd)
+
+    def _take_over(self, cursor: Cursor, gap: Sequence[dg.AssetObservation]) -> dg.SensorResult:
+        """Make this process the one that observes the instance, and report nothing yet.
+
+        The process before it may still be in a tick, as when a code server is replaced. It sees in
+        the stored cursor that it is not current any more, before this one's next tick begins.
+        """
+        reason = f"This code server observes Airflow '{self.client.instance}' from now on."
+        return dg.SensorResult(
+            asset_events=gap,
+            skip_reason=None if gap else reason,
+            cursor=replace(cursor, observer=self._id).to_json(),
+        )
 
     def _report_absent_dags(self, cursor: Cursor, instance: dg.DagsterInstance) -> Cursor:
         """Fail the checks of DAGs that the instance does not have, and name them in the cursor."""

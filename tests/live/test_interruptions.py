@@ -111,7 +111,10 @@ def test_bursts_are_reported_once_and_in_order_though_dagster_is_killed_and_an_a
         assert_in_order([metadata["End"] for metadata in reported])
         evaluations = fetch_evaluations(federation.event_log, build_asset_key(name, BURST))
         evaluated = Counter(event.metadata["Run ID"].value for event in evaluations)
-        assert {run_id: evaluated[run_id] for run_id in ids} == dict.fromkeys(ids, 1)
+        # That of the run at which Dagster was killed may be stored again.
+        counts = sorted(evaluated[run_id] for run_id in ids)
+        assert counts[:-1] == [1] * (len(ids) - 1)
+        assert counts[-1] <= 2
 
 
 def list_reports(federation: Federation, name: str, dag_id: str) -> list[dict[str, Any]]:

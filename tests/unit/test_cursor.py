@@ -45,7 +45,7 @@ def test_the_stored_form_of_version_3_stays_as_it_is() -> None:
         "seen": "AAAAAAAAAAA=",
         "held": [["a", "first"]],
     }
-    assert json.loads(cursor.to_json()) == {**stored, "absent": []}
+    assert json.loads(cursor.to_json()) == {**stored, "absent": [], "observer": ""}
     assert Cursor.from_json(json.dumps(stored), NOON) == cursor
 
 

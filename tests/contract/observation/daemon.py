@@ -80,7 +80,7 @@ class Daemon:
         # One poll per tick, unless the test declares otherwise.
         self._observe = ObserveDeclaration.model_validate({"interval": 5, **declared})
         self.stored: list[AssetEvent] = []
-        self.before_storing: Callable[[], None] | None = None
+        self.before_storing: Callable[[], object] | None = None
         self._killed_after = math.inf
         self._report = instance.report_runless_asset_event
         vars(instance)["report_runless_asset_event"] = self._store
@@ -97,6 +97,9 @@ class Daemon:
             timing=self._timing,
         )
 
+    def build_context(self) -> dg.SensorEvaluationContext:
+        return dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
+
     def evaluate(self, killed_after: int | None = None) -> dg.SensorResult | dg.SkipReason:
         """Return the result of the sensor, which stores its events itself.
 
@@ -105,7 +108,7 @@ class Daemon:
         """
         self.stored = []
         self._killed_after = math.inf if killed_after is None else killed_after
-        with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
+        with self.build_context() as context:
             result = self.sensor(context)
         assert isinstance(result, dg.SensorResult | dg.SkipReason)
         return result

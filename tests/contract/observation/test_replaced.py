@@ -1,0 +1,84 @@
+"""A code server that is replaced while its tick goes on."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    SensorInstigatorData,
+)
+
+from tests.contract.observation.daemon import DAG, Daemon, Observed
+
+LOCATION = RegisteredCodeLocationOrigin("core")
+
+
+class CodeServer(Daemon):
+    """A daemon whose ticks know their code location, and which stores cursors as Dagster does."""
+
+    def build_context(self) -> dg.SensorEvaluationContext:
+        return dg.SensorEvaluationContext(
+            instance_ref=None,
+            last_tick_completion_time=None,
+            last_run_key=None,
+            cursor=self.cursor,
+            repository_name=None,
+            instance=self.instance,
+            code_location_origin=LOCATION,
+        )
+
+    def tick(self, *, crashes: bool = False, killed_after: int | None = None) -> list[str]:
+        run_ids = super().tick(crashes=crashes, killed_after=killed_after)
+        self.store_cursor()
+        return run_ids
+
+    def store_cursor(self) -> None:
+        repository = RemoteRepositoryOrigin(LOCATION, "__repository__")
+        origin = RemoteInstigatorOrigin(repository, self.sensor.name)
+        data = SensorInstigatorData(cursor=self.cursor)
+        state = InstigatorState(
+            origin, InstigatorType.SENSOR, InstigatorStatus.DECLARED_IN_CODE, data
+        )
+        if self.instance.get_instigator_state(origin.get_id(), state.selector_id):
+            self.instance.update_instigator_state(state)
+        else:
+            self.instance.add_instigator_state(state)
+
+
+@pytest.fixture
+def server(observed: Observed) -> CodeServer:
+    daemon = observed.daemon
+    return CodeServer(daemon.client, [DAG], daemon.instance)
+
+
+def test_a_new_code_server_reports_from_its_second_tick_on(
+    observed: Observed, server: CodeServer
+) -> None:
+    observed.add_run("mine")
+    assert [server.tick() for _ in range(3)] == [[], ["mine"], []]
+    server.restart()
+    observed.add_run("another")
+    assert [server.tick() for _ in range(3)] == [[], ["another"], []]
+
+
+def test_a_code_server_that_was_replaced_amid_a_tick_reports_no_more(
+    observed: Observed, server: CodeServer
+) -> None:
+    server.tick()
+    for number in range(120):
+        observed.add_run(f"run_{number:03}", ended_s_ago=130 - number)
+    successor = CodeServer(server.client, [DAG], server.instance)
+    successor.cursor = server.cursor
+    server.before_storing = successor.tick  # the chunk of 50 runs that was begun is reported
+    server.evaluate()
+    assert len(observed.reported) == 50
+    assert len(successor.tick()) == 70
+    assert len(set(observed.reported)) == len(observed.reported) == 120
