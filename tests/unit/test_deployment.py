@@ -38,6 +38,7 @@ class Sensor:
     name: str = SENSOR
     status: InstigatorStatus = InstigatorStatus.DECLARED_IN_CODE
     ticked_s_ago: float | None = 5.0
+    interval_s: int = 1
 
     def store(self, instance: dg.DagsterInstance) -> None:
         location = RegisteredCodeLocationOrigin(self.location)
@@ -48,7 +49,7 @@ class Sensor:
                 RemoteInstigatorOrigin(repository, self.name),
                 InstigatorType.SENSOR,
                 self.status,
-                SensorInstigatorData(last_tick_start_timestamp=at),
+                SensorInstigatorData(last_tick_start_timestamp=at, min_interval=self.interval_s),
             )
         )
 
@@ -84,3 +85,19 @@ def test_another_sensor_or_one_that_does_not_run_is_no_obstacle(
     for sensor in (other, Sensor("sales")):
         sensor.store(instance)
     assert find_same_sensor(instance, SENSOR, "sales") is None
+
+
+def test_a_removed_location_is_no_obstacle_where_the_own_sensor_is_stopped(
+    instance: dg.DagsterInstance,
+) -> None:
+    Sensor("core", ticked_s_ago=86_400).store(instance)
+    Sensor("sales", status=InstigatorStatus.STOPPED).store(instance)
+    assert find_same_sensor(instance, SENSOR, "sales") is None
+
+
+def test_a_sensor_with_a_long_interval_is_found_between_its_ticks(
+    instance: dg.DagsterInstance,
+) -> None:
+    Sensor("core", ticked_s_ago=500, interval_s=600).store(instance)
+    Sensor("sales", interval_s=600).store(instance)
+    assert find_same_sensor(instance, SENSOR, "sales") == "core"

@@ -322,6 +322,6 @@ def test_a_waiting_dagster_run_writes_heartbeats(
     run = instance.get_run_by_id(executed.run_id)
     assert run is not None
     assert run.tags["federation/waits_for.metrics"] == "true"
-    run_id, alive_at = run.tags["federation/alive_at"].split()
+    run_id, alive_at = run.tags["federation/alive_at.metrics"].split()
     assert run_id == run.run_id
     assert abs(float(alive_at) - time.time()) < 60

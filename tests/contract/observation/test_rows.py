@@ -4,6 +4,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime, timedelta, timezone
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch
-from federation_defs.declaration import PartitionsDeclaration
+from federation_defs.declaration import PartitionsDeclaration, SuccessDeclaration
 from federation_defs.naming import build_run_id
 from federation_defs.observation.reporter import Reporter
 from federation_defs.outcome import Outcome
@@ -23,7 +24,7 @@ from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import FakeAirflow, asks
-from tests.contract.fakes.faults import answer, edit
+from tests.contract.fakes.faults import Stall, answer, edit
 from tests.contract.observation.daemon import (
     DAG,
     KEY,
@@ -37,6 +38,7 @@ from tests.contract.observation.daemon import (
 from tests.contract.observation.test_ownership import run_owner
 from tests.contract.worlds import connect_to
 from tests.unit.build import build_run
+from tests.waiting import wait_for
 
 LOG = logging.getLogger(__name__)
 DATES = (
@@ -209,3 +211,105 @@ def test_hundreds_of_deferred_runs_take_a_bounded_number_of_requests_per_tick(
 
     run_owner(instance, die)
     assert [len(daemon.tick()) for _ in range(4)] == [50, 50, 20, 0]
+
+
+AWAY = answer(503, {"detail": "starting"})
+
+
+@pytest.mark.parametrize("path", [".*__held", ".*/taskInstances"])
+def test_an_outage_between_two_errors_about_a_run_is_no_reason_to_give_it_up(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, path: str
+) -> None:
+    clock = FakeClock()
+    airflow_v2.database.add_dag(DAG, tasks=("load",))
+    daemon = Daemon(airflow_v2.client, [DAG], instance, timing=clock.timing)
+    daemon.rules[DAG] = SuccessDeclaration(tasks=["load"])
+    daemon.restart()
+
+    def die(context: dg.OpExecutionContext) -> None:
+        run_id = f"{build_run_id(context.run_id)}__held"
+        airflow_v2.database.finish_run(airflow_v2.database.start_run(DAG, run_id))
+        daemon.tick()
+        leave_the_overlap(airflow_v2)
+        daemon.tick()
+        raise RuntimeError("killed before it could report")
+
+    def fail_for(path: str, minutes: int) -> None:
+        airflow_v2.server.fail_next(asks("GET", path), AWAY, times=9999)
+        for _ in range(minutes):
+            clock.advance(60)
+            daemon.tick()
+        airflow_v2.server.forget_faults()
+
+    run_id = build_run_id(run_owner(instance, die).run_id)
+    fail_for(path, 1)
+    fail_for(".*", 20)
+    fail_for(path, 1)
+    clock.advance(60)
+    daemon.tick()
+    reports = fetch_reported_runs(instance, KEY)
+    assert [report["Run ID"].value for report in reports] == [f"{run_id}__held"]
+    assert fetch_problems(instance) == []
+
+
+def test_a_deferred_run_whose_answer_does_not_come_delays_no_failed_run(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG)
+    daemon = Daemon(airflow_v2.client, [DAG], instance, timing=Timing(tick_s=3))
+
+    def die(context: dg.OpExecutionContext) -> None:
+        run_id = f"{build_run_id(context.run_id)}__held"
+        airflow_v2.database.finish_run(airflow_v2.database.start_run(DAG, run_id))
+        daemon.tick()
+        leave_the_overlap(airflow_v2)
+        raise RuntimeError("killed before it could report")
+
+    run_owner(instance, die)
+    with Stall() as stall:
+        airflow_v2.server.fail_next(asks("GET", ".*__held"), stall, times=99)
+        airflow_v2.database.finish_run(airflow_v2.database.start_run(DAG, "failed"), "failed")
+
+        def tick() -> bool:
+            daemon.tick()
+            return bool(fetch_reported_observations(instance, KEY))
+
+        wait_for(tick, "the failed run is reported")
+
+
+def test_slow_queries_of_the_event_log_do_not_stop_observation(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """50 DAGs end at midnight, and two queries of each take longer than `owner_check_s`."""
+    dag_ids = [f"dag_{number}" for number in range(50)]
+    for dag_id in dag_ids:
+        airflow_v2.database.add_dag(dag_id)
+    timing = Timing(owner_check_s=0.2, report_s=60)
+    daemon = Daemon(airflow_v2.client, dag_ids, instance, timing=timing)
+    daemon.tick()
+    fetch = instance.fetch_materializations
+
+    def fetch_slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.02)
+        return fetch(*args, **kwargs)
+
+    vars(instance)["fetch_materializations"] = fetch_slowly
+    for dag_id in dag_ids:
+        airflow_v2.database.finish_run(airflow_v2.database.start_run(dag_id, "midnight"))
+    assert len(daemon.tick()) == 50
+
+
+def test_a_row_that_can_not_be_read_is_reported_once_though_the_cursor_is_lost(
+    observed: Observed,
+) -> None:
+    observed.add_run("odd")
+
+    def spoil(content: dict[str, Any]) -> None:
+        for run in content["dag_runs"]:
+            run["state"] = None
+
+    observed.server.fail_next(asks("GET", "/dags/~/dagRuns"), edit(spoil), times=9)
+    for _ in range(3):
+        observed.daemon.tick(crashes=True)
+        observed.daemon.cursor = None
+    assert len(fetch_problems(observed.daemon.instance)) == 1
