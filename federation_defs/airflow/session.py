@@ -76,6 +76,11 @@ class AirflowSession:
             if error.response is not None:
                 raise self._build_sign_in_error(error.response, error.reason) from error
             raise CredentialError(self.instance, error.reason, self._account_hint) from error
+        except AirflowError:
+            raise
+        except Exception as error:  # whatever an answer brings about in the libraries that read it
+            seen = f"what can't be read ({type(error).__name__})"
+            raise UnexpectedAnswerError(self.instance, f"{method} {path}", seen) from error
 
     def build_error(self, response: requests.Response) -> AirflowError:
         """Build the error for an answer with a bad status."""
@@ -156,7 +161,11 @@ def read_detail(response: requests.Response) -> str:
     # place of `detail`.
     title = answer.get("title") if response.status_code != 403 else ""
     detail = answer.get("detail") or title or answer.get("error")
-    return redact_text(" ".join(_format_detail(detail).split()), _read_body(response.request))
+    try:
+        text = " ".join(_format_detail(detail).split())
+        return redact_text(text, _read_body(response.request))
+    except RecursionError:
+        return ""
 
 
 def _read_body(request: requests.PreparedRequest) -> Any:
@@ -172,7 +181,8 @@ def _format_detail(detail: Any) -> str:
     if isinstance(detail, list):
         return "; ".join(_format_detail(entry) for entry in detail)
     if isinstance(detail, dict):
-        location = ".".join(str(part) for part in detail.get("loc") or ())
+        location = detail.get("loc")
+        location = ".".join(map(str, location)) if isinstance(location, list) else location
         message = detail.get("msg") or detail.get("message") or detail.get("reason")
         return f"{location}: {message}" if location else str(message or detail)
     return str(detail or "")
