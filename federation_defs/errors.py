@@ -220,11 +220,13 @@ class DagBrokenError(AirflowError):
 
 
 class TriggersOffError(AirflowError):
-    def __init__(self, instance: str, dag_id: str, reason: str) -> None:
+    """Nothing may be changed here. `request` is what was asked for, as it follows "to"."""
+
+    def __init__(self, instance: str, request: str, reason: str) -> None:
         super().__init__(
             instance,
-            f"was not asked to run DAG '{dag_id}', because {reason}. Set FEDERATION_TRIGGERS=on "
-            "where DAGs may be run.",
+            f"was not asked to {request}, because {reason}. Set FEDERATION_TRIGGERS=on where DAGs "
+            "may be run.",
         )
 
 
