@@ -1,7 +1,7 @@
 """The errors of this package, by what they are about.
 
 FederationError
-├── DeclarationError            a defs.yaml is wrong
+├── DeclarationError            a defs.yaml, or a variable that is read beside it, is wrong
 ├── DeclaredTwiceError          two code locations declare an instance
 └── AirflowError                a problem with one Airflow instance
     ├── UnreachableError        no answer, or a temporary error (429, 5xx): may pass by itself
