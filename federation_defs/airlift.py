@@ -18,12 +18,13 @@ from dagster_airlift.core.serialization.serialized_data import (
 )
 from typing_extensions import override
 
+from federation_defs.airflow.api import MAX_ROWS
 from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.airflow.models import AirflowAsset, Dag, TriggerOptions
 from federation_defs.airflow.models import TaskInstance as Task
 from federation_defs.airflow.session import RequestsFacade
 from federation_defs.declaration import parse_declaration
-from federation_defs.errors import AirflowError, TriggersOffError
+from federation_defs.errors import AirflowError, TriggersOffError, UnexpectedAnswerError
 from federation_defs.safety import find_safe_mode_reason
 
 
@@ -151,13 +152,17 @@ class ClientInstance(AirflowInstance):
     def _list_task_instances(self, body: dict[str, Any]) -> list[TaskInstance]:
         url = f"{self.get_api_url()}/dags/~/dagRuns/~/taskInstances/list"
         session = self.auth_backend.get_session()
-        tasks: list[TaskInstance] = []
+        rows: list[dict[str, Any]] = []
         while True:  # airlift reads the first page only
-            page = {**body, "page_offset": len(tasks), "page_limit": self.batch_task_instance_limit}
+            page = {**body, "page_offset": len(rows), "page_limit": self.batch_task_instance_limit}
             answer = session.post(url, json=page).json()
-            tasks += [self._build_task_instance(entry) for entry in answer["task_instances"]]
-            if not answer["task_instances"] or len(tasks) >= answer["total_entries"]:
-                return tasks
+            more = answer["task_instances"]
+            if more and more == rows[: len(more)]:
+                seen = "the same `task_instances` at each offset"
+                raise UnexpectedAnswerError(self.name, f"POST {url}", seen)
+            rows += more
+            if not more or len(rows) >= min(answer["total_entries"], MAX_ROWS):
+                return [self._build_task_instance(row) for row in rows]
 
     @override
     def get_task_instance(self, dag_id: str, task_id: str, run_id: str) -> TaskInstance:
@@ -176,7 +181,7 @@ class ClientInstance(AirflowInstance):
     @override
     def trigger_dag(self, dag_id: str, logical_date: datetime | None = None) -> str:
         if (reason := find_safe_mode_reason(os.environ)) is not None:
-            raise TriggersOffError(self.name, dag_id, reason)
+            raise TriggersOffError(self.name, f"run DAG '{dag_id}'", reason)
         options = TriggerOptions(logical_date or "now")
         return self.client.trigger_run(dag_id, f"dagster__{uuid4()}", {}, options).run_id
 

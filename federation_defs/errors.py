@@ -1,7 +1,7 @@
 """The errors of this package, by what they are about.
 
 FederationError
-├── DeclarationError            a defs.yaml is wrong
+├── DeclarationError            a defs.yaml, or a variable that is read beside it, is wrong
 ├── DeclaredTwiceError          two code locations declare an instance
 └── AirflowError                a problem with one Airflow instance
     ├── UnreachableError        no answer, or a temporary error (429, 5xx): may pass by itself
@@ -220,11 +220,13 @@ class DagBrokenError(AirflowError):
 
 
 class TriggersOffError(AirflowError):
-    def __init__(self, instance: str, dag_id: str, reason: str) -> None:
+    """Nothing may be changed here. `request` is what was asked for, as it follows "to"."""
+
+    def __init__(self, instance: str, request: str, reason: str) -> None:
         super().__init__(
             instance,
-            f"was not asked to run DAG '{dag_id}', because {reason}. Set FEDERATION_TRIGGERS=on "
-            "where DAGs may be run.",
+            f"was not asked to {request}, because {reason}. Set FEDERATION_TRIGGERS=on where DAGs "
+            "may be run.",
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from federation_defs.errors import DeclarationError
+
 TRIGGERS_VARIABLE = "FEDERATION_TRIGGERS"
 
 _BRANCH_VARIABLE = "DAGSTER_CLOUD_IS_BRANCH_DEPLOYMENT"  # set by Dagster+
@@ -13,7 +15,7 @@ def find_safe_mode_reason(environment: Mapping[str, str]) -> str | None:
     """Return why no DAG may be triggered, cleared or stopped, or None if it may.
 
     Raises:
-        ValueError: FEDERATION_TRIGGERS says neither on nor off.
+        DeclarationError: FEDERATION_TRIGGERS says neither on nor off.
     """
     value = environment.get(TRIGGERS_VARIABLE, "").strip().lower()
     if value in ("off", "0", "false", "no"):
@@ -21,7 +23,7 @@ def find_safe_mode_reason(environment: Mapping[str, str]) -> str | None:
     if value in ("on", "1", "true", "yes"):
         return None
     if value:
-        raise ValueError(f"{TRIGGERS_VARIABLE} is '{value}': write on or off.")
+        raise DeclarationError([f"{TRIGGERS_VARIABLE} is '{value}': write on or off."])
     if environment.get(_BRANCH_VARIABLE, "").strip().lower() in ("1", "true"):
         return f"this is a branch deployment ({TRIGGERS_VARIABLE}=on would allow it)"
     return None

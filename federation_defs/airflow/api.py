@@ -44,6 +44,8 @@ SERVER_PAGE = 100  # the default of that maximum (2.11 and 3.3)
 MAX_ROWS = 1_000_000  # of a list; it takes 10,000 requests
 MAX_REREADS = 2
 _MAX_WARNINGS = 100  # about unreadable rows
+# Callers report that a run or a task can't be read, also if it is the only one.
+_REPORTED_ROWS = ("dag_runs", "task_instances")
 _UPGRADING = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
 T = TypeVar("T")
 R = TypeVar("R")
@@ -231,13 +233,16 @@ class AirflowApi:
         try:
             return parse_object(parse, answer)
         except UnreadableError as error:
-            # Unless this is the answer to the question for the version.
-            if self._version is None and self.known_api_version is not None:
-                with suppress(AirflowError):
-                    self.fetch_version()
-            version = self._version or "of unknown version"
-            remedy = f"The server says it is Airflow {version}: is that its answer, or a proxy's?"
-            raise UnexpectedAnswerError(self.instance, request, str(error), remedy) from error
+            raise self._build_unreadable_error(request, str(error)) from error
+
+    def _build_unreadable_error(self, request: str, reason: str) -> UnexpectedAnswerError:
+        # Unless this is the answer to the question for the version.
+        if self._version is None and self.known_api_version is not None:
+            with suppress(AirflowError):
+                self.fetch_version()
+        version = self._version or "of unknown version"
+        remedy = f"The server says it is Airflow {version}: is that its answer, or a proxy's?"
+        return UnexpectedAnswerError(self.instance, request, reason, remedy)
 
     def _fetch_list(
         self,
@@ -281,11 +286,16 @@ class AirflowApi:
         Servers may return fewer entries than `limit`, so paging goes by the rows that came and by
         `total_entries`. That may be too large, so a list is only taken for longer than `at_most`
         if there is a row beyond, and an empty page ends every list.
+
+        Raises:
+            UnexpectedAnswerError: No row can be parsed, and they are no DAG runs or tasks.
         """
 
         def fetch(offset: int, limit: int = PAGE_LIMIT) -> Page[T]:
             query = {"limit": limit, **params, "offset": offset}
-            return self._read_page(self._get(path, params=query), field, parse)
+            response = self._get(path, params=query)
+            page = self._read(response, partial(parse_page, field, parse))
+            return replace(page, server_time=read_server_time(response))
 
         first = fetch(0)
         is_too_large = first.total > at_most and first.size < first.total
@@ -308,14 +318,16 @@ class AirflowApi:
                 if page.size < size:  # the next page would leave a gap
                     size = page.size
                     break
-        return replace(join_pages(pages, total), is_whole=not size or read >= total)
+        whole = join_pages(pages, total)
+        if whole.unreadable and not whole.entries and field not in _REPORTED_ROWS:
+            request = f"GET {self.api_version.prefix}{path}"
+            raise self._build_unreadable_error(request, whole.unreadable[0].reason)
+        self._warn_of(whole.unreadable, field)
+        return replace(whole, is_whole=not size or read >= total)
 
-    def _read_page(
-        self, response: requests.Response, field: str, parse: Callable[[Any], T]
-    ) -> Page[T]:
-        """Read a page of a list. Each row that can't be read is logged once."""
-        page = self._read(response, partial(parse_page, field, parse))
-        for row in page.unreadable:
+    def _warn_of(self, unreadable: Sequence[UnreadableRow], field: str) -> None:
+        """Log each row that can't be read, once."""
+        for row in unreadable:
             if (field, row) in self._warned_of or len(self._warned_of) >= _MAX_WARNINGS:
                 continue
             self._warned_of.add((field, row))
@@ -325,7 +337,6 @@ class AirflowApi:
                 "Airflow '%s' has an entry in `%s`%s that can't be read: %s. The others are read."
             )
             _log.warning(text, self.instance, field, of, row.reason)
-        return replace(page, server_time=read_server_time(response))
 
     def _fetch_all(self, fetch: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """Fetch something for each item, in parallel, and return the results in order."""

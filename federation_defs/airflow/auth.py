@@ -184,12 +184,12 @@ class TokenFileAuth(RenewableAuth):
     def _read_version(self) -> tuple[int, int, int]:
         try:
             stat = self._path.stat()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError for a null byte in its path
             raise self._build_error(error) from error
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
-    def _build_error(self, error: OSError) -> NotSignedInError:
-        reason = error.strerror or type(error).__name__
+    def _build_error(self, error: OSError | ValueError) -> NotSignedInError:
+        reason = getattr(error, "strerror", None) or str(error)
         return NotSignedInError(f"the token file {self._path} can't be read ({reason})")
 
 
@@ -240,7 +240,7 @@ def is_refused(response: requests.Response) -> bool:
     signed with another secret. Any other 403 is a missing permission."""
     if response.status_code == 401:
         return True
-    return response.status_code == 403 and "Invalid JWT token" in response.text
+    return response.status_code == 403 and b"Invalid JWT token" in response.content
 
 
 def _read_claims(token: str) -> dict[str, float]:
@@ -282,7 +282,7 @@ class BasicAuth(HTTPBasicAuth, SignIn):
 
     def __init__(self, transport: Transport, username: str, password: str) -> None:
         # As bytes: requests encodes text as Latin-1, and Airflow reads UTF-8.
-        super().__init__(username.encode(), password.encode())
+        super().__init__(username.encode(errors="replace"), password.encode(errors="replace"))
         self._transport = transport
         self._cookie: str | None = None
         self._has_session_worked = False
@@ -330,7 +330,8 @@ class BasicAuth(HTTPBasicAuth, SignIn):
         """Return a session's cookie, or None if the login page gives none."""
         try:
             page = self._transport.send("GET", _LOGIN, auth=NoAuth(), is_repeatable=False)
-            csrf_input = _CSRF_INPUT.search(page.text) if page.status_code == 200 else None
+            html = page.content.decode(errors="replace")  # whatever charset it says
+            csrf_input = _CSRF_INPUT.search(html) if page.status_code == 200 else None
             csrf_token = _VALUE.search(csrf_input[0]) if csrf_input else None
             if csrf_token is None:
                 return None

@@ -107,11 +107,7 @@ def parse_object(parse: Callable[[Any], T], answer: Any) -> T:
 
 
 def parse_page(field: str, parse: Callable[[Any], T], answer: Mapping[str, Any]) -> Page[T]:
-    """Parse the answer for a page.
-
-    Raises:
-        UnreadableError: No row can be parsed. Of DAG runs, their keys are enough.
-    """
+    """Parse the answer for a page."""
     rows, total = answer[field], answer["total_entries"]
     if not isinstance(rows, list) or type(total) is not int or total < 0:
         raise TypeError(f"`{field}` is no list, or `total_entries` no count")
@@ -123,9 +119,6 @@ def parse_page(field: str, parse: Callable[[Any], T], answer: Mapping[str, Any])
         except UnreadableError as error:
             ids = _find_id(row, "dag_id"), _find_id(row, "dag_run_id")
             unreadable.append(UnreadableRow(*ids, clean_text(str(error))))
-    are_known = field == "dag_runs" and any(row.key for row in unreadable)
-    if unreadable and not entries and not are_known:
-        raise UnreadableError(unreadable[0].reason)
     return Page(entries, unreadable, min(total, sys.maxsize))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from functools import partial
 from typing import Any
@@ -23,11 +24,13 @@ from federation_defs.errors import (
     PermissionMissingError,
     RequestRefusedError,
     SignInRefusedError,
+    TriggersOffError,
     UnexpectedAnswerError,
     UnreachableError,
     quote_detail,
 )
 from federation_defs.redaction import redact_text
+from federation_defs.safety import find_safe_mode_reason
 
 _OPEN = OpenAuth()
 
@@ -63,9 +66,7 @@ class AirflowSession:
             SignInRefusedError: The server gave no token for the account.
         """
         sign_in = _OPEN if is_open else self._sign_in
-        # A POST to `…/list` reads, with the filters in its body.
-        is_repeatable = method == "GET" or (method == "POST" and path.endswith("/list"))
-        content |= {"auth": sign_in, "is_repeatable": is_repeatable}
+        content |= {"auth": sign_in, "is_repeatable": _is_reading(method, path)}
         send = partial(self.transport.send, method, path, **content)
         try:
             sign_in.prepare()
@@ -76,6 +77,11 @@ class AirflowSession:
             if error.response is not None:
                 raise self._build_sign_in_error(error.response, error.reason) from error
             raise CredentialError(self.instance, error.reason, self._account_hint) from error
+        except AirflowError:
+            raise
+        except Exception as error:  # whatever an answer brings about in the libraries that read it
+            seen = f"what can't be read ({type(error).__name__})"
+            raise UnexpectedAnswerError(self.instance, f"{method} {path}", seen) from error
 
     def build_error(self, response: requests.Response) -> AirflowError:
         """Build the error for an answer with a bad status."""
@@ -121,7 +127,8 @@ class RequestsFacade(requests.Session):
     """A `requests.Session` for other libraries, whose requests go through an `AirflowSession`.
 
     They share its connections, rate limit, sign-in and errors. Only what that passes on is
-    accepted: params, json and an Accept header.
+    accepted: params, json and an Accept header. In safe mode, requests that change something raise
+    a `TriggersOffError`.
     """
 
     def __init__(self, session: AirflowSession) -> None:
@@ -139,11 +146,19 @@ class RequestsFacade(requests.Session):
             given.pop(name, None)
         if given.keys() - {"params", "json"} or headers.keys() - {"Accept"}:
             raise TypeError(f"{method} {url}: only params, json and an Accept header are passed on")
-        path = url.removeprefix(session.url)
-        response = session.request(method.upper(), path, accept=headers.get("Accept"), **given)
+        method, path = method.upper(), url.removeprefix(session.url)
+        reason = None if _is_reading(method, path) else find_safe_mode_reason(os.environ)
+        if reason is not None:
+            raise TriggersOffError(session.instance, f"answer {method} {path}", reason)
+        response = session.request(method, path, accept=headers.get("Accept"), **given)
         if response.status_code >= 300:
             raise session.build_error(response)
         return response
+
+
+def _is_reading(method: str, path: str) -> bool:
+    """Return whether a request changes nothing. A POST to `…/list` has its filters in the body."""
+    return method == "GET" or (method == "POST" and path.endswith("/list"))
 
 
 def read_detail(response: requests.Response) -> str:
@@ -156,7 +171,11 @@ def read_detail(response: requests.Response) -> str:
     # place of `detail`.
     title = answer.get("title") if response.status_code != 403 else ""
     detail = answer.get("detail") or title or answer.get("error")
-    return redact_text(" ".join(_format_detail(detail).split()), _read_body(response.request))
+    try:
+        text = " ".join(_format_detail(detail).split())
+        return redact_text(text, _read_body(response.request))
+    except RecursionError:
+        return ""
 
 
 def _read_body(request: requests.PreparedRequest) -> Any:
@@ -172,7 +191,8 @@ def _format_detail(detail: Any) -> str:
     if isinstance(detail, list):
         return "; ".join(_format_detail(entry) for entry in detail)
     if isinstance(detail, dict):
-        location = ".".join(str(part) for part in detail.get("loc") or ())
+        location = detail.get("loc")
+        location = ".".join(map(str, location)) if isinstance(location, list) else location
         message = detail.get("msg") or detail.get("message") or detail.get("reason")
         return f"{location}: {message}" if location else str(message or detail)
     return str(detail or "")

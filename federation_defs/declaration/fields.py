@@ -88,7 +88,7 @@ Interval = _OrTemplate[
         _OrText(_DURATION_PATTERN),
     ]
 ]
-Count = _OrTemplate[Annotated[int, Field(gt=0)]]
+Count = _OrTemplate[Annotated[int, Field(gt=0, le=1_000_000)]]
 Switch = _OrTemplate[bool]
 
 

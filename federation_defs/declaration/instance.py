@@ -24,11 +24,15 @@ from federation_defs.errors import DeclarationError
 
 
 def _check_url(url: str) -> str:
+    url = url.strip()
+    if " " in url or not url.isprintable():
+        raise ValueError("remove white space and control characters")
     if "@" in url:
         raise ValueError("remove user name and password: they belong in `auth`")
     try:
         parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        host = (parts.hostname or "").encode("idna")  # fails for a bad label
+        is_address = parts.scheme in ("http", "https") and host and parts.port != 0
     except ValueError:  # a bad host or port; the message may quote a secret
         is_address = False
     if not is_address:

@@ -66,6 +66,11 @@ def test_an_invalid_sign_in_is_refused_with_a_remedy_and_without_a_secret(
         ("https://airflow.example.com/home?tags=a", "end it with the path"),
         ("https://airflow.example.com:port", "write a web address"),
         ("https://[::1", "write a web address"),
+        ("https://airflow..example.com", "write a web address"),
+        (f"https://{'a' * 64}.example.com", "write a web address"),
+        ("https://airflow.example.com/a b", "remove white space and control characters"),
+        ("https://airflow.exa\tmple.com", "remove white space and control characters"),
+        ("https://\u202eairflow.example.com", "remove white space and control characters"),
     ],
 )
 def test_an_invalid_url_is_refused_without_quoting_it(url: str, message: str) -> None:
@@ -76,10 +81,26 @@ def test_an_invalid_url_is_refused_without_quoting_it(url: str, message: str) ->
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:8080",
+        "https://[::1]:8080/sales",
+        "https://süd.example.com",
+        "https://airflow_web.internal.",
+        f"https://{'a' * 63}.example.com",
+    ],
+)
+def test_a_web_address_is_taken_without_white_space_around_it(url: str) -> None:
+    raw = {**BASE, "url": f" {url}\t\n", "auth": {"type": "none"}}
+    assert InstanceDeclaration.model_validate(raw).url == url
+
+
+@pytest.mark.parametrize(
     "more",
     [
         {"http": {"max_connections": 0}},
         {"http": {"max_requests_per_minute": 1.5}},
+        {"http": {"max_requests_per_minute": 10**400}},
         {"http": {"read_timeout": "never"}},
         {"http": {"retries": 5}},
         {"tls": {"verify": "perhaps"}},

@@ -46,7 +46,7 @@ EXAMPLES = [
         f"{SALES}/dags/revenue",
         "ModuleNotFoundError: No module named 'forecast'",
     ),
-    errors.TriggersOffError("sales", "revenue", "FEDERATION_TRIGGERS is 'off'"),
+    errors.TriggersOffError("sales", "run DAG 'revenue'", "FEDERATION_TRIGGERS is 'off'"),
     errors.LogicalDateTakenError("sales", "revenue", "dagster__1", "already exists"),
     errors.RunNotStartedError(
         "sales", "revenue", "dagster__1", f"{TRIGGER}: 500: database is locked"

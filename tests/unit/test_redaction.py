@@ -244,6 +244,7 @@ def test_other_texts_are_kept_as_they_are(text: str) -> None:
         ("10 %\r20 %\r\ndone", "10 %\n20 %\ndone"),
         ("user\u202etxt.exe", "usertxt.exe"),
         ("a\0b\x08c\td", "abc\td"),
+        ("a\xadb\u180ec\ufff9d\ufffbe\U000e0001f\U000e007fg", "abcdefg"),
         ("half \ud83d of a duck", "half \ufffd of a duck"),
         ("größe 数 🦆 👩‍🔬", "größe 数 🦆 👩‍🔬"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from federation_defs.errors import DeclarationError
 from federation_defs.safety import find_safe_mode_reason
 
 BRANCH = {"DAGSTER_CLOUD_IS_BRANCH_DEPLOYMENT": "1"}
@@ -40,5 +41,5 @@ def test_other_deployments_allow_triggers(value: str) -> None:
 
 @pytest.mark.parametrize("said", ["maybe", "disabled", "none"])
 def test_other_values_are_an_error(said: str) -> None:
-    with pytest.raises(ValueError, match=f"FEDERATION_TRIGGERS is '{said}': write on or off"):
+    with pytest.raises(DeclarationError, match=f"FEDERATION_TRIGGERS is '{said}': write on or off"):
         find_safe_mode_reason({"FEDERATION_TRIGGERS": said, **BRANCH})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -12,6 +13,7 @@ from dagster_airlift.core import (
     build_defs_from_airflow_instance,
     load_airflow_dag_asset_specs,
 )
+from dagster_airlift.core.runtime_representations import TaskInstance
 
 from federation_defs import DeclarationError, build_airflow_instance
 from federation_defs.airlift import ClientInstance
@@ -20,10 +22,12 @@ from federation_defs.errors import (
     PermissionMissingError,
     SignInRefusedError,
     TriggersOffError,
+    UnexpectedAnswerError,
 )
+from tests.contract.clients import call_within
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import PASSWORD, USERNAME, asks
-from tests.contract.fakes.faults import answer
+from tests.contract.fakes.faults import Fault, answer
 from tests.contract.worlds import RealWorld, run_dag
 
 
@@ -191,6 +195,48 @@ def test_nothing_is_triggered_in_safe_mode(
     assert airflow.server.count("POST", ".*dagRuns") == 0
     monkeypatch.setenv("FEDERATION_TRIGGERS", "on")
     assert airlift.trigger_dag("a") == airflow.database.runs[0].run_id
+
+
+CHANGES: dict[str, Callable[[ClientInstance], Any]] = {
+    "unpause": lambda airlift: airlift.unpause_dag("a"),
+    "delete": lambda airlift: airlift.delete_run("a", "mine"),
+    "post": lambda airlift: airlift.auth_backend.get_session().post(
+        f"{airlift.get_api_url()}/dags/a/dagRuns", json={}
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_nothing_is_changed_in_safe_mode(
+    airflow: Airflow, change: Callable[[ClientInstance], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    airflow.database.add_dag("a")
+    airlift = ClientInstance(airflow.client)
+    monkeypatch.setenv("FEDERATION_TRIGGERS", "off")
+    with pytest.raises(TriggersOffError, match=r"was not asked to answer \w+ /api/v\d/dags"):
+        change(airlift)
+    assert {asked.method for asked in airflow.server.asked} <= {"GET"}
+
+
+def list_tasks(airflow: Airflow, fault: Fault) -> list[TaskInstance]:
+    run = airflow.database.start_run(airflow.database.add_dag("a").dag_id, "mine")
+    airflow.database.finish_run(run)
+    airflow.client.fetch_dags()
+    airflow.server.fail_next(asks("POST", ".*/list"), fault, times=20)
+    airlift = ClientInstance(airflow.client)
+    return call_within(10, lambda: airlift.get_task_instance_batch("a", ["t"], "mine", ["success"]))
+
+
+def test_tasks_are_listed_in_safe_mode(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDERATION_TRIGGERS", "off")
+    assert list_tasks(airflow, answer(200, {"task_instances": [], "total_entries": 1e300})) == []
+
+
+def test_tasks_that_repeat_at_each_offset_are_an_error(airflow: Airflow) -> None:
+    task = {"dag_id": "a", "dag_run_id": "mine", "task_id": "t", "state": "success"}
+    repeated = answer(200, {"task_instances": [task], "total_entries": 10**18})
+    with pytest.raises(UnexpectedAnswerError, match="the same `task_instances` at each offset"):
+        list_tasks(airflow, repeated)
 
 
 def test_the_source_of_a_file_that_is_gone_is_an_error_that_says_so(airflow: Airflow) -> None:

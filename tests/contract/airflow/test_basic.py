@@ -14,6 +14,7 @@ from federation_defs.airflow.auth import REQUESTS_BEFORE_LOGIN
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import PermissionMissingError
 from tests.conftest import ROOT, Airflows
+from tests.contract.clients import declare_client
 from tests.contract.conftest import Airflow, StartAirflow
 from tests.contract.fakes.airflow import PASSWORD, asks
 from tests.contract.fakes.fault_proxy import FaultProxy
@@ -107,6 +108,19 @@ def test_after_a_refused_login_name_and_password_are_used(airflow_v1: Airflow) -
     offer_login(airflow_v1, **{"Set-Cookie": "session=begun", "Location": "/login/"})
     ask(airflow_v1.client)
     assert airflow_v1.server.count("GET", "/dags/a") == MANY
+
+
+def test_a_login_page_in_a_charset_that_is_none_is_passed_over(airflow_v1: Airflow) -> None:
+    page = Response("<html>", 200, content_type="text/html; charset=undefined")
+    airflow_v1.server.fail_next(asks("GET", "/login/"), lambda _: page)
+    for _ in range(MANY):
+        airflow_v1.client.fetch_dags()
+
+
+def test_a_name_and_password_that_are_no_text_are_reported_as_wrong(airflow_v1: Airflow) -> None:
+    auth = {"type": "basic", "username": "half \ud83d", "password": "\ud83d"}
+    with pytest.raises(PermissionMissingError, match="Check METRICS_PASSWORD"):
+        declare_client(airflow_v1.server.url, auth).fetch_dags()
 
 
 def test_many_threads_log_in_once(airflow_v1: Airflow) -> None:

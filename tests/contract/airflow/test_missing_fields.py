@@ -104,9 +104,9 @@ def test_a_field_that_is_needed_is_named_with_request_and_version(
     asked: FakeWorld, question: Question, is_null: bool
 ) -> None:
     api = asked.api
+    if question.entries and question.entries[api] in ("dag_runs", "task_instances"):
+        return  # such a row is told of, also if it is alone: see test_unreadable_rows.py
     for field in question.needed[api]:
-        if (question.path[api], field) == ("/dags/~/dagRuns", "state"):
-            continue  # such a run is told of with its key: see test_unreadable_rows.py
 
         def drop(answer: dict[str, Any], field: str = field) -> None:
             for entry in answer[question.entries[api]] if question.entries else [answer]:

@@ -9,11 +9,15 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
+import requests
 from werkzeug import Response
 
+from federation_defs.airflow.auth import OpenAuth
 from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.session import AirflowSession
 from federation_defs.errors import AirflowError, UnexpectedAnswerError, UnreachableError
 from tests.contract.clients import (
+    ACCOUNT_HINT,
     LONG_TIMEOUTS,
     SIGN_INS,
     FakeClock,
@@ -22,6 +26,7 @@ from tests.contract.clients import (
     declare_client,
     start_proxied_airflow,
 )
+from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import LOGIN_PAGE, Act, Fault, answer, cut_short, edit
 
@@ -231,6 +236,45 @@ def test_a_busy_sign_in_is_paused_for_too(proxied: ProxiedAirflow) -> None:
     clock = FakeClock()
     assert_works(declare_client(proxied.proxy.url, timing=clock.timing, http=LONG_TIMEOUTS))
     assert max(clock.sleeps_s) == pytest.approx(7, abs=0.1)
+
+
+DEEP = "[" * 700 + "]" * 700
+ODD_ERRORS = {
+    "a number for a location": (400, '{"detail": [{"loc": 7, "msg": "x"}]}', ""),
+    "a number for the only location": (422, '{"detail": {"loc": 7}}', ""),
+    "a detail without end": (400, f'{{"detail": {DEEP}}}', ""),
+    "a detail without end of a temporary error": (500, f'{{"detail": {DEEP}}}', ""),
+    "a charset that is none": (403, '{"detail": "x"}', "; charset=undefined"),
+    "a charset that decodes no bytes": (403, '{"detail": "x"}', "; charset=idna"),
+}
+
+
+@of(ODD_ERRORS, "odd")
+def test_an_error_whose_body_makes_no_sense_is_an_error_of_ours(
+    airflow: Airflow, odd: tuple[int, str, str]
+) -> None:
+    status, body, charset = odd
+    airflow.database.add_dag("a")
+    airflow.client.fetch_dags()
+    content_type = f"application/json{charset}"
+    airflow.server.fail_next(
+        lambda _: True, lambda _: Response(body, status, content_type=content_type), 20
+    )
+    for call in (airflow.client.fetch_dags, lambda: airflow.client.trigger_run("a", "mine")):
+        with pytest.raises(AirflowError, match=str(status)):
+            call()
+
+
+def test_an_exception_of_a_library_about_an_answer_is_an_error_of_ours(
+    proxied: ProxiedAirflow,
+) -> None:
+    class OddSignIn(OpenAuth):
+        def renew(self, response: requests.Response) -> bool:
+            return bool(response.json()["no"]["such"]["field"])
+
+    session = AirflowSession(proxied.client.session.transport, OddSignIn(), ACCOUNT_HINT)
+    with pytest.raises(UnexpectedAnswerError, match=r"GET /api/v2/version with what can't be read"):
+        session.request("GET", "/api/v2/version")
 
 
 def test_an_error_quotes_little_of_a_long_answer(proxied: ProxiedAirflow) -> None:

@@ -109,6 +109,11 @@ def test_a_broken_file_is_reported_until_it_is_mended(
     assert_works(client)
 
 
+def test_a_path_that_no_file_can_have_is_reported(server: TokenAirflow) -> None:
+    with pytest.raises(CredentialError, match=r"the token file .* can't be read"):
+        connect(server, Path("no\0path")).fetch_dags()
+
+
 def test_a_folder_in_place_of_a_token_file_is_named(server: TokenAirflow, tmp_path: Path) -> None:
     with pytest.raises(CredentialError, match=str(tmp_path)):
         connect(server, tmp_path).fetch_dags()

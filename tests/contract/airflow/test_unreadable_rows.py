@@ -132,6 +132,38 @@ def test_a_list_of_which_only_keys_can_be_read_is_no_error(asked: Airflow) -> No
     assert [row.key for row in page.unreadable] == [(DAG, RUN), (DAG, "other")]
 
 
+def test_a_run_without_a_key_is_passed_over_also_if_it_is_alone(
+    asked: Airflow, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked.server.fail_next(RUNS, answer(200, {"dag_runs": [{}], "total_entries": 1}))
+    page = asked.client.fetch_changed_runs(an_hour_ago())
+    assert (page.entries, [row.key for row in page.unreadable]) == ([], [None])
+    assert "has an entry in `dag_runs` that can't be read" in caplog.text
+
+
+def test_a_task_that_can_not_be_read_is_there_also_if_it_is_alone(asked: Airflow) -> None:
+    alone = answer(200, {"task_instances": [{"task_id": None}], "total_entries": 1})
+    asked.server.fail_next(asks("GET", LISTS["task instances"].path["v2"]), alone)
+    assert [task.state for task in asked.client.fetch_task_instances(DAG, RUN)] == [UNREADABLE]
+
+
+@on_lists
+def test_a_row_that_can_not_be_read_may_be_alone_on_its_page(
+    asked: Airflow, question: Question, caplog: pytest.LogCaptureFixture
+) -> None:
+    api = asked.server.api
+    assert question.entries is not None
+    field = question.entries[api]
+    asked.server.endpoints.page_limit = 1
+    lists = asks("GET", question.path[api])
+    asked.server.fail_next(lists, lambda act: act())
+    asked.server.fail_next(lists, edit(lambda page: page.update({field: [{}]})))
+    found = question.ask(asked.client)
+    found = found if isinstance(found, list) else found.entries
+    assert len([entry for entry in found if getattr(entry, "state", "") != UNREADABLE]) == 1
+    assert f"has an entry in `{field}` that can't be read" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["dag_id", "dag_run_id"])
 @pytest.mark.parametrize("value", [None, 5, "", "nul\0", "half \ud83d"], ids=repr)
 def test_a_run_without_a_valid_id_has_no_key(asked: Airflow, name: str, value: Any) -> None:
