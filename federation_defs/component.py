@@ -173,17 +173,21 @@ class FederatedAirflow(dg.StateBackedComponent):
         Raises:
             DeclarationError: The declarations contradict each other. Names all problems.
             AirflowError: The refresh failed, and FEDERATION_STRICT is set.
+            OSError: The state can't be written, and FEDERATION_STRICT is set.
         """
         self._join_federation(context)
         try:
             return super().build_defs(context)
-        except AirflowError as error:
+        except (AirflowError, OSError) as error:
             if _is_strict():
                 raise
+            reason = str(error)
+            if isinstance(error, OSError):
+                reason = f"The state of Airflow '{self.member.name}' can't be written: {error}."
             self._defs_state = self._defs_state.model_copy(update={"refresh_if_dev": False})
             defs = super().build_defs(context)
             known = f"DAGs as of {self._snapshot.taken_at}" if self._snapshot else "declared DAGs"
-            _log.warning("%s Using the %s.", error, known)
+            _log.warning("%s Using the %s.", reason, known)
             return defs
 
     def _join_federation(self, context: dg.ComponentLoadContext) -> None:

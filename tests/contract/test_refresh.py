@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 from dagster._core.storage.defs_state.base import set_defs_state_storage
 from dagster._core.storage.defs_state.blob_storage_state_storage import UPathDefsStateStorage
+from typing_extensions import override
 from upath import UPath
 from werkzeug import Response
 
@@ -145,3 +146,22 @@ def test_versioned_state_keeps_declared_dags_that_an_airflow_has_no_more(
         gone.is_present = False
         assert project.load_asset_keys() == expected
     assert "Airflow 'warehouse' has no DAG 'load_customers'" in caplog.text
+
+
+class _FullStorage(UPathDefsStateStorage):
+    @override
+    def upload_state_from_path(self, key: str, version: str, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_state_that_can_not_be_written_is_a_warning(
+    project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = _FullStorage(UPath(tmp_path / "states"))
+    instance = dg.DagsterInstance.ephemeral()
+    storage.register_instance(instance)
+    with FakeAirflow("v2") as server, set_defs_state_storage(storage):
+        project.declare("sales", server.url, SIGN_INS["v2"], VERSIONED, load=["sales/extract"])
+        assert project.load_asset_keys() == build_keys("sales/load", "sales/extract")
+    reason = "The state of Airflow 'sales' can't be written: [Errno 28] No space left on device."
+    assert f"{reason} Using the declared DAGs." in caplog.text
