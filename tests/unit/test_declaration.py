@@ -57,7 +57,9 @@ def test_an_interval_is_a_number_of_seconds_or_has_a_unit() -> None:
     assert declare(observe={"interval": "1m"}).observe.interval == 60
 
 
-@pytest.mark.parametrize("written", ["soon", "5 weeks", "-3h", 0, "1000000d", math.inf, math.nan])
+@pytest.mark.parametrize(
+    "written", ["soon", "5 weeks", "-3h", 0, True, "1000000d", math.inf, math.nan]
+)
 def test_an_invalid_duration_is_refused(written: object) -> None:
     with pytest.raises(ValidationError, match=r"dags\.a\.trigger\.timeout"):
         declare(dags={"a": {"trigger": {"timeout": written}}})
