@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ class AirflowScaffolder(dg.Scaffolder):
         text = _DEFS_YAML.format(type=request.type_name, name=name, prefix=prefix.upper())
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "defs.yaml").write_text(text)
-        variables, path = ", ".join(find_variables(text)), os.path.relpath(folder)
+        variables, path = ", ".join(find_variables(text)), shlex.quote(os.path.relpath(folder))
         print(_NEXT_STEPS.format(variables=variables, path=path))  # noqa: T201
 
 

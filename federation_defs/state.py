@@ -76,7 +76,6 @@ def write_snapshot(snapshot: Snapshot, path: Path) -> None:
     with TemporaryDirectory(dir=path.parent) as folder:
         new = Path(folder, path.name)
         new.touch(mode=0o600)
-        # ASCII only: a text of Airflow's may hold half of a surrogate pair, which is no UTF-8.
         new.write_text(json.dumps(asdict(snapshot), indent=1))
         new.replace(path)
 
