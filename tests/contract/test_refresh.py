@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -16,6 +17,7 @@ from upath import UPath
 from werkzeug import Response
 
 from federation_defs import FederatedAirflow, InstanceDeclaration
+from federation_defs.specs import build_specs
 from federation_defs.state import read_snapshot
 from tests.contract.clients import SIGN_INS
 from tests.contract.fakes.airflow import FakeAirflow, asks
@@ -126,6 +128,37 @@ def test_a_dag_that_is_away_for_a_refresh_stays_an_asset(
         "load_orders": False,
     }
     assert snapshot.present_dag_ids == {"load_customers"}
+
+
+@pytest.mark.parametrize(
+    ("select", "is_selected"),
+    [
+        ({}, True),
+        ({"tags": ["sales"]}, True),
+        ({"dag_ids": ["load_*"]}, True),
+        ({"dag_ids": ["publish"]}, False),
+        ({"exclude": ["load_*"]}, False),
+    ],
+)
+def test_a_dag_whose_row_can_not_be_read_is_no_absent_one(
+    select: dict[str, list[str]], is_selected: bool, tmp_path: Path
+) -> None:
+    def spoil(act: Act) -> Response:
+        answer = json.loads(act().get_data())
+        answer["dags"][0]["is_paused"] = None
+        return Response(json.dumps(answer), content_type="application/json")
+
+    with FakeAirflow("v2") as server:
+        for dag_id in ("load_orders", "publish"):
+            server.database.add_dag(dag_id, tags=("sales",))
+        server.fail_next(asks("GET", "/dags"), spoil)
+        declared = {"name": "sales", "url": server.url, "auth": SIGN_INS["v2"], "select": select}
+        component = FederatedAirflow(InstanceDeclaration.model_validate(declared))
+        component.write_state_to_path(tmp_path / "state")
+    snapshot = read_snapshot(tmp_path / "state")
+    assert snapshot
+    assert snapshot.present_dag_ids == {"load_orders", "publish"}
+    assert ("load_orders" in build_specs(component.declaration, snapshot, set())) == is_selected
 
 
 VERSIONED = {"defs_state": {"management_type": "VERSIONED_STATE_STORAGE"}}
