@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ class AirflowScaffolder(dg.Scaffolder):
         text = _DEFS_YAML.format(type=request.type_name, name=name, prefix=prefix.upper())
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "defs.yaml").write_text(text)
-        variables, path = ", ".join(find_variables(text)), os.path.relpath(folder)
+        variables, path = ", ".join(find_variables(text)), shlex.quote(os.path.relpath(folder))
         print(_NEXT_STEPS.format(variables=variables, path=path))  # noqa: T201
 
 
@@ -173,17 +174,21 @@ class FederatedAirflow(dg.StateBackedComponent):
         Raises:
             DeclarationError: The declarations contradict each other. Names all problems.
             AirflowError: The refresh failed, and FEDERATION_STRICT is set.
+            OSError: The state can't be written, and FEDERATION_STRICT is set.
         """
         self._join_federation(context)
         try:
             return super().build_defs(context)
-        except AirflowError as error:
+        except (AirflowError, OSError) as error:
             if _is_strict():
                 raise
+            reason = str(error)
+            if isinstance(error, OSError):
+                reason = f"The state of Airflow '{self.member.name}' can't be written: {error}."
             self._defs_state = self._defs_state.model_copy(update={"refresh_if_dev": False})
             defs = super().build_defs(context)
             known = f"DAGs as of {self._snapshot.taken_at}" if self._snapshot else "declared DAGs"
-            _log.warning("%s Using the %s.", error, known)
+            _log.warning("%s Using the %s.", reason, known)
             return defs
 
     def _join_federation(self, context: dg.ComponentLoadContext) -> None:

@@ -14,7 +14,9 @@ from federation_defs.component import FederatedAirflow
 from federation_defs.naming import build_op_name
 
 
-def load_federation(path_within_project: Path) -> dg.Definitions:
+def load_federation(
+    path_within_project: Path, executor: dg.ExecutorDefinition | dg.Executor | None = None
+) -> dg.Definitions:
     """Load all definitions in the defs folder of the project that a path is in.
 
     Like `dagster.load_from_defs_folder`, except that run workers start faster:
@@ -24,8 +26,11 @@ def load_federation(path_within_project: Path) -> dg.Definitions:
     - Steps that only wait for DAGs run in the run worker. Dagster's default executor would start
       another process for each, 3 s later and 150 MB larger, and at most one per core at a time.
 
-    Other runs are executed as without this function. If definitions in the folder set an executor,
-    all runs have that one.
+    Other runs are executed as without this function.
+
+    Args:
+        executor: Of all runs, in place of that. (`dagster.Definitions.merge` refuses a second one.)
+            An executor that definitions in the folder set is taken without being passed.
     """
     with warnings.catch_warnings():
         # As in `load_from_defs_folder`: they are about Dagster's own use of its new features.
@@ -34,7 +39,7 @@ def load_federation(path_within_project: Path) -> dg.Definitions:
         tree = dg.ComponentTree.for_project(path_within_project)
         defs = tree.build_defs(tree.defs_module_path)
         names = [one.declaration.name for one in tree.get_all_components(FederatedAirflow)]
-        executor = None if defs.executor else _build_executor(names)
+        executor = executor or defs.executor or _build_executor(names)
         return dg.Definitions.merge(defs, dg.Definitions(executor=executor, component_tree=tree))
 
 

@@ -25,10 +25,11 @@ def build_specs(
         referenced: Ids of this instance's DAGs that any DAG of the federation depends on.
     """
     dags = snapshot.dags if snapshot else {}
+    undescribed = snapshot.undescribed if snapshot else ()
     waits = {dag_id: dag.trigger.wait for dag_id, dag in declaration.dags.items()}
     detached = {(declaration.name, dag_id) for dag_id in waits if not waits[dag_id]}
     specs = {}
-    for dag_id in sorted({*dags, *declaration.dags, *referenced}):
+    for dag_id in sorted({*dags, *undescribed, *declaration.dags, *referenced}):
         declared = declaration.find_dag(dag_id)
         condition = None
         if declared.depends_on:

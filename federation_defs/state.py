@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
@@ -20,7 +20,6 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import Dag
 from federation_defs.declaration import InstanceDeclaration, SelectDeclaration
 
 _log = logging.getLogger(__name__)
@@ -54,18 +53,20 @@ class Snapshot:
         taken_at: ISO 8601, UTC.
         dags: The selected DAGs by id.
         unselected: The ids of the other DAGs.
+        undescribed: The ids of selected DAGs of which only the id can be read.
     """
 
     taken_at: str
     dags: Mapping[str, DagSnapshot]
     unselected: tuple[str, ...]
+    undescribed: tuple[str, ...] = ()
     format: Literal[1] = 1  # of the file; keys that are not known are ignored
 
     @cached_property
     def present_dag_ids(self) -> frozenset[str]:
         """Every DAG that the instance can run."""
         present = (dag.dag_id for dag in self.dags.values() if dag.is_present)
-        return frozenset([*present, *self.unselected])
+        return frozenset([*present, *self.unselected, *self.undescribed])
 
 
 _ADAPTER = TypeAdapter(Snapshot)
@@ -76,7 +77,6 @@ def write_snapshot(snapshot: Snapshot, path: Path) -> None:
     with TemporaryDirectory(dir=path.parent) as folder:
         new = Path(folder, path.name)
         new.touch(mode=0o600)
-        # ASCII only: a text of Airflow's may hold half of a surrogate pair, which is no UTF-8.
         new.write_text(json.dumps(asdict(snapshot), indent=1))
         new.replace(path)
 
@@ -102,16 +102,19 @@ def fetch_snapshot(client: AirflowClient, declaration: InstanceDeclaration) -> S
     """Fetch the DAGs of an instance.
 
     A selected DAG that can't run now is kept for `observe.lookback` after it could: it may have
-    been away for a minute, and runs that end meanwhile are reported.
+    been away for a minute, and runs that end meanwhile are reported. For the same reason one whose
+    row can't be read is selected, whatever its tags may be.
 
     Raises:
         AirflowError: The instance could not be read completely.
     """
     now = datetime.now(timezone.utc)
     since = now - timedelta(seconds=declaration.observe.lookback)
-    dags = client.fetch_dags(with_stale=True)
-    selected = {dag.dag_id for dag in dags if _is_selected(dag, declaration.select)}
-    unselected = {dag.dag_id for dag in dags if dag.is_present} - selected
+    dags, unreadable = client.fetch_known_dags()
+    select = declaration.select
+    selected = {dag.dag_id for dag in dags if _is_selected(dag.dag_id, dag.tags, select)}
+    undescribed = {dag_id for dag_id in unreadable if _is_selected(dag_id, None, select)}
+    present = {dag.dag_id for dag in dags if dag.is_present} | unreadable
     kept = (dag for dag in dags if dag.is_present or (dag.last_parsed_at or since) > since)
     return Snapshot(
         taken_at=now.isoformat(timespec="seconds"),
@@ -129,13 +132,14 @@ def fetch_snapshot(client: AirflowClient, declaration: InstanceDeclaration) -> S
             for dag in kept
             if dag.dag_id in selected
         },
-        unselected=tuple(sorted(unselected)),
+        unselected=tuple(sorted(present - selected - undescribed)),
+        undescribed=tuple(sorted(undescribed)),
     )
 
 
-def _is_selected(dag: Dag, select: SelectDeclaration) -> bool:
+def _is_selected(dag_id: str, tags: Iterable[str] | None, select: SelectDeclaration) -> bool:
     def matches(globs: list[str]) -> bool:
-        return any(fnmatchcase(dag.dag_id, glob) for glob in globs)
+        return any(fnmatchcase(dag_id, glob) for glob in globs)
 
-    has_tag = select.tags is None or not set(select.tags).isdisjoint(dag.tags)
+    has_tag = select.tags is None or tags is None or not set(select.tags).isdisjoint(tags)
     return matches(select.dag_ids) and has_tag and not matches(select.exclude)

@@ -43,12 +43,12 @@ def _find_shared_names(members: Sequence[Member]) -> Iterator[str]:
     by_name: dict[str, Member] = {}
     by_state: dict[str, Member] = {}
     for member in members:
-        # As Dagster (1.13) names the folder of a local state.
-        state = re.sub(r"[^A-Za-z0-9._-]", "__", member.declaration.state_key)
-        if (other := by_name.setdefault(member.name, member)) is not member:
+        # As Dagster (1.13) names the folder of a local state. Some file systems ignore case.
+        state = re.sub(r"[^A-Za-z0-9._-]", "__", member.declaration.state_key).casefold()
+        if (other := by_name.setdefault(member.name.casefold(), member)) is not member:
             yield (
-                f"{member.source}: name: '{member.name}' is the name of {other.source} too. Give "
-                "each Airflow its own: asset keys begin with it."
+                f"{member.source}: name: '{member.name}' is the name of {other.source} too, apart "
+                "from case at most. Give each Airflow its own: asset keys begin with it."
             )
         elif (other := by_state.setdefault(state, member)) is not member:
             yield (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -60,7 +60,6 @@ class AirflowClient(RunEndpoints):
         tags: Sequence[str] = (),
         *,
         with_raw: bool = False,
-        with_stale: bool = False,
     ) -> list[Dag]:
         """Fetch all DAGs that the account may read.
 
@@ -69,20 +68,31 @@ class AirflowClient(RunEndpoints):
                 any character and `%` any text.
             tags: Only DAGs with at least one of these tags.
             with_raw: Whether to keep the raw answers.
-            with_stale: Whether to list DAGs whose file has gone or no longer parses.
         """
-        # Ordered by id, since DAGs come and go while the list is read.
-        params: dict[str, Any] = {"order_by": "dag_id"}
-        if with_stale:
-            params |= self.api_version.with_stale
+        params: dict[str, Any] = {}
         if id_pattern is not None:
             params["dag_id_pattern"] = id_pattern
         if tags:
             params["tags"] = list(tags)
+        dags, _ = self._fetch_dag_list(params, with_raw=with_raw)
+        return [dag for dag in dags if dag.is_present]
+
+    @retry_after_upgrade
+    def fetch_known_dags(self) -> tuple[list[Dag], set[str]]:
+        """Fetch all DAGs that the account may read, with those whose file has gone or no longer
+        parses; and the ids of DAGs whose row can't be read."""
+        return self._fetch_dag_list(self.api_version.with_stale)
+
+    def _fetch_dag_list(
+        self, params: Mapping[str, Any], *, with_raw: bool = False
+    ) -> tuple[list[Dag], set[str]]:
+        # Ordered by id, since DAGs come and go while the list is read.
+        params = {"order_by": "dag_id", **params}
         page = self._fetch_list("/dags", "dags", partial(parse_dag, with_raw=with_raw), params)
         # By id: a new DAG moves the others, so one of them may come twice.
-        dags = (dag for dag in page.entries if with_stale or dag.is_present)
-        return list({dag.dag_id: dag for dag in dags}.values())
+        dags = {dag.dag_id: dag for dag in page.entries}
+        unreadable = {row.dag_id for row in page.unreadable if row.dag_id}
+        return list(dags.values()), unreadable - dags.keys()
 
     @retry_after_upgrade
     def fetch_dags_by_id(self, at_most: int) -> dict[str, Dag] | None:

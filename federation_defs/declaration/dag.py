@@ -46,17 +46,28 @@ def _check_timezone(name: str) -> str:
 
 def _check_conf(conf: dict[str, Any]) -> dict[str, Any]:
     for path, value in _walk(conf):
-        is_json = value is None or isinstance(value, str | bool | int | float)
-        if not is_json or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"{path} is {value}, which JSON does not have: write a text in quotes")
+        # Without the value, which may be a secret.
+        seen = f"is of type {type(value).__name__}"
+        if isinstance(value, float) and not math.isfinite(value):
+            seen = "is no finite number"
+        elif value is None or isinstance(value, str | bool | int | float):
+            continue
+        raise ValueError(f"{path} {seen}, which JSON does not have: write a text in quotes")
     return conf
 
 
 def _walk(value: Any, path: str = "conf") -> Iterator[tuple[str, Any]]:
-    """Return all values inside of mappings and lists, with their paths."""
+    """Return all values inside of mappings and lists, with their paths.
+
+    Raises:
+        ValueError: A key is no text.
+    """
     if isinstance(value, Mapping | list):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:
+            if isinstance(value, Mapping) and not isinstance(key, str):
+                kind = type(key).__name__
+                raise ValueError(f"{path} has a key of type {kind}: write the key in quotes")
             yield from _walk(item, f"{path}.{key}")
     else:
         yield path, value

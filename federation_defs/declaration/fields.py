@@ -56,8 +56,8 @@ def _keep_template(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
 
 def _parse_duration(value: Any, *, shortest_s: float) -> Any:
     seconds = value
-    if isinstance(value, str):
-        match = re.match(_DURATION_PATTERN, value)
+    if isinstance(value, str | bool):
+        match = re.match(_DURATION_PATTERN, str(value))
         if match is None:
             raise ValueError("write a number and a unit: 30s, 5m, 24h, 7d")
         seconds = float(match[1]) * _UNITS_S[match[2] or "s"]

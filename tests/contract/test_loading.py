@@ -80,6 +80,15 @@ def test_a_project_keeps_the_executor_that_it_has(project: Project) -> None:
     assert not starts_processes(project, "default")
 
 
+def test_a_project_passes_the_executor_that_merging_would_refuse(project: Project) -> None:
+    executed = dg.Definitions(executor=dg.in_process_executor)
+    with pytest.raises(dg.DagsterInvariantViolationError) as refused:
+        dg.Definitions.merge(load_federation(project.path), executed)
+    assert str(refused.value) in Path("README.md").read_text()
+    loaded = load_federation(project.path, executor=dg.in_process_executor)
+    assert dg.Definitions.merge(loaded, executed).executor is dg.in_process_executor
+
+
 def test_a_load_warns_of_nothing(project: Project, recwarn: pytest.WarningsRecorder) -> None:
     load_federation(project.path)
     assert not [one for one in recwarn if not issubclass(one.category, DeprecationWarning)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -11,10 +12,12 @@ import dagster as dg
 import pytest
 from dagster._core.storage.defs_state.base import set_defs_state_storage
 from dagster._core.storage.defs_state.blob_storage_state_storage import UPathDefsStateStorage
+from typing_extensions import override
 from upath import UPath
 from werkzeug import Response
 
 from federation_defs import FederatedAirflow, InstanceDeclaration
+from federation_defs.specs import build_specs
 from federation_defs.state import read_snapshot
 from tests.contract.clients import SIGN_INS
 from tests.contract.fakes.airflow import FakeAirflow, asks
@@ -127,6 +130,37 @@ def test_a_dag_that_is_away_for_a_refresh_stays_an_asset(
     assert snapshot.present_dag_ids == {"load_customers"}
 
 
+@pytest.mark.parametrize(
+    ("select", "is_selected"),
+    [
+        ({}, True),
+        ({"tags": ["sales"]}, True),
+        ({"dag_ids": ["load_*"]}, True),
+        ({"dag_ids": ["publish"]}, False),
+        ({"exclude": ["load_*"]}, False),
+    ],
+)
+def test_a_dag_whose_row_can_not_be_read_is_no_absent_one(
+    select: dict[str, list[str]], is_selected: bool, tmp_path: Path
+) -> None:
+    def spoil(act: Act) -> Response:
+        answer = json.loads(act().get_data())
+        answer["dags"][0]["is_paused"] = None
+        return Response(json.dumps(answer), content_type="application/json")
+
+    with FakeAirflow("v2") as server:
+        for dag_id in ("load_orders", "publish"):
+            server.database.add_dag(dag_id, tags=("sales",))
+        server.fail_next(asks("GET", "/dags"), spoil)
+        declared = {"name": "sales", "url": server.url, "auth": SIGN_INS["v2"], "select": select}
+        component = FederatedAirflow(InstanceDeclaration.model_validate(declared))
+        component.write_state_to_path(tmp_path / "state")
+    snapshot = read_snapshot(tmp_path / "state")
+    assert snapshot
+    assert snapshot.present_dag_ids == {"load_orders", "publish"}
+    assert ("load_orders" in build_specs(component.declaration, snapshot, set())) == is_selected
+
+
 VERSIONED = {"defs_state": {"management_type": "VERSIONED_STATE_STORAGE"}}
 
 
@@ -145,3 +179,22 @@ def test_versioned_state_keeps_declared_dags_that_an_airflow_has_no_more(
         gone.is_present = False
         assert project.load_asset_keys() == expected
     assert "Airflow 'warehouse' has no DAG 'load_customers'" in caplog.text
+
+
+class _FullStorage(UPathDefsStateStorage):
+    @override
+    def upload_state_from_path(self, key: str, version: str, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_state_that_can_not_be_written_is_a_warning(
+    project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = _FullStorage(UPath(tmp_path / "states"))
+    instance = dg.DagsterInstance.ephemeral()
+    storage.register_instance(instance)
+    with FakeAirflow("v2") as server, set_defs_state_storage(storage):
+        project.declare("sales", server.url, SIGN_INS["v2"], VERSIONED, load=["sales/extract"])
+        assert project.load_asset_keys() == build_keys("sales/load", "sales/extract")
+    reason = "The state of Airflow 'sales' can't be written: [Errno 28] No space left on device."
+    assert f"{reason} Using the declared DAGs." in caplog.text

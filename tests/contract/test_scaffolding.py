@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_any_folder_is_scaffolded_as_an_instance_that_loads(
 
 def test_the_printed_steps_work(project: Project) -> None:
     def run_dg(command: str, **env: str) -> str:
-        program, *arguments = command.split()
+        program, *arguments = shlex.split(command)
         paths = os.pathsep.join([str(project.path), str(Path(__file__).parents[2])])
         finished = subprocess.run(
             [Path(sys.executable).with_name(program), *arguments],
@@ -90,10 +91,10 @@ def test_the_printed_steps_work(project: Project) -> None:
 
     with FakeAirflow("v2") as server:
         server.database.add_dag("load_customers")
-        printed = run_dg("dg scaffold defs federation_defs.FederatedAirflow 2fast")
+        printed = run_dg("dg scaffold defs federation_defs.FederatedAirflow 'two words'")
         variables = read_variables(printed, server.url)
         assert len(variables) == 3
         commands = re.findall(r"^\d\. (dg [^#\n]+)", printed, re.MULTILINE)
         assert len(commands) == 4
         outputs = [run_dg(command, **variables) for command in commands]
-    assert "2fast/dag/load_customers" in outputs[-1]
+    assert "two_words/dag/load_customers" in outputs[-1]

@@ -57,7 +57,9 @@ def test_an_interval_is_a_number_of_seconds_or_has_a_unit() -> None:
     assert declare(observe={"interval": "1m"}).observe.interval == 60
 
 
-@pytest.mark.parametrize("written", ["soon", "5 weeks", "-3h", 0, "1000000d", math.inf, math.nan])
+@pytest.mark.parametrize(
+    "written", ["soon", "5 weeks", "-3h", 0, True, "1000000d", math.inf, math.nan]
+)
 def test_an_invalid_duration_is_refused(written: object) -> None:
     with pytest.raises(ValidationError, match=r"dags\.a\.trigger\.timeout"):
         declare(dags={"a": {"trigger": {"timeout": written}}})
@@ -82,9 +84,10 @@ def test_a_time_out_of_range_is_refused_with_the_range(
 @pytest.mark.parametrize(
     ("value", "seen"),
     [
-        (math.nan, "nan"),
-        (-math.inf, "-inf"),
-        (datetime.date(2026, 1, 31), "2026-01-31"),
+        (math.nan, "is no finite number"),
+        (-math.inf, "is no finite number"),
+        (datetime.date(2026, 1, 31), "is of type date"),
+        (b"secret", "is of type bytes"),
     ],
 )
 def test_a_conf_that_is_no_json_is_refused_with_its_key(value: object, seen: str) -> None:
@@ -92,8 +95,19 @@ def test_a_conf_that_is_no_json_is_refused_with_its_key(value: object, seen: str
     with pytest.raises(DeclarationError) as refused:
         parse_declaration({**MINIMAL, "dags": {"a": {"trigger": {"conf": conf}}}}, "defs.yaml")
     assert refused.value.problems == (
-        f"defs.yaml: dags.a.trigger.conf: conf.days.1.first is {seen}, which JSON does not have: "
+        f"defs.yaml: dags.a.trigger.conf: conf.days.1.first {seen}, which JSON does not have: "
         "write a text in quotes",
+    )
+
+
+@pytest.mark.parametrize("key", [datetime.date(2026, 1, 31), None, 1, True])
+def test_a_conf_with_a_key_that_is_no_text_is_refused(key: object) -> None:
+    conf = {"days": [{key: 1}]}
+    with pytest.raises(DeclarationError) as refused:
+        parse_declaration({**MINIMAL, "dags": {"a": {"trigger": {"conf": conf}}}}, "defs.yaml")
+    assert refused.value.problems == (
+        f"defs.yaml: dags.a.trigger.conf: conf.days.0 has a key of type {type(key).__name__}: "
+        "write the key in quotes",
     )
 
 

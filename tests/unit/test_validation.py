@@ -48,17 +48,22 @@ def test_all_problems_of_all_files_are_found_at_once() -> None:
     assert len(find_problems(members)) == 2
 
 
-def test_two_instances_with_the_same_name_are_a_problem() -> None:
-    declaration = build_declaration("metrics")
-    members = [Member("defs/a/defs.yaml", declaration), Member("defs/b/defs.yaml", declaration)]
+@pytest.mark.parametrize("other", ["metrics", "Metrics"])
+def test_two_instances_with_the_same_name_are_a_problem(other: str) -> None:
+    members = [
+        Member("defs/a/defs.yaml", build_declaration(other)),
+        Member("defs/b/defs.yaml", build_declaration("metrics")),
+    ]
     (problem,) = find_problems(members)
     assert problem.startswith("defs/b/defs.yaml: name: 'metrics' is the name of defs/a/defs.yaml")
 
 
-@pytest.mark.parametrize("key", ["shared", "FederatedAirflow[warehouse]", "s h a r e d"])
+@pytest.mark.parametrize("key", ["shared", "FederatedAirflow[warehouse]", "s h A r e d"])
 def test_two_instances_with_the_same_state_are_a_problem(key: str) -> None:
     assert find_problems([declare_state(WAREHOUSE, "other"), declare_state(METRICS, key)]) == []
-    other = WAREHOUSE if "warehouse" in key else declare_state(WAREHOUSE, key.replace(" ", "/"))
+    other = (
+        WAREHOUSE if "warehouse" in key else declare_state(WAREHOUSE, key.lower().replace(" ", "/"))
+    )
     (problem,) = find_problems([other, declare_state(METRICS, key)])
     assert problem.startswith(
         f"defs/metrics/defs.yaml: defs_state.key: '{key}' is the key of defs/warehouse/defs.yaml"
