@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from datetime import datetime, time
+from datetime import datetime
 from functools import cached_property
 
 import dagster as dg
 
 from federation_defs.airflow.models import DagRun, TriggerOptions
 from federation_defs.declaration import PartitionsDeclaration
-
-# At most one tick per day, so that the date is enough for a key.
-_DAILY = re.compile(r"\s*(\d+\s+\d+\s.*|@(daily|weekly|monthly|yearly|annually|midnight)\s*)")
 
 # What Dagster raises for other keys, and near the year 9999 (1.13).
 _NO_PARTITION = (ArithmeticError, ValueError, dg.DagsterInvariantViolationError)
@@ -27,15 +23,7 @@ class Partitioning:
 
     @cached_property
     def definition(self) -> dg.TimeWindowPartitionsDefinition:
-        """Dagster's definition: a partition from each tick of the cron expression to the next."""
-        declared = self.declaration
-        is_daily = _DAILY.fullmatch(declared.cron) is not None
-        return dg.TimeWindowPartitionsDefinition(
-            cron_schedule=declared.cron,
-            start=datetime.combine(declared.start, time.min),
-            timezone=declared.timezone,
-            fmt=declared.key_format or ("%Y-%m-%d" if is_daily else "%Y-%m-%d-%H:%M"),
-        )
+        return self.declaration.build_definition()
 
     def find_partition(self, run: DagRun) -> str | None:
         """Return the partition of a run, from its partition key or else its declared date.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
@@ -19,6 +21,9 @@ from federation_defs.declaration.fields import (
     is_template,
     suggest,
 )
+
+# At most one tick per day, so that the date is enough for a key.
+_DAILY = re.compile(r"\s*(\d+\s+\d+\s.*|@(daily|weekly|monthly|yearly|annually|midnight)\s*)")
 
 
 def _check_cron(cron: str) -> str:
@@ -134,19 +139,51 @@ class PartitionsDeclaration(Declaration):
     )
 
     @model_validator(mode="after")
-    def _refuse_shared_keys(self) -> PartitionsDeclaration:
-        key_format = self.key_format
-        if key_format is None or any(map(is_template, (key_format, self.cron, self.timezone))):
+    def _check_windows(self) -> PartitionsDeclaration:
+        if any(map(is_template, (self.key_format, self.cron, self.timezone))):
             return self
-        start = datetime.datetime.combine(self.start, datetime.time.min)
-        partitions = dg.TimeWindowPartitionsDefinition(
-            cron_schedule=self.cron, start=start, timezone=self.timezone, fmt=key_format
-        )
-        first = partitions.get_first_partition_window()
-        second = first and partitions.get_next_partition_window(first.end)
-        if first and second and f"{first.start:{key_format}}" == f"{second.start:{key_format}}":
+        try:
+            has_own_keys = _has_own_keys(self.build_definition())
+        except Exception:  # noqa: BLE001 - Dagster raises errors of several libraries
+            raise ValueError(
+                f"cron, start: '{self.cron}' gives no partitions from {self.start} on; write days "
+                "that exist, and a start in our time"
+            ) from None
+        if not has_own_keys and self.key_format:
             raise ValueError("key_format: two partitions have the same key; write more of the date")
+        if not has_own_keys:  # 29 February (dagster 1.13)
+            raise ValueError(
+                f"cron: Dagster mistakes a partition of '{self.cron}' for another; write a cron "
+                "expression with days of every year"
+            )
         return self
+
+    def build_definition(self) -> dg.TimeWindowPartitionsDefinition:
+        """Return Dagster's definition: a partition from each tick of `cron` to the next."""
+        is_daily = _DAILY.fullmatch(self.cron) is not None
+        return dg.TimeWindowPartitionsDefinition(
+            cron_schedule=self.cron,
+            start=datetime.datetime.combine(self.start, datetime.time.min),
+            timezone=self.timezone,
+            fmt=self.key_format or ("%Y-%m-%d" if is_daily else "%Y-%m-%d-%H:%M"),
+        )
+
+
+@cache  # takes up to 0.4 s, and a load validates each DAG twice
+def _has_own_keys(definition: dg.TimeWindowPartitionsDefinition) -> bool:
+    """Whether the key of each window is parsed as that window: for two windows in a row, at other
+    hours and in other months."""
+    hours = [0, 12, *(31 * 24 * number for number in range(1, 7))]
+    for moment in [definition.start + datetime.timedelta(hours=number) for number in hours]:
+        end = moment
+        for _ in range(2):
+            window = definition.get_next_partition_window(end, respect_bounds=False)
+            assert window is not None  # noqa: S101 - without bounds, there is always one
+            key = definition.get_partition_key_for_timestamp(window.start.timestamp())
+            if definition.time_window_for_partition_key(key) != window:
+                return False
+            end = window.end
+    return True
 
 
 class SuccessDeclaration(Declaration):

@@ -55,6 +55,57 @@ def test_a_key_format_that_gives_two_partitions_one_key_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("cron", "key_format"),
+    [
+        ("@daily", "%d"),
+        ("@daily", "%j"),
+        ("@daily", "%m-%d"),
+        ("@hourly", "%Y-%d-%H"),
+        ("@hourly", "%Y-%m-%d-%I"),
+        ("0 6,18 * * *", "%Y-%m-%d"),
+    ],
+)
+def test_a_key_format_that_does_not_tell_the_partition_is_refused(
+    cron: str, key_format: str
+) -> None:
+    with pytest.raises(ValidationError, match="key_format: two partitions have the same key"):
+        declare(partitions={**DAILY, "cron": cron, "key_format": key_format})
+
+
+@pytest.mark.parametrize("more", [{}, {"key_format": "%Y-%m-%d"}])
+@pytest.mark.parametrize(
+    "dates",
+    [
+        {"start": "9999-12-31"},
+        {"start": "0001-01-01"},
+        {"start": "0001-01-01", "timezone": "Asia/Tokyo"},
+        {"cron": "0 0 31 2,4 *"},
+    ],
+)
+def test_partitions_that_never_come_are_refused(
+    dates: dict[str, str], more: dict[str, str]
+) -> None:
+    with pytest.raises(ValidationError, match=r"partitions\n .*cron, start: '.*' gives no partit"):
+        declare(partitions={**DAILY, **dates, **more})
+
+
+def test_partitions_that_dagster_mistakes_for_others_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"cron: Dagster mistakes a partition of '0 0 29 2"):
+        declare(partitions={**DAILY, "cron": "0 0 29 2 *"})
+
+
+@pytest.mark.parametrize("timezone", ["UTC", "Europe/Berlin", "America/Santiago"])
+@pytest.mark.parametrize("start", ["1960-01-01", "2025-09-07", "2025-10-26"])
+@pytest.mark.parametrize(
+    "cron", ["@hourly", "*/15 * * * *", "30 2 * * *", "0 0 * * 0", "@monthly", "@yearly"]
+)
+def test_partitions_on_days_when_clocks_change_are_accepted(
+    cron: str, start: str, timezone: str
+) -> None:
+    declare(partitions={"cron": cron, "start": start, "timezone": timezone})
+
+
+@pytest.mark.parametrize(
     ("key", "value"), [("date", "execution_date"), ("start", "yesterday"), ("strat", "2025-01-01")]
 )
 def test_other_invalid_keys_of_partitions_are_refused(key: str, value: str) -> None:
