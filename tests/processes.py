@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -24,7 +26,8 @@ def find_free_port() -> int:
 
 
 def end_on_signals() -> None:
-    """Make SIGTERM and SIGHUP end this process and all that it started, as Ctrl-C does.
+    """Make SIGTERM and SIGHUP end this process and all that it started, as Ctrl-C does. So does the
+    end of a process that started this one, such as the shell of `make`, unless `nohup` is used.
 
     SIGINT is set too: a shell starts background processes with SIGINT ignored, their children
     inherit that, and `dagster dev` copies its handling of SIGTERM from it (1.13).
@@ -33,6 +36,17 @@ def end_on_signals() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
         signal.signal(signal.SIGHUP, _interrupt)
+        threading.Thread(target=_end_with, args=[_find_ancestors()], daemon=True).start()
+
+
+def _find_ancestors() -> list[psutil.Process]:
+    return [process for process in psutil.Process().parents() if process.pid != 1]
+
+
+def _end_with(ancestors: list[psutil.Process]) -> None:
+    while all(map(is_running, ancestors)):
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -92,6 +92,21 @@ def test_nothing_is_left_when_the_process_that_started_it_ends(
         runner.wait(30)
 
 
+def test_nothing_is_left_when_the_shell_of_the_process_that_started_it_is_killed(
+    family: Path,
+) -> None:
+    script = '"$0" -c "$1" "$2"; true'  # with more to do, a shell waits for its command
+    shell = subprocess.Popen(["/bin/sh", "-c", script, sys.executable, RUNNER, family], cwd=ROOT)
+    started = psutil.Process(shell.pid)
+    (runner,) = wait_for(lambda: started.children() or None, "the runner has started")
+    processes = wait_for_family(family)
+    for process in processes[1:]:
+        process.kill()
+    shell.kill()
+    shell.wait(30)
+    assert_ended([runner, *processes])
+
+
 def test_killing_a_process_kills_its_descendants(family: Path) -> None:
     process = start(family)
     processes = wait_for_family(family)
