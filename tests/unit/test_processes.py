@@ -25,10 +25,11 @@ setsid sh -c 'echo $$ >> pids; {SLEEP}' &
 (setsid sh -c 'echo $$ >> pids; {SLEEP}' &)
 """
 RUNNER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from tests.processes import LoggedProcess, end_on_signals
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 end_on_signals()
 folder = Path(sys.argv[1])
 process = LoggedProcess(["sh", "family.sh"], folder / "log", cwd=folder, env={})
