@@ -41,6 +41,7 @@ class Heartbeats:
         self._airflow = airflow
         self._timing = timing
         self._is_waiting = True
+        self._lock = threading.Lock()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._repeat, name="heartbeat", daemon=True)
 
@@ -60,8 +61,10 @@ class Heartbeats:
 
     def _write(self) -> None:
         heartbeat = f"{self._run_id} {self._timing.utc_now().timestamp():.0f}"
-        tags = {build_alive_tag(self._airflow): heartbeat + _WAITS * self._is_waiting}
-        add_run_tags(self._instance, self._run_id, {**build_monitor_tags(self._airflow), **tags})
+        with self._lock:  # so that no heartbeat overtakes `begin`
+            tags = {build_alive_tag(self._airflow): heartbeat + _WAITS * self._is_waiting}
+            tags |= build_monitor_tags(self._airflow)
+            add_run_tags(self._instance, self._run_id, tags)
 
     def _repeat(self) -> None:
         while not self._is_over.wait(self._timing.heartbeat_s):
@@ -107,6 +110,10 @@ class HeartbeatWatch:
     def is_in_step(self, run: dg.DagsterRun) -> bool:
         """Whether a living worker executes one of our steps."""
         return self._has_heartbeat(run) and not self.is_silent(run)
+
+    def is_at_work(self, run: dg.DagsterRun) -> bool:
+        """Whether a living worker executes one of our steps, and does not wait for others."""
+        return self.is_in_step(run) and not self.is_waiting(run)
 
     def is_waiting(self, run: dg.DagsterRun) -> bool:
         """Whether the step of a run waits for other attempts, and has launched nothing."""

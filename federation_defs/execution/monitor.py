@@ -286,7 +286,8 @@ class Monitor:
         self._watch.measure(
             record.dagster_run for record in fetch_monitoring_runs(instance, airflow)
         )
-        owners = self._current_run.find_earlier_owners(dag_run, self._watch.is_in_step)
+        # Not to attempts that wait for this one.
+        owners = self._current_run.find_earlier_owners(dag_run, self._watch.is_at_work)
         reported = fetch_reported_runs(instance, airflow, [dag_run])
         return bool(owners) and not reported.is_end_reported_by(owners, dag_run)
 

@@ -11,8 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from federation_defs.dagster_io.heartbeat import HeartbeatWatch
 from federation_defs.dagster_io.run_tags import CurrentRun, Target, find_owners
-from federation_defs.naming import build_detached_tag, build_plan_tag
+from federation_defs.naming import (
+    build_alive_tag,
+    build_detached_tag,
+    build_plan_tag,
+    build_run_id,
+)
+from federation_defs.timing import Timing
 from tests.unit.build import build_run
 
 END = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
@@ -82,3 +89,33 @@ def test_tags_that_a_person_has_edited_hurt_nobody(plans: str, detached: str) ->
         key = ("daily", "scheduled__1")
         assert find_owners(instance, "metrics", [key], lambda _: True) == {key: []}
         CurrentRun(instance, run, "metrics")
+
+
+@pytest.mark.parametrize("heartbeat", ["{run_id} 1700000000 waits", "", "{run_id} 1700000000"])
+def test_a_dag_run_is_left_to_another_attempt_only_if_that_is_at_work(
+    instance: dg.DagsterInstance, heartbeat: str
+) -> None:
+    """An attempt that waits for this one would wait for ever."""
+    root, other, own = (f"{digit * 8}-0000-0000-0000-000000000000" for digit in "012")
+    beats = {other: heartbeat.format(run_id=other), own: f"{own} 1700000000"}
+
+    @dg.job
+    def any_job() -> None: ...
+
+    for run_id, beat in beats.items():
+        tags = {**TAGS, "dagster/root_run_id": root, build_alive_tag("metrics"): beat}
+        instance.create_run_for_job(
+            any_job,
+            run_id=run_id,
+            status=dg.DagsterRunStatus.STARTED,
+            tags={**tags, "dagster/parent_run_id": root},
+            parent_run_id=root,
+            root_run_id=root,
+        )
+    stored = instance.get_run_by_id(own)
+    assert stored is not None
+    watch = HeartbeatWatch("metrics", Timing(), 5)
+    dag_run = build_run("daily", build_run_id(root))
+    current = CurrentRun(instance, stored, "metrics")
+    found = current.find_earlier_owners(dag_run, watch.is_at_work)
+    assert found == ([other] if heartbeat.endswith("0") else [])
