@@ -16,8 +16,10 @@ from dagster._core.scheduler.instigation import (
     SensorInstigatorData,
 )
 
+from federation_defs.timing import Timing
 from tests.contract.observation.daemon import DAG, Daemon, Observed
 
+PATIENT = Timing(tick_s=600, report_s=600, owner_check_s=600)
 LOCATION = RegisteredCodeLocationOrigin("core")
 
 
@@ -56,7 +58,7 @@ class CodeServer(Daemon):
 @pytest.fixture
 def server(observed: Observed) -> CodeServer:
     daemon = observed.daemon
-    return CodeServer(daemon.client, [DAG], daemon.instance)
+    return CodeServer(daemon.client, [DAG], daemon.instance, timing=PATIENT)
 
 
 def test_a_new_code_server_reports_from_its_second_tick_on(
@@ -75,7 +77,7 @@ def test_a_code_server_that_was_replaced_amid_a_tick_reports_no_more(
     server.tick()
     for number in range(120):
         observed.add_run(f"run_{number:03}", ended_s_ago=130 - number)
-    successor = CodeServer(server.client, [DAG], server.instance)
+    successor = CodeServer(server.client, [DAG], server.instance, timing=PATIENT)
     successor.cursor = server.cursor
     server.before_storing = successor.tick  # the chunk of 50 runs that was begun is reported
     server.evaluate()
