@@ -28,7 +28,13 @@ from federation_defs.partitions import Partitioning
 from federation_defs.specs import build_specs
 from federation_defs.state import Snapshot, fetch_snapshot, read_snapshot, write_snapshot
 from federation_defs.threads import run_calls
-from federation_defs.validation import Member, find_absent_dags, find_named_dags, find_problems
+from federation_defs.validation import (
+    Member,
+    find_absent_dags,
+    find_dateless_triggers,
+    find_named_dags,
+    find_problems,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -208,19 +214,21 @@ class FederatedAirflow(dg.StateBackedComponent):
         """Return the definitions of this instance, from its declaration and its state.
 
         DAGs that are declared or depended on are assets, whatever the state says. Those that the
-        instance does not have are warnings, and failed checks.
+        instance does not have are warnings, and failed checks. What its version can't do is a
+        warning.
 
         Raises:
-            DeclarationError: There are such DAGs, and FEDERATION_STRICT is set.
+            DeclarationError: There is something to warn of, and FEDERATION_STRICT is set.
         """
         self.is_loaded = True
         self._snapshot = snapshot = read_snapshot(state_path)
         name = self.declaration.name
         named = find_named_dags(name, [component.member for component in self.federation])
         absent = find_absent_dags(name, snapshot, named)
-        if absent and _is_strict():
-            raise DeclarationError(list(absent.values()))
-        for problem in absent.values():
+        problems = [*absent.values(), *find_dateless_triggers(self.member, snapshot)]
+        if problems and _is_strict():
+            raise DeclarationError(problems)
+        for problem in problems:
             _log.warning("%s", problem)
         specs = build_specs(self.declaration, snapshot, named.keys())
         return build_instance_defs(self.client, self.declaration, specs, absent)

@@ -54,12 +54,14 @@ class Snapshot:
         dags: The selected DAGs by id.
         unselected: The ids of the other DAGs.
         undescribed: The ids of selected DAGs of which only the id can be read.
+        api: "v1" or "v2"; None if the snapshot was taken before this was kept.
     """
 
     taken_at: str
     dags: Mapping[str, DagSnapshot]
     unselected: tuple[str, ...]
     undescribed: tuple[str, ...] = ()
+    api: str | None = None
     format: Literal[1] = 1  # of the file; keys that are not known are ignored
 
     @cached_property
@@ -134,6 +136,7 @@ def fetch_snapshot(client: AirflowClient, declaration: InstanceDeclaration) -> S
         },
         unselected=tuple(sorted(present - selected - undescribed)),
         undescribed=tuple(sorted(undescribed)),
+        api=client.api_version.api,
     )
 
 

@@ -101,6 +101,16 @@ def find_absent_dags(
     return problems
 
 
+def find_dateless_triggers(member: Member, snapshot: Snapshot | None) -> Iterator[str]:
+    """Find the DAGs whose runs shall have no logical date, in an instance known to be a 2.x."""
+    for dag_id, dag in member.declaration.dags.items() if snapshot and snapshot.api == "v1" else ():
+        if dag.trigger.logical_date == "none":
+            yield (
+                f"{member.source}: dags.{dag_id}.trigger.logical_date: Airflow '{member.name}' is "
+                "a 2.x, where every run has a logical date; remove the key"
+            )
+
+
 def _suggest_or_list(name: str, known: Iterable[str]) -> str:
     """Return the most similar name, or the first known names, as the end of a sentence."""
     names = sorted(known)

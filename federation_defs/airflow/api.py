@@ -11,13 +11,14 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import requests
 
 from federation_defs.airflow.http import describe_request, read_object, read_server_time
-from federation_defs.airflow.models import require_text
+from federation_defs.airflow.models import RunKey, require_text
 from federation_defs.airflow.pages import (
     Page,
     UnreadableError,
@@ -103,6 +104,7 @@ class AirflowApi:
         self._version: str | None = None
         self._detection: SingleFlight[ApiVersion] = SingleFlight()
         self._warned_of: set[tuple[str, UnreadableRow]] = set()
+        self._lost_triggers: dict[RunKey, datetime] = {}  # with their logical dates
 
     @property
     def api_version(self) -> ApiVersion:

@@ -165,8 +165,9 @@ class RunEndpoints(AirflowApi):
         """Start a run, or adopt the existing one of this id, and return it.
 
         Idempotent: Airflow keeps run ids unique per DAG and answers 409 to a second one (2.11,
-        3.3), whatever its date. If the answer is lost or a 5xx, the run is looked up. Errors hide
-        the conf's secrets.
+        3.3), whatever its date. If the answer is lost or a 5xx, the run is looked up. If it is not
+        there, another call with the same ids gives it the same date. Errors hide the conf's
+        secrets.
 
         Raises:
             DagNotFoundError: The instance has no such DAG.
@@ -186,8 +187,11 @@ class RunEndpoints(AirflowApi):
     def _trigger_run(
         self, dag_id: str, run_id: str, conf: Mapping[str, Any], options: TriggerOptions
     ) -> DagRun:
+        key = dag_id, run_id
         if options.logical_date == "now" and self.api_version.api == "v2":  # 2.x sets its own
-            options = replace(options, logical_date=self._fetch_now())
+            if key not in self._lost_triggers:
+                self._lost_triggers[key] = self._fetch_now()
+            options = replace(options, logical_date=self._lost_triggers[key])
         body = self.api_version.build_trigger_body(run_id, conf, options)
         try:
             response = self._send("POST", build_path("dags", dag_id, "dagRuns"), json=body)
@@ -200,11 +204,14 @@ class RunEndpoints(AirflowApi):
         status = response.status_code
         if status in (200, 201):
             with suppress(UnexpectedAnswerError):
-                return self._read(response, parse_dag_run)
+                run = self._read(response, parse_dag_run)
+                self._lost_triggers.pop(key, None)
+                return run
         if is_absent(response):
             raise DagNotFoundError(self.instance, dag_id, "404 to the trigger")
         detail = read_detail(response)
         if status == 409:
+            self._lost_triggers.pop(key, None)
             if (run := self.fetch_run(dag_id, run_id)) is not None:
                 return run
             raise LogicalDateTakenError(self.instance, dag_id, run_id, detail)

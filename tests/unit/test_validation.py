@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from dagster.components import DefsStateConfigArgs
 
+from federation_defs.declaration import InstanceDeclaration
 from federation_defs.state import Snapshot
 from federation_defs.validation import (
     Member,
     find_absent_dags,
+    find_dateless_triggers,
     find_named_dags,
     find_problems,
 )
@@ -112,3 +116,17 @@ def test_a_dag_that_others_depend_on_need_not_be_selected() -> None:
     """Its selection may depend on a tag, which its owners may remove at any time."""
     snapshot = build_snapshot("a", unselected=("load_customers",))
     assert find_absent("warehouse", snapshot, WAREHOUSE, METRICS) == {}
+
+
+@pytest.mark.parametrize("api", ["v1", "v2", None])
+def test_only_an_airflow_that_is_known_as_a_2_has_no_runs_without_a_date(api: str | None) -> None:
+    member = build_member("metrics", a=["warehouse/b"])
+    trigger = {"dags": {"a": {"depends_on": ["warehouse/b"], "trigger": {"logical_date": "none"}}}}
+    declared = {**member.declaration.model_dump(exclude_unset=True), **trigger}
+    member = Member(member.source, InstanceDeclaration.model_validate(declared))
+    problems = list(find_dateless_triggers(member, replace(build_snapshot("a"), api=api)))
+    assert problems == [
+        "defs/metrics/defs.yaml: dags.a.trigger.logical_date: Airflow 'metrics' is a 2.x, where "
+        "every run has a logical date; remove the key"
+    ] * (api == "v1")
+    assert not list(find_dateless_triggers(member, None))
