@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -38,16 +38,39 @@ def build_checks(client: AirflowClient, rules: Rules) -> dg.AssetChecksDefinitio
 
     @dg.op(
         name=build_op_name(client.instance, "checks"),
-        ins=dict.fromkeys(specs, dg.In(dg.Nothing)),
         out=dict.fromkeys(specs, dg.Out(dg.Nothing, is_required=False)),
     )
     def check_dags(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         keys = context.selected_asset_check_keys
         yield from run_checks(client, rules, [key.asset_key for key in keys], context)
 
+    return _create_checks(check_dags, specs)
+
+
+def find_check_instances(checks: dg.AssetsDefinition) -> set[str]:
+    """Return the Airflow instance whose DAGs are checked; nothing for other checks."""
+    keys = [spec.asset_key for spec in checks.check_specs if spec.name == CHECK_NAME]
+    return {key.path[0] for key in keys if build_dag_id(key.path[0], key)}
+
+
+def recreate_checks(checks: dg.AssetsDefinition) -> dg.AssetChecksDefinition:
+    """Return checks that were built by `build_checks`, with the metadata that they got later.
+
+    Dagster makes another type of definition of them when it adds metadata, which a component in a
+    YAML file gets (1.13, `CompositeYamlComponent`). It would then copy it once for each check that
+    it holds: of 500 checks, 500 copies with 500 each.
+    """
+    specs = {spec.asset_key.path[-1]: spec for spec in checks.check_specs}
+    names = build_output_names(specs)
+    return _create_checks(checks.op, {names[dag_id]: spec for dag_id, spec in specs.items()})
+
+
+def _create_checks(
+    op: dg.OpDefinition, specs: Mapping[str, dg.AssetCheckSpec]
+) -> dg.AssetChecksDefinition:
     return dg.AssetChecksDefinition.create(
-        keys_by_input_name={name: spec.asset_key for name, spec in specs.items()},
-        node_def=check_dags,
+        keys_by_input_name={},  # no run materializes these assets
+        node_def=op,
         check_specs_by_output_name=specs,
         can_subset=True,
     )

@@ -104,6 +104,8 @@ class FederatedAirflow(dg.StateBackedComponent):
         self.member = Member(source, declaration)
         self.client = build_client(declaration, account_hint)
         self.federation: Sequence[FederatedAirflow] = ()  # all components, once a load has begun
+        self.named: Mapping[str, Sequence[str]] = {}  # its declared and depended-on DAGs, and where
+        self.is_for_run = False  # only what a run of downstream DAGs needs is built
         self.is_loaded = False
         self.fetched: list[Snapshot | AirflowError] = []  # and not written yet; one at most
         self._snapshot: Snapshot | None = None
@@ -174,8 +176,10 @@ class FederatedAirflow(dg.StateBackedComponent):
 
     @override
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Return the definitions of this instance. If Dagster refreshes the state first (under
-        `dagster dev`) and that fails, log a warning and use the last state.
+        """Return the definitions of this instance.
+
+        If Dagster refreshes the state first (under `dagster dev`) and that fails, log a warning and
+        use the last state.
 
         Raises:
             DeclarationError: The declarations contradict each other. Names all problems.
@@ -183,6 +187,9 @@ class FederatedAirflow(dg.StateBackedComponent):
             OSError: The state can't be written, and FEDERATION_STRICT is set.
         """
         self._join_federation(context)
+        if self.is_for_run:
+            specs = build_specs(self.declaration, None, self.named.keys())
+            return build_instance_defs(self.client, self.declaration, specs, is_for_run=True)
         try:
             return super().build_defs(context)
         except (AirflowError, OSError) as error:
@@ -198,14 +205,17 @@ class FederatedAirflow(dg.StateBackedComponent):
             return defs
 
     def _join_federation(self, context: dg.ComponentLoadContext) -> None:
-        """Find the other components, and validate the declarations of all once per load."""
+        """Find the other components, and validate the declarations of all, once per load."""
         if self.federation:
             return
         components = context.component_tree.get_all_components(of_type=FederatedAirflow) or [self]
-        if problems := find_problems([component.member for component in components]):
+        members = [component.member for component in components]
+        if not self.is_for_run and (problems := find_problems(members)):
             raise DeclarationError(problems)
+        named = find_named_dags(members)
         for component in components:
             component.federation = components
+            component.named = named.get(component.declaration.name, {})
 
     @override
     def build_defs_from_state(
@@ -223,14 +233,13 @@ class FederatedAirflow(dg.StateBackedComponent):
         self.is_loaded = True
         self._snapshot = snapshot = read_snapshot(state_path)
         name = self.declaration.name
-        named = find_named_dags(name, [component.member for component in self.federation])
-        absent = find_absent_dags(name, snapshot, named)
+        absent = find_absent_dags(name, snapshot, self.named)
         problems = [*absent.values(), *find_dateless_triggers(self.member, snapshot)]
         if problems and _is_strict():
             raise DeclarationError(problems)
         for problem in problems:
             _log.warning("%s", problem)
-        specs = build_specs(self.declaration, snapshot, named.keys())
+        specs = build_specs(self.declaration, snapshot, self.named.keys())
         return build_instance_defs(self.client, self.declaration, specs, absent)
 
 
@@ -252,30 +261,36 @@ def build_instance_defs(
     declaration: InstanceDeclaration,
     specs: Mapping[str, dg.AssetSpec],
     absent: Mapping[str, str] = MappingProxyType({}),
+    *,
+    is_for_run: bool = False,
 ) -> dg.Definitions:
     """Return an instance's assets, checks and sensors. Pure.
 
     Args:
         specs: Of its DAGs, by id.
         absent: Why DAGs can't run in the instance, by id.
+        is_for_run: Leave out sensors, and checks of DAGs that Dagster does not run.
     """
     downstreams = {dag_id: specs[dag_id] for dag_id in declaration.downstreams}
     rules = {dag_id: declaration.find_dag(dag_id).success_when for dag_id in specs}
+    observed = {dag_id: rule for dag_id, rule in rules.items() if dag_id not in downstreams}
+    assets: list[dg.AssetSpec | dg.AssetsDefinition] = [specs[dag_id] for dag_id in observed]
+    if downstreams:
+        limit = declaration.limits.max_active_runs
+        assets.append(build_execution(client, declaration.downstreams, downstreams, limit))
+    if is_for_run:
+        return dg.Definitions(assets=assets)
     partitionings = {
         dag_id: Partitioning(dag.partitions)
         for dag_id, dag in declaration.dags.items()
         if dag.partitions
     }
-    observed = {dag_id: rule for dag_id, rule in rules.items() if dag_id not in downstreams}
-    assets: list[dg.AssetSpec | dg.AssetsDefinition] = [specs[dag_id] for dag_id in observed]
     sensors: list[dg.SensorDefinition] = [
         build_observation_sensor(
             client, rules, declaration.observe, partitionings=partitionings, absent=absent
         )
     ]
     if downstreams:
-        limit = declaration.limits.max_active_runs
-        assets.append(build_execution(client, declaration.downstreams, downstreams, limit))
         keys = [spec.key for spec in downstreams.values()]
         sensors.append(build_automation_sensor(declaration.name, keys))
     checks = [build_checks(client, observed)] if observed else []

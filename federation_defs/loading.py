@@ -5,13 +5,20 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from federation_defs.checks import find_check_instances, recreate_checks
 from federation_defs.component import FederatedAirflow
-from federation_defs.naming import build_op_name
+from federation_defs.dagster_io.deployment import fetch_active_runs_in_worker, is_reconstruction
+from federation_defs.naming import build_dag_id, build_op_name
+
+_ANONYMOUS = "__anonymous_asset_job"  # of a schedule or a sensor with a selection (dagster 1.13)
+
+_loaded: dict[tuple[Path, object], dg.Definitions] = {}  # by arguments, what was loaded last
 
 
 def load_federation(
@@ -23,6 +30,9 @@ def load_federation(
 
     - `load_from_defs_folder` imports all installed component packages, including dagster-airlift,
       to describe them to the UI (dagster 1.13, `ComponentRootComponent`): 1.3 s.
+    - Every process loads once, though Dagster asks for the definitions twice.
+    - A run worker builds only the DAGs that Dagster runs and what they depend on, unless a run may
+      need more: one that executes checks of other DAGs, or a job of the project's own.
     - Steps that only wait for DAGs run in the run worker. Dagster's default executor would start
       another process for each, 3 s later and 150 MB larger, and at most one per core at a time.
 
@@ -32,15 +42,75 @@ def load_federation(
         executor: Of all runs, in place of that. (`dagster.Definitions.merge` refuses a second one.)
             An executor that definitions in the folder set is taken without being passed.
     """
+    key = path_within_project, executor
+    if not is_reconstruction():
+        _loaded[key] = _load(*key)
+    elif key not in _loaded:
+        runs = fetch_active_runs_in_worker()
+        _loaded[key] = _load(*key) if runs is None else _load_for_runs(*key, runs)
+    return _loaded[key]
+
+
+def _load_for_runs(
+    path: Path, executor: dg.ExecutorDefinition | dg.Executor | None, runs: Sequence[dg.DagsterRun]
+) -> dg.Definitions:
+    """Load what each of these runs needs. One of them is the worker's own."""
+    defs = _load(path, executor, runs)
+    own_jobs = {job.name for job in defs.jobs or ()}
+    are_own = (run.job_name in own_jobs or _ANONYMOUS in run.job_name for run in runs)
+    return _load(path, executor) if any(are_own) else defs
+
+
+def _load(
+    path: Path,
+    executor: dg.ExecutorDefinition | dg.Executor | None,
+    runs: Sequence[dg.DagsterRun] | None = None,
+) -> dg.Definitions:
     with warnings.catch_warnings():
         # As in `load_from_defs_folder`: they are about Dagster's own use of its new features.
         for category in (dg.BetaWarning, dg.PreviewWarning):
             warnings.simplefilter("ignore", category=category)
-        tree = dg.ComponentTree.for_project(path_within_project)
+        tree = dg.ComponentTree.for_project(path)
+        components = tree.get_all_components(FederatedAirflow)
+        is_for_run = runs is not None and not _execute_other_checks(runs, components)
+        for component in components:
+            component.is_for_run = is_for_run
         defs = tree.build_defs(tree.defs_module_path)
-        names = [one.declaration.name for one in tree.get_all_components(FederatedAirflow)]
+        names = [component.declaration.name for component in components]
         executor = executor or defs.executor or _build_executor(names)
-        return dg.Definitions.merge(defs, dg.Definitions(executor=executor, component_tree=tree))
+        own = dg.Definitions(executor=executor, component_tree=tree)
+        return dg.Definitions.merge(_restore_checks(defs, names), own)
+
+
+def _execute_other_checks(
+    runs: Iterable[dg.DagsterRun], components: Iterable[FederatedAirflow]
+) -> bool:
+    """Whether one of the runs executes checks of DAGs that Dagster does not run."""
+    selected = {key.asset_key for run in runs for key in run.asset_check_selection or ()}
+    for declaration in [component.declaration for component in components]:
+        dag_ids = filter(None, (build_dag_id(declaration.name, key) for key in selected))
+        if not declaration.downstreams.keys() >= set(dag_ids):
+            return True
+    return False
+
+
+def _restore_checks(defs: dg.Definitions, instances: Iterable[str]) -> dg.Definitions:
+    """Return the definitions with the checks of DAGs as `recreate_checks` makes them."""
+    names = set(instances)
+    checks = [
+        recreate_checks(checks) if names & find_check_instances(checks) else checks
+        for checks in defs.asset_checks or ()
+    ]
+    return dg.Definitions(
+        assets=defs.assets,
+        asset_checks=checks,
+        jobs=defs.jobs,
+        schedules=defs.schedules,
+        sensors=defs.sensors,
+        resources=defs.resources,
+        loggers=defs.loggers,
+        metadata=defs.metadata,
+    )
 
 
 def _build_executor(instances: list[str]) -> dg.ExecutorDefinition:

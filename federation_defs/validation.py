@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -67,18 +68,16 @@ def _find_unknown_instances(member: Member, names: Collection[str]) -> Iterator[
                 yield f"{where}: there is no Airflow instance '{name}'{hint}"
 
 
-def find_named_dags(instance: str, members: Iterable[Member]) -> dict[str, list[str]]:
-    """Return the DAGs of an instance that are declared or depended on, and where."""
-    named: dict[str, list[str]] = {}
+def find_named_dags(members: Iterable[Member]) -> dict[str, dict[str, list[str]]]:
+    """Return the DAGs that are declared or depended on, and where, by instance and DAG id."""
+    named: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)
     for member in members:
         for dag_id, dag in member.declaration.dags.items():
             where = f"{member.source}: dags.{dag_id}"
-            if member.name == instance:
-                named.setdefault(dag_id, []).append(where)
+            named[member.name].setdefault(dag_id, []).append(where)
             for name, upstream in dag.upstreams:
-                if name == instance:
-                    named.setdefault(upstream, []).append(f"{where}.depends_on")
-    return named
+                named[name].setdefault(upstream, []).append(f"{where}.depends_on")
+    return dict(named)
 
 
 def find_absent_dags(

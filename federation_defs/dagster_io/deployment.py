@@ -1,9 +1,18 @@
-"""What a Dagster deployment runs besides this code location."""
+"""What a Dagster deployment runs besides this code location, and which process this is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import dagster as dg
 
+# Of a run whose worker starts, or the process of one of its steps.
+_ACTIVE = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+]
 _STALE_AFTER_S = 300.0
 
 
@@ -45,3 +54,43 @@ def find_same_sensor(
             interval_s = getattr(state.instigator_data, "min_interval", None) or 0
             found[location] = (ticked_at or 0.0) + max(_STALE_AFTER_S, 3 * interval_s)
     return min((location for location, until in found.items() if until >= now), default=None)
+
+
+def is_reconstruction() -> bool:
+    """Whether Dagster asks for definitions that it has loaded before: in a run worker, and once
+    more in a code server. False where that can't be told."""
+    context = _get_load_context()
+    return context is not None and context.load_type.value == "RECONSTRUCTION"
+
+
+def fetch_active_runs_in_worker() -> Sequence[dg.DagsterRun] | None:
+    """Fetch the Dagster runs that this process may have been started for, in a reconstruction.
+
+    None if a code server has not loaded the definitions before, as on the command line, or if the
+    runs can't be fetched.
+    """
+    context = _get_load_context()
+    # A code server hands on which states it has read.
+    if context is None or context.accessed_defs_state_info is None:
+        return None
+    try:
+        with dg.DagsterInstance.get() as instance:
+            records = instance.get_run_records(dg.RunsFilter(statuses=_ACTIVE))
+    except dg.DagsterError:  # no DAGSTER_HOME, as where the instance is handed over
+        return None
+    return [record.dagster_run for record in records]
+
+
+def _get_load_context() -> Any:
+    """Return Dagster's `DefinitionsLoadContext`; None if this version has no such thing.
+
+    Nothing public tells whether Dagster initializes or reconstructs (1.13).
+    """
+    try:
+        from dagster._core.definitions import definitions_load_context
+
+        context = definitions_load_context.DefinitionsLoadContext.get()
+        _ = context.load_type.value, context.accessed_defs_state_info
+    except (AttributeError, ImportError):
+        return None
+    return context

@@ -115,6 +115,11 @@ class TriggerDeclaration(Declaration):
     )
 
 
+@cache  # pydantic would copy a default for each DAG
+def _get_default_trigger() -> TriggerDeclaration:
+    return TriggerDeclaration()
+
+
 class PartitionsDeclaration(Declaration):
     """A DAG's runs as partitions, one for each tick of a schedule."""
 
@@ -215,7 +220,7 @@ class DagDeclaration(Declaration):
         description="Upstream DAGs as instance/dag_id: a success of any of them starts this DAG.",
         examples=[["warehouse/load_customers"]],
     )
-    trigger: TriggerDeclaration = TriggerDeclaration()
+    trigger: TriggerDeclaration = Field(default_factory=_get_default_trigger)
     partitions: PartitionsDeclaration | None = Field(
         default=None, description="The DAG's runs as partitions; none unless set."
     )

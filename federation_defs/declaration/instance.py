@@ -94,6 +94,9 @@ class LimitsDeclaration(Declaration):
     )
 
 
+_UNDECLARED = DagDeclaration()
+
+
 class InstanceDeclaration(Declaration):
     """One Airflow instance of the federation."""
 
@@ -154,7 +157,7 @@ class InstanceDeclaration(Declaration):
 
     def find_dag(self, dag_id: str) -> DagDeclaration:
         """Return what is declared of a DAG, or the defaults."""
-        return self.dags.get(dag_id, DagDeclaration())
+        return self.dags.get(dag_id, _UNDECLARED)
 
 
 def parse_declaration(values: Mapping[str, Any], source: str) -> InstanceDeclaration:

@@ -65,11 +65,11 @@ class Project:
     ) -> None:
         """Declare an instance with more keys, and these dependencies by DAG id."""
         attributes: dict[str, Any] = {
+            "dags": {dag_id: {"depends_on": upstreams} for dag_id, upstreams in dags.items()},
             **more,
             "name": instance,
             "url": url,
             "auth": dict(auth),
-            "dags": {dag_id: {"depends_on": upstreams} for dag_id, upstreams in dags.items()},
         }
         declared = {"type": "federation_defs.FederatedAirflow", "attributes": attributes}
         (self.defs / instance).mkdir()

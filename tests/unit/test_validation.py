@@ -27,7 +27,7 @@ def declare_state(member: Member, key: str) -> Member:
 
 
 def find_absent(instance: str, snapshot: Snapshot | None, *members: Member) -> dict[str, str]:
-    return find_absent_dags(instance, snapshot, find_named_dags(instance, members))
+    return find_absent_dags(instance, snapshot, find_named_dags(members).get(instance, {}))
 
 
 WAREHOUSE = build_member("warehouse")

@@ -1,0 +1,243 @@
+"""What a run worker loads of a project that uses `load_federation`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext
+from dagster._core.definitions.reconstruct import ReconstructableRepository
+from dagster._core.execution.api import create_execution_plan
+from dagster._core.test_utils import create_run_for_test
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._grpc.server import LoadedRepositories
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from federation_defs import loading
+from federation_defs.dagster_io.deployment import fetch_active_runs_in_worker
+from federation_defs.naming import CHECK_NAME, build_asset_key
+from tests.unit.project import Project, build_keys
+
+# Dagster 1.13 itself uses deprecated functions of pydantic.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+LOADED = build_asset_key("metrics", "load")
+OBSERVED = build_asset_key("metrics", "selected_by_a_glob")
+CHECK_OF_OBSERVED = dg.AssetCheckKey(OBSERVED, CHECK_NAME)
+ASSET_JOB = "__ASSET_JOB"
+JOBS = """\
+import dagster as dg
+
+checks = dg.define_asset_job("all_checks", dg.AssetSelection.all_asset_checks())
+"""
+ASSETS = """\
+import dagster as dg
+
+
+@dg.asset(deps=[dg.AssetKey({key})])
+def report() -> None: ...
+"""
+SCHEDULES = """\
+import dagster as dg
+
+everything = dg.AssetSelection.all_asset_checks()
+nightly = dg.ScheduleDefinition("nightly", cron_schedule="0 0 * * *", target=everything)
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.setenv("FEDERATION_TRIGGERS", "off")
+    monkeypatch.syspath_prepend(tmp_path)
+    project = Project(tmp_path, f"project_of_{tmp_path.name}")
+    project.declare("warehouse")
+    project.declare("metrics", load=["warehouse/extract"])
+    project.keep_state("metrics", "load", "selected_by_a_glob")
+    project.keep_state("warehouse", "extract", "other")
+    return project
+
+
+@pytest.fixture
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    """The instance that a worker finds by DAGSTER_HOME."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+class CodeServer:
+    """A code server that has loaded a project, and the workers that it starts."""
+
+    def __init__(self, project: Project) -> None:
+        self._module = f"{project.defs.parent.name}.definitions"
+        self._path = str(project.path)
+        self.repository = self.load()
+
+    def load(self) -> dg.RepositoryDefinition:
+        """Load as at its start."""
+        target = LoadableTargetOrigin(
+            module_name=self._module, working_directory=self._path, attribute="defs"
+        )
+        loaded = LoadedRepositories(target, None, ["dagster"], None)
+        return loaded.definitions_by_name["__repository__"]
+
+    def start_worker(self) -> ReconstructableRepository:
+        loading._loaded.clear()  # noqa: SLF001 - as in a new process
+        repository = ReconstructableRepository.for_module(self._module, "defs", self._path)
+        return repository.with_repository_load_data(self.repository.repository_load_data)
+
+
+def create_run(
+    instance: dg.DagsterInstance,
+    job: str = ASSET_JOB,
+    assets: frozenset[dg.AssetKey] | None = None,
+    checks: frozenset[dg.AssetCheckKey] | None = None,
+    status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTING,
+) -> None:
+    create_run_for_test(
+        instance, job, asset_selection=assets, asset_check_selection=checks, status=status
+    )
+
+
+def test_it_builds_the_dags_that_dagster_runs_and_what_they_depend_on(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
+    server = CodeServer(project)
+    create_run(instance, assets=frozenset({LOADED}))
+    repository = server.start_worker().get_definition()
+    keys = repository.assets_defs_by_key.keys()
+    assert keys == build_keys("metrics/load", "warehouse/extract")
+    names = {sensor.name for sensor in repository.sensor_defs}
+    assert not any(name.startswith(("metrics", "warehouse")) for name in names)
+    assert not repository.asset_checks_defs_by_key
+    assert [key.asset_key for key in repository.asset_graph.asset_check_keys] == [LOADED]
+
+
+def test_it_reads_the_project_once(project: Project, instance: dg.DagsterInstance) -> None:
+    server = CodeServer(project)
+    create_run(instance, assets=frozenset({LOADED}))
+    worker = server.start_worker()
+    first, second = worker.get_definition(), worker.get_definition()
+    one, other = (repository.assets_defs_by_key[LOADED] for repository in (first, second))
+    assert one is other
+
+
+def test_it_needs_no_state(project: Project, instance: dg.DagsterInstance) -> None:
+    server = CodeServer(project)
+    create_run(instance, assets=frozenset({LOADED}))
+    for path in project.defs.rglob("state"):
+        path.unlink()
+    repository = server.start_worker().get_definition()
+    assert LOADED in repository.assets_defs_by_key
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
+def test_a_run_of_a_check_of_another_dag_finds_it(
+    project: Project, instance: dg.DagsterInstance, status: dg.DagsterRunStatus
+) -> None:
+    """Also in the process of a step, whose run has started."""
+    server = CodeServer(project)
+    checks = frozenset({CHECK_OF_OBSERVED})
+    create_run(instance, checks=checks, assets=frozenset(), status=status)
+    job = server.start_worker().get_reconstructable_job(ASSET_JOB)
+    subset = job.get_subset(asset_check_selection=checks, asset_selection=frozenset())
+    assert subset.get_definition().graph.node_names() == ["metrics__checks"]
+
+
+@pytest.mark.parametrize(
+    ("code", "job"), [(JOBS, "all_checks"), (SCHEDULES, "__anonymous_asset_job_nightly")]
+)
+def test_a_job_of_the_projects_own_finds_all_that_it_selects(
+    project: Project, instance: dg.DagsterInstance, code: str, job: str
+) -> None:
+    (project.defs / "own.py").write_text(code)
+    server = CodeServer(project)
+    create_run(instance, job)
+    steps = server.repository.get_job(job).graph.node_names()
+    worker = server.start_worker().get_reconstructable_job(job)
+    assert set(worker.get_definition().graph.node_names()) == set(steps) >= {"metrics__checks"}
+
+
+def test_an_asset_of_the_projects_own_may_depend_on_any_dag(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
+    (project.defs / "own.py").write_text(ASSETS.format(key=OBSERVED.path))
+    server = CodeServer(project)
+    own = frozenset({dg.AssetKey("report")})
+    create_run(instance, assets=own)
+    job = server.start_worker().get_reconstructable_job(ASSET_JOB).get_subset(asset_selection=own)
+    assert OBSERVED in job.get_definition().asset_layer.asset_graph.get_all_asset_keys()
+    assert create_execution_plan(job).step_keys_to_execute == ["report"]
+
+
+def test_without_an_instance_everything_is_loaded(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = CodeServer(project)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    assert OBSERVED in server.start_worker().get_definition().assets_defs_by_key
+
+
+def test_what_dagster_does_not_tell_is_loaded_in_full(
+    project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which process this is, is no part of Dagster's public API."""
+    server = CodeServer(project)
+    create_run(instance, assets=frozenset({LOADED}))
+    server.start_worker().get_definition()
+    assert fetch_active_runs_in_worker() is not None
+    monkeypatch.delattr(DefinitionsLoadContext, "accessed_defs_state_info")
+    assert fetch_active_runs_in_worker() is None
+
+
+def test_a_code_server_and_the_command_line_load_everything(
+    project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = CodeServer(project)
+    create_run(instance, assets=frozenset({LOADED}))
+    assert OBSERVED in server.repository.assets_defs_by_key
+    module = f"{project.defs.parent.name}.definitions"
+    by_command = ReconstructableRepository.for_module(module, "defs", str(project.path))
+    monkeypatch.setattr(DefinitionsLoadContext, "_instance", None)  # as in a new process
+    assert OBSERVED in by_command.get_definition().assets_defs_by_key
+
+
+DAGS = [f"{instance}/{name}" for instance in ("a", "b", "c") for name in "xyz"]
+
+
+@pytest.mark.usefixtures("instance")
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(edges=st.lists(st.tuples(st.sampled_from(DAGS), st.sampled_from(DAGS)), max_size=12))
+def test_it_plans_the_same_steps_as_the_code_server(
+    tmp_path_factory: pytest.TempPathFactory, edges: list[tuple[str, str]]
+) -> None:
+    """Dagster splits multi_assets that depend on each other crosswise, and numbers the steps."""
+    path = tmp_path_factory.mktemp("fleet")
+    upstreams: dict[str, set[str]] = {}
+    for one, other in edges:
+        if DAGS.index(one) % 3 < DAGS.index(other) % 3:  # no cycle
+            upstreams.setdefault(other, set()).add(one)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path)
+        project = Project(path, f"project_of_{path.name}")
+        for name in "abc":
+            own = {dag: sorted(deps) for dag, deps in upstreams.items() if dag[0] == name}
+            dags = {dag.split("/")[1]: {"depends_on": deps} for dag, deps in own.items()}
+            project.declare(name, more={"dags": dags})
+            project.keep_state(name, *"xyz")
+        server = CodeServer(project)
+        job = server.start_worker().get_reconstructable_job(ASSET_JOB)
+        downstreams = build_keys(*upstreams)
+        for selected in [{key} for key in downstreams] + [downstreams] * bool(downstreams):
+            keys = frozenset(selected)
+            expected = server.repository.get_maybe_subset_job_def(ASSET_JOB, None, keys, None)
+            plans = map(create_execution_plan, (expected, job.get_subset(asset_selection=keys)))
+            steps, steps_of_worker = (plan.step_keys_to_execute for plan in plans)
+            assert set(steps_of_worker) == set(steps)
