@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from types import MappingProxyType
 
@@ -105,7 +105,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         self.client = build_client(declaration, account_hint)
         self.federation: Sequence[FederatedAirflow] = ()  # all components, once a load has begun
         self.named: Mapping[str, Sequence[str]] = {}  # its declared and depended-on DAGs, and where
-        self.is_for_run = False  # only what a run of downstream DAGs needs is built
+        self.needed: Set[str] | None = None  # in a run worker, the DAGs that its runs need
         self.is_loaded = False
         self.fetched: list[Snapshot | AirflowError] = []  # and not written yet; one at most
         self._snapshot: Snapshot | None = None
@@ -187,9 +187,10 @@ class FederatedAirflow(dg.StateBackedComponent):
             OSError: The state can't be written, and FEDERATION_STRICT is set.
         """
         self._join_federation(context)
-        if self.is_for_run:
-            specs = build_specs(self.declaration, None, self.named.keys())
-            return build_instance_defs(self.client, self.declaration, specs, is_for_run=True)
+        if self.needed is not None:
+            specs = build_specs(self.declaration, None, self.needed)
+            needed = {dag_id: spec for dag_id, spec in specs.items() if dag_id in self.needed}
+            return build_instance_defs(self.client, self.declaration, needed, is_for_run=True)
         try:
             return super().build_defs(context)
         except (AirflowError, OSError) as error:
@@ -210,7 +211,7 @@ class FederatedAirflow(dg.StateBackedComponent):
             return
         components = context.component_tree.get_all_components(of_type=FederatedAirflow) or [self]
         members = [component.member for component in components]
-        if not self.is_for_run and (problems := find_problems(members)):
+        if self.needed is None and (problems := find_problems(members)):
             raise DeclarationError(problems)
         named = find_named_dags(members)
         for component in components:
@@ -267,11 +268,13 @@ def build_instance_defs(
     """Return an instance's assets, checks and sensors. Pure.
 
     Args:
-        specs: Of its DAGs, by id.
+        specs: Of its DAGs, by id. Without all of those that Dagster runs, none is run.
         absent: Why DAGs can't run in the instance, by id.
         is_for_run: Leave out sensors, and checks of DAGs that Dagster does not run.
     """
-    downstreams = {dag_id: specs[dag_id] for dag_id in declaration.downstreams}
+    declared = declaration.downstreams
+    are_run = declared.keys() <= specs.keys()
+    downstreams = {dag_id: specs[dag_id] for dag_id in declared} if are_run else {}
     rules = {dag_id: declaration.find_dag(dag_id).success_when for dag_id in specs}
     observed = {dag_id: rule for dag_id, rule in rules.items() if dag_id not in downstreams}
     assets: list[dg.AssetSpec | dg.AssetsDefinition] = [specs[dag_id] for dag_id in observed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import dagster as dg
 from federation_defs.checks import find_check_instances, recreate_checks
 from federation_defs.component import FederatedAirflow
 from federation_defs.dagster_io.deployment import fetch_active_runs_in_worker, is_reconstruction
-from federation_defs.naming import build_dag_id, build_op_name
+from federation_defs.declaration import InstanceDeclaration
+from federation_defs.naming import build_op_name
 
+_ASSET_JOB = "__ASSET_JOB"  # of runs of assets that no job of a project is named in (dagster 1.13)
 _ANONYMOUS = "__anonymous_asset_job"  # of a schedule or a sensor with a selection (dagster 1.13)
 
 _loaded: dict[tuple[Path, object], dg.Definitions] = {}  # by arguments, what was loaded last
@@ -31,8 +34,9 @@ def load_federation(
     - `load_from_defs_folder` imports all installed component packages, including dagster-airlift,
       to describe them to the UI (dagster 1.13, `ComponentRootComponent`): 1.3 s.
     - Every process loads once, though Dagster asks for the definitions twice.
-    - A run worker builds only the DAGs that Dagster runs and what they depend on, unless a run may
-      need more: one that executes checks of other DAGs, or a job of the project's own.
+    - A run worker builds only the instances whose DAGs are run, and what they depend on, unless
+      one of the active runs may need more: one that executes checks of DAGs that Dagster does not
+      run, or a job of the project's own.
     - Steps that only wait for DAGs run in the run worker. Dagster's default executor would start
       another process for each, 3 s later and 150 MB larger, and at most one per core at a time.
 
@@ -72,26 +76,47 @@ def _load(
             warnings.simplefilter("ignore", category=category)
         tree = dg.ComponentTree.for_project(path)
         components = tree.get_all_components(FederatedAirflow)
-        is_for_run = runs is not None and not _execute_other_checks(runs, components)
-        for component in components:
-            component.is_for_run = is_for_run
+        declarations = [component.declaration for component in components]
+        if runs is not None and (needed := _find_needed_dags(runs, declarations)) is not None:
+            for component in components:
+                component.needed = needed[component.declaration.name]
+        names = [declaration.name for declaration in declarations]
         defs = tree.build_defs(tree.defs_module_path)
-        names = [component.declaration.name for component in components]
         executor = executor or defs.executor or _build_executor(names)
         own = dg.Definitions(executor=executor, component_tree=tree)
         return dg.Definitions.merge(_restore_checks(defs, names), own)
 
 
-def _execute_other_checks(
-    runs: Iterable[dg.DagsterRun], components: Iterable[FederatedAirflow]
-) -> bool:
-    """Whether one of the runs executes checks of DAGs that Dagster does not run."""
-    selected = {key.asset_key for run in runs for key in run.asset_check_selection or ()}
-    for declaration in [component.declaration for component in components]:
-        dag_ids = filter(None, (build_dag_id(declaration.name, key) for key in selected))
-        if not declaration.downstreams.keys() >= set(dag_ids):
-            return True
-    return False
+def _find_needed_dags(
+    runs: Iterable[dg.DagsterRun], declarations: Iterable[InstanceDeclaration]
+) -> dict[str, set[str]] | None:
+    """Find the DAGs that these runs execute or depend on, by instance.
+
+    None if a run may need any DAG: one without a selection, or one that executes checks of DAGs
+    that Dagster does not run.
+    """
+    executed: defaultdict[str, set[str]] = defaultdict(set)
+    checked: defaultdict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        if run.job_name == _ASSET_JOB and not (run.asset_selection or run.asset_check_selection):
+            return None
+        for key in run.asset_selection or ():
+            executed[key.path[0]].add(key.path[-1])
+        for check in run.asset_check_selection or ():
+            checked[check.asset_key.path[0]].add(check.asset_key.path[-1])
+    needed: defaultdict[str, set[str]] = defaultdict(set)
+    for declaration in declarations:
+        name, downstreams = declaration.name, declaration.downstreams
+        if not checked[name] <= downstreams.keys():
+            return None
+        # Assets of the project's own may depend on partitions.
+        needed[name] |= {dag_id for dag_id, dag in declaration.dags.items() if dag.partitions}
+        if not downstreams.keys().isdisjoint(executed[name] | checked[name]):
+            needed[name] |= downstreams.keys()
+            for dag in downstreams.values():
+                for instance, upstream in dag.upstreams:
+                    needed[instance].add(upstream)
+    return needed
 
 
 def _restore_checks(defs: dg.Definitions, instances: Iterable[str]) -> dg.Definitions:
@@ -113,7 +138,7 @@ def _restore_checks(defs: dg.Definitions, instances: Iterable[str]) -> dg.Defini
     )
 
 
-def _build_executor(instances: list[str]) -> dg.ExecutorDefinition:
+def _build_executor(instances: Iterable[str]) -> dg.ExecutorDefinition:
     """Return Dagster's default executor, except that runs of only our steps stay in one process."""
     ops = "|".join(build_op_name(name, kind) for name in instances for kind in ("dags", "checks"))
     # Dagster numbers the steps of an op that it splits, as where dependencies cross.
