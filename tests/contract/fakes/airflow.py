@@ -14,6 +14,7 @@ from threading import Lock, Thread
 from types import TracebackType
 from typing import Any, cast
 
+from typing_extensions import Self
 from werkzeug import Request, Response
 from werkzeug.http import http_date
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
@@ -51,7 +52,10 @@ def asks(method: str, pattern: str) -> Predicate:
 
 
 class FakeAirflow:
-    """A server on a free port of 127.0.0.1, from `start()` (or `with`) to `stop()`.
+    """A server on 127.0.0.1, from `start()` (or `with`) to `stop()`.
+
+    Args:
+        port: A free one if it is 0.
 
     Attributes:
         api: "v1" or "v2"; changed by an upgrade.
@@ -68,7 +72,7 @@ class FakeAirflow:
         asked: All requests so far.
     """
 
-    def __init__(self, api: str) -> None:
+    def __init__(self, api: str, port: int = 0) -> None:
         self.api = api
         self.turns: deque[str] = deque()
         self.database = Database()
@@ -84,7 +88,7 @@ class FakeAirflow:
         self._lock = Lock()
         self._server: BaseWSGIServer | None = None
         self._thread: Thread | None = None
-        self._port = 0
+        self._port = port
 
     @property
     def url(self) -> str:
@@ -122,7 +126,7 @@ class FakeAirflow:
             with suppress(OSError):  # the client closed it just now
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def __enter__(self) -> FakeAirflow:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
