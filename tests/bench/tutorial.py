@@ -34,7 +34,7 @@ def build_runner(
 ) -> dg.AssetsDefinition:
     """Return an executable asset for a DAG. Airlift's own time-out is 30 seconds, too."""
 
-    @dg.multi_asset(name=f"run_{dag_id}", specs=[spec])
+    @dg.multi_asset(name=f"run_{airflow.name}_{dag_id}", specs=[spec])
     def run_dag() -> dg.MaterializeResult:
         run_id = airflow.trigger_dag(dag_id)
         airflow.wait_for_run_completion(dag_id, run_id, timeout=timeout_s)

@@ -48,6 +48,11 @@ class Fleet:
     ends_per_s: float
     uses_postgres: bool
 
+    def __str__(self) -> str:
+        storage = "PostgreSQL" if self.uses_postgres else "SQLite"
+        dags = f"{self.instances} Airflows of {self.dags} DAGs, {self.edges} dependencies"
+        return f"{dags}, {storage}"
+
     @cached_property
     def dag_ids(self) -> dict[str, list[str]]:
         """The DAGs of each instance, by its name."""
