@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-tests demo trigger latency bench-client bench-observe bench-execute bench-latency soak screenshot check lint types dg format test unit contract live quick storages real-airflows dagster-dev
+.PHONY: help install install-tests demo trigger latency bench-client bench-observe bench-execute bench-latency bench-fleet soak screenshot check lint types dg format test unit contract live quick storages real-airflows dagster-dev
 
 # Set ports and passwords as in `make demo WAREHOUSE_PORT=9081`; .env has their names.
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
@@ -13,6 +13,8 @@ BURST_RUNS ?= 500
 BURST_ROUNDS ?= 3
 CHAOS_ROUNDS ?= 8
 CHAOS_BURST ?= 25
+# S is the demo's, XL has 200 Airflows.
+FLEET_SIZES ?= S,M,L,XL
 # Of the tests of observation and execution, those that ask the most of a storage.
 ON_POSTGRES := $(addprefix tests/contract/,observation/test_observation.py observation/test_ownership.py \
 	observation/test_crossing.py execution/test_reexecution.py execution/test_taking_over.py)
@@ -45,15 +47,19 @@ bench-execute: install ## waiting for 50 DAGs, ours and dagster-airlift's tutori
 bench-latency: install ## the time of a dependency, ours and dagster-airlift's tutorial, 25 minutes
 	@$(RUN) python -m tests.bench.federating
 
+bench-fleet: install ## fleets of up to 200 Airflows (stubs), ours and dagster-airlift's, 2 hours
+	@$(RUN) python -m tests.bench.fleet --sizes $(FLEET_SIZES)
+
 soak: install-tests storages ## the long tests: storages, histories, bursts, kills, sign-ins, benchmarks
 	@HISTORIES=$(HISTORIES) $(RUN) pytest -q -s tests/contract/observation/test_observation_histories.py
 	@BURST_RUNS=$(BURST_RUNS) BURST_ROUNDS=$(BURST_ROUNDS) CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_BURST=$(CHAOS_BURST) \
 		$(RUN) pytest -q -s -m dagster_dev tests/live
 	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(RUN) pytest -q -s -m "" tests/live/test_airflow_restarts.py
 	@$(RUN) pytest -q -s -m soak --ignore tests/live/test_airflow_restarts.py
+	@$(MAKE) --no-print-directory bench-fleet
 	@echo
 	@echo "The soak has passed: all storages; $(HISTORIES) histories; $(BURST_ROUNDS) bursts of $(BURST_RUNS) runs and $(CHAOS_ROUNDS) rounds of kills,"
-	@echo "cancels and triggers with Dagster; Airflow restarts; sign-ins to 7 setups of Airflow; 3 benchmarks."
+	@echo "cancels and triggers with Dagster; Airflow restarts; sign-ins to 7 setups of Airflow; 4 benchmarks."
 
 screenshot: install ## the README's picture, of the running demo
 	@$(RUN) python docs/screenshot.py

@@ -15,6 +15,7 @@ from tests.processes import LoggedProcess
 pytestmark = pytest.mark.soak
 
 OBSERVE = ["--runs", "60", "--outage", "2", "--idle", "10", "--warm-up", "5", "--limit-events"]
+FLEET = ["--sizes", "XS", "--rounds", "1", "--idle-minutes", "0.5", "--minutes", "0.5"]
 FEDERATING = ["--contenders", "tuned", "ours", "--runs", "1", "--starts", "1", "--warm-up", "0"]
 
 
@@ -56,3 +57,18 @@ def test_federating_measures_the_tutorial_and_ours_which_loses_and_doubles_nothi
     assert re.search(rf"tuned {figures}   median of 1, \d+ lost, \d+ doubled", printed)
     assert re.search(rf"ours {figures}   median of 1, 0 lost, 0 doubled", printed)
     assert re.search(r"tuned takes [\d.]+ times as long", printed)
+
+
+def test_fleet_measures_airlift_and_ours_which_follows_each_end() -> None:
+    printed = run("fleet", *FLEET)
+    assert "failed" not in printed
+    for contender in ("ours", "airlift"):
+        start = r"[\d.]+ CPU s, \d+ MB \("
+        assert re.search(rf"run worker until its trigger +{contender} +{start}", printed)
+        assert re.search(rf"code server from state +{contender} +{start}", printed)
+        parts = r"code server [\d.]+, webserver [\d.]+, daemon [\d.]+, workers [\d.]+"
+        assert re.search(rf"idle.* {contender} +[\d.]+ CPU s a minute \({parts}\)", printed)
+        gaps = r"observation [\d.]+ s .*; automation [\d.]+ s "
+        assert re.search(rf"longest intervals while idle +{contender} +{gaps}", printed)
+        assert re.search(rf"upstream end to trigger +{contender} +p95 .* s, n 1[56], ", printed)
+    assert re.search(r"upstream end to trigger +ours .*, never 0 ", printed)

@@ -26,7 +26,7 @@ from tests.contract.fakes.airflow import FakeAirflow
 from tests.contract.fakes.answers import build_run
 from tests.contract.fakes.endpoints import Endpoints, build_json
 
-LOOP_S = 0.05
+LOOP_S = 0.1
 RUN_S = 2.0  # how long a triggered run takes
 
 
@@ -82,10 +82,7 @@ class FleetOfAirflows(FakeAirflow):
             self.set_rate(request.get_json()["per_second"])
             return build_json({})
         request.path = f"/{path}"
-        is_poll = (
-            "updated_at_gte" in request.args if self.api == "v2" else path.endswith("/dagRuns/list")
-        )
-        if is_poll:
+        if "updated_at_gte" in request.args or path.endswith("/dagRuns/list"):
             self._polls[instance].append(now)
         worker = None
         if request.method == "POST" and path.endswith("/dagRuns"):

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, pairwise
@@ -187,16 +187,23 @@ def _read_all_cpu_s(deployment: Deployment) -> dict[str, float]:
 
 def _describe_gaps(moments: dict[str, list[float]], began: float, ended: float) -> str:
     """Describe the longest times without a moment, by what was polled or has ticked."""
-    inside = {name: [at for at in own if began < at < ended] for name, own in moments.items()}
-    gaps = []
-    for own in inside.values():
-        edges = [began, *own, ended]
-        gaps.append(max(after - before for before, after in pairwise(edges)))
-    silent = sum(not own for own in inside.values())
+    gaps = find_longest_gaps(moments, began, ended)
     if not gaps:
         return "none"
+    silent = gaps.count(ended - began)
     text = f"{max(gaps):.1f} s (median {statistics.median(gaps):.1f})"
     return f"{text}, {silent} of {len(gaps)} never" if silent else text
+
+
+def find_longest_gaps(
+    moments: Mapping[str, Sequence[float]], began: float, ended: float
+) -> list[float]:
+    """Return the longest time without a moment in a span, for each name."""
+    gaps = []
+    for own in moments.values():
+        edges = [began, *(at for at in own if began < at < ended), ended]
+        gaps.append(max(after - before for before, after in pairwise(edges)))
+    return gaps
 
 
 def measure_latency(contender: Contender, seconds: float) -> Figure:
