@@ -24,7 +24,7 @@ _MODULE = """
 module_name = "{}"
 code_location_name = "project"
 """
-_SHIPPED = (ROOT / "deployment" / "dagster.yaml").read_text()
+SHIPPED = (ROOT / "deployment" / "dagster.yaml").read_text()
 DEFAULTS = "telemetry: {enabled: false}\n"
 
 _REPOSITORIES = """
@@ -48,7 +48,7 @@ class Contender(DagsterDev):
     """
 
     def __init__(
-        self, folder: Path, module: str, env: Mapping[str, str], settings: str = _SHIPPED
+        self, folder: Path, module: str, env: Mapping[str, str], settings: str = SHIPPED
     ) -> None:
         self.project, self.home = folder / "project", folder / "dagster"
         self.project.mkdir(parents=True)

@@ -19,21 +19,24 @@ import yaml
 
 from tests.bench.fleet.deployment import Airflows, Deployment, FailedError
 from tests.bench.fleet.machine import Load, LoadMeter, read_cpu_s
-from tests.bench.fleet.sizes import PACKAGE, Dag, Fleet, build_environment, refresh_state
-from tests.bench.fleet.tutorial import SIZE_VARIABLE
-from tests.bench.projects import DEFAULTS
-from tests.conftest import ROOT
+from tests.bench.fleet.sizes import (
+    PACKAGE,
+    SIZE_VARIABLE,
+    Dag,
+    Fleet,
+    build_environment,
+    refresh_state,
+)
+from tests.bench.projects import DEFAULTS, SHIPPED
 from tests.contract.postgres import PostgresServer
 
 WORKER_S = 300  # from the launch to the trigger, at most
 SETTLE_S = 300  # until each instance was polled twice, at most
 STRAGGLERS_S = 120  # after the last end
-_DIRECTLY = {
-    "run_coordinator": {
-        "module": "dagster._core.run_coordinator",
-        "class": "DefaultRunCoordinator",
-    }
-}
+# Launches runs at once, without a queue and so without a daemon.
+_UNQUEUED = f"""{DEFAULTS}
+run_coordinator: {{module: dagster._core.run_coordinator, class: DefaultRunCoordinator}}
+"""
 
 
 @dataclass(frozen=True)
@@ -68,22 +71,24 @@ class Contender:
     def _is_ours(self) -> bool:
         return self.name == "ours"
 
+    @property
+    def _recommended(self) -> str:
+        return SHIPPED if self._is_ours else DEFAULTS
+
     def close(self) -> None:
         self.airflows.stop()
 
     @contextmanager
-    def deploy(self, **settings: Any) -> Iterator[Deployment]:
+    def deploy(self, settings: str | None = None) -> Iterator[Deployment]:
         """Build an empty deployment, and end its processes.
 
         Args:
-            settings: In place of those that the contender recommends.
+            settings: The dagster.yaml, without storage; those that the contender recommends if it
+                is None.
         """
         self._homes += 1
         home = self._folder / f"home-{self._homes}"
-        shipped = (ROOT / "deployment" / "dagster.yaml").read_text() if self._is_ours else DEFAULTS
-        chosen: dict[str, Any] = (
-            {**yaml.safe_load(DEFAULTS), **settings} if settings else yaml.safe_load(shipped)
-        )
+        chosen: dict[str, Any] = yaml.safe_load(settings or self._recommended)
         if self._postgres is not None:
             url = self._postgres.create_database(f"{self.name}_{self.fleet.name}_{self._homes}")
             chosen["storage"] = {"postgres": {"postgres_url": url}}
@@ -112,7 +117,7 @@ def measure_server(contender: Contender, rounds: int) -> Figure:
 
 def measure_worker(contender: Contender, rounds: int) -> Figure:
     """Measure run workers until their triggers, in a deployment where nothing else happens."""
-    with contender.deploy(**_DIRECTLY) as deployment:
+    with contender.deploy(_UNQUEUED) as deployment:
         deployment.start_code_server()
         deployment.start_webserver()
         meter, rows = LoadMeter(), []

@@ -12,7 +12,6 @@ import random
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from tests.contract.fakes.airflow import PASSWORD, USERNAME
 from tests.unit.project import DEFINITIONS, PYPROJECT
 
 SEED = 13
-URL_VARIABLE, PASSWORD_VARIABLE = "FLEET_URL", "FLEET_PASSWORD"
+URL_VARIABLE, PASSWORD_VARIABLE, SIZE_VARIABLE = "FLEET_URL", "FLEET_PASSWORD", "FLEET_SIZE"
 PACKAGE = "sales_platform"
 
 Dag = tuple[str, str]  # instance and DAG id
@@ -62,7 +61,8 @@ class Fleet:
     @cached_property
     def upstreams(self) -> dict[Dag, Dag]:
         """The upstream DAG of each downstream DAG. The instances have equally many of both."""
-        all_dags = [(name, ids[number]) for number in range(self.dags) for name, ids in self._items]
+        instances = self.dag_ids.items()
+        all_dags = [(name, ids[number]) for number in range(self.dags) for name, ids in instances]
         downstreams, sources = all_dags[: self.edges], all_dags[self.edges :]
         random.Random(SEED).shuffle(sources)
         found: dict[Dag, Dag] = {}
@@ -70,10 +70,6 @@ class Fleet:
             found[downstream] = next(dag for dag in sources if dag[0] != downstream[0])
             sources.remove(found[downstream])
         return found
-
-    @property
-    def _items(self) -> list[tuple[str, list[str]]]:
-        return list(self.dag_ids.items())
 
     def build_declarations(self) -> list[dict[str, Any]]:
         """Build the attributes of each instance's defs.yaml. Address and password are variables."""
@@ -114,7 +110,7 @@ def refresh_state(folder: Path, url: str) -> None:
         raise SystemExit(f"The state was not refreshed:\n{ran.stdout}{ran.stderr}")
 
 
-def build_environment(url: str) -> Mapping[str, str]:
+def build_environment(url: str) -> dict[str, str]:
     """Build the variables that the declarations read."""
     return {URL_VARIABLE: url, PASSWORD_VARIABLE: PASSWORD}
 

@@ -13,11 +13,9 @@ from dagster_airlift.core import (
     build_defs_from_airflow_instance,
 )
 
-from tests.bench.fleet.sizes import PASSWORD_VARIABLE, SIZES, URL_VARIABLE, Fleet
+from tests.bench.fleet.sizes import PASSWORD_VARIABLE, SIZE_VARIABLE, SIZES, URL_VARIABLE, Fleet
 from tests.bench.tutorial import build_runner
 from tests.contract.fakes.airflow import USERNAME
-
-SIZE_VARIABLE = "FLEET_SIZE"
 
 
 def build_instance(name: str) -> AirflowInstance:
