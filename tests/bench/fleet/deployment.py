@@ -130,13 +130,17 @@ class Deployment(DagsterApi):
 
     def read_cpu_s(self) -> dict[str, float]:
         """Return the CPU seconds so far of each process, and of all run workers."""
-        found = {name: self.weigh(name)[0] for name in self.processes}
-        trees = [process.find_processes() for process in self.processes.values()]
-        found["workers"] = sum(map(read_cpu_s, trees)) - sum(found.values())
-        return found
+        found: dict[str, float] = {}
+        workers = 0.0
+        for name, process in self.processes.items():
+            own, *descendants = process.find_processes()
+            times = own.cpu_times()
+            found[name] = times.user + times.system
+            workers += times.children_user + times.children_system + read_cpu_s(descendants)
+        return found | {"workers": workers}
 
     def fetch_automation_ticks(self) -> dict[str, list[float]]:
-        """Return the times of the last ticks of each automation sensor that runs, by its name."""
+        """Return the times of the last ticks of each automation sensor that the daemon knows."""
         found: dict[str, list[float]] = {}
         with dg.DagsterInstance.from_config(str(self.home)) as instance:
             for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):

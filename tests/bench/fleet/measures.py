@@ -17,9 +17,11 @@ import dagster as dg
 import psutil
 import yaml
 
+from federation_defs.naming import build_sensor_name
 from tests.bench.fleet.deployment import Airflows, Deployment, FailedError
 from tests.bench.fleet.machine import Load, LoadMeter, read_cpu_s
 from tests.bench.fleet.sizes import (
+    AUTOMATION_SENSOR,
     PACKAGE,
     SIZE_VARIABLE,
     Dag,
@@ -74,6 +76,13 @@ class Contender:
     @property
     def _recommended(self) -> str:
         return SHIPPED if self._is_ours else DEFAULTS
+
+    @property
+    def automation_sensors(self) -> list[str]:
+        if not self._is_ours:
+            return [AUTOMATION_SENSOR]
+        instances = {instance: None for instance, _ in self.fleet.upstreams}
+        return [build_sensor_name(instance, "automation") for instance in instances]
 
     def close(self) -> None:
         self.airflows.stop()
@@ -175,6 +184,7 @@ def measure_idle(
     polls = contender.airflows.fetch_notes()["polls"]
     polls = {name: polls.get(name, []) for name in contender.fleet.dag_ids}
     ticks = deployment.fetch_automation_ticks()
+    ticks = {name: ticks.get(name, []) for name in contender.automation_sensors}
     texts = [
         f"observation {_describe_gaps(polls, began, ended)}",
         f"automation {_describe_gaps(ticks, began, ended)}",
@@ -251,6 +261,11 @@ def _describe_delays(delays: Sequence[float]) -> str:
     third = max(1, len(delays) // 3)
     first, last = statistics.median(delays[:third]), statistics.median(delays[-third:])
     return (
-        f"p95 {p95:.1f} s, n {len(delays)}, median {statistics.median(delays):.1f} (first third "
-        f"{first:.1f}, last {last:.1f}), worst {ordered[-1]:.1f}, never {delays.count(math.inf)}"
+        f"p95 {_show(p95)}, n {len(delays)}, median {_show(statistics.median(delays))} (first "
+        f"third {_show(first)}, last {_show(last)}), worst {_show(ordered[-1])}, "
+        f"{delays.count(math.inf)} never"
     )
+
+
+def _show(seconds: float) -> str:
+    return "never" if math.isinf(seconds) else f"{seconds:.1f} s"

@@ -25,6 +25,7 @@ from tests.unit.project import DEFINITIONS, PYPROJECT
 SEED = 13
 URL_VARIABLE, PASSWORD_VARIABLE, SIZE_VARIABLE = "FLEET_URL", "FLEET_PASSWORD", "FLEET_SIZE"
 PACKAGE = "sales_platform"
+AUTOMATION_SENSOR = "automation_sensor"  # airlift's
 
 Dag = tuple[str, str]  # instance and DAG id
 

@@ -13,7 +13,14 @@ from dagster_airlift.core import (
     build_defs_from_airflow_instance,
 )
 
-from tests.bench.fleet.sizes import PASSWORD_VARIABLE, SIZE_VARIABLE, SIZES, URL_VARIABLE, Fleet
+from tests.bench.fleet.sizes import (
+    AUTOMATION_SENSOR,
+    PASSWORD_VARIABLE,
+    SIZE_VARIABLE,
+    SIZES,
+    URL_VARIABLE,
+    Fleet,
+)
 from tests.bench.tutorial import build_runner
 from tests.contract.fakes.airflow import USERNAME
 
@@ -48,7 +55,7 @@ def defs() -> dg.Definitions:
     assets: list[dg.AssetSpec | dg.AssetsDefinition] = []
     sensors: list[dg.SensorDefinition] = [
         dg.AutomationConditionSensorDefinition(
-            name="automation_sensor",
+            name=AUTOMATION_SENSOR,
             target="*",
             default_status=dg.DefaultSensorStatus.RUNNING,
             minimum_interval_seconds=1,
