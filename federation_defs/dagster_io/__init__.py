@@ -15,6 +15,9 @@ Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all 
     Tells which steps are at work. What public methods return of a run does not.
 `get_settings`
     Tells whether the daemon evaluates sensors in parallel. No public method does.
+`optimize_for_webserver`
+    Keeps a connection to PostgreSQL or MySQL between ticks. No public method does, and PostgreSQL
+    spends more time on new connections than on our queries.
 `report_run_failed`
     Ends a run whose worker died. In the public API only GraphQL can, which needs the webserver.
 """

@@ -6,11 +6,14 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import dagster as dg
+
+from federation_defs.errors import FederationError
 
 # Of a run whose worker starts, or the process of one of its steps.
 _ACTIVE = [
@@ -20,25 +23,44 @@ _ACTIVE = [
 ]
 _STALE_AFTER_S = 300.0
 
+# Of connections to PostgreSQL and MySQL. Dagster ends a tick after 60 s. Firewalls drop connections
+# that are idle for some minutes.
+_STATEMENT_TIMEOUT_MS = 60_000
+_RECONNECT_S = 240
+_MAX_OVERFLOW = 20  # which are closed after use; one is kept per storage
+
 _lock = threading.Lock()
 _opened: list[tuple[object, dg.DagsterInstance]] = []  # with its reference; one at most
 # By instance, its sensors as they were stored at a time of the monotonic clock.
 _sensors: WeakKeyDictionary[dg.DagsterInstance, tuple[float, Sequence[Any]]] = WeakKeyDictionary()
 
 
-def open_instance(context: dg.SensorEvaluationContext) -> dg.DagsterInstance:
+@contextmanager
+def share_instance(context: dg.SensorEvaluationContext) -> Iterator[dg.DagsterInstance]:
     """Return the Dagster instance of a tick. All ticks of this process share it.
 
     `context.instance` opens one for each tick and closes it (1.13), which takes longer than all
-    else in most ticks. An instance is made for threads: the webserver shares one between requests.
-    This one is never closed, since another tick may be using it.
+    else in most ticks, and connects to PostgreSQL six times. An instance is made for threads: the
+    webserver shares one between requests, and keeps its connections. This one is never closed,
+    since another tick may be using it. After an error, such as a connection that broke, the next
+    tick opens another.
     """
     if (ref := context.instance_ref) is None:  # the context was built with an instance
-        return context.instance
+        yield context.instance
+        return
     with _lock:
         if not _opened or _opened[0][0] != ref:
-            _opened[:] = [(ref, dg.DagsterInstance.from_ref(ref))]
-        return _opened[0][1]
+            instance = dg.DagsterInstance.from_ref(ref)
+            instance.optimize_for_webserver(_STATEMENT_TIMEOUT_MS, _RECONNECT_S, _MAX_OVERFLOW)
+            _opened[:] = [(ref, instance)]
+        instance = _opened[0][1]
+    try:
+        yield instance
+    except FederationError:
+        raise
+    except Exception:
+        _opened.clear()
+        raise
 
 
 def has_sensor_threads(instance: dg.DagsterInstance) -> bool:

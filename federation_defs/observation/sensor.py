@@ -26,7 +26,7 @@ from federation_defs.dagster_io.deployment import (
     fetch_sensor_cursor,
     find_same_sensor,
     has_sensor_threads,
-    open_instance,
+    share_instance,
 )
 from federation_defs.dagster_io.event_log import fetch_first_reported_end, find_known_assets
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch, fail_orphaned_runs
@@ -151,8 +151,7 @@ class _Observer:
             AirflowError: The instance refuses us, or its answer makes no sense.
             DeclaredTwiceError: Another code location observes the instance.
         """
-        with self._lock:
-            instance = open_instance(context)
+        with self._lock, share_instance(context) as instance:
             # Opening the log opens another instance (dagster 1.13), so it waits for a message.
             origin = context.code_location_origin
             location = origin and origin.location_name

@@ -11,10 +11,12 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from sqlalchemy import event
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import Pool
 
-from federation_defs.dagster_io.deployment import open_instance
+from federation_defs.dagster_io.deployment import share_instance
 from federation_defs.events import build_materialization
 from federation_defs.observation import Limits
 from federation_defs.outcome import Outcome
@@ -31,6 +33,11 @@ from tests.contract.observation.daemon import (
 )
 from tests.contract.observation.test_catching_up import add_run
 from tests.contract.observation.test_replaced import PATIENT, CodeServer
+
+_END_OTHER_CONNECTIONS = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE pid <> pg_backend_pid() AND datname = current_database()
+"""
 
 
 @contextmanager
@@ -107,8 +114,11 @@ def test_all_ticks_of_a_process_share_a_dagster_instance(
     instance: dg.DagsterInstance,
 ) -> None:
     def open_in_a_tick(ref: Any) -> dg.DagsterInstance:
-        with dg.build_sensor_context(instance_ref=ref) as context:
-            return open_instance(context)
+        with (
+            dg.build_sensor_context(instance_ref=ref) as context,
+            share_instance(context) as shared,
+        ):
+            return shared
 
     def refer(_: int) -> Any:
         return instance.get_ref()._replace(settings=dict(instance.get_ref().settings))
@@ -118,31 +128,76 @@ def test_all_ticks_of_a_process_share_a_dagster_instance(
     assert all(other is first for other in others)
     assert first.get_run_records() == []  # it is open after the ticks
     changed = instance.get_ref()._replace(settings={"telemetry": {"enabled": False}})
-    assert open_in_a_tick(changed) is not first
-    first.dispose()
-    with dg.build_sensor_context(instance=instance) as context:
-        assert open_instance(context) is instance
+    second = open_in_a_tick(changed)
+    assert second is not first
+    with dg.build_sensor_context(instance=instance) as context, share_instance(context) as given:
+        assert given is instance
+    for opened in (first, second):
+        opened.dispose()
+
+
+class Ticks:
+    """Ticks that open the Dagster instance by its reference, as in a code server."""
+
+    def __init__(self, observed: Observed) -> None:
+        self._sensor = observed.daemon.sensor
+        self._ref = observed.daemon.instance.get_ref()
+        self._cursor: str | None = None
+
+    def tick(self) -> None:
+        context = dg.build_sensor_context(instance_ref=self._ref, cursor=self._cursor)
+        with context:
+            result = self._sensor(context)
+        assert isinstance(result, dg.SensorResult)
+        self._cursor = result.cursor
+
+
+@pytest.fixture
+def ticks(observed: Observed) -> Iterator[Ticks]:
+    yield Ticks(observed)
+    ref = observed.daemon.instance.get_ref()
+    with dg.build_sensor_context(instance_ref=ref) as context, share_instance(context) as shared:
+        shared.dispose()
 
 
 def test_a_tick_opens_no_dagster_instance_of_its_own(
-    observed: Observed, instance: dg.DagsterInstance
+    observed: Observed, ticks: Ticks, pytestconfig: pytest.Config
 ) -> None:
-    def tick() -> int:
-        context = dg.build_sensor_context(instance_ref=instance.get_ref(), cursor=daemon.cursor)
-        with context, recording_statements() as statements:
-            result = daemon.sensor(context)
-        assert isinstance(result, dg.SensorResult)
-        daemon.cursor = result.cursor
-        return len(statements)
+    ticks.tick()
+    connections = list[Any]()
 
-    daemon = observed.daemon
-    tick()
-    assert [tick() for _ in range(3)] == [1, 1, 1]
+    def record(*connection: Any) -> None:
+        connections.append(connection)
+
+    event.listen(Pool, "connect", record)
+    for _ in range(3):
+        with recording_statements() as statements:
+            ticks.tick()
+        assert len(statements) == 1
+    event.remove(Pool, "connect", record)
+    if pytestconfig.getoption("--storage") == "postgres":
+        assert connections == []
     observed.add_run("mine")
-    tick()
+    ticks.tick()
     assert observed.reported == ["mine"]
-    with dg.build_sensor_context(instance_ref=instance.get_ref()) as context:
-        open_instance(context).dispose()
+
+
+def test_after_the_database_was_restarted_the_second_tick_reports(
+    observed: Observed, ticks: Ticks, pytestconfig: pytest.Config
+) -> None:
+    ticks.tick()
+    observed.add_run("mine")
+    ticks.tick()
+    observed.add_run("another")
+    if pytestconfig.getoption("--storage") == "postgres":
+        storage: Any = observed.daemon.instance.event_log_storage
+        url = storage.postgres_url
+        with create_engine(url).connect() as connection:
+            connection.execute(text(_END_OTHER_CONNECTIONS))
+        with pytest.raises(OperationalError):
+            ticks.tick()
+    ticks.tick()
+    assert observed.reported == ["mine", "another"]
 
 
 @pytest.mark.parametrize("count", [60, 240])
