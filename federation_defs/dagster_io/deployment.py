@@ -1,5 +1,4 @@
-"""What a Dagster deployment runs besides this code location, which process this is, and its
-instance."""
+"""What a Dagster deployment runs besides this code location, and what this process is to it."""
 
 from __future__ import annotations
 
@@ -59,7 +58,8 @@ def share_instance(context: dg.SensorEvaluationContext) -> Iterator[dg.DagsterIn
     except FederationError:
         raise
     except Exception:
-        _opened.clear()
+        with _lock:
+            _opened[:] = [opened for opened in _opened if opened[1] is not instance]
         raise
 
 
