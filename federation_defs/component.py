@@ -241,7 +241,9 @@ class FederatedAirflow(dg.StateBackedComponent):
         for problem in problems:
             _log.warning("%s", problem)
         specs = build_specs(self.declaration, snapshot, self.named.keys())
-        return build_instance_defs(self.client, self.declaration, specs, absent)
+        return build_instance_defs(
+            self.client, self.declaration, specs, absent, instances=len(self.federation)
+        )
 
 
 def _is_strict() -> bool:
@@ -264,6 +266,7 @@ def build_instance_defs(
     absent: Mapping[str, str] = MappingProxyType({}),
     *,
     is_for_run: bool = False,
+    instances: int = 1,
 ) -> dg.Definitions:
     """Return an instance's assets, checks and sensors. Pure.
 
@@ -271,6 +274,7 @@ def build_instance_defs(
         specs: Of its DAGs, by id. Without all of those that Dagster runs, none is run.
         absent: Why DAGs can't run in the instance, by id.
         is_for_run: Leave out sensors, and checks of DAGs that Dagster does not run.
+        instances: The number of instances of the code location.
     """
     declared = declaration.downstreams
     are_run = declared.keys() <= specs.keys()
@@ -290,7 +294,12 @@ def build_instance_defs(
     }
     sensors: list[dg.SensorDefinition] = [
         build_observation_sensor(
-            client, rules, declaration.observe, partitionings=partitionings, absent=absent
+            client,
+            rules,
+            declaration.observe,
+            partitionings=partitionings,
+            absent=absent,
+            instances=instances,
         )
     ]
     if downstreams:

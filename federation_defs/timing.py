@@ -65,6 +65,20 @@ class Timing:
     # (1.13); a later poll would delay the next loop.
     last_poll_s: float = 4.1
     report_s: float = 15.0  # for storing events after them; it may delay the other sensors
+    # Dagster's sensor daemon loops every 5 s. A tick that begins this much later has waited for its
+    # turn. Then it takes a fifth of these times at most.
+    daemon_loop_s: float = 5.0
+    late_tick_s: float = 5.0
+    late_tick_share: float = 0.2
+    # Each instance of a code location makes the interval of all longer: a daemon evaluates about
+    # ten sensors per second.
+    interval_per_instance_s: float = 0.1
+    # Dagster runs that may wait for an instance at its usual interval. They poll it, too. With more
+    # of them, the interval grows in proportion.
+    waiting_runs: int = 10
+    max_waiting_interval_s: float = 60.0
+    first_look_s: float = 5.0  # of a tick, for asking the event log where to begin
+    other_sensors_s: float = 5.0  # for what is known of other code locations' sensors
     # An event is stored within this time after the check that no Dagster run is about to store it.
     # A step that takes over a finished DAG run waits for longer before it looks for the event.
     owner_check_s: float = 4.0

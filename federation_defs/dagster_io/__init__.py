@@ -6,10 +6,18 @@ Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all 
     Tags are the only state of a run that outlives its worker. No public method writes them.
 `all_instigator_state`
     Tells which sensors run in other code locations. In the public API only GraphQL does.
+`from_ref`
+    Opens one instance for all ticks of a process. What public members offer is opened for each.
+`get_instigator_state`
+    Tells whether another process has taken over an observation. `all_instigator_state` does, too,
+    but reads all sensors.
 `get_run_step_stats`
     Tells which steps are at work. What public methods return of a run does not.
 `get_settings`
     Tells whether the daemon evaluates sensors in parallel. No public method does.
+`optimize_for_webserver`
+    Keeps a connection to PostgreSQL or MySQL between ticks. No public method does, and PostgreSQL
+    spends more time on new connections than on our queries.
 `report_run_failed`
     Ends a run whose worker died. In the public API only GraphQL can, which needs the webserver.
 """

@@ -1,11 +1,18 @@
-"""What a Dagster deployment runs besides this code location, and which process this is."""
+"""What a Dagster deployment runs besides this code location, and what this process is to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import dagster as dg
+
+from federation_defs.errors import FederationError
 
 # Of a run whose worker starts, or the process of one of its steps.
 _ACTIVE = [
@@ -14,6 +21,46 @@ _ACTIVE = [
     dg.DagsterRunStatus.STARTED,
 ]
 _STALE_AFTER_S = 300.0
+
+# Of connections to PostgreSQL and MySQL. Dagster ends a tick after 60 s. Firewalls drop connections
+# that are idle for some minutes.
+_STATEMENT_TIMEOUT_MS = 60_000
+_RECONNECT_S = 240
+_MAX_OVERFLOW = 20  # which are closed after use; one is kept per storage
+
+_lock = threading.Lock()
+_opened: list[tuple[object, dg.DagsterInstance]] = []  # with its reference; one at most
+# By instance, its sensors as they were stored at a time of the monotonic clock.
+_sensors: WeakKeyDictionary[dg.DagsterInstance, tuple[float, Sequence[Any]]] = WeakKeyDictionary()
+
+
+@contextmanager
+def share_instance(context: dg.SensorEvaluationContext) -> Iterator[dg.DagsterInstance]:
+    """Return the Dagster instance of a tick. All ticks of this process share it.
+
+    `context.instance` opens one for each tick and closes it (1.13), which takes longer than all
+    else in most ticks, and connects to PostgreSQL six times. An instance is made for threads: the
+    webserver shares one between requests, and keeps its connections. This one is never closed,
+    since another tick may be using it. After an error, such as a connection that broke, the next
+    tick opens another.
+    """
+    if (ref := context.instance_ref) is None:  # the context was built with an instance
+        yield context.instance
+        return
+    with _lock:
+        if not _opened or _opened[0][0] != ref:
+            instance = dg.DagsterInstance.from_ref(ref)
+            instance.optimize_for_webserver(_STATEMENT_TIMEOUT_MS, _RECONNECT_S, _MAX_OVERFLOW)
+            _opened[:] = [(ref, instance)]
+        instance = _opened[0][1]
+    try:
+        yield instance
+    except FederationError:
+        raise
+    except Exception:
+        with _lock:
+            _opened[:] = [opened for opened in _opened if opened[1] is not instance]
+        raise
 
 
 def has_sensor_threads(instance: dg.DagsterInstance) -> bool:
@@ -28,32 +75,57 @@ def fetch_sensor_cursor(
     instance: dg.DagsterInstance, sensor_name: str, code_location: str
 ) -> str | None:
     """Fetch the cursor that Dagster has stored of a sensor; None if there is none."""
-    for state in instance.all_instigator_state():
-        location = state.origin.repository_origin.code_location_origin.location_name
-        if (state.origin.instigator_name, location) == (sensor_name, code_location):
-            return getattr(state.instigator_data, "cursor", None)
-    return None
+
+    def find(sensors: Sequence[Any]) -> Any:
+        wanted = sensor_name, code_location
+        return next((each for each in sensors if _get_name(each) == wanted), None)
+
+    _, known = _sensors.get(instance, (0.0, ()))
+    if (sensor := find(known) or find(_fetch_sensors(instance))) is None:
+        return None
+    state = instance.get_instigator_state(sensor.instigator_origin_id, sensor.selector_id)
+    return getattr(state and state.instigator_data, "cursor", None)
 
 
 def find_same_sensor(
-    instance: dg.DagsterInstance, sensor_name: str, code_location: str
+    instance: dg.DagsterInstance, sensor_name: str, code_location: str, max_age_s: float = 0.0
 ) -> str | None:
     """Find another code location with a running sensor of this name.
 
     Of several locations, all but the first one by name find one. A sensor that has not ticked for
     five minutes, or three of its intervals, does not count: its location was removed. All times
     are the daemon's.
+
+    Args:
+        max_age_s: How long ago this process may have read the sensors. It takes longer, the more
+            the deployment has.
     """
     now, found = 0.0, dict[str, float]()
-    for state in instance.all_instigator_state():
+    for state in _fetch_sensors(instance, max_age_s):
         ticked_at = getattr(state.instigator_data, "last_tick_start_timestamp", None)
         now = max(now, ticked_at or 0.0)
-        location = state.origin.repository_origin.code_location_origin.location_name
-        is_same = state.origin.instigator_name == sensor_name and state.is_running
-        if is_same and location < code_location:
+        name, location = _get_name(state)
+        if name == sensor_name and state.is_running and location < code_location:
             interval_s = getattr(state.instigator_data, "min_interval", None) or 0
             found[location] = (ticked_at or 0.0) + max(_STALE_AFTER_S, 3 * interval_s)
     return min((location for location, until in found.items() if until >= now), default=None)
+
+
+def _fetch_sensors(instance: dg.DagsterInstance, max_age_s: float = 0.0) -> Sequence[Any]:
+    """Fetch the stored sensors and schedules of all code locations, or return what this process
+    fetched lately."""
+    now = time.monotonic()
+    fetched_at, sensors = _sensors.get(instance, (-math.inf, ()))
+    if now - fetched_at >= max_age_s:
+        sensors = instance.all_instigator_state()
+        _sensors[instance] = now, sensors
+    return sensors
+
+
+def _get_name(state: Any) -> tuple[str, str]:
+    """Return the name of a sensor, and of its code location."""
+    origin = state.origin
+    return origin.instigator_name, origin.repository_origin.code_location_origin.location_name
 
 
 def is_reconstruction() -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TypeVar
 
@@ -58,7 +58,11 @@ class _Report:
 class ReportedRuns:
     """What the event log holds of some DAG runs of one Airflow instance."""
 
-    reports: defaultdict[RunKey, list[_Report]]
+    reports: defaultdict[RunKey, list[_Report]] = field(default_factory=lambda: defaultdict(list))
+
+    def update(self, later: ReportedRuns) -> None:
+        """Take in what was read later, of the same DAGs or others."""
+        self.reports.update(later.reports)
 
     def lacks_report_of(self, outcome: Outcome) -> bool:
         """Whether the last report differs. A run may run again, or a person may set its state."""
@@ -109,34 +113,32 @@ def fetch_reports(
     for (dag_id, _), end in ends.items():
         by_dag[dag_id].append(end)
     now = datetime.now(timezone.utc)
-    reports: defaultdict[RunKey, list[_Report]] = defaultdict(list)
+    reported = ReportedRuns()
     for dag_id, known in by_dag.items():
         first = min(now, *(end or now - _LOOKBACK_WITHOUT_DATES for end in known))
         since = max(0.0, first.timestamp() - MAX_CLOCK_SKEW.total_seconds())
         for report in _fetch_reports(instance, build_asset_key(airflow, dag_id), since):
-            reports[dag_id, report.run_id].append(report)
-    return ReportedRuns(reports)
+            reported.reports[dag_id, report.run_id].append(report)
+    return reported
 
 
-def find_first_reported_end(
-    instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey], oldest: datetime
-) -> datetime | None:
-    """Find when the first reported run of these assets ended; None if none was reported.
+def find_known_assets(
+    instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey]
+) -> list[dg.AssetKey]:
+    """Find those of some assets of which the event log holds anything."""
+    return [record.asset_entry.asset_key for record in instance.get_asset_records(list(keys))]
 
-    Args:
-        oldest: Returned in place of an earlier end.
-    """
+
+def fetch_first_reported_end(instance: dg.DagsterInstance, key: dg.AssetKey) -> float:
+    """Fetch when the first reported run of an asset ended, in seconds since 1970; infinity if none
+    was reported."""
     first = math.inf
-    seen = [record.asset_entry.asset_key for record in instance.get_asset_records(list(keys))]
-    for key in seen:
-        # All runs of a DAG may have failed, so that it has observations only.
-        for fetch in (instance.fetch_materializations, instance.fetch_observations):
-            for record in fetch(key, limit=1, ascending=True).records:
-                end = _read(record.asset_event, END_LABEL, float)
-                first = min(first, record.timestamp if end is None else end)
-        if first <= oldest.timestamp():
-            return oldest
-    return None if math.isinf(first) else datetime.fromtimestamp(first, timezone.utc)
+    # All runs of a DAG may have failed, so that it has observations only.
+    for fetch in (instance.fetch_materializations, instance.fetch_observations):
+        for record in fetch(key, limit=1, ascending=True).records:
+            end = _read(record.asset_event, END_LABEL, float)
+            first = min(first, record.timestamp if end is None else end)
+    return first
 
 
 def fetch_last_run_link(instance: dg.DagsterInstance, key: dg.AssetKey) -> tuple[str, str] | None:

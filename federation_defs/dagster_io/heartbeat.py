@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import dagster as dg
 
@@ -137,9 +137,10 @@ def fail_orphaned_runs(
     instance: dg.DagsterInstance,
     airflow: str,
     watch: HeartbeatWatch,
-    log: logging.Logger,
-) -> None:
-    """Fail the started Dagster runs that wait for an Airflow instance and whose worker died."""
+    log: Callable[[], logging.Logger],
+) -> int:
+    """Fail the started Dagster runs that wait for an Airflow instance and whose worker died, and
+    return how many wait for it."""
     message = (
         f"The worker of this run died while it waited for Airflow '{airflow}'. A retry adopts its "
         "DAG runs; without a retry, observation reports them."
@@ -152,8 +153,9 @@ def fail_orphaned_runs(
         if is_started and watch.is_silent(run) and _is_orphaned(instance, airflow, watch, run):
             current = instance.get_run_by_id(run.run_id)
             if current is not None and not current.is_finished:
-                log.warning("Failing Dagster run %s. %s", run.run_id, message)
+                log().warning("Failing Dagster run %s. %s", run.run_id, message)
                 instance.report_run_failed(current, message)
+    return len(records)
 
 
 def _is_orphaned(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from random import sample
@@ -44,7 +44,9 @@ class DeferredRuns:
         self._timing = timing
         self._failing_since: dict[RunKey, float] = {}
 
-    def fetch(self, keys: Collection[RunKey], deadline: float, log: logging.Logger) -> ReturnedRuns:
+    def fetch(
+        self, keys: Collection[RunKey], deadline: float, log: Callable[[], logging.Logger]
+    ) -> ReturnedRuns:
         """Fetch runs, of many a random choice: some may always fail.
 
         Args:
@@ -59,7 +61,7 @@ class DeferredRuns:
         for key, answer in zip(chosen, answers, strict=True):
             if answer is None or isinstance(answer, AirflowError):
                 reason = str(answer or "no answer in time")
-                log.warning("The deferred run %s of DAG %s can't be read: %s", *key[::-1], reason)
+                log().warning("The deferred run %s of DAG %s can't be read: %s", *key[::-1], reason)
                 since = self._failing_since.setdefault(key, now)
                 if self._timing.fetch_outcome.is_over(now - since):
                     returned.unreadable[key] = reason

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import dagster as dg
 
@@ -26,11 +27,24 @@ from federation_defs.events import (
     build_missing_events,
     build_unreadable_run_observation,
 )
+from federation_defs.observation.outcomes import MAX_RUNS_WITH_DETAILS
 from federation_defs.outcome import Outcome
 from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
 
 _RUNS_PER_CHECK = 50
+
+
+@dataclass
+class _Known:
+    """What was read from the event log for one call of `report`.
+
+    Attributes:
+        read_at: When the reports on a DAG were read, by DAG id and the monotonic clock.
+    """
+
+    reported: ReportedRuns = field(default_factory=ReportedRuns)
+    read_at: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -54,7 +68,7 @@ class Reporter:
         # Fewer if queries of the event log are so slow that the time is over before the first one.
         self._runs_per_check = _RUNS_PER_CHECK
 
-    def find_owned(self, instance: dg.DagsterInstance, runs: Sequence[DagRun]) -> set[RunKey]:
+    def find_owned(self, instance: dg.DagsterInstance, runs: Collection[DagRun]) -> set[RunKey]:
         """Find those of the finished runs that a living Dagster run has yet to report.
 
         A Dagster run that has reported a DAG run, or given it up, may live on to wait for others.
@@ -75,12 +89,13 @@ class Reporter:
         instance: dg.DagsterInstance,
         outcomes: Sequence[Outcome],
         deadline: float,
-        log: logging.Logger,
+        log: Callable[[], logging.Logger],
         is_current: Callable[[], bool] = lambda: True,
     ) -> tuple[list[DagRun], list[DagRun]]:
         """Store the events that the event log lacks.
 
         Args:
+            outcomes: Those of each DAG in the order to report them.
             deadline: By the monotonic clock. Later outcomes are left for another call.
             is_current: Whether no other process has taken over.
 
@@ -90,27 +105,60 @@ class Reporter:
         settled: list[DagRun] = []
         news: list[DagRun] = []
         left, now = list(outcomes), self.timing.monotonic
+        known = _Known()
+        is_backlog = len(outcomes) > MAX_RUNS_WITH_DETAILS
+        last = {outcome.run.dag_id: outcome for outcome in outcomes} if is_backlog else {}
         while left and now() < deadline:
             size, progress = self._runs_per_check, len(settled)
             chunk, left = left[:size], left[size:]
             until = now() + self.timing.owner_check_s
             if not is_current():
                 break
-            runs = [outcome.run for outcome in chunk]
-            owned = self.find_owned(instance, runs)
-            reported = fetch_reported_runs(instance, self.client.instance, runs)
+            owned = self._check(instance, chunk, left, known, until)
             for number, outcome in enumerate(chunk):
                 if now() > min(until, deadline) and size > 1:
                     left = chunk[number:] + left
                     break
                 if outcome.run.key in owned:
                     continue
-                if self._store(instance, outcome, reported, log):
+                is_replaced = last.get(outcome.run.dag_id, outcome) is not outcome
+                events = self._build_events(outcome, known.reported, log, is_replaced=is_replaced)
+                for event in events:
+                    instance.report_runless_asset_event(event)
+                if events:
                     news.append(outcome.run)
                 settled.append(outcome.run)
             is_slow = len(settled) == progress and not owned
             self._runs_per_check = max(1, size // 2) if is_slow else min(_RUNS_PER_CHECK, 2 * size)
         return settled, news
+
+    def _check(
+        self,
+        instance: dg.DagsterInstance,
+        chunk: Sequence[Outcome],
+        left: Sequence[Outcome],
+        known: _Known,
+        until: float,
+    ) -> set[RunKey]:
+        """Find the runs of a chunk that have owners, and make known what was reported of its DAGs.
+
+        The event log is read once for all runs of a DAG. It is read again before a step can have
+        reported one that had no owner then: the step announces itself, and waits for
+        `timing.takeover_s`.
+
+        Args:
+            left: What follows after the chunk.
+            until: When the last event of the chunk is stored at the latest.
+        """
+        runs = [outcome.run for outcome in chunk]
+        oldest = until - self.timing.takeover_s
+        stale = {run.dag_id for run in runs if known.read_at.get(run.dag_id, -math.inf) <= oldest}
+        unread = [outcome.run for outcome in (*chunk, *left) if outcome.run.dag_id in stale]
+        checked_at = self.timing.monotonic()
+        owned = self.find_owned(instance, {run.key: run for run in (*runs, *unread)}.values())
+        known.reported.update(fetch_reported_runs(instance, self.client.instance, unread))
+        known.read_at |= dict.fromkeys(stale, checked_at)
+        return owned & {run.key for run in runs}
 
     def report_unreadable(
         self, instance: dg.DagsterInstance, reasons: Mapping[RunKey, str]
@@ -125,32 +173,27 @@ class Reporter:
             instance.report_runless_asset_event(event)
         return news
 
-    def _store(
+    def _build_events(
         self,
-        instance: dg.DagsterInstance,
         outcome: Outcome,
         reported: ReportedRuns,
-        log: logging.Logger,
-    ) -> bool:
-        """Store what the event log lacks of one outcome, and return whether that is anything."""
-        events = self._build_events(outcome, reported, log)
-        for event in events:
-            instance.report_runless_asset_event(event)
-        return bool(events)
-
-    def _build_events(
-        self, outcome: Outcome, reported: ReportedRuns, log: logging.Logger
+        log: Callable[[], logging.Logger],
+        *,
+        is_replaced: bool,
     ) -> list[AssetEvent]:
+        """Build what the event log lacks of one outcome."""
         run = outcome.run
         partitioning = self.partitionings.get(run.dag_id)
         try:
             partition = partitioning and partitioning.find_partition(run)
-            events = build_missing_events(self.client, outcome, reported, partition)
+            events = build_missing_events(
+                self.client, outcome, reported, partition, is_replaced=is_replaced
+            )
             for event in events:
                 dg.serialize_value(event)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged, and reported in place of the run
             reason = f"{type(error).__name__}: {error}"
-            log.warning("Run %s of DAG %s can't be reported.", *run.key[::-1], exc_info=True)
+            log().warning("Run %s of DAG %s can't be reported.", *run.key[::-1], exc_info=True)
             end = run.end_date and dg.MetadataValue.timestamp(run.end_date)
             labels = {STATE_LABEL: run.state, OUTCOME_LABEL: outcome.result, END_LABEL: end}
             key = self.client.instance, run.key

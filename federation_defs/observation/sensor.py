@@ -7,10 +7,12 @@ storing the events and the cursor, reports nothing twice.
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from types import MappingProxyType
 from uuid import uuid4
@@ -24,8 +26,9 @@ from federation_defs.dagster_io.deployment import (
     fetch_sensor_cursor,
     find_same_sensor,
     has_sensor_threads,
+    share_instance,
 )
-from federation_defs.dagster_io.event_log import find_first_reported_end
+from federation_defs.dagster_io.event_log import fetch_first_reported_end, find_known_assets
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch, fail_orphaned_runs
 from federation_defs.declaration import ObserveDeclaration
 from federation_defs.errors import (
@@ -39,15 +42,12 @@ from federation_defs.naming import build_asset_key, build_sensor_name
 from federation_defs.observation.cursor import Cursor, advance, build_fingerprint
 from federation_defs.observation.deferred import DeferredRuns
 from federation_defs.observation.outcomes import OutcomeFetcher, select_runs
+from federation_defs.observation.pace import Pace
 from federation_defs.observation.poller import Poller
 from federation_defs.observation.reporter import Reporter
 from federation_defs.outcome import Rules, join_names
 from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
-
-# How many instances poll several times per tick. A code server evaluates sensors in about six
-# threads.
-_repeated_polls = threading.BoundedSemaphore(3)
 
 _DAGS_PER_TICK = 20  # of which it is asked whether they are absent
 _MIN_GAP = timedelta(hours=1)  # reporting a history may take this long
@@ -73,6 +73,7 @@ def build_observation_sensor(
     *,
     partitionings: Mapping[str, Partitioning],
     absent: Mapping[str, str] = MappingProxyType({}),
+    instances: int = 1,
     limits: Limits = Limits(),
     timing: Timing = Timing(),  # noqa: B008 - frozen
 ) -> dg.SensorDefinition:
@@ -83,45 +84,34 @@ def build_observation_sensor(
         partitionings: Of DAGs that have partitions, by DAG id.
         absent: What is wrong with DAGs that the instance did not have at the last refresh, by id.
             Their checks fail once, unless the instance has them by now.
+        instances: The number of instances that the code location observes.
     """
+    interval_s = max(observe.interval, instances * timing.interval_per_instance_s)
+    observe = observe.model_copy(update={"interval": interval_s})
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "observation"),
         evaluation_fn=_Observer(client, rules, observe, partitionings, absent, limits, timing).tick,
         # One second less than the interval: the daemon loops every 5 s, and would evaluate a sensor
         # with an interval of 5 s in every other loop only (dagster 1.13).
-        minimum_interval_seconds=max(1, round(observe.interval) - 1),
+        minimum_interval_seconds=max(1, round(interval_s) - 1),
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Reports the finished DAG runs of Airflow {client.instance}.",
     )
 
 
-class Backoff:
-    """Pauses polls after errors: not after the first, then longer and longer."""
+@dataclass(frozen=True)
+class _Tick:
+    """What Dagster hands a tick.
 
-    def __init__(self, timing: Timing, interval_s: float) -> None:
-        self._timing = timing
-        self._interval_s = interval_s
-        self.record_success()
+    Attributes:
+        location: The name of the code location; None in tests.
+        log: Opens the tick's log.
+    """
 
-    def record_success(self) -> None:
-        self._errors, self._paused_until, self._reason = 0, 0.0, ""
-
-    def record_error(self, error: AirflowError) -> None:
-        timing = self._timing
-        is_unreachable = isinstance(error, UnreachableError)
-        policy = timing.poll_unreachable if is_unreachable else timing.poll_refused
-        if self._errors:
-            policy = replace(policy, first_s=max(policy.first_s, self._interval_s))
-            self._paused_until = timing.monotonic() + policy.pause_s(self._errors)
-        else:
-            self._since = timing.utc_now()
-        self._errors += 1
-        self._reason = f"{error} (Since {self._since:%F %T} UTC; asked again in"
-
-    def describe_pause(self) -> str | None:
-        """Return why polls are paused; None if they are not."""
-        pause_s = self._paused_until - self._timing.monotonic()
-        return f"{self._reason} {pause_s:.0f} s.)" if pause_s > 0 else None
+    instance: dg.DagsterInstance
+    cursor: str | None
+    location: str | None
+    log: Callable[[], logging.Logger]
 
 
 @dataclass
@@ -143,11 +133,14 @@ class _Observer:
         overlap = timedelta(seconds=self.observe.overlap)
         self._poller = Poller(self.client, self.rules, overlap, self.limits.runs, self.timing)
         self._outcomes = OutcomeFetcher(self.client, self.rules, self.timing)
-        self._backoff = Backoff(self.timing, self.observe.interval)
+        self._pace = Pace(self.timing, self.observe.interval)
         self._deferred = DeferredRuns(self.client, self.timing)
         self._watch = HeartbeatWatch(self.client.instance, self.timing, self.observe.interval)
         self._reporter = Reporter(self.client, self.partitionings, self._watch, self.timing)
         self._unchecked = list(self.absent)
+        self._unasked: list[dg.AssetKey] | None = None  # for their first reports
+        self._first_end = math.inf
+        self._name = build_sensor_name(self.client.instance, "observation")
         self._id = uuid4().hex
         self._lock = threading.Lock()
 
@@ -158,82 +151,91 @@ class _Observer:
             AirflowError: The instance refuses us, or its answer makes no sense.
             DeclaredTwiceError: Another code location observes the instance.
         """
-        with self._lock:
-            fail_orphaned_runs(context.instance, self.client.instance, self._watch, context.log)
-            if (pause := self._backoff.describe_pause()) is not None:
-                return dg.SkipReason(pause)
-            try:
-                result = self._poll_repeatedly(context)
-            except AirflowError as error:
-                # The cursor stays: runs that end meanwhile are reported later.
-                self._outcomes.forget_failures()
-                self._deferred.forget_failures()
-                self._backoff.record_error(error)
-                if isinstance(error, UnreachableError):
-                    return dg.SkipReason(self._backoff.describe_pause() or str(error))
-                raise
-            self._backoff.record_success()
-            return result
+        with self._lock, share_instance(context) as instance:
+            # Opening the log opens another instance (dagster 1.13), so it waits for a message.
+            origin = context.code_location_origin
+            location = origin and origin.location_name
+            tick = _Tick(instance, context.cursor, location, lambda: context.log)
+            waiting = fail_orphaned_runs(instance, self.client.instance, self._watch, tick.log)
+            with self._pace.tick(waiting) as reason:
+                return dg.SkipReason(reason) if reason else self._poll_and_record(tick)
 
-    def _refuse_second_location(self, context: dg.SensorEvaluationContext) -> None:
-        origin, airflow = context.code_location_origin, self.client.instance
-        name = build_sensor_name(airflow, "observation")
-        if origin and (other := find_same_sensor(context.instance, name, origin.location_name)):
-            raise DeclaredTwiceError(airflow, origin.location_name, other)
+    def _poll_and_record(self, tick: _Tick) -> dg.SensorResult | dg.SkipReason:
+        try:
+            result = self._poll_repeatedly(tick)
+        except AirflowError as error:
+            # The cursor stays: runs that end meanwhile are reported later.
+            self._outcomes.forget_failures()
+            self._deferred.forget_failures()
+            reason = self._pace.record_error(error)
+            if isinstance(error, UnreachableError):
+                return dg.SkipReason(reason)
+            raise
+        self._pace.record_success()
+        return result
 
-    def _is_current(self, context: dg.SensorEvaluationContext) -> bool:
+    def _refuse_second_location(self, tick: _Tick) -> None:
+        if tick.location is None:
+            return
+        max_age_s, airflow = self.timing.other_sensors_s, self.client.instance
+        if other := find_same_sensor(tick.instance, self._name, tick.location, max_age_s):
+            raise DeclaredTwiceError(airflow, tick.location, other)
+
+    def _is_current(self, tick: _Tick) -> bool:
         """Whether no other process observes the instance by now: the code server may have been
         replaced while this tick goes on."""
-        if (origin := context.code_location_origin) is None:
+        if tick.location is None:
             return True
-        name = build_sensor_name(self.client.instance, "observation")
-        stored = fetch_sensor_cursor(context.instance, name, origin.location_name)
+        stored = fetch_sensor_cursor(tick.instance, self._name, tick.location)
         cursor = Cursor.from_json(stored, self.timing.utc_now())
         return cursor is not None and cursor.observer == self._id
 
-    def _poll_repeatedly(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    def _poll_repeatedly(self, tick: _Tick) -> dg.SensorResult:
         """Poll until a run is reported. Dagster's daemon evaluates a sensor every 5 s at best."""
-        timing, interval_s = self.timing, self.observe.interval
+        timing = self.timing
         poll_at = timing.monotonic()
         last_poll_at = poll_at + timing.last_poll_s
-        result, has_news = self._poll(context)
-        is_repeated = interval_s <= timing.last_poll_s and has_sensor_threads(context.instance)
-        if has_news or not is_repeated or not _repeated_polls.acquire(blocking=False):
+        result, has_news = self._poll(tick)
+        if has_news or not has_sensor_threads(tick.instance):
             return result
-        try:
-            while not has_news:
+        with self._pace.repeat_polls() as may_repeat:
+            while may_repeat and not has_news:
                 now = timing.monotonic()
-                poll_at = max(poll_at + interval_s, now)
+                poll_at = max(poll_at + self._pace.interval_s, now)
                 if poll_at > last_poll_at:
                     break
                 timing.sleep(poll_at - now)
-                result, has_news = self._poll(context)
-            return result
-        finally:
-            _repeated_polls.release()
+                result, has_news = self._poll(tick)
+        return result
 
-    def _poll(self, context: dg.SensorEvaluationContext) -> tuple[dg.SensorResult, bool]:
+    def _poll(self, tick: _Tick) -> tuple[dg.SensorResult, bool]:
         """Poll once, and return whether there was news. A finished run passes each module once,
         from the poller to the cursor."""
-        instance, log, monotonic = context.instance, context.log, self.timing.monotonic
-        deadline = monotonic() + self.timing.tick_s
-        cursor, gap = self._read_cursor(context)
-        if context.code_location_origin and cursor.observer != self._id:
+        instance, monotonic, share = tick.instance, self.timing.monotonic, self._pace.share
+        begun_at = monotonic()
+        if (beginning := self._read_cursor(tick)) is None:
+            return dg.SensorResult(skip_reason="The event log is asked where to begin."), True
+        cursor, gap = beginning
+        if tick.location and cursor.observer != self._id:
             return self._take_over(cursor, gap), True
         cursor = self._report_absent_dags(cursor, instance)
-        batch = self._poller.poll(cursor.since, deadline)
-        new = [run for run in batch.runs if build_fingerprint(run) not in cursor.seen]
+        batch = self._poller.poll(cursor.since, begun_at + share * self.timing.tick_s)
+        found = {build_fingerprint(run): run for run in batch.runs}
+        new = [run for fingerprint, run in found.items() if fingerprint not in cursor.seen]
         owned = self._reporter.find_owned(instance, new)
         deferred = {key for key in cursor.deferred if key[0] in self.rules}
         orphans = self._reporter.find_orphans(instance, deferred - {run.key for run in new})
-        returned = self._deferred.fetch(orphans, monotonic() + self.timing.tick_s / 3, log)
+        returned = self._deferred.fetch(orphans, monotonic() + self.timing.tick_s / 3, tick.log)
         ready = [run for run in (*new, *returned.finished) if run.key not in owned]
         if ready:
-            self._refuse_second_location(context)
-        outcomes = self._outcomes.fetch(select_runs(ready, self.limits.reports), deadline)
-        report_until = monotonic() + self.timing.report_s
-        is_current = partial(self._is_current, context)
-        settled, news = self._reporter.report(instance, outcomes, report_until, log, is_current)
+            self._refuse_second_location(tick)
+        selected = select_runs(ready, self.limits.reports)
+        outcomes = self._outcomes.fetch(selected, begun_at + self.timing.tick_s)
+        report_until = monotonic() + share * self.timing.report_s
+        is_current = partial(self._is_current, tick)
+        settled, news = self._reporter.report(
+            instance, outcomes, report_until, tick.log, is_current
+        )
         rows = [row for row in batch.unreadable if build_fingerprint(row) not in cursor.seen]
         unreadable = {row.key: row.reason for row in rows if row.key} | returned.unreadable
         odd = self._reporter.report_unreadable(instance, unreadable)
@@ -281,24 +283,46 @@ class _Observer:
         summary = told if news else f"No run of Airflow '{airflow}' has ended since the last tick."
         return f"{summary} {backlog} more wait for the next tick." if backlog else summary
 
-    def _read_cursor(
-        self, context: dg.SensorEvaluationContext
-    ) -> tuple[Cursor, list[dg.AssetObservation]]:
-        """Return the cursor, and observations of the gap if an outage exceeded `lookback`."""
+    def _read_cursor(self, tick: _Tick) -> tuple[Cursor, list[dg.AssetObservation]] | None:
+        """Return the cursor, and observations of the gap if an outage exceeded `lookback`. None if
+        there is no cursor, and the event log has to be asked further."""
         airflow, now = self.client.instance, self.timing.utc_now()
         lookback = timedelta(seconds=self.observe.lookback)
         oldest = now - lookback
-        cursor = Cursor.from_json(context.cursor, now)
+        cursor = Cursor.from_json(tick.cursor, now)
         if cursor is None:
-            keys = [build_asset_key(airflow, dag_id) for dag_id in self.rules]
-            since = find_first_reported_end(context.instance, keys, oldest)
-            since = since or now - timedelta(seconds=self.observe.lookback_on_first_start)
-            context.log.info("There is no valid cursor. Looking back to %s.", since)
+            if (first := self._find_first_end(tick.instance, oldest.timestamp())) is None:
+                return None
+            since = now - timedelta(seconds=self.observe.lookback_on_first_start)
+            if first < math.inf:
+                since = max(oldest, datetime.fromtimestamp(first, timezone.utc))
+            tick.log().info("There is no valid cursor. Looking back to %s.", since)
             return Cursor(since), []
         if cursor.since >= oldest - max(lookback / 7, _MIN_GAP):
             return cursor, []
         gap = build_gap_observations(airflow, self.rules, cursor.since, oldest)
-        context.log.warning(
+        tick.log().warning(
             "Airflow '%s' was not observed from %s to %s.", airflow, cursor.since, oldest
         )
         return replace(cursor, since=oldest), gap
+
+    def _find_first_end(self, instance: dg.DagsterInstance, oldest: float) -> float | None:
+        """Find when the first reported run of all DAGs ended, in seconds since 1970; infinity if
+        none was reported. None if many assets are left to ask for, which the next ticks do.
+
+        Args:
+            oldest: An earlier end is as good as another.
+        """
+        timing = self.timing
+        until = timing.monotonic() + timing.first_look_s
+        if self._unasked is None:
+            keys = [build_asset_key(self.client.instance, dag_id) for dag_id in self.rules]
+            self._unasked, self._first_end = find_known_assets(instance, keys), math.inf
+        while self._unasked and self._first_end > oldest:
+            if timing.monotonic() > until:
+                return None
+            end = fetch_first_reported_end(instance, self._unasked[-1])
+            self._first_end = min(self._first_end, end)
+            self._unasked.pop()
+        self._unasked = None
+        return self._first_end

@@ -33,13 +33,16 @@ CALLS: dict[str, Callable[[dg.DagsterInstance, dg.DagsterRun], object]] = {
     "all_instigator_state": lambda instance, _: instance.all_instigator_state(),
     "fetch_materializations": lambda instance, _: instance.fetch_materializations(KEY, limit=1),
     "fetch_observations": lambda instance, _: instance.fetch_observations(KEY, limit=1),
+    "from_ref": lambda instance, _: dg.DagsterInstance.from_ref(instance.get_ref()).dispose(),
     "get_asset_records": lambda instance, _: instance.get_asset_records([KEY]),
+    "get_instigator_state": lambda instance, _: instance.get_instigator_state("any", "any"),
     "get_run_by_id": lambda instance, run: instance.get_run_by_id(run.run_id),
     "get_run_records": lambda instance, run: instance.get_run_records(
         dg.RunsFilter(run_ids=[run.run_id]), limit=1
     ),
     "get_run_step_stats": lambda instance, run: instance.get_run_step_stats(run.run_id),
     "get_settings": lambda instance, _: instance.get_settings("sensors"),
+    "optimize_for_webserver": lambda instance, _: instance.optimize_for_webserver(1000, 60, 1),
     "report_run_failed": lambda instance, run: instance.report_run_failed(run, "why"),
     "report_runless_asset_event": lambda instance, _: [
         instance.report_runless_asset_event(event)

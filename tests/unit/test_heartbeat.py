@@ -56,7 +56,7 @@ class Observer:
         """Look now, and then each few seconds for so long."""
         until = self.clock.now_s + seconds
         while True:
-            fail_orphaned_runs(self.instance, "metrics", self.watch, LOG)
+            fail_orphaned_runs(self.instance, "metrics", self.watch, lambda: LOG)
             if self.clock.now_s >= until:
                 return
             self.clock.now_s += INTERVAL_S

@@ -106,7 +106,10 @@ def test_any_run_is_reported_once(
     outcomes = [Outcome(run, run.is_success, details=text), Outcome(OTHER_RUN, is_success=True)]
     with dg.DagsterInstance.ephemeral() as instance:
         for news in ([run, OTHER_RUN], []):
-            assert reporter.report(instance, outcomes, math.inf, LOG) == ([run, OTHER_RUN], news)
+            assert reporter.report(instance, outcomes, math.inf, lambda: LOG) == (
+                [run, OTHER_RUN],
+                news,
+            )
         reports = [*fetch_reported_runs(instance, KEY), *fetch_reported_observations(instance, KEY)]
     results = sorted([outcome.result for outcome in outcomes])
     assert sorted(str(report["Outcome"].value) for report in reports) == results

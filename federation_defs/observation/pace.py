@@ -1,0 +1,103 @@
+"""When an instance is polled, and for how long, so that no other one has to wait for it."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from federation_defs.errors import AirflowError, UnreachableError
+from federation_defs.timing import Timing
+
+# A code server evaluates sensors in about six threads. How many instances poll several times per
+# tick, and how many that did not answer are asked again, which may take until a time-out.
+_repeated_polls = threading.BoundedSemaphore(3)
+_retries = threading.BoundedSemaphore(2)
+
+
+class Pace:
+    """The ticks of one instance.
+
+    - After errors there are pauses: none after the first, then longer and longer. Of all instances
+      that fail, a few are asked at a time.
+    - The more Dagster runs wait for the instance, the rarer its polls: each run polls it, too.
+    - A tick that has waited for its turn polls once, and takes a share of the usual time.
+
+    Args:
+        interval_s: Between polls, if nothing of this is the case.
+
+    Attributes:
+        interval_s: Between polls at present.
+        share: Of the time that a tick may take.
+    """
+
+    def __init__(self, timing: Timing, interval_s: float) -> None:
+        self._timing = timing
+        self._usual_s = self.interval_s = interval_s
+        self.share = 1.0
+        self._ended_at = self._polled_at = -math.inf
+        self.record_success()
+
+    @contextmanager
+    def tick(self, waiting_runs: int) -> Iterator[str | None]:
+        """Begin a tick, and yield why it does not poll; None if it does."""
+        timing, now, is_retry = self._timing, self._timing.monotonic(), self._errors > 0
+        waited_s = now - self._ended_at - max(self._usual_s, timing.daemon_loop_s)
+        is_late = timing.late_tick_s < waited_s < math.inf
+        self.share = timing.late_tick_share if is_late and not is_retry else 1.0
+        polite_s = self._usual_s * waiting_runs / timing.waiting_runs
+        self.interval_s = max(self._usual_s, min(polite_s, timing.max_waiting_interval_s))
+        reason = self._describe_pause(now) or self._describe_polite_pause(now, waiting_runs)
+        has_turn = reason is None and is_retry and _retries.acquire(blocking=False)
+        if reason is None and is_retry and not has_turn:
+            reason = f"{self._reason} when it is its turn.)"
+        if reason is None:
+            self._polled_at = now
+        try:
+            yield reason
+        finally:
+            if has_turn:
+                _retries.release()
+            self._ended_at = timing.monotonic()
+
+    def _describe_pause(self, now: float) -> str | None:
+        pause_s = self._paused_until - now
+        return f"{self._reason} in {pause_s:.0f} s.)" if pause_s > 0 else None
+
+    def _describe_polite_pause(self, now: float, waiting_runs: int) -> str | None:
+        # One second less, as ticks are not evenly spaced.
+        pause_s = self._polled_at + self.interval_s - 1 - now
+        if self.interval_s > self._usual_s and pause_s > 0:
+            return f"{waiting_runs} Dagster runs poll the instance: observed in {pause_s:.0f} s."
+        return None
+
+    @contextmanager
+    def repeat_polls(self) -> Iterator[bool]:
+        """Yield whether this tick may poll several times."""
+        is_frequent = self.interval_s <= self._timing.last_poll_s and self.share == 1.0
+        may_repeat = is_frequent and _repeated_polls.acquire(blocking=False)
+        try:
+            yield may_repeat
+        finally:
+            if may_repeat:
+                _repeated_polls.release()
+
+    def record_success(self) -> None:
+        self._errors, self._paused_until, self._reason = 0, -math.inf, ""
+
+    def record_error(self, error: AirflowError) -> str:
+        """Set the pause after an error, and return the reason for it."""
+        timing = self._timing
+        is_unreachable = isinstance(error, UnreachableError)
+        policy = timing.poll_unreachable if is_unreachable else timing.poll_refused
+        now = timing.monotonic()
+        if self._errors:
+            policy = replace(policy, first_s=max(policy.first_s, self._usual_s))
+            self._paused_until = now + policy.pause_s(self._errors)
+        else:
+            self._since = timing.utc_now()
+        self._errors += 1
+        self._reason = f"{error} (Since {self._since:%F %T} UTC; asked again"
+        return self._describe_pause(now) or str(error)
