@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.events import StepMaterializationData
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from federation_defs.automation import Upstreams, build_condition
@@ -20,18 +20,25 @@ Build = Callable[..., dg.AutomationCondition]
 A, OTHER, B, C = map(dg.AssetKey, ("a", "other", "b", "c"))
 CHECK = dg.AssetCheckKey(B, "dag_run")
 HOURLY = dg.HourlyPartitionsDefinition("2026-01-01-00:00")
-STEPS = [
-    *["tick"] * 5,
-    *["update a"] * 2,
-    *["update other", "wipe a", "wipe b", "wipe c", "person"],
-    *["next asset", "next asset", "fail", "leave", "check", "hour"],
+EVENTS = [
+    *["update a", "update other", "update b", "update c"],
+    *["wipe a", "wipe other", "wipe b", "wipe c"],
+    *["person", "next", "next", "next", "fail", "leave", "check", "hour"],
 ]
+BEGIN = [["update a", "update other"], ["update b", "update c"]]
+# What happens before each tick. Each of these histories needs another part of the condition.
+DURING_A_RUN = [["update a"], ["update a"], ["next"], ["next"]]
+WIPED = [["wipe b"], ["next"], ["next"], ["wipe c"]]
+BY_A_PERSON = [["person"], ["next"], ["next"]]
+WHILE_AN_UPSTREAM_RUNS = [["update a"], ["fail", "person"], ["update other"], ["next"], ["next"]]
+WHILE_AN_UPSTREAM_IS_MISSING = [["wipe a", "wipe other"], ["update other"], ["update a"]]
+IN_ONE_RUN = [["wipe b", "wipe c"], ["next"], ["next"], ["update a"], ["next"], ["next"]]
 
 
 def build_reference(
-    *, waits: bool, upstreams: Upstreams, is_partitioned: bool
+    *, waits: bool, upstreams: Upstreams, is_partitioned: bool = False
 ) -> dg.AutomationCondition:
-    del is_partitioned
+    del is_partitioned  # it was the same for partitions
     condition = dg.AutomationCondition
     deps_updated = condition.any_deps_updated()
     if upstreams == "detached":
@@ -108,14 +115,16 @@ class History:
             return None
         return HOURLY.get_partition_key_for_timestamp((self.now - timedelta(hours=1)).timestamp())
 
-    def take(self, step: str) -> None:
-        action, _, name = step.partition(" ")
+    def take(self, *events: str) -> None:
+        for event in events:
+            self._take(event)
+
+    def _take(self, event: str) -> None:
+        action, _, name = event.partition(" ")
         key = dg.AssetKey(name) if name else C
-        if action == "tick":
-            self.tick()
-        elif action == "update":
-            event = dg.AssetMaterialization(key, partition=self.partition)
-            self.instance.report_runless_asset_event(event)
+        if action == "update":
+            materialization = dg.AssetMaterialization(key, partition=self.partition)
+            self.instance.report_runless_asset_event(materialization)
         elif action == "wipe" and key not in self.requested:
             # A DAG that was requested and then wiped is materialized by the run. It needs no other.
             self.instance.wipe_assets([key])
@@ -172,11 +181,14 @@ class History:
         self.instance.report_dagster_event(event, run.run_id)
 
 
-@pytest.mark.parametrize(
+KINDS = pytest.mark.parametrize(
     ("is_detached", "is_partitioned"),
     [(False, False), (True, False), (False, True)],
     ids=["waited", "detached", "partitioned"],
 )
+
+
+@KINDS
 def test_the_smaller_condition_requests_what_the_larger_one_did(
     is_detached: bool, is_partitioned: bool
 ) -> None:
@@ -185,11 +197,45 @@ def test_the_smaller_condition_requests_what_the_larger_one_did(
         for build in (build_condition, build_reference)
     ]
 
-    @settings(max_examples=int(os.environ.get("HISTORIES", "15")), deadline=None)
-    @given(st.lists(st.sampled_from(STEPS), max_size=25))
-    def compare(steps: list[str]) -> None:
+    @settings(max_examples=int(os.environ.get("HISTORIES", "10")), deadline=None)
+    @given(st.lists(st.lists(st.sampled_from(EVENTS), max_size=2), max_size=12))
+    @example(DURING_A_RUN)
+    @example(WIPED)
+    @example(BY_A_PERSON)
+    @example(WHILE_AN_UPSTREAM_RUNS)
+    @example(WHILE_AN_UPSTREAM_IS_MISSING)
+    @example(IN_ONE_RUN)
+    def compare(ticks: list[list[str]]) -> None:
         history = History(fleets, is_partitioned=is_partitioned)
-        for step in ["update a", "update other", "tick", "update a", *steps, "tick"]:
-            history.take(step)
+        for events in [*BEGIN, *ticks, [], []]:
+            history.take(*events)
+            history.tick()
 
     compare()
+
+
+@KINDS
+@pytest.mark.parametrize("is_update", [True, False])
+def test_another_version_of_the_package_neither_loses_a_request_nor_makes_one(
+    is_update: bool, is_detached: bool, is_partitioned: bool
+) -> None:
+    """The cursor is that of the other condition. This holds for a return to the old one, too."""
+    builds = [build_reference, build_condition] if is_update else [build_condition, build_reference]
+    before, after = (
+        build_fleet(build, is_detached=is_detached, is_partitioned=is_partitioned)
+        for build in builds
+    )
+    history = History([before], is_partitioned=is_partitioned)
+    for events in BEGIN:
+        history.take(*events)
+        history.tick()
+    for events in [["next", "wipe other", "update a"], [], ["update a"]]:
+        history.take(*events)
+        history.tick()
+    assert history.runs
+    history.fleets = [after]
+    history.tick()
+    assert history.requested == set()
+    history.take("next", "check")
+    history.tick()
+    assert history.requested == {B}
