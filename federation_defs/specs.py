@@ -59,17 +59,17 @@ def _classify_upstreams(
     declaration: InstanceDeclaration,
     others: Mapping[str, InstanceDeclaration],
 ) -> Upstreams:
-    """Return whether Dagster runs upstreams of a DAG, and waits for those of its instance."""
+    """Return whether Dagster runs upstreams of a DAG, and waits for those of its own instance."""
     kind: Upstreams = "observed"
     for instance, dag_id in dag.upstreams:
         is_own = instance == declaration.name
         known = declaration if is_own else others.get(instance)
-        upstream = known.dags.get(dag_id) if known else None
+        upstream = known and known.dags.get(dag_id)
         if known and not (upstream and upstream.depends_on):
             continue
+        kind = "executed"
         if is_own and upstream and not upstream.trigger.wait:
             return "detached"
-        kind = "executed"
     return kind
 
 
