@@ -59,14 +59,14 @@ def test_the_condition_of_a_dag_has_what_its_upstreams_need() -> None:
         dag_id: spec.automation_condition
         for dag_id, spec in build_specs(declaration, None, set(), others).items()
     }
-    assert conditions["b"] is build_condition(upstreams="observed")
-    assert conditions["c"] is build_condition(upstreams="executed")
-    assert conditions["d"] is build_condition(upstreams="executed")
+    assert conditions["b"] == build_condition(upstreams="observed")
+    assert conditions["c"] == build_condition(upstreams="executed")
+    assert conditions["d"] is conditions["c"]
 
 
 def test_dagster_is_taken_to_run_the_dags_of_an_instance_that_is_not_known() -> None:
     specs = build_specs(build_declaration("metrics", b=["warehouse/a"]), None, set())
-    assert specs["b"].automation_condition is build_condition(upstreams="executed")
+    assert specs["b"].automation_condition == build_condition(upstreams="executed")
 
 
 @pytest.mark.parametrize("snapshot", [None, build_snapshot(), build_snapshot("a")])
