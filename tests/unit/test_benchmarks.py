@@ -7,7 +7,7 @@ from importlib import import_module
 
 import pytest
 
-BENCHMARKS = ["client", "execute", "federating", "latency", "observe"]
+BENCHMARKS = ["automation", "client", "execute", "federating", "latency", "observe"]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
