@@ -3,54 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Literal, TypeAlias
 
 import dagster as dg
 
 from federation_defs.naming import build_monitor_tags, build_sensor_name
 
+Upstreams: TypeAlias = Literal["observed", "executed", "detached"]
 
+
+@cache  # a fleet has thousands of downstream DAGs, and Dagster's conditions are immutable
 def build_condition(
-    *, waits: bool = True, follows_detached: bool = False
+    *, waits: bool = True, upstreams: Upstreams = "executed", is_partitioned: bool = False
 ) -> dg.AutomationCondition:
     """Return a condition that requests a run when an upstream was updated, and loses no update.
 
-    `eager()` loses updates in two cases (dagster 1.13):
+    It is `eager()`, except where that loses updates (dagster 1.13):
 
-    - It takes the end of a run as handling all updates until then, so that an update during a run
-      never leads to another run. Here only a request handles updates.
+    - `eager()` takes the end of a run as handling all updates until then, so that an update during
+      a run never leads to another run. Here only a request handles updates.
     - If an update and a request are new on the same tick, the request wins, although the update
-      came after it. Here such an update is kept until the next request.
+      came after it. Here the update wins.
 
     All conditions are built-in: they are evaluated in the daemon, without user code and without its
-    limit of 500 entities.
+    limit of 500 entities. Each tick evaluates each node for each asset, whatever happened, so the
+    condition has only the nodes that can matter to the asset.
 
     Args:
         waits: The Dagster run waits for the DAG run. If not, the DAG run is taken to go on from the
             request until its end is reported, or until a Dagster run failed to start it.
-        follows_detached: The DAG depends on a DAG whose runs are not waited for, and so can't share
-            a Dagster run with it.
+        upstreams: "observed" if Dagster runs none of the upstreams, "executed" if it runs some, and
+            "detached" if it does not wait for one of them, which so can't share a Dagster run with
+            the DAG.
+        is_partitioned: Whether the DAG has partitions. Only the latest one is requested.
     """
     condition = dg.AutomationCondition
-    deps_updated = condition.any_deps_updated()
-    if follows_detached:
-        deps_updated = condition.any_deps_match(condition.newly_updated())
-    updated = condition.newly_missing() | deps_updated
-    requested = condition.newly_requested()
-    first = condition.initial_evaluation()
-    pending = updated.since(requested | first)
-    overtaken = (updated & requested).since((requested & ~updated) | first)
-    handled = condition.newly_missing() | condition.any_deps_updated()
-    lossless = condition.eager().replace(
-        handled.since_last_handled(), (pending | overtaken).with_label("updated_since_request")
-    )
+    updated = _build_any_deps_updated(upstreams)
+    # The cursors of both operators have the ids that they had in earlier versions, and the same
+    # meaning: an update of this package neither loses a pending request nor makes a new one.
+    triggers = updated | condition.newly_missing()
+    handled = (condition.newly_requested() & ~updated) | condition.initial_evaluation()
+    # First of all: what follows is evaluated for what is pending, and is cheap for nothing.
+    is_pending = triggers.since(handled).with_label("updated_since_request")
+    in_progress = condition.run_in_progress() | condition.backfill_in_progress()
+    is_due = is_pending & ~(_build_any_deps_block(upstreams) | in_progress)
+    if is_partitioned:
+        is_due &= condition.in_latest_time_window()
     if waits:
-        return lossless
+        return is_due
     # Every end of a DAG run evaluates the asset's check. A run that never started, or was deleted,
     # has no end: it is taken to go on until the next full hour.
     ended = condition.newly_updated() | condition.any_checks_match(condition.newly_updated())
     ended |= condition.cron_tick_passed("0 * * * *")
-    goes_on = requested.since(ended) & ~condition.execution_failed()
-    return lossless & ~goes_on.with_label("dag_run_goes_on")
+    goes_on = condition.newly_requested().since(ended) & ~condition.execution_failed()
+    return is_due & ~goes_on.with_label("dag_run_goes_on")
+
+
+def _build_any_deps_updated(upstreams: Upstreams) -> dg.AutomationCondition:
+    condition = dg.AutomationCondition
+    if upstreams == "executed":  # a run of an upstream may be a run of the DAG, too
+        return condition.any_deps_updated()
+    return condition.any_deps_match(condition.newly_updated()).with_label("any_deps_updated")
+
+
+def _build_any_deps_block(upstreams: Upstreams) -> dg.AutomationCondition:
+    condition = dg.AutomationCondition
+    missing = condition.missing()
+    if upstreams == "observed":
+        return condition.any_deps_match(missing).with_label("any_deps_missing")
+    missing &= ~condition.will_be_requested()
+    in_progress = condition.run_in_progress() | condition.backfill_in_progress()
+    return condition.any_deps_match(missing | in_progress).with_label(
+        "any_deps_missing_or_in_progress"
+    )
 
 
 def build_automation_sensor(

@@ -240,7 +240,10 @@ class FederatedAirflow(dg.StateBackedComponent):
             raise DeclarationError(problems)
         for problem in problems:
             _log.warning("%s", problem)
-        specs = build_specs(self.declaration, snapshot, self.named.keys())
+        others = {
+            component.declaration.name: component.declaration for component in self.federation
+        }
+        specs = build_specs(self.declaration, snapshot, self.named.keys(), others)
         return build_instance_defs(
             self.client, self.declaration, specs, absent, instances=len(self.federation)
         )

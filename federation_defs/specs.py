@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
 
-from federation_defs.automation import build_condition
-from federation_defs.declaration import InstanceDeclaration
+from federation_defs.automation import Upstreams, build_condition
+from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.naming import build_asset_key, build_owner, build_tag_key
 from federation_defs.partitions import Partitioning
 from federation_defs.state import DagSnapshot, Snapshot
 
 
 def build_specs(
-    declaration: InstanceDeclaration, snapshot: Snapshot | None, referenced: AbstractSet[str]
+    declaration: InstanceDeclaration,
+    snapshot: Snapshot | None,
+    referenced: AbstractSet[str],
+    others: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
 ) -> dict[str, dg.AssetSpec]:
     """Return the asset specs of an instance by DAG id: one for each DAG that is in the snapshot,
     declared, or referenced.
@@ -23,18 +28,21 @@ def build_specs(
     Args:
         snapshot: The last known state; None if the instance was never reached.
         referenced: Ids of this instance's DAGs that any DAG of the federation depends on.
+        others: The declarations of other instances, by name. Dagster is taken to run the DAGs of
+            an instance that is missing here.
     """
     dags = snapshot.dags if snapshot else {}
     undescribed = snapshot.undescribed if snapshot else ()
-    waits = {dag_id: dag.trigger.wait for dag_id, dag in declaration.dags.items()}
-    detached = {(declaration.name, dag_id) for dag_id in waits if not waits[dag_id]}
     specs = {}
     for dag_id in sorted({*dags, *undescribed, *declaration.dags, *referenced}):
         declared = declaration.find_dag(dag_id)
         condition = None
         if declared.depends_on:
-            follows_detached = not detached.isdisjoint(declared.upstreams)
-            condition = build_condition(waits=waits[dag_id], follows_detached=follows_detached)
+            condition = build_condition(
+                waits=declared.trigger.wait,
+                upstreams=_classify_upstreams(declared, declaration, others),
+                is_partitioned=declared.partitions is not None,
+            )
         specs[dag_id] = dg.AssetSpec(
             key=build_asset_key(declaration.name, dag_id),
             group_name=declaration.name,
@@ -44,6 +52,25 @@ def build_specs(
             **_describe(declaration.name, dag_id, dags.get(dag_id)),
         )
     return specs
+
+
+def _classify_upstreams(
+    dag: DagDeclaration,
+    declaration: InstanceDeclaration,
+    others: Mapping[str, InstanceDeclaration],
+) -> Upstreams:
+    """Return whether Dagster runs upstreams of a DAG, and waits for those of its own instance."""
+    kind: Upstreams = "observed"
+    for instance, dag_id in dag.upstreams:
+        is_own = instance == declaration.name
+        known = declaration if is_own else others.get(instance)
+        upstream = known and known.dags.get(dag_id)
+        if known and not (upstream and upstream.depends_on):
+            continue
+        kind = "executed"
+        if is_own and upstream and not upstream.trigger.wait:
+            return "detached"
+    return kind
 
 
 def _describe(instance: str, dag_id: str, dag: DagSnapshot | None) -> dict[str, Any]:

@@ -12,7 +12,15 @@ import pytest
 from tests.bench.fleet.measures import find_delays, find_longest_gaps
 from tests.bench.fleet.sizes import SIZES
 
-BENCHMARKS = ["client", "execute", "federating", "fleet.__main__", "latency", "observe"]
+BENCHMARKS = [
+    "automation",
+    "client",
+    "execute",
+    "federating",
+    "fleet.__main__",
+    "latency",
+    "observe",
+]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dagster as dg
 import pytest
 
+from federation_defs.automation import build_condition
 from federation_defs.naming import build_asset_key
 from federation_defs.specs import build_specs
 from federation_defs.state import Snapshot
@@ -46,6 +47,26 @@ def test_a_dependency_is_an_edge_and_an_automation_condition() -> None:
     assert [dep.asset_key for dep in specs["b"].deps] == [build_asset_key("warehouse", "a")]
     assert specs["b"].automation_condition is not None
     assert specs["c"].automation_condition is None
+
+
+def test_the_condition_of_a_dag_has_what_its_upstreams_need() -> None:
+    declaration = build_declaration("metrics", b=["warehouse/a"], c=["metrics/b"], d=["sales/x"])
+    others = {
+        "warehouse": build_declaration("warehouse"),
+        "sales": build_declaration("sales", x=["warehouse/a"]),
+    }
+    conditions = {
+        dag_id: spec.automation_condition
+        for dag_id, spec in build_specs(declaration, None, set(), others).items()
+    }
+    assert conditions["b"] == build_condition(upstreams="observed")
+    assert conditions["c"] == build_condition(upstreams="executed")
+    assert conditions["d"] is conditions["c"]
+
+
+def test_dagster_is_taken_to_run_the_dags_of_an_instance_that_is_not_known() -> None:
+    specs = build_specs(build_declaration("metrics", b=["warehouse/a"]), None, set())
+    assert specs["b"].automation_condition == build_condition(upstreams="executed")
 
 
 @pytest.mark.parametrize("snapshot", [None, build_snapshot(), build_snapshot("a")])

@@ -1,0 +1,241 @@
+"""The automation condition beside the one that it replaced, which was `eager()` with a part of it
+replaced and had three times as many nodes: both request the same in any history."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.events import StepMaterializationData
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from federation_defs.automation import Upstreams, build_condition
+
+Build = Callable[..., dg.AutomationCondition]
+A, OTHER, B, C = map(dg.AssetKey, ("a", "other", "b", "c"))
+CHECK = dg.AssetCheckKey(B, "dag_run")
+HOURLY = dg.HourlyPartitionsDefinition("2026-01-01-00:00")
+EVENTS = [
+    *["update a", "update other", "update b", "update c"],
+    *["wipe a", "wipe other", "wipe b", "wipe c"],
+    *["person", "next", "next", "next", "fail", "leave", "check", "hour"],
+]
+BEGIN = [["update a", "update other"], ["update b", "update c"]]
+# What happens before each tick. Each of these histories needs another part of the condition.
+DURING_A_RUN = [["update a"], ["update a"], ["next"], ["next"]]
+WIPED = [["wipe b"], ["next"], ["next"], ["wipe c"]]
+BY_A_PERSON = [["person"], ["next"], ["next"]]
+WHILE_AN_UPSTREAM_RUNS = [["update a"], ["fail", "person"], ["update other"], ["next"], ["next"]]
+WHILE_AN_UPSTREAM_IS_MISSING = [["wipe a", "wipe other"], ["update other"], ["update a"]]
+IN_ONE_RUN = [["wipe b", "wipe c"], ["next"], ["next"], ["update a"], ["next"], ["next"]]
+
+
+def build_reference(
+    *, waits: bool, upstreams: Upstreams, is_partitioned: bool = False
+) -> dg.AutomationCondition:
+    del is_partitioned  # it was the same for partitions
+    condition = dg.AutomationCondition
+    deps_updated = condition.any_deps_updated()
+    if upstreams == "detached":
+        deps_updated = condition.any_deps_match(condition.newly_updated())
+    updated = condition.newly_missing() | deps_updated
+    requested = condition.newly_requested()
+    first = condition.initial_evaluation()
+    pending = updated.since(requested | first)
+    overtaken = (updated & requested).since((requested & ~updated) | first)
+    handled = condition.newly_missing() | condition.any_deps_updated()
+    lossless = condition.eager().replace(handled.since_last_handled(), pending | overtaken)
+    if waits:
+        return lossless
+    ended = condition.newly_updated() | condition.any_checks_match(condition.newly_updated())
+    ended |= condition.cron_tick_passed("0 * * * *")
+    return lossless & ~(requested.since(ended) & ~condition.execution_failed())
+
+
+def build_fleet(build: Build, *, is_detached: bool, is_partitioned: bool) -> dg.Definitions:
+    """Return two upstreams that Dagster does not run (`a` and `other`), and two DAGs that it runs:
+    `b` after `a`, and `c` after `b` and `other`."""
+    partitions = HOURLY if is_partitioned else None
+
+    @dg.asset(
+        key=B,
+        deps=[A],
+        partitions_def=partitions,
+        check_specs=[dg.AssetCheckSpec(CHECK.name, asset=B)],
+        automation_condition=build(
+            waits=not is_detached, upstreams="observed", is_partitioned=is_partitioned
+        ),
+    )
+    def b() -> dg.MaterializeResult:
+        raise NotImplementedError
+
+    @dg.asset(
+        key=C,
+        deps=[B, OTHER],
+        partitions_def=partitions,
+        automation_condition=build(
+            waits=True,
+            upstreams="detached" if is_detached else "executed",
+            is_partitioned=is_partitioned,
+        ),
+    )
+    def c() -> None: ...
+
+    upstreams = [dg.AssetSpec(key, partitions_def=partitions) for key in (A, OTHER)]
+    return dg.Definitions([*upstreams, b, c], executor=dg.in_process_executor)
+
+
+class History:
+    """What happens in a Dagster instance, and two conditions that see it."""
+
+    def __init__(self, fleets: list[dg.Definitions], *, is_partitioned: bool) -> None:
+        self.instance = dg.DagsterInstance.ephemeral()
+        self.is_partitioned = is_partitioned
+        self.fleets = fleets
+        self.job = fleets[0].resolve_implicit_global_asset_job_def()
+        self.cursors: list[Any] = [None for _ in fleets]
+        self.hours = 0
+        self.requested: set[dg.AssetKey] = set()
+        # Dagster runs that go on, the assets that they have not materialized, and the partition.
+        self.runs: list[tuple[dg.DagsterRun, list[dg.AssetKey], str | None]] = []
+
+    @property
+    def now(self) -> datetime:
+        return datetime.now(timezone.utc) + timedelta(hours=self.hours)
+
+    @property
+    def partition(self) -> str | None:
+        """The latest partition."""
+        if not self.is_partitioned:
+            return None
+        return HOURLY.get_partition_key_for_timestamp((self.now - timedelta(hours=1)).timestamp())
+
+    def take(self, *events: str) -> None:
+        for event in events:
+            self._take(event)
+
+    def _take(self, event: str) -> None:
+        action, _, name = event.partition(" ")
+        key = dg.AssetKey(name) if name else C
+        if action == "update":
+            materialization = dg.AssetMaterialization(key, partition=self.partition)
+            self.instance.report_runless_asset_event(materialization)
+        elif action == "wipe" and key not in self.requested:
+            # A DAG that was requested and then wiped is materialized by the run. It needs no other.
+            self.instance.wipe_assets([key])
+        elif action == "check":
+            evaluation = dg.AssetCheckEvaluation(B, CHECK.name, passed=True, metadata={})
+            self.instance.report_runless_asset_event(evaluation)
+        elif action == "hour" and self.is_partitioned:
+            self.hours += 1
+        elif action == "person":
+            self.start({B, C})
+        elif action in ("next", "fail", "leave") and self.runs:
+            self.go_on(action)
+
+    def tick(self) -> None:
+        """Evaluate the conditions, and start the run that they request."""
+        now = self.now
+        answers = []
+        for number, fleet in enumerate(self.fleets):
+            result = dg.evaluate_automation_conditions(
+                fleet, self.instance, cursor=self.cursors[number], evaluation_time=now
+            )
+            self.cursors[number] = result.cursor
+            answers.append({key for key in (B, C) if result.get_num_requested(key)})
+        assert all(answer == answers[0] for answer in answers), answers
+        self.requested = answers[0]
+        if self.requested:
+            self.start(self.requested)
+
+    def start(self, keys: set[dg.AssetKey]) -> None:
+        tags = {"dagster/partition": self.partition} if self.partition else {}
+        run = self.instance.create_run_for_job(
+            self.job,
+            asset_selection=frozenset(keys),
+            tags=tags,
+            status=dg.DagsterRunStatus.STARTED,
+        )
+        self.runs.append((run, sorted(keys), self.partition))
+
+    def go_on(self, action: str) -> None:
+        """Materialize the next asset of the oldest run, fail it, or end it without an asset."""
+        run, keys, partition = self.runs[0]
+        if action == "next":
+            materialization = dg.AssetMaterialization(keys.pop(0), partition=partition)
+            self.report(run, "ASSET_MATERIALIZATION", StepMaterializationData(materialization))
+        if action == "fail":
+            self.instance.report_run_failed(run)
+        elif action == "leave" or not keys:
+            self.report(run, "PIPELINE_SUCCESS")
+        if action != "next" or not keys:
+            self.runs.pop(0)
+
+    def report(self, run: dg.DagsterRun, event_type: str, data: Any = None) -> None:
+        event = dg.DagsterEvent(event_type, run.job_name, event_specific_data=data)
+        self.instance.report_dagster_event(event, run.run_id)
+
+
+KINDS = pytest.mark.parametrize(
+    ("is_detached", "is_partitioned"),
+    [(False, False), (True, False), (False, True)],
+    ids=["waited", "detached", "partitioned"],
+)
+
+
+@KINDS
+def test_the_smaller_condition_requests_what_the_larger_one_did(
+    is_detached: bool, is_partitioned: bool
+) -> None:
+    fleets = [
+        build_fleet(build, is_detached=is_detached, is_partitioned=is_partitioned)
+        for build in (build_condition, build_reference)
+    ]
+
+    @settings(max_examples=int(os.environ.get("HISTORIES", "10")), deadline=None)
+    @given(st.lists(st.lists(st.sampled_from(EVENTS), max_size=2), max_size=12))
+    @example(DURING_A_RUN)
+    @example(WIPED)
+    @example(BY_A_PERSON)
+    @example(WHILE_AN_UPSTREAM_RUNS)
+    @example(WHILE_AN_UPSTREAM_IS_MISSING)
+    @example(IN_ONE_RUN)
+    def compare(ticks: list[list[str]]) -> None:
+        history = History(fleets, is_partitioned=is_partitioned)
+        for events in [*BEGIN, *ticks, [], []]:
+            history.take(*events)
+            history.tick()
+
+    compare()
+
+
+@KINDS
+@pytest.mark.parametrize("is_update", [True, False])
+def test_another_version_of_the_package_neither_loses_a_request_nor_makes_one(
+    is_update: bool, is_detached: bool, is_partitioned: bool
+) -> None:
+    """The cursor is that of the other condition. This holds for a return to the old one, too."""
+    builds = [build_reference, build_condition] if is_update else [build_condition, build_reference]
+    before, after = (
+        build_fleet(build, is_detached=is_detached, is_partitioned=is_partitioned)
+        for build in builds
+    )
+    history = History([before], is_partitioned=is_partitioned)
+    for events in BEGIN:
+        history.take(*events)
+        history.tick()
+    for events in [["next", "wipe other", "update a"], [], ["update a"]]:
+        history.take(*events)
+        history.tick()
+    assert history.runs
+    history.fleets = [after]
+    history.tick()
+    assert history.requested == set()
+    history.take("next", "check")
+    history.tick()
+    assert history.requested == {B}
