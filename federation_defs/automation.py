@@ -40,10 +40,10 @@ def build_condition(
     """
     condition = dg.AutomationCondition
     updated = _build_any_deps_updated(upstreams)
-    # The cursors of both operators have the ids that they had in earlier versions, and the same
-    # meaning: an update of this package neither loses a pending request nor makes a new one.
-    triggers = updated | condition.newly_missing()
-    handled = (condition.newly_requested() & ~updated) | condition.initial_evaluation()
+    triggers, handled = updated, condition.newly_requested() & ~updated
+    if is_partitioned:  # a new partition is run when its upstreams have it
+        triggers |= condition.newly_missing()
+        handled |= condition.initial_evaluation()
     # First of all: what follows is evaluated for what is pending, and is cheap for nothing.
     is_pending = triggers.since(handled).with_label("updated_since_request")
     in_progress = condition.run_in_progress() | condition.backfill_in_progress()
