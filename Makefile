@@ -1,9 +1,5 @@
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help install install-tests demo trigger latency bench-client bench-observe bench-execute bench-latency bench-fleet soak screenshot check lint types dg format test unit contract live quick storages real-airflows dagster-dev
-=======
-.PHONY: help install install-tests demo trigger latency bench-client bench-observe bench-execute bench-latency bench-automation soak screenshot check lint types dg format test unit contract live quick storages real-airflows dagster-dev
->>>>>>> auto
+.PHONY: help install install-tests demo trigger latency bench-client bench-observe bench-execute bench-latency bench-automation bench-fleet soak screenshot check lint types dg format test unit contract live quick storages real-airflows dagster-dev
 
 # Set ports and passwords as in `make demo WAREHOUSE_PORT=9081`; .env has their names.
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
@@ -51,13 +47,11 @@ bench-execute: install ## waiting for 50 DAGs, ours and dagster-airlift's tutori
 bench-latency: install ## the time of a dependency, ours and dagster-airlift's tutorial, 25 minutes
 	@$(RUN) python -m tests.bench.federating
 
-<<<<<<< HEAD
 bench-fleet: install ## fleets of up to 200 Airflows (stubs), ours and dagster-airlift's, 2 hours
 	@$(RUN) python -m tests.bench.fleet --sizes $(FLEET_SIZES)
-=======
+
 bench-automation: install ## a tick of an automation sensor, our condition and eager(), under a minute
 	@$(RUN) python -m tests.bench.automation
->>>>>>> auto
 
 soak: install-tests storages ## the long tests: storages, histories, bursts, kills, sign-ins, benchmarks
 	@HISTORIES=$(HISTORIES) $(RUN) pytest -q -s tests/contract/observation/test_observation_histories.py tests/contract/test_automation_histories.py
