@@ -157,7 +157,8 @@ class Reporter:
         checked_at = self.timing.monotonic()
         owned = self.find_owned(instance, {run.key: run for run in (*runs, *unread)}.values())
         known.reported.update(fetch_reported_runs(instance, self.client.instance, unread))
-        known.read_at |= dict.fromkeys(stale, checked_at)
+        # A run that has an owner may have none, and be reported, at the next check.
+        known.read_at |= dict.fromkeys(stale - {dag_id for dag_id, _ in owned}, checked_at)
         return owned & {run.key for run in runs}
 
     def report_unreadable(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,14 +14,17 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.test_utils import create_run_for_test
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import Pool
 
 from federation_defs.dagster_io.deployment import share_instance
+from federation_defs.dagster_io.heartbeat import HeartbeatWatch
 from federation_defs.events import build_materialization
-from federation_defs.observation import Limits
+from federation_defs.naming import build_alive_tag, build_monitor_tags, build_plan_tag
+from federation_defs.observation.reporter import Reporter
 from federation_defs.outcome import Outcome
 from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
@@ -28,7 +34,6 @@ from tests.contract.observation.daemon import (
     Daemon,
     FakeClock,
     Observed,
-    fetch_evaluations,
     fetch_reported_run_ids,
 )
 from tests.contract.observation.test_catching_up import add_run
@@ -242,37 +247,34 @@ def test_the_event_log_is_read_again_before_a_step_can_have_taken_over_a_run(
     assert sorted(observed.reported) == [f"run_{number:03}" for number in range(120)]
 
 
-def test_of_a_backlog_each_failure_is_evaluated_and_of_each_dag_the_last_run(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
-) -> None:
-    """The check shows the same as if each run had been evaluated."""
-    airflow_v2.database.add_dag(DAG)
-    for number in range(50):
-        run = airflow_v2.database.start_run(DAG, f"run_{number:02}")
-        end = airflow_v2.database.now() - timedelta(seconds=60 - number)
-        state = "failed" if number in (7, 30) else "success"
-        airflow_v2.database.finish_run(run, state, end_date=end)
-    daemon = Daemon(airflow_v2.client, [DAG], instance)
-    for killed_after in (5, None):
-        daemon.tick(killed_after=killed_after)
-    assert len(fetch_reported_run_ids(instance, KEY)) == 48
-    found = fetch_evaluations(instance, KEY)
-    seen = [(str(each.metadata["Run ID"].value), each.passed) for each in found]
-    assert seen == [("run_07", False), ("run_30", False), ("run_49", True)]
-    airflow_v2.database.finish_run(airflow_v2.database.start_run(DAG, "next"))
-    daemon.tick()
-    assert fetch_evaluations(instance, KEY)[-1].metadata["Run ID"].value == "next"
-
-
-def test_a_backlog_that_is_reported_over_several_ticks_ends_with_an_evaluation(
+def test_a_run_whose_owner_ends_between_two_checks_is_stored_once(
     observed: Observed, instance: dg.DagsterInstance
 ) -> None:
-    for number in range(60):
-        observed.add_run(f"run_{number:02}", ended_s_ago=70 - number)
-    daemon = Daemon(observed.daemon.client, [DAG], instance, Limits(reports=25))
-    assert [len(daemon.tick()) for _ in range(4)] == [25, 25, 10, 0]
-    found = [each.metadata["Run ID"].value for each in fetch_evaluations(instance, KEY)]
-    assert found == ["run_24", "run_49", *(f"run_{number}" for number in range(50, 60))]
+    """The step had announced itself before the first check, and reports soon after it."""
+    clock, report = FakeClock(), instance.report_runless_asset_event
+    for number in range(120):
+        observed.add_run(f"run_{number:03}", ended_s_ago=130 - number)
+    daemon = Daemon(observed.daemon.client, [DAG], instance)
+    found = [daemon.client.fetch_run(DAG, f"run_{number:03}") for number in range(120)]
+    outcomes = [Outcome(run, is_success=True) for run in found if run is not None]
+    owner = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED)
+    heartbeat = {build_alive_tag("metrics"): f"{owner.run_id} 1"}
+    plan = {build_plan_tag("metrics"): json.dumps({DAG: ["run_100", "adopted"]})}
+    instance.add_run_tags(owner.run_id, build_monitor_tags("metrics") | heartbeat | plan)
+
+    def end_step() -> None:
+        if len(daemon.stored) < 20:
+            daemon.before_storing = end_step
+            return
+        clock.advance(2)
+        report(build_materialization(daemon.client, outcomes[100]))
+        instance.report_run_canceled(owner)
+
+    daemon.before_storing = end_step
+    watch = HeartbeatWatch("metrics", clock.timing, 5.0)
+    reporter = Reporter(daemon.client, {}, watch, clock.timing)
+    reporter.report(instance, outcomes, math.inf, lambda: logging.getLogger(__name__))
+    assert sorted(observed.reported) == [f"run_{number:03}" for number in range(120)]
 
 
 @pytest.mark.parametrize("first_ended_ago", [timedelta(hours=30), timedelta(days=9)])
