@@ -5,8 +5,7 @@ Both the Dagster run that triggered a DAG run and the observation sensor write t
 metadata. By that metadata each finds in the event log what the other has written.
 
 The evaluation is stored first. The other event tells that the run was reported, so that a crash
-between the two loses neither. It takes longer to store than the other event. So a success of a
-backlog has none if it would be replaced at once: by that of a later run of the DAG.
+between the two loses neither.
 """
 
 from __future__ import annotations
@@ -52,23 +51,13 @@ def build_missing_events(
     outcome: Outcome,
     reported: ReportedRuns,
     partition: str | None,
-    *,
-    is_replaced: bool = False,
 ) -> list[AssetEvent]:
-    """Return the events of an outcome that the event log lacks, in the order to store them.
-
-    Args:
-        is_replaced: Whether a later run of the DAG is about to be reported. Then a plain success
-            is not evaluated.
-    """
+    """Return the events of an outcome that the event log lacks, in the order to store them."""
     if not reported.lacks_report_of(outcome):
         return []
     is_new = reported.lacks_materialization_of(outcome)
     build = build_materialization if is_new else build_observation
-    event = build(client, outcome, partition)
-    if is_replaced and _is_plain_success(outcome):
-        return [event]
-    return [build_check_evaluation(client, outcome), event]
+    return [build_check_evaluation(client, outcome), build(client, outcome, partition)]
 
 
 def build_materialization(
@@ -186,14 +175,10 @@ def build_check_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
     Of a plain success, only the values that identify it and its duration.
     """
     metadata = build_run_metadata(client, outcome)
-    if _is_plain_success(outcome):
+    if outcome.is_success and outcome.run.is_success:
         return {label: metadata[label] for label in _LABELS_OF_A_PASSED_CHECK if label in metadata}
     tails = outcome.log_tails.items()
     return metadata | {f"Log of {name}": dg.MetadataValue.md(tail) for name, tail in tails}
-
-
-def _is_plain_success(outcome: Outcome) -> bool:
-    return outcome.is_success and outcome.run.is_success
 
 
 def build_link_metadata(client: AirflowClient, run: DagRun) -> Metadata:

@@ -27,7 +27,6 @@ from federation_defs.events import (
     build_missing_events,
     build_unreadable_run_observation,
 )
-from federation_defs.observation.outcomes import MAX_RUNS_WITH_DETAILS
 from federation_defs.outcome import Outcome
 from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
@@ -106,8 +105,6 @@ class Reporter:
         news: list[DagRun] = []
         left, now = list(outcomes), self.timing.monotonic
         known = _Known()
-        is_backlog = len(outcomes) > MAX_RUNS_WITH_DETAILS
-        last = {outcome.run.dag_id: outcome for outcome in outcomes} if is_backlog else {}
         while left and now() < deadline:
             size, progress = self._runs_per_check, len(settled)
             chunk, left = left[:size], left[size:]
@@ -121,8 +118,7 @@ class Reporter:
                     break
                 if outcome.run.key in owned:
                     continue
-                is_replaced = last.get(outcome.run.dag_id, outcome) is not outcome
-                events = self._build_events(outcome, known.reported, log, is_replaced=is_replaced)
+                events = self._build_events(outcome, known.reported, log)
                 for event in events:
                     instance.report_runless_asset_event(event)
                 if events:
@@ -175,21 +171,14 @@ class Reporter:
         return news
 
     def _build_events(
-        self,
-        outcome: Outcome,
-        reported: ReportedRuns,
-        log: Callable[[], logging.Logger],
-        *,
-        is_replaced: bool,
+        self, outcome: Outcome, reported: ReportedRuns, log: Callable[[], logging.Logger]
     ) -> list[AssetEvent]:
         """Build what the event log lacks of one outcome."""
         run = outcome.run
         partitioning = self.partitionings.get(run.dag_id)
         try:
             partition = partitioning and partitioning.find_partition(run)
-            events = build_missing_events(
-                self.client, outcome, reported, partition, is_replaced=is_replaced
-            )
+            events = build_missing_events(self.client, outcome, reported, partition)
             for event in events:
                 dg.serialize_value(event)
         except Exception as error:  # noqa: BLE001 - logged, and reported in place of the run

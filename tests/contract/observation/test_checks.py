@@ -45,6 +45,21 @@ def test_each_finished_run_is_one_evaluation(
     assert fetch_reported_run_ids(instance, KEY) == ["run_0", "run_2"]
 
 
+def test_each_run_of_a_backlog_is_evaluated_also_if_a_later_one_was_before(
+    observed: Observed,
+) -> None:
+    """Otherwise the check would show the failure, although runs after it are a success."""
+    daemon = observed.daemon
+    daemon = Daemon(daemon.client, [DAG], daemon.instance, lookback_on_first_start="7d")
+    observed.add_run("newest", ended_s_ago=1)
+    daemon.tick()
+    late = [(f"late_{number:02}", number != 3) for number in range(30)]
+    for number, (run_id, is_success) in enumerate(late):
+        observed.add_run(run_id, "success" if is_success else "failed", ended_s_ago=100 - number)
+    daemon.tick()
+    assert read_outcomes(daemon.instance) == [("newest", True), *late]
+
+
 def test_the_evaluation_of_a_success_identifies_the_run(observed: Observed) -> None:
     observed.add_run("mine")
     observed.daemon.tick()

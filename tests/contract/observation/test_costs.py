@@ -30,11 +30,9 @@ from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.observation.daemon import (
     DAG,
-    KEY,
     Daemon,
     FakeClock,
     Observed,
-    fetch_reported_run_ids,
 )
 from tests.contract.observation.test_catching_up import add_run
 from tests.contract.observation.test_replaced import PATIENT, CodeServer
