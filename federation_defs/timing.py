@@ -70,6 +70,9 @@ class Timing:
     daemon_loop_s: float = 5.0
     late_tick_s: float = 5.0
     late_tick_share: float = 0.2
+    # The sensor ticks at least this often, also where it polls more rarely: a process that lives a
+    # minute, as under `dagster-daemon run -m`, takes over, polls, and measures heartbeats.
+    max_tick_interval_s: float = 10.0
     # Each instance of a code location makes the interval of all longer: a daemon evaluates about
     # ten sensors per second.
     interval_per_instance_s: float = 0.1

@@ -23,7 +23,7 @@ from federation_defs.threads import run_calls
 from federation_defs.timing import Timing
 
 # Of more runs, tasks that only "Tries" needs are not fetched, nor logs: it would take too long.
-MAX_RUNS_WITH_DETAILS = 20
+_MAX_RUNS_WITH_DETAILS = 20
 
 _NO_END = datetime.max.replace(tzinfo=timezone.utc)
 
@@ -65,7 +65,7 @@ class OutcomeFetcher:
         """
         fingerprints = {build_fingerprint(run) for run in runs}
         self._failing = {mark: self._failing[mark] for mark in fingerprints & self._failing.keys()}
-        are_few = len(runs) <= MAX_RUNS_WITH_DETAILS
+        are_few = len(runs) <= _MAX_RUNS_WITH_DETAILS
         asked = [run for run in runs if are_few or self._needs_tasks(run)]
         calls = [partial(self._fetch, run) for run in asked]
         results = run_calls(calls, self._threads, (self._timing.monotonic() + deadline) / 2)
@@ -113,7 +113,7 @@ class OutcomeFetcher:
 
     def _add_logs(self, outcomes: Sequence[Outcome], deadline: float) -> list[Outcome]:
         failed = [outcome for outcome in outcomes if not outcome.is_success]
-        last = failed[-MAX_RUNS_WITH_DETAILS:]
+        last = failed[-_MAX_RUNS_WITH_DETAILS:]
         calls = [partial(add_log_tails, self._client, outcome) for outcome in last]
         logged = filter(None, run_calls(calls, self._threads, deadline))
         by_run = {outcome.run.key: outcome for outcome in logged}

@@ -22,6 +22,7 @@ class Pace:
 
     - After errors there are pauses: none after the first, then longer and longer. Of all instances
       that fail, a few are asked at a time.
+    - Ticks within a long interval do not poll.
     - The more Dagster runs wait for the instance, the rarer its polls: each run polls it, too.
     - A tick that has waited for its turn polls once, and takes a share of the usual time.
 
@@ -44,17 +45,16 @@ class Pace:
     def tick(self, waiting_runs: int) -> Iterator[str | None]:
         """Begin a tick, and yield why it does not poll; None if it does."""
         timing, now, is_retry = self._timing, self._timing.monotonic(), self._errors > 0
-        waited_s = now - self._ended_at - max(self._usual_s, timing.daemon_loop_s)
+        due_at = max(self._ended_at + timing.daemon_loop_s, self._polled_at + self._usual_s)
+        waited_s = now - due_at
         is_late = timing.late_tick_s < waited_s < math.inf
         self.share = timing.late_tick_share if is_late and not is_retry else 1.0
         polite_s = self._usual_s * waiting_runs / timing.waiting_runs
         self.interval_s = max(self._usual_s, min(polite_s, timing.max_waiting_interval_s))
-        reason = self._describe_pause(now) or self._describe_polite_pause(now, waiting_runs)
+        reason = self._describe_pause(now) or self._describe_interval(now, waiting_runs)
         has_turn = reason is None and is_retry and _retries.acquire(blocking=False)
         if reason is None and is_retry and not has_turn:
             reason = f"{self._reason} when it is its turn.)"
-        if reason is None:
-            self._polled_at = now
         try:
             yield reason
         finally:
@@ -66,12 +66,23 @@ class Pace:
         pause_s = self._paused_until - now
         return f"{self._reason} in {pause_s:.0f} s.)" if pause_s > 0 else None
 
-    def _describe_polite_pause(self, now: float, waiting_runs: int) -> str | None:
+    def _describe_interval(self, now: float, waiting_runs: int) -> str | None:
+        """Return why a tick within the interval does not poll."""
         # One second less, as ticks are not evenly spaced.
         pause_s = self._polled_at + self.interval_s - 1 - now
-        if self.interval_s > self._usual_s and pause_s > 0:
-            return f"{waiting_runs} Dagster runs poll the instance: observed in {pause_s:.0f} s."
-        return None
+        tick_interval_s = min(self._usual_s, self._timing.max_tick_interval_s)
+        if self.interval_s <= tick_interval_s or pause_s <= 0:
+            return None
+        is_polite = self.interval_s > self._usual_s
+        polite = f"{waiting_runs} Dagster runs poll the instance"
+        why = polite if is_polite else f"The interval is {self.interval_s:.0f} s"
+        return f"{why}: observed in {pause_s:.0f} s."
+
+    @contextmanager
+    def poll(self) -> Iterator[None]:
+        """Ask the instance for news."""
+        self._polled_at = self._timing.monotonic()
+        yield
 
     @contextmanager
     def repeat_polls(self) -> Iterator[bool]:

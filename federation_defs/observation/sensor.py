@@ -88,12 +88,13 @@ def build_observation_sensor(
     """
     interval_s = max(observe.interval, instances * timing.interval_per_instance_s)
     observe = observe.model_copy(update={"interval": interval_s})
+    tick_interval_s = min(interval_s, timing.max_tick_interval_s)
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "observation"),
         evaluation_fn=_Observer(client, rules, observe, partitionings, absent, limits, timing).tick,
         # One second less than the interval: the daemon loops every 5 s, and would evaluate a sensor
         # with an interval of 5 s in every other loop only (dagster 1.13).
-        minimum_interval_seconds=max(1, round(interval_s) - 1),
+        minimum_interval_seconds=max(1, round(tick_interval_s) - 1),
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Reports the finished DAG runs of Airflow {client.instance}.",
     )
@@ -135,7 +136,8 @@ class _Observer:
         self._outcomes = OutcomeFetcher(self.client, self.rules, self.timing)
         self._pace = Pace(self.timing, self.observe.interval)
         self._deferred = DeferredRuns(self.client, self.timing)
-        self._watch = HeartbeatWatch(self.client.instance, self.timing, self.observe.interval)
+        tick_interval_s = min(self.observe.interval, self.timing.max_tick_interval_s)
+        self._watch = HeartbeatWatch(self.client.instance, self.timing, tick_interval_s)
         self._reporter = Reporter(self.client, self.partitionings, self._watch, self.timing)
         self._unchecked = list(self.absent)
         self._unasked: list[dg.AssetKey] | None = None  # for their first reports
@@ -218,8 +220,9 @@ class _Observer:
         cursor, gap = beginning
         if tick.location and cursor.observer != self._id:
             return self._take_over(cursor, gap), True
-        cursor = self._report_absent_dags(cursor, instance)
-        batch = self._poller.poll(cursor.since, begun_at + share * self.timing.tick_s)
+        with self._pace.poll():
+            cursor = self._report_absent_dags(cursor, instance)
+            batch = self._poller.poll(cursor.since, begun_at + share * self.timing.tick_s)
         found = {build_fingerprint(run): run for run in batch.runs}
         new = [run for fingerprint, run in found.items() if fingerprint not in cursor.seen]
         owned = self._reporter.find_owned(instance, new)

@@ -25,9 +25,12 @@ class Clock:
         return Pace(self.timing, interval_s)
 
     def tick(self, pace: Pace, after_s: float = 5.0, waiting_runs: int = 0) -> str | None:
-        """Return why a tick does not poll, so long after the one before."""
+        """Poll in a tick, so long after the one before, or return why it does not poll."""
         self.now_s += after_s
         with pace.tick(waiting_runs) as reason:
+            if reason is None:
+                with pace.poll():
+                    return None
             return reason
 
 
@@ -62,6 +65,31 @@ def test_a_long_interval_is_no_wait_for_a_turn(clock: Clock) -> None:
     for _ in range(3):
         assert clock.tick(pace, 63) is None
         assert pace.share == 1.0
+
+
+@pytest.mark.parametrize(("interval_s", "expected_s"), [(11, 10), (20, 20), (60, 60), (62, 70)])
+def test_ticks_within_a_long_interval_are_skipped_and_the_others_are_in_time(
+    clock: Clock, interval_s: float, expected_s: float
+) -> None:
+    """The sensor ticks at least every 10 s, to measure heartbeats."""
+    pace, polled_at = clock.build_pace(interval_s), list[float]()
+    for _ in range(50):
+        if (reason := clock.tick(pace, 10)) is None:
+            polled_at.append(clock.now_s)
+            assert pace.share == 1.0
+        else:
+            assert "The interval is" in reason
+    gaps = {after - before for before, after in itertools.pairwise(polled_at)}
+    assert gaps == {expected_s}
+
+
+def test_a_tick_that_does_not_ask_airflow_begins_no_interval(clock: Clock) -> None:
+    """It takes over from another process, or asks the event log where to begin."""
+    pace = clock.build_pace(60)
+    with pace.tick(0) as reason:
+        assert reason is None
+    assert clock.tick(pace, 10) is None
+    assert clock.tick(pace, 10) is not None
 
 
 def test_few_instances_poll_several_times_per_tick(clock: Clock) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import dagster as dg
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.declaration import ObserveDeclaration, SuccessDeclaration
@@ -198,3 +201,22 @@ class Observed:
         run = self.database.start_run(DAG, run_id)
         ended = self.database.now() - timedelta(seconds=ended_s_ago)
         return self.database.finish_run(run, state, end_date=ended)
+
+
+@contextmanager
+def recording_statements() -> Iterator[list[str]]:
+    """Collect the SQL that is sent to Dagster's databases meanwhile, by all threads.
+
+    Without Dagster's questions about the columns of a table, which it asks before some queries.
+    """
+    statements: list[str] = []
+
+    def record(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "PRAGMA" not in statement and "pg_catalog" not in statement:
+            statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", record)
+    try:
+        yield statements
+    finally:
+        event.remove(Engine, "before_cursor_execute", record)

@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -16,7 +15,6 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 from sqlalchemy import create_engine, event, text
-from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import Pool
 
@@ -33,6 +31,7 @@ from tests.contract.observation.daemon import (
     Daemon,
     FakeClock,
     Observed,
+    recording_statements,
 )
 from tests.contract.observation.test_catching_up import add_run
 from tests.contract.observation.test_replaced import PATIENT, CodeServer
@@ -41,25 +40,6 @@ _END_OTHER_CONNECTIONS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE pid <> pg_backend_pid() AND datname = current_database()
 """
-
-
-@contextmanager
-def recording_statements() -> Iterator[list[str]]:
-    """Collect the SQL that is sent to Dagster's databases meanwhile, by all threads.
-
-    Without Dagster's questions about the columns of a table, which it asks before some queries.
-    """
-    statements: list[str] = []
-
-    def record(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if "PRAGMA" not in statement and "pg_catalog" not in statement:
-            statements.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", record)
-    try:
-        yield statements
-    finally:
-        event.remove(Engine, "before_cursor_execute", record)
 
 
 def count_statements(daemon: Daemon) -> int:

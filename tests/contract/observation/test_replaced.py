@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dagster as dg
 import pytest
 from dagster._core.remote_origin import (
@@ -17,7 +19,7 @@ from dagster._core.scheduler.instigation import (
 )
 
 from federation_defs.timing import Timing
-from tests.contract.observation.daemon import DAG, Daemon, Observed
+from tests.contract.observation.daemon import DAG, Daemon, FakeClock, Observed, recording_statements
 
 PATIENT = Timing(tick_s=600, report_s=600, owner_check_s=600)
 LOCATION = RegisteredCodeLocationOrigin("core")
@@ -69,6 +71,29 @@ def test_a_new_code_server_reports_from_its_second_tick_on(
     server.restart()
     observed.add_run("another")
     assert [server.tick() for _ in range(3)] == [[], ["another"], []]
+
+
+def test_with_a_long_interval_a_code_server_that_lives_for_a_minute_reports(
+    observed: Observed, instance: dg.DagsterInstance
+) -> None:
+    """`dagster-daemon run -m` replaces it that often."""
+    clock = FakeClock()
+    timing = replace(clock.timing, tick_s=600, owner_check_s=600)
+    server = CodeServer(observed.daemon.client, [DAG], instance, timing=timing, interval="5m")
+    assert server.sensor.minimum_interval_seconds == 9
+    reported = []
+    for run_id in ("mine", "another"):
+        server.restart()
+        observed.add_run(run_id)
+        for _ in range(6):
+            reported += server.tick()
+            clock.advance(10)
+    assert reported == ["mine", "another"]
+    requests = len(observed.server.asked)
+    with recording_statements() as statements:
+        server.evaluate()
+    assert len(statements) == 1
+    assert len(observed.server.asked) == requests
 
 
 def test_a_code_server_that_was_replaced_amid_a_tick_reports_no_more(
