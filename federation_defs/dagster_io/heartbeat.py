@@ -92,8 +92,10 @@ class HeartbeatWatch:
 
     def measure(self, runs: Iterable[dg.DagsterRun]) -> None:
         """Take in the heartbeats of runs, and forget all other runs."""
-        # Time in which this process slept, or waited for the database, is no silence.
-        at_most = max(self._timing.heartbeat_lost_s / 4, 2 * self._interval_s)
+        # Time in which this process slept, or waited for the database, is no silence. Once alone it
+        # makes no run silent, however long the interval is.
+        lost_s = self._timing.heartbeat_lost_s
+        at_most = max(lost_s / 4, min(2 * self._interval_s, lost_s / 2))
         now = self._timing.monotonic()
         elapsed_s, self._measured_at = min(now - self._measured_at, at_most), now
         before, self._silences = self._silences, {}

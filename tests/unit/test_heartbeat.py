@@ -135,6 +135,20 @@ def test_time_in_which_the_observer_slept_is_no_silence(instance: dg.DagsterInst
     assert look_during_step(instance, "metrics__dags", tags, sleep) is dg.DagsterRunStatus.STARTED
 
 
+@pytest.mark.parametrize("interval_s", [2, 10, 20, 23, 30, 60, 600])
+def test_an_outage_of_the_database_makes_no_living_run_silent(interval_s: float) -> None:
+    """A worker writes its next heartbeat some seconds after it."""
+    clock, run = Clock(), dg.DagsterRun("waiting", run_id=RUN_ID)
+    watch = HeartbeatWatch("metrics", clock.timing, interval_s)
+    for beat in range(10):
+        run = run.with_tags({ALIVE_TAG: f"{RUN_ID} {beat}"})
+        watch.measure([run])
+        clock.now_s += interval_s
+    clock.now_s += 60
+    watch.measure([run])
+    assert watch.is_in_step(run)
+
+
 @pytest.mark.parametrize("step_name", ["python_asset", "warehouse__dags", "metrics__dags__dags"])
 def test_a_run_during_another_step_is_not_failed(
     instance: dg.DagsterInstance, step_name: str
