@@ -12,8 +12,6 @@ from weakref import WeakKeyDictionary
 
 import dagster as dg
 
-from federation_defs.errors import FederationError
-
 # Of a run whose worker starts, or the process of one of its steps.
 _ACTIVE = [
     dg.DagsterRunStatus.NOT_STARTED,
@@ -41,8 +39,7 @@ def share_instance(context: dg.SensorEvaluationContext) -> Iterator[dg.DagsterIn
     `context.instance` opens one for each tick and closes it (1.13), which takes longer than all
     else in most ticks, and connects to PostgreSQL six times. An instance is made for threads: the
     webserver shares one between requests, and keeps its connections. This one is never closed,
-    since another tick may be using it. After an error, such as a connection that broke, the next
-    tick opens another.
+    since another tick may be using it. After a connection broke, the next tick opens another.
     """
     if (ref := context.instance_ref) is None:  # the context was built with an instance
         yield context.instance
@@ -55,12 +52,20 @@ def share_instance(context: dg.SensorEvaluationContext) -> Iterator[dg.DagsterIn
         instance = _opened[0][1]
     try:
         yield instance
-    except FederationError:
+    except Exception as error:
+        if _is_disconnected(error):
+            with _lock:
+                _opened[:] = [opened for opened in _opened if opened[1] is not instance]
         raise
-    except Exception:
-        with _lock:
-            _opened[:] = [opened for opened in _opened if opened[1] is not instance]
-        raise
+
+
+def _is_disconnected(error: BaseException | None) -> bool:
+    """Whether a connection to the database broke. The instance has one per storage. SQLAlchemy
+    replaces each when it is used next, and each time an error ends the tick."""
+    if error is None:
+        return False
+    is_broken = getattr(error, "connection_invalidated", False)  # of SQLAlchemy's `DBAPIError`
+    return is_broken or _is_disconnected(error.__cause__ or error.__context__)
 
 
 def has_sensor_threads(instance: dg.DagsterInstance) -> bool:

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -117,6 +118,23 @@ def test_all_ticks_of_a_process_share_a_dagster_instance(
         assert given is instance
     for opened in (first, second):
         opened.dispose()
+
+
+def test_after_an_error_ticks_share_the_same_dagster_instance(
+    instance: dg.DagsterInstance,
+) -> None:
+    """Each that is opened keeps its connections until Python collects it."""
+    ref, shared = instance.get_ref(), list[dg.DagsterInstance]()
+    for _ in range(3):
+        with (
+            dg.build_sensor_context(instance_ref=ref) as context,
+            suppress(ValueError),
+            share_instance(context) as opened,
+        ):
+            shared.append(opened)
+            raise ValueError("one sensor fails in each tick")
+    assert shared[0] is shared[1] is shared[2]
+    shared[0].dispose()
 
 
 class Ticks:
