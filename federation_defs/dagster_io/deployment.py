@@ -44,12 +44,9 @@ def share_instance(context: dg.SensorEvaluationContext) -> Iterator[dg.DagsterIn
     if (ref := context.instance_ref) is None:  # the context was built with an instance
         yield context.instance
         return
-    with _lock:
-        if not _opened or _opened[0][0] != ref:
-            instance = dg.DagsterInstance.from_ref(ref)
-            instance.optimize_for_webserver(_STATEMENT_TIMEOUT_MS, _RECONNECT_S, _MAX_OVERFLOW)
-            _opened[:] = [(ref, instance)]
-        instance = _opened[0][1]
+    if (instance := _find_opened(ref)) is None:
+        with _lock:
+            instance = _find_opened(ref) or _open(ref)
     try:
         yield instance
     except Exception as error:
@@ -57,6 +54,17 @@ def share_instance(context: dg.SensorEvaluationContext) -> Iterator[dg.DagsterIn
             with _lock:
                 _opened[:] = [opened for opened in _opened if opened[1] is not instance]
         raise
+
+
+def _find_opened(ref: object) -> dg.DagsterInstance | None:
+    return next((instance for known, instance in tuple(_opened) if known == ref), None)
+
+
+def _open(ref: Any) -> dg.DagsterInstance:
+    instance = dg.DagsterInstance.from_ref(ref)
+    instance.optimize_for_webserver(_STATEMENT_TIMEOUT_MS, _RECONNECT_S, _MAX_OVERFLOW)
+    _opened[:] = [(ref, instance)]
+    return instance
 
 
 def _is_disconnected(error: BaseException | None) -> bool:

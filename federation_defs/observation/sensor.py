@@ -153,14 +153,19 @@ class _Observer:
             AirflowError: The instance refuses us, or its answer makes no sense.
             DeclaredTwiceError: Another code location observes the instance.
         """
-        with self._lock, share_instance(context) as instance:
-            # Opening the log opens another instance (dagster 1.13), so it waits for a message.
-            origin = context.code_location_origin
-            location = origin and origin.location_name
-            tick = _Tick(instance, context.cursor, location, lambda: context.log)
-            waiting = fail_orphaned_runs(instance, self.client.instance, self._watch, tick.log)
-            with self._pace.tick(waiting) as reason:
-                return dg.SkipReason(reason) if reason else self._poll_and_record(tick)
+        if not self._lock.acquire(blocking=False):  # Dagster ended that tick, but it hangs
+            return dg.SkipReason("The tick before this one goes on.")
+        try:
+            with share_instance(context) as instance:
+                # Opening the log opens another instance (dagster 1.13): it waits for a message.
+                origin = context.code_location_origin
+                location = origin and origin.location_name
+                tick = _Tick(instance, context.cursor, location, lambda: context.log)
+                waiting = fail_orphaned_runs(instance, self.client.instance, self._watch, tick.log)
+                with self._pace.tick(waiting) as reason:
+                    return dg.SkipReason(reason) if reason else self._poll_and_record(tick)
+        finally:
+            self._lock.release()
 
     def _poll_and_record(self, tick: _Tick) -> dg.SensorResult | dg.SkipReason:
         try:
