@@ -21,7 +21,7 @@ class Pace:
     """The ticks of one instance.
 
     - After errors there are pauses: none after the first, then longer and longer. Of all instances
-      that fail, a few are asked at a time.
+      that failed twice in a row, a few are asked at a time.
     - Ticks within a long interval do not poll.
     - The more Dagster runs wait for the instance, the rarer its polls: each run polls it, too.
     - A tick that has waited for its turn polls once, and takes a share of the usual time.
@@ -38,6 +38,7 @@ class Pace:
         self._timing = timing
         self._usual_s = self.interval_s = interval_s
         self.share = 1.0
+        self._has_turn = False
         self._ended_at = self._polled_at = -math.inf
         self.record_success()
 
@@ -52,14 +53,13 @@ class Pace:
         polite_s = self._usual_s * waiting_runs / timing.waiting_runs
         self.interval_s = max(self._usual_s, min(polite_s, timing.max_waiting_interval_s))
         reason = self._describe_pause(now) or self._describe_interval(now, waiting_runs)
-        has_turn = reason is None and is_retry and _retries.acquire(blocking=False)
-        if reason is None and is_retry and not has_turn:
-            reason = f"{self._reason} when it is its turn.)"
+        if reason is None and self._errors > 1:
+            self._has_turn = _retries.acquire(blocking=False)
+            reason = None if self._has_turn else f"{self._reason} when it is its turn.)"
         try:
             yield reason
         finally:
-            if has_turn:
-                _retries.release()
+            self._end_turn()
             self._ended_at = timing.monotonic()
 
     def _describe_pause(self, now: float) -> str | None:
@@ -80,9 +80,17 @@ class Pace:
 
     @contextmanager
     def poll(self) -> Iterator[None]:
-        """Ask the instance for news."""
+        """Ask the instance for news. Once it has answered, another one has its turn."""
         self._polled_at = self._timing.monotonic()
-        yield
+        try:
+            yield
+        finally:
+            self._end_turn()
+
+    def _end_turn(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            _retries.release()
 
     @contextmanager
     def repeat_polls(self) -> Iterator[bool]:

@@ -44,6 +44,12 @@ def may_repeat(pace: Pace) -> bool:
         return repeats
 
 
+def fail_twice(clock: Clock, pace: Pace) -> None:
+    for _ in range(2):
+        assert clock.tick(pace) is None
+        pace.record_error(ERROR)
+
+
 def test_a_tick_that_begins_in_time_takes_the_usual_time(clock: Clock) -> None:
     pace = clock.build_pace()
     for after_s in (3600, 5, 9):  # the sensor has just been switched on
@@ -103,8 +109,8 @@ def test_few_instances_poll_several_times_per_tick(clock: Clock) -> None:
 def test_of_instances_that_do_not_answer_two_are_asked_again_at_a_time(clock: Clock) -> None:
     paces = [clock.build_pace() for _ in range(4)]
     for pace in paces:
-        assert clock.tick(pace) is None
-        pace.record_error(ERROR)
+        fail_twice(clock, pace)
+    clock.now_s += 60
     with ExitStack() as ticks:
         reasons = [ticks.enter_context(pace.tick(0)) for pace in paces]
         healthy = clock.build_pace()
@@ -112,6 +118,32 @@ def test_of_instances_that_do_not_answer_two_are_asked_again_at_a_time(clock: Cl
     assert reasons[:2] == [None, None]
     assert all("asked again when it is its turn" in (reason or "") for reason in reasons[2:])
     assert clock.tick(paces[3]) is None
+
+
+def test_the_first_time_an_instance_is_asked_again_it_waits_for_no_other(clock: Clock) -> None:
+    silent, hiccup = [clock.build_pace() for _ in range(2)], clock.build_pace()
+    for pace in silent:
+        fail_twice(clock, pace)
+    clock.tick(hiccup, 60)
+    hiccup.record_error(ERROR)
+    with ExitStack() as ticks:
+        assert [ticks.enter_context(pace.tick(0)) for pace in silent] == [None, None]
+        assert clock.tick(hiccup) is None
+
+
+def test_an_instance_that_has_answered_lets_others_have_their_turn(clock: Clock) -> None:
+    """It may have many runs to report."""
+    paces = [clock.build_pace() for _ in range(3)]
+    for pace in paces:
+        fail_twice(clock, pace)
+    clock.now_s += 60
+    with ExitStack() as ticks:
+        assert [ticks.enter_context(pace.tick(0)) for pace in paces[:2]] == [None, None]
+        with paces[0].poll():
+            assert clock.tick(paces[2], 0) is not None
+        assert clock.tick(paces[2], 0) is None
+    for pace in paces[:2]:
+        assert clock.tick(pace, 0) is None
 
 
 def test_an_instance_that_is_asked_again_has_the_usual_time_to_answer(clock: Clock) -> None:
