@@ -51,14 +51,17 @@ class Poller:
         Raises:
             UnreachableError: There was no answer before the deadline, among other reasons.
         """
+        limit_s = deadline - self.timing.monotonic()
         (batch,) = run_calls([lambda: self._fetch_changes(since, deadline)], 1, deadline)
         if batch is None:
-            raise self._build_late_error()
+            reason = f"no complete answer within {limit_s:.0f} s"
+            raise UnreachableError(self.client.instance, self.client.url, reason, is_late=True)
         runs = [run for run in batch.runs if run.is_finished and run.dag_id in self.dag_ids]
         unreadable = [row for row in batch.unreadable if row.key and row.dag_id in self.dag_ids]
         return replace(batch, runs=runs, unreadable=unreadable)
 
-    def _fetch_changes(self, since: datetime, deadline: float) -> Batch:
+    def _fetch_changes(self, since: datetime, deadline: float) -> Batch | None:
+        """Fetch what `poll` returns; None if the deadline is over before it is whole."""
         started_at = self.timing.monotonic()
         start = since - self.overlap
         is_long = self.timing.utc_now() - since > _LONG_TIME
@@ -74,10 +77,14 @@ class Poller:
             batch = Batch(changed.entries, now, changed.unreadable)
         else:
             batch = self._fetch_slice(start, now, changed.total, deadline)
-        self._adapt(len(batch.runs), self.timing.monotonic() - started_at)
+        if batch is not None:
+            elapsed_s = self.timing.monotonic() - started_at
+            self._adapt(len(batch.runs), elapsed_s, (deadline - started_at) / 2)
         return batch
 
-    def _fetch_slice(self, start: datetime, now: datetime, total: int, deadline: float) -> Batch:
+    def _fetch_slice(
+        self, start: datetime, now: datetime, total: int, deadline: float
+    ) -> Batch | None:
         """Fetch the oldest slice that is small enough, and old enough for no more rows to appear.
 
         A slice has an end, so that rows can only leave it while it is paged, which shows in its
@@ -97,20 +104,15 @@ class Poller:
             else:
                 start, end = end, last_end
         else:
-            raise self._build_late_error()
+            return None
         if end < last_end:
             return Batch(changed.entries, end + self.overlap, changed.unreadable)
         rest = self._fetch(last_end)
         unreadable = [*changed.unreadable, *rest.unreadable]
         return Batch([*changed.entries, *rest.entries], now, unreadable)
 
-    def _build_late_error(self) -> UnreachableError:
-        reason = f"no complete answer within {self.timing.tick_s:.0f} s"
-        return UnreachableError(self.client.instance, self.client.url, reason, is_late=True)
-
-    def _adapt(self, count: int, elapsed_s: float) -> None:
-        """Set how many runs the next poll reads, to take half of a tick at most."""
-        budget_s = self.timing.tick_s / 2
+    def _adapt(self, count: int, elapsed_s: float, budget_s: float) -> None:
+        """Set how many runs the next poll reads, to take half of the time of a tick at most."""
         if count and elapsed_s > budget_s:
             self.max_runs = max(_MIN_RUNS, int(count * budget_s / elapsed_s))
         elif elapsed_s < budget_s / 4:

@@ -219,26 +219,26 @@ class _Observer:
         """Poll once, and return whether there was news. A finished run passes each module once,
         from the poller to the cursor."""
         instance, monotonic, share = tick.instance, self.timing.monotonic, self._pace.share
-        begun_at = monotonic()
+        deadline = monotonic() + share * self.timing.tick_s
         if (beginning := self._read_cursor(tick)) is None:
             return dg.SensorResult(skip_reason="The event log is asked where to begin."), True
         cursor, gap = beginning
         if tick.location and cursor.observer != self._id:
             return self._take_over(cursor, gap), True
         with self._pace.poll():
-            cursor = self._report_absent_dags(cursor, instance)
-            batch = self._poller.poll(cursor.since, begun_at + share * self.timing.tick_s)
+            cursor = self._report_absent_dags(cursor, instance, deadline)
+            batch = self._poller.poll(cursor.since, deadline)
         found = {build_fingerprint(run): run for run in batch.runs}
         new = [run for fingerprint, run in found.items() if fingerprint not in cursor.seen]
         owned = self._reporter.find_owned(instance, new)
         deferred = {key for key in cursor.deferred if key[0] in self.rules}
         orphans = self._reporter.find_orphans(instance, deferred - {run.key for run in new})
-        returned = self._deferred.fetch(orphans, monotonic() + self.timing.tick_s / 3, tick.log)
+        returned = self._deferred.fetch(orphans, (monotonic() + deadline) / 2, tick.log)
         ready = [run for run in (*new, *returned.finished) if run.key not in owned]
         if ready:
             self._refuse_second_location(tick)
         selected = select_runs(ready, self.limits.reports)
-        outcomes = self._outcomes.fetch(selected, begun_at + self.timing.tick_s)
+        outcomes = self._outcomes.fetch(selected, deadline)
         report_until = monotonic() + share * self.timing.report_s
         is_current = partial(self._is_current, tick)
         settled, news = self._reporter.report(
@@ -269,10 +269,15 @@ class _Observer:
             cursor=replace(cursor, observer=self._id).to_json(),
         )
 
-    def _report_absent_dags(self, cursor: Cursor, instance: dg.DagsterInstance) -> Cursor:
+    def _report_absent_dags(
+        self, cursor: Cursor, instance: dg.DagsterInstance, deadline: float
+    ) -> Cursor:
         """Fail the checks of DAGs that the instance does not have, and name them in the cursor."""
         absent = {dag_id for dag_id in cursor.absent if dag_id in self.absent}
+        until = (self.timing.monotonic() + deadline) / 2
         for _ in range(min(len(self._unchecked), _DAGS_PER_TICK)):
+            if self.timing.monotonic() > until:
+                break
             if (dag_id := self._unchecked[-1]) not in absent:
                 try:
                     self.client.fetch_dag(dag_id)

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 
 import json
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from threading import Thread
@@ -82,6 +83,35 @@ def test_an_instance_whose_answer_takes_too_long_counts_as_unreachable(
     assert isinstance(result, dg.SkipReason)
     assert "no complete answer within" in (result.skip_message or "")
     assert build_daemon(airflow, instance).tick() == ["mine"]
+
+
+# The second tick and all later ones begin late, and have 2 s.
+LATE = Timing(tick_s=40, report_s=600, late_tick_s=-600, late_tick_share=0.05)
+
+
+def test_all_requests_of_a_tick_that_waited_for_its_turn_have_one_deadline(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = build_daemon(airflow, instance, timing=LATE)
+    daemon.tick()
+    fail_run(airflow)
+    began_at = time.monotonic()
+    with Stall() as stall:
+        airflow.server.fail_next(asks("GET", ".*/logs/.*"), stall, times=99)
+        daemon.tick()
+    assert time.monotonic() - began_at < 20
+
+
+def test_a_tick_that_waited_for_its_turn_says_how_long_it_waited_for_an_answer(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = build_daemon(airflow, instance, timing=LATE)
+    daemon.tick()
+    with Stall() as stall:
+        airflow.server.fail_next(asks("GET", ".*/dagRuns"), stall)
+        result = daemon.evaluate()
+    assert isinstance(result, dg.SkipReason)
+    assert "no complete answer within 2 s" in (result.skip_message or "")
 
 
 def test_a_log_of_one_long_line_is_cut_off(airflow: Airflow, instance: dg.DagsterInstance) -> None:
