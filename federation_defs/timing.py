@@ -76,9 +76,9 @@ class Timing:
     # Each instance of a code location makes the interval of all longer: a daemon evaluates about
     # ten sensors per second.
     interval_per_instance_s: float = 0.1
-    # Dagster runs that may wait for an instance at its usual interval. They poll it, too. With more
-    # of them, the interval grows in proportion.
-    waiting_runs: int = 10
+    # The shortest interval while Dagster runs wait for an instance, times their number. They poll
+    # it, too.
+    interval_per_waiting_run_s: float = 0.2
     max_waiting_interval_s: float = 60.0
     first_look_s: float = 5.0  # of a tick, for asking the event log where to begin
     other_sensors_s: float = 5.0  # for what is known of other code locations' sensors

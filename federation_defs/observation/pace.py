@@ -50,7 +50,7 @@ class Pace:
         waited_s = now - due_at
         is_late = timing.late_tick_s < waited_s < math.inf
         self.share = timing.late_tick_share if is_late and not is_retry else 1.0
-        polite_s = self._usual_s * waiting_runs / timing.waiting_runs
+        polite_s = waiting_runs * timing.interval_per_waiting_run_s
         self.interval_s = max(self._usual_s, min(polite_s, timing.max_waiting_interval_s))
         reason = self._describe_pause(now) or self._describe_interval(now, waiting_runs)
         if reason is None and self._errors > 1:

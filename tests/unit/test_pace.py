@@ -155,17 +155,21 @@ def test_an_instance_that_is_asked_again_has_the_usual_time_to_answer(clock: Clo
 
 
 @pytest.mark.parametrize(
-    ("waiting_runs", "interval_s"), [(0, 2), (1, 2), (10, 2), (40, 8), (150, 30), (900, 60)]
+    ("waiting_runs", "usual_s", "interval_s"),
+    [
+        *[(0, 2, 2), (1, 2, 2), (10, 2, 2), (40, 2, 8), (150, 2, 30), (900, 2, 60)],
+        *[(11, 20, 20), (90, 20, 20), (150, 20, 30), (900, 20, 60)],
+    ],
 )
 def test_the_interval_grows_with_the_dagster_runs_that_wait_for_the_instance(
-    clock: Clock, waiting_runs: int, interval_s: float
+    clock: Clock, waiting_runs: int, usual_s: float, interval_s: float
 ) -> None:
-    pace, polled_at = clock.build_pace(), list[float]()
+    pace, polled_at = clock.build_pace(usual_s), list[float]()
     for _ in range(100):
         reason = clock.tick(pace, 5, waiting_runs)
         if reason is None:
             polled_at.append(clock.now_s)
-        else:
+        elif interval_s > usual_s:
             assert f"{waiting_runs} Dagster runs poll the instance" in reason
     assert pace.interval_s == interval_s
     expected_s = max(5, 5 * -(-(interval_s - 1) // 5))  # the next tick
