@@ -142,7 +142,7 @@ def fail_orphaned_runs(
     log: Callable[[], logging.Logger],
 ) -> int:
     """Fail the started Dagster runs that wait for an Airflow instance and whose worker died, and
-    return how many wait for it."""
+    return how many are at work: they poll it."""
     message = (
         f"The worker of this run died while it waited for Airflow '{airflow}'. A retry adopts its "
         "DAG runs; without a retry, observation reports them."
@@ -157,7 +157,7 @@ def fail_orphaned_runs(
             if current is not None and not current.is_finished:
                 log().warning("Failing Dagster run %s. %s", run.run_id, message)
                 instance.report_run_failed(current, message)
-    return len(records)
+    return sum(watch.is_at_work(record.dagster_run) for record in records)
 
 
 def _is_orphaned(

@@ -149,6 +149,23 @@ def test_an_outage_of_the_database_makes_no_living_run_silent(interval_s: float)
     assert watch.is_in_step(run)
 
 
+def test_only_runs_at_work_count_as_waiting(instance: dg.DagsterInstance) -> None:
+    """The others are queued, start, wait for another attempt, or have ended: none polls Airflow."""
+
+    @dg.job
+    def waiting() -> None: ...
+
+    def start(heartbeat: str) -> None:
+        run_id, started = str(uuid4()), dg.DagsterRunStatus.STARTED
+        tags = build_monitor_tags("metrics") | {ALIVE_TAG: heartbeat.format(run_id)}
+        instance.create_run_for_job(waiting, run_id=run_id, status=started, tags=tags)
+
+    for heartbeat in ("", "another 1", "{} 1 waits", "{} 1", "{} 2"):
+        start(heartbeat)
+    watch = HeartbeatWatch("metrics", Timing(), INTERVAL_S)
+    assert fail_orphaned_runs(instance, "metrics", watch, lambda: LOG) == 2
+
+
 @pytest.mark.parametrize("step_name", ["python_asset", "warehouse__dags", "metrics__dags__dags"])
 def test_a_run_during_another_step_is_not_failed(
     instance: dg.DagsterInstance, step_name: str
