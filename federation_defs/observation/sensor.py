@@ -311,6 +311,7 @@ class _Observer:
                 since = max(oldest, datetime.fromtimestamp(first, timezone.utc))
             tick.log().info("There is no valid cursor. Looking back to %s.", since)
             return Cursor(since), []
+        self._unasked = None
         if cursor.since >= oldest - max(lookback / 7, _MIN_GAP):
             return cursor, []
         gap = build_gap_observations(airflow, self.rules, cursor.since, oldest)

@@ -300,3 +300,33 @@ def test_a_lost_cursor_of_many_dags_is_found_over_several_ticks(
         assert sum(isinstance(each, dg.AssetKey) for each, *_ in asked) <= 6 * len(reports)
     assert reports[-1] == ["mine"]
     assert len(reports) == (4 if first_ended_ago < timedelta(days=7) else 1)
+
+
+def test_a_look_at_the_event_log_begins_anew_after_a_valid_cursor(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """A person resets the cursor, brings it back, and later resets it once more."""
+    clock, dag_ids = FakeClock(), [f"dag_{number:02}" for number in range(10)]
+    for dag_id in dag_ids:
+        airflow_v2.database.add_dag(dag_id)
+        add_run(airflow_v2, "first", timedelta(minutes=30), dag_id)
+    daemon = Daemon(airflow_v2.client, dag_ids, instance, timing=clock.timing)
+    assert len(daemon.tick()) == 10
+    asked = count_calls(instance, "fetch_materializations")
+    fetch = vars(instance)["fetch_materializations"]
+
+    def fetch_slowly(*args: Any, **kwargs: Any) -> Any:
+        clock.advance(isinstance(args[0], dg.AssetKey))
+        return fetch(*args, **kwargs)
+
+    vars(instance)["fetch_materializations"] = fetch_slowly
+    valid, daemon.cursor = daemon.cursor, None
+    assert daemon.tick() == []
+    assert 0 < len(asked) < 10
+    daemon.cursor = valid
+    daemon.tick()
+    asked.clear()
+    daemon.cursor = None
+    while daemon.cursor is None:
+        daemon.tick()
+    assert sum(isinstance(each, dg.AssetKey) for each, *_ in asked) == 10
