@@ -37,6 +37,7 @@ class Pace:
     def __init__(self, timing: Timing, interval_s: float) -> None:
         self._timing = timing
         self._usual_s = self.interval_s = interval_s
+        self._tick_interval_s = min(interval_s, timing.max_tick_interval_s)
         self.share = 1.0
         self._has_turn = False
         self._ended_at = self._polled_at = -math.inf
@@ -46,8 +47,8 @@ class Pace:
     def tick(self, waiting_runs: int) -> Iterator[str | None]:
         """Begin a tick, and yield why it does not poll; None if it does."""
         timing, now, is_retry = self._timing, self._timing.monotonic(), self._errors > 0
-        due_at = max(self._ended_at + timing.daemon_loop_s, self._polled_at + self._usual_s)
-        waited_s = now - due_at
+        tick_at = self._ended_at + max(self._tick_interval_s, timing.daemon_loop_s)
+        waited_s = now - max(tick_at, self._polled_at + self._usual_s)
         is_late = timing.late_tick_s < waited_s < math.inf
         self.share = timing.late_tick_share if is_late and not is_retry else 1.0
         polite_s = waiting_runs * timing.interval_per_waiting_run_s
@@ -70,8 +71,7 @@ class Pace:
         """Return why a tick within the interval does not poll."""
         # One second less, as ticks are not evenly spaced.
         pause_s = self._polled_at + self.interval_s - 1 - now
-        tick_interval_s = min(self._usual_s, self._timing.max_tick_interval_s)
-        if self.interval_s <= tick_interval_s or pause_s <= 0:
+        if self.interval_s <= self._tick_interval_s or pause_s <= 0:
             return None
         is_polite = self.interval_s > self._usual_s
         polite = f"{waiting_runs} Dagster runs poll the instance"
