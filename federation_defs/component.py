@@ -186,11 +186,11 @@ class FederatedAirflow(dg.StateBackedComponent):
             AirflowError: The refresh failed, and FEDERATION_STRICT is set.
             OSError: The state can't be written, and FEDERATION_STRICT is set.
         """
-        self._join_federation(context)
         if self.needed is not None:
             specs = build_specs(self.declaration, None, self.needed)
             needed = {dag_id: spec for dag_id, spec in specs.items() if dag_id in self.needed}
             return build_instance_defs(self.client, self.declaration, needed, is_for_run=True)
+        self._join_federation(context)
         try:
             return super().build_defs(context)
         except (AirflowError, OSError) as error:
@@ -211,7 +211,7 @@ class FederatedAirflow(dg.StateBackedComponent):
             return
         components = context.component_tree.get_all_components(of_type=FederatedAirflow) or [self]
         members = [component.member for component in components]
-        if self.needed is None and (problems := find_problems(members)):
+        if problems := find_problems(members):
             raise DeclarationError(problems)
         named = find_named_dags(members)
         for component in components:
