@@ -47,10 +47,10 @@ def build_checks(client: AirflowClient, rules: Rules) -> dg.AssetChecksDefinitio
     return _create_checks(check_dags, specs)
 
 
-def find_check_instances(checks: dg.AssetsDefinition) -> set[str]:
-    """Return the Airflow instance whose DAGs are checked; nothing for other checks."""
+def are_dag_checks(checks: dg.AssetsDefinition) -> bool:
+    """Whether checks were built by `build_checks`."""
     keys = [spec.asset_key for spec in checks.check_specs if spec.name == CHECK_NAME]
-    return {key.path[0] for key in keys if build_dag_id(key.path[0], key)}
+    return any(build_dag_id(key.path[0], key) for key in keys)
 
 
 def recreate_checks(checks: dg.AssetsDefinition) -> dg.AssetChecksDefinition:

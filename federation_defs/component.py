@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from typing_extensions import override
 
 from federation_defs.airflow.client import AirflowClient, build_client
-from federation_defs.automation import build_automation_sensor
+from federation_defs.automation import build_automation_sensor, compute_interval
 from federation_defs.checks import build_checks
 from federation_defs.declaration import InstanceDeclaration, parse_declaration
 from federation_defs.declaration.fields import find_variables, render_templates
@@ -186,11 +186,11 @@ class FederatedAirflow(dg.StateBackedComponent):
             AirflowError: The refresh failed, and FEDERATION_STRICT is set.
             OSError: The state can't be written, and FEDERATION_STRICT is set.
         """
-        self._join_federation(context)
         if self.needed is not None:
             specs = build_specs(self.declaration, None, self.needed)
             needed = {dag_id: spec for dag_id, spec in specs.items() if dag_id in self.needed}
             return build_instance_defs(self.client, self.declaration, needed, is_for_run=True)
+        self._join_federation(context)
         try:
             return super().build_defs(context)
         except (AirflowError, OSError) as error:
@@ -211,7 +211,7 @@ class FederatedAirflow(dg.StateBackedComponent):
             return
         components = context.component_tree.get_all_components(of_type=FederatedAirflow) or [self]
         members = [component.member for component in components]
-        if self.needed is None and (problems := find_problems(members)):
+        if problems := find_problems(members):
             raise DeclarationError(problems)
         named = find_named_dags(members)
         for component in components:
@@ -244,9 +244,8 @@ class FederatedAirflow(dg.StateBackedComponent):
             component.declaration.name: component.declaration for component in self.federation
         }
         specs = build_specs(self.declaration, snapshot, self.named.keys(), others)
-        return build_instance_defs(
-            self.client, self.declaration, specs, absent, instances=len(self.federation)
-        )
+        counts = [len(declaration.downstreams) for declaration in others.values()]
+        return build_instance_defs(self.client, self.declaration, specs, absent, counts)
 
 
 def _is_strict() -> bool:
@@ -267,17 +266,17 @@ def build_instance_defs(
     declaration: InstanceDeclaration,
     specs: Mapping[str, dg.AssetSpec],
     absent: Mapping[str, str] = MappingProxyType({}),
+    downstream_counts: Sequence[int] = (0,),
     *,
     is_for_run: bool = False,
-    instances: int = 1,
 ) -> dg.Definitions:
     """Return an instance's assets, checks and sensors. Pure.
 
     Args:
         specs: Of its DAGs, by id. Without all of those that Dagster runs, none is run.
         absent: Why DAGs can't run in the instance, by id.
+        downstream_counts: Of each instance of the code location, how many DAGs depend on others.
         is_for_run: Leave out sensors, and checks of DAGs that Dagster does not run.
-        instances: The number of instances of the code location.
     """
     declared = declaration.downstreams
     are_run = declared.keys() <= specs.keys()
@@ -302,11 +301,12 @@ def build_instance_defs(
             declaration.observe,
             partitionings=partitionings,
             absent=absent,
-            instances=instances,
+            instances=len(downstream_counts),
         )
     ]
     if downstreams:
         keys = [spec.key for spec in downstreams.values()]
-        sensors.append(build_automation_sensor(declaration.name, keys))
+        interval_s = compute_interval(downstream_counts)
+        sensors.append(build_automation_sensor(declaration.name, keys, interval_s))
     checks = [build_checks(client, observed)] if observed else []
     return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors)

@@ -6,22 +6,20 @@ from __future__ import annotations
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from federation_defs.checks import find_check_instances, recreate_checks
+from federation_defs.checks import are_dag_checks, recreate_checks
 from federation_defs.component import FederatedAirflow
 from federation_defs.dagster_io.deployment import fetch_active_runs_in_worker, is_reconstruction
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.naming import build_op_name
 
-_ASSET_JOB = "__ASSET_JOB"  # of runs of assets that no job of a project is named in (dagster 1.13)
-_ANONYMOUS = "__anonymous_asset_job"  # of a schedule or a sensor with a selection (dagster 1.13)
-
-_loaded: dict[tuple[Path, object], dg.Definitions] = {}  # by arguments, what was loaded last
+_ASSET_JOB = "__ASSET_JOB"  # of a run that selects assets and names no job (dagster 1.13)
 
 
 def load_federation(
@@ -33,10 +31,10 @@ def load_federation(
 
     - `load_from_defs_folder` imports all installed component packages, including dagster-airlift,
       to describe them to the UI (dagster 1.13, `ComponentRootComponent`): 1.3 s.
-    - Every process loads once, though Dagster asks for the definitions twice.
-    - A run worker builds only the instances whose DAGs are run, and what they depend on, unless
-      one of the active runs may need more: one that executes checks of DAGs that Dagster does not
-      run, or a job of the project's own.
+    - What was loaded is kept, as Dagster asks for the definitions twice.
+    - A run worker builds only the instances whose DAGs are run, and what they depend on. It builds
+      everything if it can't be told what its run needs, or if it may need more, as a job of the
+      project's own, and checks of DAGs that Dagster does not run.
     - Steps that only wait for DAGs run in the run worker. Dagster's default executor would start
       another process for each, 3 s later and 150 MB larger, and at most one per core at a time.
 
@@ -46,30 +44,57 @@ def load_federation(
         executor: Of all runs, in place of that. (`dagster.Definitions.merge` refuses a second one.)
             An executor that definitions in the folder set is taken without being passed.
     """
-    key = path_within_project, executor
+    loaded = _loaded.get(path_within_project)
     if not is_reconstruction():
-        _loaded[key] = _load(*key)
-    elif key not in _loaded:
+        loaded = _load(path_within_project)
+    elif loaded is None or loaded.needed is not None:  # a code server has loaded everything
         runs = fetch_active_runs_in_worker()
-        _loaded[key] = _load(*key) if runs is None else _load_for_runs(*key, runs)
-    return _loaded[key]
+        if loaded is None or not loaded.serves(runs):
+            loaded = _load(path_within_project, runs)
+    _loaded[path_within_project] = loaded
+    return loaded.finish(executor)
 
 
-def _load_for_runs(
-    path: Path, executor: dg.ExecutorDefinition | dg.Executor | None, runs: Sequence[dg.DagsterRun]
-) -> dg.Definitions:
-    """Load what each of these runs needs. One of them is the worker's own."""
-    defs = _load(path, executor, runs)
-    own_jobs = {job.name for job in defs.jobs or ()}
-    are_own = (run.job_name in own_jobs or _ANONYMOUS in run.job_name for run in runs)
-    return _load(path, executor) if any(are_own) else defs
+@dataclass
+class _Loaded:
+    """What was loaded of a project.
+
+    Attributes:
+        needed: By instance, the DAGs that were built; None if all were.
+    """
+
+    tree: dg.ComponentTree
+    declarations: Sequence[InstanceDeclaration]
+    needed: Mapping[str, Set[str]] | None
+    defs: dg.Definitions
+
+    def __post_init__(self) -> None:
+        names = [declaration.name for declaration in self.declarations]
+        self._default = self.defs.executor or _build_executor(names)
+        self._finished: tuple[object, dg.Definitions] | None = None
+
+    def serves(self, runs: Iterable[dg.DagsterRun]) -> bool:
+        """Whether all that these runs need was built."""
+        if self.needed is None:
+            return True
+        needed = _find_needed_dags(runs, self.declarations)
+        known = self.needed
+        return needed is not None and all(needed[name] <= known[name] for name in needed)
+
+    def finish(self, executor: dg.ExecutorDefinition | dg.Executor | None) -> dg.Definitions:
+        """Return the definitions with an executor; for the same one, the same definitions."""
+        chosen = executor or self._default
+        if self._finished is None or self._finished[0] is not chosen:
+            own = dg.Definitions(executor=chosen, component_tree=self.tree)
+            self._finished = chosen, dg.Definitions.merge(_restore_checks(self.defs), own)
+        return self._finished[1]
 
 
-def _load(
-    path: Path,
-    executor: dg.ExecutorDefinition | dg.Executor | None,
-    runs: Sequence[dg.DagsterRun] | None = None,
-) -> dg.Definitions:
+_loaded: dict[Path, _Loaded] = {}  # what this process loaded last
+
+
+def _load(path: Path, runs: Sequence[dg.DagsterRun] = ()) -> _Loaded:
+    """Load what each of these runs needs; everything without runs."""
     with warnings.catch_warnings():
         # As in `load_from_defs_folder`: they are about Dagster's own use of its new features.
         for category in (dg.BetaWarning, dg.PreviewWarning):
@@ -77,14 +102,20 @@ def _load(
         tree = dg.ComponentTree.for_project(path)
         components = tree.get_all_components(FederatedAirflow)
         declarations = [component.declaration for component in components]
-        if runs is not None and (needed := _find_needed_dags(runs, declarations)) is not None:
-            for component in components:
-                component.needed = needed[component.declaration.name]
-        names = [declaration.name for declaration in declarations]
-        defs = tree.build_defs(tree.defs_module_path)
-        executor = executor or defs.executor or _build_executor(names)
-        own = dg.Definitions(executor=executor, component_tree=tree)
-        return dg.Definitions.merge(_restore_checks(defs, names), own)
+        needed = _find_needed_dags(runs, declarations)
+        for component in components:
+            component.needed = None if needed is None else needed[component.declaration.name]
+        try:
+            defs = tree.build_defs(tree.defs_module_path)
+            loaded = _Loaded(tree, declarations, needed, defs)
+            if needed is not None:
+                loaded.finish(None).get_repository_def()
+        except Exception:
+            if needed is None:
+                raise
+            # Definitions of the project's own name assets that were left out.
+            return _load(path)
+        return loaded
 
 
 def _find_needed_dags(
@@ -92,13 +123,16 @@ def _find_needed_dags(
 ) -> dict[str, set[str]] | None:
     """Find the DAGs that these runs execute or depend on, by instance.
 
-    None if a run may need any DAG: one without a selection, or one that executes checks of DAGs
-    that Dagster does not run.
+    None if there is no run, or if one may need any DAG: it has no selection, or it executes checks
+    of DAGs that Dagster does not run.
     """
     executed: defaultdict[str, set[str]] = defaultdict(set)
     checked: defaultdict[str, set[str]] = defaultdict(set)
+    is_known = False
     for run in runs:
-        if run.job_name == _ASSET_JOB and not (run.asset_selection or run.asset_check_selection):
+        is_known = True
+        has_selection = run.asset_selection or run.asset_check_selection
+        if run.job_name != _ASSET_JOB or not has_selection:
             return None
         for key in run.asset_selection or ():
             executed[key.path[0]].add(key.path[-1])
@@ -116,14 +150,13 @@ def _find_needed_dags(
             for dag in downstreams.values():
                 for instance, upstream in dag.upstreams:
                     needed[instance].add(upstream)
-    return needed
+    return dict(needed) if is_known else None
 
 
-def _restore_checks(defs: dg.Definitions, instances: Iterable[str]) -> dg.Definitions:
+def _restore_checks(defs: dg.Definitions) -> dg.Definitions:
     """Return the definitions with the checks of DAGs as `recreate_checks` makes them."""
-    names = set(instances)
     checks = [
-        recreate_checks(checks) if names & find_check_instances(checks) else checks
+        recreate_checks(checks) if are_dag_checks(checks) else checks
         for checks in defs.asset_checks or ()
     ]
     return dg.Definitions(

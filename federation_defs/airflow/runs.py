@@ -244,6 +244,7 @@ class RunEndpoints(AirflowApi):
             raise RunNotStartedError(self.instance, dag_id, run_id, reason) from error
         if run is None:
             raise RunNotStartedError(self.instance, dag_id, run_id, reason)
+        self._lost_triggers.pop(run.key, None)
         return run
 
     def _check_supported(self, options: TriggerOptions) -> None:

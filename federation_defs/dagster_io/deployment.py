@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +19,7 @@ _ACTIVE = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
 ]
 _STALE_AFTER_S = 300.0
 
@@ -148,22 +151,31 @@ def is_reconstruction() -> bool:
     return context is not None and context.load_type.value == "RECONSTRUCTION"
 
 
-def fetch_active_runs_in_worker() -> Sequence[dg.DagsterRun] | None:
-    """Fetch the Dagster runs that this process may have been started for, in a reconstruction.
+def fetch_active_runs_in_worker() -> Sequence[dg.DagsterRun]:
+    """Fetch the active Dagster runs of this code location, in a reconstruction. One of them is the
+    worker's own.
 
-    None if a code server has not loaded the definitions before, as on the command line, or if the
-    runs can't be fetched.
+    Empty if no code server has loaded the definitions before, as on the command line, or if the
+    instance can't be asked. A worker may have no DAGSTER_HOME, or another one than the deployment,
+    whose runs are not those of this location.
     """
     context = _get_load_context()
-    # A code server hands on which states it has read.
+    # A code server hands on which states it has read, and its name.
     if context is None or context.accessed_defs_state_info is None:
-        return None
+        return []
     try:
-        with dg.DagsterInstance.get() as instance:
-            records = instance.get_run_records(dg.RunsFilter(statuses=_ACTIVE))
-    except dg.DagsterError:  # no DAGSTER_HOME, as where the instance is handed over
-        return None
-    return [record.dagster_run for record in records]
+        instance = _open_instance(os.environ.get("DAGSTER_HOME"))
+        records = instance.get_run_records(dg.RunsFilter(statuses=_ACTIVE))
+    except Exception:  # noqa: BLE001 - of any configuration and database
+        return []
+    own = context.code_location_name
+    origins = [(record.dagster_run, record.dagster_run.remote_job_origin) for record in records]
+    return [run for run, origin in origins if not own or not origin or origin.location_name == own]
+
+
+@cache  # to open it takes 40 ms, and Dagster loads definitions twice
+def _open_instance(_home: str | None) -> dg.DagsterInstance:
+    return dg.DagsterInstance.get()
 
 
 def _get_load_context() -> Any:
@@ -175,7 +187,7 @@ def _get_load_context() -> Any:
         from dagster._core.definitions import definitions_load_context
 
         context = definitions_load_context.DefinitionsLoadContext.get()
-        _ = context.load_type.value, context.accessed_defs_state_info
+        _ = context.load_type.value, context.accessed_defs_state_info, context.code_location_name
     except (AttributeError, ImportError):
         return None
     return context

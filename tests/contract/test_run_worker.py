@@ -10,6 +10,11 @@ import pytest
 from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.execution.api import create_execution_plan
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.test_utils import create_run_for_test
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._grpc.server import LoadedRepositories
@@ -39,6 +44,21 @@ import dagster as dg
 
 @dg.asset(deps=[dg.AssetKey({key})])
 def report() -> None: ...
+"""
+SENSOR = """\
+import dagster as dg
+
+key = dg.AssetKey({key})
+own = dg.AutomationConditionSensorDefinition("own", target=dg.AssetSelection.assets(key))
+"""
+SCHEDULED_JOB = """\
+import dagster as dg
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    job = dg.define_asset_job("nightly", dg.AssetSelection.all_asset_checks())
+    return dg.Definitions(schedules=[dg.ScheduleDefinition(job=job, cron_schedule="0 0 * * *")])
 """
 SCHEDULES = """\
 import dagster as dg
@@ -73,7 +93,8 @@ def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.Dag
 class CodeServer:
     """A code server that has loaded a project, and the workers that it starts."""
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, location: str | None = None) -> None:
+        self._location = location
         self._module = f"{project.defs.parent.name}.definitions"
         self._path = str(project.path)
         self.repository = self.load()
@@ -83,7 +104,9 @@ class CodeServer:
         target = LoadableTargetOrigin(
             module_name=self._module, working_directory=self._path, attribute="defs"
         )
-        loaded = LoadedRepositories(target, None, ["dagster"], None)
+        loaded = LoadedRepositories(
+            target, None, ["dagster"], None, code_location_name=self._location
+        )
         return loaded.definitions_by_name["__repository__"]
 
     def start_worker(self) -> ReconstructableRepository:
@@ -150,7 +173,12 @@ def test_a_run_of_a_check_of_another_dag_finds_it(
 
 
 @pytest.mark.parametrize(
-    ("code", "job"), [(JOBS, "all_checks"), (SCHEDULES, "__anonymous_asset_job_nightly")]
+    ("code", "job"),
+    [
+        (JOBS, "all_checks"),
+        (SCHEDULES, "__anonymous_asset_job_nightly"),
+        (SCHEDULED_JOB, "nightly"),
+    ],
 )
 def test_a_job_of_the_projects_own_finds_all_that_it_selects(
     project: Project, instance: dg.DagsterInstance, code: str, job: str
@@ -161,6 +189,82 @@ def test_a_job_of_the_projects_own_finds_all_that_it_selects(
     steps = server.repository.get_job(job).graph.node_names()
     worker = server.start_worker().get_reconstructable_job(job)
     assert set(worker.get_definition().graph.node_names()) == set(steps) >= {"metrics__checks"}
+
+
+def test_an_executor_that_is_built_anew_by_each_call_changes_nothing(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
+    definitions = project.defs.parent / "definitions.py"
+    executor = 'dg.multiprocess_executor.configured({"max_concurrent": 2})'
+    text = definitions.read_text().replace(".parent)", f".parent, {executor})")
+    definitions.write_text(text)
+    create_run(instance, assets=frozenset({LOADED}))
+    server = CodeServer(project)
+    assert OBSERVED in server.repository.assets_defs_by_key
+    assert OBSERVED not in server.start_worker().get_definition().assets_defs_by_key
+    assert len(loading._loaded) == 1  # noqa: SLF001 - not one per executor
+
+
+def test_a_worker_whose_dagster_home_is_not_the_deployments_loads_everything(
+    project: Project, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = CodeServer(project)
+    create_run(instance, assets=frozenset({LOADED}))
+    (tmp_path / "other").mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "other"))
+    assert OBSERVED in server.start_worker().get_definition().assets_defs_by_key
+
+
+def test_a_worker_that_cannot_ask_the_instance_loads_everything(
+    project: Project, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = CodeServer(project)
+    create_run(instance, assets=frozenset({LOADED}))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "history").touch()  # a folder for SQLite
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "broken"))
+    assert OBSERVED in server.start_worker().get_definition().assets_defs_by_key
+
+
+def test_a_process_that_executes_several_runs_finds_what_each_needs(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
+    """As workers of Celery and Dask do."""
+    project.declare("sales", report=["warehouse/extract"])
+    server = CodeServer(project)
+    worker = server.start_worker()
+    for key in (LOADED, build_asset_key("sales", "report"), CHECK_OF_OBSERVED):
+        assets = frozenset({key} if isinstance(key, dg.AssetKey) else set[dg.AssetKey]())
+        checks = None if assets else frozenset({CHECK_OF_OBSERVED})
+        create_run(instance, assets=assets, checks=checks)
+        job = worker.get_reconstructable_job(ASSET_JOB)
+        subset = job.get_subset(asset_selection=assets, asset_check_selection=checks)
+        assert len(create_execution_plan(subset).step_keys_to_execute) == 1
+
+
+def test_definitions_of_the_projects_own_may_name_any_dag(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
+    (project.defs / "own.py").write_text(SENSOR.format(key=OBSERVED.path))
+    server = CodeServer(project)
+    create_run(instance, assets=frozenset({LOADED}))
+    worker = server.start_worker().get_definition()
+    assert {"own", "metrics__observation"} <= {sensor.name for sensor in worker.sensor_defs}
+
+
+def test_runs_of_other_code_locations_do_not_matter(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
+    server = CodeServer(project, "ours")
+    create_run(instance, assets=frozenset({LOADED}))
+    theirs = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("theirs"), "__repository__")
+    create_run_for_test(
+        instance,
+        "all_checks",
+        remote_job_origin=RemoteJobOrigin(theirs, "all_checks"),
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    assert OBSERVED not in server.start_worker().get_definition().assets_defs_by_key
 
 
 def test_an_asset_of_the_projects_own_may_depend_on_any_dag(
@@ -190,9 +294,9 @@ def test_what_dagster_does_not_tell_is_loaded_in_full(
     server = CodeServer(project)
     create_run(instance, assets=frozenset({LOADED}))
     server.start_worker().get_definition()
-    assert fetch_active_runs_in_worker() is not None
+    assert fetch_active_runs_in_worker()
     monkeypatch.delattr(DefinitionsLoadContext, "accessed_defs_state_info")
-    assert fetch_active_runs_in_worker() is None
+    assert not fetch_active_runs_in_worker()
 
 
 def test_a_code_server_and_the_command_line_load_everything(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import dagster as dg
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation_defs.automation import build_condition
+from federation_defs.automation import build_condition, compute_interval
 
 UPSTREAM, DOWNSTREAM = dg.AssetKey("upstream"), dg.AssetKey("downstream")
 
@@ -104,3 +105,13 @@ def test_a_run_is_requested_if_there_was_an_update_since_the_last_request_and_no
             is_due = is_pending and automation.run is None
             assert automation.tick() == is_due
             is_pending = is_pending and not is_due
+
+
+@pytest.mark.parametrize(
+    ("downstreams", "interval_s"),
+    [([], 1), ([0, 3], 1), ([20] * 7, 2), ([87] * 20, 14), ([12] * 200, 25), ([1] * 5000, 25)],
+)
+def test_automation_takes_half_of_the_daemons_time_at_most_and_ticks_twice_a_minute(
+    downstreams: list[int], interval_s: int
+) -> None:
+    assert compute_interval(downstreams) == interval_s
