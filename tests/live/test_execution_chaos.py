@@ -10,8 +10,10 @@ import random
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from uuid import uuid4
 
+import psutil
 import pytest
 
 from federation_defs.airflow.client import AirflowClient
@@ -105,7 +107,8 @@ def kill_at_random(
         dagster.kill_code_server()
     else:
         for worker in workers:
-            worker.kill()
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                worker.kill()
     # A person can't see whether a worker lives: some wait for the run's end, others don't.
     waits_for_workers = any(map(is_running, workers)) and chance.random() < 0.5
     ends = {
