@@ -24,6 +24,9 @@ _INVALID_FIELD = (
 T = TypeVar("T")
 
 
+_NO_RUN_ID = "(a run without an id)"
+
+
 class UnreadableError(Exception):
     """An answer or a row can't be parsed. The message is the reason, such as "no `state`"."""
 
@@ -43,8 +46,8 @@ class UnreadableRow:
 
     @property
     def key(self) -> RunKey | None:
-        """The key of a DAG run; None if the row does not say of which run it is."""
-        return (self.dag_id, self.run_id) if self.dag_id and self.run_id else None
+        """The key of a DAG run; None if the row does not say of which DAG it is."""
+        return (self.dag_id, self.run_id or _NO_RUN_ID) if self.dag_id else None
 
 
 @dataclass(frozen=True)

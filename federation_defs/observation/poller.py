@@ -57,7 +57,7 @@ class Poller:
             reason = f"no complete answer within {limit_s:.0f} s"
             raise UnreachableError(self.client.instance, self.client.url, reason, is_late=True)
         runs = [run for run in batch.runs if run.is_finished and run.dag_id in self.dag_ids]
-        unreadable = [row for row in batch.unreadable if row.key and row.dag_id in self.dag_ids]
+        unreadable = [row for row in batch.unreadable if row.dag_id in self.dag_ids]
         return replace(batch, runs=runs, unreadable=unreadable)
 
     def _fetch_changes(self, since: datetime, deadline: float) -> Batch | None:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import UNREADABLE
+from federation_defs.airflow.models import UNREADABLE, RunKey
 from federation_defs.errors import AirflowError, UnexpectedAnswerError
 from tests.contract.airflow.test_missing_fields import DAG, QUESTIONS, RUN, Question
 from tests.contract.clients import call_within
@@ -164,9 +164,13 @@ def test_a_row_that_can_not_be_read_may_be_alone_on_its_page(
     assert f"has an entry in `{field}` that can't be read" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["dag_id", "dag_run_id"])
+@pytest.mark.parametrize(
+    ("name", "key"), [("dag_id", None), ("dag_run_id", (DAG, "(a run without an id)"))]
+)
 @pytest.mark.parametrize("value", [None, 5, "", "nul\0", "half \ud83d"], ids=repr)
-def test_a_run_without_a_valid_id_has_no_key(asked: Airflow, name: str, value: Any) -> None:
+def test_of_a_run_without_a_valid_id_at_most_the_dag_is_known(
+    asked: Airflow, name: str, key: RunKey | None, value: Any
+) -> None:
     """No address or database can hold it."""
 
     def spoil(content: dict[str, Any]) -> None:
@@ -175,7 +179,7 @@ def test_a_run_without_a_valid_id_has_no_key(asked: Airflow, name: str, value: A
     asked.server.fail_next(RUNS, edit(spoil))
     page = asked.client.fetch_changed_runs(an_hour_ago())
     assert [run.run_id for run in page.entries] == ["other"]
-    assert [row.key for row in page.unreadable] == [None]
+    assert [row.key for row in page.unreadable] == [key]
 
 
 def test_rows_that_can_not_be_read_count_when_a_list_is_paged(airflow: Airflow) -> None:

@@ -187,6 +187,26 @@ def test_a_run_that_has_no_state_is_reported_as_unreadable_once(
     assert observed.daemon.tick() == ["odd"]
 
 
+@pytest.mark.parametrize("run_id", [None, 5, ""])
+def test_a_run_that_has_no_id_is_reported_as_unreadable_once(
+    observed: Observed, run_id: object
+) -> None:
+    observed.add_run("odd")
+    observed.add_run("other", ended_s_ago=0.5)
+
+    def spoil(content: dict[str, Any]) -> None:
+        for run in content["dag_runs"]:
+            run["dag_run_id"] = run_id if run["dag_run_id"] == "odd" else run["dag_run_id"]
+
+    observed.server.fail_next(asks("GET", "/dags/~/dagRuns"), edit(spoil), times=9)
+    assert [observed.daemon.tick() for _ in range(3)] == [["other"], [], []]
+    observed.daemon.cursor = None
+    assert observed.daemon.tick() == []
+    ((name, reason),) = fetch_problems(observed.daemon.instance)
+    assert name == "(a run without an id)"
+    assert "dag_run_id" in reason
+
+
 def fetch_problems(instance: dg.DagsterInstance) -> list[tuple[str, str]]:
     """Return run id and reason of the runs that can't be reported."""
     records = instance.fetch_observations(KEY, limit=100).records
