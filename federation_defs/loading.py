@@ -3,6 +3,7 @@ user's waiting time."""
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections import defaultdict
@@ -18,6 +19,8 @@ from federation_defs.component import FederatedAirflow
 from federation_defs.dagster_io.deployment import fetch_active_runs_in_worker, is_reconstruction
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.naming import build_op_name
+
+_log = logging.getLogger(__name__)
 
 _ASSET_JOB = "__ASSET_JOB"  # of a run that selects assets and names no job (dagster 1.13)
 
@@ -113,7 +116,9 @@ def _load(path: Path, runs: Sequence[dg.DagsterRun] = ()) -> _Loaded:
         except Exception:
             if needed is None:
                 raise
-            # Definitions of the project's own name assets that were left out.
+            # Definitions of the project's own name assets that were left out. Otherwise, loading
+            # everything raises the error again.
+            _log.info("Loading all of the project, as a part of it fails.", exc_info=True)
             return _load(path)
         return loaded
 

@@ -205,24 +205,22 @@ def test_an_executor_that_is_built_anew_by_each_call_changes_nothing(
     assert len(loading._loaded) == 1  # noqa: SLF001 - not one per executor
 
 
+@pytest.mark.parametrize("is_broken", [False, True])
 def test_a_worker_whose_dagster_home_is_not_the_deployments_loads_everything(
-    project: Project, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Project,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_broken: bool,
 ) -> None:
     server = CodeServer(project)
     create_run(instance, assets=frozenset({LOADED}))
-    (tmp_path / "other").mkdir()
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "other"))
-    assert OBSERVED in server.start_worker().get_definition().assets_defs_by_key
-
-
-def test_a_worker_that_cannot_ask_the_instance_loads_everything(
-    project: Project, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = CodeServer(project)
-    create_run(instance, assets=frozenset({LOADED}))
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "history").touch()  # a folder for SQLite
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "broken"))
+    home = tmp_path / "other"
+    home.mkdir()
+    if is_broken:
+        (home / "history").touch()  # a folder for SQLite
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
     assert OBSERVED in server.start_worker().get_definition().assets_defs_by_key
 
 

@@ -8,19 +8,10 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.remote_origin import (
-    RegisteredCodeLocationOrigin,
-    RemoteInstigatorOrigin,
-    RemoteRepositoryOrigin,
-)
-from dagster._core.scheduler.instigation import (
-    InstigatorState,
-    InstigatorStatus,
-    InstigatorType,
-    SensorInstigatorData,
-)
+from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData
 
 from federation_defs.dagster_io.deployment import find_same_sensor
+from tests.unit.sensors import store_sensor
 
 SENSOR = "metrics__observation"
 NOW = 1_800_000_000.0
@@ -41,17 +32,9 @@ class Sensor:
     interval_s: int = 1
 
     def store(self, instance: dg.DagsterInstance) -> None:
-        location = RegisteredCodeLocationOrigin(self.location)
-        repository = RemoteRepositoryOrigin(location, "__repository__")
         at = None if self.ticked_s_ago is None else NOW - self.ticked_s_ago
-        instance.add_instigator_state(
-            InstigatorState(
-                RemoteInstigatorOrigin(repository, self.name),
-                InstigatorType.SENSOR,
-                self.status,
-                SensorInstigatorData(last_tick_start_timestamp=at, min_interval=self.interval_s),
-            )
-        )
+        data = SensorInstigatorData(last_tick_start_timestamp=at, min_interval=self.interval_s)
+        store_sensor(instance, self.location, self.name, data, self.status)
 
 
 @pytest.fixture

@@ -6,20 +6,12 @@ from dataclasses import replace
 
 import dagster as dg
 import pytest
-from dagster._core.remote_origin import (
-    RegisteredCodeLocationOrigin,
-    RemoteInstigatorOrigin,
-    RemoteRepositoryOrigin,
-)
-from dagster._core.scheduler.instigation import (
-    InstigatorState,
-    InstigatorStatus,
-    InstigatorType,
-    SensorInstigatorData,
-)
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin
+from dagster._core.scheduler.instigation import SensorInstigatorData
 
 from federation_defs.timing import Timing
 from tests.contract.observation.daemon import DAG, Daemon, FakeClock, Observed, recording_statements
+from tests.unit.sensors import store_sensor
 
 PATIENT = Timing(tick_s=600, report_s=600, owner_check_s=600)
 LOCATION = RegisteredCodeLocationOrigin("core")
@@ -45,16 +37,8 @@ class CodeServer(Daemon):
         return run_ids
 
     def store_cursor(self) -> None:
-        repository = RemoteRepositoryOrigin(LOCATION, "__repository__")
-        origin = RemoteInstigatorOrigin(repository, self.sensor.name)
         data = SensorInstigatorData(cursor=self.cursor)
-        state = InstigatorState(
-            origin, InstigatorType.SENSOR, InstigatorStatus.DECLARED_IN_CODE, data
-        )
-        if self.instance.get_instigator_state(origin.get_id(), state.selector_id):
-            self.instance.update_instigator_state(state)
-        else:
-            self.instance.add_instigator_state(state)
+        store_sensor(self.instance, LOCATION.location_name, self.sensor.name, data)
 
 
 @pytest.fixture

@@ -1,0 +1,33 @@
+"""Sensors as Dagster's daemon stores them."""
+
+from __future__ import annotations
+
+import dagster as dg
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    SensorInstigatorData,
+)
+
+
+def store_sensor(
+    instance: dg.DagsterInstance,
+    location: str,
+    name: str,
+    data: SensorInstigatorData,
+    status: InstigatorStatus = InstigatorStatus.DECLARED_IN_CODE,
+) -> None:
+    """Store a sensor of a code location, or what has changed of it."""
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), "__repository__")
+    origin = RemoteInstigatorOrigin(repository, name)
+    state = InstigatorState(origin, InstigatorType.SENSOR, status, data)
+    if instance.get_instigator_state(origin.get_id(), state.selector_id):
+        instance.update_instigator_state(state)
+    else:
+        instance.add_instigator_state(state)
