@@ -28,6 +28,10 @@ from federation_defs.errors import AirflowError, TriggersOffError, UnexpectedAns
 from federation_defs.safety import find_safe_mode_reason
 
 
+# The records of `serialized_data` are what `get_all_datasets` has to return. dagster-airlift (0.29)
+# exports them nowhere else.
+
+
 class ClientBackend(AirflowAuthBackend):
     """Gives dagster-airlift the instance's address, and a session over our client."""
 
