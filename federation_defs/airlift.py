@@ -1,4 +1,8 @@
-"""dagster-airlift's `AirflowInstance`, for Airflow 2 and 3 and every way to sign in."""
+"""dagster-airlift's `AirflowInstance`, for Airflow 2 and 3 and every way to sign in.
+
+The records of `serialized_data` are what `get_all_datasets` has to return. dagster-airlift (0.29)
+exports them nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +30,6 @@ from federation_defs.airflow.session import RequestsFacade
 from federation_defs.declaration import parse_declaration
 from federation_defs.errors import AirflowError, TriggersOffError, UnexpectedAnswerError
 from federation_defs.safety import find_safe_mode_reason
-
-
-# The records of `serialized_data` are what `get_all_datasets` has to return. dagster-airlift (0.29)
-# exports them nowhere else.
 
 
 class ClientBackend(AirflowAuthBackend):
