@@ -32,6 +32,7 @@ DURATION_LABEL = "Duration (s)"
 
 _LOOKBACK_WITHOUT_DATES = timedelta(days=7)
 _EVENTS_PER_QUERY = 500
+_PLANNED_PER_QUERY = 20
 
 _Event = dg.AssetMaterialization | dg.AssetObservation
 
@@ -147,6 +148,35 @@ def fetch_last_run_link(instance: dg.DagsterInstance, key: dg.AssetKey) -> tuple
         if run_id := _read(record.asset_event, RUN_ID_LABEL, str):
             return run_id, _read(record.asset_event, LINK_LABEL, str) or ""
     return None
+
+
+def fetch_runs_planned_after(
+    instance: dg.DagsterInstance,
+    key: dg.AssetKey,
+    partition: str | None,
+    upstream_keys: Iterable[dg.AssetKey],
+) -> list[str]:
+    """Fetch the ids of the Dagster runs that were created to materialize an asset, or a partition
+    of it, after the last materialization of each of its upstreams: latest first.
+
+    A run that materialized the upstream itself counts, too. Empty if no upstream has a
+    materialization. "After" is by the order of the event log.
+    """
+    entries = [each.asset_entry for each in instance.get_asset_records(list(upstream_keys))]
+    updates = [entry.last_materialization_record for entry in entries]
+    last = [update for update in updates if update is not None]
+    partitions = None if partition is None else [partition]
+    records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=partitions)
+    planned = instance.fetch_planned_materializations(records, limit=_PLANNED_PER_QUERY).records
+    return [
+        record.run_id
+        for record in planned
+        if last and all(_is_before(update, record) for update in last)
+    ]
+
+
+def _is_before(update: dg.EventLogRecord, planned: dg.EventLogRecord) -> bool:
+    return update.run_id == planned.run_id or update.storage_id < planned.storage_id
 
 
 def fetch_last_durations(instance: dg.DagsterInstance, key: dg.AssetKey, limit: int) -> list[float]:

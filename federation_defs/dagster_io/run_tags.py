@@ -23,7 +23,8 @@ the Airflow instance's name; `naming.py` builds the keys.
     `CurrentRun.detach`. Read by observation, which reports them instead.
 `federation/dag_run.<instance>.<DAG id>`
     The run id, and " and <n> more" for several partitions. Written by `CurrentRun` when a DAG run
-    was launched. For people, who search the list of runs by it.
+    was launched. For people, who search the list of runs by it. Read by a step, which finds out by
+    it whether an earlier Dagster run has launched the DAG.
 
 JSON of more than 1,000 characters is stored as "zlib:" and the base64 of its zlib compression:
 MySQL keeps at most 64 kB of all tags of a run.
@@ -235,6 +236,17 @@ class CurrentRun:
     def tag_dag_run(self, dag_id: str, run_ids: list[str]) -> None:
         more = f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else ""
         self._tag(build_dag_run_tag(self._airflow, dag_id), f"{run_ids[0]}{more}")
+
+    def find_launched(self, target: Target, run_ids: Iterable[str]) -> str | None:
+        """Find which of some Dagster runs was requested by automation, was no re-execution and has
+        launched a target; this run does not count."""
+        if not (others := [run_id for run_id in run_ids if run_id != self.run_id]):
+            return None
+        launched = build_dag_run_tag(self._airflow, target.dag_id)
+        records = self.instance.get_run_records(dg.RunsFilter(run_ids=others))
+        runs = [record.dagster_run for record in records]
+        same = (run for run in runs if is_automation(run) and launched in run.tags)
+        return next((run.run_id for run in same if run.parent_run_id is None), None)
 
     def fetch_other_attempts(self) -> list[dg.DagsterRun]:
         """Fetch the other active Dagster runs of the same root."""

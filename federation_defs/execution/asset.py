@@ -67,7 +67,9 @@ def build_execution(
         current_run = CurrentRun(context.instance, context.run, client.instance)
         shared = StepContext(client, dags, current_run, context.log, timing)
         targets = _find_targets(context, client.instance, dags)
-        checked = {key.asset_key for key in context.selected_asset_check_keys}
+        # Checks of DAGs that are not run here.
+        unrun = {key.asset_key for key in context.selected_asset_check_keys}
+        unrun -= context.selected_asset_keys
         with Heartbeats(context.instance, context.run.run_id, client.instance, timing) as beats:
             if (reason := find_safe_mode_reason(os.environ)) is not None:
                 _log_safe_mode(shared, targets, reason)
@@ -78,8 +80,9 @@ def build_execution(
                 launcher = Launcher(shared)
                 step = _Step(shared, targets, Monitor(shared, launcher, limit), reporter)
                 yield from step.run(CancellationWatcher(shared, launcher))
+                unrun |= {specs[target.dag_id].key for target in step.repeated}
             rules = {dag_id: dag.success_when for dag_id, dag in dags.items()}
-            yield from run_checks(client, rules, checked - context.selected_asset_keys, context)
+            yield from run_checks(client, rules, unrun, context)
 
     return dg.AssetsDefinition(
         specs=list(specs.values()),
@@ -164,7 +167,11 @@ def _log_safe_mode(context: StepContext, targets: list[Target], reason: str) -> 
 
 
 class _Step:
-    """Runs targets, each once what it depends on has succeeded, independent ones in parallel."""
+    """Runs targets, each once what it depends on has succeeded, independent ones in parallel.
+
+    Attributes:
+        repeated: Targets that an earlier request of automation has launched for the same updates.
+    """
 
     def __init__(
         self, context: StepContext, targets: Sequence[Target], monitor: Monitor, reporter: Reporter
@@ -175,6 +182,7 @@ class _Step:
         self._reporter = reporter
         self._failures: dict[Target, dg.Failure] = {}
         self._skipped: set[Target] = set()
+        self.repeated: set[Target] = set()
         by_dag: dict[tuple[str, str], dict[str | None, Target]] = {}
         for target in targets:
             dag = context.client.instance, target.dag_id
@@ -213,6 +221,15 @@ class _Step:
                     self._skipped.add(target)
                     names = ", ".join(blocking)
                     self._log.warning(f"{target.name} is skipped: it depends on {names}.")
+                    order.done(target)
+                    continue
+                if earlier := self._reporter.find_same_request(target):
+                    self.repeated.add(target)
+                    self._log.info(
+                        f"{target.name} is not launched again: Dagster run {earlier} has launched "
+                        "it for the same update, which Dagster has seen twice."
+                    )
+                    yield from self._reporter.report_unmaterialized(target)
                     order.done(target)
                     continue
                 if target.dag_id not in notes:

@@ -13,6 +13,7 @@ from federation_defs.dagster_io.event_log import (
     fetch_last_durations,
     fetch_last_run_link,
     fetch_reported_runs,
+    fetch_runs_planned_after,
 )
 from federation_defs.dagster_io.run_tags import Target, is_automation
 from federation_defs.events import (
@@ -99,6 +100,20 @@ class Reporter:
                 f"less than {durations[0]:.0f} s."
             )
 
+    def find_same_request(self, target: Target) -> str | None:
+        """Find the Dagster run by which automation has launched a target for the same updates.
+
+        Dagster requests a run twice if an update is stored while a tick is evaluated (1.13): the
+        tick sees it, and so does the next one, which looks for updates since the position of the
+        event log that the first one took when it began.
+        """
+        if not (self._current_run.is_first and self._current_run.is_requested_by_automation):
+            return None
+        key = self._build_key(target.dag_id)
+        upstream_keys = [dep.asset_key for dep in self._specs[target.dag_id].deps]
+        planned = fetch_runs_planned_after(self._instance, key, target.partition, upstream_keys)
+        return self._current_run.find_launched(target, planned)
+
     def report_launch(self, target: Target, run: DagRun) -> dg.AssetObservation:
         """Tag the Dagster run with the DAG run, and build the observation that links to it."""
         run_ids = self._run_ids.setdefault(run.dag_id, [])
@@ -143,12 +158,19 @@ class Reporter:
                 f"{target.name}: run {run.run_id} was reported before. To run the DAG once more, "
                 "materialize the asset instead of executing this run again."
             )
-        self._succeeded[run.dag_id] += outcome.is_success
         if not outcome.is_success:
             self._failed.add(run.dag_id)
-        is_complete = self._succeeded[run.dag_id] == self._counts[run.dag_id]
-        if outcome.is_success and is_complete and not (is_new and is_single):
-            yield dg.Output(None, self._outputs[run.dag_id], metadata=_UNREPORTED)
+        elif is_new and is_single:
+            self._succeeded[run.dag_id] += 1
+        else:
+            yield from self.report_unmaterialized(target)
+
+    def report_unmaterialized(self, target: Target) -> Iterator[dg.Output]:
+        """Build the output of a DAG whose success was materialized before or apart, if this is the
+        last of its targets. It lets dependent steps start."""
+        self._succeeded[target.dag_id] += 1
+        if self._succeeded[target.dag_id] == self._counts[target.dag_id]:
+            yield dg.Output(None, self._outputs[target.dag_id], metadata=_UNREPORTED)
 
     def _fail_if_ended(self) -> None:
         status = self._current_run.fetch_status()

@@ -33,6 +33,9 @@ CALLS: dict[str, Callable[[dg.DagsterInstance, dg.DagsterRun], object]] = {
     "all_instigator_state": lambda instance, _: instance.all_instigator_state(),
     "fetch_materializations": lambda instance, _: instance.fetch_materializations(KEY, limit=1),
     "fetch_observations": lambda instance, _: instance.fetch_observations(KEY, limit=1),
+    "fetch_planned_materializations": lambda instance, _: instance.fetch_planned_materializations(
+        KEY, limit=1
+    ),
     "from_ref": lambda instance, _: dg.DagsterInstance.from_ref(instance.get_ref()).dispose(),
     "get_asset_records": lambda instance, _: instance.get_asset_records([KEY]),
     "get_instigator_state": lambda instance, _: instance.get_instigator_state("any", "any"),

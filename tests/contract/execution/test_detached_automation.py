@@ -5,71 +5,22 @@ from __future__ import annotations
 
 import math
 from datetime import datetime, timedelta, timezone
-from typing import Any
 
 import dagster as dg
 import pytest
 
-from federation_defs.naming import build_asset_key
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import build_assets
-from tests.contract.observation.daemon import Daemon
+from tests.contract.execution.automating import DAG, Automation
 
-DAG = "customer_metrics"
 FOLLOWING = "a_report"
 DETACHED = {"trigger": {"wait": False}}
-UPSTREAM = build_asset_key("warehouse", "load_customers")
-
-
-def build_key(dag_id: str) -> dg.AssetKey:
-    return build_asset_key("metrics", dag_id)
-
-
-class Automation:
-    """Dagster's daemons, played by the test: observation, the condition, and what it requests."""
-
-    def __init__(self, airflow: Airflow, instance: dg.DagsterInstance) -> None:
-        self.airflow = airflow
-        self.instance = instance
-        dags = {DAG: DETACHED, FOLLOWING: {"depends_on": [f"metrics/{DAG}"], **DETACHED}}
-        self.assets = build_assets(airflow.client, dags)
-        self.observation = Daemon(airflow.client, list(dags), instance)
-        self.defs = dg.Definitions([self.assets, dg.AssetSpec(UPSTREAM)])
-        self._cursor: Any = None
-        self.tick()  # what was before is no update
-
-    @property
-    def runs(self) -> list[str]:
-        """The states of all DAG runs."""
-        return [run.state for run in self.airflow.database.runs]
-
-    def update_upstream(self) -> None:
-        self.instance.report_runless_asset_event(dg.AssetMaterialization(UPSTREAM))
-
-    def end_run(self, executed: str = "success") -> None:
-        """Ends the last DAG run, and has it observed."""
-        self.airflow.database.finish_run(self.airflow.database.runs[-1], executed)
-        self.observation.tick()
-
-    def tick(self, dag_id: str = DAG, at: datetime | None = None) -> bool:
-        """Whether the DAG is requested; what is requested is then run."""
-        result = dg.evaluate_automation_conditions(
-            self.defs, self.instance, cursor=self._cursor, evaluation_time=at
-        )
-        self._cursor = result.cursor
-        requested = [one for one in (DAG, FOLLOWING) if result.get_num_requested(build_key(one))]
-        if requested:
-            selection = dg.AssetSelection.assets(*map(build_key, requested))
-            dg.materialize(
-                [self.assets], selection=selection, instance=self.instance, raise_on_error=False
-            )
-        return dag_id in requested
 
 
 @pytest.fixture
 def automation(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Automation:
     airflow_v2.database.add_dag(DAG, polls=math.inf)
-    return Automation(airflow_v2, instance)
+    dags = {DAG: DETACHED, FOLLOWING: {"depends_on": [f"metrics/{DAG}"], **DETACHED}}
+    return Automation(airflow_v2, instance, dags)
 
 
 @pytest.mark.parametrize("executed", ["success", "failed"])
@@ -136,3 +87,13 @@ def test_a_run_that_never_ends_delays_the_next_until_the_full_hour_at_most(
     assert not automation.tick()
     following_hour = datetime.now(timezone.utc) + timedelta(hours=1)
     assert automation.tick(at=following_hour)
+
+
+def test_a_request_that_is_made_twice_delays_no_later_update(automation: Automation) -> None:
+    automation.request_while(automation.update_upstream)
+    automation.end_run()
+    assert automation.tick()
+    assert len(automation.runs) == 1
+    automation.update_upstream()
+    assert automation.tick()
+    assert len(automation.runs) == 2
