@@ -82,11 +82,11 @@ def start_postgres() -> Iterator[PostgresServer]:
             os.chown(folder, _NOBODY, _NOBODY)
         init = [_find_program("initdb"), "--pgdata", data, "--auth", "trust", "--no-sync"]
         init += ["--username", "postgres", "--encoding", "UTF8", "--locale", "C"]
-        created = LoggedProcess(_unprivileged(init), log, folder, env={})
+        created = LoggedProcess(run_unprivileged(init), log, folder, env={})
         assert created.wait(timeout_s=120) == 0, created.read_log()
         settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
         command = [_find_program("postgres"), "-D", data, "-k", folder, *settings]
-        process = LoggedProcess(_unprivileged(command), log, folder, env={})
+        process = LoggedProcess(run_unprivileged(command), log, folder, env={})
         server = PostgresServer(folder)
 
         def is_ready() -> bool:
@@ -111,7 +111,8 @@ def _find_program(name: str) -> Path:
     return Path(spec.origin).parent / "pginstall" / "bin" / name
 
 
-def _unprivileged(command: list[str | Path]) -> list[str | Path]:
+def run_unprivileged(command: list[str | Path]) -> list[str | Path]:
+    """Return a command that runs as the user "nobody" if this process is root's."""
     if os.geteuid() != 0:
         return command
     return ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", *command]

@@ -3,7 +3,8 @@
 `make bench-fleet` measures four sizes. All of it is real but the Airflows, which are one process
 that answers as Airflow does (`airflows.py`). Our fleets are Airflow 3, and airlift's, which can't
 read that, Airflow 2. Ours runs with the settings of `deployment/dagster.yaml`, and airlift's with
-Dagster's defaults and the sensors of its tutorial. Sizes L and XL are kept in PostgreSQL.
+Dagster's defaults and the sensors of its tutorial. Sizes L and XL are kept in PostgreSQL, behind
+PgBouncer.
 
 - worker: CPU seconds and memory (PSS, which counts shared memory once) of a run worker, at the
   moment in which its trigger arrives at the Airflow. The run is launched by hand, in a deployment
@@ -11,9 +12,9 @@ Dagster's defaults and the sensors of its tutorial. Sizes L and XL are kept in P
   count too.
 - server: CPU seconds and memory of a code server, from its start until it has told all that it has,
   as to a webserver. Ours has its state on disk. Airlift's reads the Airflows.
-- idle: CPU seconds a minute of code server, daemon, webserver, run workers and PostgreSQL while
-  nothing ends, after every instance was polled twice; and in that time, the longest time between
-  two polls of an instance, and between two ticks of an automation sensor.
+- idle: CPU seconds a minute of code server, daemon, webserver, run workers, PostgreSQL and
+  PgBouncer while nothing ends, after every instance was polled twice; and in that time, the longest
+  time between two polls of an instance, and between two ticks of an automation sensor.
 - latency: seconds from the end of an upstream run to the trigger of its downstream DAG. Runs of
   upstream DAGs end one after the other at a fixed rate. Downstream runs take 2 seconds. An end
   without a trigger two minutes after the last end counts as infinite.
@@ -49,6 +50,7 @@ from tests.bench.fleet.measures import (
     measure_worker,
     running,
 )
+from tests.bench.fleet.pooler import start_pooler
 from tests.bench.fleet.sizes import SIZES, build_environment, refresh_state
 from tests.contract.postgres import start_postgres
 from tests.processes import end_on_signals
@@ -103,6 +105,8 @@ def measure(options: argparse.Namespace) -> None:
                 print(f"\n{fleet.name}: {fleet}", flush=True)
                 if fleet.uses_postgres and server is None:
                     server = stack.enter_context(start_postgres())
+                    if not options.without_pooler:
+                        server = stack.enter_context(start_pooler(server))
                 storage = server if fleet.uses_postgres else None
                 for name in options.contenders:
                     own = folder / f"{fleet.name}-{name}"
@@ -164,6 +168,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sizes", type=names, default=["S", "M", "L", "XL"])
     parser.add_argument("--only", type=parse_names(MEASURES), default=MEASURES)
     parser.add_argument("--contenders", type=parse_names(CONTENDERS), default=CONTENDERS)
+    parser.add_argument(
+        "--without-pooler", action="store_true", help="L and XL: PostgreSQL without PgBouncer"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of worker and server")
     parser.add_argument("--idle-minutes", type=float, default=2)
     parser.add_argument("--minutes", type=float, default=5, help="of ends, for the latency")

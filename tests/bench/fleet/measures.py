@@ -195,8 +195,10 @@ def measure_idle(
 def _read_all_cpu_s(deployment: Deployment) -> dict[str, float]:
     found = deployment.read_cpu_s()
     for process in psutil.Process().children():
-        if any("postgres" in part for part in process.cmdline()):
-            found["PostgreSQL"] = read_cpu_s([process, *process.children(recursive=True)])
+        command = " ".join(process.cmdline())
+        name = "PgBouncer" if "pgbouncer" in command else "PostgreSQL"
+        if "postgres" in command:  # both have the server's folder in it
+            found[name] = read_cpu_s([process, *process.children(recursive=True)])
     return found
 
 
