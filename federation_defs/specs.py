@@ -46,7 +46,10 @@ def build_specs(
         specs[dag_id] = dg.AssetSpec(
             key=build_asset_key(declaration.name, dag_id),
             group_name=declaration.name,
-            deps=[build_asset_key(instance, upstream) for instance, upstream in declared.upstreams],
+            deps=[
+                *(build_asset_key(instance, upstream) for instance, upstream in declared.upstreams),
+                *map(dg.AssetKey, declared.upstream_assets),
+            ],
             automation_condition=condition,
             partitions_def=declared.partitions and Partitioning(declared.partitions).definition,
             **_describe(declaration.name, dag_id, dags.get(dag_id)),

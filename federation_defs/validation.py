@@ -119,7 +119,7 @@ def _suggest_or_list(name: str, known: Iterable[str]) -> str:
 
 def _find_cycle(members: Sequence[Member]) -> Iterator[str]:
     edges = {
-        f"{member.name}/{dag_id}": dag.depends_on
+        f"{member.name}/{dag_id}": ["/".join(upstream) for upstream in dag.upstreams]
         for member in members
         for dag_id, dag in member.declaration.dags.items()
     }

@@ -27,6 +27,7 @@ LINK_LABEL = "Link to run"
 STATE_LABEL = "State"
 OUTCOME_LABEL = "Outcome"  # only of a finished run
 UNREADABLE = "unreadable"  # an outcome
+SIGNAL_LABEL = "Signal"  # "slow" or "late": of an observation that reports no end
 END_LABEL = "End"
 DURATION_LABEL = "Duration (s)"
 

@@ -22,6 +22,7 @@ from federation_defs.declaration.dag import (
     SuccessDeclaration,
     TriggerDeclaration,
 )
+from federation_defs.declaration.dependency import DeadlineDeclaration, DependencyDeclaration
 from federation_defs.declaration.fields import suggest
 from federation_defs.declaration.instance import (
     InstanceDeclaration,

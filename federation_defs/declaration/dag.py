@@ -8,20 +8,27 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
-from zoneinfo import available_timezones
 
 import dagster as dg
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from federation_defs.declaration.dependency import (
+    DeadlineDeclaration,
+    DependencyDeclaration,
+    refuse_same,
+)
 from federation_defs.declaration.fields import (
+    Count,
     Declaration,
     Duration,
     Switch,
     Templated,
+    check_timezone,
     is_template,
-    suggest,
 )
 
+# As in the entry points of Python packages.
+_FUNCTION = r"^\w+(\.\w+)*:\w+$"
 # At most one tick per day, so that the date is enough for a key.
 _DAILY = re.compile(r"\s*(\d+\s+\d+\s.*|@(daily|weekly|monthly|yearly|annually|midnight)\s*)")
 
@@ -41,12 +48,6 @@ def _check_format(key_format: str) -> str:
     except ValueError:
         raise ValueError("write a format of strptime, such as %Y-%m-%d") from None
     return key_format
-
-
-def _check_timezone(name: str) -> str:
-    if name not in available_timezones():
-        raise ValueError(f"no such time zone{suggest(name, available_timezones())}")
-    return name
 
 
 def _check_conf(conf: dict[str, Any]) -> dict[str, Any]:
@@ -79,8 +80,38 @@ def _walk(value: Any, path: str = "conf") -> Iterator[tuple[str, Any]]:
 
 
 class TriggerDeclaration(Declaration):
-    """How to run a DAG that depends on others."""
+    """When and how to run a DAG that depends on others."""
 
+    when: Literal["any", "all"] = Field(
+        default="any",
+        description="Whether any one of the dependencies starts a run, or all of them since the "
+        "last run.",
+    )
+    runs: Literal["latest", "each"] = Field(
+        default="latest",
+        description="Whether what happens while the DAG runs leads to one more run (latest), or "
+        "each upstream run to a run of its own, in the order in which the upstream runs were seen.",
+    )
+    at_once: Count = Field(
+        default=1, description="With `runs: each`, the number of DAG runs at a time."
+    )
+    reruns: Literal["follow", "ignore", "rerun"] = Field(
+        default="follow",
+        description="With `runs: each`, what follows when an upstream run that was cleared has "
+        "ended again: another run, nothing if its first end led to a run, or that run is cleared "
+        "and run again.",
+    )
+    only_if: Annotated[str, StringConstraints(pattern=_FUNCTION)] | None = Field(
+        default=None,
+        description="A function that decides whether what happened starts a run, as "
+        "module:function.",
+        examples=["my_project.rules:is_month_end"],
+    )
+    pass_upstream: Switch = Field(
+        default=False,
+        description="Whether the conf of each run tells about the upstream runs that led to it, "
+        "below the key `federation`.",
+    )
     conf: Annotated[dict[str, Any], AfterValidator(_check_conf)] = Field(
         default={},
         repr=False,  # it may hold secrets
@@ -103,10 +134,11 @@ class TriggerDeclaration(Declaration):
         description="What to do with a failed DAG run when its Dagster run is re-executed: clear "
         "its failed tasks, clear all its tasks, or start another DAG run.",
     )
-    logical_date: Literal["now", "none"] = Field(
+    logical_date: Literal["now", "none", "upstream"] = Field(
         default="now",
         description="The logical date of each run: the moment of the trigger by Airflow's clock, "
-        "or none (Airflow 3). A run without one has no {{ ds }}, {{ ts }} or data interval.",
+        "none (Airflow 3), or that of the upstream run. A run without one has no {{ ds }}, "
+        "{{ ts }} or data interval. Airflow runs a date once: a second run of it clears the first.",
     )
     wait: Switch = Field(
         default=True,
@@ -127,7 +159,7 @@ class PartitionsDeclaration(Declaration):
         description="When each partition begins.", examples=["0 0 * * *", "@hourly"]
     )
     start: datetime.date = Field(description="The first partition's day.", examples=["2026-01-01"])
-    timezone: Templated[Annotated[str, AfterValidator(_check_timezone)]] = Field(
+    timezone: Templated[Annotated[str, AfterValidator(check_timezone)]] = Field(
         default="UTC", description="Of `cron` and `start`.", examples=["Europe/Berlin"]
     )
     date: Literal["data_interval_start", "data_interval_end", "logical_date"] = Field(
@@ -215,10 +247,13 @@ class SuccessDeclaration(Declaration):
 class DagDeclaration(Declaration):
     """What is declared of one DAG."""
 
-    depends_on: list[Annotated[str, StringConstraints(pattern=r"^[^/\s]+/\S+$")]] = Field(
+    depends_on: Annotated[list[DependencyDeclaration], AfterValidator(refuse_same)] = Field(
         default=[],
-        description="Upstream DAGs as instance/dag_id: a success of any of them starts this DAG.",
-        examples=[["warehouse/load_customers"]],
+        description="What starts this DAG: successes of DAGs, as instance/dag_id, or what else is "
+        "written in full.",
+        examples=[
+            ["warehouse/load_customers", {"dag": "warehouse/load_orders", "state": "failure"}]
+        ],
     )
     trigger: TriggerDeclaration = Field(default_factory=_get_default_trigger)
     partitions: PartitionsDeclaration | None = Field(
@@ -229,6 +264,45 @@ class DagDeclaration(Declaration):
         description="Which tasks decide whether a run is a success; the run's state unless set.",
         examples=[{"tasks": ["load", "publish"]}, {"all_except": ["clean_up"]}],
     )
+    max_duration: Duration | None = Field(
+        default=None,
+        description="How long a run may take, as 2h. A run that goes on for longer is slow, which "
+        "is told while it does.",
+    )
+    deadline: DeadlineDeclaration | None = Field(
+        default=None,
+        description="By when a run has to have succeeded. If none has, the DAG is late.",
+    )
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> DagDeclaration:
+        trigger, states = self.trigger, {each.state for each in self.depends_on}
+        if trigger.runs == "each" and trigger.when == "all":
+            raise ValueError(
+                "trigger: `runs: each` is a run for each upstream run, and `when: all` one run for "
+                "all of them; remove one of the two keys"
+            )
+        if trigger.runs != "each" and (keys := {"at_once", "reruns"} & trigger.model_fields_set):
+            raise ValueError(
+                f"trigger.{min(keys)}: it needs `runs: each`; add that, or remove the key"
+            )
+        if trigger.logical_date == "upstream":
+            if any(each.dag is None for each in self.depends_on) or "late" in states:
+                raise ValueError(
+                    "trigger.logical_date: an asset and a DAG that is late have no logical date; "
+                    "remove that dependency, or write now"
+                )
+            if trigger.when == "all":
+                raise ValueError(
+                    "trigger.logical_date: with `when: all` there are several upstream runs; write "
+                    "now, or `when: any`"
+                )
+        if self.partitions is not None and self.is_decided_by_events:
+            raise ValueError(
+                "partitions: of a DAG with partitions, the partitions of its upstreams decide; "
+                "remove `partitions`, or whatever goes beyond successes and `when: any`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _refuse_what_partitions_decide(self) -> DagDeclaration:
@@ -248,6 +322,23 @@ class DagDeclaration(Declaration):
 
     @property
     def upstreams(self) -> list[tuple[str, str]]:
-        """The upstream DAGs, each as (instance, DAG id)."""
-        pairs = (upstream.split("/", 1) for upstream in self.depends_on)
-        return [(instance, dag_id) for instance, dag_id in pairs]
+        """The upstream DAGs, each as (instance, DAG id), once."""
+        return list(dict.fromkeys(each.upstream for each in self.depends_on if each.upstream))
+
+    @property
+    def upstream_assets(self) -> list[list[str]]:
+        """The keys of the upstreams that are Dagster assets."""
+        return [each.asset for each in self.depends_on if each.asset]
+
+    @property
+    def is_decided_by_events(self) -> bool:
+        """Whether the event sensor decides when the DAG runs, and not an automation condition,
+        which sees only that an upstream has succeeded since the last run."""
+        trigger = self.trigger
+        return (
+            trigger.runs == "each"
+            or trigger.only_if is not None
+            or trigger.pass_upstream
+            or trigger.logical_date == "upstream"
+            or any(each.state != "success" for each in self.depends_on)
+        )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, TypeVar
+from zoneinfo import available_timezones
 
 import jinja2
 import jinja2.meta
@@ -107,6 +108,13 @@ class Declaration(BaseModel):
             hints = [f"unknown key '{key}'{suggest(str(key), known)}" for key in unknown]
             raise ValueError("; ".join(hints))
         return value
+
+
+def check_timezone(name: str) -> str:
+    """Return the name of a time zone, or refuse it."""
+    if name not in available_timezones():
+        raise ValueError(f"no such time zone{suggest(name, available_timezones())}")
+    return name
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -112,6 +112,11 @@ class InstanceDeclaration(Declaration):
     api: Literal["auto", "v1", "v2"] = Field(
         default="auto", description="The REST API: v1 (2.x), v2 (3.x), or auto to ask the server."
     )
+    environment: Templated[Annotated[str, StringConstraints(min_length=1)]] | None = Field(
+        default=None,
+        description="A word of your own, such as production. Dependencies between instances of "
+        "different environments are refused unless they say `across_environments: true`.",
+    )
     tls: TlsDeclaration = TlsDeclaration()
     http: HttpDeclaration = HttpDeclaration()
     select: SelectDeclaration = SelectDeclaration()

@@ -121,7 +121,8 @@ class Launcher:
     def _trigger(self, target: Target, note: str, number: int = 1) -> DagRun:
         declared, dag = self._dags[target.dag_id], self._fetch_runnable_dag(target.dag_id)
         # Runs of a partitioned DAG have no date. Airflow's UI gives them none either (3.3).
-        options = TriggerOptions("none" if dag.is_partitioned else declared.trigger.logical_date)
+        date = declared.trigger.logical_date
+        options = TriggerOptions("none" if dag.is_partitioned or date != "now" else "now")
         if declared.partitions is not None and target.partition is not None:
             partitioning = Partitioning(declared.partitions)
             options = partitioning.build_options(target.partition, has_keys=dag.is_partitioned)

@@ -44,7 +44,7 @@ LAYERS = [
     ["declaration", "declaration.__init__"],
     ["declaration.instance"],
     ["declaration.dag"],
-    ["declaration.connection"],
+    ["declaration.connection", "declaration.dependency"],
     ["declaration.fields"],
     ["naming", "errors", "redaction", "safety", "threads", "timing"],
 ]

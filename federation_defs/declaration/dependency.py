@@ -1,0 +1,130 @@
+"""What a DAG depends on, and when it is late."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Annotated, Any, Literal, TypeAlias
+
+import dagster as dg
+from pydantic import (
+    AfterValidator,
+    Field,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from federation_defs.declaration.fields import (
+    Declaration,
+    Duration,
+    Switch,
+    Templated,
+    check_timezone,
+    is_template,
+)
+
+State: TypeAlias = Literal["success", "failure", "finished", "late", "slow"]
+
+_DAG_PATTERN = r"^[^/\s]+/\S+$"
+
+
+class DependencyDeclaration(Declaration):
+    """One upstream, and what of it counts. A text is the success of a DAG."""
+
+    dag: Annotated[str, StringConstraints(pattern=_DAG_PATTERN)] | None = Field(
+        default=None, description="A DAG, as instance/dag_id.", examples=["warehouse/load_orders"]
+    )
+    asset: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="The key of a Dagster asset of this code location: its materializations count.",
+        examples=[["sales", "targets"]],
+    )
+    state: State = Field(
+        default="success",
+        description="What counts: that a run of the DAG succeeded, failed, or did either "
+        "(finished); that no run has succeeded by the DAG's `deadline` (late); or that a run has "
+        "gone on for longer than the DAG's `max_duration` (slow).",
+    )
+    across_environments: Switch = Field(
+        default=False,
+        description="Allow that the DAG belongs to an instance of another `environment`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse_text(cls, value: Any) -> Any:
+        return {"dag": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _require_one_upstream(self) -> DependencyDeclaration:
+        if (self.dag is None) == (self.asset is None):
+            raise ValueError("write either `dag` or `asset`")
+        if self.asset is not None and (self.state != "success" or self.across_environments):
+            raise ValueError("asset: an asset has neither a `state` nor an environment")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        # Of "anyOf", a validator says only that nothing fits.
+        text = {"type": "string"}
+        return {"if": text, "then": {"pattern": _DAG_PATTERN}, "else": handler(schema)}
+
+    @property
+    def upstream(self) -> tuple[str, str] | None:
+        """The DAG, as (instance, DAG id); None for an asset."""
+        if self.dag is None:
+            return None
+        instance, dag_id = self.dag.split("/", 1)
+        return instance, dag_id
+
+    @property
+    def name(self) -> str:
+        """The upstream, as instance/dag_id, or the asset key with slashes."""
+        return self.dag if self.dag is not None else "/".join(self.asset or ())
+
+
+class DeadlineDeclaration(Declaration):
+    """By when a run of a DAG has to have succeeded."""
+
+    cron: Templated[str] = Field(description="The deadlines.", examples=["0 6 * * *"])
+    within: Duration = Field(
+        description="How long before a deadline a success counts for it, as 3h. Not longer than "
+        "the time between two deadlines."
+    )
+    timezone: Templated[Annotated[str, AfterValidator(check_timezone)]] = Field(
+        default="UTC", description="Of `cron`.", examples=["Europe/Berlin"]
+    )
+
+    @model_validator(mode="after")
+    def _check_interval(self) -> DeadlineDeclaration:
+        if not any(map(is_template, (self.cron, self.timezone, self.within))):
+            try:
+                self.build_policy()
+            except Exception:  # noqa: BLE001 - Dagster raises errors of several libraries
+                raise ValueError(
+                    f"cron, within: '{self.cron}' and {self.within:.0f} s give no deadlines; write "
+                    "a cron expression of five fields (0 6 * * *), and a `within` of a minute or "
+                    "more that is not longer than the time between two deadlines"
+                ) from None
+        return self
+
+    def build_policy(self) -> dg.FreshnessPolicy:
+        """Return Dagster's freshness policy, which shows the deadline in the UI."""
+        return dg.FreshnessPolicy.cron(
+            self.cron, datetime.timedelta(seconds=self.within), self.timezone
+        )
+
+
+def refuse_same(dependencies: list[DependencyDeclaration]) -> list[DependencyDeclaration]:
+    """Refuse dependencies that say the same."""
+    seen: set[tuple[str, State]] = set()
+    for each in dependencies:
+        if (edge := (each.name, each.state)) in seen:
+            raise ValueError(f"'{each.name}' is named twice with state {each.state}; remove one")
+        seen.add(edge)
+    return dependencies
