@@ -13,8 +13,8 @@ BURST_RUNS ?= 500
 BURST_ROUNDS ?= 3
 CHAOS_ROUNDS ?= 8
 CHAOS_BURST ?= 25
-# S is the demo's, XL has 200 Airflows.
-FLEET_SIZES ?= S,M,L,XL
+# S is the demo's, XL has 200 Airflows, XL4 is a fourth of it.
+FLEET_SIZES ?= S,M,L,XL,XL4
 # Of the tests of observation and execution, those that ask the most of a storage.
 ON_POSTGRES := $(addprefix tests/contract/,observation/test_observation.py observation/test_ownership.py \
 	observation/test_crossing.py execution/test_reexecution.py execution/test_taking_over.py)

@@ -88,15 +88,15 @@ def compute_interval(downstreams: Iterable[int]) -> int:
     """Return the seconds between two ticks of each automation sensor of a code location.
 
     The daemon evaluates one sensor after the other, in the process that also starts observation's
-    ticks. So automation takes half of its time at most, unless that would be less than two ticks a
-    minute.
+    ticks. So automation takes two thirds of its time at most, unless that would be less than two
+    ticks a minute.
 
     Args:
         downstreams: Of each instance, the number of DAGs that depend on others.
     """
     counts = [count for count in downstreams if count]
     round_s = len(counts) * _SENSOR_S + sum(counts) * _ASSET_S
-    return max(1, round(min(2 * round_s, _MAX_INTERVAL_S)))
+    return max(1, round(min(1.5 * round_s, _MAX_INTERVAL_S)))
 
 
 def build_automation_sensor(

@@ -86,7 +86,7 @@ def build_observation_sensor(
             Their checks fail once, unless the instance has them by now.
         instances: The number of instances that the code location observes.
     """
-    fair_s = instances * timing.interval_per_instance_s
+    fair_s = min(instances * timing.interval_per_instance_s, timing.max_fair_interval_s)
     timing = replace(timing, max_tick_interval_s=max(fair_s, timing.max_tick_interval_s))
     interval_s = max(fair_s, observe.interval)
     observe = observe.model_copy(update={"interval": interval_s})

@@ -109,9 +109,9 @@ def test_a_run_is_requested_if_there_was_an_update_since_the_last_request_and_no
 
 @pytest.mark.parametrize(
     ("downstreams", "interval_s"),
-    [([], 1), ([0, 3], 1), ([20] * 7, 2), ([87] * 20, 14), ([12] * 200, 25), ([1] * 5000, 25)],
+    [([], 1), ([0, 3], 1), ([20] * 7, 2), ([87] * 20, 10), ([12] * 200, 25), ([1] * 5000, 25)],
 )
-def test_automation_takes_half_of_the_daemons_time_at_most_and_ticks_twice_a_minute(
+def test_automation_takes_two_thirds_of_the_daemons_time_at_most_and_ticks_twice_a_minute(
     downstreams: list[int], interval_s: int
 ) -> None:
     assert compute_interval(downstreams) == interval_s

@@ -124,5 +124,7 @@ SIZES = {
         Fleet("M", 7, 100, 150, ends_per_s=0.5, uses_postgres=False),
         Fleet("L", 20, 500, 2_000, ends_per_s=0.3, uses_postgres=True),
         Fleet("XL", 200, 70, 2_800, ends_per_s=0.2, uses_postgres=True),
+        # One of the four deployments that XL is split into, as one daemon can't serve it.
+        Fleet("XL4", 50, 70, 700, ends_per_s=0.05, uses_postgres=True),
     )
 }
