@@ -1,10 +1,10 @@
 """Measures fleets of Airflows, ours and dagster-airlift's functions, beside what is aimed at.
 
-`make bench-fleet` measures four sizes, and a fourth of the largest one: a Dagster daemon can't serve
+`make bench-fleet` measures four sizes, and a fourth of the largest: a Dagster daemon can't serve
 200 Airflows, so that such a fleet is split into four deployments, whose costs add up. All of it is
 real but the Airflows, which are one process that answers as Airflow does (`airflows.py`). Our
-fleets are Airflow 3, and airlift's, which can't read that, Airflow 2. Ours runs with the settings of
-`deployment/dagster.yaml`, and airlift's with Dagster's defaults and the sensors of its tutorial.
+fleets are Airflow 3. Airlift's, which can't read that, are Airflow 2. Ours runs with the settings
+of `deployment/dagster.yaml`, and airlift's with Dagster's defaults and the sensors of its tutorial.
 Sizes from L on are kept in PostgreSQL, behind PgBouncer.
 
 - worker: CPU seconds and memory (PSS, which counts shared memory once) of a run worker, at the
