@@ -21,6 +21,7 @@ from federation_defs.automation import build_automation_sensor, compute_interval
 from federation_defs.checks import build_checks
 from federation_defs.declaration import InstanceDeclaration, parse_declaration
 from federation_defs.declaration.fields import find_variables, render_templates
+from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
 from federation_defs.errors import AirflowError, DeclarationError
 from federation_defs.execution import build_execution
 from federation_defs.observation import build_observation_sensor
@@ -304,9 +305,13 @@ def build_instance_defs(
             instances=len(downstream_counts),
         )
     ]
-    if downstreams:
-        keys = [spec.key for spec in downstreams.values()]
-        interval_s = compute_interval(downstream_counts)
-        sensors.append(build_automation_sensor(declaration.name, keys, interval_s))
+    by_events = {dag_id: dag for dag_id, dag in declared.items() if dag.is_decided_by_events}
+    by_condition = [spec.key for dag_id, spec in downstreams.items() if dag_id not in by_events]
+    interval_s, jobs = compute_interval(downstream_counts), list[dg.JobDefinition]()
+    if by_condition:
+        sensors.append(build_automation_sensor(declaration.name, by_condition, interval_s))
+    if downstreams and by_events:
+        sensors.append(build_event_sensor(client, by_events, interval_s))
+        jobs.append(build_drop_job(declaration.name, by_events.keys()))
     checks = [build_checks(client, observed)] if observed else []
-    return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors)
+    return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors, jobs=jobs)

@@ -80,6 +80,25 @@ class DeclaredTwiceError(FederationError):
         )
 
 
+class DecisionError(FederationError):
+    """An `only_if` function gave no answer.
+
+    Args:
+        function: Its name, as module:function.
+        upstream: The DAG, as instance/dag_id, or asset of which it was asked.
+        downstream: The DAG that it decides on, as instance/dag_id.
+        why: What it did instead.
+    """
+
+    def __init__(self, function: str, *, upstream: str, downstream: str, why: str) -> None:
+        instance, dag_id = downstream.split("/", 1)
+        super().__init__(
+            f"Airflow '{instance}' was not asked to run DAG '{dag_id}' for '{upstream}', because "
+            f"`only_if` {function} {why}. Correct it: after three failures it is not asked again "
+            "about the same event."
+        )
+
+
 class UnreachableError(AirflowError):
     """No answer, or a temporary error.
 

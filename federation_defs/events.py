@@ -21,15 +21,21 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, RunKey
 from federation_defs.dagster_io.event_log import (
+    CONF_LABEL,
     DURATION_LABEL,
     END_LABEL,
+    INTERVAL_END_LABEL,
+    INTERVAL_START_LABEL,
     LINK_LABEL,
+    LOGICAL_DATE_LABEL,
     OUTCOME_LABEL,
     RUN_ID_LABEL,
+    SIGNAL_LABEL,
+    START_LABEL,
     STATE_LABEL,
     ReportedRuns,
 )
-from federation_defs.naming import CHECK_NAME, build_asset_key
+from federation_defs.naming import CHECK_NAME, DECISION_CHECK_NAME, build_asset_key
 from federation_defs.outcome import Outcome
 from federation_defs.redaction import redact
 
@@ -124,6 +130,38 @@ def _describe(outcome: Outcome) -> str:
     return f"Run {outcome.run.run_id} {ended}. {outcome.details}".rstrip()
 
 
+def build_decision_events(
+    key: dg.AssetKey, upstream: str, run_id: str, answer: str, *, is_error: bool, is_final: bool
+) -> list[dg.AssetObservation | dg.AssetCheckEvaluation]:
+    """Return the events about what `only_if` answered, or that it gave no answer.
+
+    Args:
+        upstream: The DAG or asset of which it was asked.
+        run_id: Of the upstream run; empty if there is none.
+        is_final: It is not asked about this event again.
+    """
+    metadata = {"Upstream": upstream, "Upstream run": run_id or "none", "only_if": answer}
+    events: list[dg.AssetObservation | dg.AssetCheckEvaluation] = []
+    if is_final:
+        events.append(
+            dg.AssetCheckEvaluation(
+                asset_key=key,
+                check_name=DECISION_CHECK_NAME,
+                passed=not is_error,
+                description=answer,
+                metadata=metadata,
+            )
+        )
+    return [*events, dg.AssetObservation(key, answer, metadata=metadata)]
+
+
+def build_drop_observation(airflow: str, dag_id: str) -> dg.AssetObservation:
+    """Return the event by which a person drops what waits for runs of a DAG."""
+    description = "What waited to start a run of this DAG was dropped."
+    key = build_asset_key(airflow, dag_id)
+    return dg.AssetObservation(key, description, metadata={SIGNAL_LABEL: "drop"})
+
+
 def build_gap_observations(
     airflow: str, dag_ids: Iterable[str], begin: datetime, end: datetime
 ) -> list[dg.AssetObservation]:
@@ -147,11 +185,11 @@ def build_run_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
     """Return what is known of a run, durations in seconds. Missing values are left out."""
     run = outcome.run
     dates = {
-        "Logical date": run.logical_date,
-        "Data interval start": run.data_interval_start,
-        "Data interval end": run.data_interval_end,
+        LOGICAL_DATE_LABEL: run.logical_date,
+        INTERVAL_START_LABEL: run.data_interval_start,
+        INTERVAL_END_LABEL: run.data_interval_end,
         "Queued": run.queued_at,
-        "Start": run.start_date,
+        START_LABEL: run.start_date,
         END_LABEL: run.end_date,
     }
     metadata = {
@@ -164,7 +202,7 @@ def build_run_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
         "Tries": max((task.try_number for task in outcome.tasks), default=None),
         "Run type": run.run_type or None,
         "Partition key": run.partition_key or None,
-        "Conf": _build_conf(run.conf),
+        CONF_LABEL: _build_conf(run.conf),
     }
     return {label: value for label, value in metadata.items() if value is not None}
 

@@ -13,6 +13,7 @@ import dagster as dg
 
 RUN_ID_PREFIX = "dagster__"
 CHECK_NAME = "dag_run"
+DECISION_CHECK_NAME = "only_if"
 
 # No name of an output may be one of these (dagster 1.13).
 _RESERVED_WORDS = {
@@ -44,7 +45,11 @@ def build_check_key(key: dg.AssetKey) -> dg.AssetCheckKey:
     return dg.AssetCheckKey(key, CHECK_NAME)
 
 
-def build_sensor_name(instance: str, kind: Literal["observation", "automation"]) -> str:
+def build_sensor_name(instance: str, kind: Literal["observation", "automation", "events"]) -> str:
+    return f"{instance}__{kind}"
+
+
+def build_job_name(instance: str, kind: Literal["drop_waiting"]) -> str:
     return f"{instance}__{kind}"
 
 
@@ -123,6 +128,16 @@ def build_plan_tag(instance: str) -> str:
 def build_dag_run_tag(instance: str, dag_id: str) -> str:
     """Return the tag of a Dagster run that holds the run id of a DAG run."""
     return f"federation/dag_run.{instance}.{dag_id}"
+
+
+def build_request_tag(instance: str, dag_id: str) -> str:
+    """Return the tag that says for which events, and how, a Dagster run starts a DAG."""
+    return f"federation/request.{instance}.{dag_id}"
+
+
+def build_cause_tag(instance: str, dag_id: str) -> str:
+    """Return the tag that names the upstream run for which a Dagster run starts a DAG."""
+    return f"federation/after.{instance}.{dag_id}"
 
 
 def build_alive_tag(instance: str) -> str:

@@ -37,7 +37,7 @@ def build_specs(
     for dag_id in sorted({*dags, *undescribed, *declaration.dags, *referenced}):
         declared = declaration.find_dag(dag_id)
         condition = None
-        if declared.depends_on:
+        if declared.depends_on and not declared.is_decided_by_events:
             condition = build_condition(
                 waits=declared.trigger.wait,
                 upstreams=_classify_upstreams(declared, declaration, others),

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import dagster as dg
 
@@ -27,8 +27,14 @@ LINK_LABEL = "Link to run"
 STATE_LABEL = "State"
 OUTCOME_LABEL = "Outcome"  # only of a finished run
 UNREADABLE = "unreadable"  # an outcome
-SIGNAL_LABEL = "Signal"  # "slow" or "late": of an observation that reports no end
+SIGNAL_LABEL = "Signal"  # "slow", "late" or "drop": of an observation that reports no end
+LOGICAL_DATE_LABEL = "Logical date"
+INTERVAL_START_LABEL = "Data interval start"
+INTERVAL_END_LABEL = "Data interval end"
+START_LABEL = "Start"
 END_LABEL = "End"
+CONF_LABEL = "Conf"
+DEADLINE_LABEL = "Deadline"  # of a signal that a DAG is late
 DURATION_LABEL = "Duration (s)"
 
 _LOOKBACK_WITHOUT_DATES = timedelta(days=7)
@@ -54,6 +60,25 @@ class _Report:
     end: float | None
     result: str
     is_materialization: bool
+
+
+@dataclass(frozen=True)
+class AssetEvent:
+    """What happened to an asset.
+
+    Attributes:
+        position: In the event log. Clocks of several machines give no order.
+        state: That it was materialized (success), or that a run of its DAG failed, is slow or late.
+            "drop" is a person's wish to drop what waits for runs of the DAG.
+        run_id: Of the DAG run, or of the Dagster run that materialized an asset of another kind;
+            empty if there is none.
+    """
+
+    position: int
+    key: dg.AssetKey
+    state: Literal["success", "failure", "slow", "late", "drop"]
+    run_id: str
+    record: dg.EventLogRecord = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -149,6 +174,67 @@ def fetch_last_run_link(instance: dg.DagsterInstance, key: dg.AssetKey) -> tuple
         if run_id := _read(record.asset_event, RUN_ID_LABEL, str):
             return run_id, _read(record.asset_event, LINK_LABEL, str) or ""
     return None
+
+
+def fetch_last_materializations(
+    instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey]
+) -> dict[dg.AssetKey, int]:
+    """Fetch the position of the last materialization of each asset that has one."""
+    entries = [each.asset_entry for each in instance.get_asset_records(list(keys))]
+    found = {entry.asset_key: entry.last_materialization_record for entry in entries}
+    return {key: record.storage_id for key, record in found.items() if record is not None}
+
+
+def fetch_last_observation(instance: dg.DagsterInstance, key: dg.AssetKey) -> int:
+    """Fetch the position of the last observation of an asset; 0 if there is none."""
+    records = instance.fetch_observations(key, limit=1).records
+    return max((record.storage_id for record in records), default=0)
+
+
+def fetch_materialized(
+    instance: dg.DagsterInstance, key: dg.AssetKey, after: int, limit: int
+) -> tuple[list[AssetEvent], int | None]:
+    """Fetch the first materializations of an asset after a position, and the position up to which
+    these are all; None if no more are left."""
+    return _fetch_events(instance.fetch_materializations, key, after, limit)
+
+
+def fetch_observed(
+    instance: dg.DagsterInstance, key: dg.AssetKey, after: int, limit: int
+) -> tuple[list[AssetEvent], int | None]:
+    """Fetch the first observations after a position that tell a state, as `fetch_materialized`."""
+    return _fetch_events(instance.fetch_observations, key, after, limit)
+
+
+def fetch_event(instance: dg.DagsterInstance, key: dg.AssetKey, position: int) -> AssetEvent | None:
+    """Fetch the event of an asset at a position; None if it was deleted."""
+    filters = dg.AssetRecordsFilter(asset_key=key, storage_ids=[position])
+    for fetch in (instance.fetch_materializations, instance.fetch_observations):
+        for record in fetch(filters, limit=1).records:
+            return _build_event(key, record)
+    return None
+
+
+def _fetch_events(
+    fetch: Callable[..., Any], key: dg.AssetKey, after: int, limit: int
+) -> tuple[list[AssetEvent], int | None]:
+    filters = dg.AssetRecordsFilter(asset_key=key, after_storage_id=after)
+    page = fetch(filters, limit=limit, ascending=True)
+    events = [event for record in page.records if (event := _build_event(key, record))]
+    is_whole = len(page.records) < limit
+    return events, None if is_whole else page.records[-1].storage_id
+
+
+def _build_event(key: dg.AssetKey, record: dg.EventLogRecord) -> AssetEvent | None:
+    """Build what an event tells; None for an observation that tells no state."""
+    event, state = record.asset_event, "success"
+    if not isinstance(event, dg.AssetMaterialization):
+        signal, outcome = _read(event, SIGNAL_LABEL, str), _read(event, OUTCOME_LABEL, str)
+        state = "failure" if outcome == "failure" else signal
+    if state not in ("success", "failure", "slow", "late", "drop"):
+        return None
+    run_id = _read(event, RUN_ID_LABEL, str) or record.run_id
+    return AssetEvent(record.storage_id, key, state, run_id, record)
 
 
 def fetch_runs_planned_after(

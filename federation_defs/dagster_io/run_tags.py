@@ -26,6 +26,15 @@ the Airflow instance's name; `naming.py` builds the keys.
     was launched. For people, who search the list of runs by it. Read by a step, which finds out by
     it whether an earlier Dagster run has launched the DAG.
 
+`federation/request.<instance>.<DAG id>`
+    JSON, `{"events": [[asset path, position], ...], "conf": {...}, "clears": run id}`: the events
+    of the event log for which the DAG is started, the newest last, the conf that its `only_if`
+    gave, and the DAG run to clear in place of a new one. The last two may be null. Written by the
+    event sensor. Read by the step.
+`federation/after.<instance>.<DAG id>`
+    The upstream, its state and the run id of the newest of these events. Written by the event
+    sensor, which finds by it what an upstream run has led to. For people, too.
+
 JSON of more than 1,000 characters is stored as "zlib:" and the base64 of its zlib compression:
 MySQL keeps at most 64 kB of all tags of a run.
 
@@ -47,10 +56,12 @@ import dagster as dg
 
 from federation_defs.airflow.models import DagRun, RunKey
 from federation_defs.naming import (
+    build_cause_tag,
     build_dag_run_tag,
     build_detached_tag,
     build_monitor_tags,
     build_plan_tag,
+    build_request_tag,
     build_run_id,
     parse_root_run_id,
 )
@@ -59,8 +70,22 @@ _ADOPTED = "adopted"
 _WRITES = 3
 _COMPRESSED = "zlib:"
 _MAX_PLAIN_CHARACTERS = 1000
-_UNREADABLE = (AttributeError, RecursionError, TypeError, ValueError, zlib.error)  # edited by hand
+_UNREADABLE = (
+    AttributeError,
+    KeyError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    zlib.error,
+)  # edited by hand
 _ROOT_TAG = "dagster/root_run_id"  # of a re-execution
+_NOT_ENDED = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
 _STARTED = (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
 
 _lock = Lock()
@@ -157,6 +182,52 @@ class Target:
         return self.dag_id if self.partition is None else f"{self.dag_id} [{self.partition}]"
 
 
+@dataclass(frozen=True)
+class Request:
+    """What the event sensor asks of a Dagster run, about one DAG.
+
+    Attributes:
+        events: Asset key and position in the event log of each event that led to it, the newest
+            last.
+        conf: That `only_if` gave in place of the declared one.
+        clears: The run id of a DAG run to clear in place of a new one.
+    """
+
+    events: Sequence[tuple[dg.AssetKey, int]]
+    conf: Mapping[str, Any] | None = None
+    clears: str | None = None
+
+    def build_tags(self, airflow: str, dag_id: str) -> dict[str, str]:
+        events = [[key.path, position] for key, position in self.events]
+        values = {"events": events, "conf": self.conf, "clears": self.clears}
+        return {build_request_tag(airflow, dag_id): _pack(values)}
+
+
+def read_request(run: dg.DagsterRun | None, airflow: str, dag_id: str) -> Request | None:
+    """Return what the event sensor asked of a Dagster run; None if another requested it."""
+    try:
+        values = _unpack(run.tags[build_request_tag(airflow, dag_id)]) if run else {}
+        events = [(dg.AssetKey(path), int(position)) for path, position in values["events"]]
+        return Request(events, values.get("conf"), values.get("clears"))
+    except _UNREADABLE:
+        return None
+
+
+def fetch_active_requests(instance: dg.DagsterInstance, airflow: str) -> list[dg.DagsterRun]:
+    """Fetch the Dagster runs that launch DAG runs of an Airflow, and that have not ended."""
+    active = dg.RunsFilter(statuses=_NOT_ENDED, tags=build_monitor_tags(airflow))
+    return [record.dagster_run for record in instance.get_run_records(active)]
+
+
+def find_run_after(
+    instance: dg.DagsterInstance, airflow: str, dag_id: str, cause: str
+) -> dg.DagsterRun | None:
+    """Find the last Dagster run that was requested for a cause."""
+    filters = dg.RunsFilter(tags={build_cause_tag(airflow, dag_id): cause})
+    records = instance.get_run_records(filters, limit=1)
+    return records[0].dagster_run if records else None
+
+
 class CurrentRun:
     """The Dagster run that executes this step: a first attempt, or a re-execution. Thread-safe.
 
@@ -182,7 +253,8 @@ class CurrentRun:
         self.is_requested_by_automation = is_automation(run) and not is_by_person
         self._plan_tag = build_plan_tag(airflow)
         # A re-execution from the UI need not have the tags of the attempt before it.
-        parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+        self._parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+        parent = self._parent
         # An earlier step of this run may have written tags since the run was loaded.
         stored = instance.get_run_by_id(run.run_id) or run
         self._plans = {**_read_plans(parent, airflow), **_read_plans(stored, airflow)}
@@ -198,6 +270,12 @@ class CurrentRun:
 
     def build_run_id(self, target: Target, number: int = 1) -> str:
         return build_run_id(self._root_run_id, target.partition, number)
+
+    def get_request(self, target: Target) -> Request | None:
+        """What the event sensor asked of this Dagster run, or of the attempt before it."""
+        return read_request(self._run, self._airflow, target.dag_id) or read_request(
+            self._parent, self._airflow, target.dag_id
+        )
 
     def owns(self, target: Target, run: DagRun) -> bool:
         """Whether this Dagster run, or an attempt before it, triggered or cleared the DAG run."""

@@ -17,6 +17,7 @@ from federation_defs.declaration.connection import (
     TokenAuthDeclaration,
 )
 from federation_defs.declaration.dag import (
+    UPSTREAM_CONF_KEY,
     DagDeclaration,
     PartitionsDeclaration,
     SuccessDeclaration,

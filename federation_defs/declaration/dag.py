@@ -27,6 +27,8 @@ from federation_defs.declaration.fields import (
     is_template,
 )
 
+UPSTREAM_CONF_KEY = "federation"  # of a conf with `pass_upstream`
+
 # As in the entry points of Python packages.
 _FUNCTION = r"^\w+(\.\w+)*:\w+$"
 # At most one tick per day, so that the date is enough for a key.
@@ -285,6 +287,11 @@ class DagDeclaration(Declaration):
         if trigger.runs != "each" and (keys := {"at_once", "reruns"} & trigger.model_fields_set):
             raise ValueError(
                 f"trigger.{min(keys)}: it needs `runs: each`; add that, or remove the key"
+            )
+        if trigger.pass_upstream and UPSTREAM_CONF_KEY in trigger.conf:
+            raise ValueError(
+                f"trigger.conf: with `pass_upstream`, the key `{UPSTREAM_CONF_KEY}` holds the "
+                "upstream runs; rename yours"
             )
         if trigger.logical_date == "upstream":
             if any(each.dag is None for each in self.depends_on) or "late" in states:

@@ -24,6 +24,7 @@ from federation_defs.declaration.fields import (
     check_timezone,
     is_template,
 )
+from federation_defs.naming import build_asset_key
 
 State: TypeAlias = Literal["success", "failure", "finished", "late", "slow"]
 
@@ -81,6 +82,11 @@ class DependencyDeclaration(Declaration):
             return None
         instance, dag_id = self.dag.split("/", 1)
         return instance, dag_id
+
+    @property
+    def key(self) -> dg.AssetKey:
+        """The key of the upstream's asset."""
+        return build_asset_key(*self.upstream) if self.upstream else dg.AssetKey(self.asset or [])
 
     @property
     def name(self) -> str:

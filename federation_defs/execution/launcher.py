@@ -11,8 +11,10 @@ from threading import Condition
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag, DagRun, TriggerOptions
-from federation_defs.dagster_io.run_tags import CurrentRun, Target
-from federation_defs.declaration import DagDeclaration, suggest
+from federation_defs.dagster_io.run_tags import CurrentRun, Request, Target
+from federation_defs.declaration import UPSTREAM_CONF_KEY, DagDeclaration, suggest
+from federation_defs.dependencies.happenings import fetch_records
+from federation_defs.dependencies.record import UpstreamEvent
 from federation_defs.errors import (
     DagBrokenError,
     DagNotFoundError,
@@ -120,14 +122,25 @@ class Launcher:
 
     def _trigger(self, target: Target, note: str, number: int = 1) -> DagRun:
         declared, dag = self._dags[target.dag_id], self._fetch_runnable_dag(target.dag_id)
+        request, trigger = self._current_run.get_request(target), declared.trigger
+        if request and request.clears and number == 1:
+            owner = self._client.fetch_run(target.dag_id, request.clears)
+            if owner is not None:
+                return self._take_over(target, owner)
+        records = self._fetch_records(target, request) if declared.is_decided_by_events else []
         # Runs of a partitioned DAG have no date. Airflow's UI gives them none either (3.3).
-        date = declared.trigger.logical_date
-        options = TriggerOptions("none" if dag.is_partitioned or date != "now" else "now")
+        date = "none" if dag.is_partitioned else trigger.logical_date
+        newest = records[-1].logical_date if records else None
+        options = TriggerOptions((newest or "now") if date == "upstream" else date)
         if declared.partitions is not None and target.partition is not None:
             partitioning = Partitioning(declared.partitions)
             options = partitioning.build_options(target.partition, has_keys=dag.is_partitioned)
         options = replace(options, note=note)
-        run_id, conf = self._current_run.build_run_id(target, number), declared.trigger.conf
+        conf = trigger.conf if request is None or request.conf is None else request.conf
+        if trigger.pass_upstream:
+            upstream = [each.to_json() for each in records]
+            conf = {**conf, UPSTREAM_CONF_KEY: {"upstream": upstream}}
+        run_id = self._current_run.build_run_id(target, number)
         self._expect(target, run_id)
         try:
             return self._client.trigger_run(target.dag_id, run_id, conf, options)
@@ -139,6 +152,13 @@ class Launcher:
                 raise
         self.forget(target)
         return self._take_over(target, owner)
+
+    def _fetch_records(self, target: Target, request: Request | None) -> list[UpstreamEvent]:
+        """Fetch what led to the run, in order; nothing if a person requested it."""
+        if request is None:
+            return []
+        instance, dag = self._current_run.instance, self._dags[target.dag_id]
+        return fetch_records(instance, dag, request, f"{self._client.instance}/{target.dag_id}")
 
     def _take_over(self, target: Target, owner: DagRun) -> DagRun:
         """Adopt the run that has the partition's logical date, or run it again."""

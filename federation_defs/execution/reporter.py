@@ -16,6 +16,7 @@ from federation_defs.dagster_io.event_log import (
     fetch_runs_planned_after,
 )
 from federation_defs.dagster_io.run_tags import Target, is_automation
+from federation_defs.dependencies.happenings import fetch_records
 from federation_defs.events import (
     build_check_evaluation,
     build_check_metadata,
@@ -82,12 +83,21 @@ class Reporter:
         url = os.environ.get(URL_VARIABLE, "").rstrip("/")
         link = f" {url}/runs/{run.run_id}" if url else ""
         lines = [f"Triggered by Dagster run {run.run_id}, {_describe_cause(run)}.{link}"]
+        if (request := self._current_run.get_request(Target(dag_id))) is not None:
+            dag, downstream = self._dags[dag_id], f"{self._client.instance}/{dag_id}"
+            for each in fetch_records(self._instance, dag, request, downstream):
+                what = f"{each.upstream} ({each.state})"
+                lines.append(f"After {what}: run {each.run_id} {each.link or ''}".rstrip())
+        else:
+            lines += self._describe_updates(dag_id)
+        note = "\n".join(lines)
+        return note if len(note) <= _MAX_NOTE else note[: _MAX_NOTE - 1] + "…"
+
+    def _describe_updates(self, dag_id: str) -> Iterator[str]:
         for key in sorted(dep.asset_key for dep in self._specs[dag_id].deps):
             if reported := fetch_last_run_link(self._instance, key):
                 run_id, run_url = reported
-                lines.append(f"After {key.path[0]}/{key.path[-1]}: run {run_id} {run_url}".rstrip())
-        note = "\n".join(lines)
-        return note if len(note) <= _MAX_NOTE else note[: _MAX_NOTE - 1] + "…"
+                yield f"After {key.path[0]}/{key.path[-1]}: run {run_id} {run_url}".rstrip()
 
     def warn_of_short_timeout(self, dag_id: str) -> None:
         """Log a warning if none of the DAG's last runs took less than its `trigger.timeout`."""

@@ -19,10 +19,12 @@ LAYERS = [
     ["loading"],
     ["component"],
     ["validation", "observation", "observation.__init__", "observation.sensor"],
+    ["dependencies.sensor"],
+    ["dependencies.starter"],
     ["execution", "execution.__init__", "execution.asset"],
     ["execution.monitor", "execution.cancellation", "execution.reporter"],
     ["execution.launcher", "execution.concurrency"],
-    ["execution.polling"],
+    ["execution.polling", "dependencies.decider", "dependencies.happenings"],
     ["observation.pace", "observation.poller", "observation.deferred", "observation.reporter"],
     ["observation.outcomes"],
     ["observation.cursor"],
@@ -30,6 +32,7 @@ LAYERS = [
     ["events"],
     ["dagster_io.event_log"],
     ["automation", "state", "partitions", "outcome"],
+    ["dependencies", "dependencies.__init__", "dependencies.only_if"],
     ["dagster_io", "dagster_io.__init__", "dagster_io.heartbeat"],
     ["dagster_io.run_tags", "dagster_io.deployment"],
     ["airlift"],
@@ -46,7 +49,7 @@ LAYERS = [
     ["declaration.dag"],
     ["declaration.connection", "declaration.dependency"],
     ["declaration.fields"],
-    ["naming", "errors", "redaction", "safety", "threads", "timing"],
+    ["naming", "errors", "redaction", "safety", "threads", "timing", "dependencies.record"],
 ]
 
 

@@ -1,0 +1,1 @@
+"""What happens upstream, and whether it starts a DAG."""

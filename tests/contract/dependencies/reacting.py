@@ -1,0 +1,113 @@
+"""Dagster's daemon, played by a test: it evaluates an event sensor and runs what that requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.dagster_io.event_log import OUTCOME_LABEL, RUN_ID_LABEL, SIGNAL_LABEL
+from federation_defs.declaration import InstanceDeclaration
+from federation_defs.dependencies.sensor import build_event_sensor
+from federation_defs.naming import build_asset_key
+from tests.contract.execution.executing import DEFAULT_TRIGGER, FAST, build_assets
+
+DAG = "customer_metrics"
+
+
+def declare(dags: Mapping[str, Any], client: AirflowClient) -> InstanceDeclaration:
+    return InstanceDeclaration.model_validate(
+        {
+            "name": client.instance,
+            "url": client.url,
+            "auth": {"type": "basic", "username": "nobody", "password": "nothing"},
+            "dags": {
+                dag_id: {**dag, "trigger": {**DEFAULT_TRIGGER, **dag.get("trigger", {})}}
+                for dag_id, dag in dags.items()
+            },
+        }
+    )
+
+
+def report(
+    instance: dg.DagsterInstance,
+    upstream: str,
+    state: str = "success",
+    run_id: str = "",
+    **more: Any,
+) -> None:
+    """Store what observation stores about a run of an upstream, or about a Dagster asset."""
+    airflow, slash, dag_id = upstream.partition("/")
+    key = build_asset_key(airflow, dag_id) if slash else dg.AssetKey(upstream)
+    metadata = {RUN_ID_LABEL: run_id, **more}
+    if state == "success":
+        event = dg.AssetMaterialization(key, metadata={**metadata, OUTCOME_LABEL: state})
+    else:
+        label = OUTCOME_LABEL if state == "failure" else SIGNAL_LABEL
+        event = dg.AssetObservation(key, metadata={**metadata, label: state})
+    instance.report_runless_asset_event(event)
+
+
+class EventDaemon:
+    """A daemon that evaluates the event sensor of one Airflow.
+
+    Args:
+        dags: What is declared of the DAGs, by id.
+    """
+
+    def __init__(
+        self, client: AirflowClient, instance: dg.DagsterInstance, dags: Mapping[str, Any]
+    ) -> None:
+        self.client, self.instance = client, instance
+        self.cursor: str | None = None
+        self.declare(dags)
+
+    def declare(self, dags: Mapping[str, Any]) -> None:
+        """Start a code server with these declarations."""
+        self.dags = declare(dags, self.client).downstreams
+        self.assets = build_assets(self.client, dags)
+        self.sensor = build_event_sensor(self.client, self.dags, timing=FAST)
+        self.defs = dg.Definitions([self.assets], sensors=[self.sensor])
+
+    def restart(self) -> None:
+        """Start another code server."""
+        self.sensor = build_event_sensor(self.client, self.dags, timing=FAST)
+
+    def evaluate(self, cursor: str | None = None) -> list[dg.RunRequest]:
+        """Evaluate the sensor, store its events and not its cursor, and return what it requests."""
+        with dg.build_sensor_context(
+            instance=self.instance, cursor=cursor or self.cursor, definitions=self.defs
+        ) as context:
+            ticked = self.sensor.evaluate_tick(context)
+        self.ticked = ticked
+        for event in ticked.asset_events:
+            self.instance.report_runless_asset_event(event)
+        return list(ticked.run_requests or ())
+
+    def tick(self) -> list[str]:
+        """Evaluate the sensor, run what it requests, and return the causes."""
+        causes = []
+        for request in self.evaluate():
+            if self.has_run(request.run_key):
+                continue
+            tags = {**request.tags, "dagster/run_key": str(request.run_key)}
+            assert request.asset_selection
+            (key,) = request.asset_selection
+            dg.materialize(
+                [self.assets],
+                selection=dg.AssetSelection.assets(key),
+                instance=self.instance,
+                tags=tags,
+                raise_on_error=False,
+            )
+            causes += [
+                value for name, value in tags.items() if name.startswith("federation/after.")
+            ]
+        self.cursor = self.ticked.cursor
+        return causes
+
+    def has_run(self, run_key: str | None) -> bool:
+        filters = dg.RunsFilter(tags={"dagster/run_key": str(run_key)})
+        return bool(self.instance.get_run_records(filters, limit=1))
