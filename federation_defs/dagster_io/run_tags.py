@@ -228,6 +228,12 @@ def find_run_after(
     return records[0].dagster_run if records else None
 
 
+def has_requested(instance: dg.DagsterInstance, run_key: str) -> bool:
+    """Whether Dagster has created the run that a sensor requested with this key."""
+    filters = dg.RunsFilter(tags={"dagster/run_key": run_key})
+    return bool(instance.get_run_records(filters, limit=1))
+
+
 class CurrentRun:
     """The Dagster run that executes this step: a first attempt, or a re-execution. Thread-safe.
 

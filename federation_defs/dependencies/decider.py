@@ -81,20 +81,19 @@ class DagState:
         return replace(self, floor=floor, taken=frozenset(each for each in taken if each > floor))
 
 
-def take_in(dag: DagDeclaration, state: DagState, events: Sequence[AssetEvent]) -> DagState:
-    """With `runs: latest`, return the state in which events have happened, in their order."""
+def take_in(dag: DagDeclaration, state: DagState, event: AssetEvent) -> DagState:
+    """With `runs: latest`, return the state after an event."""
+    if state.is_past(event):
+        return state
     latched = dict(state.latched)
-    new = [event for event in events if not state.is_past(event)]
-    for event in new:
-        for edge in dag.depends_on:
-            if edge.key != event.key:
-                continue
-            if _counts(edge, event):
-                latched[_name(edge)] = event.position, event.run_id
-            elif dag.trigger.when == "all" and _CONTRARY.get(edge.state) == event.state:
-                latched.pop(_name(edge), None)  # the upstream has ended otherwise since
-    state = state.take(event.position for event in new)
-    return replace(state, latched=latched)
+    for edge in dag.depends_on:
+        if edge.key != event.key:
+            continue
+        if _counts(edge, event):
+            latched[_name(edge)] = event.position, event.run_id
+        elif dag.trigger.when == "all" and _CONTRARY.get(edge.state) == event.state:
+            latched.pop(_name(edge), None)  # the upstream has ended otherwise since
+    return replace(state.take([event.position]), latched=latched)
 
 
 def find_due(

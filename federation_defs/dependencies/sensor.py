@@ -67,7 +67,7 @@ def build_drop_job(instance: str, dag_ids: Collection[str]) -> dg.JobDefinition:
     name = build_job_name(instance, "drop_waiting")
 
     # No annotation of the module's own: Dagster would look for it here.
-    @dg.op(name=name, config_schema={"dag_id": str}, out={})
+    @dg.op(name=name, config_schema={"dag_id": str}, out=dg.Out(dg.Nothing))
     def drop_waiting(context) -> None:
         dag_id = context.op_config["dag_id"]
         if dag_id not in dag_ids:
@@ -122,7 +122,9 @@ class _EventSensor:
                 is_whole = dag_id in self._backlogs
                 events = _read(instance, dag, state, last, last.keys() if is_whole else recent)
                 if dag.trigger.runs == "latest":
-                    state = decider.take_in(dag, state, events)
+                    for event in events:
+                        state = starter.settle_requested(dag_id, dag, state)
+                        state = decider.take_in(dag, state, event)
                 due = decider.find_due(dag, state, events)
                 decided[dag_id] = starter.start(dag_id, dag, state, due) if due else state
                 is_settled = not decider.find_due(dag, decided[dag_id], events)

@@ -17,10 +17,11 @@ from federation_defs.dagster_io.run_tags import (
     Request,
     fetch_active_requests,
     find_run_after,
+    has_requested,
     read_request,
 )
 from federation_defs.declaration import DagDeclaration
-from federation_defs.dependencies.decider import Cause, DagState, drop, settle
+from federation_defs.dependencies.decider import Cause, DagState, drop, find_due, settle
 from federation_defs.dependencies.happenings import build_record
 from federation_defs.dependencies.only_if import ask
 from federation_defs.dependencies.record import Run, Skip
@@ -56,6 +57,7 @@ class Starter:
         self._requests: list[dg.RunRequest] = []
         self._events: list[_Event] = []
         self._waiting: list[str] = []
+        self._led: dict[tuple[str, str], str] = {}  # by DAG and cause, what this tick requested
 
     def start(
         self, dag_id: str, dag: DagDeclaration, state: DagState, due: Sequence[tuple[Cause, ...]]
@@ -68,12 +70,14 @@ class Starter:
         most = dag.trigger.at_once if dag.trigger.runs == "each" else 1
         active, why = self._find_active(dag_id, dag)
         for number, causes in enumerate(due):
-            led = self._find_led(dag_id, dag, causes)
+            if has_requested(self._instance, self._build_run_key(dag_id, causes)):
+                state = settle(state, causes)  # the tick's cursor was not stored
+                continue
+            led = self._find_led(dag_id, dag, causes[-1])
             if led is not None and dag.trigger.reruns == "ignore":
                 state = settle(state, causes)
                 continue
-            clears = led and self._find_run_id(dag_id, led)
-            if active is None or len(active) >= most or clears in active:
+            if active is None or len(active) >= most or led in active:
                 self._wait(dag_id, due[number:], why)
                 break
             answer, state = self._decide(dag_id, dag, state, causes)
@@ -81,9 +85,20 @@ class Starter:
                 self._wait(dag_id, due[number:], "`only_if` gave no answer")
                 break
             if isinstance(answer, Run):
-                self._request(dag_id, causes, Request(_refer(causes), answer.conf, clears))
-                active.add(f"requested at {causes[-1].position}")
+                self._request(dag_id, causes, Request(_refer(causes), answer.conf, led))
+                begun = led or self._build_run_key(dag_id, causes)  # its run id is not known yet
+                active.add(begun)
+                self._led[dag_id, causes[-1].label] = begun
             state = settle(state, causes)
+        return state
+
+    def settle_requested(self, dag_id: str, dag: DagDeclaration, state: DagState) -> DagState:
+        """Return the state without what is due, if that was requested. The tick that did so may
+        have failed before its cursor was stored. With `when: all`, the next event would otherwise
+        lead to another run for the same causes."""
+        for causes in find_due(dag, state, ()):
+            if has_requested(self._instance, self._build_run_key(dag_id, causes)):
+                state = settle(state, causes)
         return state
 
     def build_result(self, cursor: str) -> dg.SensorResult:
@@ -100,8 +115,7 @@ class Starter:
         airflow, last = self._client.instance, causes[-1]
         self._requests.append(
             dg.RunRequest(
-                # The same in a tick that is repeated after a crash: Dagster creates one run.
-                run_key=f"{airflow}/{dag_id} {last.position}",
+                run_key=self._build_run_key(dag_id, causes),
                 asset_selection=[build_asset_key(airflow, dag_id)],
                 tags={
                     **build_monitor_tags(airflow),
@@ -110,6 +124,11 @@ class Starter:
                 },
             )
         )
+
+    def _build_run_key(self, dag_id: str, causes: Sequence[Cause]) -> str:
+        """Build the key by which Dagster creates one run for these causes, if a tick is repeated
+        after a crash."""
+        return f"{self._client.instance}/{dag_id} {causes[-1].position}"
 
     # What runs
 
@@ -158,14 +177,14 @@ class Starter:
 
     # What an upstream run has led to
 
-    def _find_led(
-        self, dag_id: str, dag: DagDeclaration, causes: Sequence[Cause]
-    ) -> dg.DagsterRun | None:
-        """Find the Dagster run that an earlier end of the upstream run led to, if it matters."""
-        if dag.trigger.reruns == "follow" or not causes[-1].run_id:
+    def _find_led(self, dag_id: str, dag: DagDeclaration, cause: Cause) -> str | None:
+        """Find the DAG run that an earlier end of the upstream run led to, if that matters."""
+        if dag.trigger.reruns == "follow" or not cause.run_id:
             return None
-        airflow, label = self._client.instance, causes[-1].label
-        return find_run_after(self._instance, airflow, dag_id, label)
+        if (begun := self._led.get((dag_id, cause.label))) is not None:
+            return begun
+        run = find_run_after(self._instance, self._client.instance, dag_id, cause.label)
+        return run and self._find_run_id(dag_id, run)
 
     def _find_run_id(self, dag_id: str, run: dg.DagsterRun) -> str:
         """Return the id of the DAG run that a Dagster run starts or clears."""

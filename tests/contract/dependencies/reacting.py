@@ -108,6 +108,10 @@ class EventDaemon:
         self.cursor = self.ticked.cursor
         return causes
 
+    @property
+    def skip_reason(self) -> str:
+        return self.ticked.skip_message or ""
+
     def has_run(self, run_key: str | None) -> bool:
         filters = dg.RunsFilter(tags={"dagster/run_key": str(run_key)})
         return bool(self.instance.get_run_records(filters, limit=1))

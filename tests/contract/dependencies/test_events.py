@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime, timezone
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from federation_defs.dependencies.sensor import build_drop_job
+from federation_defs.naming import build_asset_key
 from tests.contract.conftest import Airflow
 from tests.contract.dependencies.reacting import DAG, EventDaemon, report
 
 LOAD, OTHER = "warehouse/load", "warehouse/other"
+KEY = build_asset_key("metrics", DAG)
 ON_FAILURE = {"depends_on": [{"dag": LOAD, "state": "failure"}]}
 EACH = {"depends_on": [LOAD], "trigger": {"runs": "each"}}
 
@@ -77,3 +81,163 @@ def test_as_many_runs_as_declared_are_active_at_once_also_if_they_are_not_waited
     assert daemon.tick() == []
     airflow.database.finish_run(airflow.database.runs[0])
     assert daemon.tick() == [f"{LOAD} success run_{at_once}"]
+
+
+def rerun(rule: str, **dag: Any) -> dict[str, Any]:
+    return {"depends_on": [LOAD], "trigger": {"runs": "each", "reruns": rule}, **dag}
+
+
+@pytest.mark.parametrize(("rule", "runs"), [("follow", 2), ("ignore", 1), ("rerun", 1)])
+def test_an_upstream_run_that_ends_again_is_followed_ignored_or_runs_its_run_again(
+    airflow: Airflow, instance: dg.DagsterInstance, rule: str, runs: int
+) -> None:
+    daemon = start(airflow, instance, rerun(rule))
+    report(instance, LOAD, "success", "one")
+    assert len(daemon.tick()) == 1
+    report(instance, LOAD, "success", "one")
+    report(instance, LOAD, "success", "two")
+    assert len(daemon.tick()) == 1
+    daemon.tick()
+    assert daemon.tick() == []
+    assert len(airflow.database.runs) == runs + 1
+    first = airflow.database.runs[0]
+    assert first.is_finished
+    assert len(instance.fetch_materializations(KEY, limit=9).records) == (
+        2 if rule == "ignore" else 3
+    )
+
+
+def test_a_run_to_run_again_that_still_runs_is_awaited(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    trigger = {"runs": "each", "reruns": "rerun", "at_once": 3, "wait": False}
+    daemon = start(airflow, instance, {"depends_on": [LOAD], "trigger": trigger}, polls=math.inf)
+    report(instance, LOAD, "success", "one")
+    daemon.tick()
+    report(instance, LOAD, "success", "one")
+    assert daemon.tick() == []
+    airflow.database.finish_run(airflow.database.runs[0])
+    assert len(daemon.tick()) == 1
+    (run,) = airflow.database.runs
+    assert not run.is_finished
+
+
+def test_a_run_to_run_again_that_was_deleted_is_started_anew(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow, instance, rerun("rerun"))
+    for _ in range(2):
+        report(instance, LOAD, "success", "one")
+        daemon.tick()
+        airflow.database.runs.clear()
+    assert len(instance.fetch_materializations(KEY, limit=9).records) == 2
+
+
+def test_the_conf_tells_of_the_upstream_runs(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    trigger = {"when": "all", "pass_upstream": True, "conf": {"source": "federation"}}
+    daemon = start(airflow, instance, {"depends_on": [LOAD, OTHER], "trigger": trigger})
+    date = datetime(2026, 1, 31, tzinfo=timezone.utc)
+    labels = {"Logical date": dg.MetadataValue.timestamp(date), "Conf": {"table": "orders"}}
+    report(instance, LOAD, "success", "one", **labels)
+    assert daemon.tick() == []
+    report(instance, OTHER, "success", "two")
+    daemon.tick()
+    conf = airflow.database.runs[0].conf
+    assert conf["source"] == "federation"
+    one, two = conf["federation"]["upstream"]
+    assert (one["upstream"], one["run_id"], one["conf"]) == (LOAD, "one", {"table": "orders"})
+    assert datetime.fromisoformat(one["logical_date"]) == date
+    assert (two["upstream"], two["run_id"], two["logical_date"]) == (OTHER, "two", None)
+
+
+def test_the_logical_date_is_that_of_the_upstream_run_and_a_second_run_of_it_clears_the_first(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    trigger = {"runs": "each", "logical_date": "upstream"}
+    daemon = start(airflow, instance, {"depends_on": [LOAD], "trigger": trigger})
+    date = datetime(2026, 1, 31, tzinfo=timezone.utc)
+    for run_id in ("one", "two"):
+        label = {"Logical date": dg.MetadataValue.timestamp(date)}
+        report(instance, LOAD, "success", run_id, **label)
+        assert len(daemon.tick()) == 1
+    (run,) = airflow.database.runs
+    assert run.logical_date == date
+    assert len(instance.fetch_materializations(KEY, limit=9).records) == 2
+
+
+def test_what_waits_is_shown_and_can_be_dropped(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    trigger = {"runs": "each", "wait": False}
+    daemon = start(airflow, instance, {"depends_on": [LOAD], "trigger": trigger}, polls=math.inf)
+    for number in range(4):
+        report(instance, LOAD, "success", f"run_{number}")
+    daemon.tick()
+    assert daemon.tick() == []
+    assert "3 wait, the first is warehouse/load success run_1" in daemon.skip_reason
+    job = build_drop_job("metrics", [DAG])
+    config = {"ops": {"metrics__drop_waiting": {"config": {"dag_id": DAG}}}}
+    assert job.execute_in_process(config, instance=instance).success
+    report(instance, LOAD, "success", "run_4")
+    airflow.database.finish_run(airflow.database.runs[0])
+    assert daemon.tick() == [f"{LOAD} success run_4"]
+
+
+def test_a_dag_that_does_not_exist_is_not_dropped(instance: dg.DagsterInstance) -> None:
+    job = build_drop_job("metrics", [DAG])
+    config = {"ops": {"metrics__drop_waiting": {"config": {"dag_id": "customer_metric"}}}}
+    with pytest.raises(dg.Failure, match=f"did you mean '{DAG}'"):
+        job.execute_in_process(config, instance=instance)
+
+
+def test_a_stale_upstream_holds_the_others_until_it_succeeds_again(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    trigger = {"when": "all", "pass_upstream": True}
+    daemon = start(airflow, instance, {"depends_on": [LOAD, OTHER], "trigger": trigger})
+    report(instance, LOAD, "success", "one")
+    report(instance, LOAD, "failure", "one")
+    report(instance, OTHER, "success", "two")
+    assert daemon.tick() == []
+    report(instance, LOAD, "success", "one")
+    assert len(daemon.tick()) == 1
+    assert daemon.tick() == []
+
+
+def test_a_dependency_that_is_declared_later_does_not_count_what_was_before(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    report(instance, OTHER, "failure", "old")
+    daemon = start(airflow, instance, ON_FAILURE)
+    report(instance, OTHER, "failure", "old, too")
+    edges = [*ON_FAILURE["depends_on"], {"dag": OTHER, "state": "failure"}]
+    daemon.declare({DAG: {"depends_on": edges}})
+    assert daemon.tick() == []
+    report(instance, OTHER, "failure", "new")
+    assert daemon.tick() == [f"{OTHER} failure new"]
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "[]", '{"dags": {"customer_metrics": 3}}', "[" * 9999])
+def test_a_cursor_that_can_not_be_read_counts_what_happens_from_now_on(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, cursor: str
+) -> None:
+    daemon = start(airflow_v2, instance, ON_FAILURE)
+    report(instance, LOAD, "failure", "one")
+    daemon.cursor = cursor
+    assert daemon.tick() == []
+    report(instance, LOAD, "failure", "two")
+    assert daemon.tick() == [f"{LOAD} failure two"]
+
+
+def test_an_airflow_that_does_not_answer_delays_its_own_runs(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow_v2, instance, EACH)
+    report(instance, LOAD, "success", "one")
+    airflow_v2.server.stop()
+    assert daemon.tick() == []
+    assert "did not answer" in daemon.skip_reason
+    airflow_v2.server.start()
+    assert len(daemon.tick()) == 1
