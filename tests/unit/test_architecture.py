@@ -46,6 +46,7 @@ LAYERS = [
     ["airflow.models", "airflow.__init__"],
     ["declaration", "declaration.__init__"],
     ["declaration.instance"],
+    ["declaration.wording"],
     ["declaration.dag"],
     ["declaration.connection", "declaration.dependency"],
     ["declaration.fields"],

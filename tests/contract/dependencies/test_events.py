@@ -13,6 +13,7 @@ from federation_defs.dependencies.sensor import build_drop_job
 from federation_defs.naming import build_asset_key
 from tests.contract.conftest import Airflow
 from tests.contract.dependencies.reacting import DAG, EventDaemon, report
+from tests.contract.observation.daemon import recording_statements
 
 LOAD, OTHER = "warehouse/load", "warehouse/other"
 KEY = build_asset_key("metrics", DAG)
@@ -241,3 +242,23 @@ def test_an_airflow_that_does_not_answer_delays_its_own_runs(
     assert "did not answer" in daemon.skip_reason
     airflow_v2.server.start()
     assert len(daemon.tick()) == 1
+
+
+def test_an_idle_tick_costs_the_same_however_many_dags_there_are(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    counts = []
+    for number in (2, 40):
+        dags = {
+            f"dag_{each}": {"depends_on": [f"warehouse/load_{each}"], "trigger": EACH["trigger"]}
+            for each in range(number)
+        }
+        for each in range(number):
+            report(instance, f"warehouse/load_{each}", "success", "before")
+        daemon = EventDaemon(airflow_v2.client, instance, dags)
+        daemon.tick()
+        daemon.tick()
+        with recording_statements() as statements:
+            assert daemon.tick() == []
+        counts.append(len(statements))
+    assert counts[0] == counts[1]
