@@ -7,15 +7,20 @@ if TYPE_CHECKING:
     from federation_defs.airlift import build_airflow_instance
     from federation_defs.component import FederatedAirflow
     from federation_defs.declaration import InstanceDeclaration
+    from federation_defs.dependencies.record import Decision, Run, Skip, UpstreamEvent
     from federation_defs.errors import AirflowError, DeclarationError, FederationError
     from federation_defs.loading import load_federation
 
 __all__ = [
     "AirflowError",
+    "Decision",
     "DeclarationError",
     "FederatedAirflow",
     "FederationError",
     "InstanceDeclaration",
+    "Run",
+    "Skip",
+    "UpstreamEvent",
     "build_airflow_instance",
     "load_federation",
 ]
@@ -24,14 +29,15 @@ _MODULES = {
     "airlift": ["build_airflow_instance"],
     "component": ["FederatedAirflow"],
     "declaration": ["InstanceDeclaration"],
+    "dependencies.record": ["Decision", "Run", "Skip", "UpstreamEvent"],
     "errors": ["AirflowError", "DeclarationError", "FederationError"],
     "loading": ["load_federation"],
 }
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: Dagster takes a second to import, which a process that asks an `only_if` function
-    # does without, and a run worker does without dagster-airlift, which takes longer.
+    # On first use: a process that asks an `only_if` function does without Dagster, which takes a
+    # second to import, and a run worker without dagster-airlift, which takes longer.
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)
