@@ -39,7 +39,8 @@ class AirflowInstance(ABC):
         version: The Airflow version, for people.
         api: The path of the REST API.
         health: The path of the health endpoint, which needs no sign-in.
-        dag_page: The path of a DAG's page.
+        run_page: The path of a DAG run's page.
+        trigger_body: The body of a trigger, for a run at the present time.
         refused_statuses: The statuses with which it refuses an account.
         health_components: The components whose heartbeat the health endpoint must show.
         settings: Its port and account.
@@ -52,7 +53,8 @@ class AirflowInstance(ABC):
     version: str
     api: str
     health: str
-    dag_page: str
+    run_page: str
+    trigger_body: Mapping[str, None]
     refused_statuses: frozenset[int] = frozenset({HTTPStatus.UNAUTHORIZED})
     health_components: tuple[str, ...]
 
@@ -233,7 +235,8 @@ class Airflow2Instance(AirflowInstance):
     version = "2.11"
     api = "/api/v1"
     health = "/health"
-    dag_page = "/dags/{dag_id}/grid"
+    run_page = "/dags/{dag_id}/grid?dag_run_id={run_id}"
+    trigger_body: Mapping[str, None] = {}
     # 2.11.2 treats a wrong password as the role Public, which may do nothing, and answers 403. The
     # demo's own account may do everything.
     refused_statuses = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
@@ -287,7 +290,8 @@ class Airflow3Instance(AirflowInstance):
     version = "3.3"
     api = "/api/v2"
     health = "/api/v2/monitor/health"
-    dag_page = "/dags/{dag_id}"
+    run_page = "/dags/{dag_id}/runs/{run_id}"
+    trigger_body: Mapping[str, None] = {"logical_date": None}
     health_components = ("scheduler", "dag_processor")
 
     @property

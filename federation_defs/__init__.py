@@ -1,30 +1,48 @@
 """Make one system of many Apache Airflows, in Dagster."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from federation_defs.component import FederatedAirflow
-from federation_defs.declaration import InstanceDeclaration
-from federation_defs.errors import AirflowError, DeclarationError, FederationError
-from federation_defs.loading import load_federation
 
 if TYPE_CHECKING:
     from federation_defs.airlift import build_airflow_instance
+    from federation_defs.component import FederatedAirflow
+    from federation_defs.declaration import InstanceDeclaration
+    from federation_defs.dependencies.record import Decision, Run, Skip, UpstreamEvent
+    from federation_defs.errors import AirflowError, DeclarationError, FederationError
+    from federation_defs.loading import load_federation
 
 __all__ = [
     "AirflowError",
+    "Decision",
     "DeclarationError",
     "FederatedAirflow",
     "FederationError",
     "InstanceDeclaration",
+    "Run",
+    "Skip",
+    "UpstreamEvent",
     "build_airflow_instance",
     "load_federation",
 ]
 
+_MODULES = {
+    "airlift": ["build_airflow_instance"],
+    "component": ["FederatedAirflow"],
+    "declaration": ["InstanceDeclaration"],
+    "dependencies.record": ["Decision", "Run", "Skip", "UpstreamEvent"],
+    "errors": ["AirflowError", "DeclarationError", "FederationError"],
+    "loading": ["load_federation"],
+}
+
 
 def __getattr__(name: str) -> Any:
-    # On first use: importing dagster-airlift takes longer than the rest of a run worker's start.
-    if name == "build_airflow_instance":
-        from federation_defs.airlift import build_airflow_instance
-
-        return build_airflow_instance
+    # On first use: a process that asks an `only_if` function does without Dagster, which takes a
+    # second to import, and a run worker without dagster-airlift, which takes longer.
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]  # `dg` finds the component by it

@@ -3,6 +3,7 @@
 FederationError
 ├── DeclarationError            a defs.yaml, or a variable that is read beside it, is wrong
 ├── DeclaredTwiceError          two code locations declare an instance
+├── DecisionError               an `only_if` function gave no answer
 └── AirflowError                a problem with one Airflow instance
     ├── UnreachableError        no answer, or a temporary error (429, 5xx): may pass by itself
     ├── TlsError                no trusted TLS connection: a certificate, or no TLS at all

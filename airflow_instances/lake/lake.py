@@ -35,10 +35,8 @@ class LakeBusyError(Exception):
 class TableMissingError(Exception):
     """A table that a DAG reads has not been loaded yet."""
 
-    def __init__(self, table: str) -> None:
-        super().__init__(
-            f"The lake has no table '{table}'. Run load_{table} in the warehouse Airflow first."
-        )
+    def __init__(self, table: str, written_by: str) -> None:
+        super().__init__(f"The lake has no table '{table}'. Run {written_by} first.")
 
 
 def lake_path() -> Path:
@@ -65,8 +63,13 @@ def open_lake(timeout_s: float = _LOCK_TIMEOUT_S) -> Iterator[duckdb.DuckDBPyCon
         connection.commit()
 
 
-def require_table(connection: duckdb.DuckDBPyConnection, table: str) -> None:
+def require_table(
+    connection: duckdb.DuckDBPyConnection, table: str, written_by: str | None = None
+) -> None:
     """Check that the lake has a table.
+
+    Args:
+        written_by: The DAG that writes it, unless it is `load_<table>`.
 
     Raises:
         TableMissingError: It does not.
@@ -75,7 +78,7 @@ def require_table(connection: duckdb.DuckDBPyConnection, table: str) -> None:
         "SELECT 1 FROM duckdb_tables() WHERE table_name = ?", [table]
     ).fetchone()
     if found is None:
-        raise TableMissingError(table)
+        raise TableMissingError(table, written_by or f"load_{table}")
 
 
 def _connect(path: Path, timeout_s: float) -> duckdb.DuckDBPyConnection:

@@ -24,9 +24,10 @@ from federation_defs.errors import DecisionError
 from federation_defs.redaction import clean_text, redact_text
 
 TIMEOUT_S = 10.0
-_MAX_ANSWER = 1_000_000  # bytes
 _MARGIN_S = 5.0
-_MAX_REASON = 300  # characters that are shown
+_MAX_ANSWER = 1_000_000  # bytes
+_MAX_SAID = 10_000  # characters of an exception
+_MAX_SHOWN = 300  # characters, without secrets
 
 # The child sets its import path before it imports anything that is not built in.
 _CHILD = (
@@ -106,7 +107,7 @@ def _find_folders(name: str) -> list[str]:
 
 def _clean(text: str, event: UpstreamEvent) -> str:
     """Return a text of the function in one line, without secrets of the event."""
-    return " ".join(redact_text(clean_text(text), event.conf).split())[:_MAX_REASON]
+    return " ".join(redact_text(clean_text(text), event.conf).split())[:_MAX_SHOWN]
 
 
 def reply() -> None:
@@ -120,7 +121,7 @@ def reply() -> None:
         decision = _import_function(question["name"])(UpstreamEvent.from_json(question["event"]))
         replied = json.dumps(_encode(decision), allow_nan=False)
     except BaseException as error:  # noqa: BLE001 - SystemExit is no answer either
-        replied = json.dumps({"problem": f"raised {_describe(error)}"})
+        replied = json.dumps({"problem": f"failed: {_describe(error, question['name'])}"})
     if len(replied) > _MAX_ANSWER:
         replied = json.dumps({"problem": f"answered with more than {_MAX_ANSWER} bytes"})
     channel.write(replied.encode())
@@ -140,16 +141,15 @@ def _encode(decision: Any) -> dict[str, Any]:
     return {"problem": f"returned a {type(decision).__name__}; it has to return Run or Skip"}
 
 
-def _describe(error: BaseException) -> str:
-    """Return the last line of a traceback, with its place: "ValueError: no day (rules.py:12)"."""
-    said = "".join(traceback.format_exception_only(error)).strip()[: _MAX_ANSWER // 100]
+def _describe(error: BaseException, name: str) -> str:
+    """Return an exception and where in the function's module: "rules.py:12: ValueError: no day"."""
     places = [
-        f" ({os.path.basename(frame.f_code.co_filename)}:{line})"
+        f"{os.path.basename(frame.f_code.co_filename)}:{line}: "
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if frame.f_globals.get("__name__", "").split(".")[0] != "importlib"
-        and frame.f_code.co_filename != __file__
+        if frame.f_globals.get("__name__") == name.partition(":")[0]
     ]
-    return said + "".join(places[-1:])
+    said = " ".join("".join(traceback.format_exception_only(error)).split())
+    return "".join(places[-1:]) + said[:_MAX_SAID]
 
 
 def check_function(name: str) -> str | None:
@@ -164,7 +164,7 @@ def check_function(name: str) -> str | None:
     try:
         module = import_module(module_name)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the module may raise anything
-        return f"can't be imported: {_describe(error)}"
+        return f"can't be imported: {_describe(error, name)[:_MAX_SHOWN]}"
     if not hasattr(module, function_name):
         return f"is not in its module{suggest(function_name, vars(module))}"
     function = getattr(module, function_name)

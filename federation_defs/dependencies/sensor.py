@@ -67,7 +67,7 @@ def build_drop_job(instance: str, dag_ids: Collection[str]) -> dg.JobDefinition:
     name = build_job_name(instance, "drop_waiting")
 
     # No annotation of the module's own: Dagster would look for it here.
-    @dg.op(name=name, config_schema={"dag_id": str}, out=dg.Out(dg.Nothing))
+    @dg.op(name=f"{name}_of_dag", config_schema={"dag_id": str}, out=dg.Out(dg.Nothing))
     def drop_waiting(context) -> None:
         dag_id = context.op_config["dag_id"]
         if dag_id not in dag_ids:

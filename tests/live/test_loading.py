@@ -17,6 +17,10 @@ DOWNSTREAM = "metrics/dag/customer_metrics"
 ASSETS = {
     *(f"warehouse/dag/load_{s}" for s in ("customers", "orders", "payments", "products", "sales")),
     *(f"metrics/dag/{s}_metrics" for s in ("customer", "order", "payment", "product", "sales")),
+    "metrics/dag/category_metrics",
+    "metrics/dag/price_history",
+    "metrics/dag/remove_order_metrics",
+    "warehouse/dag/export_category_metrics",
 }
 
 

@@ -17,6 +17,12 @@ USERINFO = "remove user name and password: they belong in `auth`"
 EXAMPLES = [
     errors.DeclarationError([f"defs/sales/defs.yaml: url: {USERINFO}"]),
     errors.DeclaredTwiceError("sales", "sales_team", "core"),
+    errors.DecisionError(
+        "rules:is_month_end",
+        upstream="warehouse/load_orders",
+        downstream="sales/revenue",
+        why="failed: rules.py:7: ValueError: no date",
+    ),
     errors.UnreachableError("sales", SALES, "Connection refused"),
     errors.UnreachableError(
         "sales", SALES, "GET /api/v2/dags: 500: database is locked", status=500

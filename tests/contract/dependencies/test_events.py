@@ -179,7 +179,7 @@ def test_what_waits_is_shown_and_can_be_dropped(
     assert daemon.tick() == []
     assert "3 wait, the first is warehouse/load success run_1" in daemon.skip_reason
     job = build_drop_job("metrics", [DAG])
-    config = {"ops": {"metrics__drop_waiting": {"config": {"dag_id": DAG}}}}
+    config = {"ops": {"metrics__drop_waiting_of_dag": {"config": {"dag_id": DAG}}}}
     assert job.execute_in_process(config, instance=instance).success
     report(instance, LOAD, "success", "run_4")
     airflow.database.finish_run(airflow.database.runs[0])
@@ -188,7 +188,7 @@ def test_what_waits_is_shown_and_can_be_dropped(
 
 def test_a_dag_that_does_not_exist_is_not_dropped(instance: dg.DagsterInstance) -> None:
     job = build_drop_job("metrics", [DAG])
-    config = {"ops": {"metrics__drop_waiting": {"config": {"dag_id": "customer_metric"}}}}
+    config = {"ops": {"metrics__drop_waiting_of_dag": {"config": {"dag_id": "customer_metric"}}}}
     with pytest.raises(dg.Failure, match=f"did you mean '{DAG}'"):
         job.execute_in_process(config, instance=instance)
 
