@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import re
+from collections import defaultdict
 from typing import Annotated, Any, Literal, TypeAlias
 
 import dagster as dg
@@ -10,7 +12,7 @@ from pydantic import (
     AfterValidator,
     Field,
     GetJsonSchemaHandler,
-    StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -28,13 +30,26 @@ from federation_defs.naming import build_asset_key
 
 State: TypeAlias = Literal["success", "failure", "finished", "late", "slow"]
 
-_DAG_PATTERN = r"^[^/\s]+/\S+$"
+_DAG_PATTERN = r"^[^/\s]+/\S+$|\{\{"
+
+
+def _check_dag(dag: str) -> str:
+    if not re.search(_DAG_PATTERN, dag):
+        raise ValueError("write instance/dag_id, as warehouse/load_orders")
+    return dag
 
 
 class DependencyDeclaration(Declaration):
     """One upstream, and what of it counts. A text is the success of a DAG."""
 
-    dag: Annotated[str, StringConstraints(pattern=_DAG_PATTERN)] | None = Field(
+    dag: (
+        Annotated[
+            str,
+            AfterValidator(_check_dag),
+            WithJsonSchema({"type": "string", "pattern": _DAG_PATTERN}),
+        ]
+        | None
+    ) = Field(
         default=None, description="A DAG, as instance/dag_id.", examples=["warehouse/load_orders"]
     )
     asset: list[str] | None = Field(
@@ -71,9 +86,8 @@ class DependencyDeclaration(Declaration):
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        # Of "anyOf", a validator says only that nothing fits.
-        text = {"type": "string"}
-        return {"if": text, "then": {"pattern": _DAG_PATTERN}, "else": handler(schema)}
+        declared = super().__get_pydantic_json_schema__(schema, handler)
+        return {"if": {"type": "string"}, "then": {"pattern": _DAG_PATTERN}, "else": declared}
 
     @property
     def upstream(self) -> tuple[str, str] | None:
@@ -128,9 +142,15 @@ class DeadlineDeclaration(Declaration):
 
 def refuse_same(dependencies: list[DependencyDeclaration]) -> list[DependencyDeclaration]:
     """Refuse dependencies that say the same."""
-    seen: set[tuple[str, State]] = set()
+    states: defaultdict[tuple[str | None, ...], set[State]] = defaultdict(set)
     for each in dependencies:
-        if (edge := (each.name, each.state)) in seen:
+        seen = states[(each.dag, *(each.asset or ()))]
+        if each.state in seen:
             raise ValueError(f"'{each.name}' is named twice with state {each.state}; remove one")
-        seen.add(edge)
+        seen.add(each.state)
+        if "finished" in seen and seen & {"success", "failure"}:
+            raise ValueError(
+                f"'{each.name}' is named with state finished, which is success and failure; remove "
+                "the others"
+            )
     return dependencies

@@ -109,6 +109,19 @@ class Declaration(BaseModel):
             raise ValueError("; ".join(hints))
         return value
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        # Of "anyOf", a validator says only that nothing fits, and not which key inside is wrong.
+        written = handler(schema)
+        for key in handler.resolve_ref_schema(written)["properties"].values():
+            match key.get("anyOf"):
+                case [{"$ref": _} as declaration, {"type": "null"}]:
+                    del key["anyOf"]
+                    key |= {"if": {"not": {"type": "null"}}, "then": declaration}
+        return written
+
 
 def check_timezone(name: str) -> str:
     """Return the name of a time zone, or refuse it."""
