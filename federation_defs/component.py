@@ -33,6 +33,7 @@ from federation_defs.validation import (
     Member,
     find_absent_dags,
     find_dateless_triggers,
+    find_deep_chains,
     find_named_dags,
     find_problems,
 )
@@ -214,6 +215,8 @@ class FederatedAirflow(dg.StateBackedComponent):
         members = [component.member for component in components]
         if problems := find_problems(members):
             raise DeclarationError(problems)
+        for warning in find_deep_chains(members):
+            _log.warning("%s", warning)
         named = find_named_dags(members)
         for component in components:
             component.federation = components

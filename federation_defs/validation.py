@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
-from federation_defs.declaration import InstanceDeclaration, suggest
+from federation_defs.declaration import DependencyDeclaration, InstanceDeclaration, suggest
 from federation_defs.state import Snapshot
 
 _MANY = 10  # absent DAGs: to look for similar names takes 0.05 s each, in an instance with 500
+_LONGEST_CHAIN = 5  # DAGs
+_NEEDED_KEYS = {"late": "deadline", "slow": "max_duration"}  # of an upstream, by state
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,17 @@ class Member:
 
 def find_problems(members: Sequence[Member]) -> list[str]:
     """Return everything that the declarations alone show to be wrong, one sentence each."""
-    names = {member.name for member in members}
+    by_name = {member.name: member for member in members}
     return [
         *_find_shared_names(members),
-        *(problem for member in members for problem in _find_unknown_instances(member, names)),
-        *_find_cycle(members),
+        *(
+            f"{member.source}: dags.{dag_id}.depends_on: {problem}"
+            for member in members
+            for dag_id, dag in member.declaration.dags.items()
+            for dependency in dag.depends_on
+            for problem in _find_wrong_dependency(dependency, member, by_name)
+        ),
+        *_find_cycles(members),
     ]
 
 
@@ -59,13 +67,33 @@ def _find_shared_names(members: Sequence[Member]) -> Iterator[str]:
             )
 
 
-def _find_unknown_instances(member: Member, names: Collection[str]) -> Iterator[str]:
-    for dag_id, dag in member.declaration.dags.items():
-        for name, _ in dag.upstreams:
-            if name not in names:
-                hint = _suggest_or_list(name, names)
-                where = f"{member.source}: dags.{dag_id}.depends_on"
-                yield f"{where}: there is no Airflow instance '{name}'{hint}"
+def _find_wrong_dependency(
+    dependency: DependencyDeclaration, member: Member, by_name: Mapping[str, Member]
+) -> Iterator[str]:
+    match dependency.asset:
+        case [instance, "dag", dag_id] if instance in by_name:
+            yield f"the asset {dependency.name} is a DAG; write {instance}/{dag_id}"
+    if dependency.upstream is None:
+        return
+    instance, dag_id = dependency.upstream
+    upstream = by_name.get(instance)
+    if upstream is None:
+        yield f"there is no Airflow instance '{instance}'{_suggest_or_list(instance, by_name)}"
+        return
+    own, other = member.declaration.environment, upstream.declaration.environment
+    if own and other and own != other and not dependency.across_environments:
+        yield (
+            f"{dependency.name} belongs to the environment '{other}', and {member.name} to '{own}';"
+            f" if that is meant, write `across_environments: true` beside `dag: {dependency.name}`"
+        )
+    key = _NEEDED_KEYS.get(dependency.state)
+    if key and getattr(upstream.declaration.find_dag(dag_id), key) is None:
+        dags = upstream.declaration.dags
+        able = [other for other, dag in dags.items() if getattr(dag, key) is not None]
+        yield (
+            f"{dependency.name} has no `{key}`, and so is never {dependency.state}; declare "
+            f"dags.{dag_id}.{key} in {upstream.source}{suggest(dag_id, able)}"
+        )
 
 
 def find_named_dags(members: Iterable[Member]) -> dict[str, dict[str, list[str]]]:
@@ -117,14 +145,60 @@ def _suggest_or_list(name: str, known: Iterable[str]) -> str:
     return suggest(name, names) or f"; there is {listed}."
 
 
-def _find_cycle(members: Sequence[Member]) -> Iterator[str]:
-    edges = {
+def _find_cycles(members: Sequence[Member]) -> Iterator[str]:
+    edges = _build_edges(members)
+    for _ in range(_MANY):
+        try:
+            TopologicalSorter(edges).prepare()
+        except CycleError as error:
+            path: list[str] = error.args[1]
+            yield (
+                f"{_locate(path[0], members)}.depends_on: there is a cycle: {' → '.join(path)}; "
+                "remove one of these dependencies"
+            )
+            edges[path[1]].remove(path[0])
+        else:
+            return
+
+
+def find_deep_chains(members: Sequence[Member]) -> Iterator[str]:
+    """Find chains of more than five DAGs that depend on each other. Of chains that share a DAG,
+    only the longest is found.
+
+    Args:
+        members: Without cycles.
+    """
+    edges = _build_edges(members)
+    depths: dict[str, int] = {}
+    for dag in TopologicalSorter(edges).static_order():
+        depths[dag] = 1 + max((depths[upstream] for upstream in edges.get(dag, ())), default=0)
+    seen: set[str] = set()
+    for dag in sorted(depths, key=lambda dag: (-depths[dag], dag)):
+        if depths[dag] <= _LONGEST_CHAIN:
+            return
+        chain = [dag]
+        while chain[-1] not in seen and (upstreams := edges.get(chain[-1])):
+            chain.append(max(upstreams, key=depths.__getitem__))
+        if chain[-1] not in seen:
+            yield (
+                f"{_locate(dag, members)}.depends_on: a chain of {len(chain)} DAGs, in which a "
+                f"delay is hard to trace: {' → '.join(reversed(chain))}. Where a DAG needs only "
+                "an earlier one, let it depend on that."
+            )
+        seen.update(chain)
+
+
+def _build_edges(members: Iterable[Member]) -> dict[str, list[str]]:
+    """Return the upstream DAGs of each declared DAG, all as instance/dag_id."""
+    return {
         f"{member.name}/{dag_id}": ["/".join(upstream) for upstream in dag.upstreams]
         for member in members
         for dag_id, dag in member.declaration.dags.items()
     }
-    try:
-        TopologicalSorter(edges).prepare()
-    except CycleError as error:
-        path = " → ".join(error.args[1])
-        yield f"depends_on has a cycle: {path}. Remove one of these dependencies."
+
+
+def _locate(dag: str, members: Iterable[Member]) -> str:
+    """Return where a DAG, as instance/dag_id, is declared."""
+    instance, dag_id = dag.split("/", 1)
+    source = next(member.source for member in members if member.name == instance)
+    return f"{source}: dags.{dag_id}"

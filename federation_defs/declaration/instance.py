@@ -184,11 +184,6 @@ def parse_declaration(values: Mapping[str, Any], source: str) -> InstanceDeclara
             problems.append(": ".join(filter(None, [*where, what])))
         raise DeclarationError(problems) from None  # pydantic's message may hold secrets
     problems += [
-        f"{source}: dags.{dag_id}.depends_on: a DAG can't depend on itself"
-        for dag_id, dag in declaration.dags.items()
-        if (declaration.name, dag_id) in dag.upstreams
-    ]
-    problems += [
         f"{source}: dags.{dag_id}.trigger.logical_date: in Airflow 2 (`api: v1`) every run has a "
         "logical date; remove the key"
         for dag_id, dag in declaration.dags.items()

@@ -71,6 +71,20 @@ def test_an_error_names_the_problems_of_all_instances(project: Project) -> None:
     ]
 
 
+def test_a_deep_chain_is_one_warning_also_in_strict_mode(
+    project: Project, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDERATION_STRICT", "true")
+    chain = {f"b{number}": [f"second/b{number - 1}"] for number in range(2, 6)}
+    project.declare("first", top=["second/b5"])
+    project.declare("second", b1=["second/b0"], **chain)
+    project.load_asset_keys()
+    (warning,) = caplog.messages
+    assert (
+        "second/b0 → second/b1 → second/b2 → second/b3 → second/b4 → second/b5 → first/" in warning
+    )
+
+
 @pytest.fixture
 def typing_error(project: Project) -> Project:
     project.declare("warehouse")

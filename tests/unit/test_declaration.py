@@ -180,14 +180,6 @@ def test_an_instance_name_has_only_characters_that_dagster_allows() -> None:
         declare(name="two words")
 
 
-def test_a_dag_that_depends_on_itself_is_refused() -> None:
-    declared = {**MINIMAL, "dags": {"a": {"depends_on": ["metrics/a"]}}}
-    with pytest.raises(
-        DeclarationError, match=r"dags\.a\.depends_on: a DAG can't depend on itself"
-    ):
-        parse_declaration(declared, "defs.yaml")
-
-
 def test_a_representation_shows_no_conf() -> None:
     declared = declare(dags={"a": {"trigger": {"conf": {"token": "s3cret-word"}}}})
     assert "s3cret-word" not in repr(declared) + str(declared)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from dagster.components import DefsStateConfigArgs
@@ -11,6 +13,7 @@ from federation_defs.validation import (
     Member,
     find_absent_dags,
     find_dateless_triggers,
+    find_deep_chains,
     find_named_dags,
     find_problems,
 )
@@ -19,6 +22,12 @@ from tests.unit.build import build_dag_snapshot, build_declaration, build_snapsh
 
 def build_member(name: str, **dags: list[str]) -> Member:
     return Member(f"defs/{name}/defs.yaml", build_declaration(name, **dags))
+
+
+def declare(name: str, dags: dict[str, Any], **more: Any) -> Member:
+    values = {"name": name, "url": "http://127.0.0.1:1", "auth": {"type": "none"}, **more}
+    declared = InstanceDeclaration.model_validate({**values, "dags": dags})
+    return Member(f"defs/{name}/defs.yaml", declared)
 
 
 def declare_state(member: Member, key: str) -> Member:
@@ -74,10 +83,125 @@ def test_two_instances_with_the_same_state_are_a_problem(key: str) -> None:
     )
 
 
-def test_a_cycle_is_named_with_its_path() -> None:
-    members = [build_member("first", a=["second/b"]), build_member("second", b=["first/a"])]
-    (problem,) = find_problems(members)
-    assert "first/a → second/b → first/a" in problem or "second/b → first/a → second/b" in problem
+@pytest.mark.parametrize("state", ["success", "failure"])
+def test_a_cycle_is_named_with_its_path(state: str) -> None:
+    first = declare("first", {"a": {"depends_on": [{"dag": "second/b", "state": state}]}})
+    (problem,) = find_problems([first, build_member("second", b=["first/a"])])
+    assert problem in (
+        "defs/first/defs.yaml: dags.a.depends_on: there is a cycle: first/a → second/b → first/a; "
+        "remove one of these dependencies",
+        "defs/second/defs.yaml: dags.b.depends_on: there is a cycle: second/b → first/a → "
+        "second/b; remove one of these dependencies",
+    )
+
+
+def test_a_dag_that_depends_on_itself_is_a_cycle() -> None:
+    assert find_problems([build_member("metrics", a=["metrics/a"])]) == [
+        "defs/metrics/defs.yaml: dags.a.depends_on: there is a cycle: metrics/a → metrics/a; "
+        "remove one of these dependencies"
+    ]
+
+
+def test_all_cycles_are_named() -> None:
+    member = build_member("m", a=["m/b"], b=["m/a", "m/c"], c=["m/b"], d=["m/d"])
+    assert len(find_problems([member])) == 3
+
+
+def test_a_dag_that_is_written_as_an_asset_is_a_problem() -> None:
+    """It would hide from every other check."""
+    asset = {"asset": ["warehouse", "dag", "load_customers"]}
+    others = [{"asset": ["warehouse", "load_customers"]}, {"asset": ["lake", "dag", "x"]}]
+    metrics = declare("metrics", {"b": {"depends_on": [asset, *others]}})
+    assert find_problems([WAREHOUSE, metrics]) == [
+        "defs/metrics/defs.yaml: dags.b.depends_on: the asset warehouse/dag/load_customers is a "
+        "DAG; write warehouse/load_customers"
+    ]
+
+
+def test_a_dependency_between_environments_is_a_problem() -> None:
+    staging = declare("warehouse", {}, environment="staging")
+    metrics = declare("metrics", {"b": {"depends_on": ["warehouse/a"]}}, environment="production")
+    assert find_problems([staging, metrics]) == [
+        "defs/metrics/defs.yaml: dags.b.depends_on: warehouse/a belongs to the environment "
+        "'staging', and metrics to 'production'; if that is meant, write `across_environments: "
+        "true` beside `dag: warehouse/a`"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("upstream", "downstream", "across"),
+    [
+        ("staging", "staging", False),
+        ("staging", "production", True),
+        ("staging", None, False),
+        (None, "production", False),
+        (None, None, False),
+    ],
+)
+def test_a_dependency_is_free_within_an_environment_if_it_says_so_or_without_environments(
+    upstream: str | None, downstream: str | None, across: bool
+) -> None:
+    dependency = {"dag": "warehouse/a", "across_environments": across}
+    members = [
+        declare("warehouse", {}, environment=upstream),
+        declare("metrics", {"b": {"depends_on": [dependency]}}, environment=downstream),
+    ]
+    assert find_problems(members) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "key", "value"),
+    [
+        ("late", "deadline", {"cron": "0 6 * * *", "within": "3h"}),
+        ("slow", "max_duration", "2h"),
+    ],
+)
+def test_a_state_that_an_upstream_never_has_is_a_problem(state: str, key: str, value: Any) -> None:
+    warehouse = declare("warehouse", {"load_orders": {key: value}, "other": {}})
+    upstreams = ["load_orders", "load_order", "other"]
+    depends_on = [{"dag": f"warehouse/{dag_id}", "state": state} for dag_id in upstreams]
+    metrics = declare("metrics", {"b": {"depends_on": depends_on}})
+    where = "defs/metrics/defs.yaml: dags.b.depends_on: warehouse"
+    never = f"has no `{key}`, and so is never {state}; declare dags"
+    assert find_problems([warehouse, metrics]) == [
+        f"{where}/load_order {never}.load_order.{key} in defs/warehouse/defs.yaml; did you mean "
+        "'load_orders'?",
+        f"{where}/other {never}.other.{key} in defs/warehouse/defs.yaml",
+    ]
+
+
+def build_chain(name: str, length: int, first: str = "source") -> Member:
+    dags = {f"d{number}": [f"{name}/d{number - 1}"] for number in range(2, length)}
+    return build_member(name, d1=[f"{name}/{first}"], **dags)
+
+
+def test_a_chain_of_six_dags_is_named_with_its_path_and_one_of_five_is_not() -> None:
+    assert list(find_deep_chains([build_chain("m", 5)])) == []
+    assert list(find_deep_chains([build_chain("m", 6)])) == [
+        "defs/m/defs.yaml: dags.d5.depends_on: a chain of 6 DAGs, in which a delay is hard to "
+        "trace: m/source → m/d1 → m/d2 → m/d3 → m/d4 → m/d5. Where a DAG needs only an earlier "
+        "one, let it depend on that."
+    ]
+
+
+def test_chains_that_share_a_dag_are_named_once() -> None:
+    fan_out = build_member("wide", **{f"w{number}": ["m/d5"] for number in range(50)})
+    below = build_member("below", last=["wide/w7", "m/d1"])
+    warnings = list(find_deep_chains([build_chain("m", 6), fan_out, below, build_chain("x", 8)]))
+    assert [warning.split(", ")[0].split("a chain of ")[1] for warning in warnings] == [
+        "8 DAGs",
+        "8 DAGs",
+    ]
+    assert "m/d5 → wide/w7 → below/last." in warnings[0]
+
+
+def test_the_time_to_find_deep_chains_does_not_grow_with_their_length_times_their_number() -> None:
+    long = build_chain("m", 6_000)
+    leaves = build_member("leaves", **{f"l{number}": ["m/d5999"] for number in range(6_000)})
+    begin = time.process_time()
+    (warning,) = find_deep_chains([leaves, long])
+    assert "a chain of 6001 DAGs" in warning
+    assert time.process_time() - begin < 2
 
 
 def test_an_absent_upstream_is_named_with_the_place_and_a_similar_one() -> None:
