@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from federation_defs.declaration import InstanceDeclaration
     from federation_defs.dependencies.record import Decision, Run, Skip, UpstreamEvent
     from federation_defs.errors import AirflowError, DeclarationError, FederationError
+    from federation_defs.federation import build_federation
     from federation_defs.loading import load_federation
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Skip",
     "UpstreamEvent",
     "build_airflow_instance",
+    "build_federation",
     "load_federation",
 ]
 
@@ -31,6 +33,7 @@ _MODULES = {
     "declaration": ["InstanceDeclaration"],
     "dependencies.record": ["Decision", "Run", "Skip", "UpstreamEvent"],
     "errors": ["AirflowError", "DeclarationError", "FederationError"],
+    "federation": ["build_federation"],
     "loading": ["load_federation"],
 }
 

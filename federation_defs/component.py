@@ -123,15 +123,18 @@ class FederatedAirflow(dg.StateBackedComponent):
     def load(
         cls, attributes: BaseModel | None, context: dg.ComponentLoadContext
     ) -> FederatedAirflow:
-        """Return the component that a `defs.yaml` declares.
+        """Return the component that a `defs.yaml`, or a Python file, declares.
 
         Raises:
             DeclarationError: A key is missing or wrong, or a template can't be rendered.
         """
-        folder = context.component_path.file_path
-        source = os.path.relpath(folder / "defs.yaml", context.project_root)
+        path = context.component_path.file_path
+        is_python = path.suffix == ".py"
+        source = os.path.relpath(path if is_python else path / "defs.yaml", context.project_root)
         if not isinstance(attributes, InstanceDeclaration):
             raise DeclarationError([f"{source}: write `attributes`: name, url and auth at least."])
+        if is_python:
+            source += f" ({attributes.name})"
         # Without warnings about templates in the place of numbers.
         raw = attributes.model_dump(exclude_unset=True, warnings=False)
         rendered = render_templates(raw, context.resolution_context.scope, source)

@@ -165,8 +165,10 @@ class InstanceDeclaration(Declaration):
         return self.dags.get(dag_id, _UNDECLARED)
 
 
-def parse_declaration(values: Mapping[str, Any], source: str) -> InstanceDeclaration:
-    """Return the declaration of one instance, whose templates are rendered.
+def parse_declaration(
+    values: InstanceDeclaration | Mapping[str, Any], source: str
+) -> InstanceDeclaration:
+    """Return the declaration of one instance.
 
     Args:
         source: The declaring file, for messages.

@@ -84,8 +84,9 @@ def test_without_a_state_the_declared_dags_are_loaded(
     assert "Using the declared DAGs." in caplog.text
 
 
+@pytest.mark.parametrize("in_python", [False, True])
 def test_a_load_refreshes_all_instances_at_the_same_time(
-    project: Project, caplog: pytest.LogCaptureFixture
+    project: Project, caplog: pytest.LogCaptureFixture, in_python: bool
 ) -> None:
     barrier = Barrier(3, timeout=20)
 
@@ -100,6 +101,8 @@ def test_a_load_refreshes_all_instances_at_the_same_time(
             server.database.add_dag("load")
             server.fail_next(asks("GET", "/dags"), wait_for_the_others)
             project.declare(name, server.url, SIGN_INS["v1"])
+        if in_python:
+            project.move_to_python()
         assert project.load_asset_keys() == build_keys(*(f"{name}/load" for name in names))
         assert [server.count("GET", "/dags") for server in servers] == [1, 1, 1]
     assert caplog.text == ""

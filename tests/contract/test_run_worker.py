@@ -127,9 +127,12 @@ def create_run(
     )
 
 
+@pytest.mark.parametrize("in_python", [False, True])
 def test_it_builds_the_dags_that_dagster_runs_and_what_they_depend_on(
-    project: Project, instance: dg.DagsterInstance
+    project: Project, instance: dg.DagsterInstance, in_python: bool
 ) -> None:
+    if in_python:
+        project.move_to_python()
     server = CodeServer(project)
     create_run(instance, assets=frozenset({LOADED}))
     repository = server.start_worker().get_definition()

@@ -42,6 +42,12 @@ from federation_defs import load_federation
 def defs() -> dg.Definitions:
     return load_federation(Path(__file__).parent)
 """
+PYTHON = """\
+from federation_defs import build_federation
+
+warehouse = "a name of the module's own"
+globals().update(build_federation({instances}))
+"""
 
 
 class Project:
@@ -74,6 +80,15 @@ class Project:
         declared = {"type": "federation_defs.FederatedAirflow", "attributes": attributes}
         (self.defs / instance).mkdir()
         (self.defs / instance / "defs.yaml").write_text(yaml.safe_dump(declared))
+
+    def move_to_python(self) -> None:
+        """Declare in a Python file, in place of YAML, all instances that were declared so far."""
+        instances = []
+        for path in sorted(self.defs.glob("*/defs.yaml")):
+            instances.append(yaml.safe_load(path.read_text())["attributes"])
+            path.unlink()
+            path.parent.rmdir()
+        (self.defs / "instances.py").write_text(PYTHON.format(instances=instances))
 
     def keep_state(self, instance: str, *dag_ids: str) -> None:
         """Write the last known state of an instance."""

@@ -75,9 +75,10 @@ def test_a_deep_chain_is_one_warning_also_in_strict_mode(
     project: Project, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDERATION_STRICT", "true")
-    chain = {f"b{number}": [f"second/b{number - 1}"] for number in range(2, 6)}
+    numbers = range(2, 6)
+    chain = {f"b{number}": {"depends_on": [f"second/b{number - 1}"]} for number in numbers}
     project.declare("first", top=["second/b5"])
-    project.declare("second", b1=["second/b0"], **chain)
+    project.declare("second", more={"dags": {"b1": {"depends_on": ["second/b0"]}, **chain}})
     project.load_asset_keys()
     (warning,) = caplog.messages
     assert (
