@@ -1,4 +1,5 @@
-"""Find what is wrong across the instances of a federation. Pure."""
+"""Find what is wrong across the instances of a federation. Pure, but for the import of `only_if`
+functions."""
 
 from __future__ import annotations
 
@@ -6,9 +7,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 
 from federation_defs.declaration import DependencyDeclaration, InstanceDeclaration, suggest
+from federation_defs.dependencies.only_if import check_function
 from federation_defs.state import Snapshot
 
 _MANY = 10  # absent DAGs: to look for similar names takes 0.05 s each, in an instance with 500
@@ -45,6 +48,7 @@ def find_problems(members: Sequence[Member]) -> list[str]:
             for problem in _find_wrong_dependency(dependency, member, by_name)
         ),
         *_find_cycles(members),
+        *_find_unusable_functions(members),
     ]
 
 
@@ -94,6 +98,15 @@ def _find_wrong_dependency(
             f"{dependency.name} has no `{key}`, and so is never {dependency.state}; declare "
             f"dags.{dag_id}.{key} in {upstream.source}{suggest(dag_id, able)}"
         )
+
+
+def _find_unusable_functions(members: Iterable[Member]) -> Iterator[str]:
+    check = cache(check_function)
+    for member in members:
+        for dag_id, dag in member.declaration.dags.items():
+            name = dag.trigger.only_if
+            if name is not None and (problem := check(name)):
+                yield f"{member.source}: dags.{dag_id}.trigger.only_if: {name} {problem}"
 
 
 def find_named_dags(members: Iterable[Member]) -> dict[str, dict[str, list[str]]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -202,6 +203,22 @@ def test_the_time_to_find_deep_chains_does_not_grow_with_their_length_times_thei
     (warning,) = find_deep_chains([leaves, long])
     assert "a chain of 6001 DAGs" in warning
     assert time.process_time() - begin < 2
+
+
+def test_a_function_that_can_not_be_asked_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rules_of_a_month.py").write_text("def is_month_end(event): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    functions = ["is_month_end", "is_month_and"]
+    dags = {name: {"trigger": {"only_if": f"rules_of_a_month:{name}"}} for name in functions}
+    missing = {"other": {"trigger": {"only_if": "rules_of_no_month:is_month_end"}}}
+    assert find_problems([declare("m", dags), declare("n", missing)]) == [
+        "defs/m/defs.yaml: dags.is_month_and.trigger.only_if: rules_of_a_month:is_month_and is not "
+        "in its module; did you mean 'is_month_end'?",
+        "defs/n/defs.yaml: dags.other.trigger.only_if: rules_of_no_month:is_month_end can't be "
+        "imported: ModuleNotFoundError: No module named 'rules_of_no_month'",
+    ]
 
 
 def test_an_absent_upstream_is_named_with_the_place_and_a_similar_one() -> None:
