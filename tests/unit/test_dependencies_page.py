@@ -1,0 +1,128 @@
+"""`docs/dependencies.md` shows declarations that are accepted, and refusals as they are."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonschema
+import pytest
+import yaml
+
+from federation_defs.declaration import (
+    DeadlineDeclaration,
+    DependencyDeclaration,
+    InstanceDeclaration,
+    TriggerDeclaration,
+    parse_declaration,
+)
+from federation_defs.dependencies.record import Run, Skip, UpstreamEvent
+from federation_defs.errors import DeclarationError
+from federation_defs.validation import Member, find_deep_chains, find_problems
+
+PAGE = (Path(__file__).parents[2] / "docs" / "dependencies.md").read_text()
+SCHEMA = jsonschema.Draft202012Validator(InstanceDeclaration.model_json_schema())
+CONNECTION = {"url": "http://127.0.0.1:1", "auth": {"type": "none"}}
+# Of DAGs that are triggered, whether they depend on others or not: docs/executing.md has these.
+EXECUTION_KEYS = {"conf", "timeout", "on_timeout", "on_cancel", "on_retry", "wait"}
+
+
+class Block(NamedTuple):
+    """A block of YAML, and the refusal that the page shows after it; empty if it is accepted."""
+
+    text: str
+    refusal: str
+
+
+BLOCKS = [
+    Block(*found)
+    for found in re.findall(
+        r"^```yaml\n(.*?)^```\n(?:\n```\n(.*?)^```$)?", PAGE, re.MULTILINE | re.DOTALL
+    )
+]
+PYTHON = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's own module `my_project.rules`."""
+    (text,) = (text for text in PYTHON if text.startswith("# my_project/rules.py"))
+    (tmp_path / "my_project").mkdir()
+    (tmp_path / "my_project" / "rules.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def read_block(text: str) -> dict[str, dict[str, Any]]:
+    """Return the attributes of each instance in a block, and of those that it only names."""
+    instances: dict[str, dict[str, Any]] = {}
+    for part in text.split("\n---\n"):
+        file = re.match(r"# defs/(\w+)/defs\.yaml\n", part)
+        instances[file[1] if file else "sales"] = yaml.safe_load(part)
+    for name in re.findall(r"\b(\w+)/load_\w+", text):
+        if name != "warehose":
+            instances.setdefault(name, {})
+    return {name: {"name": name, **CONNECTION, **values} for name, values in instances.items()}
+
+
+def find_all_problems(instances: dict[str, dict[str, Any]]) -> list[str]:
+    """Return all that a load says of these instances."""
+    members, problems = list[Member](), list[str]()
+    for name, values in instances.items():
+        source = f"defs/{name}/defs.yaml"
+        try:
+            members.append(Member(source, parse_declaration(values, source)))
+        except DeclarationError as error:
+            problems += error.problems
+    problems += find_problems(members)
+    return problems or list(find_deep_chains(members))
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.text.split("\n")[1].strip())
+def test_declarations_are_accepted_or_refused_as_the_page_says(block: Block) -> None:
+    instances = read_block(block.text)
+    problems = find_all_problems(instances)
+    assert "".join(f"{problem}\n" for problem in problems) == block.refusal
+    if not problems:
+        for values in instances.values():
+            assert list(SCHEMA.iter_errors(values)) == []
+
+
+def test_the_page_shows_refusals_and_names_every_key() -> None:
+    assert len([block for block in BLOCKS if block.refusal]) >= 6
+    keys = {
+        *DependencyDeclaration.model_fields,
+        *DeadlineDeclaration.model_fields,
+        *TriggerDeclaration.model_fields.keys() - EXECUTION_KEYS,
+        "max_duration",
+        "deadline",
+        "environment",
+    }
+    assert not {key for key in keys if not re.search(rf"\b{key}: ", PAGE)}
+
+
+def test_the_function_on_the_page_decides_as_it_says() -> None:
+    is_month_end = import_module("my_project.rules").is_month_end
+
+    def decide(day: datetime | None) -> Run | Skip:
+        event = UpstreamEvent(
+            upstream="w/a", downstream="f/b", state="success", run_id="1", logical_date=day
+        )
+        return is_month_end(event)
+
+    assert decide(datetime(2026, 1, 31, tzinfo=timezone.utc)) == Run({"month": "2026-01"})
+    assert decide(datetime(2026, 1, 30, tzinfo=timezone.utc)) == Skip(
+        "30 January is no month's end"
+    )
+    assert decide(None) == Skip("a run by hand")
+
+
+def test_the_python_on_the_page_runs() -> None:
+    modules: list[dict[str, Any]] = [{"__name__": "page"} for _ in PYTHON]
+    for text, module in zip(PYTHON, modules, strict=True):
+        exec(text, module)  # noqa: S102
+    names = [name for module in modules for name in module]
+    assert {"central 1", "store_at 2", "store_de 3", "store_fr 4"} <= set(names)
+    assert "orders" in names
