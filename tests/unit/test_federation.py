@@ -56,17 +56,24 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return project
 
 
-def snapshot(project: Project) -> dict[str, Any]:
+def snapshot(project: Project) -> Any:
     """Return what Dagster's UI and daemon know of a project, but for the lines that declare it."""
     repository = load_federation(project.path).get_repository_def()
-    snapshot = json.loads(serialize_value(RepositorySnap.from_def(repository)))
-    del snapshot["component_tree"]
-    for asset in snapshot["external_asset_graph_data"]:
-        entries = asset["metadata_entries"]
-        asset["metadata_entries"] = [each for each in entries if "dagster/" not in each["label"]]
-    for sensor in snapshot["external_sensor_datas"]:
-        del sensor["metadata"]
-    return snapshot
+    values = json.loads(serialize_value(RepositorySnap.from_def(repository)))
+    del values["component_tree"]
+    return remove_sources(values)
+
+
+def remove_sources(value: Any) -> Any:
+    """Remove the metadata that Dagster makes of the file of a component."""
+    sources = ("dagster/code_references", "dagster/component_origin")
+    if isinstance(value, dict):
+        return {key: remove_sources(each) for key, each in value.items() if key not in sources}
+    if isinstance(value, list):
+        labels = (each.get("label") if isinstance(each, dict) else None for each in value)
+        pairs = zip(value, labels, strict=True)
+        return [remove_sources(each) for each, label in pairs if label not in sources]
+    return value
 
 
 def test_yaml_and_python_give_the_same_assets_checks_sensors_and_jobs(project: Project) -> None:
