@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import datetime, timezone
 from importlib import import_module
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from federation_defs.declaration import (
+    UPSTREAM_CONF_KEY,
     DeadlineDeclaration,
     DependencyDeclaration,
     InstanceDeclaration,
@@ -117,6 +119,13 @@ def test_the_function_on_the_page_decides_as_it_says() -> None:
         "30 January is no month's end"
     )
     assert decide(None) == Skip("a run by hand")
+
+
+def test_the_conf_on_the_page_is_one_that_is_passed() -> None:
+    (text,) = re.findall(r"^```json\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (shown,) = json.loads(text)[UPSTREAM_CONF_KEY]["upstream"]
+    passed = UpstreamEvent.from_json(shown).to_json()
+    assert shown == {key: value for key, value in passed.items() if value is not None}
 
 
 def test_the_python_on_the_page_runs() -> None:
