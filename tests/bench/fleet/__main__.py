@@ -15,7 +15,8 @@ Sizes from L on are kept in PostgreSQL, behind PgBouncer.
   as to a webserver. Ours has its state on disk. Airlift's reads the Airflows.
 - idle: CPU seconds a minute of code server, daemon, webserver, run workers, PostgreSQL and
   PgBouncer while nothing ends, after every instance was polled twice; and in that time, the longest
-  time between two polls of an instance, and between two ticks of an automation sensor.
+  time between two polls of an instance, and between two ticks of a sensor that decides when its
+  DAGs run: by conditions or by events.
 - latency: seconds from the end of an upstream run to the trigger of its downstream DAG. Runs of
   upstream DAGs end one after the other at a fixed rate. Downstream runs take 2 seconds. An end
   without a trigger two minutes after the last end counts as infinite.

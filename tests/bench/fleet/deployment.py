@@ -13,9 +13,8 @@ from typing import Any
 import dagster as dg
 import requests
 import yaml
-from dagster._core.definitions.sensor_definition import SensorType
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
-from dagster._core.scheduler.instigation import InstigatorType, SensorInstigatorData
+from dagster._core.scheduler.instigation import InstigatorType
 from dagster._grpc.client import DagsterGrpcClient
 
 from tests.bench.fleet.machine import read_cpu_s
@@ -26,7 +25,6 @@ from tests.waiting import wait_for
 
 START_S = 400  # for a process to start, at most
 MB = 2**20
-_AUTOMATION = (SensorType.AUTOMATION, SensorType.AUTO_MATERIALIZE)
 
 
 class Deployment(DagsterApi):
@@ -139,16 +137,14 @@ class Deployment(DagsterApi):
             workers += times.children_user + times.children_system + read_cpu_s(descendants)
         return found | {"workers": workers}
 
-    def fetch_automation_ticks(self) -> dict[str, list[float]]:
-        """Return the times of the last ticks of each automation sensor that the daemon knows."""
+    def fetch_ticks(self) -> dict[str, list[float]]:
+        """Return the times of the last ticks of each sensor that the daemon knows."""
         found: dict[str, list[float]] = {}
         with dg.DagsterInstance.from_config(str(self.home)) as instance:
             for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
-                data = state.instigator_data
-                if isinstance(data, SensorInstigatorData) and data.sensor_type in _AUTOMATION:
-                    ids = state.instigator_origin_id, state.selector_id
-                    ticks = instance.get_ticks(*ids, limit=1000)
-                    found[state.name] = sorted(tick.timestamp for tick in ticks)
+                ids = state.instigator_origin_id, state.selector_id
+                ticks = instance.get_ticks(*ids, limit=1000)
+                found[state.name] = sorted(tick.timestamp for tick in ticks)
         return found
 
 

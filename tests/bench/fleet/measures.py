@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import psutil
 import yaml
 
+from federation_defs.declaration import DagDeclaration
 from federation_defs.naming import build_sensor_name
 from tests.bench.fleet.deployment import Airflows, Deployment, FailedError
 from tests.bench.fleet.machine import Load, LoadMeter, read_cpu_s
@@ -78,11 +79,15 @@ class Contender:
         return SHIPPED if self._is_ours else DEFAULTS
 
     @property
-    def automation_sensors(self) -> list[str]:
+    def deciding_sensors(self) -> list[str]:
+        """The names of the sensors that decide when DAGs run."""
         if not self._is_ours:
             return [AUTOMATION_SENSOR]
-        instances = {instance: None for instance, _ in self.fleet.upstreams}
-        return [build_sensor_name(instance, "automation") for instance in instances]
+        return [
+            build_sensor_name(declared["name"], kind)
+            for declared in self.fleet.build_declarations()
+            for kind in find_deciders(declared)
+        ]
 
     def close(self) -> None:
         self.airflows.stop()
@@ -183,11 +188,11 @@ def measure_idle(
     cost = Figure(f"{sum(costs.values()):.1f} CPU s a minute ({parts})", load)
     polls = contender.airflows.fetch_notes()["polls"]
     polls = {name: polls.get(name, []) for name in contender.fleet.dag_ids}
-    ticks = deployment.fetch_automation_ticks()
-    ticks = {name: ticks.get(name, []) for name in contender.automation_sensors}
+    ticks = deployment.fetch_ticks()
+    ticks = {name: ticks.get(name, []) for name in contender.deciding_sensors}
     texts = [
         f"observation {_describe_gaps(polls, began, ended)}",
-        f"automation {_describe_gaps(ticks, began, ended)}",
+        f"automation and events {_describe_gaps(ticks, began, ended)}",
     ]
     return cost, Figure("; ".join(texts), load)
 
@@ -200,6 +205,13 @@ def _read_all_cpu_s(deployment: Deployment) -> dict[str, float]:
         if "postgres" in command:  # both have the server's folder in it
             found[name] = read_cpu_s([process, *process.children(recursive=True)])
     return found
+
+
+def find_deciders(declared: Mapping[str, Any]) -> list[Literal["automation", "events"]]:
+    """Return the kinds of sensors that decide when the DAGs of an instance run."""
+    dags = [DagDeclaration.model_validate(dag) for dag in declared["dags"].values()]
+    kinds = {dag.is_decided_by_events for dag in dags}
+    return ["events" if kind else "automation" for kind in sorted(kinds)]
 
 
 def _describe_gaps(moments: dict[str, list[float]], began: float, ended: float) -> str:

@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,26 @@ PACKAGE = "sales_platform"
 AUTOMATION_SENSOR = "automation_sensor"  # airlift's
 
 Dag = tuple[str, str]  # instance and DAG id
+
+
+def _build_plain(upstream: str) -> dict[str, Any]:
+    return {"depends_on": [upstream]}
+
+
+def _build_with(**trigger: Any) -> Callable[[str], dict[str, Any]]:
+    return lambda upstream: {"depends_on": [upstream], "trigger": trigger}
+
+
+# The kinds of dependencies, each as often as in a fleet where most are plain. A success of the
+# upstream starts each of them.
+_KINDS = [
+    *[_build_plain] * 3,
+    _build_with(when="all"),
+    *[_build_plain] * 3,
+    _build_with(runs="each"),
+    lambda upstream: {"depends_on": [{"dag": upstream, "state": "finished"}]},
+    _build_with(runs="each", pass_upstream=True, reruns="rerun"),
+]
 
 
 @dataclass(frozen=True)
@@ -76,7 +97,8 @@ class Fleet:
         """Build the attributes of each instance's defs.yaml. Address and password are variables."""
         dags: defaultdict[str, dict[str, Any]] = defaultdict(dict)
         for (instance, dag_id), upstream in self.upstreams.items():
-            dags[instance][dag_id] = {"depends_on": ["/".join(upstream)]}
+            build = _KINDS[len(dags[instance]) % len(_KINDS)]
+            dags[instance][dag_id] = build("/".join(upstream))
         password = f"{{{{ env.{PASSWORD_VARIABLE} }}}}"
         auth = {"type": "password", "username": USERNAME, "password": password}
         url = f"{{{{ env.{URL_VARIABLE} }}}}"
