@@ -14,6 +14,13 @@ import dagster as dg
 RUN_ID_PREFIX = "dagster__"
 CHECK_NAME = "dag_run"
 DECISION_CHECK_NAME = "only_if"
+MAX_DURATION_CHECK_NAME = "max_duration"
+DEADLINE_CHECK_NAME = "deadline"
+READY_CHECK_NAME = "ready"
+_CHECK_NAMES = (
+    *(CHECK_NAME, DECISION_CHECK_NAME),
+    *(MAX_DURATION_CHECK_NAME, DEADLINE_CHECK_NAME, READY_CHECK_NAME),
+)
 
 # No name of an output may be one of these (dagster 1.13).
 _RESERVED_WORDS = {
@@ -40,9 +47,9 @@ def build_dag_id(instance: str, key: dg.AssetKey) -> str | None:
     return None
 
 
-def build_check_key(key: dg.AssetKey) -> dg.AssetCheckKey:
-    """Return the key of the asset check that every DAG has."""
-    return dg.AssetCheckKey(key, CHECK_NAME)
+def build_check_key(key: dg.AssetKey, name: str = CHECK_NAME) -> dg.AssetCheckKey:
+    """Return the key of a DAG's asset check, by default of the one that every DAG has."""
+    return dg.AssetCheckKey(key, name)
 
 
 def build_sensor_name(instance: str, kind: Literal["observation", "automation", "events"]) -> str:
@@ -72,18 +79,20 @@ def build_output_names(dag_ids: Iterable[str]) -> dict[str, str]:
         plain = re.sub(r"[^A-Za-z0-9_]", "_", dag_id)
         candidates = chain([plain], (f"{plain}__{number}" for number in count(2)))
         name = next(
-            name
-            for name in candidates
-            if name and taken.isdisjoint({name, build_check_output_name(name)})
+            name for name in candidates if name and taken.isdisjoint(_build_all_names(name))
         )
         names[dag_id] = name
-        taken |= {name, build_check_output_name(name)}
+        taken |= _build_all_names(name)
     return names
 
 
-def build_check_output_name(output_name: str) -> str:
-    """Return the name of the output that holds the check of an output's asset."""
-    return f"{output_name}__{CHECK_NAME}"
+def build_check_output_name(output_name: str, check_name: str = CHECK_NAME) -> str:
+    """Return the name of the output that holds a check of an output's asset."""
+    return f"{output_name}__{check_name}"
+
+
+def _build_all_names(output_name: str) -> set[str]:
+    return {output_name, *(build_check_output_name(output_name, check) for check in _CHECK_NAMES)}
 
 
 def build_input_names(keys: Iterable[dg.AssetKey]) -> dict[str, dg.AssetKey]:

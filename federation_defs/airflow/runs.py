@@ -112,6 +112,17 @@ class RunEndpoints(AirflowApi):
         )
 
     @retry_after_upgrade
+    def fetch_running_runs(self, started_before: datetime, at_most: int) -> Page[DagRun]:
+        """Fetch the running runs of all DAGs that started before a time, by Airflow's clock. If
+        there are more than this, and than a page, only the oldest of them.
+
+        The list moves when runs end while it is read, so a running run may be missing.
+        """
+        moment = started_before.isoformat()
+        params = {"state": ["running"], "start_date_lte": moment, "order_by": "id"}
+        return self._fetch_pages("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
+
+    @retry_after_upgrade
     def fetch_run_of_date(self, dag_id: str, logical_date: datetime) -> DagRun | None:
         """Fetch the run of a DAG with this logical date, or None."""
         name, moment = self.api_version.logical_date, logical_date.isoformat()

@@ -50,6 +50,26 @@ def test_a_run_that_is_over_is_not_among_the_active_ones(fake_world: FakeWorld) 
     assert run.run_id not in {run.run_id for run in fetch_active(fake_world.client)}
 
 
+def test_running_runs_are_found_by_their_start(world: World) -> None:
+    run, _ = start_endless_run(world)
+    assert run.start_date is not None
+    for seconds, is_found in ((1, True), (-1, False)):
+        moment = run.start_date + timedelta(seconds=seconds)
+        page = world.client.fetch_running_runs(moment, MANY)
+        assert (run in page.entries) is is_found
+    world.client.stop_run("endless", run.run_id)
+    running = world.client.fetch_running_runs(moment + timedelta(days=1), MANY).entries
+    assert run.run_id not in {run.run_id for run in running}
+
+
+def test_more_running_runs_than_the_limit_are_the_oldest(airflow: Airflow) -> None:
+    airflow.server.endpoints.page_limit = 3
+    airflow.database.add_dag("busy")
+    runs = [airflow.database.start_run("busy").run_id for _ in range(8)]
+    page = airflow.client.fetch_running_runs(airflow.database.now() + timedelta(hours=1), 4)
+    assert ([run.run_id for run in page.entries], page.is_whole) == (runs[:3], False)
+
+
 def test_more_active_runs_than_the_limit_give_none(airflow: Airflow) -> None:
     airflow.database.add_dag("busy")
     for _ in range(250):

@@ -233,6 +233,9 @@ class RunEndpoints(FakeApi):
             runs = [run for run in runs if run.updated_at >= datetime.fromisoformat(since)]
         if until := request.args.get("updated_at_lte"):
             runs = [run for run in runs if run.updated_at <= datetime.fromisoformat(until)]
+        if until := request.args.get("start_date_lte"):
+            moment = datetime.fromisoformat(until)
+            runs = [run for run in runs if run.start_date and run.start_date <= moment]
         prefix = request.args.get("run_id_prefix_pattern")
         if prefix and self.api == "v2" and self.is_since(3, 3):
             stem = prefix.rstrip("_-.~:+")  # as 3.3: a collation may ignore the rest
@@ -241,7 +244,8 @@ class RunEndpoints(FakeApi):
             runs = [run for run in runs if run.state in states]
         first = datetime.min.replace(tzinfo=timezone.utc)
         order = {"id": lambda run: run.id, "end_date": lambda run: run.end_date or first}
-        known = {"updated_at_gte", "updated_at_lte", "state", f"{name}_gte", f"{name}_lte"}
+        known = {"updated_at_gte", "updated_at_lte", "state", "start_date_lte"}
+        known |= {f"{name}_gte", f"{name}_lte"}
         return self.page(request, "dag_runs", runs, build_run, order, known)
 
     def show_run(self, _: Request, dag_id: str, run_id: str) -> Response:
