@@ -1,50 +1,111 @@
-"""The asset check `dag_run` of every DAG: its last finished run is a success."""
+"""The asset checks of DAGs: `dag_run` of every DAG, and the others where they are declared.
+
+- `dag_run` passes if the last finished run is a success.
+- `max_duration` passes if that run did not take longer. It fails while a run goes on for longer.
+- `deadline` passes once a run has succeeded for the last deadline, in time or after it.
+- `only_if` passes if the function of that name answered.
+- `ready` passes if nothing keeps a DAG from running when its upstreams succeed.
+"""
 
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.models import DagRun
+from federation_defs.dagster_io.event_log import fetch_successes
+from federation_defs.declaration import DagDeclaration, DeadlineDeclaration
 from federation_defs.errors import AirflowError, DagNotFoundError
-from federation_defs.events import build_check_result
+from federation_defs.events import (
+    build_check_result,
+    build_deadline_check,
+    build_max_duration_check,
+)
 from federation_defs.naming import (
     CHECK_NAME,
+    DEADLINE_CHECK_NAME,
+    DECISION_CHECK_NAME,
+    MAX_DURATION_CHECK_NAME,
+    READY_CHECK_NAME,
     build_asset_key,
+    build_check_output_name,
     build_dag_id,
     build_op_name,
     build_output_names,
 )
-from federation_defs.outcome import Rules, add_log_tails, fetch_outcome
+from federation_defs.outcome import add_log_tails, fetch_outcome
+
+_MAX_RUNNING = 1000  # runs of all DAGs; of more, the oldest are looked at
 
 
-def build_check_spec(instance: str, dag_id: str) -> dg.AssetCheckSpec:
-    return dg.AssetCheckSpec(
-        CHECK_NAME,
-        asset=build_asset_key(instance, dag_id),
-        description=f"The last finished run of DAG {dag_id} in Airflow {instance} is a success. "
-        "Evaluated for each finished run; executing it fetches the last one from Airflow.",
-    )
+def build_check_specs(instance: str, dag_id: str, dag: DagDeclaration) -> list[dg.AssetCheckSpec]:
+    """Return the specs of a DAG's checks."""
+    name = f"DAG {dag_id} in Airflow {instance}"
+    descriptions = {
+        CHECK_NAME: f"The last finished run of {name} is a success. Evaluated for each finished "
+        "run; executing it fetches the last one from Airflow."
+    }
+    if dag.max_duration is not None:
+        descriptions[MAX_DURATION_CHECK_NAME] = (
+            f"No run of {name} takes longer than {dag.max_duration:.0f} s. Evaluated for each "
+            "finished run, and once for a run that goes on for longer; executing it asks Airflow."
+        )
+    if dag.deadline is not None:
+        descriptions[DEADLINE_CHECK_NAME] = (
+            f"A run of {name} has succeeded for the last deadline: {dag.deadline.cron} "
+            f"({dag.deadline.timezone}), or up to {dag.deadline.within:.0f} s before. Evaluated at "
+            "each deadline, and for each finished run."
+        )
+    if dag.trigger.only_if is not None:
+        descriptions[DECISION_CHECK_NAME] = (
+            f"`{dag.trigger.only_if}` answered when it was last asked whether to run {name}. "
+            "Executing it does nothing."
+        )
+    if dag.depends_on:
+        descriptions[READY_CHECK_NAME] = (
+            f"Nothing keeps {name} from running when its upstreams succeed. Evaluated by "
+            "observation when that changes; executing it does nothing."
+        )
+    key = build_asset_key(instance, dag_id)
+    return [
+        dg.AssetCheckSpec(check, asset=key, description=description)
+        for check, description in descriptions.items()
+    ]
 
 
-def build_checks(client: AirflowClient, rules: Rules) -> dg.AssetChecksDefinition:
+def build_checks(
+    client: AirflowClient, dags: Mapping[str, DagDeclaration]
+) -> dg.AssetChecksDefinition:
     """Build the checks of DAGs that Dagster does not run itself."""
-    # `@multi_asset_check` derives the outputs' names from the keys. That fails for letters outside
-    # ASCII, and for two DAG ids that differ in a dot and a dash (dagster 1.13).
-    names = build_output_names(rules)
-    specs = {name: build_check_spec(client.instance, dag_id) for dag_id, name in names.items()}
+    specs = [
+        spec
+        for dag_id, dag in dags.items()
+        for spec in build_check_specs(client.instance, dag_id, dag)
+    ]
+    outputs = name_check_outputs(specs)
 
     @dg.op(
         name=build_op_name(client.instance, "checks"),
-        out=dict.fromkeys(specs, dg.Out(dg.Nothing, is_required=False)),
+        out=dict.fromkeys(outputs, dg.Out(dg.Nothing, is_required=False)),
     )
     def check_dags(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        keys = context.selected_asset_check_keys
-        yield from run_checks(client, rules, [key.asset_key for key in keys], context)
+        yield from run_checks(client, dags, context.selected_asset_check_keys, context)
 
-    return _create_checks(check_dags, specs)
+    return _create_checks(check_dags, outputs)
+
+
+def name_check_outputs(specs: Iterable[dg.AssetCheckSpec]) -> dict[str, dg.AssetCheckSpec]:
+    """Return the specs of some DAGs' checks by the names of their outputs."""
+    # `@multi_asset_check` derives the outputs' names from the keys. That fails for letters outside
+    # ASCII, and for two DAG ids that differ in a dot and a dash (dagster 1.13).
+    by_dag = [(spec.asset_key.path[-1], spec) for spec in specs]
+    names = build_output_names({dag_id for dag_id, _ in by_dag})
+    return {build_check_output_name(names[dag_id], spec.name): spec for dag_id, spec in by_dag}
 
 
 def are_dag_checks(checks: dg.AssetsDefinition) -> bool:
@@ -60,9 +121,7 @@ def recreate_checks(checks: dg.AssetsDefinition) -> dg.AssetChecksDefinition:
     YAML file gets (1.13, `CompositeYamlComponent`). It would then copy it once for each check that
     it holds: of 500 checks, 500 copies with 500 each.
     """
-    specs = {spec.asset_key.path[-1]: spec for spec in checks.check_specs}
-    names = build_output_names(specs)
-    return _create_checks(checks.op, {names[dag_id]: spec for dag_id, spec in specs.items()})
+    return _create_checks(checks.op, name_check_outputs(checks.check_specs))
 
 
 def _create_checks(
@@ -88,32 +147,91 @@ def _describe_absence(instance: str, dag_id: str, why: str) -> dict[str, Any]:
 
 def run_checks(
     client: AirflowClient,
-    rules: Rules,
-    keys: Iterable[dg.AssetKey],
+    dags: Mapping[str, DagDeclaration],
+    keys: Iterable[dg.AssetCheckKey],
     context: dg.AssetCheckExecutionContext | dg.AssetExecutionContext,
 ) -> Iterator[dg.AssetCheckResult]:
-    """Evaluate the checks of some assets. That of a DAG that the instance does not have fails; a
-    DAG without a finished run gives no result.
+    """Evaluate some checks. `dag_run` of a DAG that the instance does not have fails; a DAG without
+    a finished run gives no result, and neither do `only_if` and `ready`.
 
     Raises:
         dagster.Failure: Airflow can't be asked about one or more of the DAGs.
     """
     errors = []
-    for dag_id in sorted(filter(None, (build_dag_id(client.instance, key) for key in keys))):
-        try:
-            client.fetch_dag(dag_id)
-            run = client.fetch_latest_finished_run(dag_id)
-            outcome = run and add_log_tails(client, fetch_outcome(client, run, rules[dag_id]))
-        except DagNotFoundError as error:
-            why = str(error)
-            yield dg.AssetCheckResult(**_describe_absence(client.instance, dag_id, why))
+    for key in sorted(keys):
+        if (dag_id := build_dag_id(client.instance, key.asset_key)) is None:
             continue
+        dag, result = dags[dag_id], None
+        try:
+            if key.name == CHECK_NAME:
+                result = _check_last_run(client, dag_id, dag)
+            elif key.name == MAX_DURATION_CHECK_NAME and dag.max_duration is not None:
+                result = _check_duration(client, dag_id, dag.max_duration)
+            elif key.name == DEADLINE_CHECK_NAME and dag.deadline is not None:
+                now = datetime.now(timezone.utc)
+                where = context.instance, client.instance, dag_id
+                result = dg.AssetCheckResult(**find_deadline_check(*where, dag.deadline, now))
         except AirflowError as error:
             errors.append(str(error))
             continue
-        if outcome is not None:
-            yield build_check_result(client, outcome)
+        if result is not None:
+            yield result
+        elif key.name in (DECISION_CHECK_NAME, READY_CHECK_NAME):
+            context.log.info(f"The check `{key.name}` of DAG {dag_id} is evaluated by a sensor.")
         else:
             context.log.info(f"DAG {dag_id} has no finished run in Airflow '{client.instance}'.")
     if errors:
         raise dg.Failure("\n".join(errors))
+
+
+def _check_last_run(
+    client: AirflowClient, dag_id: str, dag: DagDeclaration
+) -> dg.AssetCheckResult | None:
+    try:
+        client.fetch_dag(dag_id)
+        run = client.fetch_latest_finished_run(dag_id)
+    except DagNotFoundError as error:
+        return dg.AssetCheckResult(**_describe_absence(client.instance, dag_id, str(error)))
+    if run is None:
+        return None
+    outcome = add_log_tails(client, fetch_outcome(client, run, dag.success_when))
+    return build_check_result(client, outcome)
+
+
+def _check_duration(
+    client: AirflowClient, dag_id: str, limit_s: float
+) -> dg.AssetCheckResult | None:
+    now = datetime.now(timezone.utc)
+    slow = find_slow_runs(client, {dag_id: limit_s}, now)
+    run = slow[0] if slow else client.fetch_latest_finished_run(dag_id)
+    if run is None:
+        return None
+    return dg.AssetCheckResult(**build_max_duration_check(client, run, limit_s, now))
+
+
+def find_slow_runs(
+    client: AirflowClient, limits_s: Mapping[str, float], now: datetime
+) -> list[DagRun]:
+    """Find the running runs that take longer than the limit of their DAG.
+
+    Args:
+        limits_s: By DAG id, of one DAG at least.
+        now: By Airflow's clock.
+    """
+    started_before = now - timedelta(seconds=min(limits_s.values()))
+    page = client.fetch_running_runs(started_before, _MAX_RUNNING)
+    return [run for run in page.entries if run.measure_s(now) > limits_s.get(run.dag_id, math.inf)]
+
+
+def find_deadline_check(
+    instance: dg.DagsterInstance,
+    airflow: str,
+    dag_id: str,
+    deadline: DeadlineDeclaration,
+    now: datetime,
+) -> dict[str, Any]:
+    """Return the fields of an evaluation of the check `deadline`, by what the event log holds."""
+    last = next(deadline.iterate_back(now))
+    key = build_asset_key(airflow, dag_id)
+    successes = fetch_successes(instance, key, last - deadline.window)
+    return build_deadline_check(airflow, dag_id, last, deadline.window, successes)

@@ -24,7 +24,7 @@ from federation_defs.declaration.fields import find_variables, render_templates
 from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
 from federation_defs.errors import AirflowError, DeclarationError
 from federation_defs.execution import build_execution
-from federation_defs.observation import build_observation_sensor
+from federation_defs.observation import FindProblem, build_observation_sensor
 from federation_defs.partitions import Partitioning
 from federation_defs.specs import build_specs
 from federation_defs.state import Snapshot, fetch_snapshot, read_snapshot, write_snapshot
@@ -252,7 +252,18 @@ class FederatedAirflow(dg.StateBackedComponent):
         }
         specs = build_specs(self.declaration, snapshot, self.named.keys(), others)
         counts = [len(declaration.downstreams) for declaration in others.values()]
-        return build_instance_defs(self.client, self.declaration, specs, absent, counts)
+        return build_instance_defs(
+            self.client, self.declaration, specs, absent, counts, self.find_problem
+        )
+
+    def find_problem(self, airflow: str, dag_id: str) -> str | None:
+        """Return why a DAG of any instance can't run, by the last refresh."""
+        for component in self.federation:
+            snapshot = component._snapshot  # noqa: SLF001 - of its own class
+            if component.declaration.name == airflow and snapshot is not None:
+                problem = snapshot.describe_problem(dag_id)
+                return problem and f"{problem} (as of {snapshot.taken_at})"
+        return None
 
 
 def _is_strict() -> bool:
@@ -274,6 +285,7 @@ def build_instance_defs(
     specs: Mapping[str, dg.AssetSpec],
     absent: Mapping[str, str] = MappingProxyType({}),
     downstream_counts: Sequence[int] = (0,),
+    find_problem: FindProblem = lambda *_: None,
     *,
     is_for_run: bool = False,
 ) -> dg.Definitions:
@@ -283,13 +295,16 @@ def build_instance_defs(
         specs: Of its DAGs, by id. Without all of those that Dagster runs, none is run.
         absent: Why DAGs can't run in the instance, by id.
         downstream_counts: Of each instance of the code location, how many DAGs depend on others.
+        find_problem: As `build_observation_sensor` takes it.
         is_for_run: Leave out sensors, and checks of DAGs that Dagster does not run.
     """
     declared = declaration.downstreams
     are_run = declared.keys() <= specs.keys()
     downstreams = {dag_id: specs[dag_id] for dag_id in declared} if are_run else {}
     rules = {dag_id: declaration.find_dag(dag_id).success_when for dag_id in specs}
-    observed = {dag_id: rule for dag_id, rule in rules.items() if dag_id not in downstreams}
+    observed = {
+        dag_id: declaration.find_dag(dag_id) for dag_id in specs if dag_id not in downstreams
+    }
     assets: list[dg.AssetSpec | dg.AssetsDefinition] = [specs[dag_id] for dag_id in observed]
     if downstreams:
         limit = declaration.limits.max_active_runs
@@ -307,6 +322,8 @@ def build_instance_defs(
             rules,
             declaration.observe,
             partitionings=partitionings,
+            dags=declaration.dags,
+            find_problem=find_problem,
             absent=absent,
             instances=len(downstream_counts),
         )

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import dagster as dg
@@ -22,6 +22,7 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, RunKey
 from federation_defs.dagster_io.event_log import (
     CONF_LABEL,
+    DEADLINE_LABEL,
     DURATION_LABEL,
     END_LABEL,
     INTERVAL_END_LABEL,
@@ -34,8 +35,15 @@ from federation_defs.dagster_io.event_log import (
     START_LABEL,
     STATE_LABEL,
     ReportedRuns,
+    Success,
 )
-from federation_defs.naming import CHECK_NAME, DECISION_CHECK_NAME, build_asset_key
+from federation_defs.naming import (
+    CHECK_NAME,
+    DEADLINE_CHECK_NAME,
+    DECISION_CHECK_NAME,
+    MAX_DURATION_CHECK_NAME,
+    build_asset_key,
+)
 from federation_defs.outcome import Outcome
 from federation_defs.redaction import redact
 
@@ -162,6 +170,100 @@ def build_drop_observation(airflow: str, dag_id: str) -> dg.AssetObservation:
     return dg.AssetObservation(key, description, metadata={SIGNAL_LABEL: "drop"})
 
 
+def build_slow_observation(
+    client: AirflowClient, run: DagRun, limit_s: float, now: datetime
+) -> dg.AssetObservation:
+    """Return what tells that a run takes longer than `max_duration`.
+
+    Args:
+        now: By Airflow's clock.
+    """
+    metadata = {
+        SIGNAL_LABEL: "slow",
+        **build_link_metadata(client, run),
+        "Max duration (s)": limit_s,
+        **_describe_run(run),
+    }
+    return dg.AssetObservation(
+        build_asset_key(client.instance, run.dag_id),
+        _describe_duration(run, limit_s, now),
+        metadata=metadata,
+    )
+
+
+def build_max_duration_check(
+    client: AirflowClient, run: DagRun, limit_s: float, now: datetime
+) -> dict[str, Any]:
+    """Return the fields of an evaluation, or a result, of the check `max_duration`, for a run that
+    has started."""
+    return {
+        "asset_key": build_asset_key(client.instance, run.dag_id),
+        "check_name": MAX_DURATION_CHECK_NAME,
+        "passed": run.measure_s(now) <= limit_s,
+        "description": _describe_duration(run, limit_s, now),
+        "metadata": {**build_link_metadata(client, run), "Max duration (s)": limit_s},
+    }
+
+
+def _describe_duration(run: DagRun, limit_s: float, now: datetime) -> str:
+    taken_s = run.measure_s(now)
+    verb = "took" if run.is_finished else "has been running for"
+    comparison = "longer" if taken_s > limit_s else "not longer"
+    what = f"Run {run.run_id} {verb} {taken_s:.0f} s"
+    return f"{what}, {comparison} than `max_duration` ({limit_s:.0f} s)."
+
+
+def build_late_observation(
+    airflow: str, dag_id: str, deadline: datetime, window: timedelta
+) -> dg.AssetObservation:
+    """Return what tells that no run of a DAG has succeeded by a deadline."""
+    return dg.AssetObservation(
+        build_asset_key(airflow, dag_id),
+        _describe_lateness(deadline, window),
+        metadata={SIGNAL_LABEL: "late", DEADLINE_LABEL: dg.MetadataValue.timestamp(deadline)},
+    )
+
+
+def build_deadline_check(
+    airflow: str,
+    dag_id: str,
+    deadline: datetime,
+    window: timedelta,
+    successes: Sequence[Success],
+) -> dict[str, Any]:
+    """Return the fields of an evaluation, or a result, of the check `deadline`. It passes with the
+    first success after the beginning of the window.
+
+    Args:
+        successes: Sorted by their ends.
+    """
+    metadata: Metadata = {DEADLINE_LABEL: dg.MetadataValue.timestamp(deadline)}
+    description = _describe_lateness(deadline, window)
+    counting = [success for success in successes if success.end >= deadline - window]
+    if counting:
+        in_time = [success for success in counting if success.end <= deadline]
+        success = in_time[-1] if in_time else counting[0]
+        known = success.metadata
+        metadata |= {label: known[label] for label in _LABELS_OF_A_PASSED_CHECK if label in known}
+        what = f"Run {success.run_id} succeeded" if success.run_id else "A success was reported"
+        order = "in time for" if in_time else "after"
+        description = (
+            f"{what} at {success.end:%F %T} UTC, {order} the deadline of {deadline:%F %T}."
+        )
+    return {
+        "asset_key": build_asset_key(airflow, dag_id),
+        "check_name": DEADLINE_CHECK_NAME,
+        "passed": bool(counting),
+        "description": description,
+        "metadata": metadata,
+    }
+
+
+def _describe_lateness(deadline: datetime, window: timedelta) -> str:
+    begin = deadline - window
+    return f"No run succeeded from {begin:%F %T} to the deadline of {deadline:%F %T} UTC."
+
+
 def build_gap_observations(
     airflow: str, dag_ids: Iterable[str], begin: datetime, end: datetime
 ) -> list[dg.AssetObservation]:
@@ -184,6 +286,20 @@ def build_gap_observations(
 def build_run_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
     """Return what is known of a run, durations in seconds. Missing values are left out."""
     run = outcome.run
+    metadata = {
+        **build_link_metadata(client, run),
+        OUTCOME_LABEL: outcome.result,
+        DURATION_LABEL: _count_seconds(run.start_date, run.end_date),
+        "Queue time (s)": _count_seconds(run.queued_at, run.start_date),
+        "Lag (s)": _count_seconds(run.end_date, datetime.now(timezone.utc)),
+        "Tries": max((task.try_number for task in outcome.tasks), default=None),
+        **_describe_run(run),
+    }
+    return {label: value for label, value in metadata.items() if value is not None}
+
+
+def _describe_run(run: DagRun) -> Metadata:
+    """Return the dates of a run, its type, and what it was given. Missing values are left out."""
     dates = {
         LOGICAL_DATE_LABEL: run.logical_date,
         INTERVAL_START_LABEL: run.data_interval_start,
@@ -193,13 +309,7 @@ def build_run_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
         END_LABEL: run.end_date,
     }
     metadata = {
-        **build_link_metadata(client, run),
-        OUTCOME_LABEL: outcome.result,
         **{label: dg.MetadataValue.timestamp(date) for label, date in dates.items() if date},
-        DURATION_LABEL: _count_seconds(run.start_date, run.end_date),
-        "Queue time (s)": _count_seconds(run.queued_at, run.start_date),
-        "Lag (s)": _count_seconds(run.end_date, datetime.now(timezone.utc)),
-        "Tries": max((task.try_number for task in outcome.tasks), default=None),
         "Run type": run.run_type or None,
         "Partition key": run.partition_key or None,
         CONF_LABEL: _build_conf(run.conf),

@@ -51,6 +51,7 @@ def build_specs(
                 *map(dg.AssetKey, declared.upstream_assets),
             ],
             automation_condition=condition,
+            freshness_policy=declared.deadline and declared.deadline.build_policy(),  # for display
             partitions_def=declared.partitions and Partitioning(declared.partitions).definition,
             **_describe(declaration.name, dag_id, dags.get(dag_id)),
         )

@@ -20,6 +20,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.models import Dag
 from federation_defs.declaration import InstanceDeclaration, SelectDeclaration
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class DagSnapshot:
     owners: tuple[str, ...]
     airflow_tags: tuple[str, ...]
     is_present: bool = True
+    has_import_errors: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,21 @@ class Snapshot:
         """Every DAG that the instance can run."""
         present = (dag.dag_id for dag in self.dags.values() if dag.is_present)
         return frozenset([*present, *self.unselected, *self.undescribed])
+
+    def describe_problem(self, dag_id: str) -> str | None:
+        """Return why a DAG can't run, as the end of a sentence; None if nothing is known to be
+        wrong with it."""
+        if self.present_dag_ids and dag_id not in self.present_dag_ids:
+            return "has vanished from its Airflow"
+        dag = self.dags.get(dag_id)
+        return dag and describe_problem(dag)
+
+
+def describe_problem(dag: Dag | DagSnapshot) -> str | None:
+    """Return why a DAG that its Airflow has can't run, as the end of a sentence, or None."""
+    if dag.has_import_errors:
+        return "has import errors"
+    return "is paused" if dag.is_paused else None
 
 
 _ADAPTER = TypeAdapter(Snapshot)
@@ -130,6 +147,7 @@ def fetch_snapshot(client: AirflowClient, declaration: InstanceDeclaration) -> S
                 owners=dag.owners,
                 airflow_tags=dag.tags,
                 is_present=dag.is_present,
+                has_import_errors=dag.has_import_errors,
             )
             for dag in kept
             if dag.dag_id in selected

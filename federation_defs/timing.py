@@ -92,6 +92,12 @@ class Timing:
     poll_refused: RetryPolicy = RetryPolicy(first_s=2.0, max_s=300.0)
     # For the tasks of a finished run that decide on its outcome.
     fetch_outcome: RetryPolicy = RetryPolicy(first_s=0.0, max_s=0.0, give_up_after_s=600.0)
+    # Which runs go on for longer than a `max_duration`, with `poll_pause_s` of the shortest one.
+    list_running_runs: RetryPolicy = RetryPolicy(first_s=5.0, max_s=60.0)
+    # After a deadline, before it is judged: Airflow shows the end of a run up to a second later.
+    late_row_s: float = 5.0
+    # Between two looks at what keeps DAGs from running; longer if there are many instances.
+    look_ready_s: float = 60.0
 
     # Execution
     poll_run: RetryPolicy = RetryPolicy(first_s=1.0, max_s=15.0)  # with `poll_pause_s`

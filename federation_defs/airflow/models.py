@@ -94,6 +94,15 @@ class DagRun:
     def is_success(self) -> bool:
         return self.state == "success"
 
+    def measure_s(self, now: datetime) -> float:
+        """Return for how long the run has been running, or was, in seconds; 0 if it never started.
+
+        Args:
+            now: By Airflow's clock.
+        """
+        end = self.end_date if self.is_finished else now
+        return (end - self.start_date).total_seconds() if self.start_date and end else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class TriggerOptions:

@@ -1,7 +1,8 @@
 """Queries of Dagster's event log: which DAG runs were reported, and by which Dagster runs.
 
-They read the metadata that `events.py` writes to materializations and observations. Evaluations of
-asset checks are not read: Dagster+ doesn't serve their history to user code.
+They read the metadata that `events.py` writes to materializations and observations. Of the
+evaluations of asset checks only the last one is read: Dagster+ doesn't serve their history to user
+code.
 """
 
 from __future__ import annotations
@@ -142,8 +143,7 @@ def fetch_reports(
     now = datetime.now(timezone.utc)
     reported = ReportedRuns()
     for dag_id, known in by_dag.items():
-        first = min(now, *(end or now - _LOOKBACK_WITHOUT_DATES for end in known))
-        since = max(0.0, first.timestamp() - MAX_CLOCK_SKEW.total_seconds())
+        since = min(now, *(end or now - _LOOKBACK_WITHOUT_DATES for end in known))
         for report in _fetch_reports(instance, build_asset_key(airflow, dag_id), since):
             reported.reports[dag_id, report.run_id].append(report)
     return reported
@@ -273,19 +273,98 @@ def fetch_last_durations(instance: dg.DagsterInstance, key: dg.AssetKey, limit: 
     return [duration for duration in found if duration is not None]
 
 
+@dataclass(frozen=True)
+class Success:
+    """A success of a DAG, as a materialization of its asset reports it.
+
+    Attributes:
+        end: That of the DAG run, or when it was reported if the report has none.
+        metadata: Of the materialization.
+    """
+
+    end: datetime
+    metadata: Mapping[str, dg.MetadataValue]
+
+    @property
+    def run_id(self) -> str | None:
+        """The DAG run's id; None if a person reported the success."""
+        value = self.metadata.get(RUN_ID_LABEL)
+        return str(value.value) if value else None
+
+
+def fetch_successes(
+    instance: dg.DagsterInstance, key: dg.AssetKey, since: datetime
+) -> list[Success]:
+    """Fetch the successes of a DAG that ended since a time, sorted by their ends."""
+    found: list[Success] = []
+    for record in _fetch_records(instance.fetch_materializations, key, since):
+        event = record.asset_materialization
+        end = _read(event, END_LABEL, float)
+        moment = datetime.fromtimestamp(record.timestamp if end is None else end, timezone.utc)
+        if event and moment >= since:
+            found.append(Success(moment, event.metadata))
+    return sorted(found, key=lambda success: success.end)
+
+
+def fetch_signals(
+    instance: dg.DagsterInstance, key: dg.AssetKey, since: datetime
+) -> set[tuple[str, str, float]]:
+    """Fetch what was told of a DAG since a time: ("slow", run id, start of the run) and
+    ("late", "", deadline), both times in seconds since 1970."""
+    found: set[tuple[str, str, float]] = set()
+    for record in _fetch_records(instance.fetch_observations, key, since):
+        event = record.asset_observation
+        if signal := _read(event, SIGNAL_LABEL, str):
+            moment = _read(event, DEADLINE_LABEL, float) or _read(event, START_LABEL, float)
+            run_id = _read(event, RUN_ID_LABEL, str)
+            found.add((signal, run_id or "", moment or 0.0))
+    return found
+
+
+def fetch_last_request(instance: dg.DagsterInstance, key: dg.AssetKey) -> int:
+    """Fetch the position in the event log of the last request to materialize an asset; -1 if there
+    was none."""
+    planned = instance.fetch_planned_materializations(key, limit=1).records
+    return max((record.storage_id for record in planned), default=-1)
+
+
+def fetch_last_evaluations(
+    instance: dg.DagsterInstance, keys: Iterable[dg.AssetCheckKey]
+) -> dict[dg.AssetCheckKey, dg.AssetCheckEvaluation]:
+    """Fetch the last evaluations of some checks. Without those that a Dagster run was to evaluate
+    since then, and has not: of them Dagster shows nothing else."""
+    storage = instance.event_log_storage
+    latest: Mapping[dg.AssetCheckKey, Any] = storage.get_latest_asset_check_execution_by_key(
+        list(keys)
+    )
+    events = {key: record.event and record.event.dagster_event for key, record in latest.items()}
+    data = {key: event.event_specific_data for key, event in events.items() if event}
+    return {key: each for key, each in data.items() if isinstance(each, dg.AssetCheckEvaluation)}
+
+
 def _fetch_reports(
-    instance: dg.DagsterInstance, key: dg.AssetKey, since: float
+    instance: dg.DagsterInstance, key: dg.AssetKey, since: datetime
 ) -> Iterator[_Report]:
-    """Fetch the reports on an asset's runs that were stored since a time, in seconds since 1970."""
-    records = dg.AssetRecordsFilter(asset_key=key, after_timestamp=since)
+    """Fetch the reports on an asset's runs that ended since a time."""
     for fetch in (instance.fetch_materializations, instance.fetch_observations):
-        cursor, has_more = None, True
-        while has_more:
-            page = fetch(records, limit=_EVENTS_PER_QUERY, cursor=cursor)
-            for record in page.records:
-                if report := _build_report(record):
-                    yield report
-            cursor, has_more = page.cursor, page.has_more
+        yield from filter(None, map(_build_report, _fetch_records(fetch, key, since)))
+
+
+def _fetch_records(
+    fetch: Callable[..., Any], key: dg.AssetKey, since: datetime
+) -> Iterator[dg.EventLogRecord]:
+    """Fetch an asset's events about what happened since a time by Airflow's clock, latest first.
+
+    Args:
+        fetch: The method of the instance.
+    """
+    stored_since = max(0.0, since.timestamp() - MAX_CLOCK_SKEW.total_seconds())
+    records = dg.AssetRecordsFilter(asset_key=key, after_timestamp=stored_since)
+    cursor, has_more = None, True
+    while has_more:
+        page = fetch(records, limit=_EVENTS_PER_QUERY, cursor=cursor)
+        yield from page.records
+        cursor, has_more = page.cursor, page.has_more
 
 
 def _build_report(record: dg.EventLogRecord) -> _Report | None:

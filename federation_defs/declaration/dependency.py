@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import re
 from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias
 
 import dagster as dg
@@ -135,9 +137,36 @@ class DeadlineDeclaration(Declaration):
 
     def build_policy(self) -> dg.FreshnessPolicy:
         """Return Dagster's freshness policy, which shows the deadline in the UI."""
-        return dg.FreshnessPolicy.cron(
-            self.cron, datetime.timedelta(seconds=self.within), self.timezone
-        )
+        return dg.FreshnessPolicy.cron(self.cron, self.window, self.timezone)
+
+    @property
+    def window(self) -> datetime.timedelta:
+        """How long before a deadline a success counts for it."""
+        return datetime.timedelta(seconds=self.within)
+
+    def iterate_back(self, until: datetime.datetime) -> Iterator[datetime.datetime]:
+        """Iterate over the deadlines up to a time, the last one first, without an end. In UTC."""
+        windows = _build_windows(self.cron, self.timezone)
+        while window := windows.get_prev_partition_window(until, respect_bounds=False):
+            yield window.end.astimezone(datetime.timezone.utc)
+            until = window.start
+
+    def find_next(self, after: datetime.datetime) -> datetime.datetime:
+        """Return the first deadline after a time, in UTC."""
+        later = after + datetime.timedelta(microseconds=1)
+        windows = _build_windows(self.cron, self.timezone)
+        window = windows.get_next_partition_window(later, respect_bounds=False)
+        assert window is not None  # noqa: S101 - without bounds, there is always one
+        return window.start.astimezone(datetime.timezone.utc)
+
+
+@cache
+def _build_windows(cron: str, timezone: str) -> dg.TimeWindowPartitionsDefinition:
+    """Return what tells the ticks of a cron expression: Dagster has nothing else public for it."""
+    start = datetime.datetime(2026, 1, 1)  # outside of which windows are told as well
+    return dg.TimeWindowPartitionsDefinition(
+        cron_schedule=cron, start=start, timezone=timezone, fmt="%Y-%m-%d-%H:%M"
+    )
 
 
 def refuse_same(dependencies: list[DependencyDeclaration]) -> list[DependencyDeclaration]:

@@ -9,7 +9,7 @@ from graphlib import TopologicalSorter
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.checks import build_check_spec, run_checks
+from federation_defs.checks import build_check_specs, name_check_outputs, run_checks
 from federation_defs.dagster_io.deployment import find_same_sensor
 from federation_defs.dagster_io.heartbeat import Heartbeats, HeartbeatWatch
 from federation_defs.dagster_io.run_tags import CurrentRun, Target
@@ -22,7 +22,6 @@ from federation_defs.execution.monitor import Monitor
 from federation_defs.execution.polling import MonitoredRun
 from federation_defs.execution.reporter import Event, Reporter, join_failures
 from federation_defs.naming import (
-    build_check_output_name,
     build_dag_id,
     build_input_names,
     build_op_name,
@@ -55,7 +54,11 @@ def build_execution(
     outputs = build_output_names(specs)
     upstream_keys = {dep.asset_key for spec in specs.values() for dep in spec.deps}
     inputs = build_input_names(upstream_keys - {spec.key for spec in specs.values()})
-    checks = {build_check_output_name(name): dag_id for dag_id, name in outputs.items()}
+    checks = name_check_outputs(
+        spec
+        for dag_id in specs
+        for spec in build_check_specs(client.instance, dag_id, dags[dag_id])
+    )
     limit = ConcurrencyLimit(client, dags, max_active_runs, timing) if max_active_runs else None
 
     @dg.op(
@@ -67,9 +70,9 @@ def build_execution(
         current_run = CurrentRun(context.instance, context.run, client.instance)
         shared = StepContext(client, dags, current_run, context.log, timing)
         targets = _find_targets(context, client.instance, dags)
-        # Checks of DAGs that are not run here.
-        unrun = {key.asset_key for key in context.selected_asset_check_keys}
-        unrun -= context.selected_asset_keys
+        # Of the DAGs that are run here, the reporter evaluates the check `dag_run`, and observation
+        # the others, for the end of the DAG run.
+        own = set(context.selected_asset_keys)
         with Heartbeats(context.instance, context.run.run_id, client.instance, timing) as beats:
             if (reason := find_safe_mode_reason(os.environ)) is not None:
                 _log_safe_mode(shared, targets, reason)
@@ -80,18 +83,16 @@ def build_execution(
                 launcher = Launcher(shared)
                 step = _Step(shared, targets, Monitor(shared, launcher, limit), reporter)
                 yield from step.run(CancellationWatcher(shared, launcher))
-                unrun |= {specs[target.dag_id].key for target in step.repeated}
-            rules = {dag_id: dag.success_when for dag_id, dag in dags.items()}
-            yield from run_checks(client, rules, unrun, context)
+                own -= {specs[target.dag_id].key for target in step.repeated}
+            others = [key for key in context.selected_asset_check_keys if key.asset_key not in own]
+            yield from run_checks(client, dags, others, context)
 
     return dg.AssetsDefinition(
         specs=list(specs.values()),
         node_def=run_dags,
         keys_by_input_name=inputs,
         keys_by_output_name={outputs[dag_id]: spec.key for dag_id, spec in specs.items()},
-        check_specs_by_output_name={
-            name: build_check_spec(client.instance, dag_id) for name, dag_id in checks.items()
-        },
+        check_specs_by_output_name=checks,
         can_subset=True,
         # A backfill is one Dagster run, and so one process, however many partitions it has.
         backfill_policy=dg.BackfillPolicy.single_run(),

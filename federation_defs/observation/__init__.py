@@ -2,9 +2,10 @@
 
 A finished run passes `sensor` (the tick), `poller` (what changed), `outcomes` (what is reported
 now, and what a Dagster run reports itself) and `events` (what the event log lacks). Then `cursor`
-advances.
+advances. `watchers` tell what is no end of a run: slow runs, late DAGs, and what blocks DAGs.
 """
 
 from federation_defs.observation.sensor import Limits, build_observation_sensor
+from federation_defs.observation.watchers import FindProblem
 
-__all__ = ["Limits", "build_observation_sensor"]
+__all__ = ["FindProblem", "Limits", "build_observation_sensor"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from hashlib import blake2b
+from typing import Any
 
 from federation_defs.airflow.models import DagRun, RunKey
 from federation_defs.airflow.pages import UnreadableRow
@@ -15,6 +16,32 @@ from federation_defs.timing import MAX_CLOCK_SKEW
 
 VERSION = 3
 _DIGEST_BYTES = 8  # 10,000 runs take 107 kB; two of them collide once in 4e11 cursors
+
+
+@dataclass(frozen=True)
+class JudgedDeadlines:
+    """Up to when it was judged whether DAGs were late. All times are by the server's clock.
+
+    Attributes:
+        until: Of all DAGs whose declaration was known then.
+        known: Fingerprints of these declarations. A new one is judged from its first sight on.
+        held: The same as `until`, of DAGs that could not be judged yet, by id.
+    """
+
+    until: datetime
+    known: frozenset[bytes] = frozenset()
+    held: Mapping[str, datetime] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        held = {dag_id: until.isoformat() for dag_id, until in self.held.items()}
+        return {"until": self.until.isoformat(), "known": _encode(self.known), "held": held}
+
+    @staticmethod
+    def from_json(content: Any) -> JudgedDeadlines | None:
+        if content is None:
+            return None
+        held = {str(dag_id): _parse_time(until) for dag_id, until in content["held"].items()}
+        return JudgedDeadlines(_parse_time(content["until"]), _decode(content["known"]), held)
 
 
 @dataclass(frozen=True)
@@ -27,6 +54,7 @@ class Cursor:
         deferred: Finished runs that a living Dagster run is going to report.
         absent: DAGs that the instance does not have, whose checks were failed for that.
         observer: The process that observes the instance.
+        deadlines: None as long as no DAG had a deadline.
     """
 
     since: datetime
@@ -34,16 +62,19 @@ class Cursor:
     deferred: tuple[RunKey, ...] = ()
     absent: tuple[str, ...] = ()
     observer: str = ""
+    deadlines: JudgedDeadlines | None = None
 
     def to_json(self) -> str:
-        content = {
+        content: dict[str, Any] = {
             "version": VERSION,
             "since": self.since.isoformat(),
-            "seen": b64encode(b"".join(sorted(self.seen))).decode(),
+            "seen": _encode(self.seen),
             "held": self.deferred,
             "absent": self.absent,
             "observer": self.observer,
         }
+        if self.deadlines is not None:
+            content["deadlines"] = self.deadlines.to_json()
         return json.dumps(content, separators=(",", ":"))
 
     @staticmethod
@@ -54,18 +85,31 @@ class Cursor:
         """
         try:
             content = json.loads(text or "")
-            since = datetime.fromisoformat(content["since"])
-            since = since.replace(tzinfo=since.tzinfo or timezone.utc)
-            digests = b64decode(content["seen"], validate=True)
-            starts = range(0, len(digests), _DIGEST_BYTES)
-            seen = frozenset(digests[start : start + _DIGEST_BYTES] for start in starts)
+            since, seen = _parse_time(content["since"]), _decode(content["seen"])
             keys = [(str(dag_id), str(run_id)) for dag_id, run_id in content["held"]]
             absent = tuple(map(str, content.get("absent", ())))
             observer = str(content.get("observer", ""))
+            deadlines = JudgedDeadlines.from_json(content.get("deadlines"))
             is_valid = content["version"] == VERSION and since <= now + MAX_CLOCK_SKEW
-        except (ArithmeticError, KeyError, TypeError, ValueError, RecursionError):
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
             return None
-        return Cursor(since, seen, tuple(filter(all, keys)), absent, observer) if is_valid else None
+        deferred = tuple(filter(all, keys))
+        return Cursor(since, seen, deferred, absent, observer, deadlines) if is_valid else None
+
+
+def _encode(digests: Iterable[bytes]) -> str:
+    return b64encode(b"".join(sorted(digests))).decode()
+
+
+def _decode(text: str) -> frozenset[bytes]:
+    digests = b64decode(text, validate=True)
+    starts = range(0, len(digests), _DIGEST_BYTES)
+    return frozenset(digests[start : start + _DIGEST_BYTES] for start in starts)
+
+
+def _parse_time(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment.replace(tzinfo=moment.tzinfo or timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -76,18 +120,42 @@ class Batch:
         runs: Runs that changed since the last poll.
         next_since: The next poll's `since`, once all these runs are reported.
         unreadable: Rows of which only the DAG id and the run id can be read.
+        is_last: Whether it holds all runs that ended before `next_since`, and is no slice of a long
+            history.
     """
 
     runs: list[DagRun]
     next_since: datetime
     unreadable: Sequence[UnreadableRow] = ()
+    is_last: bool = True
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What one poll knows of the ends of runs.
+
+    Attributes:
+        now: By Airflow's clock.
+        settled: Runs whose events are stored now; those of each DAG sorted by their ends.
+        unsettled: Runs that ended, and whose events are not stored yet.
+        is_whole: Whether all runs that ended before `now` are known.
+    """
+
+    now: datetime
+    settled: Sequence[DagRun]
+    unsettled: Collection[RunKey]
+    is_whole: bool
 
 
 def build_fingerprint(run: DagRun | UnreadableRow) -> bytes:
     """Return a digest of a run and its end. A rerun, or another state, gives another digest."""
     is_readable = isinstance(run, DagRun)
     end = (run.state, run.end_date) if is_readable else ("unreadable", run.reason)
-    text = "\n".join(map(str, (run.dag_id, run.run_id, *end)))
+    return build_digest(run.dag_id, run.run_id, *end)
+
+
+def build_digest(*parts: object) -> bytes:
+    text = "\n".join(map(str, parts))
     return blake2b(text.encode(errors="replace"), digest_size=_DIGEST_BYTES).digest()
 
 

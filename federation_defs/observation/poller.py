@@ -106,7 +106,8 @@ class Poller:
         else:
             return None
         if end < last_end:
-            return Batch(changed.entries, end + self.overlap, changed.unreadable)
+            next_since = end + self.overlap
+            return Batch(changed.entries, next_since, changed.unreadable, is_last=False)
         rest = self._fetch(last_end)
         unreadable = [*changed.unreadable, *rest.unreadable]
         return Batch([*changed.entries, *rest.entries], now, unreadable)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 from uuid import uuid4
 
@@ -30,7 +30,7 @@ from federation_defs.dagster_io.deployment import (
 )
 from federation_defs.dagster_io.event_log import fetch_first_reported_end, find_known_assets
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch, fail_orphaned_runs
-from federation_defs.declaration import ObserveDeclaration
+from federation_defs.declaration import DagDeclaration, ObserveDeclaration
 from federation_defs.errors import (
     AirflowError,
     DagNotFoundError,
@@ -45,6 +45,7 @@ from federation_defs.observation.outcomes import OutcomeFetcher, select_runs
 from federation_defs.observation.pace import Pace
 from federation_defs.observation.poller import Poller
 from federation_defs.observation.reporter import Reporter
+from federation_defs.observation.watchers import Ends, FindProblem, Watchers
 from federation_defs.outcome import Rules, join_names
 from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
@@ -72,6 +73,8 @@ def build_observation_sensor(
     observe: ObserveDeclaration,
     *,
     partitionings: Mapping[str, Partitioning],
+    dags: Mapping[str, DagDeclaration] = MappingProxyType({}),
+    find_problem: FindProblem = lambda *_: None,
     absent: Mapping[str, str] = MappingProxyType({}),
     instances: int = 1,
     limits: Limits = Limits(),
@@ -82,18 +85,27 @@ def build_observation_sensor(
     Args:
         rules: Of all DAGs that are assets. Runs of other DAGs are not reported.
         partitionings: Of DAGs that have partitions, by DAG id.
+        dags: What is declared of DAGs, by id: when they are slow or late, and what they depend on.
+        find_problem: Returns why a DAG can't run by the last refresh, given instance and DAG id, as
+            the end of a sentence; None if nothing is known to be wrong with it.
         absent: What is wrong with DAGs that the instance did not have at the last refresh, by id.
             Their checks fail once, unless the instance has them by now.
         instances: The number of instances that the code location observes.
     """
     fair_s = min(instances * timing.interval_per_instance_s, timing.max_fair_interval_s)
-    timing = replace(timing, max_tick_interval_s=max(fair_s, timing.max_tick_interval_s))
+    timing = replace(
+        timing,
+        max_tick_interval_s=max(fair_s, timing.max_tick_interval_s),
+        look_ready_s=max(20 * fair_s, timing.look_ready_s),
+    )
     interval_s = max(fair_s, observe.interval)
     observe = observe.model_copy(update={"interval": interval_s})
     tick_interval_s = min(interval_s, timing.max_tick_interval_s)
+    watchers = Watchers(client, dags, find_problem, observe.lookback, timing)
+    observer = _Observer(client, rules, observe, partitionings, watchers, absent, limits, timing)
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "observation"),
-        evaluation_fn=_Observer(client, rules, observe, partitionings, absent, limits, timing).tick,
+        evaluation_fn=observer.tick,
         # One second less than the interval: the daemon loops every 5 s, and would evaluate a sensor
         # with an interval of 5 s in every other loop only (dagster 1.13).
         minimum_interval_seconds=max(1, round(tick_interval_s) - 1),
@@ -128,6 +140,7 @@ class _Observer:
     rules: Rules
     observe: ObserveDeclaration
     partitionings: Mapping[str, Partitioning]
+    watchers: Watchers
     absent: Mapping[str, str]
     limits: Limits
     timing: Timing
@@ -250,13 +263,26 @@ class _Observer:
         unreadable = {row.key: row.reason for row in rows if row.key} | returned.unreadable
         odd = self._reporter.report_unreadable(instance, unreadable)
         deferred -= {*returned.gone, *returned.unreadable, *(run.key for run in settled)}
+        cursor = advance(cursor, batch, deferred | owned, settled)
+        unsettled = {run.key for run in (*new, *ready)} - {run.key for run in settled}
+        unsettled |= deferred | owned
+        may_tell = cache(partial(self._may_tell, tick))
+        ends = Ends(batch.next_since, settled, unsettled, is_whole=batch.is_last)
+        judged, is_told = self.watchers.watch(
+            instance, ends, cursor.deadlines, report_until, may_tell
+        )
+        cursor = replace(cursor, deadlines=judged)
         summary = self._summarize(news, backlog=len(ready) - len(settled))
         result = dg.SensorResult(
             asset_events=gap,
             skip_reason=None if gap else summary,
-            cursor=advance(cursor, batch, deferred | owned, settled).to_json(),
+            cursor=cursor.to_json(),
         )
-        return result, bool(news or odd)
+        return result, bool(news or odd or is_told)
+
+    def _may_tell(self, tick: _Tick) -> bool:
+        self._refuse_second_location(tick)
+        return self._is_current(tick)
 
     def _take_over(self, cursor: Cursor, gap: Sequence[dg.AssetObservation]) -> dg.SensorResult:
         """Make this process the one that observes the instance, and report nothing yet.

@@ -23,7 +23,12 @@ from hypothesis import strategies as st
 
 from federation_defs import loading
 from federation_defs.dagster_io.deployment import fetch_active_runs_in_worker
-from federation_defs.naming import CHECK_NAME, build_asset_key
+from federation_defs.naming import (
+    CHECK_NAME,
+    READY_CHECK_NAME,
+    build_asset_key,
+    build_check_key,
+)
 from tests.unit.project import Project, build_keys
 
 # Dagster 1.13 itself uses deprecated functions of pydantic.
@@ -141,7 +146,8 @@ def test_it_builds_the_dags_that_dagster_runs_and_what_they_depend_on(
     names = {sensor.name for sensor in repository.sensor_defs}
     assert not any(name.startswith(("metrics", "warehouse")) for name in names)
     assert not repository.asset_checks_defs_by_key
-    assert [key.asset_key for key in repository.asset_graph.asset_check_keys] == [LOADED]
+    checks = {build_check_key(LOADED), build_check_key(LOADED, READY_CHECK_NAME)}
+    assert repository.asset_graph.asset_check_keys == checks
 
 
 def test_it_reads_the_project_once(project: Project, instance: dg.DagsterInstance) -> None:

@@ -52,11 +52,14 @@ def test_any_text_about_a_dag_is_loaded(dags: dict[str, dict[str, Any]]) -> None
     assert load(dags) == {build_asset_key("sales", dag_id) for dag_id in dags}
 
 
-@pytest.mark.parametrize("dag_ids", [["x", "x__dag_run"], ["a.b", "a-b", "A.b"], ["conf", "class"]])
+@pytest.mark.parametrize(
+    "dag_ids", [["x", "x__dag_run"], ["x", "x__ready"], ["a.b", "a-b", "A.b"], ["conf", "class"]]
+)
 def test_dags_whose_names_are_alike_have_outputs_of_their_own(dag_ids: list[str]) -> None:
     declaration = build_declaration("sales", **{dag_id: ["sales/up"] for dag_id in dag_ids})
     specs = build_specs(declaration, None, set())
     client = build_client(declaration, "`auth`")
     built = build_execution(client, declaration.downstreams, specs)
     assert built.keys == {build_asset_key("sales", dag_id) for dag_id in dag_ids}
-    assert len(built.op.output_defs) == 2 * len(dag_ids)  # an asset and its check each
+    # An asset and its checks `dag_run` and `ready` each.
+    assert len({output.name for output in built.op.output_defs}) == 3 * len(dag_ids)

@@ -25,6 +25,8 @@ LAYERS = [
     ["execution.monitor", "execution.cancellation", "execution.reporter"],
     ["execution.launcher", "execution.concurrency"],
     ["execution.polling", "dependencies.decider", "dependencies.happenings"],
+    ["observation.watchers"],
+    ["observation.slowness", "observation.lateness", "observation.readiness"],
     ["observation.pace", "observation.poller", "observation.deferred", "observation.reporter"],
     ["observation.outcomes"],
     ["observation.cursor"],

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from federation_defs import DeclarationError
+from federation_defs import DeclarationError, FederatedAirflow
 from tests.unit.project import Project, build_keys
 
 # Dagster 1.13 itself uses a deprecated function of pydantic.
@@ -49,6 +49,19 @@ def test_instances_are_loaded_from_their_last_known_states(project: Project) -> 
     assert project.load_asset_keys() == build_keys(
         "warehouse/load_customers", "warehouse/load_orders", "metrics/customer_metrics"
     )
+
+
+def test_an_instance_knows_what_is_wrong_with_the_dags_of_others(project: Project) -> None:
+    project.declare("metrics", customer_metrics=["warehouse/load_custmers"])
+    project.declare("warehouse")
+    project.keep_state("warehouse", "load_customers")
+    tree = dg.ComponentTree.for_project(project.path)
+    dg.Definitions.validate_loadable(tree.build_defs(tree.defs_module_path))
+    for component in tree.get_all_components(FederatedAirflow):
+        problem = component.find_problem("warehouse", "load_custmers")
+        assert problem == "has vanished from its Airflow (as of 2026-01-01T00:00:00+00:00)"
+        assert component.find_problem("warehouse", "load_customers") is None
+        assert component.find_problem("metrics", "customer_metrics") is None  # never reached
 
 
 def test_instances_without_a_state_have_the_assets_that_are_declared(project: Project) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 from datetime import datetime, timedelta, timezone
 
-from federation_defs.observation.cursor import Batch, Cursor, advance, build_fingerprint
+from federation_defs.observation.cursor import (
+    Batch,
+    Cursor,
+    JudgedDeadlines,
+    advance,
+    build_fingerprint,
+)
 from tests.unit.build import build_run
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)
@@ -54,3 +60,13 @@ def test_a_cursor_of_another_version_or_from_the_future_is_not_valid() -> None:
     assert Cursor.from_json(json.dumps({**stored, "version": 2}), NOON) is None
     assert Cursor.from_json(json.dumps(stored), NOON - timedelta(hours=2)) is None
     assert Cursor.from_json(json.dumps(stored), NOON - timedelta(minutes=30)) is not None
+
+
+def test_what_is_known_of_deadlines_is_kept() -> None:
+    known = frozenset({bytes(8), b"12345678"})
+    judged = JudgedDeadlines(LATER, known, {"a": NOON})
+    cursor = Cursor(NOON, deadlines=judged)
+    assert Cursor.from_json(cursor.to_json(), NOON) == cursor
+    stored = json.loads(cursor.to_json())
+    for broken in ([], {"until": "noon"}, {**stored["deadlines"], "held": ["a"]}):
+        assert Cursor.from_json(json.dumps({**stored, "deadlines": broken}), NOON) is None

@@ -31,6 +31,11 @@ KEY = dg.AssetKey("any")
 CALLS: dict[str, Callable[[dg.DagsterInstance, dg.DagsterRun], object]] = {
     "add_run_tags": lambda instance, run: instance.add_run_tags(run.run_id, {"a": "b"}),
     "all_instigator_state": lambda instance, _: instance.all_instigator_state(),
+    "event_log_storage": lambda instance, _: (
+        instance.event_log_storage.get_latest_asset_check_execution_by_key(
+            [dg.AssetCheckKey(KEY, "ready")]
+        )
+    ),
     "fetch_materializations": lambda instance, _: instance.fetch_materializations(KEY, limit=1),
     "fetch_observations": lambda instance, _: instance.fetch_observations(KEY, limit=1),
     "fetch_planned_materializations": lambda instance, _: instance.fetch_planned_materializations(

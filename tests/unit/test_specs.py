@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from datetime import timedelta
+
 import dagster as dg
 import pytest
 
 from federation_defs.automation import build_condition
+from federation_defs.declaration import DagDeclaration, DeadlineDeclaration
 from federation_defs.naming import build_asset_key
 from federation_defs.specs import build_specs
 from federation_defs.state import Snapshot
@@ -77,3 +80,15 @@ def test_dags_that_a_declaration_names_are_assets_whatever_the_snapshot_says(
     assert specs.keys() >= {"b", "x"}
     assert specs["b"].kinds == {"airflow", "dag"}
     assert specs["b"].metadata == {"Dag ID": "b"}
+
+
+def test_a_deadline_is_shown_as_dagsters_freshness_policy() -> None:
+    deadline = DeadlineDeclaration(cron="0 6 * * *", within=3 * 3600, timezone="Europe/Berlin")
+    declaration = build_declaration("metrics").model_copy(
+        update={"dags": {"a": DagDeclaration(deadline=deadline)}}
+    )
+    specs = build_specs(declaration, build_snapshot("b"), set())
+    within = timedelta(hours=3)
+    policy = dg.FreshnessPolicy.cron("0 6 * * *", within, "Europe/Berlin")
+    assert specs["a"].freshness_policy == policy
+    assert specs["b"].freshness_policy is None

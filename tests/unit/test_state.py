@@ -110,3 +110,26 @@ def test_many_refreshes_at_once_leave_one_snapshot(tmp_path: Path) -> None:
             written.result(60)
     assert read_snapshot(path) == SNAPSHOT
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_snapshot_tells_why_a_dag_can_not_run() -> None:
+    snapshot = build_snapshot(
+        "runs",
+        build_dag_snapshot("paused", is_paused=True),
+        build_dag_snapshot("broken", is_paused=True, has_import_errors=True),
+        build_dag_snapshot("gone", is_present=False),
+        unselected=("hidden",),
+    )
+    problems = {
+        dag_id: snapshot.describe_problem(dag_id)
+        for dag_id in ("runs", "hidden", "paused", "broken", "gone", "never_was")
+    }
+    assert problems == {
+        "runs": None,
+        "hidden": None,
+        "paused": "is paused",
+        "broken": "has import errors",
+        "gone": "has vanished from its Airflow",
+        "never_was": "has vanished from its Airflow",
+    }
+    assert build_snapshot().describe_problem("never_was") is None  # it may have just started

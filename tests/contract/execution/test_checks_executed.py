@@ -9,8 +9,12 @@ import dagster as dg
 import pytest
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.checks import build_checks
-from federation_defs.declaration import SuccessDeclaration
+from federation_defs.checks import build_check_specs, build_checks
+from federation_defs.declaration import (
+    DagDeclaration,
+    DeadlineDeclaration,
+    SuccessDeclaration,
+)
 from federation_defs.naming import build_asset_key, build_check_key
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import build_assets
@@ -53,7 +57,8 @@ def check(
     """The checks of DAGs that Dagster does not run itself: those selected, or all."""
     rules = dags if isinstance(dags, Mapping) else dict.fromkeys(dags)
     specs = [dg.AssetSpec(build_asset_key(client.instance, dag_id)) for dag_id in rules]
-    checks = [build_checks(client, rules)]
+    declared = {dag_id: DagDeclaration(success_when=rule) for dag_id, rule in rules.items()}
+    checks = [build_checks(client, declared)]
     return execute(client, specs, checks, selected or list(rules), instance)
 
 
@@ -231,3 +236,55 @@ def test_executing_a_check_does_not_count_as_a_report_of_the_run(
     assert [evaluation.passed for evaluation in evaluations] == [state == "success"] * 2
     assert daemon.tick() == []
     assert len(fetch_evaluations(instance, KEY)) == 2
+
+
+def execute_all(
+    client: AirflowClient, dag: DagDeclaration, instance: dg.DagsterInstance
+) -> dict[str, bool]:
+    """Execute all checks of a DAG that Dagster does not run itself. By name."""
+    spec = dg.AssetSpec(KEY)
+    job = dg.define_asset_job(
+        "checks", dg.AssetSelection.checks_for_assets(KEY), executor_def=dg.in_process_executor
+    )
+    defs = dg.Definitions(
+        assets=[spec], asset_checks=[build_checks(client, {DAG: dag})], jobs=[job]
+    )
+    result = defs.resolve_job_def("checks").execute_in_process(instance=instance)
+    return {one.check_name: one.passed for one in result.get_asset_check_evaluations()}
+
+
+def test_max_duration_is_evaluated_for_a_run_that_goes_on_or_else_the_last_one(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    declared = DagDeclaration(max_duration=3600)
+    add_run(airflow.database, DAG, "quick")
+    assert execute_all(airflow.client, declared, instance) == {
+        "dag_run": True,
+        "max_duration": True,
+    }
+    running = airflow.database.start_run(DAG, "goes on")
+    running.start_date = airflow.database.now() - timedelta(hours=2)
+    assert execute_all(airflow.client, declared, instance)["max_duration"] is False
+
+
+def test_deadline_is_evaluated_by_what_was_reported(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    deadline = DeadlineDeclaration(cron="* * * * *", within=60)
+    add_run(airflow_v2.database, DAG, "mine")
+    declared = DagDeclaration(deadline=deadline)
+    outcomes = execute_all(airflow_v2.client, declared, instance)
+    assert outcomes == {"dag_run": True, "deadline": False}
+    Daemon(airflow_v2.client, [DAG], instance).tick()
+    assert execute_all(airflow_v2.client, declared, instance)["deadline"] is True
+
+
+def test_only_sensors_evaluate_ready_and_only_if(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    add_run(airflow_v2.database, DAG, "mine")
+    values = {"depends_on": ["sales/x"], "trigger": {"only_if": "rules:decide"}}
+    declared = DagDeclaration.model_validate(values)
+    specs = build_check_specs("metrics", DAG, declared)
+    assert [spec.name for spec in specs] == ["dag_run", "only_if", "ready"]
+    assert execute_all(airflow_v2.client, declared, instance) == {"dag_run": True}

@@ -15,9 +15,9 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.declaration import ObserveDeclaration, SuccessDeclaration
+from federation_defs.declaration import DagDeclaration, ObserveDeclaration, SuccessDeclaration
 from federation_defs.events import AssetEvent
-from federation_defs.naming import build_asset_key, build_check_key
+from federation_defs.naming import CHECK_NAME, build_asset_key, build_check_key
 from federation_defs.observation import Limits, build_observation_sensor
 from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
@@ -62,6 +62,8 @@ class Daemon:
         rules: The `success_when` by DAG id; a change takes effect with a restart.
         partitionings: By DAG id, of DAGs that have partitions; a change takes effect with a
             restart.
+        dags: What is declared of DAGs, by DAG id; a change takes effect with a restart.
+        problems: What the last refresh knows to be wrong with DAGs, by instance and DAG id.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class Daemon:
         self.cursor: str | None = None
         self.rules: dict[str, SuccessDeclaration | None] = dict.fromkeys(dag_ids)
         self.partitionings: dict[str, Partitioning] = {}
+        self.dags: dict[str, DagDeclaration] = {}
+        self.problems: dict[tuple[str, str], str] = {}
         self._limits = limits or Limits()
         self._timing = timing or Timing()
         # One poll per tick, unless the test declares otherwise.
@@ -96,6 +100,8 @@ class Daemon:
             self.rules,
             self._observe,
             partitionings=self.partitionings,
+            dags=self.dags,
+            find_problem=lambda *dag: self.problems.get(dag),
             limits=self._limits,
             timing=self._timing,
         )
@@ -166,12 +172,21 @@ def fetch_reported_observations(
     return [event.metadata for event in events if event and "Outcome" in event.metadata]
 
 
-def fetch_evaluations(
+def fetch_signals(
     instance: dg.DagsterInstance, key: dg.AssetKey
+) -> list[Mapping[str, dg.MetadataValue]]:
+    """Return the metadata of all observations of an asset that it is slow or late, oldest first."""
+    records = instance.fetch_observations(key, limit=10_000, ascending=True).records
+    events = [record.asset_observation for record in records]
+    return [event.metadata for event in events if event and "Signal" in event.metadata]
+
+
+def fetch_evaluations(
+    instance: dg.DagsterInstance, key: dg.AssetKey, check: str = CHECK_NAME
 ) -> list[dg.AssetCheckEvaluation]:
     """Return all evaluations of an asset's check, oldest first."""
     storage = as_server(instance.event_log_storage)
-    history = storage.get_asset_check_execution_history(build_check_key(key), limit=10_000)
+    history = storage.get_asset_check_execution_history(build_check_key(key, check), limit=10_000)
     events = [record.event.dagster_event for record in history if record.event]
     newest_first = [event.event_specific_data for event in events if event]
     return [data for data in newest_first[::-1] if isinstance(data, dg.AssetCheckEvaluation)]

@@ -1,0 +1,192 @@
+"""Finds what keeps DAGs from running when their upstreams succeed: the check `ready`."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import islice
+
+import dagster as dg
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.dagster_io.event_log import (
+    fetch_last_evaluations,
+    fetch_last_materializations,
+    fetch_last_request,
+)
+from federation_defs.declaration import DagDeclaration
+from federation_defs.errors import AirflowError
+from federation_defs.naming import READY_CHECK_NAME, build_asset_key, build_check_key
+from federation_defs.outcome import join_names
+from federation_defs.state import describe_problem
+from federation_defs.threads import run_calls
+from federation_defs.timing import Timing
+
+_DAGS_PER_LOOK = 50
+
+FindProblem = Callable[[str, str], str | None]
+
+
+@dataclass
+class _Findings:
+    """What was found of one DAG, one sentence each.
+
+    Attributes:
+        errors: What a person has to end.
+        warnings: What ends by itself.
+        notes: What is as it should be.
+    """
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def build_evaluation(self, key: dg.AssetKey) -> dg.AssetCheckEvaluation:
+        problems = [*self.errors, *self.warnings]
+        said = [*problems, *self.notes] or ["Nothing keeps it from running."]
+        severity = dg.AssetCheckSeverity
+        return dg.AssetCheckEvaluation(
+            asset_key=key,
+            check_name=READY_CHECK_NAME,
+            passed=not problems,
+            severity=severity.WARN if self.warnings and not self.errors else severity.ERROR,
+            description=" ".join(said),
+        )
+
+
+class Readiness:
+    """Looks at the DAGs of one instance that depend on others, some at a time.
+
+    What the event log holds is as of now. The state of a DAG in its Airflow is as of the last
+    refresh; if it is bad, and the DAG one of this instance, Airflow is asked whether it still is.
+
+    Args:
+        dags: The declarations, by DAG id.
+        find_problem: Returns why a DAG can't run by the last refresh, given instance and DAG id, as
+            the end of a sentence; None if nothing is known to be wrong with it.
+    """
+
+    def __init__(
+        self,
+        client: AirflowClient,
+        dags: Mapping[str, DagDeclaration],
+        find_problem: FindProblem,
+        timing: Timing,
+    ) -> None:
+        self._client = client
+        self._dags = dags
+        self._find_known_problem = find_problem
+        self._timing = timing
+        self._queue = deque(dags)
+        self._looked_at = -math.inf
+
+    def watch(
+        self, instance: dg.DagsterInstance, deadline: float, may_tell: Callable[[], bool]
+    ) -> None:
+        """From time to time, store the evaluations that differ from the last ones.
+
+        Args:
+            deadline: By the monotonic clock. Later DAGs are left for the next time.
+            may_tell: Whether no other process does.
+        """
+        now = self._timing.monotonic()
+        if not self._queue or now - self._looked_at < self._timing.look_ready_s:
+            return
+        self._looked_at = now
+        chosen = list(islice(self._queue, _DAGS_PER_LOOK))
+        known = _fetch_known(instance, {self._build_key(each): self._dags[each] for each in chosen})
+        find_problem = cache(partial(self._find_problem, deadline))
+        for dag_id in chosen:
+            if self._timing.monotonic() > deadline:
+                break
+            key = self._build_key(dag_id)
+            evaluation = self._examine(instance, dag_id, known, find_problem)
+            last = known.evaluations.get(build_check_key(key, READY_CHECK_NAME))
+            if (last is None or _tell(last) != _tell(evaluation)) and may_tell():
+                instance.report_runless_asset_event(evaluation)
+            self._queue.rotate(-1)
+
+    def _examine(
+        self, instance: dg.DagsterInstance, dag_id: str, known: _Known, find_problem: FindProblem
+    ) -> dg.AssetCheckEvaluation:
+        dag, findings = self._dags[dag_id], _Findings()
+        if problem := find_problem(self._client.instance, dag_id):
+            findings.errors.append(f"The DAG {problem}.")
+        for upstream in dag.upstreams:
+            if problem := find_problem(*upstream):
+                findings.errors.append(f"{'/'.join(upstream)} {problem}.")
+        if not dag.is_decided_by_events:
+            self._examine_successes(instance, dag_id, known, findings)
+        return findings.build_evaluation(self._build_key(dag_id))
+
+    def _examine_successes(
+        self, instance: dg.DagsterInstance, dag_id: str, known: _Known, findings: _Findings
+    ) -> None:
+        """Find what the DAG's automation condition waits for."""
+        dag, updates = self._dags[dag_id], known.updates
+        names = {each.key: each.name for each in dag.depends_on}
+        for each in dag.depends_on:
+            if each.key not in updates:
+                what = "succeeded" if each.upstream else "been materialized"
+                findings.warnings.append(f"{each.name} has never {what}.")
+        if dag.trigger.when == "all":
+            for key, name in names.items():
+                last = known.evaluations.get(build_check_key(key))
+                if last is not None and not last.passed:
+                    findings.warnings.append(f"The last run of {name} failed.")
+            requested_at = fetch_last_request(instance, self._build_key(dag_id))
+            is_new = {key: position > requested_at for key, position in updates.items()}
+            waiting = [name for key, name in names.items() if is_new.get(key) is False]
+            if waiting and any(is_new.get(key) for key in names):
+                listed = join_names(waiting)
+                findings.notes.append(f"It waits for the next success of {listed}.")
+
+    def _find_problem(self, deadline: float, airflow: str, dag_id: str) -> str | None:
+        known = self._find_known_problem(airflow, dag_id)
+        if known is None or airflow != self._client.instance:
+            return known
+        try:
+            (dag,) = run_calls([partial(self._client.fetch_dag, dag_id)], 1, deadline)
+        except AirflowError:
+            return known
+        return describe_problem(dag) if dag else known
+
+    def _build_key(self, dag_id: str) -> dg.AssetKey:
+        return build_asset_key(self._client.instance, dag_id)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the event log holds of some DAGs.
+
+    Attributes:
+        updates: Positions of the last materializations of their upstreams, of those that have one.
+        evaluations: The last ones of their checks `ready`, and of the checks `dag_run` of upstreams
+            of which all have to succeed.
+    """
+
+    updates: Mapping[dg.AssetKey, int]
+    evaluations: Mapping[dg.AssetCheckKey, dg.AssetCheckEvaluation]
+
+
+def _fetch_known(
+    instance: dg.DagsterInstance, dags: Mapping[dg.AssetKey, DagDeclaration]
+) -> _Known:
+    checks = {build_check_key(key, READY_CHECK_NAME) for key in dags}
+    upstreams: set[dg.AssetKey] = set()
+    for dag in dags.values():
+        if not dag.is_decided_by_events:
+            keys = {each.key for each in dag.depends_on}
+            upstreams |= keys
+            if dag.trigger.when == "all":
+                checks |= {build_check_key(key) for key in keys}
+    return _Known(
+        fetch_last_materializations(instance, upstreams), fetch_last_evaluations(instance, checks)
+    )
+
+
+def _tell(evaluation: dg.AssetCheckEvaluation) -> tuple[bool, dg.AssetCheckSeverity, str | None]:
+    return evaluation.passed, evaluation.severity, evaluation.description

@@ -1,0 +1,60 @@
+"""What observation tells besides the ends of runs: slow runs, late DAGs, and what blocks DAGs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import dagster as dg
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.declaration import DagDeclaration
+from federation_defs.observation.cursor import Ends, JudgedDeadlines
+from federation_defs.observation.lateness import Lateness
+from federation_defs.observation.readiness import FindProblem, Readiness
+from federation_defs.observation.slowness import Slowness
+from federation_defs.timing import Timing
+
+
+class Watchers:
+    """Watches the DAGs of one instance that declare `max_duration`, `deadline` or `depends_on`.
+
+    Costs nothing for others.
+    """
+
+    def __init__(
+        self,
+        client: AirflowClient,
+        dags: Mapping[str, DagDeclaration],
+        find_problem: FindProblem,
+        lookback_s: float,
+        timing: Timing,
+    ) -> None:
+        limits_s = {dag_id: dag.max_duration for dag_id, dag in dags.items() if dag.max_duration}
+        deadlines = {dag_id: dag.deadline for dag_id, dag in dags.items() if dag.deadline}
+        downstreams = {dag_id: dag for dag_id, dag in dags.items() if dag.depends_on}
+        self._slowness = Slowness(client, limits_s, timing)
+        self._lateness = Lateness(client.instance, deadlines, lookback_s, timing)
+        self._readiness = Readiness(client, downstreams, find_problem, timing)
+
+    def watch(
+        self,
+        instance: dg.DagsterInstance,
+        ends: Ends,
+        judged: JudgedDeadlines | None,
+        deadline: float,
+        may_tell: Callable[[], bool],
+    ) -> tuple[JudgedDeadlines | None, bool]:
+        """Store what is to be told.
+
+        Args:
+            judged: Up to when deadlines were judged; None if the cursor does not know.
+            deadline: By the monotonic clock. What is left then is told in a later call.
+            may_tell: Whether no other process does.
+
+        Returns:
+            The next value of `judged`, and whether anybody was told that a DAG is slow or late.
+        """
+        has_slow = self._slowness.watch(instance, ends, deadline, may_tell)
+        judged, has_late = self._lateness.watch(instance, judged, ends, deadline, may_tell)
+        self._readiness.watch(instance, deadline, may_tell)
+        return judged, has_slow or has_late

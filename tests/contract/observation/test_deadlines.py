@@ -1,0 +1,270 @@
+"""DAGs of which no run succeeds by a `deadline`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+import dagster as dg
+import pytest
+
+from federation_defs.declaration import DagDeclaration, DeadlineDeclaration, SuccessDeclaration
+from federation_defs.naming import DEADLINE_CHECK_NAME
+from tests.contract.conftest import Airflow
+from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.database import RunRow
+from tests.contract.fakes.faults import answer, hang_up
+from tests.contract.observation.daemon import (
+    DAG,
+    KEY,
+    Daemon,
+    FakeClock,
+    fetch_evaluations,
+    fetch_signals,
+    recording_statements,
+)
+
+# In the past, as Dagster stores events with the time of its own clock.
+SIX = datetime.now(timezone.utc).replace(hour=6, minute=0, second=0, microsecond=0) - timedelta(30)
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+DEADLINE = DeadlineDeclaration(cron="0 6 * * *", within=3 * 3600)
+
+
+class Watched:
+    """A fake Airflow with a DAG whose data is due at six, and the daemon that observes it. The
+    clocks of both are set."""
+
+    def __init__(self, airflow: Airflow, instance: dg.DagsterInstance) -> None:
+        airflow.database.add_dag(DAG)
+        self.database, self.instance = airflow.database, instance
+        self.set_clocks(SIX - 6 * HOUR)
+        timing = replace(FakeClock().timing, utc_now=self.database.now)
+        self.daemon = Daemon(airflow.client, [DAG], instance, timing=timing)
+        self.declare(DEADLINE)
+
+    def declare(self, deadline: DeadlineDeclaration | None) -> None:
+        self.daemon.dags = {DAG: DagDeclaration(deadline=deadline)}
+        self.daemon.restart()
+
+    def set_clocks(self, now: datetime) -> None:
+        self.database.stopped_at = now
+
+    def tick(self, now: datetime) -> None:
+        """Tick until all that is known by then is reported."""
+        self.set_clocks(now)
+        self.daemon.tick()
+        self.daemon.tick()
+
+    def end(self, run_id: str, when: datetime, state: str = "success") -> RunRow:
+        """Add a run that ends now, and whose row appears at once."""
+        self.set_clocks(when)
+        return self.database.finish_run(self.database.start_run(DAG, run_id), state)
+
+    @property
+    def late(self) -> list[datetime]:
+        """The deadlines that were told to be missed."""
+        return find_late(self.instance)
+
+    @property
+    def checked(self) -> list[bool]:
+        found = fetch_evaluations(self.instance, KEY, DEADLINE_CHECK_NAME)
+        return [bool(each.passed) for each in found]
+
+    @property
+    def last_words(self) -> str:
+        return fetch_evaluations(self.instance, KEY, DEADLINE_CHECK_NAME)[-1].description or ""
+
+
+def find_late(instance: dg.DagsterInstance, key: dg.AssetKey = KEY) -> list[datetime]:
+    found = fetch_signals(instance, key)
+    assert {str(metadata["Signal"].value) for metadata in found} <= {"late"}
+    return [
+        datetime.fromtimestamp(float(str(metadata["Deadline"].value)), timezone.utc)
+        for metadata in found
+    ]
+
+
+@pytest.fixture
+def watched(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Watched:
+    watched = Watched(airflow_v2, instance)
+    watched.tick(SIX - 5 * HOUR)
+    return watched
+
+
+def test_a_dag_without_a_success_is_late_once_at_the_deadline(watched: Watched) -> None:
+    watched.tick(SIX - MINUTE)
+    assert (watched.late, watched.checked) == ([], [])
+    for seconds in (6, 20, 3000):
+        watched.tick(SIX + timedelta(seconds=seconds))
+    assert (watched.late, watched.checked) == ([SIX], [False])
+    begin = SIX - 3 * HOUR
+    words = f"No run succeeded from {begin:%F %T} to the deadline of {SIX:%F %T} UTC."
+    assert watched.last_words == words
+
+
+@pytest.mark.parametrize(
+    ("ended_ago", "is_late"),
+    [(4 * HOUR, True), (3 * HOUR, False), (HOUR, False), (timedelta(), False)],
+)
+def test_a_success_counts_that_ended_within_the_time_before_the_deadline(
+    watched: Watched, ended_ago: timedelta, *, is_late: bool
+) -> None:
+    watched.end("mine", SIX - ended_ago)
+    watched.tick(SIX + MINUTE)
+    assert watched.late == ([SIX] if is_late else [])
+    assert watched.checked[-1] is not is_late
+
+
+def test_a_failure_does_not_count(watched: Watched) -> None:
+    watched.end("mine", SIX - HOUR, "failed")
+    watched.tick(SIX + MINUTE)
+    assert watched.late == [SIX]
+
+
+def test_the_check_passes_with_a_success_after_the_deadline(watched: Watched) -> None:
+    watched.tick(SIX + MINUTE)
+    watched.end("failed", SIX + HOUR, "failed")
+    watched.tick(SIX + HOUR)
+    assert watched.checked == [False, False]
+    watched.end("mine", SIX + 2 * HOUR)
+    watched.tick(SIX + 2 * HOUR)
+    assert watched.checked == [False, False, True]
+    moment = SIX + 2 * HOUR
+    words = f"Run mine succeeded at {moment:%F %T} UTC, after the deadline of {SIX:%F %T}."
+    assert watched.last_words == words
+    watched.tick(SIX + DAY + MINUTE)  # it does not count for the next one
+    assert watched.late == [SIX, SIX + DAY]
+
+
+def test_a_success_whose_row_comes_late_takes_no_word_back_and_passes_the_check(
+    watched: Watched,
+) -> None:
+    watched.tick(SIX + MINUTE)
+    run = watched.end("mine", SIX + 2 * MINUTE)
+    run.end_date = SIX - MINUTE
+    watched.tick(SIX + 2 * MINUTE)
+    assert (watched.late, watched.checked) == ([SIX], [False, True])
+    assert "in time for the deadline" in watched.last_words
+
+
+def test_every_missed_deadline_of_an_outage_is_told_in_order(watched: Watched) -> None:
+    watched.end("mine", SIX + DAY - HOUR)
+    watched.daemon.restart()
+    watched.tick(SIX + 3 * DAY + MINUTE)
+    assert watched.late == [SIX, SIX + 2 * DAY, SIX + 3 * DAY]
+    assert watched.checked[-1] is False
+
+
+def test_of_many_missed_deadlines_the_last_ones_within_the_lookback_are_told(
+    watched: Watched,
+) -> None:
+    watched.declare(DeadlineDeclaration(cron="0 * * * *", within=3600))
+    watched.tick(SIX - 5 * HOUR)
+    watched.tick(SIX + 3 * DAY + MINUTE)
+    assert len(watched.late) == 24
+    assert watched.late[-1] == SIX + 3 * DAY
+    watched.declare(DeadlineDeclaration(cron="0 6 * * *", within=3600))
+    watched.tick(SIX + 3 * DAY + 2 * MINUTE)
+    watched.tick(SIX + 40 * DAY + MINUTE)
+    assert watched.late[24:] == [SIX + number * DAY for number in range(34, 41)]
+
+
+def test_deadlines_before_the_declaration_was_first_seen_are_not_told(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    watched = Watched(airflow_v2, instance)
+    watched.declare(None)
+    watched.tick(SIX - HOUR)
+    watched.declare(DEADLINE)
+    watched.tick(SIX + HOUR)
+    assert (watched.late, watched.checked) == ([], [])
+    watched.declare(DeadlineDeclaration(cron="30 7 * * *", within=3600))  # a new one
+    watched.tick(SIX + 2 * HOUR)
+    assert watched.late == []
+    watched.tick(SIX + 2 * DAY)
+    assert watched.late == [SIX + DAY + 1.5 * HOUR]
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 2])
+def test_a_crash_while_it_is_told_neither_loses_nor_repeats_it(
+    watched: Watched, killed_after: int
+) -> None:
+    watched.set_clocks(SIX + MINUTE)
+    watched.daemon.tick(killed_after=killed_after)
+    watched.tick(SIX + 2 * MINUTE)
+    assert watched.late == [SIX]
+
+
+def test_a_crash_before_the_cursor_is_stored_repeats_nothing(watched: Watched) -> None:
+    watched.set_clocks(SIX + MINUTE)
+    watched.daemon.tick(crashes=True)
+    watched.tick(SIX + 2 * MINUTE)
+    assert watched.late == [SIX]
+
+
+def test_after_a_lost_cursor_deadlines_are_judged_from_then_on(watched: Watched) -> None:
+    watched.tick(SIX + MINUTE)
+    watched.daemon.cursor = None
+    watched.tick(SIX + 2 * MINUTE)
+    assert watched.late == [SIX]
+    watched.tick(SIX + DAY + MINUTE)
+    assert watched.late == [SIX, SIX + DAY]
+
+
+def test_the_deadline_of_an_airflow_that_does_not_answer_is_judged_when_it_does(
+    airflow_v2: Airflow, watched: Watched
+) -> None:
+    watched.end("mine", SIX - HOUR)
+    airflow_v2.server.fail_next(lambda _: True, hang_up, times=100)
+    watched.tick(SIX + MINUTE)
+    assert (watched.late, watched.checked) == ([], [])
+    airflow_v2.server.forget_faults()
+    watched.daemon.restart()
+    watched.tick(SIX + HOUR)
+    assert (watched.late, watched.checked) == ([], [True])
+
+
+def test_a_run_that_is_not_reported_yet_is_waited_for(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Its tasks decide whether it is a success, and Airflow does not return them. DAGs of which
+    everything is known are not held up."""
+    watched = Watched(airflow_v2, instance)
+    airflow_v2.database.add_dag("other")
+    declared = DagDeclaration(deadline=DEADLINE, success_when=SuccessDeclaration(tasks=["load"]))
+    watched.daemon.rules = {DAG: declared.success_when, "other": None}
+    watched.daemon.dags = {DAG: declared, "other": DagDeclaration(deadline=DEADLINE)}
+    watched.daemon.restart()
+    watched.tick(SIX - 5 * HOUR)
+    watched.end("mine", SIX - HOUR)
+    busy = answer(500, {"detail": "busy"})
+    airflow_v2.server.fail_next(asks("GET", ".*/taskInstances"), busy, times=100)
+    watched.set_clocks(SIX + MINUTE)
+    watched.daemon.tick()
+    other = dg.AssetKey(["metrics", "dag", "other"])
+    assert (watched.late, watched.checked) == ([], [])
+    assert find_late(instance, other) == [SIX]
+    airflow_v2.server.forget_faults()
+    watched.tick(SIX + 2 * MINUTE)
+    assert (watched.late, watched.checked[-1]) == ([], True)
+    assert find_late(instance, other) == [SIX]
+
+
+def test_a_success_that_a_person_reports_counts(watched: Watched) -> None:
+    watched.tick(SIX + MINUTE)
+    watched.instance.report_runless_asset_event(dg.AssetMaterialization(KEY))
+    watched.end("mine", SIX + HOUR, "failed")
+    watched.tick(SIX + HOUR)
+    assert watched.checked[-1] is True
+
+
+def test_until_a_deadline_is_over_it_costs_neither_requests_nor_queries(
+    airflow_v2: Airflow, watched: Watched
+) -> None:
+    for now in (SIX - HOUR, SIX - MINUTE):
+        watched.set_clocks(now)
+        requests = len(airflow_v2.server.asked)
+        with recording_statements() as statements:
+            watched.daemon.tick()
+        assert len(statements) == 1  # for the Dagster runs of the instance
+        assert len(airflow_v2.server.asked) == requests + 1
