@@ -8,7 +8,9 @@ from datetime import datetime, timedelta, timezone
 import dagster as dg
 import pytest
 
+from federation_defs.dagster_io.event_log import fetch_observed
 from federation_defs.declaration import DagDeclaration, DeadlineDeclaration, SuccessDeclaration
+from federation_defs.dependencies.happenings import build_record
 from federation_defs.naming import DEADLINE_CHECK_NAME
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import asks
@@ -100,6 +102,13 @@ def test_a_dag_without_a_success_is_late_once_at_the_deadline(watched: Watched) 
     begin = SIX - 3 * HOUR
     words = f"No run succeeded from {begin:%F %T} to the deadline of {SIX:%F %T} UTC."
     assert watched.last_words == words
+
+
+def test_dags_that_depend_on_lateness_are_told_the_deadline(watched: Watched) -> None:
+    watched.tick(SIX + MINUTE)
+    (event,), _ = fetch_observed(watched.instance, KEY, after=0, limit=10)
+    record = build_record(event, f"metrics/{DAG}", "metrics/clean_up")
+    assert (record.state, record.deadline, record.run_id) == ("late", SIX, None)
 
 
 @pytest.mark.parametrize(

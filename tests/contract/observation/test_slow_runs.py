@@ -8,7 +8,9 @@ from datetime import timedelta
 import dagster as dg
 import pytest
 
+from federation_defs.dagster_io.event_log import fetch_observed
 from federation_defs.declaration import DagDeclaration
+from federation_defs.dependencies.happenings import build_record
 from federation_defs.naming import MAX_DURATION_CHECK_NAME
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import materialize
@@ -90,6 +92,17 @@ def test_a_run_that_goes_on_for_too_long_is_told_once_while_it_does(watched: Wat
         r"Run slow has been running for 36\d\d s, longer than `max_duration` \(3600 s\)\.",
         evaluation.description or "",
     )
+
+
+def test_dags_that_depend_on_slow_runs_are_told_all_about_them(watched_v2: Watched) -> None:
+    slow = watched_v2.start("slow", LIMIT * 2)
+    slow.conf = {"day": "2026-01-02"}
+    watched_v2.tick()
+    (event,), _ = fetch_observed(watched_v2.instance, KEY, after=0, limit=10)
+    record = build_record(event, f"metrics/{DAG}", "metrics/clean_up")
+    assert (record.state, record.run_id, record.conf) == ("slow", "slow", slow.conf)
+    assert (record.start, record.end) == (slow.start_date, None)
+    assert record.link == watched_v2.airflow.client.build_run_url(DAG, "slow")
 
 
 def test_the_next_run_that_ends_in_time_passes_the_check(watched: Watched) -> None:
