@@ -18,30 +18,33 @@ UPSTREAM, DOWNSTREAM = dg.AssetKey("upstream"), dg.AssetKey("downstream")
 def upstream() -> None: ...
 
 
-@dg.asset(deps=[upstream], automation_condition=build_condition())
+@dg.asset(deps=[upstream], automation_condition=build_condition({UPSTREAM: "executed"}))
 def downstream() -> None: ...
 
 
 DEFS = dg.Definitions(assets=[upstream, downstream], executor=dg.in_process_executor)
-JOB = DEFS.resolve_implicit_global_asset_job_def()
 
 
 class Automation:
     """The automation sensor: ticks of the condition, and the runs that they request."""
 
-    def __init__(self) -> None:
+    def __init__(self, defs: dg.Definitions = DEFS) -> None:
+        self.defs = defs
+        self.job = defs.resolve_implicit_global_asset_job_def()
         self.instance = dg.DagsterInstance.ephemeral()
         self.cursor: Any = None
         self.run: dg.DagsterRun | None = None
 
     def tick(self) -> bool:
         """Return whether a tick requests a run of the downstream. The run then goes on."""
-        result = dg.evaluate_automation_conditions(DEFS, self.instance, cursor=self.cursor)
+        result = dg.evaluate_automation_conditions(self.defs, self.instance, cursor=self.cursor)
         self.cursor = result.cursor
         is_requested = result.get_num_requested(DOWNSTREAM) == 1
         if is_requested:
             self.run = self.instance.create_run_for_job(
-                JOB, asset_selection=frozenset({DOWNSTREAM}), status=dg.DagsterRunStatus.STARTED
+                self.job,
+                asset_selection=frozenset({DOWNSTREAM}),
+                status=dg.DagsterRunStatus.STARTED,
             )
         return is_requested
 
@@ -52,6 +55,11 @@ class Automation:
         """End the run that goes on, if there is one."""
         if self.run is not None:
             self.instance.report_runless_asset_event(dg.AssetMaterialization(DOWNSTREAM))
+        self.leave()
+
+    def leave(self) -> None:
+        """End the run that goes on without a materialization."""
+        if self.run is not None:
             self.instance.report_run_canceled(self.run, "over")
         self.run = None
 
