@@ -143,7 +143,8 @@ def _build_due(
         return is_due
     # Every end of a DAG run evaluates the asset's check. A run that never started, or was deleted,
     # has no end: it is taken to go on until the next full hour.
-    ended = _NEWLY_UPDATED | condition.any_checks_match(_NEWLY_UPDATED)
+    own_check = dg.AssetSelection.checks(build_check_key(detached))
+    ended = _NEWLY_UPDATED | condition.any_checks_match(_NEWLY_UPDATED).allow(own_check)
     ended |= condition.cron_tick_passed("0 * * * *")
     goes_on = _NEWLY_REQUESTED.since(ended) & ~condition.execution_failed()
     return is_due & ~goes_on.with_label("dag_run_goes_on")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation_defs.automation import build_condition, compute_interval
+from federation_defs.naming import CHECK_NAME
 
 UPSTREAM, DOWNSTREAM = dg.AssetKey("upstream"), dg.AssetKey("downstream")
 
@@ -113,6 +114,32 @@ def test_a_run_is_requested_if_there_was_an_update_since_the_last_request_and_no
             is_due = is_pending and automation.run is None
             assert automation.tick() == is_due
             is_pending = is_pending and not is_due
+
+
+@pytest.mark.parametrize(("check", "is_over"), [("other", False), (CHECK_NAME, True)])
+def test_only_its_own_check_says_that_a_run_is_over_which_dagster_does_not_wait_for(
+    check: str, *, is_over: bool
+) -> None:
+    condition = build_condition({UPSTREAM: "observed"}, detached=DOWNSTREAM)
+
+    @dg.asset(
+        deps=[UPSTREAM],
+        check_specs=[dg.AssetCheckSpec(name, asset=DOWNSTREAM) for name in (CHECK_NAME, "other")],
+        automation_condition=condition,
+    )
+    def downstream() -> dg.MaterializeResult:
+        raise NotImplementedError
+
+    automation = Automation(dg.Definitions([dg.AssetSpec(UPSTREAM), downstream]))
+    automation.tick()
+    automation.update_upstream()
+    assert automation.tick()
+    automation.leave()
+    automation.update_upstream()
+    assert not automation.tick()
+    evaluation = dg.AssetCheckEvaluation(DOWNSTREAM, check, passed=False, metadata={})
+    automation.instance.report_runless_asset_event(evaluation)
+    assert automation.tick() == is_over
 
 
 @pytest.mark.parametrize(
