@@ -2,86 +2,152 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, reduce
+from operator import and_, or_
 from typing import Literal, TypeAlias
 
 import dagster as dg
 
-from federation_defs.naming import build_monitor_tags, build_sensor_name
+from federation_defs.naming import build_check_key, build_monitor_tags, build_sensor_name
 
 # What a tick costs the daemon (dagster 1.13, PostgreSQL): per sensor, and per asset.
 _SENSOR_S = 0.12
 _ASSET_S = 0.0025
 _MAX_INTERVAL_S = 25
 
-Upstreams: TypeAlias = Literal["observed", "executed", "detached"]
+# A DAG that Dagster does not run, one that it runs, one of the same instance that it runs without
+# waiting for it, and an asset that is no DAG.
+Upstream: TypeAlias = Literal["observed", "executed", "detached", "asset"]
+
+_NEWLY_UPDATED = dg.AutomationCondition.newly_updated()
+_NEWLY_REQUESTED = dg.AutomationCondition.newly_requested()
+_NEWLY_MISSING = dg.AutomationCondition.newly_missing()
+_FIRST_TICK = dg.AutomationCondition.initial_evaluation()
+_IN_PROGRESS = (
+    dg.AutomationCondition.run_in_progress() | dg.AutomationCondition.backfill_in_progress()
+)
 
 
-@cache  # a fleet has thousands of downstream DAGs, and Dagster's conditions are immutable
 def build_condition(
-    *, waits: bool = True, upstreams: Upstreams = "executed", is_partitioned: bool = False
+    upstreams: Mapping[dg.AssetKey, Upstream],
+    *,
+    when: Literal["any", "all"] = "any",
+    detached: dg.AssetKey | None = None,
+    is_partitioned: bool = False,
 ) -> dg.AutomationCondition:
-    """Return a condition that requests a run when an upstream was updated, and loses no update.
+    """Return a condition that requests a run when upstreams were updated, and loses no update.
 
-    It is `eager()`, except where that loses updates (dagster 1.13):
+    With `when="any"` it is `eager()`, except where that loses updates (dagster 1.13):
 
     - `eager()` takes the end of a run as handling all updates until then, so that an update during
       a run never leads to another run. Here only a request handles updates.
     - If an update and a request are new on the same tick, the request wins, although the update
       came after it. Here the update wins.
 
+    With `when="all"` each upstream has to be updated after the last request, by the same rules.
+    None may be under way. None may be a DAG whose last run failed, unless partitions are what
+    counts: the one of its latest run may be another.
+
     All conditions are built-in: they are evaluated in the daemon, without user code and without its
     limit of 500 entities. Each tick evaluates each node for each asset, whatever happened, so the
     condition has only the nodes that can matter to the asset.
 
     Args:
-        waits: The Dagster run waits for the DAG run. If not, the DAG run is taken to go on from the
-            request until its end is reported, or until a Dagster run failed to start it.
-        upstreams: "observed" if Dagster runs none of the upstreams, "executed" if it runs some, and
-            "detached" if it does not wait for one of them, which so can't share a Dagster run with
-            the DAG.
+        upstreams: What the DAG depends on; one at least.
+        detached: The DAG's own asset, if the Dagster run does not wait for the DAG run. That is
+            taken to go on from the request until its end is reported, or until a Dagster run failed
+            to start it.
         is_partitioned: Whether the DAG has partitions. Only the latest one is requested.
     """
+    if when == "all":
+        return _build_all_condition(upstreams, detached, is_partitioned)
+    kinds = set(upstreams.values())
+    kind = "detached" if "detached" in kinds else "executed"
+    if kinds == {"observed"}:
+        kind = "observed"
+    return _build_any_condition(kind, detached, is_partitioned)
+
+
+@cache  # a fleet has thousands of downstream DAGs, and Dagster's conditions are immutable
+def _build_any_condition(
+    kind: Upstream, detached: dg.AssetKey | None, is_partitioned: bool
+) -> dg.AutomationCondition:
     condition = dg.AutomationCondition
-    updated = _build_any_deps_updated(upstreams)
-    triggers, handled = updated, condition.newly_requested() & ~updated
+    updated = condition.any_deps_match(_NEWLY_UPDATED).with_label("any_deps_updated")
+    blocked = condition.any_deps_match(condition.missing()).with_label("any_deps_missing")
+    if kind == "executed":  # a run of an upstream may be a run of the DAG, too
+        updated = condition.any_deps_updated()
+    if kind != "observed":
+        missing = condition.missing() & ~condition.will_be_requested()
+        blocked = condition.any_deps_match(missing | _IN_PROGRESS)
+        blocked = blocked.with_label("any_deps_missing_or_in_progress")
+    triggers, handled = updated, _NEWLY_REQUESTED & ~updated
     if is_partitioned:  # a new partition is run when its upstreams have it
-        triggers |= condition.newly_missing()
-        handled |= condition.initial_evaluation()
-    # First of all: what follows is evaluated for what is pending, and is cheap for nothing.
+        triggers, handled = triggers | _NEWLY_MISSING, handled | _FIRST_TICK
     is_pending = triggers.since(handled).with_label("updated_since_request")
-    in_progress = condition.run_in_progress() | condition.backfill_in_progress()
-    is_due = is_pending & ~(_build_any_deps_block(upstreams) | in_progress)
+    return _build_due(is_pending, blocked, detached, is_partitioned)
+
+
+def _build_all_condition(
+    upstreams: Mapping[dg.AssetKey, Upstream], detached: dg.AssetKey | None, is_partitioned: bool
+) -> dg.AutomationCondition:
+    condition = dg.AutomationCondition
+    is_pending = reduce(and_, (_build_latch(key, kind) for key, kind in upstreams.items()))
+    kinds, blocks = set(upstreams.values()), list[dg.AutomationCondition]()
+    if is_partitioned:  # a new partition is run when its upstreams have it
+        is_pending |= _NEWLY_MISSING.since(_NEWLY_REQUESTED | _FIRST_TICK)
+        blocks.append(condition.missing())
+    elif dags := [build_check_key(key) for key, kind in upstreams.items() if kind != "asset"]:
+        failed = condition.check_failed()
+        if kinds != {"observed"}:  # after a run that failed, Dagster could not start another one
+            failed |= condition.execution_failed()
+        # Observation evaluates other checks of a DAG, too. They say nothing about its last run.
+        checks = dg.AssetSelection.checks(*dags)
+        blocks.append(condition.any_checks_match(failed).allow(checks))
+    if kinds != {"observed"}:
+        blocks.append(_IN_PROGRESS | condition.will_be_requested())
+    is_blocked = condition.any_deps_match(reduce(or_, blocks)).with_label("any_deps_block")
+    for key, kind in upstreams.items():
+        if kind == "asset":
+            is_blocked |= condition.asset_matches(key, condition.execution_failed())
+    return _build_due(is_pending, is_blocked, detached, is_partitioned)
+
+
+def _build_latch(key: dg.AssetKey, kind: Upstream) -> dg.AutomationCondition:
+    """Return whether an upstream was updated since the last request.
+
+    Dagster (1.13) finds what it stores of a `since` by the names of the two conditions in it. The
+    key is such a name, so that upstreams have latches of their own. A label would not be.
+    """
+    counts = _NEWLY_UPDATED
+    if kind != "observed":  # a person may have run it together with the DAG
+        counts &= ~dg.AutomationCondition.executed_with_root_target()
+    updated = dg.AutomationCondition.asset_matches(key, counts)
+    return updated.since(_NEWLY_REQUESTED & ~updated).with_label("updated_since_request")
+
+
+def _build_due(
+    is_pending: dg.AutomationCondition,
+    blocked: dg.AutomationCondition,
+    detached: dg.AssetKey | None,
+    is_partitioned: bool,
+) -> dg.AutomationCondition:
+    """Return whether a DAG with pending updates is due."""
+    condition = dg.AutomationCondition
+    # First of all: what follows is evaluated for what is pending, and is cheap for nothing.
+    is_due = is_pending & ~(blocked | _IN_PROGRESS)
     if is_partitioned:
         is_due &= condition.in_latest_time_window()
-    if waits:
+    if detached is None:
         return is_due
     # Every end of a DAG run evaluates the asset's check. A run that never started, or was deleted,
     # has no end: it is taken to go on until the next full hour.
-    ended = condition.newly_updated() | condition.any_checks_match(condition.newly_updated())
+    own_check = dg.AssetSelection.checks(build_check_key(detached))
+    ended = _NEWLY_UPDATED | condition.any_checks_match(_NEWLY_UPDATED).allow(own_check)
     ended |= condition.cron_tick_passed("0 * * * *")
-    goes_on = condition.newly_requested().since(ended) & ~condition.execution_failed()
+    goes_on = _NEWLY_REQUESTED.since(ended) & ~condition.execution_failed()
     return is_due & ~goes_on.with_label("dag_run_goes_on")
-
-
-def _build_any_deps_updated(upstreams: Upstreams) -> dg.AutomationCondition:
-    condition = dg.AutomationCondition
-    if upstreams == "executed":  # a run of an upstream may be a run of the DAG, too
-        return condition.any_deps_updated()
-    return condition.any_deps_match(condition.newly_updated()).with_label("any_deps_updated")
-
-
-def _build_any_deps_block(upstreams: Upstreams) -> dg.AutomationCondition:
-    condition = dg.AutomationCondition
-    missing = condition.missing()
-    if upstreams == "observed":
-        return condition.any_deps_match(missing).with_label("any_deps_missing")
-    missing &= ~condition.will_be_requested()
-    in_progress = condition.run_in_progress() | condition.backfill_in_progress()
-    return condition.any_deps_match(missing | in_progress).with_label(
-        "any_deps_missing_or_in_progress"
-    )
 
 
 def compute_interval(downstreams: Iterable[int]) -> int:

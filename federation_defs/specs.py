@@ -9,8 +9,9 @@ from typing import Any
 
 import dagster as dg
 
-from federation_defs.automation import Upstreams, build_condition
+from federation_defs.automation import Upstream, build_condition
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration
+from federation_defs.declaration.wording import describe_trigger
 from federation_defs.naming import build_asset_key, build_owner, build_tag_key
 from federation_defs.partitions import Partitioning
 from federation_defs.state import DagSnapshot, Snapshot
@@ -36,24 +37,24 @@ def build_specs(
     specs = {}
     for dag_id in sorted({*dags, *undescribed, *declaration.dags, *referenced}):
         declared = declaration.find_dag(dag_id)
+        key = build_asset_key(declaration.name, dag_id)
+        upstreams = _classify_upstreams(declared, declaration, others)
         condition = None
-        if declared.depends_on and not declared.is_decided_by_events:
+        if upstreams and not declared.is_decided_by_events:
             condition = build_condition(
-                waits=declared.trigger.wait,
-                upstreams=_classify_upstreams(declared, declaration, others),
+                upstreams,
+                when=declared.trigger.when,
+                detached=None if declared.trigger.wait else key,
                 is_partitioned=declared.partitions is not None,
             )
         specs[dag_id] = dg.AssetSpec(
-            key=build_asset_key(declaration.name, dag_id),
+            key=key,
             group_name=declaration.name,
-            deps=[
-                *(build_asset_key(instance, upstream) for instance, upstream in declared.upstreams),
-                *map(dg.AssetKey, declared.upstream_assets),
-            ],
+            deps=list(upstreams),
             automation_condition=condition,
             freshness_policy=declared.deadline and declared.deadline.build_policy(),  # for display
             partitions_def=declared.partitions and Partitioning(declared.partitions).definition,
-            **_describe(declaration.name, dag_id, dags.get(dag_id)),
+            **_describe(declaration.name, dag_id, declared, dags.get(dag_id)),
         )
     return specs
 
@@ -62,34 +63,41 @@ def _classify_upstreams(
     dag: DagDeclaration,
     declaration: InstanceDeclaration,
     others: Mapping[str, InstanceDeclaration],
-) -> Upstreams:
-    """Return whether Dagster runs upstreams of a DAG, and waits for those of its own instance."""
-    kind: Upstreams = "observed"
+) -> dict[dg.AssetKey, Upstream]:
+    """Return what a DAG depends on, and whether Dagster runs it and waits for it."""
+    upstreams: dict[dg.AssetKey, Upstream] = {}
     for instance, dag_id in dag.upstreams:
         is_own = instance == declaration.name
         known = declaration if is_own else others.get(instance)
-        upstream = known and known.dags.get(dag_id)
-        if known and not (upstream and upstream.depends_on):
-            continue
-        kind = "executed"
-        if is_own and upstream and not upstream.trigger.wait:
-            return "detached"
-    return kind
+        upstream = known.find_dag(dag_id) if known else None
+        kind: Upstream = "executed"
+        if upstream and not upstream.depends_on:
+            kind = "observed"
+        elif upstream and is_own and not upstream.trigger.wait:
+            kind = "detached"
+        upstreams[build_asset_key(instance, dag_id)] = kind
+    return {**upstreams, **{dg.AssetKey(key): "asset" for key in dag.upstream_assets}}
 
 
-def _describe(instance: str, dag_id: str, dag: DagSnapshot | None) -> dict[str, Any]:
-    """Return the fields of a spec that tell what Airflow says about the DAG."""
+def _describe(
+    instance: str, dag_id: str, declared: DagDeclaration, dag: DagSnapshot | None
+) -> dict[str, Any]:
+    """Return the fields of a spec that tell what Airflow says about the DAG, and when it runs."""
     default = f"Materialized by each successful run of DAG {dag_id} in Airflow {instance}."
-    fields: dict[str, Any] = {"kinds": {"airflow", "dag"}, "metadata": {"Dag ID": dag_id}}
+    said = [(dag and dag.description) or default, describe_trigger(declared)]
+    fields: dict[str, Any] = {
+        "kinds": {"airflow", "dag"},
+        "metadata": {"Dag ID": dag_id},
+        "description": "\n\n".join(filter(None, said)),
+    }
     if dag is None:
-        return fields | {"description": default}
+        return fields
     fields["metadata"] |= {
         "Link to DAG": dg.MetadataValue.url(dag.url),
         "Schedule": dag.schedule or "none",
         "Paused": dag.is_paused,
     }
     return fields | {
-        "description": dag.description or default,
         "owners": [build_owner(owner) for owner in dag.owners if owner],
         "tags": {build_tag_key(tag): "" for tag in dag.airflow_tags if tag},
     }

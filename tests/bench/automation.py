@@ -16,7 +16,9 @@ import gc
 import logging
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import dagster as dg
 from dagster._core.definitions.asset_daemon_cursor import AssetDaemonCursor
@@ -28,49 +30,84 @@ from dagster._daemon.asset_daemon import (
     asset_daemon_cursor_to_instigator_serialized_cursor,
 )
 
-from federation_defs.automation import Upstreams, build_condition
+from federation_defs.automation import Upstream, build_condition
+from federation_defs.naming import CHECK_NAME
 from tests.contract.test_automation_histories import build_reference
 
 _MYSQL_TEXT = 65_535
 _DAYS = dg.DailyPartitionsDefinition("2026-01-01")
-# Name, number and kind of upstreams, whether a Dagster run waits, whether there are partitions.
-KINDS: list[tuple[str, int, Upstreams, bool, bool]] = [
-    ("1 upstream", 1, "observed", True, False),
-    ("3 upstreams", 3, "observed", True, False),
-    ("1 upstream that Dagster runs", 1, "executed", True, False),
-    ("3 upstreams that Dagster runs", 3, "executed", True, False),
-    ("1 upstream, not waited for", 1, "observed", False, False),
-    ("1 upstream, with partitions", 1, "observed", True, True),
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Which DAGs are measured: they have so many upstreams of a kind.
+
+    Attributes:
+        waits: A Dagster run waits for the DAG run.
+    """
+
+    name: str
+    number: int
+    upstreams: Upstream = "observed"
+    when: Literal["any", "all"] = "any"
+    waits: bool = True
+    is_partitioned: bool = False
+
+
+KINDS = [
+    Kind("1 upstream", 1),
+    Kind("3 upstreams", 3),
+    Kind("1 upstream that Dagster runs", 1, "executed"),
+    Kind("3 upstreams that Dagster runs", 3, "executed"),
+    Kind("1 upstream, not waited for", 1, waits=False),
+    Kind("1 upstream, with partitions", 1, is_partitioned=True),
+    Kind("all of 2 upstreams", 2, when="all"),
+    Kind("all of 5 upstreams", 5, when="all"),
+    Kind("all of 2 upstreams that Dagster runs", 2, "executed", when="all"),
+    Kind("all of 5 upstreams that Dagster runs", 5, "executed", when="all"),
 ]
+# Of the upstreams and the asset of a DAG.
+Build = Callable[[Mapping[dg.AssetKey, Upstream], dg.AssetKey], dg.AutomationCondition]
 
 
 class Sensor:
     """An automation sensor of many assets with one condition, on an instance of its own."""
 
-    def __init__(
-        self, condition: dg.AutomationCondition, assets: int, upstreams: int, is_partitioned: bool
-    ) -> None:
-        partitions = _DAYS if is_partitioned else None
-        names = [f"upstream_{number}" for number in range(assets)]
+    def __init__(self, build: Build, kind: Kind, assets: int) -> None:
+        partitions = _DAYS if kind.is_partitioned else None
+        sources = [
+            dg.AssetSpec(["airflow", "dag", f"upstream_{number}"], partitions_def=partitions)
+            for number in range(assets)
+        ]
 
         def build_asset(number: int) -> dg.AssetsDefinition:
+            own = dg.AssetKey(["airflow", "dag", f"downstream_{number}"])
+            deps = [sources[(number + other) % assets].key for other in range(kind.number)]
+
             @dg.asset(
-                name=f"downstream_{number}",
-                deps=[names[(number + other) % assets] for other in range(upstreams)],
-                automation_condition=condition,
+                key=own,
+                deps=deps,
+                automation_condition=build(dict.fromkeys(deps, kind.upstreams), own),
                 partitions_def=partitions,
             )
             def downstream() -> None: ...
 
             return downstream
 
-        sources = [dg.AssetSpec(name, partitions_def=partitions) for name in names]
+        def build_check(source: dg.AssetSpec) -> dg.AssetChecksDefinition:
+            @dg.asset_check(asset=source.key, name=CHECK_NAME)
+            def check() -> dg.AssetCheckResult:
+                raise NotImplementedError
+
+            return check
+
         downstreams = [build_asset(number) for number in range(assets)]
-        self.graph = dg.Definitions([*sources, *downstreams]).resolve_asset_graph()
+        defs = dg.Definitions([*sources, *downstreams], asset_checks=map(build_check, sources))
+        self.graph = defs.resolve_asset_graph()
         self.selection = dg.AssetSelection.assets(*downstreams)
         self.assets = assets
         self.keys = [source.key for source in sources]
-        self.partition = _DAYS.get_last_partition_key() if is_partitioned else None
+        self.partition = _DAYS.get_last_partition_key() if kind.is_partitioned else None
         self.instance = dg.DagsterInstance.ephemeral()
         self.cursor: str | None = None
         self.ticks = 0
@@ -114,18 +151,22 @@ def measure(assets: int, rounds: int) -> None:
     """Print a row for each kind of asset and each condition, in ms and bytes of an asset."""
     print(f"{'CPU ms of an asset and tick':37}{'nodes':>6}{'idle':>7}{'updated':>9}", end="")
     print(f"{'cursor, bytes':>15}{'assets in 64 kB':>17}")
-    for name, upstreams, kind, waits, is_partitioned in KINDS:
-        builds: dict[str, Callable[[], dg.AutomationCondition]] = {
-            "eager()": dg.AutomationCondition.eager,
-            "before": lambda kind=kind, waits=waits: build_reference(waits=waits, upstreams=kind),
-            "ours": lambda kind=kind, waits=waits, is_partitioned=is_partitioned: build_condition(
-                waits=waits, upstreams=kind, is_partitioned=is_partitioned
+    for kind in KINDS:
+        builds: dict[str, Build] = {
+            "eager()": lambda _upstreams, _own: dg.AutomationCondition.eager(),
+            "before": lambda upstreams, own, kind=kind: build_reference(
+                upstreams, detached=None if kind.waits else own
+            ),
+            "ours": lambda upstreams, own, kind=kind: build_condition(
+                upstreams,
+                when=kind.when,
+                detached=None if kind.waits else own,
+                is_partitioned=kind.is_partitioned,
             ),
         }
-        sensors = {
-            title: Sensor(build(), assets, upstreams, is_partitioned)
-            for title, build in builds.items()
-        }
+        if kind.when == "all":
+            del builds["before"]
+        sensors = {title: Sensor(build, kind, assets) for title, build in builds.items()}
         idle: dict[str, list[float]] = {title: [] for title in sensors}
         updated: dict[str, list[float]] = {title: [] for title in sensors}
         for sensor in sensors.values():
@@ -137,7 +178,7 @@ def measure(assets: int, rounds: int) -> None:
                 updated[title].append(sensor.tick())
                 sensor.tick()  # after the request
                 idle[title].append(sensor.tick())
-        print(name)
+        print(kind.name)
         for title, sensor in sensors.items():
             each = [1000 * statistics.median(times[title]) / assets for times in (idle, updated)]
             size = len(sensor.cursor or "") / assets

@@ -4,7 +4,7 @@ replaced and had three times as many nodes: both request the same in any history
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -14,7 +14,7 @@ from dagster._core.events import StepMaterializationData
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from federation_defs.automation import Upstreams, build_condition
+from federation_defs.automation import Upstream, build_condition
 
 Build = Callable[..., dg.AutomationCondition]
 A, OTHER, B, C = map(dg.AssetKey, ("a", "other", "b", "c"))
@@ -36,11 +36,14 @@ IN_ONE_RUN = [["wipe b", "wipe c"], ["next"], ["next"], ["update a"], ["next"], 
 
 
 def build_reference(
-    *, waits: bool, upstreams: Upstreams, is_partitioned: bool = False
+    upstreams: Mapping[dg.AssetKey, Upstream],
+    *,
+    detached: dg.AssetKey | None,
+    is_partitioned: bool = False,
 ) -> dg.AutomationCondition:
     condition = dg.AutomationCondition
     updated = condition.any_deps_updated()
-    if upstreams == "detached":
+    if "detached" in upstreams.values():
         updated = condition.any_deps_match(condition.newly_updated())
     if is_partitioned:  # a DAG without was run, too, when its materializations were deleted
         updated = condition.newly_missing() | updated
@@ -50,7 +53,7 @@ def build_reference(
     overtaken = (updated & requested).since((requested & ~updated) | first)
     handled = condition.newly_missing() | condition.any_deps_updated()
     lossless = condition.eager().replace(handled.since_last_handled(), pending | overtaken)
-    if waits:
+    if detached is None:
         return lossless
     ended = condition.newly_updated() | condition.any_checks_match(condition.newly_updated())
     ended |= condition.cron_tick_passed("0 * * * *")
@@ -68,7 +71,7 @@ def build_fleet(build: Build, *, is_detached: bool, is_partitioned: bool) -> dg.
         partitions_def=partitions,
         check_specs=[dg.AssetCheckSpec(CHECK.name, asset=B)],
         automation_condition=build(
-            waits=not is_detached, upstreams="observed", is_partitioned=is_partitioned
+            {A: "observed"}, detached=B if is_detached else None, is_partitioned=is_partitioned
         ),
     )
     def b() -> dg.MaterializeResult:
@@ -79,8 +82,8 @@ def build_fleet(build: Build, *, is_detached: bool, is_partitioned: bool) -> dg.
         deps=[B, OTHER],
         partitions_def=partitions,
         automation_condition=build(
-            waits=True,
-            upstreams="detached" if is_detached else "executed",
+            {B: "detached" if is_detached else "executed", OTHER: "observed"},
+            detached=None,
             is_partitioned=is_partitioned,
         ),
     )

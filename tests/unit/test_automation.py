@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation_defs.automation import build_condition, compute_interval
+from federation_defs.naming import CHECK_NAME
 
 UPSTREAM, DOWNSTREAM = dg.AssetKey("upstream"), dg.AssetKey("downstream")
 
@@ -18,30 +19,33 @@ UPSTREAM, DOWNSTREAM = dg.AssetKey("upstream"), dg.AssetKey("downstream")
 def upstream() -> None: ...
 
 
-@dg.asset(deps=[upstream], automation_condition=build_condition())
+@dg.asset(deps=[upstream], automation_condition=build_condition({UPSTREAM: "executed"}))
 def downstream() -> None: ...
 
 
 DEFS = dg.Definitions(assets=[upstream, downstream], executor=dg.in_process_executor)
-JOB = DEFS.resolve_implicit_global_asset_job_def()
 
 
 class Automation:
     """The automation sensor: ticks of the condition, and the runs that they request."""
 
-    def __init__(self) -> None:
+    def __init__(self, defs: dg.Definitions = DEFS) -> None:
+        self.defs = defs
+        self.job = defs.resolve_implicit_global_asset_job_def()
         self.instance = dg.DagsterInstance.ephemeral()
         self.cursor: Any = None
         self.run: dg.DagsterRun | None = None
 
     def tick(self) -> bool:
         """Return whether a tick requests a run of the downstream. The run then goes on."""
-        result = dg.evaluate_automation_conditions(DEFS, self.instance, cursor=self.cursor)
+        result = dg.evaluate_automation_conditions(self.defs, self.instance, cursor=self.cursor)
         self.cursor = result.cursor
         is_requested = result.get_num_requested(DOWNSTREAM) == 1
         if is_requested:
             self.run = self.instance.create_run_for_job(
-                JOB, asset_selection=frozenset({DOWNSTREAM}), status=dg.DagsterRunStatus.STARTED
+                self.job,
+                asset_selection=frozenset({DOWNSTREAM}),
+                status=dg.DagsterRunStatus.STARTED,
             )
         return is_requested
 
@@ -52,6 +56,11 @@ class Automation:
         """End the run that goes on, if there is one."""
         if self.run is not None:
             self.instance.report_runless_asset_event(dg.AssetMaterialization(DOWNSTREAM))
+        self.leave()
+
+    def leave(self) -> None:
+        """End the run that goes on without a materialization."""
+        if self.run is not None:
             self.instance.report_run_canceled(self.run, "over")
         self.run = None
 
@@ -105,6 +114,32 @@ def test_a_run_is_requested_if_there_was_an_update_since_the_last_request_and_no
             is_due = is_pending and automation.run is None
             assert automation.tick() == is_due
             is_pending = is_pending and not is_due
+
+
+@pytest.mark.parametrize(("check", "is_over"), [("other", False), (CHECK_NAME, True)])
+def test_only_its_own_check_says_that_a_run_is_over_which_dagster_does_not_wait_for(
+    check: str, *, is_over: bool
+) -> None:
+    condition = build_condition({UPSTREAM: "observed"}, detached=DOWNSTREAM)
+
+    @dg.asset(
+        deps=[UPSTREAM],
+        check_specs=[dg.AssetCheckSpec(name, asset=DOWNSTREAM) for name in (CHECK_NAME, "other")],
+        automation_condition=condition,
+    )
+    def downstream() -> dg.MaterializeResult:
+        raise NotImplementedError
+
+    automation = Automation(dg.Definitions([dg.AssetSpec(UPSTREAM), downstream]))
+    automation.tick()
+    automation.update_upstream()
+    assert automation.tick()
+    automation.leave()
+    automation.update_upstream()
+    assert not automation.tick()
+    evaluation = dg.AssetCheckEvaluation(DOWNSTREAM, check, passed=False, metadata={})
+    automation.instance.report_runless_asset_event(evaluation)
+    assert automation.tick() == is_over
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import dagster as dg
 import pytest
 
 from federation_defs.automation import build_condition
-from federation_defs.declaration import DagDeclaration, DeadlineDeclaration
+from federation_defs.declaration import (
+    DagDeclaration,
+    DeadlineDeclaration,
+    InstanceDeclaration,
+)
 from federation_defs.naming import build_asset_key
 from federation_defs.specs import build_specs
 from federation_defs.state import Snapshot
@@ -62,14 +67,44 @@ def test_the_condition_of_a_dag_has_what_its_upstreams_need() -> None:
         dag_id: spec.automation_condition
         for dag_id, spec in build_specs(declaration, None, set(), others).items()
     }
-    assert conditions["b"] == build_condition(upstreams="observed")
-    assert conditions["c"] == build_condition(upstreams="executed")
+    assert conditions["b"] == build_condition({build_asset_key("warehouse", "a"): "observed"})
+    assert conditions["c"] == build_condition({build_asset_key("metrics", "b"): "executed"})
     assert conditions["d"] is conditions["c"]
+
+
+def test_a_dag_may_depend_on_assets_and_wait_for_all_of_its_upstreams() -> None:
+    trigger = {"when": "all", "wait": False}
+    dag = {"depends_on": ["warehouse/a", {"asset": ["sales", "targets"]}], "trigger": trigger}
+    declaration = InstanceDeclaration.model_validate(
+        {**build_declaration("metrics").model_dump(), "dags": {"b": dag}}
+    )
+    spec = build_specs(declaration, None, set(), {"warehouse": build_declaration("warehouse")})["b"]
+    upstream, asset = build_asset_key("warehouse", "a"), dg.AssetKey(["sales", "targets"])
+    assert [dep.asset_key for dep in spec.deps] == [upstream, asset]
+    assert spec.automation_condition == build_condition(
+        {upstream: "observed", asset: "asset"}, when="all", detached=spec.key
+    )
+
+
+@pytest.mark.parametrize("trigger", [{"runs": "each"}, {"pass_upstream": True}])
+def test_a_dag_that_the_event_sensor_decides_has_edges_and_no_condition(
+    trigger: dict[str, Any],
+) -> None:
+    declaration = InstanceDeclaration.model_validate(
+        {
+            **build_declaration("metrics").model_dump(),
+            "dags": {"b": {"depends_on": ["warehouse/a"], "trigger": trigger}},
+        }
+    )
+    spec = build_specs(declaration, None, set())["b"]
+    assert [dep.asset_key for dep in spec.deps] == [build_asset_key("warehouse", "a")]
+    assert spec.automation_condition is None
 
 
 def test_dagster_is_taken_to_run_the_dags_of_an_instance_that_is_not_known() -> None:
     specs = build_specs(build_declaration("metrics", b=["warehouse/a"]), None, set())
-    assert specs["b"].automation_condition == build_condition(upstreams="executed")
+    executed = build_condition({build_asset_key("warehouse", "a"): "executed"})
+    assert specs["b"].automation_condition == executed
 
 
 @pytest.mark.parametrize("snapshot", [None, build_snapshot(), build_snapshot("a")])
