@@ -76,6 +76,18 @@ def redact(value: Any, *, is_secret: bool = False, depth: int = _MAX_DEPTH) -> A
     return clean_text(value) if isinstance(value, str) else value
 
 
+def has_secrets(value: Any, *, is_secret: bool = False) -> bool:
+    """Whether a value, which JSON has, holds something under a sensitive key, at any depth."""
+    if isinstance(value, Mapping):
+        return any(
+            has_secrets(item, is_secret=is_secret or _is_sensitive(key))
+            for key, item in value.items()
+        )
+    if isinstance(value, list):
+        return any(has_secrets(item, is_secret=is_secret) for item in value)
+    return is_secret and value not in (None, "")
+
+
 def redact_text(text: str, conf: Any) -> str:
     """Return Airflow's words about a conf, or a body that holds one, with `***` for each of its
     secrets.

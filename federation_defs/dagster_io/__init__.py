@@ -13,6 +13,9 @@ Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all 
     It is public, and deprecated until Dagster 2.0 without another that does.
 `from_ref`
     Opens one instance for all ticks of a process. What public members offer is opened for each.
+`get_event_records`
+    Of `event_log_storage`: tells what happened to all assets since a position, with one query.
+    Public methods tell that of one asset, so that a quiet tick would make a query per dependency.
 `get_instigator_state`
     Tells whether another process has taken over an observation. `all_instigator_state` does, too,
     but reads all sensors.

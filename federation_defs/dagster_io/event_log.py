@@ -41,6 +41,10 @@ DURATION_LABEL = "Duration (s)"
 _LOOKBACK_WITHOUT_DATES = timedelta(days=7)
 _EVENTS_PER_QUERY = 500
 _PLANNED_PER_QUERY = 20
+_HAPPENINGS = (
+    dg.DagsterEventType.ASSET_MATERIALIZATION,
+    dg.DagsterEventType.ASSET_OBSERVATION,
+)
 
 _Event = dg.AssetMaterialization | dg.AssetObservation
 
@@ -70,14 +74,15 @@ class AssetEvent:
     Attributes:
         position: In the event log. Clocks of several machines give no order.
         state: That it was materialized (success), or that a run of its DAG failed, is slow or late.
-            "drop" is a person's wish to drop what waits for runs of the DAG.
+            "drop" is a person's wish to drop what waits to start the DAG, and "other" any other
+            observation.
         run_id: Of the DAG run, or of the Dagster run that materialized an asset of another kind;
             empty if there is none.
     """
 
     position: int
     key: dg.AssetKey
-    state: Literal["success", "failure", "slow", "late", "drop"]
+    state: Literal["success", "failure", "slow", "late", "drop", "other"]
     run_id: str
     record: dg.EventLogRecord = field(repr=False, compare=False)
 
@@ -185,25 +190,39 @@ def fetch_last_materializations(
     return {key: record.storage_id for key, record in found.items() if record is not None}
 
 
-def fetch_last_observation(instance: dg.DagsterInstance, key: dg.AssetKey) -> int:
-    """Fetch the position of the last observation of an asset; 0 if there is none."""
-    records = instance.fetch_observations(key, limit=1).records
+def fetch_last_position(instance: dg.DagsterInstance) -> int:
+    """Fetch the position of the last materialization or observation of any asset; 0 if there is
+    none."""
+    records = [
+        record
+        for kind in _HAPPENINGS
+        for record in instance.event_log_storage.get_event_records(
+            dg.EventRecordsFilter(kind), limit=1
+        )
+    ]
     return max((record.storage_id for record in records), default=0)
 
 
-def fetch_materialized(
-    instance: dg.DagsterInstance, key: dg.AssetKey, after: int, limit: int
-) -> tuple[list[AssetEvent], int | None]:
-    """Fetch the first materializations of an asset after a position, and the position up to which
-    these are all; None if no more are left."""
-    return _fetch_events(instance.fetch_materializations, key, after, limit)
+def fetch_events(
+    instance: dg.DagsterInstance, after: int, limit: int
+) -> tuple[list[AssetEvent], bool]:
+    """Fetch the first materializations and observations of any asset after a position, in order,
+    and whether these are all.
 
-
-def fetch_observed(
-    instance: dg.DagsterInstance, key: dg.AssetKey, after: int, limit: int
-) -> tuple[list[AssetEvent], int | None]:
-    """Fetch the first observations after a position that tell a state, as `fetch_materialized`."""
-    return _fetch_events(instance.fetch_observations, key, after, limit)
+    Args:
+        limit: Of each of the two kinds, how many to fetch at most.
+    """
+    found: list[dg.EventLogRecord] = []
+    ends: list[int] = []
+    for kind in _HAPPENINGS:
+        filters = dg.EventRecordsFilter(kind, after_cursor=after)
+        records = instance.event_log_storage.get_event_records(filters, limit, ascending=True)
+        found += records
+        ends += [records[-1].storage_id] if len(records) == limit else []
+    found = [record for record in found if not ends or record.storage_id <= min(ends)]
+    found.sort(key=lambda record: record.storage_id)
+    events = [_build_event(record.asset_key, record) for record in found if record.asset_key]
+    return events, not ends
 
 
 def fetch_event(instance: dg.DagsterInstance, key: dg.AssetKey, position: int) -> AssetEvent | None:
@@ -215,24 +234,13 @@ def fetch_event(instance: dg.DagsterInstance, key: dg.AssetKey, position: int) -
     return None
 
 
-def _fetch_events(
-    fetch: Callable[..., Any], key: dg.AssetKey, after: int, limit: int
-) -> tuple[list[AssetEvent], int | None]:
-    filters = dg.AssetRecordsFilter(asset_key=key, after_storage_id=after)
-    page = fetch(filters, limit=limit, ascending=True)
-    events = [event for record in page.records if (event := _build_event(key, record))]
-    is_whole = len(page.records) < limit
-    return events, None if is_whole else page.records[-1].storage_id
-
-
-def _build_event(key: dg.AssetKey, record: dg.EventLogRecord) -> AssetEvent | None:
-    """Build what an event tells; None for an observation that tells no state."""
+def _build_event(key: dg.AssetKey, record: dg.EventLogRecord) -> AssetEvent:
     event, state = record.asset_event, "success"
     if not isinstance(event, dg.AssetMaterialization):
         signal, outcome = _read(event, SIGNAL_LABEL, str), _read(event, OUTCOME_LABEL, str)
         state = "failure" if outcome == "failure" else signal
     if state not in ("success", "failure", "slow", "late", "drop"):
-        return None
+        state = "other"
     run_id = _read(event, RUN_ID_LABEL, str) or record.run_id
     return AssetEvent(record.storage_id, key, state, run_id, record)
 

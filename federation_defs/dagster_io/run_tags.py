@@ -27,10 +27,10 @@ the Airflow instance's name; `naming.py` builds the keys.
     it whether an earlier Dagster run has launched the DAG.
 
 `federation/request.<instance>.<DAG id>`
-    JSON, `{"events": [[asset path, position], ...], "conf": {...}, "clears": run id}`: the events
-    of the event log for which the DAG is started, the newest last, the conf that its `only_if`
-    gave, and the DAG run to clear in place of a new one. The last two may be null. Written by the
-    event sensor. Read by the step.
+    JSON, `{"events": [[asset path, position], ...], "conf": {...}, "clears": run id, "date": ISO
+    8601}`: the events of the event log for which the DAG is started, the newest last; the conf that
+    its `only_if` gave; the DAG run to clear in place of a new one; the logical date. All but the
+    events may be null. Written by the event sensor. Read by the step.
 `federation/after.<instance>.<DAG id>`
     The upstream, its state and the run id of the newest of these events. Written by the event
     sensor, which finds by it what an upstream run has led to. For people, too.
@@ -48,6 +48,7 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import takewhile
 from threading import Lock
 from typing import Any
@@ -78,6 +79,7 @@ _UNREADABLE = (
     ValueError,
     zlib.error,
 )  # edited by hand
+_ATTEMPTS = 10  # at one cause, of which the last ones are looked at
 _ROOT_TAG = "dagster/root_run_id"  # of a re-execution
 _NOT_ENDED = (
     dg.DagsterRunStatus.QUEUED,
@@ -191,15 +193,18 @@ class Request:
             last.
         conf: That `only_if` gave in place of the declared one.
         clears: The run id of a DAG run to clear in place of a new one.
+        logical_date: That of the upstream run, if the DAG run is to have it.
     """
 
     events: Sequence[tuple[dg.AssetKey, int]]
     conf: Mapping[str, Any] | None = None
     clears: str | None = None
+    logical_date: datetime | None = None
 
     def build_tags(self, airflow: str, dag_id: str) -> dict[str, str]:
         events = [[key.path, position] for key, position in self.events]
-        values = {"events": events, "conf": self.conf, "clears": self.clears}
+        date = self.logical_date and self.logical_date.isoformat()
+        values = {"events": events, "conf": self.conf, "clears": self.clears, "date": date}
         return {build_request_tag(airflow, dag_id): _pack(values)}
 
 
@@ -208,7 +213,8 @@ def read_request(run: dg.DagsterRun | None, airflow: str, dag_id: str) -> Reques
     try:
         values = _unpack(run.tags[build_request_tag(airflow, dag_id)]) if run else {}
         events = [(dg.AssetKey(path), int(position)) for path, position in values["events"]]
-        return Request(events, values.get("conf"), values.get("clears"))
+        date = datetime.fromisoformat(values["date"]) if values["date"] else None
+        return Request(events, values["conf"], values["clears"], date)
     except _UNREADABLE:
         return None
 
@@ -222,10 +228,13 @@ def fetch_active_requests(instance: dg.DagsterInstance, airflow: str) -> list[dg
 def find_run_after(
     instance: dg.DagsterInstance, airflow: str, dag_id: str, cause: str
 ) -> dg.DagsterRun | None:
-    """Find the last Dagster run that was requested for a cause."""
+    """Find the last Dagster run that was requested for a cause, and that has launched the DAG or
+    has not ended."""
     filters = dg.RunsFilter(tags={build_cause_tag(airflow, dag_id): cause})
-    records = instance.get_run_records(filters, limit=1)
-    return records[0].dagster_run if records else None
+    runs = [record.dagster_run for record in instance.get_run_records(filters, limit=_ATTEMPTS)]
+    launched = build_dag_run_tag(airflow, dag_id)
+    led = (run for run in runs if launched in run.tags or run.status in _NOT_ENDED)
+    return next(led, None)
 
 
 def has_requested(instance: dg.DagsterInstance, run_key: str) -> bool:
@@ -322,15 +331,24 @@ class CurrentRun:
         self._tag(build_dag_run_tag(self._airflow, dag_id), f"{run_ids[0]}{more}")
 
     def find_launched(self, target: Target, run_ids: Iterable[str]) -> str | None:
-        """Find which of some Dagster runs was requested by automation, was no re-execution and has
-        launched a target; this run does not count."""
-        if not (others := [run_id for run_id in run_ids if run_id != self.run_id]):
+        """Find which of some Dagster runs, the latest first, was requested by automation before
+        this one, was no re-execution, and has launched a target or may still do so."""
+        others = list(run_ids)
+        if self.run_id in others:
+            others = others[others.index(self.run_id) + 1 :]
+        if not others:
             return None
         launched = build_dag_run_tag(self._airflow, target.dag_id)
         records = self.instance.get_run_records(dg.RunsFilter(run_ids=others))
         runs = [record.dagster_run for record in records]
-        same = (run for run in runs if is_automation(run) and launched in run.tags)
-        return next((run.run_id for run in same if run.parent_run_id is None), None)
+        same = (
+            run.run_id
+            for run in runs
+            if is_automation(run)
+            and run.parent_run_id is None
+            and (launched in run.tags or run.status in _NOT_ENDED)
+        )
+        return next(same, None)
 
     def fetch_other_attempts(self) -> list[dg.DagsterRun]:
         """Fetch the other active Dagster runs of the same root."""

@@ -1,12 +1,15 @@
 """What starts a run of a DAG whose dependencies the event sensor decides. Pure.
 
 All order is that of the event log. Clocks of several machines give none.
+
+An event that counts for a dependency is kept until it has led to a run or was passed over: with
+`runs: each` in a queue, with `runs: latest` as the latch of the dependency, which holds one event.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +21,7 @@ from federation_defs.declaration import DagDeclaration, DependencyDeclaration
 
 # An event may become visible after others with larger positions: PostgreSQL and MySQL number rows
 # before they commit them. So many positions are read again.
-WINDOW = 1000
+WINDOW = 200
 
 _VERSION = 1
 _UNREADABLE = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
@@ -48,115 +51,103 @@ class Cause:
 
 @dataclass(frozen=True)
 class DagState:
-    """What the event sensor remembers of one DAG.
+    """What waits to start a DAG.
 
     Attributes:
-        since: By upstream, the position after which it counts. A dependency that is declared later
-            does not count what was before.
-        floor: Events of any upstream up to this position are past.
-        taken: Positions above it that are past, too.
         latched: With `runs: latest`, position and run id of the last event of each dependency
             since the last run.
+        queue: With `runs: each`, dependency, position and run id of each event, in order.
         failures: How often in a row `only_if` gave no answer about what is next.
     """
 
-    since: Mapping[str, int] = field(default_factory=dict)
-    floor: int = 0
-    taken: frozenset[int] = frozenset()
     latched: Mapping[Edge, tuple[int, str]] = field(default_factory=dict)
+    queue: tuple[tuple[Edge, int, str], ...] = ()
     failures: int = 0
 
-    def get_start(self, upstream: dg.AssetKey) -> int:
-        """The position up to which all events of an upstream are past."""
-        return max(self.floor, self.since.get(name_key(upstream), 0))
 
-    def is_past(self, event: AssetEvent) -> bool:
-        start = self.get_start(event.key)
-        return event.position <= start or event.position in self.taken
+@dataclass(frozen=True)
+class Cursor:
+    """What the event sensor has read, and what waits.
 
-    def take(self, positions: Iterable[int]) -> DagState:
-        """Return the state in which the events at these positions are past."""
-        taken = self.taken.union(positions)
-        floor = max(self.floor, max(taken, default=0) - WINDOW)
-        return replace(self, floor=floor, taken=frozenset(each for each in taken if each > floor))
+    Attributes:
+        position: In the event log, up to which it was read.
+        seen: The positions of events that were read, of the last ones.
+        dags: What waits, by DAG id.
+    """
+
+    position: int
+    seen: frozenset[int] = frozenset()
+    dags: Mapping[str, DagState] = field(default_factory=dict)
+
+    def advance(self, position: int, read: Collection[int]) -> Cursor:
+        """Return the cursor after events at these positions were read, all up to one of them."""
+        position = max(position, self.position)
+        seen = {each for each in self.seen.union(read) if each > position - WINDOW}
+        return replace(self, position=position, seen=frozenset(seen))
 
 
-def take_in(dag: DagDeclaration, state: DagState, event: AssetEvent) -> DagState:
-    """With `runs: latest`, return the state after an event."""
-    if state.is_past(event):
-        return state
-    latched = dict(state.latched)
+def take_in(dag: DagDeclaration, key: dg.AssetKey, state: DagState, event: AssetEvent) -> DagState:
+    """Return the state of a DAG after an event.
+
+    Args:
+        key: The DAG's own asset.
+    """
+    if event.state == "drop":
+        return DagState() if event.key == key else state
+    latched, queue, failures = dict(state.latched), state.queue, state.failures
     for edge in dag.depends_on:
         if edge.key != event.key:
             continue
-        if _counts(edge, event):
+        if not _counts(edge, event):
+            if dag.trigger.when == "all" and _CONTRARY.get(edge.state) == event.state:
+                latched.pop(_name(edge), None)  # the upstream has ended otherwise since
+        elif dag.trigger.runs == "latest":
             latched[_name(edge)] = event.position, event.run_id
-        elif dag.trigger.when == "all" and _CONTRARY.get(edge.state) == event.state:
-            latched.pop(_name(edge), None)  # the upstream has ended otherwise since
-    return replace(state.take([event.position]), latched=latched)
+            failures = 0  # `only_if` is asked about another event
+        else:
+            queue = (*queue, (_name(edge), event.position, event.run_id))
+            break  # one run, whichever dependencies it counts for
+    return DagState(latched, queue, failures)
 
 
-def find_due(
-    dag: DagDeclaration, state: DagState, events: Sequence[AssetEvent]
-) -> list[tuple[Cause, ...]]:
-    """Return the causes of each run that is due, in the order to start them.
+def find_latched(dag: DagDeclaration, state: DagState) -> list[Cause]:
+    """Return what is latched, the newest last."""
+    edges = {_name(edge): edge for edge in dag.depends_on}
+    causes = [Cause(edges[name], *each) for name, each in state.latched.items()]
+    return sorted(causes, key=lambda cause: cause.position)
 
-    Args:
-        events: With `runs: each`, what has happened, in order.
-    """
-    latched = [
-        Cause(edge, *state.latched[_name(edge)])
-        for edge in dag.depends_on
-        if _name(edge) in state.latched
-    ]
-    latched.sort(key=lambda cause: cause.position)
-    if dag.trigger.runs == "latest":
-        is_due = len(latched) == len(dag.depends_on) if dag.trigger.when == "all" else latched
-        return [tuple(latched)] if is_due else []
-    due = [(cause,) for cause in latched]  # when the DAG was declared with `runs: latest`
-    for event in events:
-        edges = (edge for edge in dag.depends_on if edge.key == event.key and _counts(edge, event))
-        if not state.is_past(event) and (edge := next(edges, None)) is not None:
-            due.append((Cause(edge, event.position, event.run_id),))
-    return due
+
+def find_due(dag: DagDeclaration, state: DagState) -> list[tuple[Cause, ...]]:
+    """Return the causes of each run that is due, the newest last, in the order to start them."""
+    if dag.trigger.runs == "each":
+        edges = {_name(edge): edge for edge in dag.depends_on}
+        return [(Cause(edges[name], at, run_id),) for name, at, run_id in state.queue]
+    latched = find_latched(dag, state)
+    is_due = len(latched) == len(dag.depends_on) if dag.trigger.when == "all" else latched
+    return [tuple(latched)] if is_due else []
 
 
 def settle(state: DagState, causes: Iterable[Cause]) -> DagState:
     """Return the state in which a run was requested for these causes, or they were passed over."""
     past = {(_name(cause.edge), cause.position) for cause in causes}
-    latched = {
-        edge: (position, run_id)
-        for edge, (position, run_id) in state.latched.items()
-        if (edge, position) not in past
-    }
-    state = state.take(position for _, position in past)
-    return replace(state, latched=latched, failures=0)
+    latched = {name: each for name, each in state.latched.items() if (name, each[0]) not in past}
+    queue = tuple(each for each in state.queue if (each[0], each[1]) not in past)
+    return DagState(latched, queue)
 
 
-def drop(state: DagState, position: int) -> DagState:
-    """Return the state in which nothing waits that happened before a position."""
-    latched = {edge: each for edge, each in state.latched.items() if each[0] > position}
-    return replace(state, floor=max(state.floor, position), latched=latched, failures=0)
-
-
-def find_states(dag: DagDeclaration) -> dict[dg.AssetKey, set[str]]:
-    """Return the states of each upstream that matter to a DAG."""
-    found: dict[dg.AssetKey, set[str]] = {}
-    for edge in dag.depends_on:
-        states = found.setdefault(edge.key, set())
-        states |= {"success", "failure"} if edge.state == "finished" else {edge.state}
-        if dag.trigger.when == "all" and edge.state in _CONTRARY:
-            states.add(_CONTRARY[edge.state])
-    return found
-
-
-def name_key(key: dg.AssetKey) -> str:
-    """Return an asset key as JSON, for the cursor."""
-    return json.dumps(key.path)
+def join(dag: DagDeclaration, state: DagState) -> DagState:
+    """Return the state as the DAG is declared now: without what counted for dependencies that are
+    gone, and with latches as a queue or the other way round."""
+    edges = {_name(edge) for edge in dag.depends_on}
+    waiting = [*((name, *each) for name, each in state.latched.items()), *state.queue]
+    waiting = sorted((each for each in waiting if each[0] in edges), key=lambda each: each[1])
+    if dag.trigger.runs == "each":
+        return DagState({}, tuple(waiting), state.failures)
+    return DagState({name: (at, run) for name, at, run in waiting}, (), state.failures)
 
 
 def _name(edge: DependencyDeclaration) -> Edge:
-    return name_key(edge.key), edge.state
+    return json.dumps(edge.key.path), edge.state
 
 
 def _counts(edge: DependencyDeclaration, event: AssetEvent) -> bool:
@@ -165,39 +156,41 @@ def _counts(edge: DependencyDeclaration, event: AssetEvent) -> bool:
     return edge.state == event.state
 
 
-def dump(states: Mapping[str, DagState]) -> str:
-    """Return the sensor's cursor."""
+def dump(cursor: Cursor) -> str:
+    """Return the sensor's cursor as JSON. DAGs for which nothing waits are left out."""
     dags = {
         dag_id: {
-            "since": state.since,
-            "floor": state.floor,
-            "taken": sorted(state.taken),
             "latched": [[*edge, *each] for edge, each in state.latched.items()],
+            "queue": [[*edge, *each] for edge, *each in state.queue],
             "failures": state.failures,
         }
-        for dag_id, state in states.items()
+        for dag_id, state in cursor.dags.items()
+        if state != DagState()
     }
-    return json.dumps({"version": _VERSION, "dags": dags}, separators=(",", ":"))
+    values = {"position": cursor.position, "seen": sorted(cursor.seen), "dags": dags}
+    return json.dumps({"version": _VERSION, **values}, separators=(",", ":"))
 
 
-def load(cursor: str | None) -> dict[str, DagState]:
-    """Return the states in a cursor; none of what can't be read, as after an edit by hand."""
+def load(text: str | None) -> Cursor | None:
+    """Return the cursor; None if it can't be read, as after an edit by hand."""
+    try:
+        values = json.loads(text or "")
+        position, seen = int(values["position"]), frozenset(map(int, values["seen"]))
+        dags = values["dags"].items()
+    except _UNREADABLE:
+        return None
     states: dict[str, DagState] = {}
-    with suppress(*_UNREADABLE):
-        for dag_id, values in json.loads(cursor or "{}")["dags"].items():
-            with suppress(*_UNREADABLE):
-                states[str(dag_id)] = _load_state(values)
-    return states
+    for dag_id, each in dags:
+        with suppress(*_UNREADABLE):
+            states[str(dag_id)] = _load_state(each)
+    return Cursor(position, seen, states)
 
 
 def _load_state(values: Mapping[str, Any]) -> DagState:
     return DagState(
-        {str(upstream): int(position) for upstream, position in values["since"].items()},
-        int(values["floor"]),
-        frozenset(map(int, values["taken"])),
-        {
-            (str(upstream), str(state)): (int(position), str(run_id))
-            for upstream, state, position, run_id in values["latched"]
-        },
+        {(str(key), str(state)): (int(at), str(run)) for key, state, at, run in values["latched"]},
+        tuple(
+            ((str(key), str(state)), int(at), str(run)) for key, state, at, run in values["queue"]
+        ),
         int(values["failures"]),
     )

@@ -33,7 +33,7 @@ def build_record(event: AssetEvent, upstream: str, downstream: str) -> UpstreamE
         upstream: The name of the dependency: instance/dag_id, or an asset key with slashes.
         downstream: The DAG that depends on it, as instance/dag_id.
     """
-    assert event.state != "drop"  # noqa: S101 - no dependency counts it
+    assert event.state not in ("drop", "other")  # noqa: S101 - no dependency counts them
     stored = event.record.asset_event
     labels = stored.metadata if stored else {}
     end = _read_time(labels, END_LABEL)

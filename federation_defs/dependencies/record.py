@@ -30,7 +30,8 @@ class UpstreamEvent:
         start: When the DAG run started, if Airflow says so.
         end: When the DAG run ended, or the asset was materialized. None for slow and late.
         deadline: For late: the deadline that was missed.
-        conf: The conf of the DAG run as Airflow reports it. It may hold secrets.
+        conf: The conf of the DAG run as Dagster shows it: with `***` in place of secrets, and empty
+            if it has more than 10,000 characters.
         link: The address of the DAG run in Airflow's UI.
     """
 

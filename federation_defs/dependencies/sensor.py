@@ -1,15 +1,15 @@
 """The sensor that starts DAGs by events that no automation condition sees: failures, slow and late
 runs, each upstream run by itself, and what a function of the user decides.
 
-It reads the event log in the order in which events were stored, and keeps in its cursor which of
-them are past. Each run is requested with a key made of the newest event that led to it, so that
-Dagster creates it once, whatever crashes.
+It reads the event log in the order in which events were stored, all DAGs' at once, and keeps in
+its cursor what waits. Each run is requested with a key made of the newest event that led to it, so
+that Dagster creates it once, whatever crashes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections import deque
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import dagster as dg
@@ -18,24 +18,21 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.dagster_io.deployment import share_instance
 from federation_defs.dagster_io.event_log import (
     AssetEvent,
-    fetch_last_materializations,
-    fetch_last_observation,
-    fetch_materialized,
-    fetch_observed,
+    fetch_events,
+    fetch_last_position,
 )
 from federation_defs.declaration import DagDeclaration, suggest
 from federation_defs.dependencies import decider
-from federation_defs.dependencies.decider import DagState
+from federation_defs.dependencies.decider import WINDOW, Cursor, DagState
 from federation_defs.dependencies.starter import Starter
 from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_asset_key, build_job_name, build_sensor_name
 from federation_defs.outcome import join_names
 from federation_defs.timing import Timing
 
-_EVENTS_PER_QUERY = 100
-_SETTLE_S = 60.0  # after an event, within which others with smaller positions may become visible
-
-_Positions = Mapping[dg.AssetKey, int]
+_EVENTS_PER_QUERY = 500
+_READ_S = 15.0  # for reading a backlog in one tick; Dagster ends a tick after 60 s
+_SETTLE_S = 10.0  # after an event, within which others with smaller positions may become visible
 
 
 def build_event_sensor(
@@ -94,108 +91,71 @@ class _EventSensor:
     """The state of one instance's sensor, as long as the process lasts. It only saves queries.
 
     Attributes:
-        _changed: By asset, the position of its last materialization, and until when it is read.
-        _backlogs: DAGs for which more waits than was started.
-        _cursor: That the last tick returned.
+        _last: The cursor that the last tick returned.
+        _reached: Positions in the event log, and when they were reached.
     """
 
     client: AirflowClient
     dags: Mapping[str, DagDeclaration]
     timing: Timing
-    _changed: dict[dg.AssetKey, tuple[int, float]] = field(default_factory=dict)
-    _backlogs: set[str] = field(default_factory=set)
-    _cursor: str | None = None
+    _last: str | None = None
+    _reached: deque[tuple[float, int]] = field(default_factory=deque)
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """Evaluate the sensor."""
         with share_instance(context) as instance:
-            states = decider.load(context.cursor)
-            if context.cursor != self._cursor:  # the last tick failed, or was another process's
-                self._changed.clear()
-            keys = {edge.key for dag in self.dags.values() for edge in dag.depends_on}
-            last = fetch_last_materializations(instance, keys)
-            recent = self._find_recent(last)
+            if context.cursor != self._last:  # the last tick failed, or was another process's
+                self._reached.clear()
+            if (cursor := decider.load(context.cursor)) is None:
+                begin = max(0, fetch_last_position(instance) - WINDOW)
+                cursor, _ = self._read(instance, Cursor(0), begin)
+                self._last = decider.dump(cursor)
+                reason = "What happens from now on counts."
+                return dg.SensorResult(cursor=self._last, skip_reason=reason)
+            cursor, events = self._read(instance, cursor, self._find_start(cursor))
             starter = Starter(self.client, instance, self.timing)
-            decided: dict[str, DagState] = {}
+            states: dict[str, DagState] = {}
             for dag_id, dag in self.dags.items():
-                state = _join(instance, dag, states.get(dag_id, DagState()), last)
-                is_whole = dag_id in self._backlogs
-                events = _read(instance, dag, state, last, last.keys() if is_whole else recent)
-                if dag.trigger.runs == "latest":
-                    for event in events:
+                key = build_asset_key(self.client.instance, dag_id)
+                state = decider.join(dag, cursor.dags.get(dag_id, DagState()))
+                for event in events.get(key, ()):
+                    if dag.trigger.runs == "latest":
                         state = starter.settle_requested(dag_id, dag, state)
-                        state = decider.take_in(dag, state, event)
-                due = decider.find_due(dag, state, events)
-                decided[dag_id] = starter.start(dag_id, dag, state, due) if due else state
-                is_settled = not decider.find_due(dag, decided[dag_id], events)
-                (self._backlogs.discard if is_settled else self._backlogs.add)(dag_id)
-            self._cursor = decider.dump(decided)
-            return starter.build_result(self._cursor)
+                    state = decider.take_in(dag, key, state, event)
+                states[dag_id] = starter.start(dag_id, dag, state)
+            self._last = decider.dump(replace(cursor, dags=states))
+            return starter.build_result(self._last)
 
-    def _find_recent(self, last: _Positions) -> set[dg.AssetKey]:
-        """Find the assets that were materialized lately, or since this process has started."""
+    def _find_start(self, cursor: Cursor) -> int:
+        """Find the position after which to read: that of some seconds ago, as events with smaller
+        positions may have become visible since."""
         now = self.timing.monotonic()
-        for key, position in last.items():
-            if self._changed.get(key, (None, 0.0))[0] != position:
-                self._changed[key] = position, now + _SETTLE_S
-        return {key for key in last if now < self._changed[key][1]}
+        self._reached.append((now, cursor.position))
+        while len(self._reached) > 1 and now - self._reached[1][0] >= _SETTLE_S:
+            self._reached.popleft()
+        reached_at, position = self._reached[0]
+        start = position if now - reached_at >= _SETTLE_S else 0
+        return max(start, cursor.position - WINDOW, 0)
 
-
-def _join(
-    instance: dg.DagsterInstance, dag: DagDeclaration, state: DagState, last: _Positions
-) -> DagState:
-    """Return the state with the dependencies that are declared now. Of a new one, what was before
-    does not count."""
-    since = {}
-    for edge in dag.depends_on:
-        name = decider.name_key(edge.key)
-        if (known := state.since.get(name, since.get(name))) is None:
-            known = max(last.get(edge.key, 0), fetch_last_observation(instance, edge.key))
-        since[name] = known
-    return state if since == state.since else replace(state, since=since)
-
-
-def _read(
-    instance: dg.DagsterInstance,
-    dag: DagDeclaration,
-    state: DagState,
-    last: _Positions,
-    to_read: Collection[dg.AssetKey],
-) -> list[AssetEvent]:
-    """Read what has happened to a DAG's upstreams since its state, in order.
-
-    Args:
-        to_read: Assets whose materializations are read. Of the others, none is new.
-    """
-    found: dict[int, AssetEvent] = {}
-    end = math.inf
-    for key, states in decider.find_states(dag).items():
-        fetches = []
-        if "success" in states and key in to_read and last[key] > state.get_start(key):
-            fetches.append(fetch_materialized)
-        if states - {"success"}:
-            fetches.append(fetch_observed)
-        for fetch in fetches:
-            events, until = _read_on(fetch, instance, key, state)
-            found |= {event.position: event for event in events}
-            end = min(end, until)
-    return [found[position] for position in sorted(found) if position <= end]
-
-
-def _read_on(
-    fetch: Callable[..., tuple[list[AssetEvent], int | None]],
-    instance: dg.DagsterInstance,
-    key: dg.AssetKey,
-    state: DagState,
-) -> tuple[list[AssetEvent], float]:
-    """Read the first events of an asset that are not past, and the position up to which these are
-    all that there are."""
-    after = state.get_start(key)
-    while True:
-        events, until = fetch(instance, key, after, _EVENTS_PER_QUERY)
-        new = [event for event in events if not state.is_past(event)]
-        if until is None:
-            return new, math.inf
-        if new:
-            return new, until
-        after = until
+    def _read(
+        self, instance: dg.DagsterInstance, cursor: Cursor, after: int
+    ) -> tuple[Cursor, dict[dg.AssetKey, list[AssetEvent]]]:
+        """Read what has happened, and return the cursor after that, and the new events that matter
+        to each DAG, in order."""
+        concerned: dict[dg.AssetKey, set[dg.AssetKey]] = {}
+        for dag_id, dag in self.dags.items():
+            own = build_asset_key(self.client.instance, dag_id)
+            for key in {own, *(edge.key for edge in dag.depends_on)}:
+                concerned.setdefault(key, set()).add(own)
+        found: dict[dg.AssetKey, list[AssetEvent]] = {}
+        until = self.timing.monotonic() + _READ_S
+        while True:
+            read, is_whole = fetch_events(instance, after, _EVENTS_PER_QUERY)
+            for event in read:
+                is_new = event.position not in cursor.seen
+                for own in concerned.get(event.key, ()) if is_new else ():
+                    found.setdefault(own, []).append(event)
+            after = max([after, *(event.position for event in read)])
+            cursor = cursor.advance(after, {event.position for event in read})
+            if is_whole or self.timing.monotonic() > until:
+                return cursor, found

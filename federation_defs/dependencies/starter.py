@@ -3,8 +3,10 @@ and as `only_if` and `reruns` say."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 
 import dagster as dg
@@ -12,7 +14,7 @@ import dagster as dg
 from federation_defs.airflow.api import SERVER_PAGE
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
-from federation_defs.dagster_io.event_log import fetch_event, fetch_observed
+from federation_defs.dagster_io.event_log import fetch_event
 from federation_defs.dagster_io.run_tags import (
     Request,
     fetch_active_requests,
@@ -21,7 +23,7 @@ from federation_defs.dagster_io.run_tags import (
     read_request,
 )
 from federation_defs.declaration import DagDeclaration
-from federation_defs.dependencies.decider import Cause, DagState, drop, find_due, settle
+from federation_defs.dependencies.decider import Cause, DagState, find_due, find_latched, settle
 from federation_defs.dependencies.happenings import build_record
 from federation_defs.dependencies.only_if import ask
 from federation_defs.dependencies.record import Run, Skip
@@ -31,17 +33,21 @@ from federation_defs.naming import (
     RUN_ID_PREFIX,
     build_asset_key,
     build_cause_tag,
-    build_dag_id,
+    build_check_key,
     build_monitor_tags,
     build_run_id,
 )
-from federation_defs.redaction import redact
+from federation_defs.outcome import join_names
+from federation_defs.redaction import has_secrets
+from federation_defs.state import describe_problem
 from federation_defs.timing import Timing
 
 _MAX_RUNS = 10 * SERVER_PAGE
 _MAX_FAILURES = 3  # of `only_if`, about one event
 _DECIDE_S = 20.0  # for asking `only_if`; Dagster ends a tick after 60 s
-_MAX_DROPS = 100
+# PostgreSQL's index of tags takes 2,700 bytes (dagster 1.13).
+_MAX_CONF = 1000
+_MAX_REFERENCES = 20
 
 _Event = dg.AssetObservation | dg.AssetCheckEvaluation
 
@@ -59,16 +65,14 @@ class Starter:
         self._waiting: list[str] = []
         self._led: dict[tuple[str, str], str] = {}  # by DAG and cause, what this tick requested
 
-    def start(
-        self, dag_id: str, dag: DagDeclaration, state: DagState, due: Sequence[tuple[Cause, ...]]
-    ) -> DagState:
+    def start(self, dag_id: str, dag: DagDeclaration, state: DagState) -> DagState:
         """Request as many of a DAG's due runs as may begin now, and return its state after that."""
-        if (dropped := self._find_drop(dag_id, due[0])) is not None:
-            kept = [causes for causes in due if causes[-1].position > dropped]
-            self._note(dag_id, f"{len(due) - len(kept)} were dropped")
-            state, due = drop(state, dropped), kept
+        if not (due := find_due(dag, state)):
+            self._note_latched(dag_id, dag, state)
+            return state
         most = dag.trigger.at_once if dag.trigger.runs == "each" else 1
-        active, why = self._find_active(dag_id, dag)
+        problem = self._find_problem(dag_id)
+        active = self._find_active(dag_id, dag)
         for number, causes in enumerate(due):
             if has_requested(self._instance, self._build_run_key(dag_id, causes)):
                 state = settle(state, causes)  # the tick's cursor was not stored
@@ -77,15 +81,24 @@ class Starter:
             if led is not None and dag.trigger.reruns == "ignore":
                 state = settle(state, causes)
                 continue
-            if active is None or len(active) >= most or led in active:
-                self._wait(dag_id, due[number:], why)
+            why = problem
+            if isinstance(active, str):
+                why = active
+            elif len(active) >= most:
+                why = f"runs of it go on: {join_names(sorted(active))}"
+            elif led is not None and self._goes_on(dag_id, led, active):
+                why = f"the run to clear goes on: {led}"
+            if why is not None or isinstance(active, str):
+                self._wait(dag_id, due[number:], why or "")
                 break
             answer, state = self._decide(dag_id, dag, state, causes)
             if answer is None:
-                self._wait(dag_id, due[number:], "`only_if` gave no answer")
+                self._wait(dag_id, due[number:], "`only_if` has not answered yet")
                 break
             if isinstance(answer, Run):
-                self._request(dag_id, causes, Request(_refer(causes), answer.conf, led))
+                date = self._find_logical_date(dag, causes[-1])
+                request = Request(_refer(causes), answer.conf, led, date)
+                self._request(dag_id, causes, request)
                 begun = led or self._build_run_key(dag_id, causes)  # its run id is not known yet
                 active.add(begun)
                 self._led[dag_id, causes[-1].label] = begun
@@ -96,7 +109,7 @@ class Starter:
         """Return the state without what is due, if that was requested. The tick that did so may
         have failed before its cursor was stored. With `when: all`, the next event would otherwise
         lead to another run for the same causes."""
-        for causes in find_due(dag, state, ()):
+        for causes in find_due(dag, state):
             if has_requested(self._instance, self._build_run_key(dag_id, causes)):
                 state = settle(state, causes)
         return state
@@ -113,10 +126,13 @@ class Starter:
 
     def _request(self, dag_id: str, causes: Sequence[Cause], request: Request) -> None:
         airflow, last = self._client.instance, causes[-1]
+        key = build_asset_key(airflow, dag_id)
         self._requests.append(
             dg.RunRequest(
                 run_key=self._build_run_key(dag_id, causes),
-                asset_selection=[build_asset_key(airflow, dag_id)],
+                asset_selection=[key],
+                # Of the others the step evaluates none, and Dagster would show them as pending.
+                asset_check_keys=[build_check_key(key)],
                 tags={
                     **build_monitor_tags(airflow),
                     **request.build_tags(airflow, dag_id),
@@ -147,33 +163,43 @@ class Starter:
             return f"Airflow '{self._client.instance}' has too many active runs to count them"
         return page.entries
 
-    def _find_active(self, dag_id: str, dag: DagDeclaration) -> tuple[set[str] | None, str]:
-        """Find the ids of a DAG's runs that Dagster has requested and that have not ended, and say
-        so. None if that can't be told, and why.
+    def _find_problem(self, dag_id: str) -> str | None:
+        """Find why Airflow would not run a DAG at present; None if it would."""
+        try:
+            dag = self._client.fetch_dag(dag_id)
+        except AirflowError as error:
+            return str(error)
+        return describe_problem(dag)
+
+    def _find_active(self, dag_id: str, dag: DagDeclaration) -> set[str] | str:
+        """Find the ids of a DAG's runs that Dagster has requested and that go on, or why they are
+        not known.
 
         Airflow is asked, too: a DAG run goes on without a Dagster run if it is not waited for, or
         if a worker died. One that is older than its time-out does not count.
         """
-        runs = [
-            run
+        key = build_asset_key(self._client.instance, dag_id)
+        active = {
+            self._find_run_id(dag_id, run)
             for run in self._active_requests
-            if any(
-                build_dag_id(self._client.instance, key) == dag_id
-                for key in run.asset_selection or ()
-            )
-        ]
-        active = {self._find_run_id(dag_id, run) for run in runs}
-        if runs and dag.trigger.runs == "latest":
-            return active, "a run of it goes on"
+            if key in (run.asset_selection or ())
+        }
+        if active and dag.trigger.runs == "latest":
+            return active
         if isinstance(self._active_runs, str):
-            return None, self._active_runs
+            return self._active_runs
         now = self._timing.utc_now()
         for run in self._active_runs:
             since = run.queued_at or run.start_date or now
             is_overdue = (now - since).total_seconds() > dag.trigger.timeout
             if run.dag_id == dag_id and not is_overdue:
                 active.add(run.run_id)
-        return active, f"{len(active)} runs of it go on"
+        return active
+
+    def _goes_on(self, dag_id: str, run_id: str, active: Collection[str]) -> bool:
+        """Whether a DAG run goes on, also one that is older than its time-out."""
+        runs = [] if isinstance(self._active_runs, str) else self._active_runs
+        return run_id in active or any(run.key == (dag_id, run_id) for run in runs)
 
     # What an upstream run has led to
 
@@ -185,6 +211,13 @@ class Starter:
             return begun
         run = find_run_after(self._instance, self._client.instance, dag_id, cause.label)
         return run and self._find_run_id(dag_id, run)
+
+    def _find_logical_date(self, dag: DagDeclaration, cause: Cause) -> datetime | None:
+        """Find the logical date of the upstream run, if the DAG's run is to have it."""
+        if dag.trigger.logical_date != "upstream":
+            return None
+        event = fetch_event(self._instance, cause.edge.key, cause.position)
+        return event and build_record(event, "", "").logical_date
 
     def _find_run_id(self, dag_id: str, run: dg.DagsterRun) -> str:
         """Return the id of the DAG run that a Dagster run starts or clears."""
@@ -208,7 +241,7 @@ class Starter:
         try:
             record = build_record(event, cause.edge.name, f"{airflow}/{dag_id}")
             answer = ask(dag.trigger.only_if, record)
-            _refuse_secrets(dag.trigger.only_if, record.upstream, record.downstream, answer)
+            check_conf(dag.trigger.only_if, record.upstream, record.downstream, answer)
         except DecisionError as error:
             failures = state.failures + 1
             is_final = failures >= _MAX_FAILURES
@@ -230,11 +263,15 @@ class Starter:
 
     # What waits
 
-    def _find_drop(self, dag_id: str, first: Sequence[Cause]) -> int | None:
-        """Find the position at which a person has dropped what waits, after the first of it."""
-        key = build_asset_key(self._client.instance, dag_id)
-        events, _ = fetch_observed(self._instance, key, first[0].position, _MAX_DROPS)
-        return max((event.position for event in events if event.state == "drop"), default=None)
+    def _note_latched(self, dag_id: str, dag: DagDeclaration, state: DagState) -> None:
+        """Note which dependencies a DAG still waits for, if others have counted since its last
+        run."""
+        if latched := find_latched(dag, state):
+            edges = [cause.edge for cause in latched]
+            missing = [
+                f"{edge.name} ({edge.state})" for edge in dag.depends_on if edge not in edges
+            ]
+            self._note(dag_id, f"waits for {join_names(missing)}")
 
     def _wait(self, dag_id: str, due: Sequence[Sequence[Cause]], why: str) -> None:
         first = due[0][-1]
@@ -245,20 +282,25 @@ class Starter:
 
 
 def _refer(causes: Sequence[Cause]) -> list[tuple[dg.AssetKey, int]]:
-    return [(cause.edge.key, cause.position) for cause in causes]
+    """Return the events to name in a tag: the newest ones, the newest last."""
+    return [(cause.edge.key, cause.position) for cause in causes[-_MAX_REFERENCES:]]
 
 
-def _refuse_secrets(function: str, upstream: str, downstream: str, answer: Run | Skip) -> None:
-    """Refuse a conf that looks as if it held a secret: it is stored in a tag of the Dagster run.
+def check_conf(function: str, upstream: str, downstream: str, answer: Run | Skip) -> None:
+    """Refuse a conf that can't be stored in a tag of the Dagster run: too long, or with what looks
+    like a secret.
 
     Raises:
         DecisionError: It does.
     """
-    if isinstance(answer, Run) and answer.conf and redact(answer.conf) != answer.conf:
+    why = None
+    if isinstance(answer, Run) and answer.conf and has_secrets(answer.conf):
+        why = "a conf that seems to hold a secret, and that Dagster would show; keep secrets in an "
+        why += "Airflow connection"
+    elif isinstance(answer, Run) and (size := len(json.dumps(answer.conf))) > _MAX_CONF:
+        why = f"a conf of {size} characters, and Dagster keeps it in a tag, which has {_MAX_CONF} "
+        why += "at most; pass the name of what it is about"
+    if why is not None:
         raise DecisionError(
-            function,
-            upstream=upstream,
-            downstream=downstream,
-            why="answered with a conf that seems to hold a secret, and that Dagster would show; "
-            "keep secrets in an Airflow connection",
+            function, upstream=upstream, downstream=downstream, why=f"answered with {why}"
         )

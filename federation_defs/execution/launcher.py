@@ -125,13 +125,14 @@ class Launcher:
         request, trigger = self._current_run.get_request(target), declared.trigger
         if request and request.clears and number == 1:
             owner = self._client.fetch_run(target.dag_id, request.clears)
-            if owner is not None:
-                return self._take_over(target, owner)
+            if owner and (ended := self._wait_for_end(target, owner)):
+                return self._take_over(target, ended)
         records = self._fetch_records(target, request) if declared.is_decided_by_events else []
         # Runs of a partitioned DAG have no date. Airflow's UI gives them none either (3.3).
-        date = "none" if dag.is_partitioned else trigger.logical_date
-        newest = records[-1].logical_date if records else None
-        options = TriggerOptions((newest or "now") if date == "upstream" else date)
+        date: datetime | str = "none" if dag.is_partitioned else trigger.logical_date
+        if date == "upstream":
+            date = (request.logical_date if request else None) or "now"
+        options = TriggerOptions(date)
         if declared.partitions is not None and target.partition is not None:
             partitioning = Partitioning(declared.partitions)
             options = partitioning.build_options(target.partition, has_keys=dag.is_partitioned)
@@ -151,7 +152,35 @@ class Launcher:
             if (owner := self._client.fetch_run_of_date(target.dag_id, date)) is None:
                 raise
         self.forget(target)
-        return self._take_over(target, owner)
+        if request is None:
+            return self._take_over(target, owner)
+        # It is older than what led to the request.
+        ended = self._wait_for_end(target, owner)
+        return self._take_over(target, ended) if ended else self._trigger(target, note, number)
+
+    def _wait_for_end(self, target: Target, run: DagRun) -> DagRun | None:
+        """Wait until a run that is to be cleared has ended, and return it; None if it was deleted.
+
+        Raises:
+            RunLostError: It takes longer than `trigger.timeout`.
+        """
+        timing, timeout_s = self._timing, self._dags[target.dag_id].trigger.timeout
+        began = timing.monotonic()
+        while not run.is_finished:
+            with self._changed:
+                self._refuse_if_stopped()
+            if (elapsed_s := timing.monotonic() - began) > timeout_s:
+                url = self._client.build_run_url(*run.key)
+                message = (
+                    f"still has run '{run.run_id}' of DAG '{run.dag_id}' {run.state} after "
+                    f"{timeout_s:.0f} s (`trigger.timeout`), which was to be cleared: {url}"
+                )
+                raise RunLostError(self._client.instance, message)
+            timing.sleep(timing.poll_run.poll_pause_s(elapsed_s))
+            if (found := self._client.fetch_run(*run.key)) is None:
+                return None
+            run = found
+        return run
 
     def _fetch_records(self, target: Target, request: Request | None) -> list[UpstreamEvent]:
         """Fetch what led to the run, in order; nothing if a person requested it."""

@@ -43,6 +43,9 @@ CALLS: dict[str, Callable[[dg.DagsterInstance, dg.DagsterRun], object]] = {
     ),
     "from_ref": lambda instance, _: dg.DagsterInstance.from_ref(instance.get_ref()).dispose(),
     "get_asset_records": lambda instance, _: instance.get_asset_records([KEY]),
+    "get_event_records": lambda instance, _: instance.event_log_storage.get_event_records(
+        dg.EventRecordsFilter(dg.DagsterEventType.ASSET_OBSERVATION, after_cursor=1), limit=1
+    ),
     "get_instigator_state": lambda instance, _: instance.get_instigator_state("any", "any"),
     "get_run_by_id": lambda instance, run: instance.get_run_by_id(run.run_id),
     "get_run_records": lambda instance, run: instance.get_run_records(

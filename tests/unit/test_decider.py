@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,15 @@ from dagster._core.definitions.events import AssetMaterialization
 from federation_defs.dagster_io.event_log import AssetEvent
 from federation_defs.declaration import DagDeclaration
 from federation_defs.dependencies import decider
-from federation_defs.dependencies.decider import WINDOW, DagState, find_due, settle, take_in
+from federation_defs.dependencies.decider import (
+    WINDOW,
+    Cursor,
+    DagState,
+    find_due,
+    join,
+    settle,
+    take_in,
+)
 from federation_defs.naming import build_asset_key
 
 A, B = "a/x", "b/y"
@@ -26,52 +35,68 @@ def happen(upstream: str, position: int, state: Any = "success") -> AssetEvent:
     return AssetEvent(position, key, state, f"run_{position}", record)
 
 
-def find_positions(dag: DagDeclaration, state: DagState, *events: AssetEvent) -> list[int]:
-    return [causes[-1].position for causes in find_due(dag, state, events)]
+KEY = build_asset_key("metrics", "c")
 
 
-def test_an_event_that_becomes_visible_after_a_later_one_counts_once() -> None:
-    dag, state = declare(A, runs="each"), DagState()
-    (causes,) = find_due(dag, state, [happen(A, 10)])
-    state = settle(state, causes)
-    assert find_positions(dag, state, happen(A, 9), happen(A, 10)) == [9]
-    state = settle(state, find_due(dag, state, [happen(A, 9)])[0])
-    assert find_positions(dag, state, happen(A, 9), happen(A, 10)) == []
+def read(dag: DagDeclaration, *events: AssetEvent, state: DagState = DagState()) -> DagState:  # noqa: B008
+    for event in events:
+        state = take_in(dag, KEY, state, event)
+    return state
 
 
-def test_what_is_remembered_does_not_grow() -> None:
-    dag, state = declare(A, runs="each"), DagState()
-    for position in range(0, 100_000, 50):
-        event = happen(A, position + 1)
-        state = settle(state, find_due(dag, state, [event])[0])
-    assert len(state.taken) <= WINDOW / 50
-    state = DagState()
-    dag = declare(A, B, when="all")
-    for position in range(0, 100_000, 50):
-        state = take_in(dag, state, happen(A, position + 1))
-    assert len(state.taken) <= WINDOW / 50
-    assert len(state.latched) == 1
+def find_positions(dag: DagDeclaration, state: DagState) -> list[int]:
+    return [causes[-1].position for causes in find_due(dag, state)]
+
+
+def test_an_event_that_becomes_visible_after_a_later_one_is_not_seen_before() -> None:
+    cursor = Cursor(0).advance(10, {10})
+    assert 9 not in cursor.seen
+    assert cursor.advance(10, {9, 10}).seen == {9, 10}
+
+
+def test_what_is_remembered_of_what_was_read_does_not_grow() -> None:
+    cursor = Cursor(0)
+    for position in range(10_000):
+        cursor = cursor.advance(position, {position})
+    assert len(cursor.seen) == WINDOW
 
 
 def test_two_of_one_upstream_and_one_of_the_other_are_one_run() -> None:
-    dag, state = declare(A, B, when="all"), DagState()
-    for event in (happen(A, 1), happen(A, 2), happen(B, 3)):
-        state = take_in(dag, state, event)
-    ((first, second),) = find_due(dag, state, [])
+    dag = declare(A, B, when="all")
+    state = read(dag, happen(A, 1), happen(A, 2), happen(B, 3))
+    ((first, second),) = find_due(dag, state)
     assert (first.run_id, second.run_id) == ("run_2", "run_3")
-    assert find_due(dag, settle(state, [first, second]), []) == []
+    assert find_due(dag, settle(state, [first, second])) == []
 
 
-def test_what_waited_by_an_earlier_declaration_waits_on() -> None:
-    state = take_in(declare(A, pass_upstream=True), DagState(), happen(A, 1))
-    assert find_positions(declare(A, runs="each"), state, happen(A, 2)) == [1, 2]
-    assert find_positions(declare(B), state) == []
+def test_what_waits_is_kept_when_the_dag_is_declared_otherwise() -> None:
+    latest, each = declare(A, pass_upstream=True), declare(A, runs="each")
+    state = read(each, happen(A, 2), state=join(each, read(latest, happen(A, 1))))
+    assert find_positions(each, state) == [1, 2]
+    assert find_positions(latest, join(latest, state)) == [2]
+    assert join(declare(B), state) == DagState()
+
+
+def test_a_person_drops_latches_and_queue() -> None:
+    for dag in (declare(A, B, when="all"), declare(A, runs="each")):
+        state = read(dag, happen(A, 1))
+        assert read(dag, happen("metrics/other", 2, "drop"), state=state) == state
+        assert read(dag, happen("metrics/c", 2, "drop"), state=state) == DagState()
+
+
+def test_failures_of_only_if_are_counted_for_each_event() -> None:
+    dag = declare(A, pass_upstream=True)
+    state = replace(read(dag, happen(A, 1)), failures=2)
+    assert read(dag, happen(B, 2), state=state).failures == 2
+    assert read(dag, happen(A, 3), state=state).failures == 0
 
 
 def test_a_cursor_is_read_as_it_was_written() -> None:
     dag = declare(A, B, when="all")
-    state = take_in(dag, DagState({"any": 3}, failures=2), happen(A, 7))
-    assert decider.load(decider.dump({"ä [1]": state})) == {"ä [1]": state}
+    states = {"ä [1]": replace(read(dag, happen(A, 7)), failures=2)}
+    states["b"] = read(declare(A, runs="each"), happen(A, 3), happen(A, 4))
+    cursor = Cursor(8, frozenset({3, 4, 7}), states)
+    assert decider.load(decider.dump(cursor)) == cursor
 
 
 @pytest.mark.parametrize("state", ["slow", "late", "failure"])
@@ -79,6 +104,6 @@ def test_a_dependency_counts_its_own_state_only(state: str) -> None:
     dag = DagDeclaration.model_validate(
         {"depends_on": [{"dag": A, "state": state}], "trigger": {"runs": "each"}}
     )
-    states = ["success", "failure", "slow", "late"]
+    states = ["success", "failure", "slow", "late", "other"]
     events = [happen(A, number, each) for number, each in enumerate(states, 1)]
-    assert find_positions(dag, DagState(), *events) == [states.index(state) + 1]
+    assert find_positions(dag, read(dag, *events)) == [states.index(state) + 1]

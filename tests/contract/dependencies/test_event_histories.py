@@ -169,6 +169,7 @@ def test_what_the_model_runs_is_run_once(
     other: str,
 ) -> None:
     dag = declare(shape, state, runs, reruns, at_once, other)
+    airflow_v2.database.add_dag(DAG)
     with open_instance(tmp_path / uuid4().hex) as instance:
         daemon, model = Player(airflow_v2.client, instance, {DAG: dag}), Model(dag)
         assert daemon.run(is_stored=True) == []

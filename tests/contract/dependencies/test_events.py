@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import threading
 from datetime import datetime, timezone
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
 import pytest
 
+from federation_defs.dependencies.record import Run
 from federation_defs.dependencies.sensor import build_drop_job
+from federation_defs.dependencies.starter import check_conf
+from federation_defs.errors import DecisionError
+from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_asset_key
 from tests.contract.conftest import Airflow
 from tests.contract.dependencies.reacting import DAG, EventDaemon, report
@@ -213,6 +219,7 @@ def test_a_dependency_that_is_declared_later_does_not_count_what_was_before(
     report(instance, OTHER, "failure", "old")
     daemon = start(airflow, instance, ON_FAILURE)
     report(instance, OTHER, "failure", "old, too")
+    assert daemon.tick() == []
     edges = [*ON_FAILURE["depends_on"], {"dag": OTHER, "state": "failure"}]
     daemon.declare({DAG: {"depends_on": edges}})
     assert daemon.tick() == []
@@ -262,3 +269,108 @@ def test_an_idle_tick_costs_the_same_however_many_dags_there_are(
             assert daemon.tick() == []
         counts.append(len(statements))
     assert counts[0] == counts[1]
+
+
+def test_events_that_do_not_count_hide_none_that_do(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow_v2, instance, {**ON_FAILURE, "trigger": {"runs": "each"}})
+    for number in range(120):
+        report(instance, LOAD, "slow", f"run_{number}")
+    report(instance, LOAD, "failure", "one")
+    assert daemon.tick() == [f"{LOAD} failure one"]
+
+
+def test_another_state_counts_from_its_declaration_on(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow_v2, instance, EACH)
+    report(instance, LOAD, "failure", "old")
+    assert daemon.tick() == []
+    daemon.declare({DAG: {**EACH, "depends_on": [{"dag": LOAD, "state": "finished"}]}})
+    assert daemon.tick() == []
+    report(instance, LOAD, "failure", "new")
+    assert daemon.tick() == [f"{LOAD} finished new"]
+
+
+def test_what_waits_for_a_paused_dag_waits_until_it_is_not(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow, instance, EACH)
+    airflow.database.dags[DAG].is_paused = True
+    for run_id in ("one", "two"):
+        report(instance, LOAD, "success", run_id)
+    assert daemon.tick() == []
+    assert "is paused" in daemon.skip_reason
+    airflow.database.dags[DAG].is_paused = False
+    assert [daemon.tick(), daemon.tick()] == [[f"{LOAD} success {run}"] for run in ("one", "two")]
+
+
+def test_a_half_filled_latch_is_shown_and_can_be_dropped(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    trigger = {"when": "all", "pass_upstream": True}
+    daemon = start(airflow_v2, instance, {"depends_on": [LOAD, OTHER], "trigger": trigger})
+    report(instance, LOAD, "success", "one")
+    assert daemon.tick() == []
+    assert daemon.skip_reason == f"metrics/{DAG}: waits for {OTHER} (success)"
+    instance.report_runless_asset_event(build_drop_observation("metrics", DAG))
+    report(instance, OTHER, "success", "two")
+    assert daemon.tick() == []
+    report(instance, LOAD, "success", "three")
+    assert len(daemon.tick()) == 1
+
+
+def test_a_rerun_is_not_ignored_if_the_first_end_led_to_no_run(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow_v2, instance, rerun("ignore"))
+    report(instance, LOAD, "success", "one")
+    (request,) = daemon.evaluate()
+    tags = {**request.tags, "dagster/run_key": str(request.run_key)}
+    failed = dg.DagsterRun("any", str(uuid4()), status=dg.DagsterRunStatus.FAILURE, tags=tags)
+    instance.add_run(failed)
+    assert daemon.tick() == []
+    report(instance, LOAD, "success", "one")
+    assert daemon.tick() == [f"{LOAD} success one"]
+
+
+def test_a_date_whose_run_goes_on_is_run_again_when_it_has_ended(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    date = datetime(2026, 1, 31, tzinfo=timezone.utc)
+    trigger = {"runs": "each", "logical_date": "upstream"}
+    daemon = start(airflow_v2, instance, {"depends_on": [LOAD], "trigger": trigger})
+    database = airflow_v2.database
+    scheduled = database.start_run(DAG, "scheduled__1", logical_date=date)
+    threading.Timer(0.5, database.finish_run, [scheduled]).start()
+    report(instance, LOAD, "success", "one", **{"Logical date": dg.MetadataValue.timestamp(date)})
+    assert len(daemon.tick()) == 1
+    (run,) = database.runs
+    assert run.state == "success"
+    assert len(instance.fetch_materializations(KEY, limit=9).records) == 1
+    assert {task.try_number for task in run.tasks} == {2}
+
+
+@pytest.mark.parametrize(
+    ("conf", "problem"),
+    [({"paths": ["x" * 99] * 99}, "characters"), ({"password": "x"}, "seems to hold a secret")],
+)
+def test_a_conf_that_can_not_be_kept_is_an_error_of_only_if(
+    conf: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(DecisionError, match=problem):
+        check_conf("rules:decide", LOAD, f"metrics/{DAG}", Run(conf))
+    check_conf("rules:decide", LOAD, f"metrics/{DAG}", Run({"sql": "a\r\nb"}))
+
+
+def test_a_request_by_many_upstreams_fits_into_a_tag(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    upstreams = [f"warehouse/load_{number:03}_{'x' * 50}" for number in range(60)]
+    trigger = {"when": "all", "pass_upstream": True}
+    daemon = start(airflow_v2, instance, {"depends_on": upstreams, "trigger": trigger})
+    for upstream in upstreams:
+        report(instance, upstream, "success", "one")
+    (request,) = daemon.evaluate()
+    assert max(map(len, request.tags.values())) < 2500
