@@ -35,7 +35,7 @@ DECLARED = {
           trigger: {runs: each, pass_upstream: true}
         react_each:
           depends_on: [warehouse/steered_often]
-          trigger: {runs: each, at_once: 1, pass_upstream: true, conf: {seconds: 3}}
+          trigger: {runs: each, at_once: 1, pass_upstream: true, conf: {declared: 1}}
         react_rerun:
           depends_on: [{dag: warehouse/steered, state: failure}]
           trigger: {runs: each, reruns: rerun}
