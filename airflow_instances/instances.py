@@ -215,7 +215,7 @@ class AirflowInstance(ABC):
         """Make the first requests, which take long, before a DAG run does."""
 
     def _find_unread_dag_file(self) -> str | None:
-        dags: dict[str, Any] = self.request("GET", "/dags").json()
+        dags: dict[str, Any] = self.request("GET", "/dags?limit=100").json()
         errors: dict[str, Any] = self.request("GET", "/importErrors").json()
         read = {Path(dag["fileloc"]).name for dag in dags["dags"]}
         read |= {Path(error["filename"]).name for error in errors["import_errors"]}

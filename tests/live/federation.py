@@ -20,6 +20,7 @@ from tests.conftest import Airflows
 from tests.live.dagster_api import Materialization
 from tests.live.dagster_dev import DagsterDev
 from tests.live.lossy_proxy import LossyProxy
+from tests.live.steered import declare_steered_dags
 from tests.waiting import wait_for
 
 # The DAGs that both Airflows have, besides the demo's (`tests/contract/dags`).
@@ -106,12 +107,12 @@ class Federation:
         status = self.dagster.fetch_status(dagster_run_id)
         return f"{status.lower()}, {run.state if run else 'no'} DAG run"
 
-    def wait_for_ticks(self, count: int = 2) -> None:
-        """Return when every sensor has begun and ended this many ticks from now on.
+    def wait_for_ticks(self, count: int = 2, since: datetime | None = None) -> None:
+        """Return when every sensor has begun and ended this many ticks since then, or from now on.
 
         What the sensors would report or request too often, they have by then.
         """
-        begin = utc_now().timestamp()
+        begin = (since or utc_now()).timestamp()
 
         def have_ticked() -> bool:
             states = self.event_log.all_instigator_state()
@@ -129,11 +130,11 @@ class Federation:
 
     def settle(self, name: str, *dag_ids: str) -> None:
         """Return when runs of these DAGs are neither in progress nor requested by any sensor."""
-        self._wait_until_idle(name, *dag_ids)
+        self.wait_until_idle(name, *dag_ids)
         self.wait_for_ticks()
-        self._wait_until_idle(name, *dag_ids)
+        self.wait_until_idle(name, *dag_ids)
 
-    def _wait_until_idle(self, name: str, *dag_ids: str) -> None:
+    def wait_until_idle(self, name: str, *dag_ids: str) -> None:
         wait_for(
             lambda: not self.dagster.is_in_progress(name, *dag_ids),
             f"no run of {dag_ids} is in progress",
@@ -164,7 +165,7 @@ class Federation:
         wait_for(
             lambda: successes <= count_reports(), f"{dict(successes)} are reported", timeout_s=120
         )
-        self._wait_until_idle(name, *dag_ids)
+        self.wait_until_idle(name, *dag_ids)
         reports = count_reports()
         assert reports == successes, f"{reports} are reported, {successes} have succeeded"
 
@@ -173,10 +174,10 @@ def utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def trigger(client: AirflowClient, dag_id: str) -> str:
+def trigger(client: AirflowClient, dag_id: str, **conf: object) -> str:
     """Trigger a DAG, as any other client of the Airflow does, and return the run id."""
     run_id = f"test__{uuid4()}"
-    client.trigger_run(dag_id, run_id)
+    client.trigger_run(dag_id, run_id, conf)
     return run_id
 
 
@@ -225,6 +226,7 @@ def start_federation(airflows: Airflows, folder: Path) -> Iterator[Federation]:
         dagster = DagsterDev(folder, {**airflows.env, **ports})
         for name in NAMES:
             declare_test_dags(dagster.project, name)
+        declare_steered_dags(dagster.project)
         # `dagster dev` leaves processes of a code server running that it restarted (1.13).
         stack.callback(_kill, dagster)
         dagster.start()
@@ -239,14 +241,20 @@ def _kill(dagster: DagsterDev) -> None:
         dagster.kill()
 
 
-def declare_test_dags(project: Path, name: str) -> None:
-    """Select the DAGs of the tests too, and let Dagster trigger some of them on request."""
+def declare_test_dags(project: Path, name: str, *, with_demo: bool = True) -> None:
+    """Select the DAGs of the tests too, and let Dagster trigger some of them on request.
+
+    Args:
+        with_demo: Keep the demo's DAGs. Two Dagsters at a time would both run them.
+    """
     path = project / "federation_defs" / "defs" / name / "defs.yaml"
     declared: dict[str, Any] = yaml.safe_load(path.read_text())
     attributes = declared["attributes"]
-    selected = [DEMO_DAGS[name], BURST, PACED, "storm_*", NEVER]
+    selected, declared_before = [BURST, PACED, "storm_*", NEVER], {}
+    if with_demo:
+        selected, declared_before = [DEMO_DAGS[name], *selected], attributes["dags"]
     attributes["select"] = {"dag_ids": selected}
     (other,) = set(NAMES) - {name}
     triggered = {dag_id: {"depends_on": [f"{other}/{NEVER}"]} for dag_id in (PACED, *STORM)}
-    attributes["dags"] = {**attributes.get("dags", {}), **triggered}
+    attributes["dags"] = {**declared_before, **triggered}
     path.write_text(yaml.safe_dump(declared))

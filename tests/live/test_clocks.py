@@ -78,7 +78,7 @@ class SkewedDagster(DagsterApi):
     ) -> None:
         project, home = copy_project(folder), folder / "dagster"
         for name in NAMES:
-            declare_test_dags(project, name)
+            declare_test_dags(project, name, with_demo=False)
         home.mkdir()
         copy(ROOT / "deployment" / "dagster.yaml", home)
         with dg.DagsterInstance.from_config(str(home)) as instance:
