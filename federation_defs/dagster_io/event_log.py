@@ -278,7 +278,7 @@ class Success:
     """A success of a DAG, as a materialization of its asset reports it.
 
     Attributes:
-        end: That of the DAG run, or when it was reported if the report has none.
+        end: That of the DAG run, or when it was reported if the report has none that is a time.
         metadata: Of the materialization.
     """
 
@@ -299,8 +299,7 @@ def fetch_successes(
     found: list[Success] = []
     for record in _fetch_records(instance.fetch_materializations, key, since):
         event = record.asset_materialization
-        end = _read(event, END_LABEL, float)
-        moment = datetime.fromtimestamp(record.timestamp if end is None else end, timezone.utc)
+        moment = _read_end(event) or datetime.fromtimestamp(record.timestamp, timezone.utc)
         if event and moment >= since:
             found.append(Success(moment, event.metadata))
     return sorted(found, key=lambda success: success.end)
@@ -378,6 +377,16 @@ def _build_report(record: dg.EventLogRecord) -> _Report | None:
     end = _read(event, END_LABEL, float)
     position = record.storage_id
     return _Report(position, record.run_id, run_id, state, end, result, is_materialization)
+
+
+def _read_end(event: _Event | None) -> datetime | None:
+    """Read when the DAG run of an event ended; None if it has no such time. A person can store any
+    number, and the last moment of the year 9999 is stored as the first one of 10000."""
+    end = _read(event, END_LABEL, float)
+    try:
+        return None if end is None else datetime.fromtimestamp(end, timezone.utc)
+    except (OSError, OverflowError, ValueError):
+        return None
 
 
 def _get_end(run: DagRun) -> float | None:

@@ -269,7 +269,7 @@ class _Observer:
         may_tell = cache(partial(self._may_tell, tick))
         ends = Ends(batch.next_since, settled, unsettled, is_whole=batch.is_last)
         judged, is_told = self.watchers.watch(
-            instance, ends, cursor.deadlines, report_until, may_tell
+            instance, ends, cursor.deadlines, report_until, may_tell, tick.log
         )
         cursor = replace(cursor, deadlines=judged)
         summary = self._summarize(news, backlog=len(ready) - len(settled))

@@ -47,7 +47,7 @@ class Slowness:
         self._timing = timing
         shortest_s = min(limits_s.values(), default=math.inf)
         self._interval_s = timing.list_running_runs.poll_pause_s(shortest_s)
-        self._listed_at = -math.inf
+        self._list_at, self._failures = -math.inf, 0
         self._told: set[_Start] = set()  # that this process knows of; the event log knows all
 
     def watch(
@@ -84,11 +84,13 @@ class Slowness:
 
     def _find_running(self, now: datetime, deadline: float) -> list[DagRun]:
         """Find the running runs that are slow, with one request from time to time. If that
-        fails, there are none until the next one."""
+        fails, there are none until the next one, after a longer and longer pause."""
         time_s = self._timing.monotonic()
-        if not self._limits_s or time_s - self._listed_at < self._interval_s:
+        if not self._limits_s or time_s < self._list_at:
             return []
-        self._listed_at = time_s
+        self._failures += 1
+        pause_s = self._timing.list_running_runs.pause_s(self._failures)
+        self._list_at = time_s + max(self._interval_s, pause_s)
         find = partial(find_slow_runs, self._client, self._limits_s, now)
         try:
             (slow,) = run_calls([find], 1, deadline)
@@ -97,6 +99,7 @@ class Slowness:
             return []
         if slow is None:
             return []
+        self._list_at, self._failures = time_s + self._interval_s, 0
         self._told.intersection_update(map(_identify, slow))
         return slow
 

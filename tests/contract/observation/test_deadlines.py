@@ -277,3 +277,32 @@ def test_until_a_deadline_is_over_it_costs_neither_requests_nor_queries(
             watched.daemon.tick()
         assert len(statements) == 1  # for the Dagster runs of the instance
         assert len(airflow_v2.server.asked) == requests + 1
+
+
+def test_an_end_that_is_no_time_holds_up_nothing(watched: Watched) -> None:
+    """The last moment of the year 9999 is stored as a number that rounds up to the year 10000, and
+    a person may store milliseconds."""
+    odd = watched.end("odd", SIX - 4 * HOUR)
+    odd.end_date = datetime.max.replace(tzinfo=timezone.utc)
+    watched.tick(SIX - 4 * HOUR)
+    milliseconds = dg.AssetMaterialization(KEY, metadata={"End": SIX.timestamp() * 1000})
+    watched.instance.report_runless_asset_event(milliseconds)
+    watched.end("next", SIX - 2 * HOUR, "failed")
+    before = watched.daemon.cursor
+    watched.tick(SIX + MINUTE)
+    assert watched.daemon.cursor != before
+    assert watched.late == [SIX]
+
+
+def test_an_error_in_judging_deadlines_holds_up_no_report(watched: Watched) -> None:
+    def fail() -> None:
+        raise RuntimeError("the event log is busy")
+
+    watched.set_clocks(SIX + MINUTE)
+    watched.daemon.before_storing = fail
+    before = watched.daemon.cursor
+    watched.daemon.tick()
+    assert watched.late == []
+    assert watched.daemon.cursor != before
+    watched.tick(SIX + 2 * MINUTE)
+    assert watched.late == [SIX]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 
 import dagster as dg
 import pytest
 
 from federation_defs.dagster_io.event_log import fetch_observed
-from federation_defs.declaration import DagDeclaration
+from federation_defs.declaration import DagDeclaration, DeadlineDeclaration
 from federation_defs.dependencies.happenings import build_record
 from federation_defs.naming import MAX_DURATION_CHECK_NAME
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import materialize
 from tests.contract.fakes.database import Database, RunRow
-from tests.contract.fakes.faults import answer
+from tests.contract.fakes.faults import answer, lag
 from tests.contract.observation.daemon import (
     DAG,
     KEY,
@@ -243,3 +244,31 @@ def test_a_list_of_running_runs_that_fails_holds_up_no_report(watched_v2: Watche
     assert watched_v2.told == []
     watched_v2.tick()
     assert watched_v2.told == ["slow"]
+
+
+def test_a_list_of_running_runs_that_is_never_answered_delays_neither_deadlines_nor_every_tick(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    for dag_id in (DAG, "quick"):
+        airflow_v2.database.add_dag(dag_id)
+    clock = FakeClock()
+    timing = replace(clock.timing, watch_s=0.2, late_row_s=0.0, utc_now=airflow_v2.database.now)
+    airflow_v2.database.stopped_at = begin = datetime.now(timezone.utc) - timedelta(hours=1)
+    daemon = Daemon(airflow_v2.client, [DAG, "quick"], instance, timing=timing)
+    every_minute = DeadlineDeclaration(cron="* * * * *", within=60)
+    daemon.dags = {
+        DAG: DagDeclaration(deadline=every_minute),
+        "quick": DagDeclaration(max_duration=60),
+    }
+    daemon.restart()
+    server = airflow_v2.server
+    server.fail_next(lambda asked: asked.query.get("state") == "running", lag(60), times=1000)
+    asked = list[int]()
+    for number in range(12):
+        clock.advance(5)
+        airflow_v2.database.stopped_at = begin + timedelta(seconds=5 * number)
+        before = len(server.asked)
+        daemon.tick()
+        asked.append(len(server.asked) - before)
+    assert fetch_signals(instance, KEY) != []
+    assert sum(asked[1:]) - len(asked[1:]) == 3  # after the sign-in
