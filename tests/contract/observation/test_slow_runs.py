@@ -202,6 +202,7 @@ def test_slow_runs_of_other_dags_are_not_told(watched_v2: Watched) -> None:
 
 def test_a_slow_run_of_dagster_is_told_by_observation(watched_v2: Watched) -> None:
     watched_v2.database.dags[DAG].polls = 0
+    watched_v2.tick()
     materialize(watched_v2.airflow.client, [DAG], watched_v2.instance)
     (run,) = watched_v2.database.runs
     assert run.end_date is not None
@@ -253,7 +254,8 @@ def test_a_list_of_running_runs_that_is_never_answered_delays_neither_deadlines_
         airflow_v2.database.add_dag(dag_id)
     clock = FakeClock()
     timing = replace(clock.timing, watch_s=0.2, late_row_s=0.0, utc_now=airflow_v2.database.now)
-    airflow_v2.database.stopped_at = begin = datetime.now(timezone.utc) - timedelta(hours=1)
+    begin = datetime.now(timezone.utc).replace(minute=0, second=0) - timedelta(hours=1)
+    airflow_v2.database.stopped_at = begin
     daemon = Daemon(airflow_v2.client, [DAG, "quick"], instance, timing=timing)
     every_minute = DeadlineDeclaration(cron="* * * * *", within=60)
     daemon.dags = {
@@ -264,7 +266,7 @@ def test_a_list_of_running_runs_that_is_never_answered_delays_neither_deadlines_
     server = airflow_v2.server
     server.fail_next(lambda asked: asked.query.get("state") == "running", lag(60), times=1000)
     asked = list[int]()
-    for number in range(12):
+    for number in range(14):
         clock.advance(5)
         airflow_v2.database.stopped_at = begin + timedelta(seconds=5 * number)
         before = len(server.asked)
@@ -272,3 +274,32 @@ def test_a_list_of_running_runs_that_is_never_answered_delays_neither_deadlines_
         asked.append(len(server.asked) - before)
     assert fetch_signals(instance, KEY) != []
     assert sum(asked[1:]) - len(asked[1:]) == 3  # after the sign-in
+
+
+def test_a_run_that_ends_in_time_hides_no_slow_one_that_goes_on(watched_v2: Watched) -> None:
+    slow = watched_v2.start("slow", LIMIT * 2)
+    watched_v2.tick()
+    watched_v2.database.finish_run(watched_v2.start("quick", timedelta(minutes=1)))
+    watched_v2.tick()
+    assert watched_v2.checked == [("slow", False)]
+    watched_v2.database.finish_run(slow)
+    watched_v2.tick()
+    watched_v2.database.finish_run(watched_v2.start("next", timedelta(minutes=1)))
+    watched_v2.tick()
+    assert watched_v2.checked == [("slow", False), ("slow", False), ("next", True)]
+
+
+def test_a_lost_cursor_tells_no_old_run_that_was_reported(watched_v2: Watched) -> None:
+    """It ended before there was a `max_duration`."""
+    declared = watched_v2.daemon.dags
+    watched_v2.daemon.dags = {DAG: DagDeclaration()}
+    watched_v2.daemon.restart()
+    watched_v2.tick()
+    watched_v2.database.finish_run(watched_v2.start("old", LIMIT * 2))
+    watched_v2.tick()
+    watched_v2.daemon.dags = declared
+    watched_v2.daemon.restart()
+    watched_v2.daemon.cursor = None
+    watched_v2.tick()
+    watched_v2.tick()
+    assert watched_v2.told == []
