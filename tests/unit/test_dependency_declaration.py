@@ -55,9 +55,7 @@ def test_a_key_or_id_that_nothing_can_have_is_refused(text: str) -> None:
     assert "write " in problem
 
 
-@pytest.mark.parametrize(
-    "key", ["when: all", "runs: each", "only_if: a:b", "pass_upstream: true", "reruns: ignore"]
-)
+@pytest.mark.parametrize("key", ["when: all", "runs: each", "only_if: a:b", "pass_upstream: true"])
 def test_keys_about_upstreams_need_one(key: str) -> None:
     name = key.partition(":")[0]
     (problem,) = find_problems(f"trigger: {{{key}}}")
