@@ -30,7 +30,7 @@ demo: install ## two Airflows and Dagster, until Ctrl-C
 	@$(RUN) python airflow_instances/supervise.py python airflow_instances/start.py --with-dagster
 
 trigger: install ## run a DAG of the demo: load_customers, or DAG=load_orders; FAIL=1 lets it fail
-	@$(RUN) python airflow_instances/trigger.py $(DAG) $(if $(FAIL),--fail)
+	@$(RUN) python airflow_instances/trigger.py $(DAG) $(if $(filter-out 0 false no,$(FAIL)),--fail)
 
 latency: install ## seconds from upstream end to downstream start in the running demo
 	@$(RUN) python -m tests.bench.latency --runs $(LATENCY_RUNS)

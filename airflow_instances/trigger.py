@@ -6,6 +6,7 @@ With `--fail`, the run fails: its DAG's Variable `<dag_id>__fail` is set until t
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -71,7 +72,8 @@ def find_instance(instances: list[AirflowInstance], dag_id: str) -> AirflowInsta
 
 @contextmanager
 def failing_on_request(instance: AirflowInstance, dag_id: str) -> Iterator[None]:
-    """Let all runs of a DAG fail inside of the block."""
+    """Let all runs of a DAG fail inside of the block, also if it is terminated."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     variable = f"{dag_id}__fail"
     request(instance, "POST", "/variables", {"key": variable, "value": "true"})
     try:

@@ -18,7 +18,11 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
-from federation_defs.dagster_io.event_log import fetch_successes
+from federation_defs.dagster_io.event_log import (
+    fetch_completed_evaluations,
+    fetch_successes,
+    read_deadline,
+)
 from federation_defs.declaration import DagDeclaration, DeadlineDeclaration
 from federation_defs.errors import AirflowError, DagNotFoundError
 from federation_defs.events import (
@@ -33,6 +37,7 @@ from federation_defs.naming import (
     MAX_DURATION_CHECK_NAME,
     READY_CHECK_NAME,
     build_asset_key,
+    build_check_key,
     build_check_output_name,
     build_dag_id,
     build_op_name,
@@ -40,6 +45,7 @@ from federation_defs.naming import (
 )
 from federation_defs.outcome import add_log_tails, fetch_outcome
 
+_BY_SENSORS = (DECISION_CHECK_NAME, DEADLINE_CHECK_NAME, READY_CHECK_NAME)
 _MAX_RUNNING = 1000  # runs of all DAGs; of more, the oldest are looked at
 
 
@@ -59,17 +65,17 @@ def build_check_specs(instance: str, dag_id: str, dag: DagDeclaration) -> list[d
         descriptions[DEADLINE_CHECK_NAME] = (
             f"A run of {name} has succeeded for the last deadline: {dag.deadline.cron} "
             f"({dag.deadline.timezone}), or up to {dag.deadline.within:.0f} s before. Evaluated at "
-            "each deadline, and for each finished run."
+            "each deadline, and for the first success after one that was missed."
         )
     if dag.trigger.only_if is not None:
         descriptions[DECISION_CHECK_NAME] = (
             f"`{dag.trigger.only_if}` answered when it was last asked whether to run {name}. "
-            "Executing it does nothing."
+            "Executing it changes nothing."
         )
     if dag.depends_on:
         descriptions[READY_CHECK_NAME] = (
             f"Nothing keeps {name} from running when its upstreams succeed. Evaluated by "
-            "observation when that changes; executing it does nothing."
+            "observation when that changes; executing it changes nothing."
         )
     key = build_asset_key(instance, dag_id)
     return [
@@ -152,7 +158,8 @@ def run_checks(
     context: dg.AssetCheckExecutionContext | dg.AssetExecutionContext,
 ) -> Iterator[dg.AssetCheckResult]:
     """Evaluate some checks. `dag_run` of a DAG that the instance does not have fails; a DAG without
-    a finished run gives no result, and neither do `only_if` and `ready`.
+    a finished run gives no result. `only_if`, `ready` and, unless a success was reported since,
+    `deadline` give the last one again.
 
     Raises:
         dagster.Failure: Airflow can't be asked about one or more of the DAGs.
@@ -168,16 +175,17 @@ def run_checks(
             elif key.name == MAX_DURATION_CHECK_NAME and dag.max_duration is not None:
                 result = _check_duration(client, dag_id, dag.max_duration)
             elif key.name == DEADLINE_CHECK_NAME and dag.deadline is not None:
-                now = datetime.now(timezone.utc)
                 where = context.instance, client.instance, dag_id
-                result = dg.AssetCheckResult(**find_deadline_check(*where, dag.deadline, now))
+                if fields := find_deadline_check(*where, dag.deadline):
+                    result = dg.AssetCheckResult(**fields)
         except AirflowError as error:
             errors.append(str(error))
             continue
         if result is not None:
             yield result
-        elif key.name in (DECISION_CHECK_NAME, READY_CHECK_NAME):
+        elif key.name in _BY_SENSORS:
             context.log.info(f"The check `{key.name}` of DAG {dag_id} is evaluated by a sensor.")
+            yield from repeat_evaluations(context.instance, [key])
         else:
             context.log.info(f"DAG {dag_id} has no finished run in Airflow '{client.instance}'.")
     if errors:
@@ -228,10 +236,37 @@ def find_deadline_check(
     airflow: str,
     dag_id: str,
     deadline: DeadlineDeclaration,
-    now: datetime,
-) -> dict[str, Any]:
-    """Return the fields of an evaluation of the check `deadline`, by what the event log holds."""
-    last = next(deadline.iterate_back(now))
+) -> dict[str, Any] | None:
+    """Return the fields of an evaluation of the check `deadline` that passes.
+
+    None unless the last one failed and a success was reported since: without one, not all that
+    ended may be known.
+    """
     key = build_asset_key(airflow, dag_id)
-    successes = fetch_successes(instance, key, last - deadline.window)
-    return build_deadline_check(airflow, dag_id, last, deadline.window, successes)
+    check_key = build_check_key(key, DEADLINE_CHECK_NAME)
+    last = fetch_completed_evaluations(instance, [check_key]).get(check_key)
+    missed = last and not last.passed and read_deadline(last)
+    if not missed:
+        return None
+    successes = fetch_successes(instance, key, missed - deadline.window)
+    fields = build_deadline_check(airflow, dag_id, missed, deadline.window, successes)
+    return fields if fields["passed"] else None
+
+
+def repeat_evaluations(
+    instance: dg.DagsterInstance, keys: Iterable[dg.AssetCheckKey]
+) -> Iterator[dg.AssetCheckResult]:
+    """Give the last evaluations of checks again, for a Dagster run that was to evaluate them.
+
+    Dagster plans all checks of each asset that it runs, and shows no earlier evaluation then
+    (1.13).
+    """
+    for key, last in fetch_completed_evaluations(instance, keys).items():
+        yield dg.AssetCheckResult(
+            asset_key=key.asset_key,
+            check_name=key.name,
+            passed=last.passed,
+            severity=last.severity,
+            description=last.description,
+            metadata=last.metadata,
+        )

@@ -40,7 +40,8 @@ def build_federation(
     loaders: dict[str, _Loader] = {}
     problems: list[str] = []
     for number, values in enumerate(instances, 1):
-        name = values.get("name") if isinstance(values, Mapping) else values.name
+        is_mapping = isinstance(values, Mapping)
+        name = values.get("name") if is_mapping else getattr(values, "name", f"number {number}")
         try:
             declaration = parse_declaration(values, f"build_federation ({name})")
         except DeclarationError as error:

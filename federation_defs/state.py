@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -56,6 +56,8 @@ class Snapshot:
         dags: The selected DAGs by id.
         unselected: The ids of the other DAGs.
         undescribed: The ids of selected DAGs of which only the id can be read.
+        problems: Why those of `unselected` that can't run now can't, by id. They are assets if they
+            are declared or depended on.
         api: "v1" or "v2"; None if the snapshot was taken before this was kept.
     """
 
@@ -64,6 +66,7 @@ class Snapshot:
     unselected: tuple[str, ...]
     undescribed: tuple[str, ...] = ()
     api: str | None = None
+    problems: Mapping[str, str] = field(default_factory=dict)
     format: Literal[1] = 1  # of the file; keys that are not known are ignored
 
     @cached_property
@@ -78,7 +81,7 @@ class Snapshot:
         if self.present_dag_ids and dag_id not in self.present_dag_ids:
             return "has vanished from its Airflow"
         dag = self.dags.get(dag_id)
-        return dag and describe_problem(dag)
+        return describe_problem(dag) if dag else self.problems.get(dag_id)
 
 
 def describe_problem(dag: Dag | DagSnapshot) -> str | None:
@@ -154,6 +157,11 @@ def fetch_snapshot(client: AirflowClient, declaration: InstanceDeclaration) -> S
         },
         unselected=tuple(sorted(present - selected - undescribed)),
         undescribed=tuple(sorted(undescribed)),
+        problems={
+            dag.dag_id: problem
+            for dag in dags
+            if dag.is_present and dag.dag_id not in selected and (problem := describe_problem(dag))
+        },
         api=client.api_version.api,
     )
 

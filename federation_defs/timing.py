@@ -96,6 +96,8 @@ class Timing:
     list_running_runs: RetryPolicy = RetryPolicy(first_s=5.0, max_s=60.0)
     # After a deadline, before it is judged: Airflow shows the end of a run up to a second later.
     late_row_s: float = 5.0
+    # For the requests about slow runs, or about paused DAGs, which must not delay each other.
+    watch_s: float = 5.0
     # Between two looks at what keeps DAGs from running; longer if there are many instances.
     look_ready_s: float = 60.0
 

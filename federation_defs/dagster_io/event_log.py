@@ -286,7 +286,7 @@ class Success:
     """A success of a DAG, as a materialization of its asset reports it.
 
     Attributes:
-        end: That of the DAG run, or when it was reported if the report has none.
+        end: That of the DAG run, or when it was reported if the report has none that is a time.
         metadata: Of the materialization.
     """
 
@@ -307,8 +307,9 @@ def fetch_successes(
     found: list[Success] = []
     for record in _fetch_records(instance.fetch_materializations, key, since):
         event = record.asset_materialization
-        end = _read(event, END_LABEL, float)
-        moment = datetime.fromtimestamp(record.timestamp if end is None else end, timezone.utc)
+        moment = _read_time(event, END_LABEL) or datetime.fromtimestamp(
+            record.timestamp, timezone.utc
+        )
         if event and moment >= since:
             found.append(Success(moment, event.metadata))
     return sorted(found, key=lambda success: success.end)
@@ -345,9 +346,30 @@ def fetch_last_evaluations(
     latest: Mapping[dg.AssetCheckKey, Any] = storage.get_latest_asset_check_execution_by_key(
         list(keys)
     )
-    events = {key: record.event and record.event.dagster_event for key, record in latest.items()}
+    return _read_evaluations(latest)
+
+
+def fetch_completed_evaluations(
+    instance: dg.DagsterInstance, keys: Iterable[dg.AssetCheckKey]
+) -> dict[dg.AssetCheckKey, dg.AssetCheckEvaluation]:
+    """Fetch the last evaluations of a few checks, also where a Dagster run was to give another one
+    since then. One or two queries for each."""
+    summaries = instance.event_log_storage.get_asset_check_summary_records(list(keys))
+    completed = {key: each.last_completed_check_execution_record for key, each in summaries.items()}
+    return _read_evaluations({key: record for key, record in completed.items() if record})
+
+
+def _read_evaluations(
+    records: Mapping[dg.AssetCheckKey, Any],
+) -> dict[dg.AssetCheckKey, dg.AssetCheckEvaluation]:
+    events = {key: record.event and record.event.dagster_event for key, record in records.items()}
     data = {key: event.event_specific_data for key, event in events.items() if event}
     return {key: each for key, each in data.items() if isinstance(each, dg.AssetCheckEvaluation)}
+
+
+def read_deadline(evaluation: dg.AssetCheckEvaluation) -> datetime | None:
+    """Read which deadline an evaluation of the check `deadline` is about."""
+    return _read_time(evaluation, DEADLINE_LABEL)
 
 
 def _fetch_reports(
@@ -388,11 +410,21 @@ def _build_report(record: dg.EventLogRecord) -> _Report | None:
     return _Report(position, record.run_id, run_id, state, end, result, is_materialization)
 
 
+def _read_time(event: _Event | dg.AssetCheckEvaluation | None, label: str) -> datetime | None:
+    """Read a time of an event; None if it has none. A person can store any number, and the last
+    moment of the year 9999 is stored as the first one of 10000."""
+    seconds = _read(event, label, float)
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
+    except (OSError, OverflowError, ValueError):
+        return None
+
+
 def _get_end(run: DagRun) -> float | None:
     return run.end_date and run.end_date.timestamp()
 
 
-def _read(event: _Event | None, label: str, kind: type[T]) -> T | None:
+def _read(event: _Event | dg.AssetCheckEvaluation | None, label: str, kind: type[T]) -> T | None:
     """Read a metadata value of an event; None if it has none of this kind."""
     value = event.metadata.get(label) if event else None
     return value.value if value and isinstance(value.value, kind) else None

@@ -27,6 +27,8 @@ from federation_defs.declaration.fields import (
     is_template,
 )
 
+# Keys of `trigger` that say nothing without an upstream.
+_FOR_UPSTREAMS = {"when", "runs", "at_once", "reruns", "only_if", "pass_upstream"}
 UPSTREAM_CONF_KEY = "federation"  # of a conf with `pass_upstream`
 
 # As in the entry points of Python packages.
@@ -308,6 +310,10 @@ class DagDeclaration(Declaration):
             raise ValueError(
                 "partitions: of a DAG with partitions, the partitions of its upstreams decide; "
                 "remove `partitions`, or whatever goes beyond successes and `when: any`"
+            )
+        if not self.depends_on and (keys := _FOR_UPSTREAMS & trigger.model_fields_set):
+            raise ValueError(
+                f"trigger.{min(keys)}: it needs `depends_on`; add that, or remove the key"
             )
         return self
 

@@ -32,13 +32,20 @@ from federation_defs.naming import build_asset_key
 
 State: TypeAlias = Literal["success", "failure", "finished", "late", "slow"]
 
+_SHORTEST_WINDOW_S = 60  # of Dagster's freshness policies
 _DAG_PATTERN = r"^[^/\s]+/\S+$|\{\{"
 
 
 def _check_dag(dag: str) -> str:
-    if not re.search(_DAG_PATTERN, dag):
+    if not (is_template(dag) or re.fullmatch(r"[^/\s]+/\S+", dag)):
         raise ValueError("write instance/dag_id, as warehouse/load_orders")
     return dag
+
+
+def _check_part(part: str) -> str:
+    if not part or "/" in part:
+        raise ValueError("write each part of the key as an item of its own: [sales, targets]")
+    return part
 
 
 class DependencyDeclaration(Declaration):
@@ -54,7 +61,7 @@ class DependencyDeclaration(Declaration):
     ) = Field(
         default=None, description="A DAG, as instance/dag_id.", examples=["warehouse/load_orders"]
     )
-    asset: list[str] | None = Field(
+    asset: list[Annotated[str, AfterValidator(_check_part)]] | None = Field(
         default=None,
         min_length=1,
         description="The key of a Dagster asset of this code location: its materializations count.",
@@ -128,12 +135,24 @@ class DeadlineDeclaration(Declaration):
             try:
                 self.build_policy()
             except Exception:  # noqa: BLE001 - Dagster raises errors of several libraries
-                raise ValueError(
-                    f"cron, within: '{self.cron}' and {self.within:.0f} s give no deadlines; write "
-                    "a cron expression of five fields (0 6 * * *), and a `within` of a minute or "
-                    "more that is not longer than the time between two deadlines"
-                ) from None
+                raise ValueError(self._describe_problem()) from None
         return self
+
+    def _describe_problem(self) -> str:
+        """Return which of the keys Dagster refuses, and what to write."""
+        try:
+            next(self.iterate_back(datetime.datetime.now(datetime.timezone.utc)))
+        except Exception:  # noqa: BLE001 - Dagster raises errors of several libraries
+            return (
+                f"cron: '{self.cron}' gives no deadlines; write a cron expression of five fields "
+                "(0 6 * * *)"
+            )
+        if self.within < _SHORTEST_WINDOW_S:
+            return f"within: {self.within:g} s is too short; write a minute (1m) or more"
+        return (
+            f"within: {self.within:.0f} s is longer than the time between two deadlines of "
+            f"'{self.cron}'; write that time or less"
+        )
 
     def build_policy(self) -> dg.FreshnessPolicy:
         """Return Dagster's freshness policy, which shows the deadline in the UI."""

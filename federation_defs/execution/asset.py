@@ -9,7 +9,12 @@ from graphlib import TopologicalSorter
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.checks import build_check_specs, name_check_outputs, run_checks
+from federation_defs.checks import (
+    build_check_specs,
+    name_check_outputs,
+    repeat_evaluations,
+    run_checks,
+)
 from federation_defs.dagster_io.deployment import find_same_sensor
 from federation_defs.dagster_io.heartbeat import Heartbeats, HeartbeatWatch
 from federation_defs.dagster_io.run_tags import CurrentRun, Target
@@ -22,6 +27,7 @@ from federation_defs.execution.monitor import Monitor
 from federation_defs.execution.polling import MonitoredRun
 from federation_defs.execution.reporter import Event, Reporter, join_failures
 from federation_defs.naming import (
+    CHECK_NAME,
     build_dag_id,
     build_input_names,
     build_op_name,
@@ -70,9 +76,15 @@ def build_execution(
         current_run = CurrentRun(context.instance, context.run, client.instance)
         shared = StepContext(client, dags, current_run, context.log, timing)
         targets = _find_targets(context, client.instance, dags)
-        # Of the DAGs that are run here, the reporter evaluates the check `dag_run`, and observation
-        # the others, for the end of the DAG run.
+        # Of the DAGs that are run here, the reporter evaluates the check `dag_run`, and sensors the
+        # others.
         own = set(context.selected_asset_keys)
+        by_sensors = {
+            key
+            for key in context.selected_asset_check_keys
+            if key.asset_key in own and key.name != CHECK_NAME
+        }
+        yield from repeat_evaluations(context.instance, by_sensors)
         with Heartbeats(context.instance, context.run.run_id, client.instance, timing) as beats:
             if (reason := find_safe_mode_reason(os.environ)) is not None:
                 _log_safe_mode(shared, targets, reason)
@@ -84,8 +96,8 @@ def build_execution(
                 step = _Step(shared, targets, Monitor(shared, launcher, limit), reporter)
                 yield from step.run(CancellationWatcher(shared, launcher))
                 own -= {specs[target.dag_id].key for target in step.repeated}
-            others = [key for key in context.selected_asset_check_keys if key.asset_key not in own]
-            yield from run_checks(client, dags, others, context)
+            others = {key for key in context.selected_asset_check_keys if key.asset_key not in own}
+            yield from run_checks(client, dags, others - by_sensors, context)
 
     return dg.AssetsDefinition(
         specs=list(specs.values()),

@@ -15,7 +15,10 @@ from federation_defs.airflow.pages import UnreadableRow
 from federation_defs.timing import MAX_CLOCK_SKEW
 
 VERSION = 3
+_INVALID = (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError)
 _DIGEST_BYTES = 8  # 10,000 runs take 107 kB; two of them collide once in 4e11 cursors
+
+_LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -25,23 +28,27 @@ class JudgedDeadlines:
     Attributes:
         until: Of all DAGs whose declaration was known then.
         known: Fingerprints of these declarations. A new one is judged from its first sight on.
-        held: The same as `until`, of DAGs that could not be judged yet, by id.
+        behind: The same as `until`, of DAGs that could not be judged up to it, by id.
     """
 
     until: datetime
     known: frozenset[bytes] = frozenset()
-    held: Mapping[str, datetime] = field(default_factory=dict)
+    behind: Mapping[str, datetime] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        held = {dag_id: until.isoformat() for dag_id, until in self.held.items()}
-        return {"until": self.until.isoformat(), "known": _encode(self.known), "held": held}
+        behind = {dag_id: until.isoformat() for dag_id, until in self.behind.items()}
+        return {"until": self.until.isoformat(), "known": _encode(self.known), "behind": behind}
 
     @staticmethod
-    def from_json(content: Any) -> JudgedDeadlines | None:
-        if content is None:
+    def from_json(content: Any, now: datetime) -> JudgedDeadlines | None:
+        """Parse them; None if there are none, or if they are not valid."""
+        try:
+            until, known = _parse_time(content["until"]), _decode(content["known"])
+            behind = {str(dag_id): _parse_time(each) for dag_id, each in content["behind"].items()}
+            is_valid = max([until, *behind.values()]) <= now + MAX_CLOCK_SKEW
+        except _INVALID:
             return None
-        held = {str(dag_id): _parse_time(until) for dag_id, until in content["held"].items()}
-        return JudgedDeadlines(_parse_time(content["until"]), _decode(content["known"]), held)
+        return JudgedDeadlines(until, known, behind) if is_valid else None
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Cursor:
         absent: DAGs that the instance does not have, whose checks were failed for that.
         observer: The process that observes the instance.
         deadlines: None as long as no DAG had a deadline.
+        begun_at: When there was no cursor before. Runs that ended earlier may be known already.
     """
 
     since: datetime
@@ -63,6 +71,7 @@ class Cursor:
     absent: tuple[str, ...] = ()
     observer: str = ""
     deadlines: JudgedDeadlines | None = None
+    begun_at: datetime | None = None
 
     def to_json(self) -> str:
         content: dict[str, Any] = {
@@ -73,6 +82,8 @@ class Cursor:
             "absent": self.absent,
             "observer": self.observer,
         }
+        if self.begun_at is not None:
+            content["begun_at"] = self.begun_at.isoformat()
         if self.deadlines is not None:
             content["deadlines"] = self.deadlines.to_json()
         return json.dumps(content, separators=(",", ":"))
@@ -89,12 +100,16 @@ class Cursor:
             keys = [(str(dag_id), str(run_id)) for dag_id, run_id in content["held"]]
             absent = tuple(map(str, content.get("absent", ())))
             observer = str(content.get("observer", ""))
-            deadlines = JudgedDeadlines.from_json(content.get("deadlines"))
+            deadlines = JudgedDeadlines.from_json(content.get("deadlines"), now)
+            begun = content.get("begun_at")
             is_valid = content["version"] == VERSION and since <= now + MAX_CLOCK_SKEW
-        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        except _INVALID:
             return None
         deferred = tuple(filter(all, keys))
-        return Cursor(since, seen, deferred, absent, observer, deadlines) if is_valid else None
+        cursor = Cursor(
+            since, seen, deferred, absent, observer, deadlines, begun and _parse_time(begun)
+        )
+        return cursor if is_valid else None
 
 
 def _encode(digests: Iterable[bytes]) -> str:
@@ -137,14 +152,25 @@ class Ends:
     Attributes:
         now: By Airflow's clock.
         settled: Runs whose events are stored now; those of each DAG sorted by their ends.
-        unsettled: Runs that ended, and whose events are not stored yet.
+        news: Those of them that may not have been known before: their events were stored just now,
+            or they ended after there was a cursor.
+        unsettled: When runs ended whose events are not stored yet; None if that is not known.
         is_whole: Whether all runs that ended before `now` are known.
     """
 
     now: datetime
     settled: Sequence[DagRun]
-    unsettled: Collection[RunKey]
+    news: Sequence[DagRun]
+    unsettled: Mapping[RunKey, datetime | None]
     is_whole: bool
+
+    def find_first_unsettled(self) -> dict[str, datetime]:
+        """Find when the first of the unsettled runs of each DAG ended, at the earliest."""
+        first: dict[str, datetime] = {}
+        for (dag_id, _), end in self.unsettled.items():
+            end = end or _LONG_AGO
+            first[dag_id] = min(end, first.get(dag_id, end))
+        return first
 
 
 def build_fingerprint(run: DagRun | UnreadableRow) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from itertools import islice
 
 import dagster as dg
@@ -17,6 +17,8 @@ from federation_defs.observation.cursor import Ends, JudgedDeadlines, build_dige
 from federation_defs.timing import Timing
 
 _MAX_MISSED = 24  # deadlines of a DAG that are judged at once, the last ones: a day of hourly ones
+
+_NEVER = datetime.max.replace(tzinfo=timezone.utc)
 
 
 class Lateness:
@@ -46,6 +48,8 @@ class Lateness:
             dag_id: build_digest(dag_id, each.cron, each.within, each.timezone)
             for dag_id, each in deadlines.items()
         }
+        # DAGs of which runs ended, and whose check was not evaluated for that yet.
+        self._ended: set[str] = set()
         # By DAG id, a time up to which deadlines were judged, and the first deadline after it.
         self._next: dict[str, tuple[datetime, datetime]] = {}
 
@@ -57,7 +61,7 @@ class Lateness:
         deadline: float,
         may_tell: Callable[[], bool],
     ) -> tuple[JudgedDeadlines | None, bool]:
-        """Tell which DAGs were late, and evaluate the check of DAGs of which a run ended.
+        """Tell which DAGs were late, and pass the check of those that have succeeded since.
 
         Args:
             judged: By the cursor; None if it does not know of deadlines.
@@ -67,35 +71,46 @@ class Lateness:
         Returns:
             The next value of `judged`, and whether anything was stored.
         """
-        if not self._deadlines or not ends.is_whole:
-            return judged if self._deadlines else None, False
-        settled, unsettled = (
-            {run.dag_id for run in ends.settled},
-            {key[0] for key in ends.unsettled},
-        )
+        if not self._deadlines:
+            return None, False
+        self._ended |= {run.dag_id for run in ends.settled} & self._deadlines.keys()
+        if not ends.is_whole:
+            return judged, False
+        first_ends = ends.find_first_unsettled()
         now = ends.now - timedelta(seconds=self._timing.late_row_s)
         judged = judged or JudgedDeadlines(now)
-        held: dict[str, datetime] = {}
+        behind: dict[str, datetime] = {}
         has_news = False
         for dag_id, declared in self._deadlines.items():
-            since = judged.held.get(dag_id, judged.until)
+            since = judged.behind.get(dag_id, judged.until)
             if self._digests[dag_id] not in judged.known:
                 since = now
             due = self._find_due(dag_id, max(since, now - self._lookback), now)
-            if not due and dag_id not in settled:
+            if not due and dag_id not in self._ended:
                 continue
-            is_over = self._timing.monotonic() > deadline
-            if is_over or dag_id in unsettled or not may_tell():
-                held |= {dag_id: since} if due else {}
+            if self._timing.monotonic() > deadline or not may_tell():
+                behind |= {dag_id: since} if due else {}
                 continue
-            has_news = True
-            if due:
-                self._judge(instance, dag_id, declared, due)
-            else:
-                fields = find_deadline_check(instance, self._airflow, dag_id, declared, now)
-                instance.report_runless_asset_event(dg.AssetCheckEvaluation(**fields))
+            known = [each for each in due if each < first_ends.get(dag_id, _NEVER)]
+            if len(known) < len(due):
+                behind[dag_id] = known[-1] if known else since
+            if known:
+                self._judge(instance, dag_id, declared, known)
+                has_news = True
+            if dag_id in self._ended:
+                self._ended.discard(dag_id)
+                has_news |= self._check_success(instance, dag_id, declared)
         until = max(judged.until, now)
-        return JudgedDeadlines(until, frozenset(self._digests.values()), held), has_news
+        return JudgedDeadlines(until, frozenset(self._digests.values()), behind), has_news
+
+    def _check_success(
+        self, instance: dg.DagsterInstance, dag_id: str, declared: DeadlineDeclaration
+    ) -> bool:
+        """Pass the check if it failed, and a run has succeeded since. Return whether it did."""
+        fields = find_deadline_check(instance, self._airflow, dag_id, declared)
+        if fields is not None:
+            instance.report_runless_asset_event(dg.AssetCheckEvaluation(**fields))
+        return fields is not None
 
     def _find_due(self, dag_id: str, since: datetime, now: datetime) -> list[datetime]:
         """Find the deadlines to judge, oldest first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from federation_defs.dagster_io.event_log import (
     fetch_last_materializations,
     fetch_last_request,
 )
-from federation_defs.declaration import DagDeclaration
+from federation_defs.declaration import DagDeclaration, DependencyDeclaration
 from federation_defs.errors import AirflowError
 from federation_defs.naming import READY_CHECK_NAME, build_asset_key, build_check_key
 from federation_defs.outcome import join_names
@@ -61,7 +62,8 @@ class Readiness:
     """Looks at the DAGs of one instance that depend on others, some at a time.
 
     What the event log holds is as of now. The state of a DAG in its Airflow is as of the last
-    refresh; if it is bad, and the DAG one of this instance, Airflow is asked whether it still is.
+    refresh, so that a DAG that is paused later is not known to be. If it is bad, and the DAG one of
+    this instance, Airflow is asked whether it still is.
 
     Args:
         dags: The declarations, by DAG id.
@@ -118,20 +120,17 @@ class Readiness:
         for upstream in dag.upstreams:
             if problem := find_problem(*upstream):
                 findings.errors.append(f"{'/'.join(upstream)} {problem}.")
+        findings.warnings += _find_missing(dag, known)
         if not dag.is_decided_by_events:
-            self._examine_successes(instance, dag_id, known, findings)
+            self._examine_latches(instance, dag_id, known, findings)
         return findings.build_evaluation(self._build_key(dag_id))
 
-    def _examine_successes(
+    def _examine_latches(
         self, instance: dg.DagsterInstance, dag_id: str, known: _Known, findings: _Findings
     ) -> None:
-        """Find what the DAG's automation condition waits for."""
+        """Find what the DAG's automation condition waits for, if it waits for several."""
         dag, updates = self._dags[dag_id], known.updates
         names = {each.key: each.name for each in dag.depends_on}
-        for each in dag.depends_on:
-            if each.key not in updates:
-                what = "succeeded" if each.upstream else "been materialized"
-                findings.warnings.append(f"{each.name} has never {what}.")
         if dag.trigger.when == "all":
             for key, name in names.items():
                 last = known.evaluations.get(build_check_key(key))
@@ -172,21 +171,39 @@ class _Known:
     evaluations: Mapping[dg.AssetCheckKey, dg.AssetCheckEvaluation]
 
 
+def _find_missing(dag: DagDeclaration, known: _Known) -> list[str]:
+    """Find the successes without which a DAG never ran."""
+    missing = [each for each in _find_needed(dag) if each.key not in known.updates]
+    return [
+        f"{each.name} has never {'succeeded' if each.upstream else 'been materialized'}."
+        for each in missing
+    ]
+
+
+def _find_needed(dag: DagDeclaration) -> list[DependencyDeclaration]:
+    """Find the dependencies on successes. Of several, of which any starts a run, and which not only
+    successes do, none is needed."""
+    if dag.is_decided_by_events and dag.trigger.when == "any":
+        return []
+    return [each for each in dag.depends_on if each.state == "success"]
+
+
 def _fetch_known(
     instance: dg.DagsterInstance, dags: Mapping[dg.AssetKey, DagDeclaration]
 ) -> _Known:
     checks = {build_check_key(key, READY_CHECK_NAME) for key in dags}
     upstreams: set[dg.AssetKey] = set()
     for dag in dags.values():
-        if not dag.is_decided_by_events:
-            keys = {each.key for each in dag.depends_on}
-            upstreams |= keys
-            if dag.trigger.when == "all":
-                checks |= {build_check_key(key) for key in keys}
+        keys = {each.key for each in _find_needed(dag)}
+        upstreams |= keys
+        if dag.trigger.when == "all" and not dag.is_decided_by_events:
+            checks |= {build_check_key(key) for key in keys}
     return _Known(
         fetch_last_materializations(instance, upstreams), fetch_last_evaluations(instance, checks)
     )
 
 
-def _tell(evaluation: dg.AssetCheckEvaluation) -> tuple[bool, dg.AssetCheckSeverity, str | None]:
-    return evaluation.passed, evaluation.severity, evaluation.description
+def _tell(evaluation: dg.AssetCheckEvaluation) -> tuple[bool, dg.AssetCheckSeverity, str]:
+    """Return what an evaluation tells, whenever its Airflow was asked."""
+    words = re.sub(r" \(as of [^)]*\)", "", evaluation.description or "")
+    return evaluation.passed, evaluation.severity, words

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from functools import cache, partial
+from functools import partial
 from types import MappingProxyType
 from uuid import uuid4
 
@@ -264,12 +264,21 @@ class _Observer:
         odd = self._reporter.report_unreadable(instance, unreadable)
         deferred -= {*returned.gone, *returned.unreadable, *(run.key for run in settled)}
         cursor = advance(cursor, batch, deferred | owned, settled)
-        unsettled = {run.key for run in (*new, *ready)} - {run.key for run in settled}
-        unsettled |= deferred | owned
-        may_tell = cache(partial(self._may_tell, tick))
-        ends = Ends(batch.next_since, settled, unsettled, is_whole=batch.is_last)
+        unsettled = dict.fromkeys(deferred | owned) | {
+            run.key: run.end_date for run in (*new, *ready)
+        }
+        for run in settled:
+            unsettled.pop(run.key, None)
+        ends = Ends(
+            batch.next_since,
+            settled,
+            self._select_unknown(cursor, settled, news),
+            unsettled,
+            is_whole=batch.is_last,
+        )
+        may_tell = partial(self._may_tell, tick)
         judged, is_told = self.watchers.watch(
-            instance, ends, cursor.deadlines, report_until, may_tell
+            instance, ends, cursor.deadlines, report_until, may_tell, tick.log
         )
         cursor = replace(cursor, deadlines=judged)
         summary = self._summarize(news, backlog=len(ready) - len(settled))
@@ -279,6 +288,17 @@ class _Observer:
             cursor=cursor.to_json(),
         )
         return result, bool(news or odd or is_told)
+
+    def _select_unknown(
+        self, cursor: Cursor, settled: Sequence[DagRun], news: Sequence[DagRun]
+    ) -> list[DagRun]:
+        """Select the settled runs that are news, or would be if a tick had not crashed."""
+        keys, begun_at = {run.key for run in news}, cursor.begun_at
+        return [
+            run
+            for run in settled
+            if run.key in keys or begun_at is None or (run.end_date and run.end_date > begun_at)
+        ]
 
     def _may_tell(self, tick: _Tick) -> bool:
         self._refuse_second_location(tick)
@@ -338,7 +358,7 @@ class _Observer:
             if first < math.inf:
                 since = max(oldest, datetime.fromtimestamp(first, timezone.utc))
             tick.log().info("There is no valid cursor. Looking back to %s.", since)
-            return Cursor(since), []
+            return Cursor(since, begun_at=now), []
         self._unasked = None
         if cursor.since >= oldest - max(lookback / 7, _MIN_GAP):
             return cursor, []

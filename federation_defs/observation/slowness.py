@@ -31,8 +31,8 @@ _Start: TypeAlias = tuple[str, str, float]  # DAG id, run id, and the start in s
 class Slowness:
     """Watches the runs of one instance.
 
-    A run is told to be slow while it goes on. If it ends before that is seen, or while nobody
-    looks, it is told with its end. A run that is cleared and runs again is another one: it has
+    A run is reported as slow while it goes on. If it ends before that is seen, or while nobody
+    looks, it is reported with its end. A run that is cleared and runs again is another one: it has
     another start.
 
     Args:
@@ -47,7 +47,8 @@ class Slowness:
         self._timing = timing
         shortest_s = min(limits_s.values(), default=math.inf)
         self._interval_s = timing.list_running_runs.poll_pause_s(shortest_s)
-        self._listed_at = -math.inf
+        self._list_at, self._failures = -math.inf, 0
+        self._running: set[_Start] = set()  # slow ones, when they were listed last
         self._told: set[_Start] = set()  # that this process knows of; the event log knows all
 
     def watch(
@@ -66,9 +67,14 @@ class Slowness:
         """
         now = ends.now
         ended = [run for run in ends.settled if run.dag_id in self._limits_s]
+        new = {run.key for run in ends.news}
         slow = [run for run in ended if run.measure_s(now) > self._limits_s[run.dag_id]]
+        slow = [run for run in slow if run.key in new]
         news = self._find_untold(instance, [*slow, *self._find_running(now, deadline)])
-        last = {run.dag_id: run for run in ended}.values()
+        # While a slow run goes on, another one that ends in time does not pass the check.
+        self._running -= set(map(_identify, ended))
+        failing = {dag_id for dag_id, *_ in self._running}
+        last = {run.dag_id: run for run in ended if run.dag_id not in failing}.values()
         checked = [*last, *(run for run in news if not run.is_finished)]
         if not (checked or news) or not may_tell():
             return False
@@ -84,11 +90,13 @@ class Slowness:
 
     def _find_running(self, now: datetime, deadline: float) -> list[DagRun]:
         """Find the running runs that are slow, with one request from time to time. If that
-        fails, there are none until the next one."""
+        fails, there are none until the next one, after a longer and longer pause."""
         time_s = self._timing.monotonic()
-        if not self._limits_s or time_s - self._listed_at < self._interval_s:
+        if not self._limits_s or time_s < self._list_at:
             return []
-        self._listed_at = time_s
+        self._failures += 1
+        pause_s = self._timing.list_running_runs.pause_s(self._failures)
+        self._list_at = time_s + max(self._interval_s, pause_s)
         find = partial(find_slow_runs, self._client, self._limits_s, now)
         try:
             (slow,) = run_calls([find], 1, deadline)
@@ -97,7 +105,9 @@ class Slowness:
             return []
         if slow is None:
             return []
-        self._told.intersection_update(map(_identify, slow))
+        self._list_at, self._failures = time_s + self._interval_s, 0
+        self._running = set(map(_identify, slow))
+        self._told &= self._running
         return slow
 
     def _find_untold(self, instance: dg.DagsterInstance, runs: Iterable[DagRun]) -> list[DagRun]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.declaration import DagDeclaration
+from federation_defs.errors import DeclaredTwiceError
 from federation_defs.observation.cursor import Ends, JudgedDeadlines
 from federation_defs.observation.lateness import Lateness
 from federation_defs.observation.readiness import FindProblem, Readiness
@@ -32,6 +35,7 @@ class Watchers:
         limits_s = {dag_id: dag.max_duration for dag_id, dag in dags.items() if dag.max_duration}
         deadlines = {dag_id: dag.deadline for dag_id, dag in dags.items() if dag.deadline}
         downstreams = {dag_id: dag for dag_id, dag in dags.items() if dag.depends_on}
+        self._timing = timing
         self._slowness = Slowness(client, limits_s, timing)
         self._lateness = Lateness(client.instance, deadlines, lookback_s, timing)
         self._readiness = Readiness(client, downstreams, find_problem, timing)
@@ -43,18 +47,37 @@ class Watchers:
         judged: JudgedDeadlines | None,
         deadline: float,
         may_tell: Callable[[], bool],
+        log: Callable[[], logging.Logger],
     ) -> tuple[JudgedDeadlines | None, bool]:
-        """Store what is to be told.
+        """Store what is to be told. What goes wrong here is logged, and holds up no report.
 
         Args:
             judged: Up to when deadlines were judged; None if the cursor does not know.
             deadline: By the monotonic clock. What is left then is told in a later call.
             may_tell: Whether no other process does.
+            log: Opens the tick's log.
 
         Returns:
             The next value of `judged`, and whether anybody was told that a DAG is slow or late.
         """
-        has_slow = self._slowness.watch(instance, ends, deadline, may_tell)
-        judged, has_late = self._lateness.watch(instance, judged, ends, deadline, may_tell)
-        self._readiness.watch(instance, deadline, may_tell)
+        has_slow = has_late = False
+        with _logging_errors("which DAGs are late", log):
+            judged, has_late = self._lateness.watch(instance, judged, ends, deadline, may_tell)
+        with _logging_errors("what keeps DAGs from running", log):
+            self._readiness.watch(instance, self._limit(deadline), may_tell)
+        with _logging_errors("which runs are slow", log):
+            has_slow = self._slowness.watch(instance, ends, self._limit(deadline), may_tell)
         return judged, has_slow or has_late
+
+    def _limit(self, deadline: float) -> float:
+        return min(deadline, self._timing.monotonic() + self._timing.watch_s)
+
+
+@contextmanager
+def _logging_errors(what: str, log: Callable[[], logging.Logger]) -> Iterator[None]:
+    try:
+        yield
+    except DeclaredTwiceError:
+        raise
+    except Exception:  # noqa: BLE001 - logged; the reports of other ticks must not wait for it
+        log().exception("It is not known %s. The next tick tries again.", what)

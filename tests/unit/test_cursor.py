@@ -68,5 +68,13 @@ def test_what_is_known_of_deadlines_is_kept() -> None:
     cursor = Cursor(NOON, deadlines=judged)
     assert Cursor.from_json(cursor.to_json(), NOON) == cursor
     stored = json.loads(cursor.to_json())
-    for broken in ([], {"until": "noon"}, {**stored["deadlines"], "held": ["a"]}):
-        assert Cursor.from_json(json.dumps({**stored, "deadlines": broken}), NOON) is None
+    deadlines = stored["deadlines"]
+    for broken in (
+        [],
+        {"until": "noon"},
+        {**deadlines, "behind": ["a"]},
+        {**deadlines, "until": "9999-12-31T23:59:59"},
+        {**deadlines, "behind": {"a": "2099-01-01"}},
+    ):
+        changed = json.dumps({**stored, "deadlines": broken})
+        assert Cursor.from_json(changed, NOON) == Cursor(NOON)

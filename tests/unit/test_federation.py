@@ -185,3 +185,9 @@ def test_instances_may_be_mappings_or_types() -> None:
     declared = [InstanceDeclaration.model_validate(each) for each in (mapping, typed)]
     assert declared[0] == declared[1]
     assert len(build_federation([mapping, typed, declared[0]])) == 3
+
+
+@pytest.mark.parametrize("value", ["x", None, 5])
+def test_what_is_no_instance_is_named_by_its_number(value: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"build_federation \(number 1\): Input should be"):
+        build_federation([value])

@@ -132,4 +132,6 @@ def test_a_snapshot_tells_why_a_dag_can_not_run() -> None:
         "gone": "has vanished from its Airflow",
         "never_was": "has vanished from its Airflow",
     }
+    others = replace(snapshot, problems={"hidden": "is paused"})
+    assert others.describe_problem("hidden") == "is paused"
     assert build_snapshot().describe_problem("never_was") is None  # it may have just started

@@ -211,8 +211,12 @@ def test_a_function_that_can_not_be_asked_is_a_problem(
     (tmp_path / "rules_of_a_month.py").write_text("def is_month_end(event): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     functions = ["is_month_end", "is_month_and"]
-    dags = {name: {"trigger": {"only_if": f"rules_of_a_month:{name}"}} for name in functions}
-    missing = {"other": {"trigger": {"only_if": "rules_of_no_month:is_month_end"}}}
+    dags = {
+        name: {"depends_on": ["n/x"], "trigger": {"only_if": f"rules_of_a_month:{name}"}}
+        for name in functions
+    }
+    trigger = {"only_if": "rules_of_no_month:is_month_end"}
+    missing = {"other": {"depends_on": ["m/x"], "trigger": trigger}}
     assert find_problems([declare("m", dags), declare("n", missing)]) == [
         "defs/m/defs.yaml: dags.is_month_and.trigger.only_if: rules_of_a_month:is_month_and is not "
         "in its module; did you mean 'is_month_end'?",

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 import dagster as dg
 import pytest
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.checks import build_check_specs, build_checks
+from federation_defs.dagster_io.event_log import fetch_last_evaluations
 from federation_defs.declaration import (
     DagDeclaration,
     DeadlineDeclaration,
     SuccessDeclaration,
 )
+from federation_defs.events import build_deadline_check
 from federation_defs.naming import build_asset_key, build_check_key
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import build_assets
@@ -273,10 +275,40 @@ def test_deadline_is_evaluated_by_what_was_reported(
     deadline = DeadlineDeclaration(cron="* * * * *", within=60)
     add_run(airflow_v2.database, DAG, "mine")
     declared = DagDeclaration(deadline=deadline)
-    outcomes = execute_all(airflow_v2.client, declared, instance)
-    assert outcomes == {"dag_run": True, "deadline": False}
+    assert execute_all(airflow_v2.client, declared, instance) == {"dag_run": True}
+    now = datetime.now(timezone.utc)
+    missed = build_deadline_check("metrics", DAG, now, deadline.window, ())
+    instance.report_runless_asset_event(dg.AssetCheckEvaluation(**missed))
+    assert execute_all(airflow_v2.client, declared, instance)["deadline"] is False
     Daemon(airflow_v2.client, [DAG], instance).tick()
     assert execute_all(airflow_v2.client, declared, instance)["deadline"] is True
+
+
+def test_what_sensors_have_evaluated_is_shown_again_when_dagster_runs_the_dag(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Dagster plans all checks of an asset that it runs, and shows no earlier evaluation then."""
+    airflow_v2.database.add_dag(DAG, polls=0)
+    declared = {
+        "depends_on": ["sales/x"],
+        "trigger": {"only_if": "rules:decide"},
+        "deadline": {"cron": "0 6 * * *", "within": "1h"},
+        "max_duration": "1h",
+    }
+    names = ["deadline", "max_duration", "only_if", "ready"]
+    for name in names:
+        instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=KEY, check_name=name, passed=False, description=f"Of {name}."
+            )
+        )
+    assets = build_assets(airflow_v2.client, {DAG: declared})
+    assert dg.materialize([assets], instance=instance).success
+    keys = [dg.AssetCheckKey(KEY, name) for name in names]
+    shown = fetch_last_evaluations(instance, keys)
+    assert {key.name: shown[key].description for key in shown} == {
+        name: f"Of {name}." for name in names
+    }
 
 
 def test_only_sensors_evaluate_ready_and_only_if(

@@ -48,8 +48,8 @@ class FakeClock:
         self.elapsed_s += seconds
 
 
-class KilledError(Exception):
-    """The code server was killed."""
+class KilledError(BaseException):
+    """The code server was killed. What catches errors does not catch this."""
 
 
 class Daemon:

@@ -135,10 +135,10 @@ def test_the_check_passes_with_a_success_after_the_deadline(watched: Watched) ->
     watched.tick(SIX + MINUTE)
     watched.end("failed", SIX + HOUR, "failed")
     watched.tick(SIX + HOUR)
-    assert watched.checked == [False, False]
+    assert watched.checked == [False]
     watched.end("mine", SIX + 2 * HOUR)
     watched.tick(SIX + 2 * HOUR)
-    assert watched.checked == [False, False, True]
+    assert watched.checked == [False, True]
     moment = SIX + 2 * HOUR
     words = f"Run mine succeeded at {moment:%F %T} UTC, after the deadline of {SIX:%F %T}."
     assert watched.last_words == words
@@ -278,3 +278,76 @@ def test_until_a_deadline_is_over_it_costs_neither_requests_nor_queries(
             watched.daemon.tick()
         assert len(statements) == 1  # for the Dagster runs of the instance
         assert len(airflow_v2.server.asked) == requests + 1
+
+
+def test_an_end_that_is_no_time_holds_up_nothing(watched: Watched) -> None:
+    """The last moment of the year 9999 is stored as a number that rounds up to the year 10000, and
+    a person may store milliseconds."""
+    odd = watched.end("odd", SIX - 4 * HOUR)
+    odd.end_date = datetime.max.replace(tzinfo=timezone.utc)
+    watched.tick(SIX - 4 * HOUR)
+    milliseconds = dg.AssetMaterialization(KEY, metadata={"End": SIX.timestamp() * 1000})
+    watched.instance.report_runless_asset_event(milliseconds)
+    watched.end("next", SIX - 2 * HOUR, "failed")
+    before = watched.daemon.cursor
+    watched.tick(SIX + MINUTE)
+    assert watched.daemon.cursor != before
+    assert watched.late == [SIX]
+
+
+def test_an_error_in_judging_deadlines_holds_up_no_report(watched: Watched) -> None:
+    def fail() -> None:
+        raise RuntimeError("the event log is busy")
+
+    watched.set_clocks(SIX + MINUTE)
+    watched.daemon.before_storing = fail
+    before = watched.daemon.cursor
+    watched.daemon.tick()
+    assert watched.late == []
+    assert watched.daemon.cursor != before
+    watched.tick(SIX + 2 * MINUTE)
+    assert watched.late == [SIX]
+
+
+def test_what_ended_before_observation_began_is_not_judged(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    watched = Watched(airflow_v2, instance)
+    watched.end("in time", SIX - 2 * HOUR)
+    watched.tick(SIX + HOUR)  # the first one
+    watched.end("later", SIX + 2 * HOUR, "failed")
+    watched.tick(SIX + 2 * HOUR)
+    assert (watched.late, watched.checked) == ([], [])
+
+
+def test_the_check_passes_though_reporting_took_all_the_time_of_the_tick(
+    watched: Watched,
+) -> None:
+    watched.tick(SIX + MINUTE)
+    clock = FakeClock()
+    timing = replace(clock.timing, utc_now=watched.database.now)
+    slow = Daemon(watched.daemon.client, [DAG], watched.instance, timing=timing)
+    slow.dags, slow.cursor = watched.daemon.dags, watched.daemon.cursor
+    slow.restart()
+    watched.end("mine", SIX + HOUR)
+    slow.before_storing = lambda: clock.advance(20)
+    slow.tick()
+    assert watched.checked == [False]
+    clock.advance(30)
+    slow.tick()
+    assert watched.checked == [False, True]
+
+
+def test_a_run_that_ended_after_the_deadline_and_is_not_reported_yet_holds_it_up_not(
+    airflow_v2: Airflow, watched: Watched
+) -> None:
+    declared = DagDeclaration(deadline=DEADLINE, success_when=SuccessDeclaration(tasks=["load"]))
+    watched.daemon.rules = {DAG: declared.success_when}
+    watched.daemon.dags = {DAG: declared}
+    watched.daemon.restart()
+    busy = answer(500, {"detail": "busy"})
+    airflow_v2.server.fail_next(asks("GET", ".*/taskInstances"), busy, times=100)
+    watched.end("mine", SIX + timedelta(seconds=30))
+    watched.set_clocks(SIX + MINUTE)
+    watched.daemon.tick()
+    assert watched.late == [SIX]

@@ -193,3 +193,22 @@ def test_a_look_costs_few_queries_and_no_request_however_many_dags_there_are(
     with recording_statements() as statements:
         daemon.tick()
     assert len(statements) == 1
+
+
+def test_an_upstream_without_which_an_event_leads_to_no_run_blocks(watched: Watched) -> None:
+    watched.declare(
+        depends_on=["warehouse/up", "warehouse/other_up", {"dag": "warehouse/x", "state": "late"}],
+        trigger={"when": "all", "pass_upstream": True},
+    )
+    watched.update()
+    assert watched.look() == (False, "warehouse/other_up has never succeeded.")
+    watched.update(OTHER_UP)
+    assert watched.look() == (True, NOTHING)
+
+
+def test_a_refresh_that_finds_the_same_problem_is_no_change(watched: Watched) -> None:
+    watched.update()
+    for hour in ("noon", "one"):
+        watched.daemon.problems["warehouse", "up"] = f"is paused (as of {hour})"
+        watched.look()
+    assert watched.count == 1

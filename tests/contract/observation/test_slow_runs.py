@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 
 import dagster as dg
 import pytest
 
 from federation_defs.dagster_io.event_log import fetch_events
-from federation_defs.declaration import DagDeclaration
+from federation_defs.declaration import DagDeclaration, DeadlineDeclaration
 from federation_defs.dependencies.happenings import build_record
 from federation_defs.naming import MAX_DURATION_CHECK_NAME
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import materialize
 from tests.contract.fakes.database import Database, RunRow
-from tests.contract.fakes.faults import answer
+from tests.contract.fakes.faults import answer, lag
 from tests.contract.observation.daemon import (
     DAG,
     KEY,
@@ -202,6 +203,7 @@ def test_slow_runs_of_other_dags_are_not_told(watched_v2: Watched) -> None:
 
 def test_a_slow_run_of_dagster_is_told_by_observation(watched_v2: Watched) -> None:
     watched_v2.database.dags[DAG].polls = 0
+    watched_v2.tick()
     materialize(watched_v2.airflow.client, [DAG], watched_v2.instance)
     (run,) = watched_v2.database.runs
     assert run.end_date is not None
@@ -244,3 +246,61 @@ def test_a_list_of_running_runs_that_fails_holds_up_no_report(watched_v2: Watche
     assert watched_v2.told == []
     watched_v2.tick()
     assert watched_v2.told == ["slow"]
+
+
+def test_a_list_of_running_runs_that_is_never_answered_delays_neither_deadlines_nor_every_tick(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    for dag_id in (DAG, "quick"):
+        airflow_v2.database.add_dag(dag_id)
+    clock = FakeClock()
+    timing = replace(clock.timing, watch_s=0.2, late_row_s=0.0, utc_now=airflow_v2.database.now)
+    begin = datetime.now(timezone.utc).replace(minute=0, second=0) - timedelta(hours=1)
+    airflow_v2.database.stopped_at = begin
+    daemon = Daemon(airflow_v2.client, [DAG, "quick"], instance, timing=timing)
+    every_minute = DeadlineDeclaration(cron="* * * * *", within=60)
+    daemon.dags = {
+        DAG: DagDeclaration(deadline=every_minute),
+        "quick": DagDeclaration(max_duration=60),
+    }
+    daemon.restart()
+    server = airflow_v2.server
+    server.fail_next(lambda asked: asked.query.get("state") == "running", lag(60), times=1000)
+    asked = list[int]()
+    for number in range(14):
+        clock.advance(5)
+        airflow_v2.database.stopped_at = begin + timedelta(seconds=5 * number)
+        before = len(server.asked)
+        daemon.tick()
+        asked.append(len(server.asked) - before)
+    assert fetch_signals(instance, KEY) != []
+    assert sum(asked[1:]) - len(asked[1:]) == 3  # after the sign-in
+
+
+def test_a_run_that_ends_in_time_hides_no_slow_one_that_goes_on(watched_v2: Watched) -> None:
+    slow = watched_v2.start("slow", LIMIT * 2)
+    watched_v2.tick()
+    watched_v2.database.finish_run(watched_v2.start("quick", timedelta(minutes=1)))
+    watched_v2.tick()
+    assert watched_v2.checked == [("slow", False)]
+    watched_v2.database.finish_run(slow)
+    watched_v2.tick()
+    watched_v2.database.finish_run(watched_v2.start("next", timedelta(minutes=1)))
+    watched_v2.tick()
+    assert watched_v2.checked == [("slow", False), ("slow", False), ("next", True)]
+
+
+def test_a_lost_cursor_tells_no_old_run_that_was_reported(watched_v2: Watched) -> None:
+    """It ended before there was a `max_duration`."""
+    declared = watched_v2.daemon.dags
+    watched_v2.daemon.dags = {DAG: DagDeclaration()}
+    watched_v2.daemon.restart()
+    watched_v2.tick()
+    watched_v2.database.finish_run(watched_v2.start("old", LIMIT * 2))
+    watched_v2.tick()
+    watched_v2.daemon.dags = declared
+    watched_v2.daemon.restart()
+    watched_v2.daemon.cursor = None
+    watched_v2.tick()
+    watched_v2.tick()
+    assert watched_v2.told == []
