@@ -160,6 +160,24 @@ def test_an_asset_starts_a_dag_when_it_is_materialized_or_has_a_new_version(
     assert ticks == requested
 
 
+def test_an_asset_whose_last_run_failed_holds_a_dag_that_waits_for_all() -> None:
+    condition = build_condition({UPSTREAM: "asset"}, when="all")
+
+    @dg.asset(deps=[UPSTREAM], automation_condition=condition)
+    def downstream() -> None: ...
+
+    automation = Automation(dg.Definitions([upstream, downstream]))
+    automation.tick()
+    automation.update_upstream()
+    for status, is_due in [("FAILURE", False), ("SUCCESS", True)]:
+        automation.instance.create_run_for_job(
+            automation.job,
+            asset_selection=frozenset({UPSTREAM}),
+            status=dg.DagsterRunStatus(status),
+        )
+        assert automation.tick() == is_due
+
+
 @pytest.mark.parametrize(("check", "is_over"), [("other", False), (CHECK_NAME, True)])
 def test_only_its_own_check_says_that_a_run_is_over_which_dagster_does_not_wait_for(
     check: str, *, is_over: bool

@@ -64,6 +64,23 @@ def test_a_side_that_failed_holds_the_bottom_until_it_has_succeeded(federate: Fe
     assert federation.tick() == ["bottom/report"]
 
 
+def test_an_upstream_that_is_requested_again_is_waited_for(federate: Federate) -> None:
+    """It might fail, and what the others have done would be used up."""
+    report = {"depends_on": ["left/clean", "top/count"], "trigger": {"when": "all"}}
+    left = {"clean": AFTER_LOAD, "report": report}
+    federation = federate({"top": {"load": {}, "count": {}}, "left": left})
+    federation.end("top/load")
+    assert federation.tick() == ["left/clean"]
+    federation.end("left/clean")
+    for dag in ("top/count", "top/load"):
+        federation.end(dag)
+    assert federation.tick() == ["left/clean"]
+    federation.end("left/clean", "failed")
+    assert federation.tick() == []
+    federation.end("left/clean")
+    assert federation.tick() == ["left/report"]
+
+
 def test_an_upstream_that_failed_after_its_success_holds_the_others(federate: Federate) -> None:
     waits = {"depends_on": ["top/load", "left/clean"], "trigger": {"when": "all"}}
     federation = federate({"top": {"load": {}}, "left": {"clean": {}}, "bottom": {"report": waits}})
