@@ -50,7 +50,7 @@ bench-latency: install ## the time of a dependency, ours and dagster-airlift's t
 bench-fleet: install ## fleets of up to 200 Airflows (stubs), ours and dagster-airlift's, 2 hours
 	@$(RUN) python -m tests.bench.fleet --sizes $(FLEET_SIZES)
 
-bench-automation: install ## a tick of an automation sensor, our condition and eager(), under a minute
+bench-automation: install ## a tick of an automation sensor, our condition and eager(), 3 minutes
 	@$(RUN) python -m tests.bench.automation
 
 soak: install-tests storages ## the long tests: storages, histories, bursts, kills, sign-ins, benchmarks

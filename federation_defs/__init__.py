@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from federation_defs.errors import AirflowError, DeclarationError, FederationError
     from federation_defs.federation import build_federation
     from federation_defs.loading import load_federation
+    from federation_defs.naming import build_asset_key
 
 __all__ = [
     "AirflowError",
@@ -23,6 +24,7 @@ __all__ = [
     "Skip",
     "UpstreamEvent",
     "build_airflow_instance",
+    "build_asset_key",
     "build_federation",
     "load_federation",
 ]
@@ -35,6 +37,7 @@ _MODULES = {
     "errors": ["AirflowError", "DeclarationError", "FederationError"],
     "federation": ["build_federation"],
     "loading": ["load_federation"],
+    "naming": ["build_asset_key"],
 }
 
 

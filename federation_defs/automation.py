@@ -94,20 +94,21 @@ def _build_all_condition(
 ) -> dg.AutomationCondition:
     condition = dg.AutomationCondition
     is_pending = reduce(and_, (_build_latch(key, kind) for key, kind in upstreams.items()))
-    kinds, blocks = set(upstreams.values()), list[dg.AutomationCondition]()
+    kinds, blocks = set(upstreams.values()), dict[str, dg.AutomationCondition]()
     if is_partitioned:  # a new partition is run when its upstreams have it
         is_pending |= _NEWLY_MISSING.since(_NEWLY_REQUESTED | _FIRST_TICK)
-        blocks.append(condition.missing())
+        blocks["missing"] = condition.missing()
     elif dags := [build_check_key(key) for key, kind in upstreams.items() if kind != "asset"]:
         failed = condition.check_failed()
         if kinds != {"observed"}:  # after a run that failed, Dagster could not start another one
             failed |= condition.execution_failed()
         # Observation evaluates other checks of a DAG, too. They say nothing about its last run.
         checks = dg.AssetSelection.checks(*dags)
-        blocks.append(condition.any_checks_match(failed).allow(checks))
+        blocks["failed"] = condition.any_checks_match(failed).allow(checks)
     if kinds != {"observed"}:
-        blocks.append(_IN_PROGRESS | condition.will_be_requested())
-    is_blocked = condition.any_deps_match(reduce(or_, blocks)).with_label("any_deps_block")
+        blocks["in_progress"] = _IN_PROGRESS | condition.will_be_requested()
+    is_blocked = condition.any_deps_match(reduce(or_, blocks.values()))
+    is_blocked = is_blocked.with_label("any_deps_" + "_or_".join(blocks))
     for key, kind in upstreams.items():
         if kind == "asset":
             is_blocked |= condition.asset_matches(key, condition.execution_failed())

@@ -17,8 +17,9 @@ import dagster as dg
 from federation_defs.checks import are_dag_checks, recreate_checks
 from federation_defs.component import FederatedAirflow
 from federation_defs.dagster_io.deployment import fetch_active_runs_in_worker, is_reconstruction
-from federation_defs.declaration import InstanceDeclaration
+from federation_defs.declaration import InstanceDeclaration, suggest
 from federation_defs.naming import build_op_name
+from federation_defs.validation import Member
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +114,8 @@ def _load(path: Path, runs: Sequence[dg.DagsterRun] = ()) -> _Loaded:
             loaded = _Loaded(tree, declarations, needed, defs)
             if needed is not None:
                 loaded.finish(None).get_repository_def()
+            else:
+                _warn_of_unknown_assets([component.member for component in components], defs)
         except Exception:
             if needed is None:
                 raise
@@ -121,6 +124,36 @@ def _load(path: Path, runs: Sequence[dg.DagsterRun] = ()) -> _Loaded:
             _log.info("Loading all of the project, as a part of it fails.", exc_info=True)
             return _load(path)
         return loaded
+
+
+def _warn_of_unknown_assets(members: Iterable[Member], defs: dg.Definitions) -> None:
+    """Warn of assets that DAGs depend on and the defs folder does not have.
+
+    Dagster (1.13) takes them for external assets. One that nothing materializes starts no DAG.
+    """
+    depending = [
+        (f"{member.source}: dags.{dag_id}.depends_on", dg.AssetKey(key))
+        for member in members
+        for dag_id, dag in member.declaration.dags.items()
+        for key in dag.upstream_assets
+    ]
+    if not depending:
+        return
+    known: set[dg.AssetKey] = set()
+    for each in defs.assets or ():
+        match each:
+            case dg.AssetsDefinition():
+                known |= set(each.keys)
+            case dg.AssetSpec() | dg.SourceAsset():
+                known.add(each.key)
+            case _:  # loads its assets later
+                return
+    for where, key in depending:
+        if key not in known:
+            name = key.to_user_string()
+            same = (other.to_user_string() for other in known if len(other.path) == len(key.path))
+            hint = suggest(name, same) or "."
+            _log.warning("%s: the defs folder has no asset '%s'%s", where, name, hint)
 
 
 def _find_needed_dags(

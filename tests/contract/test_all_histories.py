@@ -20,15 +20,16 @@ from federation_defs.automation import Upstream, build_condition
 from federation_defs.naming import CHECK_NAME, build_asset_key
 
 A, B, C = (build_asset_key("airflow", name) for name in "abc")
+OTHER_CHECK = "max_duration"
 HOURLY = dg.HourlyPartitionsDefinition("2026-01-01-00:00")
 # As observation reports it, and in a Dagster run of `b`, or of `b` and `c`.
 OBSERVED = ["a succeeds", "a fails", "b succeeds"]
 IN_RUN = ["b starts", "b and c start", "run materializes b", "run fails b"]
 ENDS = ["c succeeds", "c breaks"]
 EVENTS = {
-    "observed": [*OBSERVED, "b fails", *ENDS],
+    "observed": [*OBSERVED, "b fails", "a is slow", *ENDS],
     "executed": [*OBSERVED, *IN_RUN, *IN_RUN, "run succeeds", "run breaks", *ENDS],
-    "partitioned": [*OBSERVED, "b fails", *ENDS, "hour"],
+    "partitioned": [*OBSERVED, "b fails", *ENDS, "a is early", "b is early", "hour"],
 }
 # What happens before each tick.
 TWICE_AND_ONCE = [["a succeeds"], ["a succeeds", "b succeeds"], ["c succeeds"], ["b succeeds"]]
@@ -36,7 +37,7 @@ DURING_A_RUN = [["a succeeds", "b succeeds"], [], ["a succeeds"], ["b succeeds"]
 AFTER_A_REQUEST = [["a succeeds", "b succeeds"], ["a succeeds", "c succeeds"], ["b succeeds"]]
 STALE = [["a succeeds", "a fails"], ["b succeeds"], ["a succeeds"]]
 STALE_LATER = [["a succeeds", "b fails"], [], ["b succeeds", "a fails"], ["b fails", "a succeeds"]]
-UNDER_WAY = [["a succeeds", "b starts"], ["run materializes b"], [], ["run succeeds"]]
+UNDER_WAY = [["b succeeds", "b starts"], ["a succeeds"], ["run materializes b"], ["run succeeds"]]
 IN_ONE_RUN = [
     ["a succeeds", "b and c start"],
     ["run materializes b", "run succeeds"],
@@ -47,6 +48,8 @@ NOT_STARTED = [
     ["b starts", "run breaks"],
     ["b succeeds"],
 ]
+SLOW = [["a succeeds", "b succeeds", "a is slow"]]
+EARLY = [["a is early", "b is early"], ["a succeeds", "hour"], ["b succeeds"]]
 NEXT_HOUR = [["a succeeds", "b succeeds"], ["hour"], ["a succeeds"], ["b succeeds"], ["c breaks"]]
 
 
@@ -59,18 +62,20 @@ class Model:
         latches: The upstreams that have succeeded since the last request.
         failed: The upstreams whose last run failed.
         existing: The upstreams that have the latest partition.
+        early: The upstreams that have the next partition, which Dagster does not know yet.
         is_new: The latest partition was not requested yet.
     """
 
     def __init__(self, *, is_partitioned: bool) -> None:
         self.is_partitioned = is_partitioned
         self.failed: set[dg.AssetKey] = set()
+        self.early: set[dg.AssetKey] = set()
         self.begin_partition(is_new=False)
 
     def begin_partition(self, *, is_new: bool) -> None:
         self.updated: dict[dg.AssetKey, bool] = {}
         self.latches: set[dg.AssetKey] = set()
-        self.existing: set[dg.AssetKey] = set()
+        self.existing, self.early = self.early, set()
         self.is_new = is_new
 
     def tick(self, *, is_busy: bool) -> bool:
@@ -103,17 +108,28 @@ class History:
 
     @property
     def now(self) -> datetime:
-        return datetime.now(timezone.utc) + timedelta(hours=self.hours)
+        """The daemon's time. Its clock is ahead of those that date events."""
+        return datetime.now(timezone.utc) + timedelta(hours=self.hours, minutes=5)
 
     @property
     def partition(self) -> str | None:
         """The latest partition."""
-        if not self.model.is_partitioned:
-            return None
-        return HOURLY.get_partition_key_for_timestamp((self.now - timedelta(hours=1)).timestamp())
+        return self.find_partition(hours=1) if self.model.is_partitioned else None
+
+    def find_partition(self, hours: int) -> str:
+        """Find the partition of an hour that began so many hours ago."""
+        hour = self.now - timedelta(hours=hours)
+        return HOURLY.get_partition_key_for_timestamp(hour.timestamp())
 
     def take(self, event: str) -> None:
         match event.split():
+            case ["a", "is", "slow"]:
+                evaluation = dg.AssetCheckEvaluation(A, OTHER_CHECK, passed=False, metadata={})
+                self.report(evaluation, None)
+            case ["a" | "b" as name, "is", "early"]:
+                key, partition = build_asset_key("airflow", name), self.find_partition(hours=0)
+                self.report(dg.AssetMaterialization(key, partition=partition), None)
+                self.model.early.add(key)
             case ["a", end]:
                 self.end(A, None, is_success=end == "succeeds")
             # An evaluation in a Dagster run counts as of the moment when the run began.
@@ -229,11 +245,12 @@ def build_fleet(upstream: Upstream, *, is_partitioned: bool) -> dg.Definitions:
 
     observed = [dg.AssetSpec(key, partitions_def=partitions) for key in (A, B)]
     upstreams = [observed[0], b] if upstream == "executed" else observed
-    return dg.Definitions([*upstreams, c], asset_checks=[build_check(A), build_check(B)])
+    checks = [build_check(A), build_check(B), build_check(A, OTHER_CHECK)]
+    return dg.Definitions([*upstreams, c], asset_checks=checks)
 
 
-def build_check(key: dg.AssetKey) -> dg.AssetChecksDefinition:
-    @dg.asset_check(asset=key, name=CHECK_NAME)
+def build_check(key: dg.AssetKey, name: str = CHECK_NAME) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=key, name=name)
     def check() -> dg.AssetCheckResult:
         raise NotImplementedError
 
@@ -257,7 +274,9 @@ def test_the_dag_is_run_when_all_upstreams_have_succeeded_since_the_last_request
     @example(UNDER_WAY if kind == "executed" else [])
     @example(IN_ONE_RUN if kind == "executed" else [])
     @example(NOT_STARTED if kind == "executed" else [])
+    @example(SLOW if kind == "observed" else [])
     @example(NEXT_HOUR if is_partitioned else [])
+    @example(EARLY if is_partitioned else [])
     def compare(ticks: list[list[str]]) -> None:
         history = History(defs, is_partitioned=is_partitioned)
         for events in [[], *ticks, [], ["c succeeds"], []]:

@@ -92,3 +92,17 @@ def test_a_project_passes_the_executor_that_merging_would_refuse(project: Projec
 def test_a_load_warns_of_nothing(project: Project, recwarn: pytest.WarningsRecorder) -> None:
     load_federation(project.path)
     assert not [one for one in recwarn if not issubclass(one.category, DeprecationWarning)]
+
+
+def test_an_asset_that_the_defs_folder_does_not_have_is_a_warning(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = ["their"], ["theirs"], ["nothing", "like", "it"]
+    report = {"depends_on": [{"asset": key} for key in keys]}
+    project.declare("sales", more={"dags": {"report": report}})
+    load_federation(project.path)
+    where = f"{project.defs.parent.name}/defs/sales/defs.yaml: dags.report.depends_on: the defs "
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{where}folder has no asset 'their'; did you mean 'theirs'?",
+        f"{where}folder has no asset 'nothing/like/it'.",
+    ]

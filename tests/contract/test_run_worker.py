@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -316,6 +317,42 @@ def test_a_code_server_and_the_command_line_load_everything(
     by_command = ReconstructableRepository.for_module(module, "defs", str(project.path))
     monkeypatch.setattr(DefinitionsLoadContext, "_instance", None)  # as in a new process
     assert OBSERVED in by_command.get_definition().assets_defs_by_key
+
+
+BETWEEN = ASSETS.format(key=["metrics", "dag", "load"])
+LAST = {"asset": ["report"]}
+
+
+@pytest.mark.parametrize(
+    ("selected", "steps"),
+    [
+        (["metrics/last"], ["metrics__dags"]),
+        (["metrics/load", "metrics/last"], ["metrics__dags"]),
+        (
+            ["metrics/load", "report", "metrics/last"],
+            ["metrics__dags_2", "report", "metrics__dags"],
+        ),
+    ],
+)
+def test_a_dag_after_an_asset_of_the_projects_own_is_planned_as_by_the_code_server(
+    project: Project, instance: dg.DagsterInstance, selected: list[str], steps: list[str]
+) -> None:
+    dags = {"load": {"depends_on": ["warehouse/extract"]}, "last": {"depends_on": [LAST]}}
+    shutil.rmtree(project.defs / "metrics")
+    project.declare("metrics", more={"dags": dags})
+    (project.defs / "own.py").write_text(BETWEEN)
+    server = CodeServer(project)
+    keys = frozenset(
+        dg.AssetKey(["report"]) if name == "report" else build_asset_key(*name.split("/"))
+        for name in selected
+    )
+    create_run(instance, assets=keys)
+    worker = server.start_worker()
+    assert OBSERVED not in worker.get_definition().assets_defs_by_key
+    job = worker.get_reconstructable_job(ASSET_JOB).get_subset(asset_selection=keys)
+    planned = server.repository.get_maybe_subset_job_def(ASSET_JOB, None, keys, None)
+    for each in (planned, job):
+        assert create_execution_plan(each).step_keys_to_execute == steps
 
 
 DAGS = [f"{instance}/{name}" for instance in ("a", "b", "c") for name in "wxyz"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import dagster as dg
 import pytest
@@ -114,6 +115,67 @@ def test_a_run_is_requested_if_there_was_an_update_since_the_last_request_and_no
             is_due = is_pending and automation.run is None
             assert automation.tick() == is_due
             is_pending = is_pending and not is_due
+
+
+def materialize(instance: dg.DagsterInstance, _version: str) -> None:
+    instance.report_runless_asset_event(dg.AssetMaterialization(UPSTREAM))
+
+
+def observe(instance: dg.DagsterInstance, version: str) -> None:
+    tags = {"dagster/data_version": version}
+    instance.report_runless_asset_event(dg.AssetObservation(UPSTREAM, tags=tags))
+
+
+@dg.observable_source_asset(key=UPSTREAM)
+def observable() -> dg.DataVersion:
+    raise NotImplementedError
+
+
+@pytest.mark.filterwarnings("ignore:Property `OpDefinition.version`")  # dagster 1.13 itself
+@pytest.mark.parametrize("when", ["any", "all"])
+@pytest.mark.parametrize(
+    ("asset", "happen", "requested"),
+    [
+        (upstream, materialize, [True, True, True]),
+        (dg.AssetSpec(UPSTREAM), materialize, [True, True, True]),
+        (observable, observe, [True, False, True]),
+    ],
+    ids=["of Dagster", "external", "observable"],
+)
+def test_an_asset_starts_a_dag_when_it_is_materialized_or_has_a_new_version(
+    asset: Any, happen: Callable[..., None], requested: list[bool], when: Literal["any", "all"]
+) -> None:
+    condition = build_condition({UPSTREAM: "asset"}, when=when)
+
+    @dg.asset(deps=[UPSTREAM], automation_condition=condition)
+    def downstream() -> None: ...
+
+    automation = Automation(dg.Definitions([asset, downstream]))
+    automation.tick()
+    ticks = []
+    for version in ("one", "one", "two"):
+        happen(automation.instance, version)
+        ticks.append(automation.tick())
+        automation.finish()
+    assert ticks == requested
+
+
+def test_an_asset_whose_last_run_failed_holds_a_dag_that_waits_for_all() -> None:
+    condition = build_condition({UPSTREAM: "asset"}, when="all")
+
+    @dg.asset(deps=[UPSTREAM], automation_condition=condition)
+    def downstream() -> None: ...
+
+    automation = Automation(dg.Definitions([upstream, downstream]))
+    automation.tick()
+    automation.update_upstream()
+    for status, is_due in [("FAILURE", False), ("SUCCESS", True)]:
+        automation.instance.create_run_for_job(
+            automation.job,
+            asset_selection=frozenset({UPSTREAM}),
+            status=dg.DagsterRunStatus(status),
+        )
+        assert automation.tick() == is_due
 
 
 @pytest.mark.parametrize(("check", "is_over"), [("other", False), (CHECK_NAME, True)])
