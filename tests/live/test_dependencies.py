@@ -290,13 +290,6 @@ def test_a_dagster_asset_follows_a_dag_and_is_followed_by_one(reactions: Reactio
     assert reactions.long.end_date.timestamp() < report.timestamp < run.start_date.timestamp()
 
 
-def test_the_demos_fan_in_runs_after_both_loads_and_leads_back(reactions: Reactions) -> None:
-    (last,) = reactions.wait_for_runs("load_sales", 1, "warehouse")
-    (run,) = reactions.wait_for_runs("category_metrics", 1)
-    (back,) = reactions.wait_for_runs("export_category_metrics", 1, "warehouse")
-    assert_follow(last, run, back)
-
-
 def test_each_missed_deadline_starts_a_run(federation: Federation) -> None:
     client = federation.clients["metrics"]
     wait_for_first_report(federation, "react_late")
