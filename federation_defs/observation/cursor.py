@@ -62,7 +62,8 @@ class Cursor:
         absent: DAGs that the instance does not have, whose checks were failed for that.
         observer: The process that observes the instance.
         deadlines: None as long as no DAG had a deadline.
-        begun_at: When there was no cursor before. Runs that ended earlier may be known already.
+        begun_at: When there was no cursor before, and a DAG had a `max_duration`. Runs that ended
+            earlier may be known already.
     """
 
     since: datetime
@@ -102,13 +103,12 @@ class Cursor:
             observer = str(content.get("observer", ""))
             deadlines = JudgedDeadlines.from_json(content.get("deadlines"), now)
             begun = content.get("begun_at")
+            begun_at = None if begun is None else _parse_time(begun)
             is_valid = content["version"] == VERSION and since <= now + MAX_CLOCK_SKEW
         except _INVALID:
             return None
         deferred = tuple(filter(all, keys))
-        cursor = Cursor(
-            since, seen, deferred, absent, observer, deadlines, begun and _parse_time(begun)
-        )
+        cursor = Cursor(since, seen, deferred, absent, observer, deadlines, begun_at)
         return cursor if is_valid else None
 
 

@@ -358,7 +358,7 @@ class _Observer:
             if first < math.inf:
                 since = max(oldest, datetime.fromtimestamp(first, timezone.utc))
             tick.log().info("There is no valid cursor. Looking back to %s.", since)
-            return Cursor(since, begun_at=now), []
+            return Cursor(since, begun_at=now if self.watchers.has_limits else None), []
         self._unasked = None
         if cursor.since >= oldest - max(lookback / 7, _MIN_GAP):
             return cursor, []

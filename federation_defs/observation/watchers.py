@@ -22,6 +22,9 @@ class Watchers:
     """Watches the DAGs of one instance that declare `max_duration`, `deadline` or `depends_on`.
 
     Costs nothing for others.
+
+    Attributes:
+        has_limits: Some of them declare `max_duration`.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Watchers:
         limits_s = {dag_id: dag.max_duration for dag_id, dag in dags.items() if dag.max_duration}
         deadlines = {dag_id: dag.deadline for dag_id, dag in dags.items() if dag.deadline}
         downstreams = {dag_id: dag for dag_id, dag in dags.items() if dag.depends_on}
+        self.has_limits = bool(limits_s)
         self._timing = timing
         self._slowness = Slowness(client, limits_s, timing)
         self._lateness = Lateness(client.instance, deadlines, lookback_s, timing)

@@ -78,3 +78,12 @@ def test_what_is_known_of_deadlines_is_kept() -> None:
     ):
         changed = json.dumps({**stored, "deadlines": broken})
         assert Cursor.from_json(changed, NOON) == Cursor(NOON)
+
+
+def test_a_date_of_the_beginning_that_a_person_has_spoiled_makes_the_cursor_not_valid() -> None:
+    now = datetime(2026, 1, 2, tzinfo=timezone.utc)
+    text = Cursor(now, begun_at=now).to_json()
+    assert Cursor.from_json(text, now) == Cursor(now, begun_at=now)
+    for spoiled in ('"x"', "3", '""'):
+        edited = text.replace(f'"begun_at":"{now.isoformat()}"', f'"begun_at":{spoiled}')
+        assert Cursor.from_json(edited, now) is None
