@@ -136,6 +136,7 @@ def reactions(federation: Federation, tmp_path_factory: pytest.TempPathFactory) 
     def run_steered(state: str, **conf: object) -> DagRun:
         return wait_for_state(warehouse, STEERED, trigger(warehouse, STEERED, **conf), state)
 
+    federation.wait_for_ticks(1)  # what is before a sensor's first tick counts for nothing
     since = utc_now()
     trigger(warehouse, "load_products")
     long_id = trigger(warehouse, LONG, until=str(go_on))
@@ -288,6 +289,13 @@ def test_a_dagster_asset_follows_a_dag_and_is_followed_by_one(reactions: Reactio
     assert reactions.long.end_date
     assert run.start_date
     assert reactions.long.end_date.timestamp() < report.timestamp < run.start_date.timestamp()
+
+
+def test_the_demos_fan_in_runs_after_both_loads_and_leads_back(reactions: Reactions) -> None:
+    (last,) = reactions.wait_for_runs("load_sales", 1, "warehouse")
+    (run,) = reactions.wait_for_runs("category_metrics", 1)
+    (back,) = reactions.wait_for_runs("export_category_metrics", 1, "warehouse")
+    assert_follow(last, run, back)
 
 
 def test_each_missed_deadline_starts_a_run(federation: Federation) -> None:
