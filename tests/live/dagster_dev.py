@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import requests
+import yaml
 
 from tests.conftest import ROOT
 from tests.live.dagster_api import DagsterApi
@@ -24,6 +27,15 @@ def copy_project(folder: Path) -> Path:
     shutil.copy(ROOT / "pyproject.toml", project)
     shutil.copy(ROOT / ".env.example", project / ".env")
     return project
+
+
+@contextmanager
+def editing_declaration(project: Path, name: str) -> Iterator[dict[str, Any]]:
+    """Write what is declared about an instance after it was changed."""
+    path = project / "federation_defs" / "defs" / name / "defs.yaml"
+    declared: dict[str, Any] = yaml.safe_load(path.read_text())
+    yield declared["attributes"]
+    path.write_text(yaml.safe_dump(declared))
 
 
 class DagsterDev(DagsterApi):

@@ -12,13 +12,12 @@ from typing import Any
 from uuid import uuid4
 
 import dagster as dg
-import yaml
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
 from tests.conftest import Airflows
 from tests.live.dagster_api import Materialization
-from tests.live.dagster_dev import DagsterDev
+from tests.live.dagster_dev import DagsterDev, editing_declaration
 from tests.live.lossy_proxy import LossyProxy
 from tests.live.steered import declare_steered_dags
 from tests.waiting import wait_for
@@ -241,20 +240,16 @@ def _kill(dagster: DagsterDev) -> None:
         dagster.kill()
 
 
-def declare_test_dags(project: Path, name: str, *, with_demo: bool = True) -> None:
-    """Select the DAGs of the tests too, and let Dagster trigger some of them on request.
-
-    Args:
-        with_demo: Keep the demo's DAGs. Two Dagsters at a time would both run them.
-    """
-    path = project / "federation_defs" / "defs" / name / "defs.yaml"
-    declared: dict[str, Any] = yaml.safe_load(path.read_text())
-    attributes = declared["attributes"]
-    selected, declared_before = [BURST, PACED, "storm_*", NEVER], {}
-    if with_demo:
-        selected, declared_before = [DEMO_DAGS[name], *selected], attributes["dags"]
-    attributes["select"] = {"dag_ids": selected}
+def declare_test_dags(project: Path, name: str) -> None:
+    """Select the DAGs of the tests too, and let Dagster trigger some of them on request."""
     (other,) = set(NAMES) - {name}
     triggered = {dag_id: {"depends_on": [f"{other}/{NEVER}"]} for dag_id in (PACED, *STORM)}
-    attributes["dags"] = {**declared_before, **triggered}
-    path.write_text(yaml.safe_dump(declared))
+    with editing_declaration(project, name) as declared:
+        declared["select"] = {"dag_ids": [DEMO_DAGS[name], BURST, PACED, "storm_*", NEVER]}
+        declared["dags"] |= triggered
+
+
+def replace_dags(project: Path, name: str, selected: list[str], dags: dict[str, Any]) -> None:
+    """Replace what is selected of an instance, and what is declared about DAGs."""
+    with editing_declaration(project, name) as declared:
+        declared |= {"select": {"dag_ids": selected}, "dags": dags}

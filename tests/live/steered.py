@@ -7,10 +7,11 @@ The DAGs that they follow begin with `steered`: each run of these does what its 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import yaml
+
+from tests.live.dagster_dev import editing_declaration
 
 STEERED, LONG, OFTEN, LATE = "steered", "steered_long", "steered_often", "steered_never"
 REPORT = dg.AssetKey(["steered_report"])
@@ -89,9 +90,7 @@ def declare_steered_dags(project: Path) -> None:
     """Add the DAGs, an `only_if` function and a Dagster asset to a project."""
     folder = project / "federation_defs" / "defs"
     for name, text in DECLARED.items():
-        path = folder / name / "defs.yaml"
-        declared: dict[str, Any] = yaml.safe_load(path.read_text())
-        declared["attributes"]["dags"] |= yaml.safe_load(text)
-        path.write_text(yaml.safe_dump(declared))
+        with editing_declaration(project, name) as declared:
+            declared["dags"] |= yaml.safe_load(text)
     (folder / "steered.py").write_text(ASSETS)
     (project / "steering.py").write_text(DECIDER)

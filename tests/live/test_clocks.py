@@ -25,10 +25,8 @@ from tests.conftest import ROOT, Airflows
 from tests.live.dagster_api import DagsterApi, Run
 from tests.live.dagster_dev import copy_project
 from tests.live.federation import (
-    NAMES,
-    PACED,
-    STORM,
-    declare_test_dags,
+    NEVER,
+    replace_dags,
     set_duration,
     trigger,
     utc_now,
@@ -37,6 +35,7 @@ from tests.live.federation import (
 from tests.processes import LoggedProcess, find_free_port
 from tests.waiting import wait_for
 
+TIMED, OBSERVED = "timed", "observed"
 WORKSPACE = """\
 load_from:
   - grpc_server: {{host: 127.0.0.1, port: {port}, location_name: federation_defs}}
@@ -77,8 +76,9 @@ class SkewedDagster(DagsterApi):
         self, folder: Path, airflows: Airflows, skew: timedelta, *, has_code_server: bool
     ) -> None:
         project, home = copy_project(folder), folder / "dagster"
-        for name in NAMES:
-            declare_test_dags(project, name, with_demo=False)
+        replace_dags(project, "warehouse", [NEVER], {})
+        triggered = {TIMED: {"depends_on": [f"warehouse/{NEVER}"]}}
+        replace_dags(project, "metrics", [TIMED, OBSERVED], triggered)
         home.mkdir()
         copy(ROOT / "deployment" / "dagster.yaml", home)
         with dg.DagsterInstance.from_config(str(home)) as instance:
@@ -144,21 +144,21 @@ class Skewed:
     metrics: AirflowClient
     skew: timedelta
 
-    def run_paced(self, seconds: float) -> str:
+    def run_timed(self, seconds: float) -> str:
         """Let Dagster run a DAG that takes so long. Return the Dagster run's id."""
-        set_duration(self.metrics, seconds)
-        run_id = self.dagster.materialize("metrics", PACED)
-        wait_for_state(self.metrics, PACED, build_run_id(run_id), "running", timeout_s=240)
+        set_duration(self.metrics, seconds, TIMED)
+        run_id = self.dagster.materialize("metrics", TIMED)
+        wait_for_state(self.metrics, TIMED, build_run_id(run_id), "running", timeout_s=240)
         return run_id
 
     def assert_run_once(self, run_id: str, attempts: list[Run]) -> None:
         """Check that one DAG run came of the attempts at a run, and one materialization of that."""
         assert attempts[-1].status == "SUCCESS", attempts
-        run = self.metrics.fetch_run(PACED, build_run_id(run_id))
+        run = self.metrics.fetch_run(TIMED, build_run_id(run_id))
         assert run
         assert run.logical_date
         assert abs(run.logical_date - utc_now()) < timedelta(minutes=5)
-        found = self.dagster.fetch_materializations("metrics", PACED)
+        found = self.dagster.fetch_materializations("metrics", TIMED)
         (event,) = [event for event in found if event.run_id == run.run_id]
         seen = timedelta(seconds=event.timestamp - utc_now().timestamp())
         assert abs(seen - self.skew) < timedelta(minutes=5), "the worker has the real time"
@@ -194,14 +194,14 @@ def skewed(
 
 
 def test_a_run_that_waits_is_left_alone_and_finished_runs_are_reported(skewed: Skewed) -> None:
-    run_id = skewed.run_paced(20)
-    finished = trigger(skewed.metrics, STORM[0])
+    run_id = skewed.run_timed(20)
+    finished = trigger(skewed.metrics, OBSERVED)
     attempts = skewed.dagster.wait_for_attempts(run_id)
     assert len(attempts) == 1
     skewed.assert_run_once(run_id, attempts)
 
     def list_reports() -> list[str]:
-        found = skewed.dagster.fetch_materializations("metrics", STORM[0])
+        found = skewed.dagster.fetch_materializations("metrics", OBSERVED)
         return [event.run_id for event in found]
 
     wait_for(lambda: finished in list_reports(), f"{finished} is reported", timeout_s=120)
@@ -210,7 +210,7 @@ def test_a_run_that_waits_is_left_alone_and_finished_runs_are_reported(skewed: S
 
 @pytest.mark.soak
 def test_a_dead_worker_is_found_and_its_run_taken_over(skewed: Skewed) -> None:
-    run_id = skewed.run_paced(20)
+    run_id = skewed.run_timed(20)
     skewed.dagster.kill_worker()
     wait_for(
         lambda: len(skewed.dagster.fetch_attempts(run_id)) > 1,

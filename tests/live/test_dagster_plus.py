@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
@@ -25,6 +24,7 @@ from tests.live.federation import (
     UNWATCHED,
     Dependency,
     Federation,
+    replace_dags,
     utc_now,
 )
 
@@ -50,14 +50,6 @@ def prepare(dagster: DagsterDev) -> None:
     dagster.env["PYTHONPATH"] += f"{os.pathsep}{ROOT}"
 
 
-def declare(dagster: DagsterDev, name: str, **declared: Any) -> None:
-    """Replace what is selected of an instance, and its dependencies."""
-    path = dagster.project / "federation_defs" / "defs" / name / "defs.yaml"
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
-    content["attributes"] |= {"select": {"dag_ids": [UNWATCHED]}, "dags": declared}
-    path.write_text(yaml.safe_dump(content))
-
-
 def find_user_code(dagster: DagsterDev) -> list[str]:
     """Return the command lines of the processes to which requests are refused."""
     assert dagster.process
@@ -70,8 +62,9 @@ def plus(airflows: Airflows, tmp_path: Path) -> Iterator[Federation]:
     clients = {name: airflows.connect(name) for name in NAMES}
     dagster = DagsterDev(tmp_path, airflows.env)
     prepare(dagster)
-    declare(dagster, "warehouse")
-    declare(dagster, "metrics", **{UNWATCHED: {"depends_on": [f"warehouse/{UNWATCHED}"]}})
+    downstream = {UNWATCHED: {"depends_on": [f"warehouse/{UNWATCHED}"]}}
+    replace_dags(dagster.project, "warehouse", [UNWATCHED], {})
+    replace_dags(dagster.project, "metrics", [UNWATCHED], downstream)
     with ExitStack() as stack:
         dagster.start()
         assert dagster.process

@@ -1,8 +1,11 @@
 """DAGs for tests that break things.
 
-`paced` takes as long as a Variable says, fails if another one says so, and has one run at a time.
-The runs of `storm_…` end as soon as the scheduler sees them, and so do those of `unwatched`, which
-no running Dagster observes. `never` has no runs, for others to depend on.
+`paced` and `timed` take as long as a Variable says, fail if another one says so, and have one run
+at a time. The runs of `storm_…` end as soon as the scheduler sees them, and so do those of
+`unwatched` and `observed`. `never` has no runs, for others to depend on.
+
+Tests that run at the same time have different DAGs: `timed` and `observed` are those of
+`tests/live/test_clocks.py`, `unwatched` is not observed by the Dagster of `tests/live/conftest.py`.
 """
 
 # pyright: reportMissingImports=false, reportUnusedExpression=false
@@ -16,18 +19,22 @@ from airflow.sdk import DAG, Variable, dag, task
 from fault_injection import fail_if_requested, sleep_if_requested
 
 
-@dag(schedule=None, max_active_runs=1, tags=["chaos"])
-def paced() -> None:
-    @task
-    def work() -> None:
-        read_variable = partial(Variable.get, default=None)
-        sleep_if_requested("paced", read_variable)
-        fail_if_requested("paced", read_variable)
+def declare_timed(dag_id: str) -> None:
+    @dag(dag_id=dag_id, schedule=None, max_active_runs=1, tags=["chaos"])
+    def declare() -> None:
+        @task
+        def work() -> None:
+            read_variable = partial(Variable.get, default=None)
+            sleep_if_requested(dag_id, read_variable)
+            fail_if_requested(dag_id, read_variable)
 
-    work()
+        work()
+
+    declare()
 
 
-paced()
-for dag_id in ["never", "unwatched", *(f"storm_{number:02}" for number in range(20))]:
+for dag_id in ["paced", "timed"]:
+    declare_timed(dag_id)
+for dag_id in ["never", "observed", "unwatched", *(f"storm_{number:02}" for number in range(20))]:
     with DAG(dag_id, schedule=None, tags=["chaos"]):
         EmptyOperator(task_id="load")
