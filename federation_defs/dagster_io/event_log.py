@@ -40,6 +40,7 @@ DURATION_LABEL = "Duration (s)"
 
 _LOOKBACK_WITHOUT_DATES = timedelta(days=7)
 _EVENTS_PER_QUERY = 500
+_PARTITIONS_PER_QUERY = 100
 _PLANNED_PER_QUERY = 20
 _HAPPENINGS = (
     dg.DagsterEventType.ASSET_MATERIALIZATION,
@@ -85,6 +86,13 @@ class AssetEvent:
     state: Literal["success", "failure", "slow", "late", "drop", "other"]
     run_id: str
     record: dg.EventLogRecord = field(repr=False, compare=False)
+
+    @property
+    def moment(self) -> datetime:
+        """When the run ended by its Airflow's clock, or if that is not known, when the event was
+        stored."""
+        end = _read_time(self.record.asset_event, END_LABEL)
+        return end or datetime.fromtimestamp(self.record.timestamp, timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -188,6 +196,21 @@ def fetch_last_materializations(
     entries = [each.asset_entry for each in instance.get_asset_records(list(keys))]
     found = {entry.asset_key: entry.last_materialization_record for entry in entries}
     return {key: record.storage_id for key, record in found.items() if record is not None}
+
+
+def fetch_materialized_partitions(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Collection[str]
+) -> set[str]:
+    """Fetch which of some partitions of an asset were ever materialized."""
+    wanted, found = set(partitions), set[str]()
+    while missing := sorted(wanted - found):
+        chosen = missing[:_PARTITIONS_PER_QUERY]
+        records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=chosen)
+        page = instance.fetch_materializations(records, limit=_EVENTS_PER_QUERY).records
+        found |= {record.partition_key for record in page if record.partition_key}
+        if len(page) < _EVENTS_PER_QUERY:
+            wanted -= set(chosen) - found
+    return found
 
 
 def fetch_last_position(instance: dg.DagsterInstance) -> int:

@@ -81,6 +81,7 @@ _UNREADABLE = (
 )  # edited by hand
 _ATTEMPTS = 10  # at one cause, of which the last ones are looked at
 _ROOT_TAG = "dagster/root_run_id"  # of a re-execution
+_PARTITION_TAG = "dagster/partition"
 _NOT_ENDED = (
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -225,12 +226,20 @@ def fetch_active_requests(instance: dg.DagsterInstance, airflow: str) -> list[dg
     return [record.dagster_run for record in instance.get_run_records(active)]
 
 
+def get_partition(run: dg.DagsterRun) -> str | None:
+    """Return the partition of a run; None if it has none, or several."""
+    return run.tags.get(_PARTITION_TAG)
+
+
 def find_run_after(
-    instance: dg.DagsterInstance, airflow: str, dag_id: str, cause: str
+    instance: dg.DagsterInstance, airflow: str, dag_id: str, cause: str, partition: str | None
 ) -> dg.DagsterRun | None:
-    """Find the last Dagster run that was requested for a cause, and that has launched the DAG or
-    has not ended."""
-    filters = dg.RunsFilter(tags={build_cause_tag(airflow, dag_id): cause})
+    """Find the last Dagster run that was requested for a cause, and that has launched the DAG, or
+    this partition of it, or has not ended."""
+    tags = {build_cause_tag(airflow, dag_id): cause}
+    if partition is not None:
+        tags[_PARTITION_TAG] = partition
+    filters = dg.RunsFilter(tags=tags)
     runs = [record.dagster_run for record in instance.get_run_records(filters, limit=_ATTEMPTS)]
     launched = build_dag_run_tag(airflow, dag_id)
     led = (run for run in runs if launched in run.tags or run.status in _NOT_ENDED)

@@ -4,26 +4,28 @@ All order is that of the event log. Clocks of several machines give none.
 
 An event that counts for a dependency is kept until it has led to a run or was passed over: with
 `runs: each` in a queue, with `runs: latest` as the latch of the dependency, which holds one event.
+Each partition of a DAG has latches and a queue of its own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import dagster as dg
 
 from federation_defs.dagster_io.event_log import AssetEvent
 from federation_defs.declaration import DagDeclaration, DependencyDeclaration
+from federation_defs.partition_mapping import PartitionMapping, find_window
 
 # An event may become visible after others with larger positions: PostgreSQL and MySQL number rows
 # before they commit them. So many positions are read again.
 WINDOW = 200
 
-_VERSION = 1
+_VERSION = 2  # 1 had no partitions
 _UNREADABLE = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
 _CONTRARY = {"success": "failure", "failure": "success"}
 
@@ -50,8 +52,21 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class DagState:
-    """What waits to start a DAG.
+class Due:
+    """A run that is due.
+
+    Attributes:
+        partition: Of the DAG; None if it has none.
+        causes: What led to it, the newest last.
+    """
+
+    partition: str | None
+    causes: tuple[Cause, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """What waits to start a DAG, or a partition of it.
 
     Attributes:
         latched: With `runs: latest`, position and run id of the last event of each dependency
@@ -63,6 +78,10 @@ class DagState:
     latched: Mapping[Edge, tuple[int, str]] = field(default_factory=dict)
     queue: tuple[tuple[Edge, int, str], ...] = ()
     failures: int = 0
+
+
+# What waits to start a DAG, by its partitions; of a DAG without, by None. Without empty states.
+Waiting: TypeAlias = Mapping[str | None, State]
 
 
 @dataclass(frozen=True)
@@ -77,7 +96,7 @@ class Cursor:
 
     position: int
     seen: frozenset[int] = frozenset()
-    dags: Mapping[str, DagState] = field(default_factory=dict)
+    dags: Mapping[str, Waiting] = field(default_factory=dict)
 
     def advance(self, position: int, read: Collection[int]) -> Cursor:
         """Return the cursor after events at these positions were read, all up to one of them."""
@@ -86,64 +105,114 @@ class Cursor:
         return replace(self, position=position, seen=frozenset(seen))
 
 
-def take_in(dag: DagDeclaration, key: dg.AssetKey, state: DagState, event: AssetEvent) -> DagState:
-    """Return the state of a DAG after an event.
+def take_in(
+    dag: DagDeclaration,
+    mappings: Sequence[PartitionMapping],
+    key: dg.AssetKey,
+    waiting: Waiting,
+    event: AssetEvent,
+) -> Waiting:
+    """Return what waits to start a DAG after an event.
 
     Args:
+        mappings: How its partitions depend on each of its dependencies; empty if it has none.
         key: The DAG's own asset.
     """
     if event.state == "drop":
-        return DagState() if event.key == key else state
-    latched, queue, failures = dict(state.latched), state.queue, state.failures
-    for edge in dag.depends_on:
+        return {} if event.key == key else waiting
+    states, queued = dict(waiting), set[str | None]()
+    for number, edge in enumerate(dag.depends_on):
         if edge.key != event.key:
             continue
-        if not _counts(edge, event):
-            if dag.trigger.when == "all" and _CONTRARY.get(edge.state) == event.state:
-                latched.pop(_name(edge), None)  # the upstream has ended otherwise since
-        elif dag.trigger.runs == "latest":
-            latched[_name(edge)] = event.position, event.run_id
-            failures = 0  # `only_if` is asked about another event
-        else:
-            queue = (*queue, (_name(edge), event.position, event.run_id))
-            break  # one run, whichever dependencies it counts for
-    return DagState(latched, queue, failures)
+        partitions: Sequence[str | None] = [None]
+        if mappings:
+            partitions = mappings[number].find_updated(event.record.partition_key, event.moment)
+        for partition in partitions:
+            if partition not in queued:  # one run, whichever dependencies it counts for
+                state = _take_in(dag, edge, states.get(partition, State()), event)
+                states[partition] = state
+                if state.queue and state.queue[-1][1] == event.position:
+                    queued.add(partition)
+    return _drop_empty(states)
 
 
-def find_latched(dag: DagDeclaration, state: DagState) -> list[Cause]:
+def _take_in(
+    dag: DagDeclaration, edge: DependencyDeclaration, state: State, event: AssetEvent
+) -> State:
+    """Return a state after an event of a dependency."""
+    latched, queue = dict(state.latched), state.queue
+    if not _counts(edge, event):
+        if dag.trigger.when == "all" and _CONTRARY.get(edge.state) == event.state:
+            latched.pop(_name(edge), None)  # the upstream has ended otherwise since
+        return State(latched, queue, state.failures)
+    if dag.trigger.runs == "each":
+        return State(latched, (*queue, (_name(edge), event.position, event.run_id)), state.failures)
+    latched[_name(edge)] = event.position, event.run_id
+    return State(latched, queue)  # `only_if` is asked about another event
+
+
+def find_latched(dag: DagDeclaration, state: State) -> list[Cause]:
     """Return what is latched, the newest last."""
     edges = {_name(edge): edge for edge in dag.depends_on}
     causes = [Cause(edges[name], *each) for name, each in state.latched.items()]
     return sorted(causes, key=lambda cause: cause.position)
 
 
-def find_due(dag: DagDeclaration, state: DagState) -> list[tuple[Cause, ...]]:
-    """Return the causes of each run that is due, the newest last, in the order to start them."""
-    if dag.trigger.runs == "each":
-        edges = {_name(edge): edge for edge in dag.depends_on}
-        return [(Cause(edges[name], at, run_id),) for name, at, run_id in state.queue]
-    latched = find_latched(dag, state)
-    is_due = len(latched) == len(dag.depends_on) if dag.trigger.when == "all" else latched
-    return [tuple(latched)] if is_due else []
+def find_due(dag: DagDeclaration, waiting: Waiting) -> list[Due]:
+    """Return the runs that are due, in the order to start them: that of their newest causes."""
+    edges = {_name(edge): edge for edge in dag.depends_on}
+    found: list[Due] = []
+    for partition, state in waiting.items():
+        found += [
+            Due(partition, (Cause(edges[name], at, run_id),)) for name, at, run_id in state.queue
+        ]
+        latched = find_latched(dag, state)
+        if latched and (dag.trigger.when == "any" or len(latched) == len(dag.depends_on)):
+            found.append(Due(partition, tuple(latched)))
+    return sorted(found, key=lambda due: due.causes[-1].position)
 
 
-def settle(state: DagState, causes: Iterable[Cause]) -> DagState:
-    """Return the state in which a run was requested for these causes, or they were passed over."""
-    past = {(_name(cause.edge), cause.position) for cause in causes}
+def settle(waiting: Waiting, due: Due) -> Waiting:
+    """Return what waits after a run was requested, or its causes were passed over."""
+    past = {(_name(cause.edge), cause.position) for cause in due.causes}
+    state = waiting.get(due.partition, State())
     latched = {name: each for name, each in state.latched.items() if (name, each[0]) not in past}
     queue = tuple(each for each in state.queue if (each[0], each[1]) not in past)
-    return DagState(latched, queue)
+    return _drop_empty({**waiting, due.partition: State(latched, queue)})
 
 
-def join(dag: DagDeclaration, state: DagState) -> DagState:
-    """Return the state as the DAG is declared now: without what counted for dependencies that are
-    gone, and with latches as a queue or the other way round."""
+def count_failure(waiting: Waiting, partition: str | None) -> Waiting:
+    """Return what waits after `only_if` has given no answer."""
+    state = waiting[partition]
+    return {**waiting, partition: replace(state, failures=state.failures + 1)}
+
+
+def join(dag: DagDeclaration, mappings: Sequence[PartitionMapping], waiting: Waiting) -> Waiting:
+    """Return what waits as the DAG is declared now: without what counted for dependencies and
+    partitions that are gone, and with latches as a queue or the other way round."""
     edges = {_name(edge) for edge in dag.depends_on}
-    waiting = [*((name, *each) for name, each in state.latched.items()), *state.queue]
-    waiting = sorted((each for each in waiting if each[0] in edges), key=lambda each: each[1])
-    if dag.trigger.runs == "each":
-        return DagState({}, tuple(waiting), state.failures)
-    return DagState({name: (at, run) for name, at, run in waiting}, (), state.failures)
+    states: dict[str | None, State] = {}
+    for partition, state in waiting.items():
+        if not _has_partition(mappings, partition):
+            continue
+        events = [*((name, *each) for name, each in state.latched.items()), *state.queue]
+        events = sorted((each for each in events if each[0] in edges), key=lambda each: each[1])
+        if dag.trigger.runs == "each":
+            states[partition] = State({}, tuple(events), state.failures)
+        else:
+            latched = {name: (at, run) for name, at, run in events}
+            states[partition] = State(latched, (), state.failures)
+    return _drop_empty(states)
+
+
+def _has_partition(mappings: Sequence[PartitionMapping], partition: str | None) -> bool:
+    if not mappings or partition is None:
+        return not mappings and partition is None
+    return find_window(mappings[0].downstream, partition) is not None
+
+
+def _drop_empty(states: Waiting) -> Waiting:
+    return {partition: state for partition, state in states.items() if state != State()}
 
 
 def _name(edge: DependencyDeclaration) -> Edge:
@@ -159,13 +228,17 @@ def _counts(edge: DependencyDeclaration, event: AssetEvent) -> bool:
 def dump(cursor: Cursor) -> str:
     """Return the sensor's cursor as JSON. DAGs for which nothing waits are left out."""
     dags = {
-        dag_id: {
-            "latched": [[*edge, *each] for edge, each in state.latched.items()],
-            "queue": [[*edge, *each] for edge, *each in state.queue],
-            "failures": state.failures,
-        }
-        for dag_id, state in cursor.dags.items()
-        if state != DagState()
+        dag_id: [
+            {
+                "partition": partition,
+                "latched": [[*edge, *each] for edge, each in state.latched.items()],
+                "queue": [[*edge, *each] for edge, *each in state.queue],
+                "failures": state.failures,
+            }
+            for partition, state in waiting.items()
+        ]
+        for dag_id, waiting in cursor.dags.items()
+        if waiting
     }
     values = {"position": cursor.position, "seen": sorted(cursor.seen), "dags": dags}
     return json.dumps({"version": _VERSION, **values}, separators=(",", ":"))
@@ -179,15 +252,18 @@ def load(text: str | None) -> Cursor | None:
         dags = values["dags"].items()
     except _UNREADABLE:
         return None
-    states: dict[str, DagState] = {}
-    for dag_id, each in dags:
-        with suppress(*_UNREADABLE):
-            states[str(dag_id)] = _load_state(each)
-    return Cursor(position, seen, states)
+    waiting: dict[str, dict[str | None, State]] = {}
+    for dag_id, states in dags:
+        for each in states if isinstance(states, list) else [states]:
+            with suppress(*_UNREADABLE):
+                partition = each.get("partition")
+                state = _load_state(each)
+                waiting.setdefault(str(dag_id), {})[partition and str(partition)] = state
+    return Cursor(position, seen, waiting)
 
 
-def _load_state(values: Mapping[str, Any]) -> DagState:
-    return DagState(
+def _load_state(values: Mapping[str, Any]) -> State:
+    return State(
         {(str(key), str(state)): (int(at), str(run)) for key, state, at, run in values["latched"]},
         tuple(
             ((str(key), str(state)), int(at), str(run)) for key, state, at, run in values["queue"]

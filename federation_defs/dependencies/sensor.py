@@ -1,5 +1,5 @@
 """The sensor that starts DAGs by events that no automation condition sees: failures, slow and late
-runs, each upstream run by itself, and what a function of the user decides.
+runs, each upstream run by itself, partitions, and what a function of the user decides.
 
 It reads the event log in the order in which events were stored, all DAGs' at once, and keeps in
 its cursor what waits. Each run is requested with a key made of the newest event that led to it, so
@@ -9,8 +9,9 @@ that Dagster creates it once, whatever crashes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import dagster as dg
 
@@ -23,11 +24,12 @@ from federation_defs.dagster_io.event_log import (
 )
 from federation_defs.declaration import DagDeclaration, suggest
 from federation_defs.dependencies import decider
-from federation_defs.dependencies.decider import WINDOW, Cursor, DagState
-from federation_defs.dependencies.starter import Starter
+from federation_defs.dependencies.decider import WINDOW, Cursor, Waiting
+from federation_defs.dependencies.starter import Lacking, Starter
 from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_asset_key, build_job_name, build_sensor_name
 from federation_defs.outcome import join_names
+from federation_defs.partition_mapping import PartitionMapping
 from federation_defs.timing import Timing
 
 _EVENTS_PER_QUERY = 500
@@ -38,6 +40,7 @@ _SETTLE_S = 10.0  # after an event, within which others with smaller positions m
 def build_event_sensor(
     client: AirflowClient,
     dags: Mapping[str, DagDeclaration],
+    mappings: Mapping[str, Sequence[PartitionMapping]] = MappingProxyType({}),
     interval_s: int = 1,
     timing: Timing = Timing(),  # noqa: B008 - frozen
 ) -> dg.SensorDefinition:
@@ -45,12 +48,13 @@ def build_event_sensor(
 
     Args:
         dags: The declarations of the DAGs that it decides on, by DAG id.
+        mappings: Of those with partitions, how these depend on each of the dependencies.
         interval_s: Below five seconds, it ticks in every loop of the daemon: each 5 s (1.13).
     """
     keys = [build_asset_key(client.instance, dag_id) for dag_id in dags]
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "events"),
-        evaluation_fn=_EventSensor(client, dags, timing).tick,
+        evaluation_fn=_EventSensor(client, dags, mappings, timing).tick,
         asset_selection=dg.AssetSelection.assets(*keys),
         minimum_interval_seconds=interval_s,
         default_status=dg.DefaultSensorStatus.RUNNING,
@@ -93,13 +97,16 @@ class _EventSensor:
     Attributes:
         _last: The cursor that the last tick returned.
         _reached: Positions in the event log, and when they were reached.
+        _lacking: What partitions lack that wait for partitions of upstreams.
     """
 
     client: AirflowClient
     dags: Mapping[str, DagDeclaration]
+    mappings: Mapping[str, Sequence[PartitionMapping]]
     timing: Timing
     _last: str | None = None
     _reached: deque[tuple[float, int]] = field(default_factory=deque)
+    _lacking: Lacking = field(default_factory=dict)
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """Evaluate the sensor."""
@@ -113,16 +120,17 @@ class _EventSensor:
                 reason = "What happens from now on counts."
                 return dg.SensorResult(cursor=self._last, skip_reason=reason)
             cursor, events = self._read(instance, cursor, self._find_start(cursor))
-            starter = Starter(self.client, instance, self.timing)
-            states: dict[str, DagState] = {}
+            starter = Starter(self.client, instance, self._lacking, self.timing)
+            states: dict[str, Waiting] = {}
             for dag_id, dag in self.dags.items():
                 key = build_asset_key(self.client.instance, dag_id)
-                state = decider.join(dag, cursor.dags.get(dag_id, DagState()))
+                mappings = self.mappings.get(dag_id, ())
+                waiting = decider.join(dag, mappings, cursor.dags.get(dag_id, {}))
                 for event in events.get(key, ()):
                     if dag.trigger.runs == "latest":
-                        state = starter.settle_requested(dag_id, dag, state)
-                    state = decider.take_in(dag, key, state, event)
-                states[dag_id] = starter.start(dag_id, dag, state)
+                        waiting = starter.settle_requested(dag_id, dag, waiting)
+                    waiting = decider.take_in(dag, mappings, key, waiting, event)
+                states[dag_id] = starter.start(dag_id, dag, mappings, waiting)
             self._last = decider.dump(replace(cursor, dags=states))
             return starter.build_result(self._last)
 

@@ -1,29 +1,43 @@
 """Requests runs of DAGs for the events that led to them: in order, not more than may run at a time,
-and as `only_if` and `reruns` say."""
+when upstreams have the partitions that are needed, and as `only_if` and `reruns` say."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, MutableMapping, Sequence
 from datetime import datetime
 from functools import cached_property
+from typing import TypeAlias
 
 import dagster as dg
 
 from federation_defs.airflow.api import SERVER_PAGE
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
-from federation_defs.dagster_io.event_log import fetch_event
+from federation_defs.dagster_io.event_log import (
+    fetch_event,
+    fetch_last_materializations,
+    fetch_materialized_partitions,
+)
 from federation_defs.dagster_io.run_tags import (
     Request,
     fetch_active_requests,
     find_run_after,
+    get_partition,
     has_requested,
     read_request,
 )
 from federation_defs.declaration import DagDeclaration
-from federation_defs.dependencies.decider import Cause, DagState, find_due, find_latched, settle
+from federation_defs.dependencies.decider import (
+    Cause,
+    Due,
+    State,
+    Waiting,
+    count_failure,
+    find_due,
+    find_latched,
+    settle,
+)
 from federation_defs.dependencies.happenings import build_record
 from federation_defs.dependencies.only_if import ask
 from federation_defs.dependencies.record import Run, Skip
@@ -38,6 +52,8 @@ from federation_defs.naming import (
     build_run_id,
 )
 from federation_defs.outcome import join_names
+from federation_defs.partition_mapping import PartitionMapping
+from federation_defs.partitions import Partitioning
 from federation_defs.redaction import has_secrets
 from federation_defs.state import describe_problem
 from federation_defs.timing import Timing
@@ -51,35 +67,58 @@ _MAX_REFERENCES = 20
 
 _Event = dg.AssetObservation | dg.AssetCheckEvaluation
 
+# What a partition lacks, in words, and the causes for which that was found: by DAG and partition.
+# Only an event about the partition, which is another cause, can change it.
+Lacking: TypeAlias = MutableMapping[tuple[str, str | None], tuple[tuple[Cause, ...], str]]
+
 
 class Starter:
-    """Requests the runs of one tick."""
+    """Requests the runs of one tick.
 
-    def __init__(self, client: AirflowClient, instance: dg.DagsterInstance, timing: Timing) -> None:
+    Args:
+        lacking: What earlier ticks have found. It is updated.
+    """
+
+    def __init__(
+        self,
+        client: AirflowClient,
+        instance: dg.DagsterInstance,
+        lacking: Lacking,
+        timing: Timing,
+    ) -> None:
         self._client = client
         self._instance = instance
+        self._lacking = lacking
         self._timing = timing
         self._decide_until = timing.monotonic() + _DECIDE_S
         self._requests: list[dg.RunRequest] = []
         self._events: list[_Event] = []
         self._waiting: list[str] = []
-        self._led: dict[tuple[str, str], str] = {}  # by DAG and cause, what this tick requested
+        # By DAG, partition and cause, what this tick requested.
+        self._led: dict[tuple[str, str | None, str], str] = {}
 
-    def start(self, dag_id: str, dag: DagDeclaration, state: DagState) -> DagState:
-        """Request as many of a DAG's due runs as may begin now, and return its state after that."""
-        if not (due := find_due(dag, state)):
-            self._note_latched(dag_id, dag, state)
-            return state
-        most = dag.trigger.at_once if dag.trigger.runs == "each" else 1
+    def start(
+        self,
+        dag_id: str,
+        dag: DagDeclaration,
+        mappings: Sequence[PartitionMapping],
+        waiting: Waiting,
+    ) -> Waiting:
+        """Request as many of a DAG's due runs as may begin now, and return what waits after that."""
+        due = self._select_ready(dag_id, dag, mappings, find_due(dag, waiting))
+        if not due:
+            self._note_latched(dag_id, dag, waiting.get(None, State()))
+            return waiting
+        most = dag.trigger.at_once if dag.trigger.runs == "each" or mappings else 1
         problem = self._find_problem(dag_id)
         active = self._find_active(dag_id, dag)
-        for number, causes in enumerate(due):
-            if has_requested(self._instance, self._build_run_key(dag_id, causes)):
-                state = settle(state, causes)  # the tick's cursor was not stored
+        for number, each in enumerate(due):
+            if has_requested(self._instance, self._build_run_key(dag_id, each)):
+                waiting = settle(waiting, each)  # the tick's cursor was not stored
                 continue
-            led = self._find_led(dag_id, dag, causes[-1])
+            led = self._find_led(dag_id, dag, each)
             if led is not None and dag.trigger.reruns == "ignore":
-                state = settle(state, causes)
+                waiting = settle(waiting, each)
                 continue
             why = problem
             if isinstance(active, str):
@@ -91,28 +130,89 @@ class Starter:
             if why is not None or isinstance(active, str):
                 self._wait(dag_id, due[number:], why or "")
                 break
-            answer, state = self._decide(dag_id, dag, state, causes)
+            if each.partition is not None and each.partition in active.values():
+                self._wait(dag_id, [each], "a run of this partition goes on")
+                continue
+            answer, waiting = self._decide(dag_id, dag, waiting, each)
             if answer is None:
                 self._wait(dag_id, due[number:], "`only_if` has not answered yet")
                 break
             if isinstance(answer, Run):
-                date = self._find_logical_date(dag, causes[-1])
-                request = Request(_refer(causes), answer.conf, led, date)
-                self._request(dag_id, causes, request)
-                begun = led or self._build_run_key(dag_id, causes)  # its run id is not known yet
-                active.add(begun)
-                self._led[dag_id, causes[-1].label] = begun
-            state = settle(state, causes)
-        return state
+                date = self._find_logical_date(dag, each.causes[-1])
+                request = Request(_refer(each.causes), answer.conf, led, date)
+                self._request(dag_id, each, request)
+                begun = led or self._build_run_key(dag_id, each)  # its run id is not known yet
+                active[begun] = each.partition
+                self._led[dag_id, each.partition, each.causes[-1].label] = begun
+            waiting = settle(waiting, each)
+        return waiting
 
-    def settle_requested(self, dag_id: str, dag: DagDeclaration, state: DagState) -> DagState:
-        """Return the state without what is due, if that was requested. The tick that did so may
-        have failed before its cursor was stored. With `when: all`, the next event would otherwise
-        lead to another run for the same causes."""
-        for causes in find_due(dag, state):
-            if has_requested(self._instance, self._build_run_key(dag_id, causes)):
-                state = settle(state, causes)
-        return state
+    def settle_requested(self, dag_id: str, dag: DagDeclaration, waiting: Waiting) -> Waiting:
+        """Return what waits without what was requested. The tick that did so may have failed before
+        its cursor was stored. With `when: all`, the next event would otherwise lead to another run
+        for the same causes."""
+        for due in find_due(dag, waiting):
+            if has_requested(self._instance, self._build_run_key(dag_id, due)):
+                waiting = settle(waiting, due)
+        return waiting
+
+    # What partitions lack
+
+    def _select_ready(
+        self,
+        dag_id: str,
+        dag: DagDeclaration,
+        mappings: Sequence[PartitionMapping],
+        due: Sequence[Due],
+    ) -> list[Due]:
+        """Select the runs that lack no partition, and note what the others lack."""
+        ready: list[Due] = []
+        for each in due:
+            if (lacks := self._find_lacking(dag_id, dag, mappings, each)) is None:
+                ready.append(each)
+            else:
+                self._note(dag_id, f"{each.partition} {lacks}")
+        return ready
+
+    def _find_lacking(
+        self,
+        dag_id: str,
+        dag: DagDeclaration,
+        mappings: Sequence[PartitionMapping],
+        due: Due,
+    ) -> str | None:
+        """Find what a partition lacks, as the end of a sentence; None if it lacks nothing."""
+        if due.partition is None:
+            return None
+        if not mappings[0].downstream.has_partition_key(due.partition):
+            return "has not begun"
+        if dag.trigger.runs == "each":
+            return None
+        place = dag_id, due.partition
+        causes, lacks = self._lacking.get(place, ((), None))
+        if causes != due.causes or lacks is None:
+            lacks = self._fetch_lacking(dag, mappings, due.partition)
+            if lacks is None:
+                self._lacking.pop(place, None)
+            else:
+                self._lacking[place] = due.causes, lacks
+        return lacks
+
+    def _fetch_lacking(
+        self, dag: DagDeclaration, mappings: Sequence[PartitionMapping], partition: str
+    ) -> str | None:
+        for edge, mapping in zip(dag.depends_on, mappings, strict=True):
+            if edge.state != "success":
+                continue
+            needed, count = mapping.find_needed(partition)
+            if mapping.upstream is None:
+                if not fetch_last_materializations(self._instance, [edge.key]):
+                    return f"waits for the first success of {edge.name}"
+            elif needed:
+                found = fetch_materialized_partitions(self._instance, edge.key, needed)
+                if len(found) < count:
+                    return f"has {len(found)} of {count} partitions of {edge.name}"
+        return None
 
     def build_result(self, cursor: str) -> dg.SensorResult:
         """Build what the sensor returns."""
@@ -124,15 +224,16 @@ class Starter:
             cursor=cursor,
         )
 
-    def _request(self, dag_id: str, causes: Sequence[Cause], request: Request) -> None:
-        airflow, last = self._client.instance, causes[-1]
+    def _request(self, dag_id: str, due: Due, request: Request) -> None:
+        airflow, last = self._client.instance, due.causes[-1]
         key = build_asset_key(airflow, dag_id)
         self._requests.append(
             dg.RunRequest(
-                run_key=self._build_run_key(dag_id, causes),
+                run_key=self._build_run_key(dag_id, due),
                 asset_selection=[key],
                 # Of the others the step evaluates none, and Dagster would show them as pending.
                 asset_check_keys=[build_check_key(key)],
+                partition_key=due.partition,
                 tags={
                     **build_monitor_tags(airflow),
                     **request.build_tags(airflow, dag_id),
@@ -141,10 +242,11 @@ class Starter:
             )
         )
 
-    def _build_run_key(self, dag_id: str, causes: Sequence[Cause]) -> str:
+    def _build_run_key(self, dag_id: str, due: Due) -> str:
         """Build the key by which Dagster creates one run for these causes, if a tick is repeated
         after a crash."""
-        return f"{self._client.instance}/{dag_id} {causes[-1].position}"
+        partition = "" if due.partition is None else f" {due.partition}"
+        return f"{self._client.instance}/{dag_id} {due.causes[-1].position}{partition}"
 
     # What runs
 
@@ -171,29 +273,31 @@ class Starter:
             return str(error)
         return describe_problem(dag)
 
-    def _find_active(self, dag_id: str, dag: DagDeclaration) -> set[str] | str:
-        """Find the ids of a DAG's runs that Dagster has requested and that go on, or why they are
-        not known.
+    def _find_active(self, dag_id: str, dag: DagDeclaration) -> dict[str, str | None] | str:
+        """Find a DAG's runs that Dagster has requested and that go on, as run id and partition, or
+        why they are not known.
 
         Airflow is asked, too: a DAG run goes on without a Dagster run if it is not waited for, or
         if a worker died. One that is older than its time-out does not count.
         """
         key = build_asset_key(self._client.instance, dag_id)
         active = {
-            self._find_run_id(dag_id, run)
+            self._find_run_id(dag_id, run): get_partition(run)
             for run in self._active_requests
             if key in (run.asset_selection or ())
         }
-        if active and dag.trigger.runs == "latest":
+        if active and dag.trigger.runs == "latest" and dag.partitions is None:
             return active
         if isinstance(self._active_runs, str):
             return self._active_runs
         now = self._timing.utc_now()
+        partitioning = dag.partitions and Partitioning(dag.partitions)
         for run in self._active_runs:
             since = run.queued_at or run.start_date or now
             is_overdue = (now - since).total_seconds() > dag.trigger.timeout
             if run.dag_id == dag_id and not is_overdue:
-                active.add(run.run_id)
+                partition = partitioning.find_partition(run) if partitioning else None
+                active.setdefault(run.run_id, partition)
         return active
 
     def _goes_on(self, dag_id: str, run_id: str, active: Collection[str]) -> bool:
@@ -203,13 +307,16 @@ class Starter:
 
     # What an upstream run has led to
 
-    def _find_led(self, dag_id: str, dag: DagDeclaration, cause: Cause) -> str | None:
+    def _find_led(self, dag_id: str, dag: DagDeclaration, due: Due) -> str | None:
         """Find the DAG run that an earlier end of the upstream run led to, if that matters."""
+        cause = due.causes[-1]
         if dag.trigger.reruns == "follow" or not cause.run_id:
             return None
-        if (begun := self._led.get((dag_id, cause.label))) is not None:
+        if (begun := self._led.get((dag_id, due.partition, cause.label))) is not None:
             return begun
-        run = find_run_after(self._instance, self._client.instance, dag_id, cause.label)
+        run = find_run_after(
+            self._instance, self._client.instance, dag_id, cause.label, due.partition
+        )
         return run and self._find_run_id(dag_id, run)
 
     def _find_logical_date(self, dag: DagDeclaration, cause: Cause) -> datetime | None:
@@ -222,36 +329,35 @@ class Starter:
     def _find_run_id(self, dag_id: str, run: dg.DagsterRun) -> str:
         """Return the id of the DAG run that a Dagster run starts or clears."""
         request = read_request(run, self._client.instance, dag_id)
-        return (request and request.clears) or build_run_id(run.root_run_id or run.run_id)
+        cleared = request and request.clears
+        return cleared or build_run_id(run.root_run_id or run.run_id, get_partition(run))
 
     # What a function of the user decides
 
     def _decide(
-        self, dag_id: str, dag: DagDeclaration, state: DagState, causes: Sequence[Cause]
-    ) -> tuple[Run | Skip | None, DagState]:
+        self, dag_id: str, dag: DagDeclaration, waiting: Waiting, due: Due
+    ) -> tuple[Run | Skip | None, Waiting]:
         """Ask `only_if` about the newest event. No answer: it is asked again at the next tick."""
         if dag.trigger.only_if is None:
-            return Run(), state
+            return Run(), waiting
         if self._timing.monotonic() > self._decide_until:
-            return None, state
-        airflow, cause = self._client.instance, causes[-1]
+            return None, waiting
+        airflow, cause = self._client.instance, due.causes[-1]
         event = fetch_event(self._instance, cause.edge.key, cause.position)
         if event is None:
-            return Skip("the event was deleted"), state
+            return Skip("the event was deleted"), waiting
         try:
             record = build_record(event, cause.edge.name, f"{airflow}/{dag_id}")
             answer = ask(dag.trigger.only_if, record)
             check_conf(dag.trigger.only_if, record.upstream, record.downstream, answer)
         except DecisionError as error:
-            failures = state.failures + 1
-            is_final = failures >= _MAX_FAILURES
+            waiting = count_failure(waiting, due.partition)
+            is_final = waiting[due.partition].failures >= _MAX_FAILURES
             self._report(dag_id, cause, str(error), is_error=True, is_final=is_final)
-            if is_final:
-                return Skip(str(error)), state
-            return None, replace(state, failures=failures)
+            return Skip(str(error)) if is_final else None, waiting
         said = answer.reason if isinstance(answer, Skip) else "run"
         self._report(dag_id, cause, f"`only_if` says: {said}", is_error=False, is_final=True)
-        return answer, state
+        return answer, waiting
 
     def _report(
         self, dag_id: str, cause: Cause, answer: str, *, is_error: bool, is_final: bool
@@ -263,7 +369,7 @@ class Starter:
 
     # What waits
 
-    def _note_latched(self, dag_id: str, dag: DagDeclaration, state: DagState) -> None:
+    def _note_latched(self, dag_id: str, dag: DagDeclaration, state: State) -> None:
         """Note which dependencies a DAG still waits for, if others have counted since its last
         run."""
         if latched := find_latched(dag, state):
@@ -273,9 +379,11 @@ class Starter:
             ]
             self._note(dag_id, f"waits for {join_names(missing)}")
 
-    def _wait(self, dag_id: str, due: Sequence[Sequence[Cause]], why: str) -> None:
-        first = due[0][-1]
-        self._note(dag_id, f"{len(due)} wait, the first is {first.label}: {why}")
+    def _wait(self, dag_id: str, due: Sequence[Due], why: str) -> None:
+        first = due[0]
+        partition = "" if first.partition is None else f"{first.partition} after "
+        label = first.causes[-1].label
+        self._note(dag_id, f"{len(due)} wait, the first is {partition}{label}: {why}")
 
     def _note(self, dag_id: str, text: str) -> None:
         self._waiting.append(f"{self._client.instance}/{dag_id}: {text}")
