@@ -19,7 +19,6 @@ from federation_defs.declaration.connection import (
 from federation_defs.declaration.dag import (
     UPSTREAM_CONF_KEY,
     DagDeclaration,
-    PartitionsDeclaration,
     SuccessDeclaration,
     TriggerDeclaration,
 )
@@ -31,3 +30,4 @@ from federation_defs.declaration.instance import (
     SelectDeclaration,
     parse_declaration,
 )
+from federation_defs.declaration.partitions import PartitionsDeclaration

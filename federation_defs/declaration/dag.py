@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
-import dagster as dg
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from federation_defs.declaration.dependency import (
@@ -17,15 +14,8 @@ from federation_defs.declaration.dependency import (
     DependencyDeclaration,
     refuse_same,
 )
-from federation_defs.declaration.fields import (
-    Count,
-    Declaration,
-    Duration,
-    Switch,
-    Templated,
-    check_timezone,
-    is_template,
-)
+from federation_defs.declaration.fields import Count, Declaration, Duration, Switch
+from federation_defs.declaration.partitions import PartitionsDeclaration
 
 # Keys of `trigger` that say nothing without an upstream.
 _FOR_UPSTREAMS = {"when", "runs", "at_once", "reruns", "only_if", "pass_upstream"}
@@ -33,25 +23,6 @@ UPSTREAM_CONF_KEY = "federation"  # of a conf with `pass_upstream`
 
 # As in the entry points of Python packages.
 _FUNCTION = r"^\w+(\.\w+)*:\w+$"
-# At most one tick per day, so that the date is enough for a key.
-_DAILY = re.compile(r"\s*(\d+\s+\d+\s.*|@(daily|weekly|monthly|yearly|annually|midnight)\s*)")
-
-
-def _check_cron(cron: str) -> str:
-    try:
-        dg.TimeWindowPartitionsDefinition(cron_schedule=cron, start="2026", fmt="%Y")
-    except dg.DagsterInvalidDefinitionError:
-        raise ValueError("write a cron expression of five fields (0 6 * * *), or @daily") from None
-    return cron
-
-
-def _check_format(key_format: str) -> str:
-    try:
-        text = datetime.datetime(2026, 1, 31, 13, 5).strftime(key_format)
-        datetime.datetime.strptime(text, key_format)
-    except ValueError:
-        raise ValueError("write a format of strptime, such as %Y-%m-%d") from None
-    return key_format
 
 
 def _check_conf(conf: dict[str, Any]) -> dict[str, Any]:
@@ -154,77 +125,6 @@ class TriggerDeclaration(Declaration):
 @cache  # pydantic would copy a default for each DAG
 def _get_default_trigger() -> TriggerDeclaration:
     return TriggerDeclaration()
-
-
-class PartitionsDeclaration(Declaration):
-    """A DAG's runs as partitions, one for each tick of a schedule."""
-
-    cron: Templated[Annotated[str, AfterValidator(_check_cron)]] = Field(
-        description="When each partition begins.", examples=["0 0 * * *", "@hourly"]
-    )
-    start: datetime.date = Field(description="The first partition's day.", examples=["2026-01-01"])
-    timezone: Templated[Annotated[str, AfterValidator(check_timezone)]] = Field(
-        default="UTC", description="Of `cron` and `start`.", examples=["Europe/Berlin"]
-    )
-    date: Literal["data_interval_start", "data_interval_end", "logical_date"] = Field(
-        default="data_interval_start",
-        description="The date of a run that decides its partition. The daily run of 2 January has "
-        "1 January as data_interval_start in Airflow 2. In Airflow 3 all three dates are 2 January "
-        "unless the DAG says otherwise; if it processes the day before, use data_interval_end.",
-    )
-    key_format: Templated[Annotated[str, AfterValidator(_check_format)]] | None = Field(
-        default=None,
-        description="The strftime format of the partition keys; 2026-01-31 or 2026-01-31-13:00 "
-        "unless set. For a DAG with partition keys (Airflow 3.2), the format of those.",
-        examples=["%Y-%m-%dT%H:%M:%S"],
-    )
-
-    @model_validator(mode="after")
-    def _check_windows(self) -> PartitionsDeclaration:
-        if any(map(is_template, (self.key_format, self.cron, self.timezone))):
-            return self
-        try:
-            has_own_keys = _has_own_keys(self.build_definition())
-        except Exception:  # noqa: BLE001 - Dagster raises errors of several libraries
-            raise ValueError(
-                f"cron, start: '{self.cron}' gives no partitions from {self.start} on; write days "
-                "that exist, and a start in our time"
-            ) from None
-        if not has_own_keys and self.key_format:
-            raise ValueError("key_format: two partitions have the same key; write more of the date")
-        if not has_own_keys:  # 29 February (dagster 1.13)
-            raise ValueError(
-                f"cron: Dagster mistakes a partition of '{self.cron}' for another; write a cron "
-                "expression with days of every year"
-            )
-        return self
-
-    def build_definition(self) -> dg.TimeWindowPartitionsDefinition:
-        """Return Dagster's definition: a partition from each tick of `cron` to the next."""
-        is_daily = _DAILY.fullmatch(self.cron) is not None
-        return dg.TimeWindowPartitionsDefinition(
-            cron_schedule=self.cron,
-            start=datetime.datetime.combine(self.start, datetime.time.min),
-            timezone=self.timezone,
-            fmt=self.key_format or ("%Y-%m-%d" if is_daily else "%Y-%m-%d-%H:%M"),
-        )
-
-
-@cache  # takes up to 0.4 s, and a load validates each DAG twice
-def _has_own_keys(definition: dg.TimeWindowPartitionsDefinition) -> bool:
-    """Whether the key of each window is parsed as that window: for two windows in a row, at other
-    hours and in other months."""
-    hours = [0, 12, *(31 * 24 * number for number in range(1, 7))]
-    for moment in [definition.start + datetime.timedelta(hours=number) for number in hours]:
-        end = moment
-        for _ in range(2):
-            window = definition.get_next_partition_window(end, respect_bounds=False)
-            assert window is not None  # noqa: S101 - without bounds, there is always one
-            key = definition.get_partition_key_for_timestamp(window.start.timestamp())
-            if definition.time_window_for_partition_key(key) != window:
-                return False
-            end = window.end
-    return True
 
 
 class SuccessDeclaration(Declaration):

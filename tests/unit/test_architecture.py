@@ -50,7 +50,7 @@ LAYERS = [
     ["declaration.instance"],
     ["declaration.wording"],
     ["declaration.dag"],
-    ["declaration.connection", "declaration.dependency"],
+    ["declaration.connection", "declaration.dependency", "declaration.partitions"],
     ["declaration.fields"],
     ["naming", "errors", "redaction", "safety", "threads", "timing", "dependencies.record"],
 ]
