@@ -22,8 +22,6 @@ Upstream: TypeAlias = Literal["observed", "executed", "detached", "asset"]
 
 _NEWLY_UPDATED = dg.AutomationCondition.newly_updated()
 _NEWLY_REQUESTED = dg.AutomationCondition.newly_requested()
-_NEWLY_MISSING = dg.AutomationCondition.newly_missing()
-_FIRST_TICK = dg.AutomationCondition.initial_evaluation()
 _IN_PROGRESS = (
     dg.AutomationCondition.run_in_progress() | dg.AutomationCondition.backfill_in_progress()
 )
@@ -34,7 +32,6 @@ def build_condition(
     *,
     when: Literal["any", "all"] = "any",
     detached: dg.AssetKey | None = None,
-    is_partitioned: bool = False,
 ) -> dg.AutomationCondition:
     """Return a condition that requests a run when upstreams were updated, and loses no update.
 
@@ -46,8 +43,9 @@ def build_condition(
       came after it. Here the update wins.
 
     With `when="all"` each upstream has to be updated after the last request, by the same rules.
-    None may be under way. None may be a DAG whose last run failed, unless partitions are what
-    counts: the one of its latest run may be another.
+    None may be under way. None may be a DAG whose last run failed.
+
+    None of it knows partitions: where there are some, the event sensor decides.
 
     All conditions are built-in: they are evaluated in the daemon, without user code and without its
     limit of 500 entities. Each tick evaluates each node for each asset, whatever happened, so the
@@ -58,20 +56,19 @@ def build_condition(
         detached: The DAG's own asset, if the Dagster run does not wait for the DAG run. That is
             taken to go on from the request until its end is reported, or until a Dagster run failed
             to start it.
-        is_partitioned: Whether the DAG has partitions. Only the latest one is requested.
     """
     if when == "all":
-        return _build_all_condition(upstreams, detached, is_partitioned)
+        return _build_all_condition(upstreams, detached)
     kinds = set(upstreams.values())
     kind = "detached" if "detached" in kinds else "executed"
     if kinds == {"observed"}:
         kind = "observed"
-    return _build_any_condition(kind, detached, is_partitioned)
+    return _build_any_condition(kind, detached)
 
 
 @cache  # a fleet has thousands of downstream DAGs, and Dagster's conditions are immutable
 def _build_any_condition(
-    kind: Upstream, detached: dg.AssetKey | None, is_partitioned: bool
+    kind: Upstream, detached: dg.AssetKey | None
 ) -> dg.AutomationCondition:
     condition = dg.AutomationCondition
     updated = condition.any_deps_match(_NEWLY_UPDATED).with_label("any_deps_updated")
@@ -82,23 +79,17 @@ def _build_any_condition(
         missing = condition.missing() & ~condition.will_be_requested()
         blocked = condition.any_deps_match(missing | _IN_PROGRESS)
         blocked = blocked.with_label("any_deps_missing_or_in_progress")
-    triggers, handled = updated, _NEWLY_REQUESTED & ~updated
-    if is_partitioned:  # a new partition is run when its upstreams have it
-        triggers, handled = triggers | _NEWLY_MISSING, handled | _FIRST_TICK
-    is_pending = triggers.since(handled).with_label("updated_since_request")
-    return _build_due(is_pending, blocked, detached, is_partitioned)
+    is_pending = updated.since(_NEWLY_REQUESTED & ~updated).with_label("updated_since_request")
+    return _build_due(is_pending, blocked, detached)
 
 
 def _build_all_condition(
-    upstreams: Mapping[dg.AssetKey, Upstream], detached: dg.AssetKey | None, is_partitioned: bool
+    upstreams: Mapping[dg.AssetKey, Upstream], detached: dg.AssetKey | None
 ) -> dg.AutomationCondition:
     condition = dg.AutomationCondition
     is_pending = reduce(and_, (_build_latch(key, kind) for key, kind in upstreams.items()))
     kinds, blocks = set(upstreams.values()), dict[str, dg.AutomationCondition]()
-    if is_partitioned:  # a new partition is run when its upstreams have it
-        is_pending |= _NEWLY_MISSING.since(_NEWLY_REQUESTED | _FIRST_TICK)
-        blocks["missing"] = condition.missing()
-    elif dags := [build_check_key(key) for key, kind in upstreams.items() if kind != "asset"]:
+    if dags := [build_check_key(key) for key, kind in upstreams.items() if kind != "asset"]:
         failed = condition.check_failed()
         if kinds != {"observed"}:  # after a run that failed, Dagster could not start another one
             failed |= condition.execution_failed()
@@ -112,7 +103,7 @@ def _build_all_condition(
     for key, kind in upstreams.items():
         if kind == "asset":
             is_blocked |= condition.asset_matches(key, condition.execution_failed())
-    return _build_due(is_pending, is_blocked, detached, is_partitioned)
+    return _build_due(is_pending, is_blocked, detached)
 
 
 def _build_latch(key: dg.AssetKey, kind: Upstream) -> dg.AutomationCondition:
@@ -132,14 +123,11 @@ def _build_due(
     is_pending: dg.AutomationCondition,
     blocked: dg.AutomationCondition,
     detached: dg.AssetKey | None,
-    is_partitioned: bool,
 ) -> dg.AutomationCondition:
     """Return whether a DAG with pending updates is due."""
     condition = dg.AutomationCondition
     # First of all: what follows is evaluated for what is pending, and is cheap for nothing.
     is_due = is_pending & ~(blocked | _IN_PROGRESS)
-    if is_partitioned:
-        is_due &= condition.in_latest_time_window()
     if detached is None:
         return is_due
     # Every end of a DAG run evaluates the asset's check. A run that never started, or was deleted,
@@ -151,7 +139,7 @@ def _build_due(
     return is_due & ~goes_on.with_label("dag_run_goes_on")
 
 
-def compute_interval(downstreams: Iterable[int]) -> int:
+def compute_interval(conditions: Iterable[int]) -> int:
     """Return the seconds between two ticks of each automation sensor of a code location.
 
     The daemon evaluates one sensor after the other, in the process that also starts observation's
@@ -159,9 +147,9 @@ def compute_interval(downstreams: Iterable[int]) -> int:
     ticks a minute.
 
     Args:
-        downstreams: Of each instance, the number of DAGs that depend on others.
+        conditions: Of each instance, the number of DAGs that conditions decide on.
     """
-    counts = [count for count in downstreams if count]
+    counts = [count for count in conditions if count]
     round_s = len(counts) * _SENSOR_S + sum(counts) * _ASSET_S
     return max(1, round(min(1.5 * round_s, _MAX_INTERVAL_S)))
 

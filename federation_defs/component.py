@@ -25,6 +25,7 @@ from federation_defs.dependencies.sensor import build_drop_job, build_event_sens
 from federation_defs.errors import AirflowError, DeclarationError
 from federation_defs.execution import build_execution
 from federation_defs.observation import FindProblem, build_observation_sensor
+from federation_defs.partition_mapping import build_mappings, select_decided_by_events
 from federation_defs.partitions import Partitioning
 from federation_defs.specs import build_specs
 from federation_defs.state import Snapshot, fetch_snapshot, read_snapshot, write_snapshot
@@ -192,7 +193,7 @@ class FederatedAirflow(dg.StateBackedComponent):
             OSError: The state can't be written, and FEDERATION_STRICT is set.
         """
         if self.needed is not None:
-            specs = build_specs(self.declaration, None, self.needed)
+            specs = build_specs(self.declaration, None, self.needed, self._instances)
             needed = {dag_id: spec for dag_id, spec in specs.items() if dag_id in self.needed}
             return build_instance_defs(self.client, self.declaration, needed, is_for_run=True)
         self._join_federation(context)
@@ -247,14 +248,14 @@ class FederatedAirflow(dg.StateBackedComponent):
             raise DeclarationError(problems)
         for problem in problems:
             _log.warning("%s", problem)
-        others = {
-            component.declaration.name: component.declaration for component in self.federation
-        }
-        specs = build_specs(self.declaration, snapshot, self.named.keys(), others)
-        counts = [len(declaration.downstreams) for declaration in others.values()]
+        specs = build_specs(self.declaration, snapshot, self.named.keys(), self._instances)
         return build_instance_defs(
-            self.client, self.declaration, specs, absent, counts, self.find_problem
+            self.client, self.declaration, specs, absent, self._instances, self.find_problem
         )
+
+    @property
+    def _instances(self) -> dict[str, InstanceDeclaration]:
+        return {component.declaration.name: component.declaration for component in self.federation}
 
     def find_problem(self, airflow: str, dag_id: str) -> str | None:
         """Return why a DAG of any instance can't run, by the last refresh."""
@@ -284,7 +285,7 @@ def build_instance_defs(
     declaration: InstanceDeclaration,
     specs: Mapping[str, dg.AssetSpec],
     absent: Mapping[str, str] = MappingProxyType({}),
-    downstream_counts: Sequence[int] = (0,),
+    instances: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
     find_problem: FindProblem = lambda *_: None,
     *,
     is_for_run: bool = False,
@@ -294,10 +295,11 @@ def build_instance_defs(
     Args:
         specs: Of its DAGs, by id. Without all of those that Dagster runs, none is run.
         absent: Why DAGs can't run in the instance, by id.
-        downstream_counts: Of each instance of the code location, how many DAGs depend on others.
+        instances: The declarations of all instances of the code location, by name.
         find_problem: As `build_observation_sensor` takes it.
         is_for_run: Leave out sensors, and checks of DAGs that Dagster does not run.
     """
+    instances = {**instances, declaration.name: declaration}
     declared = declaration.downstreams
     are_run = declared.keys() <= specs.keys()
     downstreams = {dag_id: specs[dag_id] for dag_id in declared} if are_run else {}
@@ -325,16 +327,18 @@ def build_instance_defs(
             dags=declaration.dags,
             find_problem=find_problem,
             absent=absent,
-            instances=len(downstream_counts),
+            instances=instances,
         )
     ]
-    by_events = {dag_id: dag for dag_id, dag in declared.items() if dag.is_decided_by_events}
+    by_events = select_decided_by_events(declared, instances)
     by_condition = [spec.key for dag_id, spec in downstreams.items() if dag_id not in by_events]
-    interval_s, jobs = compute_interval(downstream_counts), list[dg.JobDefinition]()
+    interval_s = compute_interval(each.conditions for each in instances.values())
+    jobs = list[dg.JobDefinition]()
     if by_condition:
         sensors.append(build_automation_sensor(declaration.name, by_condition, interval_s))
     if downstreams and by_events:
-        sensors.append(build_event_sensor(client, by_events, interval_s))
+        mappings = {dag_id: build_mappings(dag, instances) for dag_id, dag in by_events.items()}
+        sensors.append(build_event_sensor(client, by_events, mappings, interval_s))
         jobs.append(build_drop_job(declaration.name, by_events.keys()))
     checks = [build_checks(client, observed)] if observed else []
     return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors, jobs=jobs)

@@ -109,6 +109,8 @@ def _load(path: Path, runs: Sequence[dg.DagsterRun] = ()) -> _Loaded:
         needed = _find_needed_dags(runs, declarations)
         for component in components:
             component.needed = None if needed is None else needed[component.declaration.name]
+            if needed is not None:
+                component.federation = components
         try:
             defs = tree.build_defs(tree.defs_module_path)
             loaded = _Loaded(tree, declarations, needed, defs)

@@ -7,20 +7,18 @@ overlap its own, and an update of an upstream's partition is about those that ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache, lru_cache
-from typing import Literal
 
 import dagster as dg
+
+from federation_defs.declaration import DagDeclaration, Granularity, InstanceDeclaration, Window
 
 # What Dagster raises for a key that is none, and near the year 9999 (1.13).
 _NO_PARTITION = (ArithmeticError, ValueError, dg.DagsterInvariantViolationError)
 _INSTANT = timedelta(microseconds=1)
-
-Window = Literal["same", "previous", "last", "current"]
-Granularity = Literal["all", "last", "any"] | int
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,19 @@ class PartitionMapping:
     window: Window
     granularity: Granularity
 
+    def build_dagster_mapping(self) -> dg.PartitionMapping | None:
+        """Return what tells Dagster about it, or None for its default.
+
+        Dagster's mapping of time windows refuses two time zones (1.13): there, any partition is
+        told to depend on all.
+        """
+        if self.upstream is None:
+            return None
+        if self.upstream.timezone != self.downstream.timezone:
+            return dg.AllPartitionMapping()
+        offset = -1 if self.window == "previous" else 0
+        return dg.TimeWindowPartitionMapping(offset, offset, allow_nonexistent_upstream_partitions=True)
+
     def find_updated(self, partition: str | None, moment: datetime) -> list[str]:
         """Return the partitions that an update of the upstream is about, the earliest first.
 
@@ -49,20 +60,28 @@ class PartitionMapping:
             partition: The upstream's partition that was updated; None if the update has none.
             moment: When the upstream was updated.
         """
+        try:
+            return self._find_updated(partition, moment)
+        except _NO_PARTITION:
+            return []
+
+    def _find_updated(self, partition: str | None, moment: datetime) -> list[str]:
+        downstream = self.downstream
         if self.upstream is None and partition is not None:
-            return [partition] if find_window(self.downstream, partition) else []
+            return [partition] if find_window(downstream, partition) else []
         if self.upstream is None:
-            window = _get_window(self.downstream, moment)
+            window = _get_window(downstream, moment)
             if self.window == "last":
-                window = _get_window(self.downstream, window.start - _INSTANT)
-            return _name(self.downstream, [window])
+                window = _get_window(downstream, window.start - _INSTANT)
+            return _find_keys(downstream, window.start, window.start + _INSTANT)
         updated = find_window(self.upstream, partition) if partition is not None else None
         if updated is None:
             return []
-        windows = _iterate(self.downstream, updated)
+        begin, end = _get_window(downstream, updated.start).start, updated.end
         if self.window == "previous":
-            windows = (_get_window(self.downstream, window.end) for window in windows)
-        keys = _name(self.downstream, windows)
+            begin = _get_window(downstream, begin).end
+            end = _get_window(downstream, end - _INSTANT).end + _INSTANT
+        keys = _find_keys(downstream, begin, end)
         if self.granularity == "last":
             keys = [key for key in keys if self.find_needed(key)[0] == [partition]]
         return keys
@@ -75,7 +94,8 @@ class PartitionMapping:
         window = self.downstream.time_window_for_partition_key(partition)
         if self.window == "previous":
             window = _get_window(self.downstream, window.start - _INSTANT)
-        keys = _name(self.upstream, _iterate(self.upstream, window))
+        begin = _get_window(self.upstream, window.start).start
+        keys = _find_keys(self.upstream, begin, window.end)
         match self.granularity:
             case "all":
                 return keys, len(keys)
@@ -85,6 +105,50 @@ class PartitionMapping:
                 return keys, min(1, len(keys))
             case count:
                 return keys, min(count, len(keys))
+
+
+def build_mappings(
+    dag: DagDeclaration, instances: Mapping[str, InstanceDeclaration]
+) -> list[PartitionMapping]:
+    """Return how the partitions of a DAG depend on each of its dependencies, in their order. Empty
+    if it has none.
+
+    Args:
+        instances: The declarations of all instances that it depends on, by name.
+    """
+    if dag.partitions is None:
+        return []
+    downstream = dag.partitions.build_definition()
+    mappings: list[PartitionMapping] = []
+    for edge in dag.depends_on:
+        instance, dag_id = edge.upstream or ("", "")
+        known = instances.get(instance)
+        partitions = known.find_dag(dag_id).partitions if known else None
+        window = edge.window or ("last" if partitions is None else "same")
+        upstream = partitions and partitions.build_definition()
+        mappings.append(PartitionMapping(downstream, upstream, window, dag.granularity))
+    return mappings
+
+
+def select_decided_by_events(
+    dags: Mapping[str, DagDeclaration], instances: Mapping[str, InstanceDeclaration]
+) -> dict[str, DagDeclaration]:
+    """Select the DAGs on which the event sensor decides: also those without partitions that depend
+    on one with partitions, because conditions wait until an upstream has all of its partitions.
+
+    Args:
+        instances: The declarations of all instances that they depend on, by name.
+    """
+
+    def has_partitions(instance: str, dag_id: str) -> bool:
+        known = instances.get(instance)
+        return known is not None and known.find_dag(dag_id).partitions is not None
+
+    return {
+        dag_id: dag
+        for dag_id, dag in dags.items()
+        if dag.is_decided_by_events or any(has_partitions(*each) for each in dag.upstreams)
+    }
 
 
 @lru_cache(10_000)  # a backfill asks for the same partitions again and again
@@ -98,19 +162,21 @@ def find_window(definition: dg.TimeWindowPartitionsDefinition, key: str) -> dg.T
     return window if is_own and window.start >= _get_first(definition) else None
 
 
+@cache
+def measure_ratio(
+    downstream: dg.TimeWindowPartitionsDefinition, upstream: dg.TimeWindowPartitionsDefinition
+) -> float:
+    """Measure how many times longer the partitions of a downstream DAG are: by the first ones."""
+    lengths: list[timedelta] = []
+    for definition in (downstream, upstream):
+        window = _get_window(definition, _get_first(definition))
+        lengths.append(window.end - window.start)
+    return lengths[0] / lengths[1]
+
+
 def _get_window(definition: dg.TimeWindowPartitionsDefinition, moment: datetime) -> dg.TimeWindow:
     key = definition.get_partition_key_for_timestamp(moment.timestamp())
     return definition.time_window_for_partition_key(key)
-
-
-def _iterate(
-    definition: dg.TimeWindowPartitionsDefinition, period: dg.TimeWindow
-) -> Iterator[dg.TimeWindow]:
-    """Iterate over the windows that overlap a period."""
-    window = _get_window(definition, period.start)
-    while window.start < period.end:
-        yield window
-        window = _get_window(definition, window.end)
 
 
 @cache
@@ -120,13 +186,10 @@ def _get_first(definition: dg.TimeWindowPartitionsDefinition) -> datetime:
     return first.start
 
 
-def _name(
-    definition: dg.TimeWindowPartitionsDefinition, windows: Iterable[dg.TimeWindow]
+def _find_keys(
+    definition: dg.TimeWindowPartitionsDefinition, begin: datetime, end: datetime
 ) -> list[str]:
-    """Return the keys of windows, without those before the first partition."""
-    first = _get_first(definition)
-    return [
-        definition.get_partition_key_for_timestamp(window.start.timestamp())
-        for window in windows
-        if window.start >= first
-    ]
+    """Return the keys of the partitions that begin from one time on and before another."""
+    begin = max(begin, _get_first(definition))
+    window = dg.TimeWindow(begin, end)
+    return list(definition.get_partition_keys_in_time_window(window)) if begin < end else []

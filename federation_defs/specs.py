@@ -13,7 +13,7 @@ from federation_defs.automation import Upstream, build_condition
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.declaration.wording import describe_trigger
 from federation_defs.naming import build_asset_key, build_owner, build_tag_key
-from federation_defs.partitions import Partitioning
+from federation_defs.partition_mapping import build_mappings, select_decided_by_events
 from federation_defs.state import DagSnapshot, Snapshot
 
 
@@ -35,28 +35,38 @@ def build_specs(
     dags = snapshot.dags if snapshot else {}
     undescribed = snapshot.undescribed if snapshot else ()
     specs = {}
+    instances = {**others, declaration.name: declaration}
+    by_events = select_decided_by_events(declaration.dags, instances)
     for dag_id in sorted({*dags, *undescribed, *declaration.dags, *referenced}):
         declared = declaration.find_dag(dag_id)
         key = build_asset_key(declaration.name, dag_id)
         upstreams = _classify_upstreams(declared, declaration, others)
         condition = None
-        if upstreams and not declared.is_decided_by_events:
-            condition = build_condition(
-                upstreams,
-                when=declared.trigger.when,
-                detached=None if declared.trigger.wait else key,
-                is_partitioned=declared.partitions is not None,
-            )
+        if upstreams and dag_id not in by_events:
+            detached = None if declared.trigger.wait else key
+            condition = build_condition(upstreams, when=declared.trigger.when, detached=detached)
         specs[dag_id] = dg.AssetSpec(
             key=key,
             group_name=declaration.name,
-            deps=list(upstreams),
+            deps=_build_deps(declared, instances),
             automation_condition=condition,
             freshness_policy=declared.deadline and declared.deadline.build_policy(),  # for display
-            partitions_def=declared.partitions and Partitioning(declared.partitions).definition,
+            partitions_def=declared.partitions and declared.partitions.build_definition(),
             **_describe(declaration.name, dag_id, declared, dags.get(dag_id)),
         )
     return specs
+
+
+def _build_deps(
+    dag: DagDeclaration, instances: Mapping[str, InstanceDeclaration]
+) -> list[dg.AssetDep]:
+    """Return what a DAG depends on. Dagster draws the lineage by it, and selects partitions of
+    upstreams by it when a person materializes several assets at once."""
+    keys = dict.fromkeys(edge.key for edge in dag.depends_on)
+    mappings = zip(dag.depends_on, build_mappings(dag, instances), strict=False)
+    for edge, mapping in mappings:
+        keys[edge.key] = mapping.build_dagster_mapping()
+    return [dg.AssetDep(key, partition_mapping=mapping) for key, mapping in keys.items()]
 
 
 def _classify_upstreams(

@@ -10,12 +10,19 @@ from dataclasses import dataclass
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 
-from federation_defs.declaration import DependencyDeclaration, InstanceDeclaration, suggest
+from federation_defs.declaration import (
+    DagDeclaration,
+    DependencyDeclaration,
+    InstanceDeclaration,
+    suggest,
+)
 from federation_defs.dependencies.only_if import check_function
+from federation_defs.partition_mapping import measure_ratio
 from federation_defs.state import Snapshot
 
 _MANY = 10  # absent DAGs: to look for similar names takes 0.05 s each, in an instance with 500
 _LONGEST_CHAIN = 5  # DAGs
+_MOST_WINDOWS = 10_000  # as hours of a year
 _NEEDED_KEYS = {"late": "deadline", "slow": "max_duration"}  # of an upstream, by state
 
 
@@ -45,7 +52,10 @@ def find_problems(members: Sequence[Member]) -> list[str]:
             for member in members
             for dag_id, dag in member.declaration.dags.items()
             for dependency in dag.depends_on
-            for problem in _find_wrong_dependency(dependency, member, by_name)
+            for problem in (
+                *_find_wrong_dependency(dependency, member, by_name),
+                *_find_wrong_windows(dag, dependency, by_name),
+            )
         ),
         *_find_cycles(members),
         *_find_unusable_functions(members),
@@ -97,6 +107,45 @@ def _find_wrong_dependency(
         yield (
             f"{dependency.name} has no `{key}`, and so is never {dependency.state}; declare "
             f"dags.{dag_id}.{key} in {upstream.source}{suggest(dag_id, able)}"
+        )
+
+
+def _find_wrong_windows(
+    dag: DagDeclaration, dependency: DependencyDeclaration, by_name: Mapping[str, Member]
+) -> Iterator[str]:
+    """Find what can't line up in the time of a DAG's partitions and an upstream's."""
+    name, window = dependency.name, dependency.window
+    instance, dag_id = dependency.upstream or ("", "")
+    known = by_name.get(instance)
+    if dag.partitions is None or (known is None and dependency.upstream):
+        return
+    partitions = known.declaration.find_dag(dag_id).partitions if known else None
+    if window in ("same", "previous") and partitions is None:
+        yield (
+            f"{name} has no partitions, so that it has no `window: {window}`; declare "
+            f"dags.{dag_id}.partitions, or write last or current"
+        )
+    elif window in ("last", "current") and partitions is not None:
+        yield f"{name} has partitions; write `window: same` or previous, in place of {window}"
+    elif window == "current" and dag.partitions.date == "data_interval_end":
+        yield (
+            f"`window: current` of {name} would run partitions before the end of their windows, "
+            "and with `date: data_interval_end` that end is the date of the run; write another date"
+        )
+    if partitions is None:
+        return
+    ratio = measure_ratio(dag.partitions.build_definition(), partitions.build_definition())
+    if max(ratio, 1 / ratio) > _MOST_WINDOWS:
+        which = "of it" if ratio > 1 else "of this DAG"
+        yield (
+            f"a partition of {'this DAG' if ratio > 1 else name} has the time of "
+            f"{max(ratio, 1 / ratio):.0f} partitions {which}; put a DAG between them whose "
+            "partitions are days"
+        )
+    if dag.trigger.runs == "each" and ratio > 1.5:  # noqa: PLR2004 - days of 25 hours are no more
+        yield (
+            f"with `runs: each`, each of the {ratio:.0f} partitions of {name} that a partition of "
+            "this DAG needs would run it; remove `runs`"
         )
 
 

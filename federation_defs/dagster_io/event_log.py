@@ -269,13 +269,10 @@ def _build_event(key: dg.AssetKey, record: dg.EventLogRecord) -> AssetEvent:
 
 
 def fetch_runs_planned_after(
-    instance: dg.DagsterInstance,
-    key: dg.AssetKey,
-    partition: str | None,
-    upstream_keys: Iterable[dg.AssetKey],
+    instance: dg.DagsterInstance, key: dg.AssetKey, upstream_keys: Iterable[dg.AssetKey]
 ) -> list[str]:
-    """Fetch the ids of the Dagster runs that were created to materialize an asset, or a partition
-    of it, after the last materialization of each of its upstreams: latest first.
+    """Fetch the ids of the Dagster runs that were created to materialize an asset after the last
+    materialization of each of its upstreams: latest first.
 
     A run that materialized the upstream itself counts, too. Empty if no upstream has a
     materialization. "After" is by the order of the event log.
@@ -283,14 +280,35 @@ def fetch_runs_planned_after(
     entries = [each.asset_entry for each in instance.get_asset_records(list(upstream_keys))]
     updates = [entry.last_materialization_record for entry in entries]
     last = [update for update in updates if update is not None]
-    partitions = None if partition is None else [partition]
-    records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=partitions)
-    planned = instance.fetch_planned_materializations(records, limit=_PLANNED_PER_QUERY).records
+    planned = instance.fetch_planned_materializations(key, limit=_PLANNED_PER_QUERY).records
     return [
         record.run_id
         for record in planned
         if last and all(_is_before(update, record) for update in last)
     ]
+
+
+def is_planned_in(
+    instance: dg.DagsterInstance, dagster_run_id: str, key: dg.AssetKey, partition: str | None
+) -> bool:
+    """Whether a Dagster run was created to materialize an asset, or a partition of it."""
+    return _has_record_of(instance.fetch_planned_materializations, dagster_run_id, key, partition)
+
+
+def is_materialized_in(
+    instance: dg.DagsterInstance, dagster_run_id: str, key: dg.AssetKey, partition: str | None
+) -> bool:
+    """Whether a Dagster run has materialized an asset, or a partition of it."""
+    return _has_record_of(instance.fetch_materializations, dagster_run_id, key, partition)
+
+
+def _has_record_of(
+    fetch: Callable[..., Any], dagster_run_id: str, key: dg.AssetKey, partition: str | None
+) -> bool:
+    partitions = None if partition is None else [partition]
+    records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=partitions)
+    found = fetch(records, limit=_PLANNED_PER_QUERY).records
+    return any(record.run_id == dagster_run_id for record in found)
 
 
 def _is_before(update: dg.EventLogRecord, planned: dg.EventLogRecord) -> bool:

@@ -261,7 +261,6 @@ class CurrentRun:
     Attributes:
         is_first: It is no re-execution.
         is_automatic: It is a retry by Dagster.
-        is_requested_by_automation: No person and no backfill requested it.
     """
 
     def __init__(self, instance: dg.DagsterInstance, run: dg.DagsterRun, airflow: str) -> None:
@@ -272,9 +271,6 @@ class CurrentRun:
         self.run_id = run.run_id
         self.is_first = run.parent_run_id is None
         self.is_automatic = "dagster/retry_number" in run.tags
-        # A person may re-execute what automation requested.
-        is_by_person = not self.is_first and not self.is_automatic
-        self.is_requested_by_automation = is_automation(run) and not is_by_person
         self._plan_tag = build_plan_tag(airflow)
         # A re-execution from the UI need not have the tags of the attempt before it.
         self._parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None

@@ -19,10 +19,15 @@ from federation_defs.declaration.connection import (
 from federation_defs.declaration.dag import (
     UPSTREAM_CONF_KEY,
     DagDeclaration,
+    Granularity,
     SuccessDeclaration,
     TriggerDeclaration,
 )
-from federation_defs.declaration.dependency import DeadlineDeclaration, DependencyDeclaration
+from federation_defs.declaration.dependency import (
+    DeadlineDeclaration,
+    DependencyDeclaration,
+    Window,
+)
 from federation_defs.declaration.fields import suggest
 from federation_defs.declaration.instance import (
     InstanceDeclaration,

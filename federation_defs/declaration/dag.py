@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -16,6 +16,8 @@ from federation_defs.declaration.dependency import (
 )
 from federation_defs.declaration.fields import Count, Declaration, Duration, Switch
 from federation_defs.declaration.partitions import PartitionsDeclaration
+
+Granularity: TypeAlias = Literal["all", "last", "any"] | Count
 
 # Keys of `trigger` that say nothing without an upstream.
 _FOR_UPSTREAMS = {"when", "runs", "at_once", "reruns", "only_if", "pass_upstream"}
@@ -68,7 +70,8 @@ class TriggerDeclaration(Declaration):
         "each upstream run to a run of its own, in the order in which the upstream runs were seen.",
     )
     at_once: Count = Field(
-        default=1, description="With `runs: each`, the number of DAG runs at a time."
+        default=1,
+        description="With `runs: each`, or with partitions, the number of DAG runs at a time.",
     )
     reruns: Literal["follow", "ignore", "rerun"] = Field(
         default="follow",
@@ -163,6 +166,12 @@ class DagDeclaration(Declaration):
     partitions: PartitionsDeclaration | None = Field(
         default=None, description="The DAG's runs as partitions; none unless set."
     )
+    granularity: Granularity = Field(
+        default="all",
+        description="Which partitions of an upstream a partition needs, where those are shorter: "
+        "all of its time, the last one, any one, or a number of them.",
+        examples=["last", 20],
+    )
     success_when: SuccessDeclaration | None = Field(
         default=None,
         description="Which tasks decide whether a run is a success; the run's state unless set.",
@@ -186,7 +195,8 @@ class DagDeclaration(Declaration):
                 "trigger: `runs: each` is a run for each upstream run, and `when: all` one run for "
                 "all of them; remove one of the two keys"
             )
-        if trigger.runs != "each" and (keys := {"at_once", "reruns"} & trigger.model_fields_set):
+        needing = {"reruns"} if self.partitions else {"at_once", "reruns"}
+        if trigger.runs != "each" and (keys := needing & trigger.model_fields_set):
             raise ValueError(
                 f"trigger.{min(keys)}: it needs `runs: each`; add that, or remove the key"
             )
@@ -206,11 +216,6 @@ class DagDeclaration(Declaration):
                     "trigger.logical_date: with `when: all` there are several upstream runs; write "
                     "now, or `when: any`"
                 )
-        if self.partitions is not None and self.is_decided_by_events:
-            raise ValueError(
-                "partitions: of a DAG with partitions, the partitions of its upstreams decide; "
-                "remove `partitions`, or whatever goes beyond successes and `when: any`"
-            )
         if not self.depends_on and (keys := _FOR_UPSTREAMS & trigger.model_fields_set):
             raise ValueError(
                 f"trigger.{min(keys)}: it needs `depends_on`; add that, or remove the key"
@@ -220,7 +225,22 @@ class DagDeclaration(Declaration):
     @model_validator(mode="after")
     def _refuse_what_partitions_decide(self) -> DagDeclaration:
         if self.partitions is None:
+            if windows := [each.name for each in self.depends_on if each.window]:
+                raise ValueError(
+                    f"depends_on: the `window` of {windows[0]} is one of this DAG's partitions; "
+                    "declare `partitions`, or remove the key"
+                )
+            if "granularity" in self.model_fields_set:
+                raise ValueError(
+                    "granularity: it is about this DAG's partitions; declare `partitions`, or "
+                    "remove the key"
+                )
             return self
+        if states := {each.state for each in self.depends_on} & {"late", "slow"}:
+            raise ValueError(
+                f"depends_on: that a DAG is {min(states)} belongs to no partition; let a DAG "
+                "without `partitions` depend on it"
+            )
         if self.trigger.on_retry == "new_run":
             raise ValueError(
                 "trigger.on_retry: Airflow runs a date once, so that a partition can't have a "
@@ -245,11 +265,13 @@ class DagDeclaration(Declaration):
 
     @property
     def is_decided_by_events(self) -> bool:
-        """Whether the event sensor decides when the DAG runs, and not an automation condition,
-        which sees only that an upstream has succeeded since the last run."""
+        """Whether the event sensor decides when the DAG runs, whatever its upstreams are, and not
+        an automation condition, which sees only that an upstream has succeeded since the last
+        run."""
         trigger = self.trigger
         return (
             trigger.runs == "each"
+            or self.partitions is not None
             or trigger.only_if is not None
             or trigger.pass_upstream
             or trigger.logical_date == "upstream"

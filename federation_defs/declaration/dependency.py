@@ -32,6 +32,8 @@ from federation_defs.naming import build_asset_key
 
 State: TypeAlias = Literal["success", "failure", "finished", "late", "slow"]
 
+Window: TypeAlias = Literal["same", "previous", "last", "current"]
+
 _SHORTEST_WINDOW_S = 60  # of Dagster's freshness policies
 _DAG_PATTERN = r"^[^/\s]+/\S+$|\{\{"
 
@@ -72,6 +74,12 @@ class DependencyDeclaration(Declaration):
         description="What counts: that a run of the DAG succeeded, failed, or did either "
         "(finished); that no run has succeeded by the DAG's `deadline` (late); or that a run has "
         "gone on for longer than the DAG's `max_duration` (slow).",
+    )
+    window: Window | None = Field(
+        default=None,
+        description="Of a DAG with partitions: which window of an upstream with partitions a "
+        "partition needs (same, unless set; or previous), or which one an update of an upstream "
+        "without partitions is about (last, unless set: the last one that is over; or current).",
     )
     across_environments: Switch = Field(
         default=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -155,10 +156,15 @@ class InstanceDeclaration(Declaration):
         """The key of the instance's state; unique in the deployment."""
         return self.defs_state.key or f"FederatedAirflow[{self.name}]"
 
-    @property
+    @cached_property
     def downstreams(self) -> dict[str, DagDeclaration]:
         """The DAGs that depend on others, and so are run by Dagster."""
         return {dag_id: dag for dag_id, dag in self.dags.items() if dag.depends_on}
+
+    @cached_property
+    def conditions(self) -> int:
+        """How many of the DAGs automation conditions decide on, at most."""
+        return sum(not dag.is_decided_by_events for dag in self.downstreams.values())
 
     def find_dag(self, dag_id: str) -> DagDeclaration:
         """Return what is declared of a DAG, or the defaults."""

@@ -82,13 +82,17 @@ class PartitionsDeclaration(Declaration):
         return self
 
     def build_definition(self) -> dg.TimeWindowPartitionsDefinition:
-        """Return Dagster's definition: a partition from each tick of `cron` to the next."""
+        """Return Dagster's definition: a partition from each tick of `cron` to the next.
+
+        The window that goes on is a partition, too, unless runs are of windows that are over.
+        """
         is_daily = _DAILY.fullmatch(self.cron) is not None
         return dg.TimeWindowPartitionsDefinition(
             cron_schedule=self.cron,
             start=datetime.datetime.combine(self.start, datetime.time.min),
             timezone=self.timezone,
             fmt=self.key_format or ("%Y-%m-%d" if is_daily else "%Y-%m-%d-%H:%M"),
+            end_offset=0 if self.date == "data_interval_end" else 1,
         )
 
 

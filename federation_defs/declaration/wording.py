@@ -29,15 +29,26 @@ def describe_trigger(dag: DagDeclaration) -> str:
         return ""
     trigger = dag.trigger
     what = _list(dag.depends_on, "and" if trigger.when == "all" else "or")
+    runs, several = "Runs", f", {trigger.at_once if trigger.at_once > 1 else 'one'} at a time"
+    if dag.partitions is not None:
+        runs, what = "Runs a partition", f"{what} for it"
     if trigger.runs == "each":
-        several = f", {trigger.at_once} at a time" if trigger.at_once > 1 else ", one at a time"
-        said = f"Runs once for each time that {what}, in that order{several}"
+        said = f"{runs} once for each time that {what}, in that order{several}"
     elif trigger.when == "all" and len(dag.depends_on) > 1:
-        said = f"Runs when {what}, all since its last run"
+        said = f"{runs} when {what}, all since its last run"
     else:
-        said = f"Runs when {what}"
+        said = f"{runs} when {what}"
+    if dag.partitions is not None and trigger.runs == "latest":
+        said += several
     condition = f", if {trigger.only_if} says so" if trigger.only_if else ""
-    return f"{said}{condition}.{_RERUNS[trigger.reruns]}"
+    return f"{said}{condition}.{_describe_granularity(dag)}{_RERUNS[trigger.reruns]}"
+
+
+def _describe_granularity(dag: DagDeclaration) -> str:
+    if dag.granularity == "all":
+        return ""
+    needed = {"last": "the last one", "any": "any one"}.get(str(dag.granularity), dag.granularity)
+    return f" Of an upstream's partitions in its time it needs {needed}."
 
 
 def _list(dependencies: Sequence[DependencyDeclaration], link: str) -> str:

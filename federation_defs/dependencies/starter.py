@@ -18,6 +18,8 @@ from federation_defs.dagster_io.event_log import (
     fetch_event,
     fetch_last_materializations,
     fetch_materialized_partitions,
+    is_materialized_in,
+    is_planned_in,
 )
 from federation_defs.dagster_io.run_tags import (
     Request,
@@ -48,6 +50,7 @@ from federation_defs.naming import (
     build_asset_key,
     build_cause_tag,
     build_check_key,
+    build_dag_run_tag,
     build_monitor_tags,
     build_run_id,
 )
@@ -132,6 +135,13 @@ class Starter:
                 break
             if each.partition is not None and each.partition in active.values():
                 self._wait(dag_id, [each], "a run of this partition goes on")
+                continue
+            joint = self._find_joint_run(dag_id, each)
+            if joint is not None and joint.is_finished:
+                waiting = settle(waiting, each)
+                continue
+            if joint is not None:
+                self._wait(dag_id, [each], f"Dagster run {joint.run_id} runs both")
                 continue
             answer, waiting = self._decide(dag_id, dag, waiting, each)
             if answer is None:
@@ -318,6 +328,23 @@ class Starter:
             self._instance, self._client.instance, dag_id, cause.label, due.partition
         )
         return run and self._find_run_id(dag_id, run)
+
+    def _find_joint_run(self, dag_id: str, due: Due) -> dg.DagsterRun | None:
+        """Find the Dagster run that materialized the upstream, if it runs or has run the DAG after
+        that: a person selected both, or a backfill did."""
+        cause, key = due.causes[-1], build_asset_key(self._client.instance, dag_id)
+        event = fetch_event(self._instance, cause.edge.key, cause.position)
+        run_id = event.record.run_id if event else ""
+        run = self._instance.get_run_by_id(run_id) if run_id else None
+        if run is None or not is_planned_in(self._instance, run_id, key, due.partition):
+            return None
+        if not run.is_finished:
+            return run
+        was_launched = build_dag_run_tag(self._client.instance, dag_id) in run.tags
+        if run.status != dg.DagsterRunStatus.CANCELED and was_launched:
+            return run
+        is_materialized = is_materialized_in(self._instance, run_id, key, due.partition)
+        return run if is_materialized else None
 
     def _find_logical_date(self, dag: DagDeclaration, cause: Cause) -> datetime | None:
         """Find the logical date of the upstream run, if the DAG's run is to have it."""

@@ -23,7 +23,6 @@ from federation_defs.errors import (
     PermissionMissingError,
     RunLostError,
 )
-from federation_defs.naming import parse_root_run_id
 from federation_defs.outcome import Outcome, can_succeed_by_failed_tasks, fetch_outcome
 from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
@@ -86,8 +85,8 @@ class Launcher:
         is active or succeeded. A failed run is run again as `trigger.on_retry` says if a person
         re-executes; Dagster's own retry leaves it failed.
 
-        If another run has the partition's logical date, that run is adopted for automation, and
-        run again for a person or a backfill.
+        If another run has the partition's logical date, that run is run again if it has ended, and
+        else adopted, unless it is older than what led to the request.
 
         Raises:
             AirflowError: The DAG is missing, paused or broken, and nothing was triggered; or any
@@ -127,7 +126,6 @@ class Launcher:
             owner = self._client.fetch_run(target.dag_id, request.clears)
             if owner and (ended := self._wait_for_end(target, owner)):
                 return self._take_over(target, ended)
-        records = self._fetch_records(target, request) if declared.is_decided_by_events else []
         # Runs of a partitioned DAG have no date. Airflow's UI gives them none either (3.3).
         date: datetime | str = "none" if dag.is_partitioned else trigger.logical_date
         if date == "upstream":
@@ -139,7 +137,7 @@ class Launcher:
         options = replace(options, note=note)
         conf = trigger.conf if request is None or request.conf is None else request.conf
         if trigger.pass_upstream:
-            upstream = [each.to_json() for each in records]
+            upstream = [each.to_json() for each in self._fetch_records(target, request)]
             conf = {**conf, UPSTREAM_CONF_KEY: {"upstream": upstream}}
         run_id = self._current_run.build_run_id(target, number)
         self._expect(target, run_id)
@@ -195,10 +193,7 @@ class Launcher:
         if current_run.get_planned_run_id(target) == owner.run_id:
             is_clear_due = current_run.is_clear_pending(target, owner)
         else:
-            # A run that automation triggered is older than the update that it asks for now.
-            is_scheduled = parse_root_run_id(owner.run_id) is None
-            is_enough = current_run.is_requested_by_automation and is_scheduled
-            is_clear_due = owner.is_finished and not is_enough
+            is_clear_due = owner.is_finished
         if is_clear_due:
             return self._run_again(target, owner, whole=True)
         current_run.record_adoption(target, owner)

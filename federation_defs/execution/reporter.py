@@ -117,11 +117,11 @@ class Reporter:
         tick sees it, and so does the next one, which looks for updates since the position of the
         event log that the first one took when it began.
         """
-        if not (self._current_run.is_first and self._current_run.is_requested_by_automation):
+        if not (self._current_run.is_first and is_automation(self._context.run)):
             return None
         key = self._build_key(target.dag_id)
         upstream_keys = [dep.asset_key for dep in self._specs[target.dag_id].deps]
-        planned = fetch_runs_planned_after(self._instance, key, target.partition, upstream_keys)
+        planned = fetch_runs_planned_after(self._instance, key, upstream_keys)
         return self._current_run.find_launched(target, planned)
 
     def report_launch(self, target: Target, run: DagRun) -> dg.AssetObservation:

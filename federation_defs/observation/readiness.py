@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
@@ -67,6 +67,7 @@ class Readiness:
 
     Args:
         dags: The declarations, by DAG id.
+        by_events: The ids of those on which the event sensor decides.
         find_problem: Returns why a DAG can't run by the last refresh, given instance and DAG id, as
             the end of a sentence; None if nothing is known to be wrong with it.
     """
@@ -75,11 +76,13 @@ class Readiness:
         self,
         client: AirflowClient,
         dags: Mapping[str, DagDeclaration],
+        by_events: Collection[str],
         find_problem: FindProblem,
         timing: Timing,
     ) -> None:
         self._client = client
         self._dags = dags
+        self._by_events = by_events
         self._find_known_problem = find_problem
         self._timing = timing
         self._queue = deque(dags)
@@ -99,7 +102,7 @@ class Readiness:
             return
         self._looked_at = now
         chosen = list(islice(self._queue, _DAGS_PER_LOOK))
-        known = _fetch_known(instance, {self._build_key(each): self._dags[each] for each in chosen})
+        known = self._fetch_known(instance, chosen)
         find_problem = cache(partial(self._find_problem, deadline))
         for dag_id in chosen:
             if self._timing.monotonic() > deadline:
@@ -120,8 +123,12 @@ class Readiness:
         for upstream in dag.upstreams:
             if problem := find_problem(*upstream):
                 findings.errors.append(f"{'/'.join(upstream)} {problem}.")
-        findings.warnings += _find_missing(dag, known)
-        if not dag.is_decided_by_events:
+        findings.warnings += [
+            f"{each.name} has never {'succeeded' if each.upstream else 'been materialized'}."
+            for each in self._find_needed(dag_id)
+            if each.key not in known.updates
+        ]
+        if dag_id not in self._by_events:
             self._examine_latches(instance, dag_id, known, findings)
         return findings.build_evaluation(self._build_key(dag_id))
 
@@ -142,6 +149,29 @@ class Readiness:
             if waiting and any(is_new.get(key) for key in names):
                 listed = join_names(waiting)
                 findings.notes.append(f"It waits for the next success of {listed}.")
+
+    def _find_needed(self, dag_id: str) -> list[DependencyDeclaration]:
+        """Find the dependencies without whose successes the DAG never runs. Of several, of which
+        any starts a run by an event, none is needed, unless partitions are what is needed."""
+        dag = self._dags[dag_id]
+        is_any = dag_id in self._by_events and dag.trigger.when == "any"
+        if is_any and (dag.partitions is None or dag.trigger.runs == "each"):
+            return []
+        return [each for each in dag.depends_on if each.state == "success"]
+
+    def _fetch_known(self, instance: dg.DagsterInstance, dag_ids: Iterable[str]) -> _Known:
+        checks: set[dg.AssetCheckKey] = set()
+        upstreams: set[dg.AssetKey] = set()
+        for dag_id in dag_ids:
+            checks.add(build_check_key(self._build_key(dag_id), READY_CHECK_NAME))
+            keys = {each.key for each in self._find_needed(dag_id)}
+            upstreams |= keys
+            if self._dags[dag_id].trigger.when == "all" and dag_id not in self._by_events:
+                checks |= {build_check_key(key) for key in keys}
+        return _Known(
+            fetch_last_materializations(instance, upstreams),
+            fetch_last_evaluations(instance, checks),
+        )
 
     def _find_problem(self, deadline: float, airflow: str, dag_id: str) -> str | None:
         known = self._find_known_problem(airflow, dag_id)
@@ -169,38 +199,6 @@ class _Known:
 
     updates: Mapping[dg.AssetKey, int]
     evaluations: Mapping[dg.AssetCheckKey, dg.AssetCheckEvaluation]
-
-
-def _find_missing(dag: DagDeclaration, known: _Known) -> list[str]:
-    """Find the successes without which a DAG never ran."""
-    missing = [each for each in _find_needed(dag) if each.key not in known.updates]
-    return [
-        f"{each.name} has never {'succeeded' if each.upstream else 'been materialized'}."
-        for each in missing
-    ]
-
-
-def _find_needed(dag: DagDeclaration) -> list[DependencyDeclaration]:
-    """Find the dependencies on successes. Of several, of which any starts a run, and which not only
-    successes do, none is needed."""
-    if dag.is_decided_by_events and dag.trigger.when == "any":
-        return []
-    return [each for each in dag.depends_on if each.state == "success"]
-
-
-def _fetch_known(
-    instance: dg.DagsterInstance, dags: Mapping[dg.AssetKey, DagDeclaration]
-) -> _Known:
-    checks = {build_check_key(key, READY_CHECK_NAME) for key in dags}
-    upstreams: set[dg.AssetKey] = set()
-    for dag in dags.values():
-        keys = {each.key for each in _find_needed(dag)}
-        upstreams |= keys
-        if dag.trigger.when == "all" and not dag.is_decided_by_events:
-            checks |= {build_check_key(key) for key in keys}
-    return _Known(
-        fetch_last_materializations(instance, upstreams), fetch_last_evaluations(instance, checks)
-    )
 
 
 def _tell(evaluation: dg.AssetCheckEvaluation) -> tuple[bool, dg.AssetCheckSeverity, str]:

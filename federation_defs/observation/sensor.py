@@ -30,7 +30,7 @@ from federation_defs.dagster_io.deployment import (
 )
 from federation_defs.dagster_io.event_log import fetch_first_reported_end, find_known_assets
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch, fail_orphaned_runs
-from federation_defs.declaration import DagDeclaration, ObserveDeclaration
+from federation_defs.declaration import DagDeclaration, InstanceDeclaration, ObserveDeclaration
 from federation_defs.errors import (
     AirflowError,
     DagNotFoundError,
@@ -76,7 +76,7 @@ def build_observation_sensor(
     dags: Mapping[str, DagDeclaration] = MappingProxyType({}),
     find_problem: FindProblem = lambda *_: None,
     absent: Mapping[str, str] = MappingProxyType({}),
-    instances: int = 1,
+    instances: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
     limits: Limits = Limits(),
     timing: Timing = Timing(),  # noqa: B008 - frozen
 ) -> dg.SensorDefinition:
@@ -90,9 +90,9 @@ def build_observation_sensor(
             the end of a sentence; None if nothing is known to be wrong with it.
         absent: What is wrong with DAGs that the instance did not have at the last refresh, by id.
             Their checks fail once, unless the instance has them by now.
-        instances: The number of instances that the code location observes.
+        instances: The declarations of all instances of the code location, by name.
     """
-    fair_s = min(instances * timing.interval_per_instance_s, timing.max_fair_interval_s)
+    fair_s = min(max(1, len(instances)) * timing.interval_per_instance_s, timing.max_fair_interval_s)
     timing = replace(
         timing,
         max_tick_interval_s=max(fair_s, timing.max_tick_interval_s),
@@ -101,7 +101,7 @@ def build_observation_sensor(
     interval_s = max(fair_s, observe.interval)
     observe = observe.model_copy(update={"interval": interval_s})
     tick_interval_s = min(interval_s, timing.max_tick_interval_s)
-    watchers = Watchers(client, dags, find_problem, observe.lookback, timing)
+    watchers = Watchers(client, dags, instances, find_problem, observe.lookback, timing)
     observer = _Observer(client, rules, observe, partitionings, watchers, absent, limits, timing)
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "observation"),

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.declaration import DagDeclaration
+from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.errors import DeclaredTwiceError
 from federation_defs.observation.cursor import Ends, JudgedDeadlines
 from federation_defs.observation.lateness import Lateness
 from federation_defs.observation.readiness import FindProblem, Readiness
 from federation_defs.observation.slowness import Slowness
+from federation_defs.partition_mapping import select_decided_by_events
 from federation_defs.timing import Timing
 
 
@@ -31,6 +32,7 @@ class Watchers:
         self,
         client: AirflowClient,
         dags: Mapping[str, DagDeclaration],
+        instances: Mapping[str, InstanceDeclaration],
         find_problem: FindProblem,
         lookback_s: float,
         timing: Timing,
@@ -42,7 +44,8 @@ class Watchers:
         self._timing = timing
         self._slowness = Slowness(client, limits_s, timing)
         self._lateness = Lateness(client.instance, deadlines, lookback_s, timing)
-        self._readiness = Readiness(client, downstreams, find_problem, timing)
+        by_events = select_decided_by_events(downstreams, instances)
+        self._readiness = Readiness(client, downstreams, by_events, find_problem, timing)
 
     def watch(
         self,

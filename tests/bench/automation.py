@@ -35,7 +35,6 @@ from federation_defs.naming import CHECK_NAME
 from tests.contract.test_automation_histories import build_reference
 
 _MYSQL_TEXT = 65_535
-_DAYS = dg.DailyPartitionsDefinition("2026-01-01")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,6 @@ class Kind:
     upstreams: Upstream = "observed"
     when: Literal["any", "all"] = "any"
     waits: bool = True
-    is_partitioned: bool = False
 
 
 KINDS = [
@@ -60,7 +58,6 @@ KINDS = [
     Kind("1 upstream that Dagster runs", 1, "executed"),
     Kind("3 upstreams that Dagster runs", 3, "executed"),
     Kind("1 upstream, not waited for", 1, waits=False),
-    Kind("1 upstream, with partitions", 1, is_partitioned=True),
     Kind("all of 2 upstreams", 2, when="all"),
     Kind("all of 5 upstreams", 5, when="all"),
     Kind("all of 2 upstreams that Dagster runs", 2, "executed", when="all"),
@@ -74,10 +71,8 @@ class Sensor:
     """An automation sensor of many assets with one condition, on an instance of its own."""
 
     def __init__(self, build: Build, kind: Kind, assets: int) -> None:
-        partitions = _DAYS if kind.is_partitioned else None
         sources = [
-            dg.AssetSpec(["airflow", "dag", f"upstream_{number}"], partitions_def=partitions)
-            for number in range(assets)
+            dg.AssetSpec(["airflow", "dag", f"upstream_{number}"]) for number in range(assets)
         ]
 
         def build_asset(number: int) -> dg.AssetsDefinition:
@@ -88,7 +83,6 @@ class Sensor:
                 key=own,
                 deps=deps,
                 automation_condition=build(dict.fromkeys(deps, kind.upstreams), own),
-                partitions_def=partitions,
             )
             def downstream() -> None: ...
 
@@ -107,7 +101,6 @@ class Sensor:
         self.selection = dg.AssetSelection.assets(*downstreams)
         self.assets = assets
         self.keys = [source.key for source in sources]
-        self.partition = _DAYS.get_last_partition_key() if kind.is_partitioned else None
         self.instance = dg.DagsterInstance.ephemeral()
         self.cursor: str | None = None
         self.ticks = 0
@@ -115,8 +108,7 @@ class Sensor:
 
     def update(self) -> None:
         for key in self.keys:
-            event = dg.AssetMaterialization(key, partition=self.partition)
-            self.instance.report_runless_asset_event(event)
+            self.instance.report_runless_asset_event(dg.AssetMaterialization(key))
 
     def tick(self) -> float:
         """Evaluate all assets. Returns CPU seconds."""
@@ -158,10 +150,7 @@ def measure(assets: int, rounds: int) -> None:
                 upstreams, detached=None if kind.waits else own
             ),
             "ours": lambda upstreams, own, kind=kind: build_condition(
-                upstreams,
-                when=kind.when,
-                detached=None if kind.waits else own,
-                is_partitioned=kind.is_partitioned,
+                upstreams, when=kind.when, detached=None if kind.waits else own
             ),
         }
         if kind.when == "all":

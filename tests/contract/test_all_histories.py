@@ -21,7 +21,6 @@ from federation_defs.naming import CHECK_NAME, build_asset_key
 
 A, B, C = (build_asset_key("airflow", name) for name in "abc")
 OTHER_CHECK = "max_duration"
-HOURLY = dg.HourlyPartitionsDefinition("2026-01-01-00:00")
 # As observation reports it, and in a Dagster run of `b`, or of `b` and `c`.
 OBSERVED = ["a succeeds", "a fails", "b succeeds"]
 IN_RUN = ["b starts", "b and c start", "run materializes b", "run fails b"]
@@ -29,7 +28,6 @@ ENDS = ["c succeeds", "c breaks"]
 EVENTS = {
     "observed": [*OBSERVED, "b fails", "a is slow", *ENDS],
     "executed": [*OBSERVED, *IN_RUN, *IN_RUN, "run succeeds", "run breaks", *ENDS],
-    "partitioned": [*OBSERVED, "b fails", *ENDS, "a is early", "b is early", "hour"],
 }
 # What happens before each tick.
 TWICE_AND_ONCE = [["a succeeds"], ["a succeeds", "b succeeds"], ["c succeeds"], ["b succeeds"]]
@@ -49,8 +47,6 @@ NOT_STARTED = [
     ["b succeeds"],
 ]
 SLOW = [["a succeeds", "b succeeds", "a is slow"]]
-EARLY = [["a is early", "b is early"], ["a succeeds", "hour"], ["b succeeds"]]
-NEXT_HOUR = [["a succeeds", "b succeeds"], ["hour"], ["a succeeds"], ["b succeeds"], ["c breaks"]]
 
 
 class Model:
@@ -61,46 +57,31 @@ class Model:
             in the Dagster run of its last success.
         latches: The upstreams that have succeeded since the last request.
         failed: The upstreams whose last run failed.
-        existing: The upstreams that have the latest partition.
-        early: The upstreams that have the next partition, which Dagster does not know yet.
-        is_new: The latest partition was not requested yet.
     """
 
-    def __init__(self, *, is_partitioned: bool) -> None:
-        self.is_partitioned = is_partitioned
+    def __init__(self) -> None:
         self.failed: set[dg.AssetKey] = set()
-        self.early: set[dg.AssetKey] = set()
-        self.begin_partition(is_new=False)
-
-    def begin_partition(self, *, is_new: bool) -> None:
         self.updated: dict[dg.AssetKey, bool] = {}
         self.latches: set[dg.AssetKey] = set()
-        self.existing, self.early = self.early, set()
-        self.is_new = is_new
 
     def tick(self, *, is_busy: bool) -> bool:
         """Whether the DAG is requested."""
         self.latches |= {key for key, is_with_c in self.updated.items() if not is_with_c}
-        self.existing |= self.updated.keys()
         self.updated = {}
-        is_due = self.latches == {A, B} and not self.failed
-        if self.is_partitioned:
-            is_due = (self.latches == {A, B} or self.is_new) and self.existing == {A, B}
-        if is_due := is_due and not is_busy:
-            self.latches, self.is_new = set(), False
+        if is_due := self.latches == {A, B} and not self.failed and not is_busy:
+            self.latches = set()
         return is_due
 
 
 class History:
     """What happens in a Dagster instance, and the condition and the model that see it."""
 
-    def __init__(self, defs: dg.Definitions, *, is_partitioned: bool) -> None:
+    def __init__(self, defs: dg.Definitions) -> None:
         self.instance = dg.DagsterInstance.ephemeral()
-        self.model = Model(is_partitioned=is_partitioned)
+        self.model = Model()
         self.defs = defs
         self.job = defs.resolve_implicit_global_asset_job_def()
         self.cursor: Any = None  # Dagster stores and reads it for each tick, as after a restart
-        self.hours = 0
         self.own_run: dg.DagsterRun | None = None  # of c alone
         self.run: dg.DagsterRun | None = None  # of b, and maybe of c
         self.is_evaluated = self.is_materialized = False  # b, in that run
@@ -109,27 +90,13 @@ class History:
     @property
     def now(self) -> datetime:
         """The daemon's time. Its clock is ahead of those that date events."""
-        return datetime.now(timezone.utc) + timedelta(hours=self.hours, minutes=5)
-
-    @property
-    def partition(self) -> str | None:
-        """The latest partition."""
-        return self.find_partition(hours=1) if self.model.is_partitioned else None
-
-    def find_partition(self, hours: int) -> str:
-        """Find the partition of an hour that began so many hours ago."""
-        hour = self.now - timedelta(hours=hours)
-        return HOURLY.get_partition_key_for_timestamp(hour.timestamp())
+        return datetime.now(timezone.utc) + timedelta(minutes=5)
 
     def take(self, event: str) -> None:
         match event.split():
             case ["a", "is", "slow"]:
                 evaluation = dg.AssetCheckEvaluation(A, OTHER_CHECK, passed=False, metadata={})
                 self.report(evaluation, None)
-            case ["a" | "b" as name, "is", "early"]:
-                key, partition = build_asset_key("airflow", name), self.find_partition(hours=0)
-                self.report(dg.AssetMaterialization(key, partition=partition), None)
-                self.model.early.add(key)
             case ["a", end]:
                 self.end(A, None, is_success=end == "succeeds")
             # An evaluation in a Dagster run counts as of the moment when the run began.
@@ -151,10 +118,6 @@ class History:
             case ["c", end] if self.own_run:
                 self.finish(self.own_run, end)
                 self.own_run = None
-            case ["hour"]:
-                self.hours += 1
-                self.model.begin_partition(is_new=True)
-                self.take("c succeeds")
             case _:
                 pass
 
@@ -163,10 +126,10 @@ class History:
         self.is_evaluated |= run is not None
         self.report(self.build_evaluation(key, run, is_success), run)
         if not is_success:
-            self.report(dg.AssetObservation(key, partition=self.partition), run)
+            self.report(dg.AssetObservation(key), run)
             self.model.failed.add(key)
             return
-        self.report(dg.AssetMaterialization(key, partition=self.partition), run)
+        self.report(dg.AssetMaterialization(key), run)
         self.model.failed.discard(key)
         self.model.updated[key] = run is not None and C in (run.asset_selection or ())
         if key == B:
@@ -202,12 +165,8 @@ class History:
         self.instance.report_dagster_event(event, run.run_id)
 
     def start(self, keys: set[dg.AssetKey]) -> dg.DagsterRun:
-        tags = {"dagster/partition": self.partition} if self.partition else {}
         return self.instance.create_run_for_job(
-            self.job,
-            asset_selection=frozenset(keys),
-            tags=tags,
-            status=dg.DagsterRunStatus.STARTED,
+            self.job, asset_selection=frozenset(keys), status=dg.DagsterRunStatus.STARTED
         )
 
     def finish(self, run: dg.DagsterRun, end: str) -> None:
@@ -230,20 +189,17 @@ class History:
             self.own_run = self.start({C})
 
 
-def build_fleet(upstream: Upstream, *, is_partitioned: bool) -> dg.Definitions:
+def build_fleet(upstream: Upstream) -> dg.Definitions:
     """Build `a`, which is observed, `b`, and `c`, which depends on both."""
-    partitions = HOURLY if is_partitioned else None
-    condition = build_condition(
-        {A: "observed", B: upstream}, when="all", is_partitioned=is_partitioned
-    )
+    condition = build_condition({A: "observed", B: upstream}, when="all")
 
-    @dg.asset(key=C, deps=[A, B], partitions_def=partitions, automation_condition=condition)
+    @dg.asset(key=C, deps=[A, B], automation_condition=condition)
     def c() -> None: ...
 
-    @dg.asset(key=B, partitions_def=partitions)
+    @dg.asset(key=B)
     def b() -> None: ...
 
-    observed = [dg.AssetSpec(key, partitions_def=partitions) for key in (A, B)]
+    observed = [dg.AssetSpec(key) for key in (A, B)]
     upstreams = [observed[0], b] if upstream == "executed" else observed
     checks = [build_check(A), build_check(B), build_check(A, OTHER_CHECK)]
     return dg.Definitions([*upstreams, c], asset_checks=checks)
@@ -259,9 +215,8 @@ def build_check(key: dg.AssetKey, name: str = CHECK_NAME) -> dg.AssetChecksDefin
 
 @pytest.mark.parametrize("kind", EVENTS)
 def test_the_dag_is_run_when_all_upstreams_have_succeeded_since_the_last_request(kind: str) -> None:
-    is_partitioned = kind == "partitioned"
     upstream = "executed" if kind == "executed" else "observed"
-    defs = build_fleet(upstream, is_partitioned=is_partitioned)
+    defs = build_fleet(upstream)
     ticks = st.lists(st.lists(st.sampled_from(EVENTS[kind]), max_size=3), max_size=12)
 
     @settings(max_examples=int(os.environ.get("HISTORIES", "15")), deadline=None)
@@ -275,10 +230,8 @@ def test_the_dag_is_run_when_all_upstreams_have_succeeded_since_the_last_request
     @example(IN_ONE_RUN if kind == "executed" else [])
     @example(NOT_STARTED if kind == "executed" else [])
     @example(SLOW if kind == "observed" else [])
-    @example(NEXT_HOUR if is_partitioned else [])
-    @example(EARLY if is_partitioned else [])
     def compare(ticks: list[list[str]]) -> None:
-        history = History(defs, is_partitioned=is_partitioned)
+        history = History(defs)
         for events in [[], *ticks, [], ["c succeeds"], []]:
             for event in events:
                 history.take(event)

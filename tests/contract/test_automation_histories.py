@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any
 
 import dagster as dg
@@ -19,11 +19,10 @@ from federation_defs.automation import Upstream, build_condition
 Build = Callable[..., dg.AutomationCondition]
 A, OTHER, B, C = map(dg.AssetKey, ("a", "other", "b", "c"))
 CHECK = dg.AssetCheckKey(B, "dag_run")
-HOURLY = dg.HourlyPartitionsDefinition("2026-01-01-00:00")
 EVENTS = [
     *["update a", "update other", "update b", "update c"],
     *["wipe a", "wipe other", "wipe b", "wipe c"],
-    *["person", "next", "next", "next", "fail", "leave", "check", "hour"],
+    *["person", "next", "next", "next", "fail", "leave", "check"],
 ]
 BEGIN = [["update a", "update other"], ["update b", "update c"]]
 # What happens before each tick. Each of these histories needs another part of the condition.
@@ -39,14 +38,11 @@ def build_reference(
     upstreams: Mapping[dg.AssetKey, Upstream],
     *,
     detached: dg.AssetKey | None,
-    is_partitioned: bool = False,
 ) -> dg.AutomationCondition:
     condition = dg.AutomationCondition
     updated = condition.any_deps_updated()
     if "detached" in upstreams.values():
         updated = condition.any_deps_match(condition.newly_updated())
-    if is_partitioned:  # a DAG without was run, too, when its materializations were deleted
-        updated = condition.newly_missing() | updated
     requested = condition.newly_requested()
     first = condition.initial_evaluation()
     pending = updated.since(requested | first)
@@ -60,19 +56,15 @@ def build_reference(
     return lossless & ~(requested.since(ended) & ~condition.execution_failed())
 
 
-def build_fleet(build: Build, *, is_detached: bool, is_partitioned: bool) -> dg.Definitions:
+def build_fleet(build: Build, *, is_detached: bool) -> dg.Definitions:
     """Return two upstreams that Dagster does not run (`a` and `other`), and two DAGs that it runs:
     `b` after `a`, and `c` after `b` and `other`."""
-    partitions = HOURLY if is_partitioned else None
 
     @dg.asset(
         key=B,
         deps=[A],
-        partitions_def=partitions,
         check_specs=[dg.AssetCheckSpec(CHECK.name, asset=B)],
-        automation_condition=build(
-            {A: "observed"}, detached=B if is_detached else None, is_partitioned=is_partitioned
-        ),
+        automation_condition=build({A: "observed"}, detached=B if is_detached else None),
     )
     def b() -> dg.MaterializeResult:
         raise NotImplementedError
@@ -80,43 +72,27 @@ def build_fleet(build: Build, *, is_detached: bool, is_partitioned: bool) -> dg.
     @dg.asset(
         key=C,
         deps=[B, OTHER],
-        partitions_def=partitions,
         automation_condition=build(
-            {B: "detached" if is_detached else "executed", OTHER: "observed"},
-            detached=None,
-            is_partitioned=is_partitioned,
+            {B: "detached" if is_detached else "executed", OTHER: "observed"}, detached=None
         ),
     )
     def c() -> None: ...
 
-    upstreams = [dg.AssetSpec(key, partitions_def=partitions) for key in (A, OTHER)]
+    upstreams = [dg.AssetSpec(key) for key in (A, OTHER)]
     return dg.Definitions([*upstreams, b, c], executor=dg.in_process_executor)
 
 
 class History:
     """What happens in a Dagster instance, and two conditions that see it."""
 
-    def __init__(self, fleets: list[dg.Definitions], *, is_partitioned: bool) -> None:
+    def __init__(self, fleets: list[dg.Definitions]) -> None:
         self.instance = dg.DagsterInstance.ephemeral()
-        self.is_partitioned = is_partitioned
         self.fleets = fleets
         self.job = fleets[0].resolve_implicit_global_asset_job_def()
         self.cursors: list[Any] = [None for _ in fleets]
-        self.hours = 0
         self.requested: set[dg.AssetKey] = set()
-        # Dagster runs that go on, the assets that they have not materialized, and the partition.
-        self.runs: list[tuple[dg.DagsterRun, list[dg.AssetKey], str | None]] = []
-
-    @property
-    def now(self) -> datetime:
-        return datetime.now(timezone.utc) + timedelta(hours=self.hours)
-
-    @property
-    def partition(self) -> str | None:
-        """The latest partition."""
-        if not self.is_partitioned:
-            return None
-        return HOURLY.get_partition_key_for_timestamp((self.now - timedelta(hours=1)).timestamp())
+        # Dagster runs that go on, and the assets that they have not materialized.
+        self.runs: list[tuple[dg.DagsterRun, list[dg.AssetKey]]] = []
 
     def take(self, *events: str) -> None:
         for event in events:
@@ -126,16 +102,13 @@ class History:
         action, _, name = event.partition(" ")
         key = dg.AssetKey(name) if name else C
         if action == "update":
-            materialization = dg.AssetMaterialization(key, partition=self.partition)
-            self.instance.report_runless_asset_event(materialization)
+            self.instance.report_runless_asset_event(dg.AssetMaterialization(key))
         elif action == "wipe" and key not in self.requested:
             # A DAG that was requested and then wiped is materialized by the run. It needs no other.
             self.instance.wipe_assets([key])
         elif action == "check":
             evaluation = dg.AssetCheckEvaluation(B, CHECK.name, passed=True, metadata={})
             self.instance.report_runless_asset_event(evaluation)
-        elif action == "hour" and self.is_partitioned:
-            self.hours += 1
         elif action == "person":
             self.start({B, C})
         elif action in ("next", "fail", "leave") and self.runs:
@@ -143,7 +116,7 @@ class History:
 
     def tick(self) -> None:
         """Evaluate the conditions, and start the run that they request."""
-        now = self.now
+        now = datetime.now(timezone.utc)
         answers = []
         for number, fleet in enumerate(self.fleets):
             result = dg.evaluate_automation_conditions(
@@ -157,20 +130,16 @@ class History:
             self.start(self.requested)
 
     def start(self, keys: set[dg.AssetKey]) -> None:
-        tags = {"dagster/partition": self.partition} if self.partition else {}
         run = self.instance.create_run_for_job(
-            self.job,
-            asset_selection=frozenset(keys),
-            tags=tags,
-            status=dg.DagsterRunStatus.STARTED,
+            self.job, asset_selection=frozenset(keys), status=dg.DagsterRunStatus.STARTED
         )
-        self.runs.append((run, sorted(keys), self.partition))
+        self.runs.append((run, sorted(keys)))
 
     def go_on(self, action: str) -> None:
         """Materialize the next asset of the oldest run, fail it, or end it without an asset."""
-        run, keys, partition = self.runs[0]
+        run, keys = self.runs[0]
         if action == "next":
-            materialization = dg.AssetMaterialization(keys.pop(0), partition=partition)
+            materialization = dg.AssetMaterialization(keys.pop(0))
             self.report(run, "ASSET_MATERIALIZATION", StepMaterializationData(materialization))
         if action == "fail":
             self.instance.report_run_failed(run)
@@ -184,20 +153,13 @@ class History:
         self.instance.report_dagster_event(event, run.run_id)
 
 
-KINDS = pytest.mark.parametrize(
-    ("is_detached", "is_partitioned"),
-    [(False, False), (True, False), (False, True)],
-    ids=["waited", "detached", "partitioned"],
-)
+KINDS = pytest.mark.parametrize("is_detached", [False, True], ids=["waited", "detached"])
 
 
 @KINDS
-def test_the_smaller_condition_requests_what_the_larger_one_did(
-    is_detached: bool, is_partitioned: bool
-) -> None:
+def test_the_smaller_condition_requests_what_the_larger_one_did(is_detached: bool) -> None:
     fleets = [
-        build_fleet(build, is_detached=is_detached, is_partitioned=is_partitioned)
-        for build in (build_condition, build_reference)
+        build_fleet(build, is_detached=is_detached) for build in (build_condition, build_reference)
     ]
 
     @settings(max_examples=int(os.environ.get("HISTORIES", "10")), deadline=None)
@@ -209,7 +171,7 @@ def test_the_smaller_condition_requests_what_the_larger_one_did(
     @example(WHILE_AN_UPSTREAM_IS_MISSING)
     @example(IN_ONE_RUN)
     def compare(ticks: list[list[str]]) -> None:
-        history = History(fleets, is_partitioned=is_partitioned)
+        history = History(fleets)
         for events in [*BEGIN, *ticks, [], []]:
             history.take(*events)
             history.tick()
@@ -219,16 +181,13 @@ def test_the_smaller_condition_requests_what_the_larger_one_did(
 
 @KINDS
 @pytest.mark.parametrize("is_update", [True, False])
-def test_another_version_of_the_package_makes_no_request_and_loses_none_of_partitions(
-    is_update: bool, is_detached: bool, is_partitioned: bool
+def test_another_version_of_the_package_makes_no_request(
+    is_update: bool, is_detached: bool
 ) -> None:
     """The cursor is that of the other condition. This holds for a return to the old one, too."""
     builds = [build_reference, build_condition] if is_update else [build_condition, build_reference]
-    before, after = (
-        build_fleet(build, is_detached=is_detached, is_partitioned=is_partitioned)
-        for build in builds
-    )
-    history = History([before], is_partitioned=is_partitioned)
+    before, after = (build_fleet(build, is_detached=is_detached) for build in builds)
+    history = History([before])
     for events in BEGIN:
         history.take(*events)
         history.tick()
@@ -241,4 +200,4 @@ def test_another_version_of_the_package_makes_no_request_and_loses_none_of_parti
     assert history.requested == set()
     history.take("next", "check")
     history.tick()
-    assert history.requested == ({B} if is_partitioned else set())
+    assert history.requested == set()

@@ -183,18 +183,27 @@ UPSTREAM = "depends_on: [w/a]\n"  # of texts that need one
             ": trigger.logical_date: with `when: all` there are several upstream runs; write now, "
             "or `when: any`",
         ),
-        *(
-            (
-                UPSTREAM + "partitions: {cron: '@daily', start: 2026-01-01}\n" + trigger,
-                ": partitions: of a DAG with partitions, the partitions of its upstreams decide; "
-                "remove `partitions`, or whatever goes beyond successes and `when: any`",
-            )
-            for trigger in (
-                "trigger: {runs: each}",
-                "trigger: {only_if: 'a:b'}",
-                "trigger: {pass_upstream: true}",
-                "trigger: {logical_date: upstream}",
-            )
+        (
+            UPSTREAM + "partitions: {cron: '@daily', start: 2026-01-01}\n"
+            "trigger: {logical_date: upstream}",
+            ".trigger.logical_date: `partitions` decides the date of each run; remove one of the "
+            "two keys",
+        ),
+        (
+            "{depends_on: [{dag: w/a, state: late}], partitions: {cron: '@daily', start: "
+            "2026-01-01}}",
+            ": depends_on: that a DAG is late belongs to no partition; let a DAG without "
+            "`partitions` depend on it",
+        ),
+        (
+            "{depends_on: [{dag: w/a, window: last}]}",
+            ": depends_on: the `window` of w/a is one of this DAG's partitions; declare "
+            "`partitions`, or remove the key",
+        ),
+        (
+            UPSTREAM + "granularity: last",
+            ": granularity: it is about this DAG's partitions; declare `partitions`, or remove the "
+            "key",
         ),
         ("max_duration: 0", ".max_duration: 0 is out of range: write a time from 0.001s to 3650d"),
         ("max_duration: on", ".max_duration: write a number and a unit: 30s, 5m, 24h, 7d"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
@@ -12,6 +13,7 @@ from federation_defs.dagster_io.event_log import OUTCOME_LABEL, RUN_ID_LABEL, SI
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.dependencies.sensor import build_event_sensor
 from federation_defs.naming import build_asset_key
+from federation_defs.partition_mapping import build_mappings
 from tests.contract.execution.executing import DEFAULT_TRIGGER, FAST, build_assets
 
 DAG = "customer_metrics"
@@ -36,6 +38,7 @@ def report(
     upstream: str,
     state: str = "success",
     run_id: str = "",
+    partition: str | None = None,
     **more: Any,
 ) -> None:
     """Store what observation stores about a run of an upstream, or about a Dagster asset."""
@@ -43,10 +46,11 @@ def report(
     key = build_asset_key(airflow, dag_id) if slash else dg.AssetKey(upstream)
     metadata = {RUN_ID_LABEL: run_id, **more}
     if state == "success":
-        event = dg.AssetMaterialization(key, metadata={**metadata, OUTCOME_LABEL: state})
+        metadata |= {OUTCOME_LABEL: state}
+        event = dg.AssetMaterialization(key, metadata=metadata, partition=partition)
     else:
         label = OUTCOME_LABEL if state == "failure" else SIGNAL_LABEL
-        event = dg.AssetObservation(key, metadata={**metadata, label: state})
+        event = dg.AssetObservation(key, metadata={**metadata, label: state}, partition=partition)
     instance.report_runless_asset_event(event)
 
 
@@ -55,25 +59,39 @@ class EventDaemon:
 
     Args:
         dags: What is declared of the DAGs, by id.
+        upstreams: What is declared of the DAGs of other instances, by instance and id.
     """
 
     def __init__(
-        self, client: AirflowClient, instance: dg.DagsterInstance, dags: Mapping[str, Any]
+        self,
+        client: AirflowClient,
+        instance: dg.DagsterInstance,
+        dags: Mapping[str, Any],
+        upstreams: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ) -> None:
-        self.client, self.instance = client, instance
+        self.client, self.instance, self.upstreams = client, instance, upstreams
         self.cursor: str | None = None
         self.declare(dags)
 
     def declare(self, dags: Mapping[str, Any]) -> None:
         """Start a code server with these declarations."""
-        self.dags = declare(dags, self.client).downstreams
+        own = declare(dags, self.client)
+        instances = {
+            name: own.model_copy(update={"name": name, "dags": declare(each, self.client).dags})
+            for name, each in self.upstreams.items()
+        }
+        self.dags = own.downstreams
+        self.mappings = {
+            dag_id: build_mappings(dag, {**instances, own.name: own})
+            for dag_id, dag in self.dags.items()
+        }
         self.assets = build_assets(self.client, dags)
-        self.sensor = build_event_sensor(self.client, self.dags, timing=FAST)
+        self.restart()
         self.defs = dg.Definitions([self.assets], sensors=[self.sensor])
 
     def restart(self) -> None:
         """Start another code server."""
-        self.sensor = build_event_sensor(self.client, self.dags, timing=FAST)
+        self.sensor = build_event_sensor(self.client, self.dags, self.mappings, timing=FAST)
 
     def evaluate(self, cursor: str | None = None) -> list[dg.RunRequest]:
         """Evaluate the sensor, store its events and not its cursor, and return what it requests."""

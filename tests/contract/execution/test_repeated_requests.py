@@ -11,7 +11,6 @@ import pytest
 from tests.contract.conftest import Airflow
 from tests.contract.execution.automating import DAG, TAGS, UPSTREAM, Automation, build_key
 from tests.contract.execution.executing import Attempts, materialize
-from tests.contract.execution.partitioned import declare, of
 
 FOLLOWING = "a_report"
 
@@ -28,9 +27,8 @@ def read_dags(airflow: Airflow) -> list[str]:
     return [run.dag_id for run in airflow.database.runs]
 
 
-def update(instance: dg.DagsterInstance, partition: str | None = None) -> None:
-    event = dg.AssetMaterialization(UPSTREAM, partition=partition)
-    instance.report_runless_asset_event(event)
+def update(instance: dg.DagsterInstance) -> None:
+    instance.report_runless_asset_event(dg.AssetMaterialization(UPSTREAM))
 
 
 def test_an_update_that_is_requested_twice_leads_to_one_run_of_each_dag(
@@ -101,19 +99,3 @@ def test_a_repeated_request_that_is_executed_again_is_a_run(
     assert attempts.execute(repeated).materialized == [DAG]
     assert len(airflow_v2.database.runs) == 2
 
-
-def test_each_partition_is_requested_by_itself(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
-) -> None:
-    airflow_v2.database.add_dag(DAG, polls=0)
-
-    def request(partition: str) -> list[str]:
-        tags = {**TAGS, **of(partition)}
-        return materialize(airflow_v2.client, {DAG: declare()}, instance, tags=tags).materialized
-
-    update(instance, "2025-02-03")
-    assert request("2025-02-03") == [DAG]
-    assert request("2025-02-04") == [DAG]
-    assert request("2025-02-03") == []
-    update(instance, "2025-02-03")
-    assert request("2025-02-03") == [DAG]

@@ -36,7 +36,6 @@ DAY, RUN_ID = "2025-02-03", "scheduled__2025-02-03T00:00:00+00:00"
 RUN = f"/dags/{DAG}/dagRuns/[^/]+"
 CLEAR = f"{RUN}/clear"
 PERSON = of(DAY)
-AUTOMATION = {**PERSON, "dagster/from_automation_condition": "true"}
 RETRY = {"dagster/retry_number": "1"}
 
 
@@ -83,51 +82,25 @@ def test_a_taken_date_is_run_again_though_observation_has_reported_it(
     assert read_partitions(instance) == [(DAY, RUN_ID), (DAY, RUN_ID)]
 
 
-@pytest.mark.parametrize("is_reported", [True, False])
-def test_a_taken_date_is_adopted_for_automation(
-    airflow: Airflow, instance: dg.DagsterInstance, is_reported: bool
-) -> None:
-    run = add_run(airflow)
-    daemon = build_daemon(airflow, instance, **{DAG: DAILY})
-    if is_reported:
-        assert daemon.tick() == [RUN_ID]
-    executed = run_day(airflow, instance, AUTOMATION)
-    assert executed.success
-    assert read_tries(run) == [1, 1]
-    assert daemon.tick() == []
-    assert read_partitions(instance) == [(DAY, RUN_ID)]
-
-
-def test_automation_leaves_a_failed_run_failed(
+def test_an_active_run_is_adopted_for_a_person(
     airflow_v2: Airflow, instance: dg.DagsterInstance
-) -> None:
-    run = add_run(airflow_v2, "failed")
-    executed = run_day(airflow_v2, instance, AUTOMATION)
-    assert f"DAG '{DAG}' failed" in (executed.failure or "")
-    assert read_tries(run) == [1, 1]
-
-
-@pytest.mark.parametrize("tags", [PERSON, AUTOMATION])
-def test_an_active_run_is_adopted_for_a_person_and_for_automation(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, tags: dict[str, str]
 ) -> None:
     run = add_run(airflow_v2, "running")
     airflow_v2.database.finish_after(run, polls=1)
-    executed = run_day(airflow_v2, instance, tags)
+    executed = run_day(airflow_v2, instance, PERSON)
     assert executed.materialized == [DAG]
     assert read_tries(run) == [1, 1]
     assert read_partitions(instance) == [(DAY, RUN_ID)]
 
 
-@pytest.mark.parametrize("tags", [PERSON, AUTOMATION])
 def test_an_adopted_run_is_not_stopped_with_the_dagster_run(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, tags: dict[str, str]
+    airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     """It is somebody else's."""
     run = add_run(airflow_v2, "running")
     canceled = before_acting(partial(cancel, instance))
     airflow_v2.server.fail_next(asks("GET", RUN), canceled)
-    executed = run_day(airflow_v2, instance, tags)
+    executed = run_day(airflow_v2, instance, PERSON)
     assert executed.status is dg.DagsterRunStatus.CANCELED
     assert run.state == "running"
     assert airflow_v2.server.count("PATCH", ".*") == 0
@@ -138,7 +111,7 @@ def test_an_adopted_run_is_not_stopped_at_the_time_out(
 ) -> None:
     run = add_run(airflow_v2, "running")
     dags = {DAG: declare(timeout="1s", on_timeout="cancel")}
-    executed = materialize(airflow_v2.client, dags, instance, tags=AUTOMATION)
+    executed = materialize(airflow_v2.client, dags, instance, tags=PERSON)
     assert "The run goes on" in (executed.failure or "")
     assert run.state == "running"
 
