@@ -67,9 +67,7 @@ def build_condition(
 
 
 @cache  # a fleet has thousands of downstream DAGs, and Dagster's conditions are immutable
-def _build_any_condition(
-    kind: Upstream, detached: dg.AssetKey | None
-) -> dg.AutomationCondition:
+def _build_any_condition(kind: Upstream, detached: dg.AssetKey | None) -> dg.AutomationCondition:
     condition = dg.AutomationCondition
     updated = condition.any_deps_match(_NEWLY_UPDATED).with_label("any_deps_updated")
     blocked = condition.any_deps_match(condition.missing()).with_label("any_deps_missing")

@@ -51,7 +51,9 @@ class PartitionMapping:
         if self.upstream.timezone != self.downstream.timezone:
             return dg.AllPartitionMapping()
         offset = -1 if self.window == "previous" else 0
-        return dg.TimeWindowPartitionMapping(offset, offset, allow_nonexistent_upstream_partitions=True)
+        return dg.TimeWindowPartitionMapping(
+            offset, offset, allow_nonexistent_upstream_partitions=True
+        )
 
     def find_updated(self, partition: str | None, moment: datetime) -> list[str]:
         """Return the partitions that an update of the upstream is about, the earliest first.

@@ -142,7 +142,7 @@ def _find_wrong_windows(
             f"{max(ratio, 1 / ratio):.0f} partitions {which}; put a DAG between them whose "
             "partitions are days"
         )
-    if dag.trigger.runs == "each" and ratio > 1.5:  # noqa: PLR2004 - days of 25 hours are no more
+    if dag.trigger.runs == "each" and ratio > 1.5:
         yield (
             f"with `runs: each`, each of the {ratio:.0f} partitions of {name} that a partition of "
             "this DAG needs would run it; remove `runs`"

@@ -10,7 +10,7 @@ Each partition of a DAG has latches and a queue of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -129,7 +129,8 @@ def take_in(
             partitions = mappings[number].find_updated(event.record.partition_key, event.moment)
         for partition in partitions:
             if partition not in queued:  # one run, whichever dependencies it counts for
-                state = _take_in(dag, edge, states.get(partition, State()), event)
+                # Removed and added: of what this event updates, the earliest partition comes first.
+                state = _take_in(dag, edge, states.pop(partition, State()), event)
                 states[partition] = state
                 if state.queue and state.queue[-1][1] == event.position:
                     queued.add(partition)

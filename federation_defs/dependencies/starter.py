@@ -107,7 +107,7 @@ class Starter:
         mappings: Sequence[PartitionMapping],
         waiting: Waiting,
     ) -> Waiting:
-        """Request as many of a DAG's due runs as may begin now, and return what waits after that."""
+        """Request as many of a DAG's due runs as may begin now, and return what still waits."""
         due = self._select_ready(dag_id, dag, mappings, find_due(dag, waiting))
         if not due:
             self._note_latched(dag_id, dag, waiting.get(None, State()))

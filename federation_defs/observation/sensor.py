@@ -92,7 +92,9 @@ def build_observation_sensor(
             Their checks fail once, unless the instance has them by now.
         instances: The declarations of all instances of the code location, by name.
     """
-    fair_s = min(max(1, len(instances)) * timing.interval_per_instance_s, timing.max_fair_interval_s)
+    fair_s = min(
+        max(1, len(instances)) * timing.interval_per_instance_s, timing.max_fair_interval_s
+    )
     timing = replace(
         timing,
         max_tick_interval_s=max(fair_s, timing.max_tick_interval_s),

@@ -33,7 +33,7 @@ LAYERS = [
     ["specs", "checks"],
     ["events"],
     ["dagster_io.event_log"],
-    ["automation", "state", "partitions", "outcome"],
+    ["automation", "state", "partition_mapping", "partitions", "outcome"],
     ["dependencies", "dependencies.__init__", "dependencies.only_if"],
     ["dagster_io", "dagster_io.__init__", "dagster_io.heartbeat"],
     ["dagster_io.run_tags", "dagster_io.deployment"],

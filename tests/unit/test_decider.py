@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import (
     WINDOW,
     Cursor,
-    DagState,
+    State,
+    Waiting,
+    count_failure,
     find_due,
     join,
     settle,
@@ -38,14 +41,16 @@ def happen(upstream: str, position: int, state: Any = "success") -> AssetEvent:
 KEY = build_asset_key("metrics", "c")
 
 
-def read(dag: DagDeclaration, *events: AssetEvent, state: DagState = DagState()) -> DagState:  # noqa: B008
+def read(
+    dag: DagDeclaration, *events: AssetEvent, waiting: Waiting = MappingProxyType({})
+) -> Waiting:
     for event in events:
-        state = take_in(dag, KEY, state, event)
-    return state
+        waiting = take_in(dag, (), KEY, waiting, event)
+    return waiting
 
 
-def find_positions(dag: DagDeclaration, state: DagState) -> list[int]:
-    return [causes[-1].position for causes in find_due(dag, state)]
+def find_positions(dag: DagDeclaration, waiting: Waiting) -> list[int]:
+    return [due.causes[-1].position for due in find_due(dag, waiting)]
 
 
 def test_an_event_that_becomes_visible_after_a_later_one_is_not_seen_before() -> None:
@@ -63,40 +68,50 @@ def test_what_is_remembered_of_what_was_read_does_not_grow() -> None:
 
 def test_two_of_one_upstream_and_one_of_the_other_are_one_run() -> None:
     dag = declare(A, B, when="all")
-    state = read(dag, happen(A, 1), happen(A, 2), happen(B, 3))
-    ((first, second),) = find_due(dag, state)
-    assert (first.run_id, second.run_id) == ("run_2", "run_3")
-    assert find_due(dag, settle(state, [first, second])) == []
+    waiting = read(dag, happen(A, 1), happen(A, 2), happen(B, 3))
+    (due,) = find_due(dag, waiting)
+    assert [cause.run_id for cause in due.causes] == ["run_2", "run_3"]
+    assert settle(waiting, due) == {}
 
 
 def test_what_waits_is_kept_when_the_dag_is_declared_otherwise() -> None:
     latest, each = declare(A, pass_upstream=True), declare(A, runs="each")
-    state = read(each, happen(A, 2), state=join(each, read(latest, happen(A, 1))))
-    assert find_positions(each, state) == [1, 2]
-    assert find_positions(latest, join(latest, state)) == [2]
-    assert join(declare(B), state) == DagState()
+    waiting = read(each, happen(A, 2), waiting=join(each, (), read(latest, happen(A, 1))))
+    assert find_positions(each, waiting) == [1, 2]
+    assert find_positions(latest, join(latest, (), waiting)) == [2]
+    assert join(declare(B), (), waiting) == {}
 
 
 def test_a_person_drops_latches_and_queue() -> None:
     for dag in (declare(A, B, when="all"), declare(A, runs="each")):
-        state = read(dag, happen(A, 1))
-        assert read(dag, happen("metrics/other", 2, "drop"), state=state) == state
-        assert read(dag, happen("metrics/c", 2, "drop"), state=state) == DagState()
+        waiting = read(dag, happen(A, 1))
+        assert read(dag, happen("metrics/other", 2, "drop"), waiting=waiting) == waiting
+        assert read(dag, happen("metrics/c", 2, "drop"), waiting=waiting) == {}
 
 
 def test_failures_of_only_if_are_counted_for_each_event() -> None:
     dag = declare(A, pass_upstream=True)
-    state = replace(read(dag, happen(A, 1)), failures=2)
-    assert read(dag, happen(B, 2), state=state).failures == 2
-    assert read(dag, happen(A, 3), state=state).failures == 0
+    waiting = count_failure(read(dag, happen(A, 1)), None)
+    assert read(dag, happen(B, 2), waiting=waiting)[None].failures == 1
+    assert read(dag, happen(A, 3), waiting=waiting)[None].failures == 0
 
 
 def test_a_cursor_is_read_as_it_was_written() -> None:
     dag = declare(A, B, when="all")
-    states = {"ä [1]": replace(read(dag, happen(A, 7)), failures=2)}
-    states["b"] = read(declare(A, runs="each"), happen(A, 3), happen(A, 4))
-    cursor = Cursor(8, frozenset({3, 4, 7}), states)
+    waiting = {"ä [1]": count_failure(read(dag, happen(A, 7)), None)}
+    waiting["b"] = read(declare(A, runs="each"), happen(A, 3), happen(A, 4))
+    waiting["c"] = {"2026-01-01": waiting["b"][None], "2026-01-02": State(failures=1)}
+    cursor = Cursor(8, frozenset({3, 4, 7}), waiting)
     assert decider.load(decider.dump(cursor)) == cursor
+
+
+def test_the_cursor_of_the_version_before_partitions_is_read() -> None:
+    edge = json.dumps(["a", "dag", "x"])
+    state = {"latched": [[edge, "success", 7, "run"]], "queue": [], "failures": 0}
+    text = json.dumps({"version": 1, "position": 8, "seen": [7], "dags": {"c": state}})
+    cursor = decider.load(text)
+    assert cursor
+    assert cursor.dags == {"c": {None: State({(edge, "success"): (7, "run")})}}
 
 
 @pytest.mark.parametrize("state", ["slow", "late", "failure"])

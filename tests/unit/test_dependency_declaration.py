@@ -186,7 +186,7 @@ UPSTREAM = "depends_on: [w/a]\n"  # of texts that need one
         (
             UPSTREAM + "partitions: {cron: '@daily', start: 2026-01-01}\n"
             "trigger: {logical_date: upstream}",
-            ".trigger.logical_date: `partitions` decides the date of each run; remove one of the "
+            ": trigger.logical_date: `partitions` decides the date of each run; remove one of the "
             "two keys",
         ),
         (

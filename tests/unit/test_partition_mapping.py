@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from typing import Any
 
 import dagster as dg
@@ -178,7 +179,7 @@ def test_what_a_partition_needs_covers_its_window_and_updates_it(
         own = before
     assert windows[0].start <= own.start < windows[0].end
     assert windows[-1].start < own.end <= windows[-1].end
-    assert all(one.end == other.start for one, other in zip(windows, windows[1:], strict=False))
+    assert all(one.end == other.start for one, other in pairwise(windows))
     for key in (needed[0], needed[-1]):
         assert partition in mapping.find_updated(key, NOON)
 

@@ -57,7 +57,17 @@ def test_keys_are_dates_if_a_day_has_one_partition_and_else_times(
 
 def test_keys_have_the_declared_format() -> None:
     keys = build(key_format="%d.%m.%Y").definition.get_partition_keys(at("2025-01-03"))
-    assert list(keys) == ["01.01.2025", "02.01.2025"]
+    assert list(keys) == ["01.01.2025", "02.01.2025", "03.01.2025"]
+
+
+@pytest.mark.parametrize(
+    ("date", "last"), [("data_interval_end", "2025-01-02"), ("logical_date", "2025-01-03")]
+)
+def test_the_window_that_goes_on_is_a_partition_unless_runs_are_of_windows_that_are_over(
+    date: str, last: str
+) -> None:
+    keys = build(date=date).definition.get_partition_keys(at("2025-01-03T12:00"))
+    assert keys[-1] == last
 
 
 def test_the_first_partition_begins_on_the_first_day_in_its_time_zone() -> None:

@@ -166,7 +166,7 @@ def test_the_logical_date_is_that_of_the_upstream_run_and_a_second_run_of_it_cle
     daemon = start(airflow, instance, {"depends_on": [LOAD], "trigger": trigger})
     date = datetime(2026, 1, 31, tzinfo=timezone.utc)
     for run_id in ("one", "two"):
-        label = {"Logical date": dg.MetadataValue.timestamp(date)}
+        label: dict[str, Any] = {"Logical date": dg.MetadataValue.timestamp(date)}
         report(instance, LOAD, "success", run_id, **label)
         assert len(daemon.tick()) == 1
     (run,) = airflow.database.runs
@@ -344,7 +344,8 @@ def test_a_date_whose_run_goes_on_is_run_again_when_it_has_ended(
     database = airflow_v2.database
     scheduled = database.start_run(DAG, "scheduled__1", logical_date=date)
     threading.Timer(0.5, database.finish_run, [scheduled]).start()
-    report(instance, LOAD, "success", "one", **{"Logical date": dg.MetadataValue.timestamp(date)})
+    label: dict[str, Any] = {"Logical date": dg.MetadataValue.timestamp(date)}
+    report(instance, LOAD, "success", "one", **label)
     assert len(daemon.tick()) == 1
     (run,) = database.runs
     assert run.state == "success"

@@ -1,4 +1,4 @@
-"""Which partitions an event sensor starts, beside a small model, whatever happens in which order."""
+"""Which partitions an event sensor starts, beside a small model, in random histories."""
 
 from __future__ import annotations
 

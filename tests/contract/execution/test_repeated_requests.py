@@ -98,4 +98,3 @@ def test_a_repeated_request_that_is_executed_again_is_a_run(
     assert len(airflow_v2.database.runs) == 1
     assert attempts.execute(repeated).materialized == [DAG]
     assert len(airflow_v2.database.runs) == 2
-

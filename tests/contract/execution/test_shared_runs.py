@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from uuid import uuid4
 
 import dagster as dg
-import pytest
 
 from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import FAST, materialize, wait_for_log
 from tests.contract.execution.partitioned import DAG, DAILY, KEY, build_daemon, declare
-from tests.contract.execution.test_taken_dates import AUTOMATION, DAY, PERSON, RUN_ID, add_run
+from tests.contract.execution.test_taken_dates import DAY, PERSON, RUN_ID, add_run
 from tests.contract.observation.daemon import fetch_reported_run_ids
 from tests.waiting import wait_for
 
@@ -30,22 +28,21 @@ def count_waiting(instance: dg.DagsterInstance) -> int:
     return sum(any(LAUNCHED in entry.user_message for entry in log) for log in logs)
 
 
-@pytest.mark.parametrize("tags", [PERSON, AUTOMATION], ids=["person", "automation"])
 def test_a_run_that_two_dagster_runs_wait_for_is_materialized_once(
-    airflow: Airflow, instance: dg.DagsterInstance, tags: Mapping[str, str]
+    airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag(DAG, polls=math.inf)
     with ThreadPoolExecutor(2) as threads:
 
-        def start(tags: Mapping[str, str]) -> None:
+        def start() -> None:
             started.append(
-                threads.submit(materialize, airflow.client, {DAG: declare()}, instance, tags=tags)
+                threads.submit(materialize, airflow.client, {DAG: declare()}, instance, tags=PERSON)
             )
 
         started = []
-        start(PERSON)
+        start()
         wait_for_log(instance, LAUNCHED)
-        start(tags)
+        start()
         wait_for(lambda: count_waiting(instance) == 2, "both wait", timeout_s=60)
         (run,) = airflow.database.runs
         airflow.database.finish_run(run)
@@ -53,10 +50,10 @@ def test_a_run_that_two_dagster_runs_wait_for_is_materialized_once(
     assert fetch_reported_run_ids(instance, KEY) == [run.run_id]
 
 
-def test_a_run_that_is_adopted_late_in_a_step_is_not_reported_by_observation_too(
+def test_a_run_that_is_run_again_late_in_a_step_is_reported_with_each_of_its_ends_once(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    """Observation has found no owner, then a step that waited for its turn adopts the run."""
+    """Observation has found no owner, then a step that waited for its turn clears the run."""
     add_run(airflow_v2, "success")
     airflow_v2.database.add_dag("other", polls=None)
     active = airflow_v2.database.start_run("other", build_run_id(str(uuid4())))
@@ -68,7 +65,7 @@ def test_a_run_that_is_adopted_late_in_a_step_is_not_reported_by_observation_too
             airflow_v2.client,
             {DAG: declare()},
             instance,
-            tags=AUTOMATION,
+            tags=PERSON,
             max_active_runs=1,
             timing=timing,
         )
@@ -83,4 +80,5 @@ def test_a_run_that_is_adopted_late_in_a_step_is_not_reported_by_observation_too
         daemon.before_storing = make_room
         daemon.tick()
     assert executed.result().success
-    assert fetch_reported_run_ids(instance, KEY) == [RUN_ID]
+    assert fetch_reported_run_ids(instance, KEY) == [RUN_ID, RUN_ID]
+    assert daemon.tick() == []

@@ -19,7 +19,7 @@ from tests.contract.execution.executing import (
     wait_for_log,
 )
 from tests.contract.execution.partitioned import DAG, DAILY, KEY, build_daemon, declare
-from tests.contract.execution.test_taken_dates import AUTOMATION, DAY, RUN_ID, add_run, read_tries
+from tests.contract.execution.test_taken_dates import DAY, PERSON, RUN_ID, add_run, read_tries
 from tests.contract.observation.daemon import (
     Daemon,
     fetch_reported_observations,
@@ -66,11 +66,12 @@ def test_of_a_run_with_a_branch_that_was_not_taken_only_the_failed_tasks_run_aga
 def test_a_re_execution_neither_clears_nor_reports_an_adopted_run_again(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    run = add_run(airflow_v2)
+    run = add_run(airflow_v2, "running")
+    airflow_v2.database.finish_after(run, polls=1)
     other = airflow_v2.database.add_dag(OTHER, polls=0, outcome="failed")
     dags = {DAG: declare(), OTHER: declare()}
     attempts = Attempts.of(instance, (airflow_v2.client, dags))
-    first = attempts.execute(tags=AUTOMATION)
+    first = attempts.execute(tags=PERSON)
     assert (first.success, first.materialized) == (False, [DAG])
     other.outcome = "success"
     second = attempts.execute(first)
@@ -91,17 +92,17 @@ def test_observation_does_not_report_an_adopted_run_while_its_dagster_run_is_act
         assert daemon.tick() == []
 
     with meanwhile(end):
-        materialize(airflow_v2.client, {DAG: declare()}, instance, tags=AUTOMATION)
+        materialize(airflow_v2.client, {DAG: declare()}, instance, tags=PERSON)
     assert daemon.tick() == []
     assert fetch_reported_run_ids(instance, KEY) == [RUN_ID]
 
 
-def test_an_update_after_a_run_of_automations_own_runs_the_partition_again(
+def test_a_partition_that_dagster_has_run_is_run_again(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=0)
     for _ in range(2):
-        executed = materialize(airflow_v2.client, {DAG: declare()}, instance, tags=AUTOMATION)
+        executed = materialize(airflow_v2.client, {DAG: declare()}, instance, tags=PERSON)
         assert executed.materialized == [DAG]
     (run,) = airflow_v2.database.runs
     assert read_tries(run) == [2, 2]
