@@ -116,6 +116,7 @@ class EventDaemon:
             dg.materialize(
                 [self.assets],
                 selection=dg.AssetSelection.assets(key),
+                partition_key=request.partition_key,
                 instance=self.instance,
                 tags=tags,
                 raise_on_error=False,

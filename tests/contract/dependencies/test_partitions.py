@@ -13,12 +13,16 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
+from dagster._core.events import StepMaterializationData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_asset_key
 from tests.contract.conftest import Airflow, OpenInstance
 from tests.contract.dependencies.reacting import DAG, EventDaemon, report
+from tests.contract.execution.executing import materialize
+from tests.contract.execution.partitioned import of, of_range
 
 Declared = dict[str, Any]
 KEY = build_asset_key("metrics", DAG)
@@ -220,3 +224,219 @@ def play(daemon: Player, model: Model, event: str, near: list[str]) -> None:
         for partition in near if event == "all" else [event]:  # all: a backfill
             daemon.update(partition)
             model.update(partition)
+
+
+UP = "warehouse/up"
+LATER = {"cron": "0 0 * * *", "start": "2020-01-01"}
+
+
+def start(
+    airflow: Airflow, instance: dg.DagsterInstance, dag: Declared, **upstreams: Declared | None
+) -> EventDaemon:
+    """Return a daemon that has ticked once.
+
+    Args:
+        upstreams: The partitions of DAGs of warehouse; `up` is daily, unless they say otherwise.
+    """
+    airflow.database.add_dag(DAG, polls=0)
+    known = {name: {"partitions": each} for name, each in {"up": DAILY, **upstreams}.items()}
+    daemon = EventDaemon(airflow.client, instance, {DAG: dag}, {"warehouse": known})
+    assert daemon.tick() == []
+    return daemon
+
+
+def report_in(
+    run: dg.DagsterRun, instance: dg.DagsterInstance, upstream: str, partition: str
+) -> None:
+    """Store that a Dagster run has materialized a partition of an upstream."""
+    event = dg.AssetMaterialization(build_asset_key(*upstream.split("/")), partition=partition)
+    data = StepMaterializationData(event)
+    instance.report_dagster_event(
+        dg.DagsterEvent("ASSET_MATERIALIZATION", run.job_name, event_specific_data=data), run.run_id
+    )
+
+
+def read_days(airflow: Airflow) -> list[str]:
+    return [f"{run.logical_date:%F}" for run in airflow.database.runs if run.logical_date]
+
+
+PARTITIONED: Declared = {"depends_on": [UP], "partitions": DAILY}
+
+
+def test_a_partition_is_run_with_its_date_and_again_after_another_update(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow, instance, PARTITIONED)
+    for _ in range(2):
+        report(instance, UP, partition="2026-03-05")
+        assert daemon.tick() == [f"{UP} success "]
+        assert daemon.tick() == []
+    (run,) = airflow.database.runs  # of one date there is one run
+    assert read_days(airflow) == ["2026-03-05"]
+    assert [task.try_number for task in run.tasks] == [2, 2]
+    assert instance.get_materialized_partitions(KEY) == {"2026-03-05"}
+
+
+def test_after_three_days_away_each_day_is_run_one_at_a_time_in_order(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow_v2, instance, PARTITIONED)
+    for day in ("2026-03-05", "2026-03-06", "2026-03-07"):
+        report(instance, UP, partition=day)
+    for _ in range(3):
+        assert len(daemon.tick()) == 1
+    assert daemon.tick() == []
+    assert read_days(airflow_v2) == ["2026-03-05", "2026-03-06", "2026-03-07"]
+
+
+def test_what_waits_is_told_and_dropped_on_request(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow_v2, instance, {**PARTITIONED, "partitions": LATER}, up=HOURLY)
+    report(instance, UP, partition="2026-03-05-07:00")
+    assert daemon.tick() == []
+    assert f"{DAG}: 2026-03-05 has 1 of 24 partitions of {UP}" in daemon.skip_reason
+    instance.report_runless_asset_event(build_drop_observation("metrics", DAG))
+    assert daemon.tick() == []
+    assert "2026-03-05" not in daemon.skip_reason
+
+
+def test_a_partition_that_has_not_begun_waits_until_it_has(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    tomorrow = f"{datetime.now(timezone.utc) + timedelta(days=1):%F}"
+    daemon = start(airflow_v2, instance, PARTITIONED)
+    report(instance, UP, partition=tomorrow)
+    assert daemon.tick() == []
+    assert f"{tomorrow} has not begun" in daemon.skip_reason
+
+
+def test_the_window_that_goes_on_is_run(airflow_v2: Airflow, instance: dg.DagsterInstance) -> None:
+    """As after a run of Airflow 3, whose date is the moment at which it fires."""
+    today = f"{datetime.now(timezone.utc):%F}"
+    daemon = start(airflow_v2, instance, PARTITIONED)
+    report(instance, UP, partition=today)
+    assert len(daemon.tick()) == 1
+    assert instance.get_materialized_partitions(KEY) == {today}
+
+
+@pytest.mark.parametrize("partition", ["2026-03-05", None, "no date"])
+@pytest.mark.parametrize("runs", ["latest", "each"])
+def test_a_dag_without_partitions_is_run_by_every_update_of_one_with_them(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, partition: str | None, runs: str
+) -> None:
+    daemon = start(airflow_v2, instance, {"depends_on": [UP], "trigger": {"runs": runs}})
+    for run_id in ("one", "two"):
+        report(instance, UP, run_id=run_id, partition=partition)
+    ticked = [len(daemon.tick()) for _ in range(3)]
+    assert ticked == ([1, 0, 0] if runs == "latest" else [1, 1, 0])
+
+
+@pytest.mark.parametrize("partition", [None, "no date", "2026-02-28"])
+def test_an_update_of_no_partition_runs_no_partition(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, partition: str | None
+) -> None:
+    daemon = start(airflow_v2, instance, PARTITIONED)
+    report(instance, UP, partition=partition)
+    report(instance, UP, "failure", partition=partition)
+    assert daemon.tick() == []
+
+
+@pytest.mark.parametrize(("window", "days"), [(None, 1), ("last", 1), ("current", 0)])
+def test_an_upstream_without_partitions_runs_the_last_window_or_the_current_one(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, window: str | None, days: int
+) -> None:
+    edge = {"dag": "warehouse/plain", "window": window}
+    daemon = start(airflow_v2, instance, {**PARTITIONED, "depends_on": [edge]}, plain=None)
+    expected = datetime.now(timezone.utc) - timedelta(days=days)
+    report(instance, "warehouse/plain")
+    assert len(daemon.tick()) == 1
+    assert read_days(airflow_v2) == [f"{expected:%F}"]
+
+
+def test_with_two_upstreams_a_partition_waits_until_both_have_it(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    dag = {**PARTITIONED, "depends_on": [UP, "warehouse/other"]}
+    daemon = start(airflow_v2, instance, dag, other=DAILY)
+    report(instance, UP, partition="2026-03-05")
+    report(instance, "warehouse/other", partition="2026-03-06")
+    assert daemon.tick() == []
+    assert "2026-03-05 has 0 of 1 partitions of warehouse/other" in daemon.skip_reason
+    report(instance, UP, partition="2026-03-06")
+    assert len(daemon.tick()) == 1
+    report(instance, "warehouse/other", partition="2026-03-06")
+    assert len(daemon.tick()) == 1, "any of them"
+    assert read_days(airflow_v2) == ["2026-03-06"]
+
+
+def test_with_all_a_partition_runs_when_each_upstream_has_updated_it_since_the_last_run(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    other, day = "warehouse/other", "2026-03-05"
+    dag = {**PARTITIONED, "depends_on": [UP, other], "trigger": {"when": "all"}}
+    daemon = start(airflow_v2, instance, dag, other=DAILY)
+    for upstream, state, begun in [
+        (UP, "success", 0),
+        (other, "success", 1),
+        (other, "success", 0),
+        (other, "failure", 0),
+        (UP, "success", 0),
+        (other, "success", 1),
+    ]:
+        report(instance, upstream, state, partition=day)
+        assert len(daemon.tick()) == begun
+
+
+@pytest.mark.parametrize(("reruns", "begun"), [("follow", 1), ("ignore", 0), ("rerun", 1)])
+def test_a_cleared_run_of_a_partition_leads_to_what_reruns_says(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, reruns: str, begun: int
+) -> None:
+    trigger = {"runs": "each", "reruns": reruns}
+    daemon = start(airflow_v2, instance, {**PARTITIONED, "trigger": trigger})
+    for day in ("2026-03-05", "2026-03-06"):
+        report(instance, UP, run_id=f"of {day}", partition=day)
+    assert [len(daemon.tick()) for _ in range(3)] == [1, 1, 0]
+    report(instance, UP, run_id="of 2026-03-05", partition="2026-03-05")
+    assert len(daemon.tick()) == begun
+    tries = [run.tasks[0].try_number for run in airflow_v2.database.runs]
+    assert tries == [1 + begun, 1]
+
+
+def test_the_conf_tells_of_the_partition(airflow_v2: Airflow, instance: dg.DagsterInstance) -> None:
+    daemon = start(airflow_v2, instance, {**PARTITIONED, "trigger": {"pass_upstream": True}})
+    report(instance, UP, run_id="one", partition="2026-03-05")
+    assert len(daemon.tick()) == 1
+    (run,) = airflow_v2.database.runs
+    (upstream,) = run.conf["federation"]["upstream"]
+    assert (upstream["run_id"], upstream["partition_key"]) == ("one", "2026-03-05")
+
+
+@pytest.mark.parametrize("is_range", [False, True], ids=["one partition", "a backfill"])
+def test_a_dagster_run_of_both_dags_leads_to_no_other_run_of_the_second(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, is_range: bool
+) -> None:
+    dags = {"first": {"partitions": DAILY}, DAG: {**PARTITIONED, "depends_on": ["metrics/first"]}}
+    for dag_id in dags:
+        airflow_v2.database.add_dag(dag_id, polls=0)
+    daemon = EventDaemon(airflow_v2.client, instance, dags)
+    assert daemon.tick() == []
+    tags = of_range("2026-03-05", "2026-03-07") if is_range else of("2026-03-05")
+    executed = materialize(airflow_v2.client, dags, instance, tags=tags)
+    assert sorted(executed.materialized) == sorted(["first", DAG] * (3 if is_range else 1))
+    assert [daemon.tick() for _ in range(3)] == [[], [], []]
+
+
+def test_a_dagster_run_of_both_that_was_canceled_before_the_second_leaves_that_to_automation(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow_v2, instance, PARTITIONED)
+    tags = of("2026-03-05")
+    run = instance.create_run_for_job(
+        daemon.defs.resolve_implicit_global_asset_job_def(), tags=tags, asset_selection={KEY}
+    )
+    report_in(run, instance, UP, "2026-03-05")
+    assert daemon.tick() == []
+    assert f"Dagster run {run.run_id} runs both" in daemon.skip_reason
+    instance.report_run_canceled(run)
+    assert len(daemon.tick()) == 1
