@@ -136,11 +136,10 @@ def _find_wrong_windows(
         return
     ratio = measure_ratio(dag.partitions.build_definition(), partitions.build_definition())
     if max(ratio, 1 / ratio) > _MOST_WINDOWS:
-        which = "of it" if ratio > 1 else "of this DAG"
+        longer, shorter = ("this DAG", name) if ratio > 1 else (name, "this DAG")
         yield (
-            f"a partition of {'this DAG' if ratio > 1 else name} has the time of "
-            f"{max(ratio, 1 / ratio):.0f} partitions {which}; put a DAG between them whose "
-            "partitions are days"
+            f"a partition of {longer} has the time of {max(ratio, 1 / ratio):.0f} partitions of "
+            f"{shorter}; put a DAG between them whose partitions are days"
         )
     if dag.trigger.runs == "each" and ratio > 1.5:
         yield (

@@ -275,3 +275,57 @@ def test_only_an_airflow_that_is_known_as_a_2_has_no_runs_without_a_date(api: st
         "every run has a logical date; remove the key"
     ] * (api == "v1")
     assert not list(find_dateless_triggers(member, None))
+
+
+HOURLY = {"cron": "@hourly", "start": "2026-01-01"}
+DAILY = {"cron": "@daily", "start": "2026-01-01"}
+
+
+@pytest.mark.parametrize(
+    ("upstream", "dag", "problem"),
+    [
+        (
+            {},
+            {"window": "same"},
+            "warehouse/up has no partitions, so that it has no `window: same`; declare "
+            "dags.up.partitions, or write last or current",
+        ),
+        (
+            {"partitions": DAILY},
+            {"window": "last"},
+            "warehouse/up has partitions; write `window: same` or previous, in place of last",
+        ),
+        (
+            {},
+            {"window": "current", "partitions": {**DAILY, "date": "data_interval_end"}},
+            "`window: current` of warehouse/up would run partitions before the end of their "
+            "windows, and with `date: data_interval_end` that end is the date of the run; write "
+            "another date",
+        ),
+        (
+            {"partitions": {**HOURLY, "cron": "* * * * *"}},
+            {"partitions": {**DAILY, "cron": "@monthly"}},
+            "a partition of this DAG has the time of 44640 partitions of warehouse/up; put a DAG "
+            "between them whose partitions are days",
+        ),
+        (
+            {"partitions": {**DAILY, "cron": "@monthly"}},
+            {"partitions": {**HOURLY, "cron": "* * * * *"}},
+            "a partition of warehouse/up has the time of 44640 partitions of this DAG; put a DAG "
+            "between them whose partitions are days",
+        ),
+        (
+            {"partitions": HOURLY},
+            {"trigger": {"runs": "each"}},
+            "with `runs: each`, each of the 24 partitions of warehouse/up that a partition of this "
+            "DAG needs would run it; remove `runs`",
+        ),
+    ],
+)
+def test_partitions_that_can_not_line_up_are_a_problem(
+    upstream: dict[str, Any], dag: dict[str, Any], problem: str
+) -> None:
+    edge = {"dag": "warehouse/up", **{key: dag.pop(key) for key in ("window",) if key in dag}}
+    metrics = declare("metrics", {"b": {"partitions": DAILY, **dag, "depends_on": [edge]}})
+    (found,) = find_problems([declare("warehouse", {"up": upstream}), metrics])
+    assert found == f"{metrics.source}: dags.b.depends_on: {problem}"

@@ -51,3 +51,27 @@ def test_a_dag_says_in_words_when_it_runs(
 ) -> None:
     declared = {"depends_on": depends_on, "trigger": trigger}
     assert describe_trigger(DagDeclaration.model_validate(declared)) == words
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ({}, "Runs a partition when a/x has succeeded for it, one at a time."),
+        (
+            {"granularity": 20, "trigger": {"at_once": 4}},
+            "Runs a partition when a/x has succeeded for it, 4 at a time. Of an upstream's "
+            "partitions in its time it needs 20.",
+        ),
+        (
+            {"trigger": {"runs": "each"}},
+            "Runs a partition once for each time that a/x has succeeded for it, in that order, one "
+            "at a time.",
+        ),
+    ],
+)
+def test_a_dag_with_partitions_says_in_words_when_one_runs(
+    declared: dict[str, Any], words: str
+) -> None:
+    partitions = {"cron": "@daily", "start": "2026-01-01"}
+    values = {"depends_on": ["a/x"], "partitions": partitions, **declared}
+    assert describe_trigger(DagDeclaration.model_validate(values)) == words

@@ -18,10 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation_defs.events import build_drop_observation
+from federation_defs.execution import build_execution
 from federation_defs.naming import build_asset_key
+from federation_defs.specs import build_specs
 from tests.contract.conftest import Airflow, OpenInstance
-from tests.contract.dependencies.reacting import DAG, EventDaemon, report
-from tests.contract.execution.executing import materialize
+from tests.contract.dependencies.reacting import DAG, EventDaemon, declare, report
+from tests.contract.execution.executing import FAST, materialize
 from tests.contract.execution.partitioned import of, of_range
 
 Declared = dict[str, Any]
@@ -440,3 +442,44 @@ def test_a_dagster_run_of_both_that_was_canceled_before_the_second_leaves_that_t
     assert f"Dagster run {run.run_id} runs both" in daemon.skip_reason
     instance.report_run_canceled(run)
     assert len(daemon.tick()) == 1
+
+
+@pytest.mark.parametrize(
+    ("upstream", "declared"),
+    [
+        (DAILY, {}),
+        (HOURLY, {}),
+        (MONTHLY, {}),
+        ({**DAILY, **BERLIN}, {}),
+        ({**HOURLY, **BERLIN}, {}),
+        ({**DAILY, "start": "2026-03-20"}, {}),
+        (DAILY, {"window": "previous"}),
+        (None, {}),
+    ],
+)
+def test_dagster_executes_a_partition_whatever_the_upstreams_partitions_are(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, upstream: Declared | None, declared: Declared
+) -> None:
+    """Dagster asks which partitions of the upstream a run depends on, to tell its data version."""
+    airflow_v2.database.add_dag(DAG, polls=0)
+    edge = {"dag": UP, **declared}
+    own = declare({DAG: {"depends_on": [edge], "partitions": DAILY}}, airflow_v2.client)
+    other = own.model_copy(
+        update={
+            "name": "warehouse",
+            "dags": declare({"up": {"partitions": upstream}}, airflow_v2.client).dags,
+        }
+    )
+    instances = {"metrics": own, "warehouse": other}
+    specs = build_specs(own, None, set(), instances)
+    assets = build_execution(airflow_v2.client, own.downstreams, specs, timing=FAST)
+    upstreams = build_specs(other, None, set(), instances).values()
+    report(instance, UP, partition="2026-03-05" if upstream == DAILY else None)
+    executed = dg.materialize(
+        [assets, *upstreams],
+        selection=dg.AssetSelection.assets(KEY),
+        partition_key="2026-03-05",
+        instance=instance,
+    )
+    assert executed.success
+    assert read_days(airflow_v2) == ["2026-03-05"]
