@@ -120,7 +120,12 @@ def _find_wrong_windows(
     if dag.partitions is None or (known is None and dependency.upstream):
         return
     partitions = known.declaration.find_dag(dag_id).partitions if known else None
-    if window in ("same", "previous") and partitions is None:
+    if window in ("same", "previous") and known is None:
+        yield (
+            f"updates of the asset {name} belong to the partitions that they name; write last or "
+            f"current, for those without a partition, in place of `window: {window}`"
+        )
+    elif window in ("same", "previous") and partitions is None:
         yield (
             f"{name} has no partitions, so that it has no `window: {window}`; declare "
             f"dags.{dag_id}.partitions, or write last or current"

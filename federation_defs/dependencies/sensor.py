@@ -111,7 +111,8 @@ class _EventSensor:
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """Evaluate the sensor."""
         with share_instance(context) as instance:
-            if context.cursor != self._last:  # the last tick failed, or was another process's
+            # The last tick failed, or was another process's.
+            if may_repeat := context.cursor != self._last:
                 self._reached.clear()
             if (cursor := decider.load(context.cursor)) is None:
                 begin = max(0, fetch_last_position(instance) - WINDOW)
@@ -127,9 +128,12 @@ class _EventSensor:
                 mappings = self.mappings.get(dag_id, ())
                 waiting = decider.join(dag, mappings, cursor.dags.get(dag_id, {}))
                 for event in events.get(key, ()):
-                    if dag.trigger.runs == "latest":
-                        waiting = starter.settle_requested(dag_id, dag, waiting)
-                    waiting = decider.take_in(dag, mappings, key, waiting, event)
+                    taken = decider.take_in(dag, mappings, key, waiting, event)
+                    if may_repeat and dag.trigger.runs == "latest":
+                        changed = {each for each in waiting if taken.get(each) != waiting[each]}
+                        waiting = starter.settle_requested(dag_id, dag, waiting, changed)
+                        taken = decider.take_in(dag, mappings, key, waiting, event)
+                    waiting = taken
                 states[dag_id] = starter.start(dag_id, dag, mappings, waiting)
             self._last = decider.dump(replace(cursor, dags=states))
             return starter.build_result(self._last)

@@ -4,9 +4,10 @@ when upstreams have the partitions that are needed, and as `only_if` and `reruns
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from datetime import datetime
 from functools import cached_property
+from itertools import chain
 from typing import TypeAlias
 
 import dagster as dg
@@ -49,7 +50,6 @@ from federation_defs.naming import (
     RUN_ID_PREFIX,
     build_asset_key,
     build_cause_tag,
-    build_check_key,
     build_dag_run_tag,
     build_monitor_tags,
     build_run_id,
@@ -108,14 +108,14 @@ class Starter:
         waiting: Waiting,
     ) -> Waiting:
         """Request as many of a DAG's due runs as may begin now, and return what still waits."""
-        due = self._select_ready(dag_id, dag, mappings, find_due(dag, waiting))
-        if not due:
+        ready = self._iterate_ready(dag_id, dag, mappings, find_due(dag, waiting))
+        if (first := next(ready, None)) is None:
             self._note_latched(dag_id, dag, waiting.get(None, State()))
             return waiting
         most = dag.trigger.at_once if dag.trigger.runs == "each" or mappings else 1
         problem = self._find_problem(dag_id)
         active = self._find_active(dag_id, dag)
-        for number, each in enumerate(due):
+        for each in chain([first], ready):
             if has_requested(self._instance, self._build_run_key(dag_id, each)):
                 waiting = settle(waiting, each)  # the tick's cursor was not stored
                 continue
@@ -131,21 +131,21 @@ class Starter:
             elif led is not None and self._goes_on(dag_id, led, active):
                 why = f"the run to clear goes on: {led}"
             if why is not None or isinstance(active, str):
-                self._wait(dag_id, due[number:], why or "")
+                self._wait(dag_id, waiting, each, why or "")
                 break
             if each.partition is not None and each.partition in active.values():
-                self._wait(dag_id, [each], "a run of this partition goes on")
+                self._wait(dag_id, waiting, each, "a run of this partition goes on")
                 continue
             joint = self._find_joint_run(dag_id, each)
             if joint is not None and joint.is_finished:
                 waiting = settle(waiting, each)
                 continue
             if joint is not None:
-                self._wait(dag_id, [each], f"Dagster run {joint.run_id} runs both")
+                self._wait(dag_id, waiting, each, f"Dagster run {joint.run_id} runs both")
                 continue
             answer, waiting = self._decide(dag_id, dag, waiting, each)
             if answer is None:
-                self._wait(dag_id, due[number:], "`only_if` has not answered yet")
+                self._wait(dag_id, waiting, each, "`only_if` has not answered yet")
                 break
             if isinstance(answer, Run):
                 date = self._find_logical_date(dag, each.causes[-1])
@@ -157,32 +157,36 @@ class Starter:
             waiting = settle(waiting, each)
         return waiting
 
-    def settle_requested(self, dag_id: str, dag: DagDeclaration, waiting: Waiting) -> Waiting:
-        """Return what waits without what was requested. The tick that did so may have failed before
-        its cursor was stored. With `when: all`, the next event would otherwise lead to another run
-        for the same causes."""
-        for due in find_due(dag, waiting):
+    def settle_requested(
+        self,
+        dag_id: str,
+        dag: DagDeclaration,
+        waiting: Waiting,
+        partitions: Collection[str | None],
+    ) -> Waiting:
+        """Return what waits without what was requested of some partitions. The tick that did so may
+        have failed before its cursor was stored. With `when: all`, the next event would otherwise
+        lead to another run for the same causes."""
+        for due in find_due(dag, {each: waiting[each] for each in partitions}):
             if has_requested(self._instance, self._build_run_key(dag_id, due)):
                 waiting = settle(waiting, due)
         return waiting
 
     # What partitions lack
 
-    def _select_ready(
+    def _iterate_ready(
         self,
         dag_id: str,
         dag: DagDeclaration,
         mappings: Sequence[PartitionMapping],
         due: Sequence[Due],
-    ) -> list[Due]:
-        """Select the runs that lack no partition, and note what the others lack."""
-        ready: list[Due] = []
+    ) -> Iterator[Due]:
+        """Iterate over the runs that lack no partition, and note what others lack."""
         for each in due:
             if (lacks := self._find_lacking(dag_id, dag, mappings, each)) is None:
-                ready.append(each)
+                yield each
             else:
                 self._note(dag_id, f"{each.partition} {lacks}")
-        return ready
 
     def _find_lacking(
         self,
@@ -241,8 +245,6 @@ class Starter:
             dg.RunRequest(
                 run_key=self._build_run_key(dag_id, due),
                 asset_selection=[key],
-                # Of the others the step evaluates none, and Dagster would show them as pending.
-                asset_check_keys=[build_check_key(key)],
                 partition_key=due.partition,
                 tags={
                     **build_monitor_tags(airflow),
@@ -406,11 +408,11 @@ class Starter:
             ]
             self._note(dag_id, f"waits for {join_names(missing)}")
 
-    def _wait(self, dag_id: str, due: Sequence[Due], why: str) -> None:
-        first = due[0]
+    def _wait(self, dag_id: str, waiting: Waiting, first: Due, why: str) -> None:
+        count = sum(len(state.queue) or 1 for state in waiting.values())
         partition = "" if first.partition is None else f"{first.partition} after "
         label = first.causes[-1].label
-        self._note(dag_id, f"{len(due)} wait, the first is {partition}{label}: {why}")
+        self._note(dag_id, f"{count} wait, the first is {partition}{label}: {why}")
 
     def _note(self, dag_id: str, text: str) -> None:
         self._waiting.append(f"{self._client.instance}/{dag_id}: {text}")

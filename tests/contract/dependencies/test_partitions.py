@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from dagster._core.events import StepMaterializationData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from federation_defs.dagster_io.event_log import fetch_last_position
 from federation_defs.events import build_drop_observation
 from federation_defs.execution import build_execution
 from federation_defs.naming import build_asset_key
@@ -277,6 +279,24 @@ def test_a_partition_is_run_with_its_date_and_again_after_another_update(
     assert read_days(airflow) == ["2026-03-05"]
     assert [task.try_number for task in run.tasks] == [2, 2]
     assert instance.get_materialized_partitions(KEY) == {"2026-03-05"}
+
+
+def test_an_update_of_the_package_runs_nothing_of_the_past(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """The sensor was there, and conditions decided on partitions."""
+    for day in ("2026-03-05", "2026-03-06"):
+        report(instance, UP, partition=day)
+    airflow_v2.database.add_dag(DAG, polls=0)
+    known = {"warehouse": {"up": {"partitions": DAILY}}}
+    daemon = EventDaemon(airflow_v2.client, instance, {DAG: PARTITIONED}, known)
+    position = fetch_last_position(instance)
+    values = {"version": 1, "position": position, "seen": [position - 1, position], "dags": {}}
+    daemon.cursor = json.dumps(values)
+    assert daemon.tick() == []
+    report(instance, UP, partition="2026-03-07")
+    assert len(daemon.tick()) == 1
+    assert read_days(airflow_v2) == ["2026-03-07"]
 
 
 def test_after_three_days_away_each_day_is_run_one_at_a_time_in_order(
