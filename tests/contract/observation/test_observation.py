@@ -82,8 +82,10 @@ def test_more_runs_than_a_page_holds_are_each_reported_once(observed: Observed) 
     run_ids = [f"run_{number:03}" for number in range(120)]
     for number, run_id in enumerate(run_ids):
         observed.add_run(run_id, ended_s_ago=200 - number)
-    assert observed.daemon.tick() == run_ids
-    assert observed.daemon.tick() == []
+    reported: list[str] = []
+    while news := observed.daemon.tick():  # a busy machine may need more than one
+        reported += news
+    assert reported == run_ids
 
 
 def test_a_poll_that_finds_only_reported_runs_is_one_request(observed: Observed) -> None:
