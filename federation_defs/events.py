@@ -45,6 +45,7 @@ from federation_defs.naming import (
     build_asset_key,
 )
 from federation_defs.outcome import Outcome
+from federation_defs.partitions import RunPartition
 from federation_defs.redaction import redact
 
 Metadata = dict[str, dg.MetadataValue | float | str]
@@ -58,13 +59,14 @@ _LABELS_OF_A_PASSED_CHECK = (RUN_ID_LABEL, LINK_LABEL, STATE_LABEL, END_LABEL, D
 _NOT_STORABLE = re.compile('"__|NaN|Infinity')
 
 _MAX_CONF_CHARACTERS = 10_000  # of JSON; it is stored with each event
+_UNPARTITIONED = RunPartition()
 
 
 def build_missing_events(
     client: AirflowClient,
     outcome: Outcome,
     reported: ReportedRuns,
-    partition: str | None,
+    partition: RunPartition = _UNPARTITIONED,
 ) -> list[AssetEvent]:
     """Return the events of an outcome that the event log lacks, in the order to store them."""
     if not reported.lacks_report_of(outcome):
@@ -75,24 +77,24 @@ def build_missing_events(
 
 
 def build_materialization(
-    client: AirflowClient, outcome: Outcome, partition: str | None = None
+    client: AirflowClient, outcome: Outcome, partition: RunPartition = _UNPARTITIONED
 ) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         asset_key=build_asset_key(client.instance, outcome.run.dag_id),
-        metadata=build_run_metadata(client, outcome),
-        partition=partition,
+        metadata=build_run_metadata(client, outcome) | _describe_absence(partition),
+        partition=partition.key,
     )
 
 
 def build_observation(
-    client: AirflowClient, outcome: Outcome, partition: str | None = None
+    client: AirflowClient, outcome: Outcome, partition: RunPartition = _UNPARTITIONED
 ) -> dg.AssetObservation:
     """Return the report of a run that is no success, or that was materialized before."""
     return dg.AssetObservation(
         asset_key=build_asset_key(client.instance, outcome.run.dag_id),
         description=_describe(outcome),
-        metadata=build_run_metadata(client, outcome),
-        partition=partition,
+        metadata=build_run_metadata(client, outcome) | _describe_absence(partition),
+        partition=partition.key,
     )
 
 
@@ -171,7 +173,11 @@ def build_drop_observation(airflow: str, dag_id: str) -> dg.AssetObservation:
 
 
 def build_slow_observation(
-    client: AirflowClient, run: DagRun, limit_s: float, now: datetime
+    client: AirflowClient,
+    run: DagRun,
+    limit_s: float,
+    now: datetime,
+    partition: RunPartition = _UNPARTITIONED,
 ) -> dg.AssetObservation:
     """Return what tells that a run takes longer than `max_duration`.
 
@@ -183,11 +189,13 @@ def build_slow_observation(
         **build_link_metadata(client, run),
         "Max duration (s)": limit_s,
         **_describe_run(run),
+        **_describe_absence(partition),
     }
     return dg.AssetObservation(
         build_asset_key(client.instance, run.dag_id),
         _describe_duration(run, limit_s, now),
         metadata=metadata,
+        partition=partition.key,
     )
 
 
@@ -315,6 +323,10 @@ def _describe_run(run: DagRun) -> Metadata:
         CONF_LABEL: _build_conf(run.conf),
     }
     return {label: value for label, value in metadata.items() if value is not None}
+
+
+def _describe_absence(partition: RunPartition) -> Metadata:
+    return {"No partition": partition.absence} if partition.absence else {}
 
 
 def build_check_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:

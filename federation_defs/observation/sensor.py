@@ -101,7 +101,7 @@ def build_observation_sensor(
     interval_s = max(fair_s, observe.interval)
     observe = observe.model_copy(update={"interval": interval_s})
     tick_interval_s = min(interval_s, timing.max_tick_interval_s)
-    watchers = Watchers(client, dags, find_problem, observe.lookback, timing)
+    watchers = Watchers(client, dags, partitionings, find_problem, observe.lookback, timing)
     observer = _Observer(client, rules, observe, partitionings, watchers, absent, limits, timing)
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "observation"),

@@ -15,6 +15,7 @@ from federation_defs.observation.cursor import Ends, JudgedDeadlines
 from federation_defs.observation.lateness import Lateness
 from federation_defs.observation.readiness import FindProblem, Readiness
 from federation_defs.observation.slowness import Slowness
+from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
 
 
@@ -31,6 +32,7 @@ class Watchers:
         self,
         client: AirflowClient,
         dags: Mapping[str, DagDeclaration],
+        partitionings: Mapping[str, Partitioning],
         find_problem: FindProblem,
         lookback_s: float,
         timing: Timing,
@@ -40,7 +42,7 @@ class Watchers:
         downstreams = {dag_id: dag for dag_id, dag in dags.items() if dag.depends_on}
         self.has_limits = bool(limits_s)
         self._timing = timing
-        self._slowness = Slowness(client, limits_s, timing)
+        self._slowness = Slowness(client, limits_s, partitionings, timing)
         self._lateness = Lateness(client.instance, deadlines, lookback_s, timing)
         self._readiness = Readiness(client, downstreams, find_problem, timing)
 
