@@ -96,7 +96,7 @@ def build_observation_sensor(
     timing = replace(
         timing,
         max_tick_interval_s=max(fair_s, timing.max_tick_interval_s),
-        look_ready_s=max(20 * fair_s, timing.look_ready_s),
+        look_s=max(20 * fair_s, timing.look_s),
     )
     interval_s = max(fair_s, observe.interval)
     observe = observe.model_copy(update={"interval": interval_s})

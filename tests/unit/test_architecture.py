@@ -28,7 +28,7 @@ LAYERS = [
     ["observation.watchers"],
     ["observation.slowness", "observation.lateness", "observation.readiness"],
     ["observation.pace", "observation.poller", "observation.deferred", "observation.reporter"],
-    ["observation.outcomes"],
+    ["observation.outcomes", "observation.findings"],
     ["observation.cursor"],
     ["specs", "checks"],
     ["events"],
