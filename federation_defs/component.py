@@ -36,6 +36,7 @@ from federation_defs.validation import (
     find_deep_chains,
     find_named_dags,
     find_problems,
+    find_unfit_cadences,
 )
 
 _log = logging.getLogger(__name__)
@@ -253,7 +254,13 @@ class FederatedAirflow(dg.StateBackedComponent):
         specs = build_specs(self.declaration, snapshot, self.named.keys(), others)
         counts = [len(declaration.downstreams) for declaration in others.values()]
         return build_instance_defs(
-            self.client, self.declaration, specs, absent, counts, self.find_problem
+            self.client,
+            self.declaration,
+            specs,
+            absent,
+            counts,
+            self.find_problem,
+            find_unfit_cadences(others[name], others),
         )
 
     def find_problem(self, airflow: str, dag_id: str) -> str | None:
@@ -286,6 +293,7 @@ def build_instance_defs(
     absent: Mapping[str, str] = MappingProxyType({}),
     downstream_counts: Sequence[int] = (0,),
     find_problem: FindProblem = lambda *_: None,
+    unfit: Mapping[str, str] = MappingProxyType({}),
     *,
     is_for_run: bool = False,
 ) -> dg.Definitions:
@@ -295,7 +303,7 @@ def build_instance_defs(
         specs: Of its DAGs, by id. Without all of those that Dagster runs, none is run.
         absent: Why DAGs can't run in the instance, by id.
         downstream_counts: Of each instance of the code location, how many DAGs depend on others.
-        find_problem: As `build_observation_sensor` takes it.
+        find_problem: As `build_observation_sensor` takes it, and so `unfit`.
         is_for_run: Leave out sensors, and checks of DAGs that Dagster does not run.
     """
     declared = declaration.downstreams
@@ -324,6 +332,7 @@ def build_instance_defs(
             partitionings=partitionings,
             dags=declaration.dags,
             find_problem=find_problem,
+            unfit=unfit,
             absent=absent,
             instances=len(downstream_counts),
         )

@@ -30,6 +30,7 @@ from federation_defs.dagster_io.event_log import (
     LINK_LABEL,
     LOGICAL_DATE_LABEL,
     OUTCOME_LABEL,
+    PARTITION_KEY_LABEL,
     RUN_ID_LABEL,
     SIGNAL_LABEL,
     START_LABEL,
@@ -37,6 +38,7 @@ from federation_defs.dagster_io.event_log import (
     ReportedRuns,
     Success,
 )
+from federation_defs.declaration import PartitionsDeclaration
 from federation_defs.naming import (
     CHECK_NAME,
     DEADLINE_CHECK_NAME,
@@ -58,6 +60,7 @@ _LABELS_OF_A_PASSED_CHECK = (RUN_ID_LABEL, LINK_LABEL, STATE_LABEL, END_LABEL, D
 # `dagster._serdes`), and browsers read no NaN.
 _NOT_STORABLE = re.compile('"__|NaN|Infinity')
 
+PARTITIONS_LABEL = "Partitions"  # of an evaluation of the check of that name
 _MAX_CONF_CHARACTERS = 10_000  # of JSON; it is stored with each event
 _UNPARTITIONED = RunPartition()
 
@@ -291,6 +294,12 @@ def build_gap_observations(
     ]
 
 
+def build_partitions_metadata(partitions: PartitionsDeclaration) -> Metadata:
+    """Return how partitions are declared, which an evaluation of the check `partitions` remembers
+    if it agrees with all that was reported."""
+    return {PARTITIONS_LABEL: dg.MetadataValue.json(partitions.model_dump(mode="json"))}
+
+
 def build_run_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
     """Return what is known of a run, durations in seconds. Missing values are left out."""
     run = outcome.run
@@ -319,7 +328,7 @@ def _describe_run(run: DagRun) -> Metadata:
     metadata = {
         **{label: dg.MetadataValue.timestamp(date) for label, date in dates.items() if date},
         "Run type": run.run_type or None,
-        "Partition key": run.partition_key or None,
+        PARTITION_KEY_LABEL: run.partition_key or None,
         CONF_LABEL: _build_conf(run.conf),
     }
     return {label: value for label, value in metadata.items() if value is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from federation_defs.declaration import PartitionsDeclaration
 # What Dagster raises for other keys, and near the year 9999 (1.13).
 _NO_PARTITION = (ArithmeticError, ValueError, dg.DagsterInvariantViolationError)
 _MAX_KEY_CHARACTERS = 100  # that are shown
+_WINDOWS_PER_CADENCE = 8
 
 
 class DatedRun(Protocol):
@@ -72,6 +73,17 @@ class Partitioning:
             key = self._find_key(date)
             seen = f"Its {self.declaration.date} is {date.isoformat(' ')}."
         return RunPartition(key, None if key else f"{seen} Partitions are of {self.describe()}.")
+
+    @cached_property
+    def cadence_s(self) -> float:
+        """The time from one partition to the next, in seconds: the mean of some."""
+        ends: list[float] = [self.definition.start.timestamp()]
+        for _ in range(_WINDOWS_PER_CADENCE):
+            end = datetime.fromtimestamp(ends[-1], timezone.utc)
+            window = self.definition.get_next_partition_window(end, respect_bounds=False)
+            assert window is not None  # noqa: S101 - without bounds, there is always one
+            ends.append(window.end.timestamp())
+        return (ends[-1] - ends[1]) / (len(ends) - 2)
 
     def read_date(self, run: DatedRun) -> datetime | None:
         """Return the date that decides the partition of a run without a partition key."""

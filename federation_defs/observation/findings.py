@@ -8,12 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import dagster as dg
 
 from federation_defs.dagster_io.event_log import fetch_last_evaluations
-from federation_defs.events import Metadata
 from federation_defs.naming import build_asset_key, build_check_key
 from federation_defs.timing import Timing
 
@@ -43,7 +42,7 @@ class Findings:
         self,
         key: dg.AssetCheckKey,
         nothing: str,
-        metadata: Metadata | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> dg.AssetCheckEvaluation:
         """Build the evaluation, which passes if there are neither errors nor warnings.
 

@@ -37,6 +37,7 @@ class Readiness:
         dags: The declarations, by DAG id.
         find_problem: Returns why a DAG can't run by the last refresh, given instance and DAG id, as
             the end of a sentence; None if nothing is known to be wrong with it.
+        unfit: Why upstreams have partitions too often for a DAG without, by DAG id.
     """
 
     def __init__(
@@ -44,11 +45,13 @@ class Readiness:
         client: AirflowClient,
         dags: Mapping[str, DagDeclaration],
         find_problem: FindProblem,
+        unfit: Mapping[str, str],
         timing: Timing,
     ) -> None:
         self._client = client
         self._dags = dags
         self._find_known_problem = find_problem
+        self._unfit = unfit
         self._checks = CheckWatcher(client.instance, READY_CHECK_NAME, dags, timing)
 
     def watch(
@@ -86,6 +89,8 @@ class Readiness:
             if problem := find_problem(*upstream):
                 findings.errors.append(f"{'/'.join(upstream)} {problem}.")
         findings.warnings += _find_missing(dag, known)
+        if dag.partitions is None and dag_id in self._unfit:
+            findings.warnings.append(self._unfit[dag_id])
         if not dag.is_decided_by_events:
             self._examine_latches(instance, dag_id, known, findings)
         return findings

@@ -1,4 +1,5 @@
-"""What observation tells besides the ends of runs: slow runs, late DAGs, and what blocks DAGs."""
+"""What observation tells besides the ends of runs: slow runs, late DAGs, what blocks DAGs, and what
+is wrong with their partitions."""
 
 from __future__ import annotations
 
@@ -9,8 +10,10 @@ from contextlib import contextmanager
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
+from federation_defs.checks import declares_partitions
 from federation_defs.declaration import DagDeclaration
 from federation_defs.errors import DeclaredTwiceError
+from federation_defs.observation.alignment import Alignment, FindPartitionProblem
 from federation_defs.observation.cursor import Ends, JudgedDeadlines
 from federation_defs.observation.lateness import Lateness
 from federation_defs.observation.readiness import FindProblem, Readiness
@@ -20,7 +23,8 @@ from federation_defs.timing import Timing
 
 
 class Watchers:
-    """Watches the DAGs of one instance that declare `max_duration`, `deadline` or `depends_on`.
+    """Watches the DAGs of one instance that declare `max_duration`, `deadline`, `depends_on` or
+    `partitions`.
 
     Costs nothing for others.
 
@@ -34,6 +38,8 @@ class Watchers:
         dags: Mapping[str, DagDeclaration],
         partitionings: Mapping[str, Partitioning],
         find_problem: FindProblem,
+        find_partition_problem: FindPartitionProblem,
+        unfit: Mapping[str, str],
         lookback_s: float,
         timing: Timing,
     ) -> None:
@@ -44,7 +50,12 @@ class Watchers:
         self._timing = timing
         self._slowness = Slowness(client, limits_s, partitionings, timing)
         self._lateness = Lateness(client.instance, deadlines, lookback_s, timing)
-        self._readiness = Readiness(client, downstreams, find_problem, timing)
+        self._readiness = Readiness(client, downstreams, find_problem, unfit, timing)
+        airflow = client.instance
+        partitioned = {
+            id_: partitionings.get(id_) for id_ in dags if declares_partitions(dags[id_])
+        }
+        self._alignment = Alignment(airflow, partitioned, find_partition_problem, unfit, timing)
 
     def watch(
         self,
@@ -71,6 +82,8 @@ class Watchers:
             judged, has_late = self._lateness.watch(instance, judged, ends, deadline, may_tell)
         with _logging_errors("what keeps DAGs from running", log):
             self._readiness.watch(instance, self._limit(deadline), may_tell)
+        with _logging_errors("what is wrong with partitions", log):
+            self._alignment.watch(instance, self._limit(deadline), may_tell)
         with _logging_errors("which runs are slow", log):
             has_slow = self._slowness.watch(instance, ends, self._limit(deadline), may_tell)
         return judged, has_slow or has_late

@@ -233,3 +233,20 @@ def test_the_partition_of_any_run_holds_its_date_or_is_explained(
             window.start < moment <= window.end if ends else window.start <= moment < window.end
         )
         assert is_inside
+
+
+@pytest.mark.parametrize(
+    ("cron", "shortest_d", "longest_d"),
+    [
+        ("@hourly", 0.04, 0.05),
+        ("0 6,18 * * *", 0.4, 0.6),
+        ("0 0 * * *", 0.9, 1.1),
+        ("0 6 * * 1", 6.9, 7.1),
+        ("@monthly", 28, 31),
+        ("*/15 6-8 * * *", 0.01, 0.2),
+    ],
+)
+def test_the_cadence_is_the_mean_time_between_two_partitions(
+    cron: str, shortest_d: float, longest_d: float
+) -> None:
+    assert shortest_d < build(cron, timezone="Europe/Berlin").cadence_s / 86400 < longest_d
