@@ -5,6 +5,7 @@
 - `deadline` passes once a run has succeeded for the last deadline, in time or after it.
 - `only_if` passes if the function of that name answered.
 - `ready` passes if nothing keeps a DAG from running when its upstreams succeed.
+- `partitions` passes if nothing is wrong with the partitions of a DAG.
 """
 
 # No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
@@ -29,12 +30,14 @@ from federation_defs.events import (
     build_check_result,
     build_deadline_check,
     build_max_duration_check,
+    build_partitions_metadata,
 )
 from federation_defs.naming import (
     CHECK_NAME,
     DEADLINE_CHECK_NAME,
     DECISION_CHECK_NAME,
     MAX_DURATION_CHECK_NAME,
+    PARTITIONS_CHECK_NAME,
     READY_CHECK_NAME,
     build_asset_key,
     build_check_key,
@@ -45,7 +48,11 @@ from federation_defs.naming import (
 )
 from federation_defs.outcome import add_log_tails, fetch_outcome
 
-_BY_SENSORS = (DECISION_CHECK_NAME, DEADLINE_CHECK_NAME, READY_CHECK_NAME)
+_BY_SENSORS = (
+    *(DECISION_CHECK_NAME, DEADLINE_CHECK_NAME),
+    *(READY_CHECK_NAME, PARTITIONS_CHECK_NAME),
+)
+_BY_CODE = {"dagster/schedule_name", "dagster/sensor_name"}  # tags of runs that no person started
 _MAX_RUNNING = 1000  # runs of all DAGs; of more, the oldest are looked at
 
 
@@ -77,11 +84,22 @@ def build_check_specs(instance: str, dag_id: str, dag: DagDeclaration) -> list[d
             f"Nothing keeps {name} from running when its upstreams succeed. Evaluated by "
             "observation when that changes; executing it changes nothing."
         )
+    if declares_partitions(dag):
+        descriptions[PARTITIONS_CHECK_NAME] = (
+            f"Nothing is wrong with the partitions of {name}: what was reported agrees with their "
+            "declaration, and they come as often as their upstreams need. Evaluated by observation "
+            "when that changes. If you execute it, you accept what was reported as it is."
+        )
     key = build_asset_key(instance, dag_id)
     return [
         dg.AssetCheckSpec(check, asset=key, description=description)
         for check, description in descriptions.items()
     ]
+
+
+def declares_partitions(dag: DagDeclaration) -> bool:
+    """Whether a DAG has partitions, or would have if its schedule told which."""
+    return "partitions" in dag.model_fields_set
 
 
 def build_checks(
@@ -159,7 +177,8 @@ def run_checks(
 ) -> Iterator[dg.AssetCheckResult]:
     """Evaluate some checks. `dag_run` of a DAG that the instance does not have fails; a DAG without
     a finished run gives no result. `only_if`, `ready` and, unless a success was reported since,
-    `deadline` give the last one again.
+    `deadline` give the last one again. So does `partitions`, unless a person executes it, which
+    accepts what was reported.
 
     Raises:
         dagster.Failure: Airflow can't be asked about one or more of the DAGs.
@@ -178,6 +197,18 @@ def run_checks(
                 where = context.instance, client.instance, dag_id
                 if fields := find_deadline_check(*where, dag.deadline):
                     result = dg.AssetCheckResult(**fields)
+            elif (
+                key.name == PARTITIONS_CHECK_NAME
+                and dag.partitions is not None
+                and _BY_CODE.isdisjoint(context.run.tags)
+            ):
+                result = dg.AssetCheckResult(
+                    asset_key=key.asset_key,
+                    check_name=key.name,
+                    passed=True,
+                    description="What was reported is accepted as it is.",
+                    metadata=build_partitions_metadata(dag.partitions),
+                )
         except AirflowError as error:
             errors.append(str(error))
             continue

@@ -30,6 +30,7 @@ from federation_defs.dagster_io.event_log import (
     LINK_LABEL,
     LOGICAL_DATE_LABEL,
     OUTCOME_LABEL,
+    PARTITION_KEY_LABEL,
     RUN_ID_LABEL,
     SIGNAL_LABEL,
     START_LABEL,
@@ -37,6 +38,7 @@ from federation_defs.dagster_io.event_log import (
     ReportedRuns,
     Success,
 )
+from federation_defs.declaration import PartitionsDeclaration
 from federation_defs.naming import (
     CHECK_NAME,
     DEADLINE_CHECK_NAME,
@@ -45,6 +47,7 @@ from federation_defs.naming import (
     build_asset_key,
 )
 from federation_defs.outcome import Outcome
+from federation_defs.partitions import RunPartition
 from federation_defs.redaction import redact
 
 Metadata = dict[str, dg.MetadataValue | float | str]
@@ -57,14 +60,16 @@ _LABELS_OF_A_PASSED_CHECK = (RUN_ID_LABEL, LINK_LABEL, STATE_LABEL, END_LABEL, D
 # `dagster._serdes`), and browsers read no NaN.
 _NOT_STORABLE = re.compile('"__|NaN|Infinity')
 
+PARTITIONS_LABEL = "Partitions"  # of an evaluation of the check of that name
 _MAX_CONF_CHARACTERS = 10_000  # of JSON; it is stored with each event
+_UNPARTITIONED = RunPartition()
 
 
 def build_missing_events(
     client: AirflowClient,
     outcome: Outcome,
     reported: ReportedRuns,
-    partition: str | None,
+    partition: RunPartition = _UNPARTITIONED,
 ) -> list[AssetEvent]:
     """Return the events of an outcome that the event log lacks, in the order to store them."""
     if not reported.lacks_report_of(outcome):
@@ -75,24 +80,24 @@ def build_missing_events(
 
 
 def build_materialization(
-    client: AirflowClient, outcome: Outcome, partition: str | None = None
+    client: AirflowClient, outcome: Outcome, partition: RunPartition = _UNPARTITIONED
 ) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         asset_key=build_asset_key(client.instance, outcome.run.dag_id),
-        metadata=build_run_metadata(client, outcome),
-        partition=partition,
+        metadata=build_run_metadata(client, outcome) | _describe_absence(partition),
+        partition=partition.key,
     )
 
 
 def build_observation(
-    client: AirflowClient, outcome: Outcome, partition: str | None = None
+    client: AirflowClient, outcome: Outcome, partition: RunPartition = _UNPARTITIONED
 ) -> dg.AssetObservation:
     """Return the report of a run that is no success, or that was materialized before."""
     return dg.AssetObservation(
         asset_key=build_asset_key(client.instance, outcome.run.dag_id),
         description=_describe(outcome),
-        metadata=build_run_metadata(client, outcome),
-        partition=partition,
+        metadata=build_run_metadata(client, outcome) | _describe_absence(partition),
+        partition=partition.key,
     )
 
 
@@ -171,7 +176,11 @@ def build_drop_observation(airflow: str, dag_id: str) -> dg.AssetObservation:
 
 
 def build_slow_observation(
-    client: AirflowClient, run: DagRun, limit_s: float, now: datetime
+    client: AirflowClient,
+    run: DagRun,
+    limit_s: float,
+    now: datetime,
+    partition: RunPartition = _UNPARTITIONED,
 ) -> dg.AssetObservation:
     """Return what tells that a run takes longer than `max_duration`.
 
@@ -183,11 +192,13 @@ def build_slow_observation(
         **build_link_metadata(client, run),
         "Max duration (s)": limit_s,
         **_describe_run(run),
+        **_describe_absence(partition),
     }
     return dg.AssetObservation(
         build_asset_key(client.instance, run.dag_id),
         _describe_duration(run, limit_s, now),
         metadata=metadata,
+        partition=partition.key,
     )
 
 
@@ -283,6 +294,12 @@ def build_gap_observations(
     ]
 
 
+def build_partitions_metadata(partitions: PartitionsDeclaration) -> Metadata:
+    """Return how partitions are declared, which an evaluation of the check `partitions` remembers
+    if it agrees with all that was reported."""
+    return {PARTITIONS_LABEL: dg.MetadataValue.json(partitions.model_dump(mode="json"))}
+
+
 def build_run_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
     """Return what is known of a run, durations in seconds. Missing values are left out."""
     run = outcome.run
@@ -311,10 +328,14 @@ def _describe_run(run: DagRun) -> Metadata:
     metadata = {
         **{label: dg.MetadataValue.timestamp(date) for label, date in dates.items() if date},
         "Run type": run.run_type or None,
-        "Partition key": run.partition_key or None,
+        PARTITION_KEY_LABEL: run.partition_key or None,
         CONF_LABEL: _build_conf(run.conf),
     }
     return {label: value for label, value in metadata.items() if value is not None}
+
+
+def _describe_absence(partition: RunPartition) -> Metadata:
+    return {"No partition": partition.absence} if partition.absence else {}
 
 
 def build_check_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:

@@ -164,18 +164,6 @@ def find_window(definition: dg.TimeWindowPartitionsDefinition, key: str) -> dg.T
     return window if is_own and window.start >= _get_first(definition) else None
 
 
-@cache
-def measure_ratio(
-    downstream: dg.TimeWindowPartitionsDefinition, upstream: dg.TimeWindowPartitionsDefinition
-) -> float:
-    """Measure how many times longer the partitions of a downstream DAG are: by the first ones."""
-    lengths: list[timedelta] = []
-    for definition in (downstream, upstream):
-        window = _get_window(definition, _get_first(definition))
-        lengths.append(window.end - window.start)
-    return lengths[0] / lengths[1]
-
-
 def _get_window(definition: dg.TimeWindowPartitionsDefinition, moment: datetime) -> dg.TimeWindow:
     key = definition.get_partition_key_for_timestamp(moment.timestamp())
     return definition.time_window_for_partition_key(key)

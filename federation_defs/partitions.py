@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from functools import cached_property
+from typing import Protocol
 
 import dagster as dg
 
 from federation_defs.airflow.models import DagRun, TriggerOptions
 from federation_defs.declaration import PartitionsDeclaration
+from federation_defs.partition_mapping import find_window
 
 # What Dagster raises for other keys, and near the year 9999 (1.13).
 _NO_PARTITION = (ArithmeticError, ValueError, dg.DagsterInvariantViolationError)
+_MAX_KEY_CHARACTERS = 100  # that are shown
+_WINDOWS_PER_CADENCE = 8
+
+
+class DatedRun(Protocol):
+    """What of a run decides its partition. Times are in UTC."""
+
+    @property
+    def partition_key(self) -> str | None: ...
+    @property
+    def logical_date(self) -> datetime | None: ...
+    @property
+    def data_interval_start(self) -> datetime | None: ...
+    @property
+    def data_interval_end(self) -> datetime | None: ...
+
+
+@dataclass(frozen=True)
+class RunPartition:
+    """The partition of a run.
+
+    Attributes:
+        key: None if the run belongs to none, or its DAG has no partitions.
+        absence: Why a run belongs to none of its DAG's partitions, in sentences.
+    """
+
+    key: str | None = None
+    absence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -25,24 +56,51 @@ class Partitioning:
     def definition(self) -> dg.TimeWindowPartitionsDefinition:
         return self.declaration.build_definition()
 
-    def find_partition(self, run: DagRun) -> str | None:
+    def find_partition(self, run: DatedRun) -> RunPartition:
         """Return the partition of a run, from its partition key or else its declared date.
 
-        None if the run has neither, or is before the first partition. A partition counts before the
-        end of its window, which is when Dagster adds it.
+        No clock decides: a run of a window that has not begun belongs to the partition that Dagster
+        will add for it. A run before the first partition belongs to none, and neither does one so
+        near the year 9999 that Dagster can't tell its window.
         """
+        date = self.read_date(run)
         if run.partition_key is not None:
-            return run.partition_key if self._is_partition(run.partition_key) else None
-        date: datetime | None = getattr(run, self.declaration.date)
-        if date is None or date < self.definition.start:
-            return None
-        # A data interval that ends with a window belongs to that window, not to the next.
-        ends = self.declaration.date == "data_interval_end"
-        try:
-            key = self.definition.get_partition_key_for_timestamp(date.timestamp(), end_closed=ends)
-        except _NO_PARTITION:
-            return None
-        return key if self._is_partition(key) else None
+            key = run.partition_key if self.is_partition(run.partition_key) else None
+            shown = repr(run.partition_key[:_MAX_KEY_CHARACTERS])
+            seen = f"Its partition key is {shown}."
+        elif date is None:
+            key, seen = None, f"It has no {self.declaration.date}."
+        else:
+            key = self._find_key(date)
+            seen = f"Its {self.declaration.date} is {date.isoformat(' ')}."
+        return RunPartition(key, None if key else f"{seen} Partitions are of {self.describe()}.")
+
+    @cached_property
+    def cadence_s(self) -> float:
+        """The time from one partition to the next, in seconds: the mean of some."""
+        ends: list[float] = [self.definition.start.timestamp()]
+        for _ in range(_WINDOWS_PER_CADENCE):
+            end = datetime.fromtimestamp(ends[-1], timezone.utc)
+            window = self.definition.get_next_partition_window(end, respect_bounds=False)
+            assert window is not None  # noqa: S101 - without bounds, there is always one
+            ends.append(window.end.timestamp())
+        return (ends[-1] - ends[1]) / (len(ends) - 2)
+
+    def read_date(self, run: DatedRun) -> datetime | None:
+        """Return the date that decides the partition of a run without a partition key."""
+        return getattr(run, self.declaration.date)
+
+    def describe(self) -> str:
+        """Return which partitions are declared, as a part of a sentence."""
+        declared = self.declaration
+        return (
+            f"`{declared.cron}` ({declared.timezone}) from {declared.start} on, with keys as "
+            f"{self.definition.fmt}, by {declared.date}"
+        )
+
+    def is_partition(self, key: str) -> bool:
+        """Whether a key is that of a partition, which may be yet to come."""
+        return find_window(self.definition, key) is not None
 
     def build_options(self, key: str, *, has_keys: bool) -> TriggerOptions:
         """Return the options that trigger a run of a partition.
@@ -58,13 +116,25 @@ class Partitioning:
         logical_date = window.end if self.declaration.date == "data_interval_end" else window.start
         return TriggerOptions(logical_date, window)
 
-    def _is_partition(self, key: str) -> bool:
-        """Whether the key's window begins with a tick, and not before the first partition."""
+    def _find_key(self, date: datetime) -> str | None:
+        # A data interval that ends with a window belongs to that window, not to the next.
+        ends = self.declaration.date == "data_interval_end"
         try:
-            start = self.definition.time_window_for_partition_key(key).start
-            first = self.definition.get_first_partition_window()
-            if first is not None and start < first.start:
-                return False
-            return self.definition.get_partition_key_for_timestamp(start.timestamp()) == key
+            # In whole seconds, which Dagster's floating-point numbers hold exactly in every year.
+            second = date.replace(microsecond=0)
+            if ends and second < date:
+                second += timedelta(seconds=1)
+            key = self.definition.get_partition_key_for_timestamp(second.timestamp(), ends)
         except _NO_PARTITION:
-            return False
+            return None
+        return key if self.is_partition(key) else None
+
+
+def find_partition(partitionings: Mapping[str, Partitioning], run: DagRun) -> RunPartition:
+    """Return the partition of a run.
+
+    Args:
+        partitionings: Of DAGs that have partitions, by DAG id.
+    """
+    partitioning = partitionings.get(run.dag_id)
+    return partitioning.find_partition(run) if partitioning else RunPartition()

@@ -98,8 +98,9 @@ class Timing:
     late_row_s: float = 5.0
     # For the requests about slow runs, or about paused DAGs, which must not delay each other.
     watch_s: float = 5.0
-    # Between two looks at what keeps DAGs from running; longer if there are many instances.
-    look_ready_s: float = 60.0
+    # Between two looks at what keeps DAGs from running, or at their partitions; longer if there are
+    # many instances.
+    look_s: float = 60.0
 
     # Execution
     poll_run: RetryPolicy = RetryPolicy(first_s=1.0, max_s=15.0)  # with `poll_pause_s`

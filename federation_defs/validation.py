@@ -17,12 +17,13 @@ from federation_defs.declaration import (
     suggest,
 )
 from federation_defs.dependencies.only_if import check_function
-from federation_defs.partition_mapping import measure_ratio
+from federation_defs.partitions import Partitioning
 from federation_defs.state import Snapshot
 
 _MANY = 10  # absent DAGs: to look for similar names takes 0.05 s each, in an instance with 500
 _LONGEST_CHAIN = 5  # DAGs
 _MOST_WINDOWS = 10_000  # as hours of a year
+_UNFIT = 1.5  # times as often; days of 25 hours are no more
 _NEEDED_KEYS = {"late": "deadline", "slow": "max_duration"}  # of an upstream, by state
 
 
@@ -139,14 +140,14 @@ def _find_wrong_windows(
         )
     if partitions is None:
         return
-    ratio = measure_ratio(dag.partitions.build_definition(), partitions.build_definition())
+    ratio = Partitioning(dag.partitions).cadence_s / Partitioning(partitions).cadence_s
     if max(ratio, 1 / ratio) > _MOST_WINDOWS:
         longer, shorter = ("this DAG", name) if ratio > 1 else (name, "this DAG")
         yield (
             f"a partition of {longer} has the time of {max(ratio, 1 / ratio):.0f} partitions of "
             f"{shorter}; put a DAG between them whose partitions are days"
         )
-    if dag.trigger.runs == "each" and ratio > 1.5:
+    if dag.trigger.runs == "each" and ratio > _UNFIT:
         yield (
             f"with `runs: each`, each of the {ratio:.0f} partitions of {name} that a partition of "
             "this DAG needs would run it; remove `runs`"
@@ -160,6 +161,46 @@ def _find_unusable_functions(members: Iterable[Member]) -> Iterator[str]:
             name = dag.trigger.only_if
             if name is not None and (problem := check(name)):
                 yield f"{member.source}: dags.{dag_id}.trigger.only_if: {name} {problem}"
+
+
+def find_unfit_cadences(
+    declaration: InstanceDeclaration, declarations: Mapping[str, InstanceDeclaration]
+) -> dict[str, str]:
+    """Return why upstreams have partitions too often for DAGs of an instance that look at the
+    latest of them only, in sentences, by DAG id.
+
+    Args:
+        declarations: Of all instances, by name, with all partitions in full.
+    """
+    found: dict[str, str] = {}
+    for dag_id, dag in declaration.dags.items():
+        by_name = {
+            f"{instance}/{upstream}": Partitioning(partitions)
+            for instance, upstream in dag.upstreams
+            if instance in declarations
+            and (partitions := declarations[instance].find_dag(upstream).partitions)
+        }
+        slowest, why, remedy = None, "", ""
+        if dag.partitions and dag.granularity == "last":
+            slowest, why = Partitioning(dag.partitions), "With `granularity: last`, a partition"
+            remedy = "write `granularity: all`"
+        elif not dag.partitions and dag.trigger.when == "all" and by_name:
+            slowest = max(by_name.values(), key=lambda each: each.cadence_s)
+            why = "With `when: all` and without `partitions`, a run"
+            remedy = "declare `partitions` of the DAG"
+        if slowest is None:
+            continue
+        faster = [
+            f"{name} (`{each.declaration.cron}`)"
+            for name, each in by_name.items()
+            if each.cadence_s * _UNFIT < slowest.cadence_s
+        ]
+        if faster:
+            found[dag_id] = (
+                f"{why} for each tick of `{slowest.declaration.cron}` looks at the latest "
+                f"partition only of {', '.join(faster)}. If it needs all of them, {remedy}."
+            )
+    return found
 
 
 def find_named_dags(members: Iterable[Member]) -> dict[str, dict[str, list[str]]]:

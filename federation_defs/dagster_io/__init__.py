@@ -19,6 +19,9 @@ Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all 
 `get_instigator_state`
     Tells whether another process has taken over an observation. `all_instigator_state` does, too,
     but reads all sensors.
+`get_latest_storage_id_by_partition`
+    Tells all partitions that were materialized, and where the last event of each is, with one
+    query. Public methods tell it event by event.
 `get_run_step_stats`
     Tells which steps are at work. What public methods return of a run does not.
 `get_settings`

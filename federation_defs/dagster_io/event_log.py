@@ -29,6 +29,7 @@ STATE_LABEL = "State"
 OUTCOME_LABEL = "Outcome"  # only of a finished run
 UNREADABLE = "unreadable"  # an outcome
 SIGNAL_LABEL = "Signal"  # "slow", "late" or "drop": of an observation that reports no end
+PARTITION_KEY_LABEL = "Partition key"
 LOGICAL_DATE_LABEL = "Logical date"
 INTERVAL_START_LABEL = "Data interval start"
 INTERVAL_END_LABEL = "Data interval end"
@@ -369,6 +370,49 @@ def fetch_signals(
             run_id = _read(event, RUN_ID_LABEL, str)
             found.add((signal, run_id or "", moment or 0.0))
     return found
+
+
+@dataclass(frozen=True)
+class ReportedPartition:
+    """The last materialization of a partition, and what of the run decided its partition."""
+
+    partition: str
+    partition_key: str | None
+    logical_date: datetime | None
+    data_interval_start: datetime | None
+    data_interval_end: datetime | None
+
+
+def fetch_reported_partitions(
+    instance: dg.DagsterInstance, key: dg.AssetKey, limit: int
+) -> list[ReportedPartition]:
+    """Fetch the last materialization of each partition of an asset.
+
+    Args:
+        limit: Of more partitions, those are fetched that are evenly spaced in the order in which
+            they were last materialized, with the first and the last of them. 2 or more.
+    """
+    kind = dg.DagsterEventType.ASSET_MATERIALIZATION
+    positions = sorted(instance.get_latest_storage_id_by_partition(key, kind).values())
+    if len(positions) > limit:
+        step = (len(positions) - 1) / (limit - 1)
+        positions = [positions[round(number * step)] for number in range(limit)]
+    if not positions:
+        return []
+    filters = dg.AssetRecordsFilter(asset_key=key, storage_ids=positions)
+    records = instance.fetch_materializations(filters, limit=limit, ascending=True).records
+    events = [record.asset_materialization for record in records]
+    return [
+        ReportedPartition(
+            event.partition,
+            _read(event, PARTITION_KEY_LABEL, str),
+            _read_time(event, LOGICAL_DATE_LABEL),
+            _read_time(event, INTERVAL_START_LABEL),
+            _read_time(event, INTERVAL_END_LABEL),
+        )
+        for event in events
+        if event is not None and event.partition is not None
+    ]
 
 
 def fetch_last_request(instance: dg.DagsterInstance, key: dg.AssetKey) -> int:

@@ -308,7 +308,7 @@ class Starter:
             since = run.queued_at or run.start_date or now
             is_overdue = (now - since).total_seconds() > dag.trigger.timeout
             if run.dag_id == dag_id and not is_overdue:
-                partition = partitioning.find_partition(run) if partitioning else None
+                partition = partitioning.find_partition(run).key if partitioning else None
                 active.setdefault(run.run_id, partition)
         return active
 

@@ -29,6 +29,7 @@ from federation_defs.events import (
 from federation_defs.execution.launcher import StepContext
 from federation_defs.naming import build_asset_key, build_check_key
 from federation_defs.outcome import Outcome
+from federation_defs.partitions import RunPartition
 
 URL_VARIABLE = "FEDERATION_DAGSTER_URL"
 
@@ -151,6 +152,7 @@ class Reporter:
         run, key = outcome.run, self._build_key(outcome.run.dag_id)
         log = fetch_reported_runs(self._instance, self._client.instance, [run])
         is_new, is_single = log.lacks_materialization_of(outcome), self._counts[run.dag_id] == 1
+        partition = RunPartition(target.partition)
         # Dagster keeps one evaluation per run and asset (1.13): a success hides no failure.
         is_checked = build_check_key(key) in self._context.selected_asset_check_keys
         if is_checked and not (outcome.is_success and run.dag_id in self._failed):
@@ -160,9 +162,9 @@ class Reporter:
             metadata = build_run_metadata(self._client, outcome)
             yield dg.MaterializeResult(asset_key=key, metadata=metadata)
         elif is_new:
-            yield build_materialization(self._client, outcome, target.partition)
+            yield build_materialization(self._client, outcome, partition)
         elif log.lacks_report_of(outcome):
-            yield build_observation(self._client, outcome, target.partition)
+            yield build_observation(self._client, outcome, partition)
         if outcome.is_success and not is_new:
             self._context.log.info(
                 f"{target.name}: run {run.run_id} was reported before. To run the DAG once more, "

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
-from itertools import islice
 
 import dagster as dg
 
@@ -21,41 +17,13 @@ from federation_defs.dagster_io.event_log import (
 from federation_defs.declaration import DagDeclaration, DependencyDeclaration
 from federation_defs.errors import AirflowError
 from federation_defs.naming import READY_CHECK_NAME, build_asset_key, build_check_key
+from federation_defs.observation.findings import CheckWatcher, Findings, Last
 from federation_defs.outcome import join_names
 from federation_defs.state import describe_problem
 from federation_defs.threads import run_calls
 from federation_defs.timing import Timing
 
-_DAGS_PER_LOOK = 50
-
 FindProblem = Callable[[str, str], str | None]
-
-
-@dataclass
-class _Findings:
-    """What was found of one DAG, one sentence each.
-
-    Attributes:
-        errors: What a person has to end.
-        warnings: What ends by itself.
-        notes: What is as it should be.
-    """
-
-    errors: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def build_evaluation(self, key: dg.AssetKey) -> dg.AssetCheckEvaluation:
-        problems = [*self.errors, *self.warnings]
-        said = [*problems, *self.notes] or ["Nothing keeps it from running."]
-        severity = dg.AssetCheckSeverity
-        return dg.AssetCheckEvaluation(
-            asset_key=key,
-            check_name=READY_CHECK_NAME,
-            passed=not problems,
-            severity=severity.WARN if self.warnings and not self.errors else severity.ERROR,
-            description=" ".join(said),
-        )
 
 
 class Readiness:
@@ -70,6 +38,7 @@ class Readiness:
         by_events: The ids of those on which the event sensor decides.
         find_problem: Returns why a DAG can't run by the last refresh, given instance and DAG id, as
             the end of a sentence; None if nothing is known to be wrong with it.
+        unfit: Why upstreams have partitions too often for a DAG without, by DAG id.
     """
 
     def __init__(
@@ -78,15 +47,15 @@ class Readiness:
         dags: Mapping[str, DagDeclaration],
         by_events: Collection[str],
         find_problem: FindProblem,
+        unfit: Mapping[str, str],
         timing: Timing,
     ) -> None:
         self._client = client
         self._dags = dags
         self._by_events = by_events
         self._find_known_problem = find_problem
-        self._timing = timing
-        self._queue = deque(dags)
-        self._looked_at = -math.inf
+        self._unfit = unfit
+        self._checks = CheckWatcher(client.instance, READY_CHECK_NAME, dags, timing)
 
     def watch(
         self, instance: dg.DagsterInstance, deadline: float, may_tell: Callable[[], bool]
@@ -97,27 +66,26 @@ class Readiness:
             deadline: By the monotonic clock. Later DAGs are left for the next time.
             may_tell: Whether no other process does.
         """
-        now = self._timing.monotonic()
-        if not self._queue or now - self._looked_at < self._timing.look_ready_s:
-            return
-        self._looked_at = now
-        chosen = list(islice(self._queue, _DAGS_PER_LOOK))
+
+        def evaluate(chosen: Sequence[str], _last: Last) -> Iterator[dg.AssetCheckEvaluation]:
+            return self._evaluate(instance, chosen, deadline)
+
+        self._checks.watch(instance, evaluate, deadline, may_tell)
+
+    def _evaluate(
+        self, instance: dg.DagsterInstance, chosen: Sequence[str], deadline: float
+    ) -> Iterator[dg.AssetCheckEvaluation]:
         known = self._fetch_known(instance, chosen)
         find_problem = cache(partial(self._find_problem, deadline))
         for dag_id in chosen:
-            if self._timing.monotonic() > deadline:
-                break
-            key = self._build_key(dag_id)
-            evaluation = self._examine(instance, dag_id, known, find_problem)
-            last = known.evaluations.get(build_check_key(key, READY_CHECK_NAME))
-            if (last is None or _tell(last) != _tell(evaluation)) and may_tell():
-                instance.report_runless_asset_event(evaluation)
-            self._queue.rotate(-1)
+            findings = self._examine(instance, dag_id, known, find_problem)
+            key = build_check_key(self._build_key(dag_id), READY_CHECK_NAME)
+            yield findings.build_evaluation(key, "Nothing keeps it from running.")
 
     def _examine(
         self, instance: dg.DagsterInstance, dag_id: str, known: _Known, find_problem: FindProblem
-    ) -> dg.AssetCheckEvaluation:
-        dag, findings = self._dags[dag_id], _Findings()
+    ) -> Findings:
+        dag, findings = self._dags[dag_id], Findings()
         if problem := find_problem(self._client.instance, dag_id):
             findings.errors.append(f"The DAG {problem}.")
         for upstream in dag.upstreams:
@@ -128,12 +96,14 @@ class Readiness:
             for each in self._find_needed(dag_id)
             if each.key not in known.updates
         ]
+        if dag.partitions is None and dag_id in self._unfit:
+            findings.warnings.append(self._unfit[dag_id])
         if dag_id not in self._by_events:
             self._examine_latches(instance, dag_id, known, findings)
-        return findings.build_evaluation(self._build_key(dag_id))
+        return findings
 
     def _examine_latches(
-        self, instance: dg.DagsterInstance, dag_id: str, known: _Known, findings: _Findings
+        self, instance: dg.DagsterInstance, dag_id: str, known: _Known, findings: Findings
     ) -> None:
         """Find what the DAG's automation condition waits for, if it waits for several."""
         dag, updates = self._dags[dag_id], known.updates
@@ -163,7 +133,6 @@ class Readiness:
         checks: set[dg.AssetCheckKey] = set()
         upstreams: set[dg.AssetKey] = set()
         for dag_id in dag_ids:
-            checks.add(build_check_key(self._build_key(dag_id), READY_CHECK_NAME))
             keys = {each.key for each in self._find_needed(dag_id)}
             upstreams |= keys
             if self._dags[dag_id].trigger.when == "all" and dag_id not in self._by_events:
@@ -193,15 +162,9 @@ class _Known:
 
     Attributes:
         updates: Positions of the last materializations of their upstreams, of those that have one.
-        evaluations: The last ones of their checks `ready`, and of the checks `dag_run` of upstreams
-            of which all have to succeed.
+        evaluations: The last ones of the checks `dag_run` of upstreams of which all have to
+            succeed.
     """
 
     updates: Mapping[dg.AssetKey, int]
     evaluations: Mapping[dg.AssetCheckKey, dg.AssetCheckEvaluation]
-
-
-def _tell(evaluation: dg.AssetCheckEvaluation) -> tuple[bool, dg.AssetCheckSeverity, str]:
-    """Return what an evaluation tells, whenever its Airflow was asked."""
-    words = re.sub(r" \(as of [^)]*\)", "", evaluation.description or "")
-    return evaluation.passed, evaluation.severity, words

@@ -28,7 +28,7 @@ from federation_defs.events import (
     build_unreadable_run_observation,
 )
 from federation_defs.outcome import Outcome
-from federation_defs.partitions import Partitioning
+from federation_defs.partitions import Partitioning, find_partition
 from federation_defs.timing import Timing
 
 _RUNS_PER_CHECK = 50
@@ -175,9 +175,8 @@ class Reporter:
     ) -> list[AssetEvent]:
         """Build what the event log lacks of one outcome."""
         run = outcome.run
-        partitioning = self.partitionings.get(run.dag_id)
         try:
-            partition = partitioning and partitioning.find_partition(run)
+            partition = find_partition(self.partitionings, run)
             events = build_missing_events(self.client, outcome, reported, partition)
             for event in events:
                 dg.serialize_value(event)

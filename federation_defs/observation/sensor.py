@@ -45,7 +45,7 @@ from federation_defs.observation.outcomes import OutcomeFetcher, select_runs
 from federation_defs.observation.pace import Pace
 from federation_defs.observation.poller import Poller
 from federation_defs.observation.reporter import Reporter
-from federation_defs.observation.watchers import Ends, FindProblem, Watchers
+from federation_defs.observation.watchers import Ends, FindPartitionProblem, FindProblem, Watchers
 from federation_defs.outcome import Rules, join_names
 from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
@@ -75,6 +75,8 @@ def build_observation_sensor(
     partitionings: Mapping[str, Partitioning],
     dags: Mapping[str, DagDeclaration] = MappingProxyType({}),
     find_problem: FindProblem = lambda *_: None,
+    find_partition_problem: FindPartitionProblem = lambda _: None,
+    unfit: Mapping[str, str] = MappingProxyType({}),
     absent: Mapping[str, str] = MappingProxyType({}),
     instances: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
     limits: Limits = Limits(),
@@ -88,6 +90,9 @@ def build_observation_sensor(
         dags: What is declared of DAGs, by id: when they are slow or late, and what they depend on.
         find_problem: Returns why a DAG can't run by the last refresh, given instance and DAG id, as
             the end of a sentence; None if nothing is known to be wrong with it.
+        find_partition_problem: Returns what is wrong with the partitions of a DAG by the last
+            refresh, given its id, in sentences; None if nothing is known to be wrong with them.
+        unfit: Why the partitions of upstreams come too often for DAGs, in sentences, by DAG id.
         absent: What is wrong with DAGs that the instance did not have at the last refresh, by id.
             Their checks fail once, unless the instance has them by now.
         instances: The declarations of all instances of the code location, by name.
@@ -98,12 +103,22 @@ def build_observation_sensor(
     timing = replace(
         timing,
         max_tick_interval_s=max(fair_s, timing.max_tick_interval_s),
-        look_ready_s=max(20 * fair_s, timing.look_ready_s),
+        look_s=max(20 * fair_s, timing.look_s),
     )
     interval_s = max(fair_s, observe.interval)
     observe = observe.model_copy(update={"interval": interval_s})
     tick_interval_s = min(interval_s, timing.max_tick_interval_s)
-    watchers = Watchers(client, dags, instances, find_problem, observe.lookback, timing)
+    watchers = Watchers(
+        client,
+        dags,
+        partitionings,
+        instances,
+        find_problem,
+        find_partition_problem,
+        unfit,
+        observe.lookback,
+        timing,
+    )
     observer = _Observer(client, rules, observe, partitionings, watchers, absent, limits, timing)
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "observation"),

@@ -20,6 +20,7 @@ from federation_defs.errors import AirflowError
 from federation_defs.events import build_max_duration_check, build_slow_observation
 from federation_defs.naming import build_asset_key
 from federation_defs.observation.cursor import Ends
+from federation_defs.partitions import Partitioning, find_partition
 from federation_defs.threads import run_calls
 from federation_defs.timing import Timing
 
@@ -37,13 +38,19 @@ class Slowness:
 
     Args:
         limits_s: `max_duration` by DAG id, of the DAGs that declare it.
+        partitionings: Of DAGs that have partitions, by DAG id.
     """
 
     def __init__(
-        self, client: AirflowClient, limits_s: Mapping[str, float], timing: Timing
+        self,
+        client: AirflowClient,
+        limits_s: Mapping[str, float],
+        partitionings: Mapping[str, Partitioning],
+        timing: Timing,
     ) -> None:
         self._client = client
         self._limits_s = limits_s
+        self._partitionings = partitionings
         self._timing = timing
         shortest_s = min(limits_s.values(), default=math.inf)
         self._interval_s = timing.list_running_runs.poll_pause_s(shortest_s)
@@ -83,7 +90,8 @@ class Slowness:
             instance.report_runless_asset_event(dg.AssetCheckEvaluation(**check))
         for run in news:
             limit_s = self._limits_s[run.dag_id]
-            event = build_slow_observation(self._client, run, limit_s, now)
+            partition = find_partition(self._partitionings, run)
+            event = build_slow_observation(self._client, run, limit_s, now, partition)
             instance.report_runless_asset_event(event)
         self._told.update(map(_identify, news))
         return True

@@ -1,4 +1,5 @@
-"""What observation tells besides the ends of runs: slow runs, late DAGs, and what blocks DAGs."""
+"""What observation tells besides the ends of runs: slow runs, late DAGs, what blocks DAGs, and what
+is wrong with their partitions."""
 
 from __future__ import annotations
 
@@ -9,18 +10,22 @@ from contextlib import contextmanager
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
+from federation_defs.checks import declares_partitions
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.errors import DeclaredTwiceError
+from federation_defs.observation.alignment import Alignment, FindPartitionProblem
 from federation_defs.observation.cursor import Ends, JudgedDeadlines
 from federation_defs.observation.lateness import Lateness
 from federation_defs.observation.readiness import FindProblem, Readiness
 from federation_defs.observation.slowness import Slowness
 from federation_defs.partition_mapping import select_decided_by_events
+from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
 
 
 class Watchers:
-    """Watches the DAGs of one instance that declare `max_duration`, `deadline` or `depends_on`.
+    """Watches the DAGs of one instance that declare `max_duration`, `deadline`, `depends_on` or
+    `partitions`.
 
     Costs nothing for others.
 
@@ -32,8 +37,11 @@ class Watchers:
         self,
         client: AirflowClient,
         dags: Mapping[str, DagDeclaration],
+        partitionings: Mapping[str, Partitioning],
         instances: Mapping[str, InstanceDeclaration],
         find_problem: FindProblem,
+        find_partition_problem: FindPartitionProblem,
+        unfit: Mapping[str, str],
         lookback_s: float,
         timing: Timing,
     ) -> None:
@@ -42,10 +50,15 @@ class Watchers:
         downstreams = {dag_id: dag for dag_id, dag in dags.items() if dag.depends_on}
         self.has_limits = bool(limits_s)
         self._timing = timing
-        self._slowness = Slowness(client, limits_s, timing)
+        self._slowness = Slowness(client, limits_s, partitionings, timing)
         self._lateness = Lateness(client.instance, deadlines, lookback_s, timing)
         by_events = select_decided_by_events(downstreams, instances)
-        self._readiness = Readiness(client, downstreams, by_events, find_problem, timing)
+        self._readiness = Readiness(client, downstreams, by_events, find_problem, unfit, timing)
+        airflow = client.instance
+        partitioned = {
+            id_: partitionings.get(id_) for id_ in dags if declares_partitions(dags[id_])
+        }
+        self._alignment = Alignment(airflow, partitioned, find_partition_problem, unfit, timing)
 
     def watch(
         self,
@@ -72,6 +85,8 @@ class Watchers:
             judged, has_late = self._lateness.watch(instance, judged, ends, deadline, may_tell)
         with _logging_errors("what keeps DAGs from running", log):
             self._readiness.watch(instance, self._limit(deadline), may_tell)
+        with _logging_errors("what is wrong with partitions", log):
+            self._alignment.watch(instance, self._limit(deadline), may_tell)
         with _logging_errors("which runs are slow", log):
             has_slow = self._slowness.watch(instance, ends, self._limit(deadline), may_tell)
         return judged, has_slow or has_late

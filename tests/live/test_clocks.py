@@ -76,9 +76,9 @@ class SkewedDagster(DagsterApi):
         self, folder: Path, airflows: Airflows, skew: timedelta, *, has_code_server: bool
     ) -> None:
         project, home = copy_project(folder), folder / "dagster"
-        replace_dags(project, "warehouse", [NEVER], {})
-        triggered = {TIMED: {"depends_on": [f"warehouse/{NEVER}"]}}
-        replace_dags(project, "metrics", [TIMED, OBSERVED], triggered)
+        replace_dags(project, "warehouse", [], {})
+        declared = {TIMED: {"depends_on": [f"warehouse/{NEVER}"]}, OBSERVED: {}}
+        replace_dags(project, "metrics", [], declared)
         home.mkdir()
         copy(ROOT / "deployment" / "dagster.yaml", home)
         with dg.DagsterInstance.from_config(str(home)) as instance:

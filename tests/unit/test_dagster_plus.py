@@ -47,6 +47,11 @@ CALLS: dict[str, Callable[[dg.DagsterInstance, dg.DagsterRun], object]] = {
         dg.EventRecordsFilter(dg.DagsterEventType.ASSET_OBSERVATION, after_cursor=1), limit=1
     ),
     "get_instigator_state": lambda instance, _: instance.get_instigator_state("any", "any"),
+    "get_latest_storage_id_by_partition": lambda instance, _: (
+        instance.get_latest_storage_id_by_partition(
+            KEY, dg.DagsterEventType.ASSET_MATERIALIZATION, None
+        )
+    ),
     "get_run_by_id": lambda instance, run: instance.get_run_by_id(run.run_id),
     "get_run_records": lambda instance, run: instance.get_run_records(
         dg.RunsFilter(run_ids=[run.run_id]), limit=1

@@ -7,10 +7,12 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from federation_defs.airflow.models import DagRun, TriggerOptions
 from federation_defs.declaration import PartitionsDeclaration
-from federation_defs.partitions import Partitioning
+from federation_defs.partitions import Partitioning, RunPartition
 from tests.unit.build import build_run
 
 START = "2025-01-01"
@@ -126,7 +128,7 @@ def test_the_run_of_a_triggered_partition_belongs_to_that_partition(
             data_interval_start=start.astimezone(timezone.utc),
             data_interval_end=end.astimezone(timezone.utc),
         )
-        assert partitioning.find_partition(run) == key
+        assert partitioning.find_partition(run).key == key
 
 
 def find_range(partitioning: Partitioning, day: str, days: int) -> dg.PartitionKeyRange:
@@ -155,23 +157,106 @@ def test_a_run_belongs_to_the_partition_of_its_date(
     date: str, moment: str, partition: str | None
 ) -> None:
     """A data interval that ends with a partition belongs to that partition."""
-    assert build(date=date).find_partition(run_at(moment)) == partition
+    assert build(date=date).find_partition(run_at(moment)).key == partition
 
 
-def test_a_run_without_the_date_has_no_partition() -> None:
-    assert build().find_partition(run_at()) is None
-    assert build(date="logical_date").find_partition(run_at()) is None
+DAILY = "`0 0 * * *` (UTC) from 2025-01-01 on, with keys as %Y-%m-%d, by data_interval_start"
+
+
+@pytest.mark.parametrize(
+    ("moment", "key", "seen"),
+    [
+        (None, None, "It has no data_interval_start."),
+        ("2024-12-31", None, "Its data_interval_start is 2024-12-31 00:00:00+00:00."),
+        ("9999-12-31", None, "Its data_interval_start is 9999-12-31 00:00:00+00:00."),
+        ("2025-02-03", "2025-2-3", "Its partition key is '2025-2-3'."),
+    ],
+)
+def test_a_run_of_no_partition_tells_its_date_or_key_and_what_is_declared(
+    moment: str | None, key: str | None, seen: str
+) -> None:
+    partition = build().find_partition(run_at(moment, key))
+    assert partition == RunPartition(None, f"{seen} Partitions are of {DAILY}.")
+
+
+def test_a_run_of_a_partition_has_nothing_to_explain() -> None:
+    assert build().find_partition(run_at("2025-02-03")) == RunPartition("2025-02-03")
+
+
+def test_the_date_that_counts_has_to_be_there() -> None:
+    run = run_at(data_interval_start=at("2025-02-03"))
+    assert build(date="data_interval_start").find_partition(run).key == "2025-02-03"
+    assert build(date="logical_date").find_partition(run).key is None
 
 
 def test_a_partition_key_takes_precedence_over_dates() -> None:
     run = run_at("2025-02-03", key="2025-02-07")
-    assert build().find_partition(run) == "2025-02-07"
+    assert build().find_partition(run).key == "2025-02-07"
 
 
 @pytest.mark.parametrize("key", ["", "2025-2-3", "2025-02-30", "20250203", "2025-02-03 ", "x"])
 def test_a_key_of_another_format_is_no_partition(key: str) -> None:
-    assert build().find_partition(run_at("2025-02-03", key=key)) is None
+    assert build().find_partition(run_at("2025-02-03", key=key)).key is None
 
 
-def test_a_key_before_the_first_partition_is_no_partition() -> None:
-    assert build().find_partition(run_at(key="2024-12-31")) is None
+@pytest.mark.parametrize("start", [START, "2999-01-01"], ids=["past", "yet to come"])
+def test_a_key_before_the_first_partition_is_no_partition(start: str) -> None:
+    assert build(start=start).find_partition(run_at(key="2024-12-31")).key is None
+
+
+ANY_CRON = st.sampled_from(
+    ["0 0 * * *", "@hourly", "*/15 * * * *", "30 4 * * 1", "0 0 1 * *", "0 6,18 * * *", "@yearly"]
+)
+ANY_ZONE = st.sampled_from(["UTC", "Europe/Berlin", "Australia/Lord_Howe", "Pacific/Apia"])
+ANY_DATE = st.none() | st.datetimes(timezones=st.just(timezone.utc))
+# Also digits of other scripts, which `strptime` reads.
+ANY_KEY = st.none() | st.text() | st.from_regex(r"\d{1,5}-\d\d?-\d\d?(-\d\d:\d\d)?", fullmatch=True)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    cron=ANY_CRON,
+    zone=ANY_ZONE,
+    date=st.sampled_from(["data_interval_start", "data_interval_end", "logical_date"]),
+    start=st.sampled_from([START, "1900-01-01", "2200-01-01"]),
+    moment=ANY_DATE,
+    key=ANY_KEY,
+)
+def test_the_partition_of_any_run_holds_its_date_or_is_explained(
+    cron: str, zone: str, date: str, start: str, moment: datetime | None, key: str | None
+) -> None:
+    partitioning = build(cron, date=date, timezone=zone, start=start)
+    dates: dict[str, Any] = {date: moment}
+    run = build_run("dag", "run", partition_key=key, **dates)
+    partition = partitioning.find_partition(run)
+    assert (partition.key is None) == (partition.absence is not None)
+    if partition.key is None:
+        return
+    window = partitioning.definition.time_window_for_partition_key(partition.key)
+    assert window.start >= partitioning.definition.start
+    if key is not None:
+        assert partition.key == key
+    else:
+        assert moment is not None
+        ends = date == "data_interval_end"
+        is_inside = (
+            window.start < moment <= window.end if ends else window.start <= moment < window.end
+        )
+        assert is_inside
+
+
+@pytest.mark.parametrize(
+    ("cron", "shortest_d", "longest_d"),
+    [
+        ("@hourly", 0.04, 0.05),
+        ("0 6,18 * * *", 0.4, 0.6),
+        ("0 0 * * *", 0.9, 1.1),
+        ("0 6 * * 1", 6.9, 7.1),
+        ("@monthly", 28, 31),
+        ("*/15 6-8 * * *", 0.01, 0.2),
+    ],
+)
+def test_the_cadence_is_the_mean_time_between_two_partitions(
+    cron: str, shortest_d: float, longest_d: float
+) -> None:
+    assert shortest_d < build(cron, timezone="Europe/Berlin").cadence_s / 86400 < longest_d

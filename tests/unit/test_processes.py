@@ -34,7 +34,8 @@ end_on_signals()
 folder = Path(sys.argv[1])
 process = LoggedProcess(["sh", "family.sh"], folder / "log", cwd=folder, env={})
 try:
-    time.sleep(600)
+    while True:  # Python handles a signal that arrives just before a sleep begins after the sleep
+        time.sleep(0.1)
 finally:
     process.terminate()
 """

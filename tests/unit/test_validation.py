@@ -17,6 +17,7 @@ from federation_defs.validation import (
     find_deep_chains,
     find_named_dags,
     find_problems,
+    find_unfit_cadences,
 )
 from tests.unit.build import build_dag_snapshot, build_declaration, build_snapshot
 
@@ -205,6 +206,46 @@ def test_the_time_to_find_deep_chains_does_not_grow_with_their_length_times_thei
     assert time.process_time() - begin < 2
 
 
+DAILY: dict[str, Any] = {"partitions": {"cron": "0 0 * * *", "start": "2026-01-01"}}
+HOURLY: dict[str, Any] = {"partitions": {"cron": "@hourly", "start": "2026-01-01"}}
+IN_BERLIN = {"partitions": {**DAILY["partitions"], "timezone": "Europe/Berlin"}}
+UPSTREAMS = declare("up", {"daily": DAILY, "hourly": HOURLY, "berlin": IN_BERLIN, "plain": {}})
+
+
+def find_unfit(upstreams: list[str], granularity: str = "all", **declared: Any) -> dict[str, str]:
+    """Return what does not fit the DAG "below"."""
+    member = declare("down", {"below": {"depends_on": upstreams, **declared}})
+    dags = member.declaration.dags
+    dags["below"] = dags["below"].model_copy(update={"granularity": granularity})
+    declarations = {each.name: each.declaration for each in (member, UPSTREAMS)}
+    return find_unfit_cadences(member.declaration, declarations)
+
+
+def test_a_dag_that_runs_once_for_each_of_several_cadences_looks_at_the_latest_only() -> None:
+    upstreams = ["up/daily", "up/hourly"]
+    assert find_unfit(upstreams, trigger={"when": "all"}) == {
+        "below": "With `when: all` and without `partitions`, a run for each tick of `0 0 * * *` "
+        "looks at the latest partition only of up/hourly (`@hourly`). If it needs all of them, "
+        "declare `partitions` of the DAG."
+    }
+    assert find_unfit(upstreams) == {}
+    assert find_unfit(["up/hourly", "up/plain"], trigger={"when": "all"}) == {}
+    assert find_unfit(["up/daily", "up/berlin"], trigger={"when": "all"}) == {}
+    assert find_unfit(["up/unknown", "nowhere/x"], trigger={"when": "all"}) == {}
+
+
+def test_a_partition_that_needs_the_last_one_of_several_looks_at_that_only() -> None:
+    found = find_unfit(["up/hourly", "up/berlin"], "last", **DAILY)
+    assert found == {
+        "below": "With `granularity: last`, a partition for each tick of `0 0 * * *` looks at the "
+        "latest partition only of up/hourly (`@hourly`). If it needs all of them, write "
+        "`granularity: all`."
+    }
+    assert find_unfit(["up/hourly"], **DAILY) == {}
+    assert find_unfit(["up/hourly"], "any", **DAILY) == {}
+    assert find_unfit(["up/daily", "up/hourly"], "last", **HOURLY) == {}
+
+
 def test_a_function_that_can_not_be_asked_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,8 +318,7 @@ def test_only_an_airflow_that_is_known_as_a_2_has_no_runs_without_a_date(api: st
     assert not list(find_dateless_triggers(member, None))
 
 
-HOURLY = {"cron": "@hourly", "start": "2026-01-01"}
-DAILY = {"cron": "@daily", "start": "2026-01-01"}
+HOURS, DAYS = HOURLY["partitions"], DAILY["partitions"]
 
 
 @pytest.mark.parametrize(
@@ -291,31 +331,31 @@ DAILY = {"cron": "@daily", "start": "2026-01-01"}
             "dags.up.partitions, or write last or current",
         ),
         (
-            {"partitions": DAILY},
+            {"partitions": DAYS},
             {"window": "last"},
             "warehouse/up has partitions; write `window: same` or previous, in place of last",
         ),
         (
             {},
-            {"window": "current", "partitions": {**DAILY, "date": "data_interval_end"}},
+            {"window": "current", "partitions": {**DAYS, "date": "data_interval_end"}},
             "`window: current` of warehouse/up would run partitions before the end of their "
             "windows, and with `date: data_interval_end` that end is the date of the run; write "
             "another date",
         ),
         (
-            {"partitions": {**HOURLY, "cron": "* * * * *"}},
-            {"partitions": {**DAILY, "cron": "@monthly"}},
-            "a partition of this DAG has the time of 44640 partitions of warehouse/up; put a DAG "
+            {"partitions": {**HOURS, "cron": "* * * * *"}},
+            {"partitions": {**DAYS, "cron": "@monthly"}},
+            "a partition of this DAG has the time of 43611 partitions of warehouse/up; put a DAG "
             "between them whose partitions are days",
         ),
         (
-            {"partitions": {**DAILY, "cron": "@monthly"}},
-            {"partitions": {**HOURLY, "cron": "* * * * *"}},
-            "a partition of warehouse/up has the time of 44640 partitions of this DAG; put a DAG "
+            {"partitions": {**DAYS, "cron": "@monthly"}},
+            {"partitions": {**HOURS, "cron": "* * * * *"}},
+            "a partition of warehouse/up has the time of 43611 partitions of this DAG; put a DAG "
             "between them whose partitions are days",
         ),
         (
-            {"partitions": HOURLY},
+            {"partitions": HOURS},
             {"trigger": {"runs": "each"}},
             "with `runs: each`, each of the 24 partitions of warehouse/up that a partition of this "
             "DAG needs would run it; remove `runs`",
@@ -326,6 +366,6 @@ def test_partitions_that_can_not_line_up_are_a_problem(
     upstream: dict[str, Any], dag: dict[str, Any], problem: str
 ) -> None:
     edge = {"dag": "warehouse/up", **{key: dag.pop(key) for key in ("window",) if key in dag}}
-    metrics = declare("metrics", {"b": {"partitions": DAILY, **dag, "depends_on": [edge]}})
+    metrics = declare("metrics", {"b": {"partitions": DAYS, **dag, "depends_on": [edge]}})
     (found,) = find_problems([declare("warehouse", {"up": upstream}), metrics])
     assert found == f"{metrics.source}: dags.b.depends_on: {problem}"

@@ -64,6 +64,8 @@ class Daemon:
             restart.
         dags: What is declared of DAGs, by DAG id; a change takes effect with a restart.
         problems: What the last refresh knows to be wrong with DAGs, by instance and DAG id.
+        partition_problems: The same of their partitions, by DAG id.
+        unfit: Why partitions of upstreams come too often for DAGs, by DAG id.
     """
 
     def __init__(
@@ -82,6 +84,8 @@ class Daemon:
         self.partitionings: dict[str, Partitioning] = {}
         self.dags: dict[str, DagDeclaration] = {}
         self.problems: dict[tuple[str, str], str] = {}
+        self.partition_problems: dict[str, str] = {}
+        self.unfit: dict[str, str] = {}
         self._limits = limits or Limits()
         self._timing = timing or Timing()
         # One poll per tick, unless the test declares otherwise.
@@ -102,6 +106,8 @@ class Daemon:
             partitionings=self.partitionings,
             dags=self.dags,
             find_problem=lambda *dag: self.problems.get(dag),
+            find_partition_problem=self.partition_problems.get,
+            unfit=self.unfit,
             limits=self._limits,
             timing=self._timing,
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from federation_defs.declaration import DagDeclaration
 from tests.contract.conftest import Airflow
 from tests.contract.execution.partitioned import (
     BERLIN,
@@ -19,17 +20,22 @@ from tests.contract.execution.partitioned import (
     build_daemon,
     read_partitions,
 )
+from tests.contract.observation.daemon import (
+    fetch_reported_observations,
+    fetch_reported_runs,
+    fetch_signals,
+)
 
 START, END, LOGICAL = (
     {"date": name} for name in ("data_interval_start", "data_interval_end", "logical_date")
 )
 
 
-def add_run(airflow: Airflow, **columns: Any) -> str:
+def add_run(airflow: Airflow, state: str = "success", **columns: Any) -> str:
     """Add a finished run and return its id."""
     airflow.database.add_dag(DAG)
     run = airflow.database.start_run(DAG, run_type="scheduled", **columns)
-    return airflow.database.finish_run(run).run_id
+    return airflow.database.finish_run(run, state).run_id
 
 
 def as_airflow_2(start: str, end: str) -> dict[str, Any]:
@@ -144,6 +150,98 @@ def test_a_run_of_no_partition_is_reported_without_one(
     run_id = add_run(airflow_v2, **columns)
     assert build_daemon(airflow_v2, instance, **{DAG: DAILY}).tick() == [run_id]
     assert read_partitions(instance) == [(None, run_id)]
+
+
+def test_the_report_of_a_run_of_no_partition_says_why(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    add_run(airflow_v2, **as_airflow_3("2024-12-31"))
+    add_run(airflow_v2, "failed", **as_airflow_3("2024-12-30"))
+    add_run(airflow_v2, "failed", **as_airflow_3("2025-02-03"))
+    build_daemon(airflow_v2, instance, **{DAG: DAILY}).tick()
+    declared = "`0 0 * * *` (UTC) from 2025-01-01 on, with keys as %Y-%m-%d, by data_interval_start"
+
+    def explain(day: str) -> str:
+        return f"Its data_interval_start is {day} 00:00:00+00:00. Partitions are of {declared}."
+
+    (report,) = fetch_reported_runs(instance, KEY)
+    assert report["No partition"].value == explain("2024-12-31")
+    failure, other = fetch_reported_observations(instance, KEY)
+    assert failure["No partition"].value == explain("2024-12-30")
+    assert "No partition" not in other
+    observations = instance.fetch_observations(KEY, limit=9, ascending=True).records
+    assert [record.partition_key for record in observations] == [None, "2025-02-03"]
+
+
+@pytest.mark.parametrize(
+    ("moment", "partition"), [("2025-02-03T13:37:01", "2025-02-03"), ("2024-12-31", None)]
+)
+def test_a_slow_run_is_told_with_its_partition_or_why_it_has_none(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, moment: str, partition: str | None
+) -> None:
+    airflow_v2.database.add_dag(DAG)
+    run = airflow_v2.database.start_run(DAG, **as_airflow_3(moment))
+    run.start_date = airflow_v2.database.now() - timedelta(hours=2)
+    daemon = build_daemon(airflow_v2, instance, **{DAG: DAILY})
+    daemon.dags = {DAG: DagDeclaration(max_duration=60.0)}
+    daemon.restart()
+    daemon.tick()
+    (record,) = instance.fetch_observations(KEY, limit=9).records
+    assert record.partition_key == partition
+    (signal,) = fetch_signals(instance, KEY)
+    assert ("No partition" in signal) == (partition is None)
+
+
+def test_a_run_that_was_reported_without_a_reason_is_not_reported_again(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """As by versions that gave none."""
+    run_id = add_run(airflow_v2, **as_airflow_3("2024-12-31"))
+    without = build_daemon(airflow_v2, instance, **{DAG: DAILY})
+    without.partitionings = {}
+    without.restart()
+    assert without.tick() == [run_id]
+    daemon = build_daemon(airflow_v2, instance, **{DAG: DAILY})
+    assert daemon.tick() == []
+    assert len(fetch_reported_runs(instance, KEY)) == 1
+    assert fetch_reported_observations(instance, KEY) == []
+
+
+@pytest.mark.parametrize(
+    ("cron", "moment", "partition"),
+    [
+        ("0 0 * * *", "9999-12-30T23:59:59.999999", "9999-12-30"),
+        ("0 0 * * *", "9999-12-31T00:00:00", None),
+        ("0 0 * * 1", "9999-12-31T00:00:00", None),
+        ("@hourly", "9999-12-31T23:59:59.999999", None),
+        ("@monthly", "9999-12-01T00:00:00", None),
+        ("0 0 * * *", "0001-01-01T00:00:00", None),
+        ("@hourly", "1969-12-31T23:59:59.999999", None),
+        ("0 0 * * *", "9000-02-03T23:59:59.999999", "9000-02-03"),
+    ],
+)
+@pytest.mark.parametrize("state", ["success", "failed"])
+def test_a_run_of_any_date_is_reported_and_breaks_nothing(
+    airflow_v2: Airflow,
+    instance: dg.DagsterInstance,
+    cron: str,
+    moment: str,
+    partition: str | None,
+    state: str,
+) -> None:
+    run_id = add_run(airflow_v2, state, **as_airflow_3(moment))
+    today = add_run(airflow_v2, **as_airflow_3("2025-02-03"))
+    partitions = {**DAILY, "cron": cron, "timezone": "UTC"}
+    daemon = build_daemon(airflow_v2, instance, **{DAG: partitions})
+    assert set(daemon.tick()) == {today, *([run_id] if state == "success" else [])}
+    assert daemon.tick() == []
+    fetch = instance.fetch_materializations if state == "success" else instance.fetch_observations
+    seen = {record.partition_key for record in fetch(KEY, limit=9).records}
+    assert partition in seen
+    # As Dagster does to show the asset.
+    materialized = instance.get_materialized_partitions(KEY)
+    definition = daemon.partitionings[DAG].definition
+    assert definition.filter_valid_partition_keys(materialized) <= materialized
 
 
 def test_a_run_of_today_is_of_todays_unfinished_partition(

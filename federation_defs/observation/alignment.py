@@ -1,0 +1,153 @@
+"""Finds what is wrong with the partitions of DAGs: the check `partitions`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TypeAlias
+
+import dagster as dg
+
+from federation_defs.dagster_io.event_log import (
+    fetch_completed_evaluations,
+    fetch_last_materializations,
+    fetch_reported_partitions,
+)
+from federation_defs.events import PARTITIONS_LABEL, build_partitions_metadata
+from federation_defs.naming import PARTITIONS_CHECK_NAME, build_asset_key, build_check_key
+from federation_defs.observation.findings import CheckWatcher, Findings, Last
+from federation_defs.outcome import join_names
+from federation_defs.partitions import Partitioning
+from federation_defs.timing import Timing
+
+FindPartitionProblem: TypeAlias = Callable[[str], str | None]
+
+_PARTITIONS_PER_DAG = 50  # that are compared with what is declared
+
+
+class Alignment:
+    """Looks at the DAGs of one instance that have partitions, some at a time.
+
+    What was reported is compared with the declaration when that has changed. What it has changed
+    from need not be known: a report has the dates of its run, by which the run belongs to another
+    partition now. If all agrees, or a person has accepted it, the evaluation of the check remembers
+    the declaration, and nothing is compared again until it changes once more.
+
+    Args:
+        partitionings: By DAG id; None of a DAG whose schedule has to tell, and does not.
+        find_partition_problem: Returns what is wrong with the declaration of a DAG's partitions by
+            the last refresh, given its id, as sentences.
+        unfit: Why upstreams have partitions too often, by DAG id.
+    """
+
+    def __init__(
+        self,
+        airflow: str,
+        partitionings: Mapping[str, Partitioning | None],
+        find_partition_problem: FindPartitionProblem,
+        unfit: Mapping[str, str],
+        timing: Timing,
+    ) -> None:
+        self._airflow = airflow
+        self._partitionings = partitionings
+        self._find_problem = find_partition_problem
+        self._unfit = unfit
+        self._checks = CheckWatcher(airflow, PARTITIONS_CHECK_NAME, partitionings, timing)
+        # What was found of DAGs whose reports don't agree, and the position of the last one.
+        self._compared: dict[str, tuple[int | None, Findings]] = {}
+
+    def watch(
+        self, instance: dg.DagsterInstance, deadline: float, may_tell: Callable[[], bool]
+    ) -> None:
+        """From time to time, store the evaluations that differ from the last ones.
+
+        Args:
+            deadline: By the monotonic clock. Later DAGs are left for the next time.
+            may_tell: Whether no other process does.
+        """
+        self._checks.watch(instance, partial(self._evaluate, instance), deadline, may_tell)
+
+    def _evaluate(
+        self, instance: dg.DagsterInstance, chosen: Sequence[str], last: Last
+    ) -> Iterator[dg.AssetCheckEvaluation]:
+        keys = {dag_id: build_asset_key(self._airflow, dag_id) for dag_id in chosen}
+        # Dagster shows none of a check that a run is going to evaluate. What is remembered counts.
+        hidden = [
+            build_check_key(key, PARTITIONS_CHECK_NAME) for key in keys.values() if key not in last
+        ]
+        completed = fetch_completed_evaluations(instance, hidden) if hidden else {}
+        last = {**last, **{key.asset_key: completed[key] for key in completed}}
+        changed = {
+            dag_id: partitioning
+            for dag_id, key in keys.items()
+            if (partitioning := self._partitionings[dag_id]) is not None
+            and not _is_remembered(partitioning, last.get(key))
+        }
+        changed_keys = [keys[dag_id] for dag_id in changed]
+        positions = fetch_last_materializations(instance, changed_keys) if changed else {}
+        for dag_id, key in keys.items():
+            findings = Findings()
+            metadata = last[key].metadata if key in last else {}
+            if problem := self._find_problem(dag_id):
+                findings.errors.append(problem)
+            if (partitioning := changed.get(dag_id)) is not None:
+                compared = self._compare(instance, dag_id, partitioning, positions.get(key))
+                findings.errors += compared.errors
+                findings.warnings += compared.warnings
+                is_new = not (compared.errors or compared.warnings)
+                metadata = build_partitions_metadata(partitioning.declaration) if is_new else {}
+            if dag_id in self._unfit:
+                findings.warnings.append(self._unfit[dag_id])
+            check = build_check_key(key, PARTITIONS_CHECK_NAME)
+            nothing = "Nothing is wrong with its partitions."
+            yield findings.build_evaluation(check, nothing, metadata)
+
+    def _compare(
+        self,
+        instance: dg.DagsterInstance,
+        dag_id: str,
+        partitioning: Partitioning,
+        position: int | None,
+    ) -> Findings:
+        """Compare what was reported with the declaration, unless nothing was reported since."""
+        known = self._compared.get(dag_id)
+        if known is None or known[0] != position:
+            key = build_asset_key(self._airflow, dag_id)
+            known = self._compared[dag_id] = position, _find_changed(instance, key, partitioning)
+        return known[1]
+
+
+def _is_remembered(partitioning: Partitioning, last: dg.AssetCheckEvaluation | None) -> bool:
+    """Whether what was reported is known to agree with the declaration, or was accepted."""
+    declared = build_partitions_metadata(partitioning.declaration)[PARTITIONS_LABEL]
+    return last is not None and last.metadata.get(PARTITIONS_LABEL) == declared
+
+
+def _find_changed(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partitioning: Partitioning
+) -> Findings:
+    reported = fetch_reported_partitions(instance, key, _PARTITIONS_PER_DAG)
+    gone: list[str] = []
+    moved: list[str] = []
+    for each in reported:
+        if not partitioning.is_partition(each.partition):
+            gone.append(each.partition)
+        elif each.partition_key is not None or partitioning.read_date(each) is not None:
+            now = partitioning.find_partition(each).key
+            if now != each.partition:
+                moved.append(f"{each.partition} (now {now or 'of none'})")
+    findings, compared = Findings(), f"of {len(reported)} reported partitions that were compared"
+    declared = f"Declared now: {partitioning.describe()}."
+    if moved:
+        findings.errors.append(
+            f"{len(moved)} {compared} hold a run that belongs to another one now: "
+            f"{join_names(moved)}. {declared} Run these partitions again, declare what they were "
+            "reported with, or execute this check to accept it."
+        )
+    if gone:
+        findings.warnings.append(
+            f"{len(gone)} {compared} are none any more, and Dagster does not show them: "
+            f"{join_names(gone)}. {declared} Declare what they were reported with, or execute this "
+            "check to accept it."
+        )
+    return findings

@@ -1,0 +1,361 @@
+"""The check `partitions`: what is wrong with the partitions of a DAG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationPlanned,
+)
+from dagster._core.events import DagsterEvent, DagsterEventType
+from dagster._core.test_utils import create_run_for_test
+
+from federation_defs.checks import build_checks
+from federation_defs.declaration import DagDeclaration, PartitionsDeclaration
+from federation_defs.naming import (
+    PARTITIONS_CHECK_NAME,
+    READY_CHECK_NAME,
+    build_asset_key,
+    build_check_key,
+)
+from federation_defs.partitions import Partitioning
+from tests.contract.conftest import Airflow
+from tests.contract.execution.executing import materialize
+from tests.contract.execution.partitioned import BERLIN, DAG, DAILY, HOURLY, KEY, at, of
+from tests.contract.observation.daemon import (
+    Daemon,
+    FakeClock,
+    fetch_evaluations,
+    recording_statements,
+)
+from tests.contract.observation.test_costs import count_calls
+
+WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
+NOTHING = "Nothing is wrong with its partitions."
+DAYS = ["2025-02-03", "2025-02-04", "2025-02-05"]
+END = {"date": "data_interval_end"}
+
+
+class Watched:
+    """A fake Airflow with a partitioned DAG, and its daemon."""
+
+    def __init__(self, airflow: Airflow, instance: dg.DagsterInstance) -> None:
+        airflow.database.add_dag(DAG, polls=0)
+        self.airflow, self.instance, self.clock = airflow, instance, FakeClock()
+        self.daemon = Daemon(airflow.client, [DAG], instance, timing=self.clock.timing)
+        self.declare(DAILY)
+
+    def declare(self, partitions: Mapping[str, str], **values: Any) -> None:
+        """Change the declaration, and restart the code server."""
+        self.dag = DagDeclaration.model_validate({"partitions": partitions, **values})
+        assert self.dag.partitions is not None
+        self.daemon.dags = {DAG: self.dag}
+        self.daemon.partitionings = {DAG: Partitioning(self.dag.partitions)}
+        self.daemon.restart()
+
+    def run(self, start: datetime, end: datetime, **columns: Any) -> None:
+        """Run the DAG once for a data interval."""
+        run = self.airflow.database.start_run(
+            DAG, logical_date=start, data_interval=(start, end), **columns
+        )
+        self.airflow.database.finish_run(run)
+
+    def run_days(self) -> None:
+        for day in DAYS:
+            self.run(at(day), at(day) + timedelta(days=1))
+
+    def look(self) -> tuple[bool, dg.AssetCheckSeverity, str]:
+        """Return the check after the next look."""
+        self.clock.advance(120)
+        self.daemon.tick()
+        last = fetch_evaluations(self.instance, KEY, PARTITIONS_CHECK_NAME)[-1]
+        return bool(last.passed), last.severity, last.description or ""
+
+    @property
+    def count(self) -> int:
+        return len(fetch_evaluations(self.instance, KEY, PARTITIONS_CHECK_NAME))
+
+
+PASSED = (True, ERROR, NOTHING)
+
+
+@pytest.fixture
+def watched(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Watched:
+    """One that has reported three days, and found them right."""
+    watched = Watched(airflow_v2, instance)
+    watched.run_days()
+    assert watched.look() == PASSED
+    return watched
+
+
+def test_partitions_that_agree_with_their_declaration_pass_and_are_compared_once(
+    watched: Watched,
+) -> None:
+    comparisons = count_calls(watched.instance, "get_latest_storage_id_by_partition")
+    watched.look()
+    watched.daemon.restart()
+    watched.daemon.cursor = None
+    assert watched.look() == PASSED
+    assert watched.count == 1
+    assert comparisons == []
+
+
+def test_what_the_last_refresh_found_is_an_error_until_it_ends(watched: Watched) -> None:
+    watched.daemon.partition_problems[DAG] = "Its schedule has changed."
+    assert watched.look() == (False, ERROR, "Its schedule has changed.")
+    del watched.daemon.partition_problems[DAG]
+    assert watched.look() == PASSED
+
+
+def test_a_dag_whose_schedule_does_not_tell_its_partitions_has_the_check_too(
+    watched: Watched,
+) -> None:
+    declared = watched.dag
+    watched.daemon.dags = {DAG: declared.model_copy(update={"partitions": None})}
+    watched.daemon.partitionings = {}
+    watched.daemon.partition_problems[DAG] = "Its partitions are not known yet."
+    watched.daemon.restart()
+    assert watched.look() == (False, ERROR, "Its partitions are not known yet.")
+    # What it knew is not forgotten.
+    watched.declare(DAILY)
+    watched.daemon.partition_problems.clear()
+    comparisons = count_calls(watched.instance, "get_latest_storage_id_by_partition")
+    assert (watched.look(), comparisons) == (PASSED, [])
+
+
+def test_cadences_that_do_not_fit_are_a_warning(watched: Watched) -> None:
+    watched.daemon.unfit[DAG] = "It looks at the latest only."
+    assert watched.look() == (False, WARN, "It looks at the latest only.")
+
+
+def test_cadences_that_do_not_fit_a_dag_without_partitions_are_a_warning_of_its_check_ready(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    upstream = build_asset_key("warehouse", "up")
+    instance.report_runless_asset_event(dg.AssetMaterialization(upstream))
+    airflow_v2.database.add_dag(DAG)
+    daemon = Daemon(airflow_v2.client, [DAG], instance)
+    daemon.dags = {DAG: DagDeclaration.model_validate({"depends_on": ["warehouse/up"]})}
+    daemon.unfit[DAG] = "It looks at the latest only."
+    daemon.restart()
+    daemon.tick()
+    (last,) = fetch_evaluations(instance, KEY, READY_CHECK_NAME)
+    assert (last.passed, last.severity) == (False, WARN)
+    assert last.description == "It looks at the latest only."
+
+
+MOVED_BY_A_DAY = "2025-02-03 (now 2025-02-02), 2025-02-04 (now 2025-02-03)"
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [
+        # A day in Berlin begins an hour before one in UTC, and has begun at its midnight.
+        ({"timezone": "America/New_York"}, MOVED_BY_A_DAY),
+        ({"cron": "0 6 * * *"}, MOVED_BY_A_DAY),
+        ({"cron": "0 0 * * *", "timezone": "Asia/Tokyo", **END}, "2025-02-03 (now 2025-02-04)"),
+    ],
+)
+def test_partitions_that_hold_the_run_of_another_one_since_a_change_are_an_error(
+    watched: Watched, change: dict[str, str], moved: str
+) -> None:
+    watched.declare({**DAILY, **change})
+    passed, severity, description = watched.look()
+    assert (passed, severity) == (False, ERROR)
+    assert description.startswith(
+        "3 of 3 reported partitions that were compared hold a run that belongs to another one "
+        f"now: {moved}, "
+    )
+    assert f"`{change.get('cron', '0 0 * * *')}` ({change.get('timezone', 'UTC')})" in description
+    assert "execute this check to accept it" in description
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"start": "2024-01-01"},
+        {"start": "2025-02-01"},
+        {"start": "2025-02-03"},
+        {"timezone": "Africa/Abidjan"},  # which is UTC
+        {"timezone": "Europe/Berlin"},  # the run of a day began after its midnight
+        {"cron": "@daily", "key_format": "%Y-%m-%d"},
+        END,  # a run of Airflow 2, whose interval is the window
+    ],
+)
+def test_a_change_that_loses_nothing_passes(watched: Watched, change: dict[str, str]) -> None:
+    watched.declare({**DAILY, **change})
+    assert watched.look() == PASSED
+    assert watched.look() == PASSED
+    assert watched.count == 2  # the second one remembers the declaration
+
+
+def test_a_date_that_tells_another_partition_is_an_error(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    watched = Watched(airflow_v2, instance)
+    watched.run(at("2025-02-04"), at("2025-02-04"))  # as in Airflow 3
+    assert watched.look() == PASSED
+    watched.declare({**DAILY, **END})
+    passed, _, description = watched.look()
+    assert not passed
+    assert "2025-02-04 (now 2025-02-03)" in description
+
+
+@pytest.mark.parametrize(
+    ("change", "gone"),
+    [
+        (
+            {"start": "2025-02-05"},
+            "2 of 3 reported partitions that were compared are none any more",
+        ),
+        ({"key_format": "%d.%m.%Y"}, "3 of 3"),
+        ({"cron": "@hourly"}, "3 of 3"),
+        ({"cron": "0 0 * * 1"}, "2 of 3"),
+    ],
+)
+def test_partitions_that_are_none_any_more_are_a_warning(
+    watched: Watched, change: dict[str, str], gone: str
+) -> None:
+    watched.declare({**DAILY, **change})
+    passed, severity, description = watched.look()
+    assert (passed, severity) == (False, WARN)
+    assert description.startswith(gone)
+    assert "2025-02-04" in description
+
+
+def test_a_change_that_is_taken_back_passes_again(watched: Watched) -> None:
+    watched.declare(HOURLY)
+    assert not watched.look()[0]
+    watched.declare(DAILY)
+    assert watched.look() == PASSED
+
+
+def test_partitions_that_are_reported_again_agree_again(watched: Watched) -> None:
+    tokyo = {**DAILY, "timezone": "America/New_York"}
+    watched.declare(tokyo)
+    assert "3 of 3" in watched.look()[2]
+    assert "3 of 3" in watched.look()[2]
+    for number, day in enumerate(DAYS, 1):
+        begin = Partitioning(PartitionsDeclaration.model_validate(tokyo))
+        window = begin.definition.time_window_for_partition_key(day)
+        watched.run(window.start, window.end)
+        seen = watched.look()
+        assert seen == PASSED if number == 3 else f"{3 - number} of 3" in seen[2]
+
+
+def test_a_problem_is_not_looked_for_again_until_something_is_reported(watched: Watched) -> None:
+    watched.declare(HOURLY)
+    assert not watched.look()[0]
+    count = watched.count
+    comparisons = count_calls(watched.instance, "get_latest_storage_id_by_partition")
+    watched.look()
+    watched.look()
+    assert (comparisons, watched.count) == ([], count)
+    watched.run(at("2025-02-06"), at("2025-02-07"))
+    watched.look()
+    assert len(comparisons) == 1
+
+
+def execute_check(watched: Watched, *, tags: Mapping[str, str]) -> None:
+    client, key = watched.airflow.client, build_check_key(KEY, PARTITIONS_CHECK_NAME)
+    selection = dg.AssetSelection.checks(key)
+    job = dg.define_asset_job("check", selection, executor_def=dg.in_process_executor)
+    checks = [build_checks(client, {DAG: watched.dag})]
+    defs = dg.Definitions(assets=[dg.AssetSpec(KEY)], asset_checks=checks, jobs=[job])
+    run = defs.resolve_job_def("check").execute_in_process(instance=watched.instance, tags=tags)
+    assert run.success
+
+
+@pytest.mark.parametrize("tag", ["dagster/schedule_name", "dagster/sensor_name"])
+def test_executing_the_check_each_night_accepts_nothing(watched: Watched, tag: str) -> None:
+    watched.declare(HOURLY)
+    seen = watched.look()
+    assert not seen[0]
+    execute_check(watched, tags={tag: "nightly"})
+    assert watched.look() == seen
+
+
+def test_a_person_accepts_what_was_reported_by_executing_the_check(watched: Watched) -> None:
+    watched.declare(HOURLY)
+    assert not watched.look()[0]
+    execute_check(watched, tags={})
+    assert watched.look() == PASSED
+    watched.daemon.restart()
+    assert watched.look() == PASSED
+    watched.declare({**HOURLY, "cron": "0 6 * * *"})
+    assert not watched.look()[0]
+
+
+def test_a_run_of_the_dag_accepts_nothing(watched: Watched) -> None:
+    upstream = {"depends_on": ["warehouse/up"]}
+    watched.declare({**DAILY, "timezone": "America/New_York"}, **upstream)
+    assert not watched.look()[0]
+    dags = {DAG: {"partitions": {**DAILY, "timezone": "America/New_York"}, **upstream}}
+    materialize(watched.airflow.client, dags, watched.instance, tags=of("2025-03-01"))
+    passed, _, description = watched.look()
+    assert not passed
+    assert "3 of 4" in description
+
+
+def test_what_was_accepted_stays_so_while_a_run_is_going_to_evaluate_the_check(
+    watched: Watched,
+) -> None:
+    watched.declare(HOURLY)
+    watched.look()
+    execute_check(watched, tags={})
+    planned = AssetCheckEvaluationPlanned(asset_key=KEY, check_name=PARTITIONS_CHECK_NAME)
+    event = DagsterEvent(
+        DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED.value, "any", event_specific_data=planned
+    )
+    run = create_run_for_test(watched.instance, job_name="any")
+    watched.instance.report_dagster_event(event, run.run_id)
+    assert watched.look() == PASSED
+
+
+def test_of_many_partitions_some_are_compared(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    watched = Watched(airflow_v2, instance)
+    watched.declare({**HOURLY})
+    for number in range(120):
+        partition = f"{at('2025-02-03') + timedelta(hours=number):%Y-%m-%d-%H:%M}"
+        instance.report_runless_asset_event(dg.AssetMaterialization(KEY, partition=partition))
+    assert watched.look() == PASSED
+    watched.declare({**HOURLY, "start": "2025-02-04"})
+    _, _, description = watched.look()
+    assert description.startswith("10 of 50 reported partitions")
+    assert "2025-02-03-00:00, " in description
+
+
+@pytest.mark.parametrize("partition", ["2025-02-03", "9998-12-30"], ids=["past", "far"])
+def test_what_a_person_reported_is_right_as_long_as_the_partition_is_there(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, partition: str
+) -> None:
+    watched = Watched(airflow_v2, instance)
+    instance.report_runless_asset_event(dg.AssetMaterialization(KEY, partition=partition))
+    instance.report_runless_asset_event(dg.AssetMaterialization(KEY))
+    assert watched.look() == PASSED
+
+
+def test_a_look_costs_few_queries_however_many_dags_there_are(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    clock, dag_ids = FakeClock(), [f"dag_{number}" for number in range(60)]
+    daemon = Daemon(airflow_v2.client, dag_ids, instance, timing=clock.timing)
+    partitions = PartitionsDeclaration.model_validate(BERLIN)
+    daemon.partitionings = dict.fromkeys(dag_ids, Partitioning(partitions))
+    daemon.dags = dict.fromkeys(dag_ids, DagDeclaration(partitions=partitions))
+    daemon.restart()
+    counts, checked = list[int](), list[int]()
+    for _ in range(5):
+        clock.advance(61)
+        with recording_statements() as statements:
+            daemon.tick()
+        counts.append(len(statements))
+        checked.append(len(daemon.stored))
+    assert checked == [50, 10, 0, 0, 0]
+    assert max(counts[2:]) <= 2
