@@ -434,6 +434,21 @@ def test_the_conf_tells_of_the_partition(airflow_v2: Airflow, instance: dg.Dagst
     assert (upstream["run_id"], upstream["partition_key"]) == ("one", "2026-03-05")
 
 
+def test_the_partition_key_of_an_airflow_is_passed_on_in_the_format_of_the_other(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    own = {**DAILY, "key_format": "%Y%m%d"}
+    hourly = {**HOURLY, "key_format": "%Y-%m-%dT%H:%M:%S"}
+    daemon = start(airflow_v2, instance, {**PARTITIONED, "partitions": own}, up=hourly)
+    airflow_v2.database.add_dag(DAG, polls=0, key_format="%Y%m%d")
+    for hour in range(24):
+        report(instance, UP, partition=f"2026-03-05T{hour:02}:00:00")
+    assert len(daemon.tick()) == 1
+    (run,) = airflow_v2.database.runs
+    assert (run.partition_key, run.logical_date) == ("20260305", None)
+    assert instance.get_materialized_partitions(KEY) == {"20260305"}
+
+
 @pytest.mark.parametrize("is_range", [False, True], ids=["one partition", "a backfill"])
 def test_a_dagster_run_of_both_dags_leads_to_no_other_run_of_the_second(
     airflow_v2: Airflow, instance: dg.DagsterInstance, is_range: bool
