@@ -37,7 +37,6 @@ from federation_defs.validation import (
     find_deep_chains,
     find_named_dags,
     find_problems,
-    find_unfit_cadences,
 )
 
 _log = logging.getLogger(__name__)
@@ -251,13 +250,7 @@ class FederatedAirflow(dg.StateBackedComponent):
             _log.warning("%s", problem)
         specs = build_specs(self.declaration, snapshot, self.named.keys(), self._instances)
         return build_instance_defs(
-            self.client,
-            self.declaration,
-            specs,
-            absent,
-            self._instances,
-            self.find_problem,
-            find_unfit_cadences(self.declaration, self._instances),
+            self.client, self.declaration, specs, absent, self._instances, self.find_problem
         )
 
     @property
@@ -294,7 +287,6 @@ def build_instance_defs(
     absent: Mapping[str, str] = MappingProxyType({}),
     instances: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
     find_problem: FindProblem = lambda *_: None,
-    unfit: Mapping[str, str] = MappingProxyType({}),
     *,
     is_for_run: bool = False,
 ) -> dg.Definitions:
@@ -304,7 +296,7 @@ def build_instance_defs(
         specs: Of its DAGs, by id. Without all of those that Dagster runs, none is run.
         absent: Why DAGs can't run in the instance, by id.
         instances: The declarations of all instances of the code location, by name.
-        find_problem: As `build_observation_sensor` takes it, and so `unfit`.
+        find_problem: As `build_observation_sensor` takes it.
         is_for_run: Leave out sensors, and checks of DAGs that Dagster does not run.
     """
     instances = {**instances, declaration.name: declaration}
@@ -334,7 +326,6 @@ def build_instance_defs(
             partitionings=partitionings,
             dags=declaration.dags,
             find_problem=find_problem,
-            unfit=unfit,
             absent=absent,
             instances=instances,
         )

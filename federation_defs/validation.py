@@ -163,46 +163,6 @@ def _find_unusable_functions(members: Iterable[Member]) -> Iterator[str]:
                 yield f"{member.source}: dags.{dag_id}.trigger.only_if: {name} {problem}"
 
 
-def find_unfit_cadences(
-    declaration: InstanceDeclaration, declarations: Mapping[str, InstanceDeclaration]
-) -> dict[str, str]:
-    """Return why upstreams have partitions too often for DAGs of an instance that look at the
-    latest of them only, in sentences, by DAG id.
-
-    Args:
-        declarations: Of all instances, by name, with all partitions in full.
-    """
-    found: dict[str, str] = {}
-    for dag_id, dag in declaration.dags.items():
-        by_name = {
-            f"{instance}/{upstream}": Partitioning(partitions)
-            for instance, upstream in dag.upstreams
-            if instance in declarations
-            and (partitions := declarations[instance].find_dag(upstream).partitions)
-        }
-        slowest, why, remedy = None, "", ""
-        if dag.partitions and dag.granularity == "last":
-            slowest, why = Partitioning(dag.partitions), "With `granularity: last`, a partition"
-            remedy = "write `granularity: all`"
-        elif not dag.partitions and dag.trigger.when == "all" and by_name:
-            slowest = max(by_name.values(), key=lambda each: each.cadence_s)
-            why = "With `when: all` and without `partitions`, a run"
-            remedy = "declare `partitions` of the DAG"
-        if slowest is None:
-            continue
-        faster = [
-            f"{name} (`{each.declaration.cron}`)"
-            for name, each in by_name.items()
-            if each.cadence_s * _UNFIT < slowest.cadence_s
-        ]
-        if faster:
-            found[dag_id] = (
-                f"{why} for each tick of `{slowest.declaration.cron}` looks at the latest "
-                f"partition only of {', '.join(faster)}. If it needs all of them, {remedy}."
-            )
-    return found
-
-
 def find_named_dags(members: Iterable[Member]) -> dict[str, dict[str, list[str]]]:
     """Return the DAGs that are declared or depended on, and where, by instance and DAG id."""
     named: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)

@@ -13,6 +13,7 @@ from federation_defs.dagster_io.event_log import (
     fetch_last_materializations,
     fetch_reported_partitions,
 )
+from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.events import PARTITIONS_LABEL, build_partitions_metadata
 from federation_defs.naming import PARTITIONS_CHECK_NAME, build_asset_key, build_check_key
 from federation_defs.observation.findings import CheckWatcher, Findings, Last
@@ -23,6 +24,7 @@ from federation_defs.timing import Timing
 FindPartitionProblem: TypeAlias = Callable[[str], str | None]
 
 _PARTITIONS_PER_DAG = 50  # that are compared with what is declared
+_UNFIT = 1.5  # times as often; days of 25 hours are no more
 
 
 class Alignment:
@@ -151,3 +153,43 @@ def _find_changed(
             "check to accept it."
         )
     return findings
+
+
+def find_unfit_cadences(
+    dags: Mapping[str, DagDeclaration], instances: Mapping[str, InstanceDeclaration]
+) -> dict[str, str]:
+    """Return why upstreams have partitions too often for DAGs that look at the latest of them only,
+    in sentences, by DAG id.
+
+    Args:
+        instances: The declarations of all instances, by name.
+    """
+    found: dict[str, str] = {}
+    for dag_id, dag in dags.items():
+        upstreams = {
+            f"{instance}/{upstream}": Partitioning(partitions)
+            for instance, upstream in dag.upstreams
+            if instance in instances
+            and (partitions := instances[instance].find_dag(upstream).partitions)
+        }
+        slowest, why, remedy = None, "", ""
+        if dag.partitions and dag.granularity == "last":
+            slowest, why = Partitioning(dag.partitions), "With `granularity: last`, a partition"
+            remedy = "write `granularity: all`"
+        elif not dag.partitions and dag.trigger.when == "all" and upstreams:
+            slowest = max(upstreams.values(), key=lambda each: each.cadence_s)
+            why = "With `when: all` and without `partitions`, a run"
+            remedy = "declare `partitions` of the DAG"
+        if slowest is None:
+            continue
+        faster = [
+            f"{name} (`{each.declaration.cron}`)"
+            for name, each in upstreams.items()
+            if each.cadence_s * _UNFIT < slowest.cadence_s
+        ]
+        if faster:
+            found[dag_id] = (
+                f"{why} for each tick of `{slowest.declaration.cron}` looks at the latest "
+                f"partition only of {', '.join(faster)}. If it needs all of them, {remedy}."
+            )
+    return found

@@ -76,7 +76,6 @@ def build_observation_sensor(
     dags: Mapping[str, DagDeclaration] = MappingProxyType({}),
     find_problem: FindProblem = lambda *_: None,
     find_partition_problem: FindPartitionProblem = lambda _: None,
-    unfit: Mapping[str, str] = MappingProxyType({}),
     absent: Mapping[str, str] = MappingProxyType({}),
     instances: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
     limits: Limits = Limits(),
@@ -92,7 +91,6 @@ def build_observation_sensor(
             the end of a sentence; None if nothing is known to be wrong with it.
         find_partition_problem: Returns what is wrong with the partitions of a DAG by the last
             refresh, given its id, in sentences; None if nothing is known to be wrong with them.
-        unfit: Why the partitions of upstreams come too often for DAGs, in sentences, by DAG id.
         absent: What is wrong with DAGs that the instance did not have at the last refresh, by id.
             Their checks fail once, unless the instance has them by now.
         instances: The declarations of all instances of the code location, by name.
@@ -115,7 +113,6 @@ def build_observation_sensor(
         instances,
         find_problem,
         find_partition_problem,
-        unfit,
         observe.lookback,
         timing,
     )

@@ -13,7 +13,11 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.checks import declares_partitions
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.errors import DeclaredTwiceError
-from federation_defs.observation.alignment import Alignment, FindPartitionProblem
+from federation_defs.observation.alignment import (
+    Alignment,
+    FindPartitionProblem,
+    find_unfit_cadences,
+)
 from federation_defs.observation.cursor import Ends, JudgedDeadlines
 from federation_defs.observation.lateness import Lateness
 from federation_defs.observation.readiness import FindProblem, Readiness
@@ -41,7 +45,6 @@ class Watchers:
         instances: Mapping[str, InstanceDeclaration],
         find_problem: FindProblem,
         find_partition_problem: FindPartitionProblem,
-        unfit: Mapping[str, str],
         lookback_s: float,
         timing: Timing,
     ) -> None:
@@ -53,12 +56,16 @@ class Watchers:
         self._slowness = Slowness(client, limits_s, partitionings, timing)
         self._lateness = Lateness(client.instance, deadlines, lookback_s, timing)
         by_events = select_decided_by_events(downstreams, instances)
+        unfit = find_unfit_cadences(dags, instances)
         self._readiness = Readiness(client, downstreams, by_events, find_problem, unfit, timing)
-        airflow = client.instance
         partitioned = {
-            id_: partitionings.get(id_) for id_ in dags if declares_partitions(dags[id_])
+            dag_id: partitionings.get(dag_id)
+            for dag_id, dag in dags.items()
+            if declares_partitions(dag)
         }
-        self._alignment = Alignment(airflow, partitioned, find_partition_problem, unfit, timing)
+        self._alignment = Alignment(
+            client.instance, partitioned, find_partition_problem, unfit, timing
+        )
 
     def watch(
         self,

@@ -17,7 +17,6 @@ from federation_defs.validation import (
     find_deep_chains,
     find_named_dags,
     find_problems,
-    find_unfit_cadences,
 )
 from tests.unit.build import build_dag_snapshot, build_declaration, build_snapshot
 
@@ -208,42 +207,6 @@ def test_the_time_to_find_deep_chains_does_not_grow_with_their_length_times_thei
 
 DAILY: dict[str, Any] = {"partitions": {"cron": "0 0 * * *", "start": "2026-01-01"}}
 HOURLY: dict[str, Any] = {"partitions": {"cron": "@hourly", "start": "2026-01-01"}}
-IN_BERLIN = {"partitions": {**DAILY["partitions"], "timezone": "Europe/Berlin"}}
-UPSTREAMS = declare("up", {"daily": DAILY, "hourly": HOURLY, "berlin": IN_BERLIN, "plain": {}})
-
-
-def find_unfit(upstreams: list[str], granularity: str = "all", **declared: Any) -> dict[str, str]:
-    """Return what does not fit the DAG "below"."""
-    member = declare("down", {"below": {"depends_on": upstreams, **declared}})
-    dags = member.declaration.dags
-    dags["below"] = dags["below"].model_copy(update={"granularity": granularity})
-    declarations = {each.name: each.declaration for each in (member, UPSTREAMS)}
-    return find_unfit_cadences(member.declaration, declarations)
-
-
-def test_a_dag_that_runs_once_for_each_of_several_cadences_looks_at_the_latest_only() -> None:
-    upstreams = ["up/daily", "up/hourly"]
-    assert find_unfit(upstreams, trigger={"when": "all"}) == {
-        "below": "With `when: all` and without `partitions`, a run for each tick of `0 0 * * *` "
-        "looks at the latest partition only of up/hourly (`@hourly`). If it needs all of them, "
-        "declare `partitions` of the DAG."
-    }
-    assert find_unfit(upstreams) == {}
-    assert find_unfit(["up/hourly", "up/plain"], trigger={"when": "all"}) == {}
-    assert find_unfit(["up/daily", "up/berlin"], trigger={"when": "all"}) == {}
-    assert find_unfit(["up/unknown", "nowhere/x"], trigger={"when": "all"}) == {}
-
-
-def test_a_partition_that_needs_the_last_one_of_several_looks_at_that_only() -> None:
-    found = find_unfit(["up/hourly", "up/berlin"], "last", **DAILY)
-    assert found == {
-        "below": "With `granularity: last`, a partition for each tick of `0 0 * * *` looks at the "
-        "latest partition only of up/hourly (`@hourly`). If it needs all of them, write "
-        "`granularity: all`."
-    }
-    assert find_unfit(["up/hourly"], **DAILY) == {}
-    assert find_unfit(["up/hourly"], "any", **DAILY) == {}
-    assert find_unfit(["up/daily", "up/hourly"], "last", **HOURLY) == {}
 
 
 def test_a_function_that_can_not_be_asked_is_a_problem(

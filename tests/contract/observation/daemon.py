@@ -15,7 +15,12 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.declaration import DagDeclaration, ObserveDeclaration, SuccessDeclaration
+from federation_defs.declaration import (
+    DagDeclaration,
+    InstanceDeclaration,
+    ObserveDeclaration,
+    SuccessDeclaration,
+)
 from federation_defs.events import AssetEvent
 from federation_defs.naming import CHECK_NAME, build_asset_key, build_check_key
 from federation_defs.observation import Limits, build_observation_sensor
@@ -65,7 +70,8 @@ class Daemon:
         dags: What is declared of DAGs, by DAG id; a change takes effect with a restart.
         problems: What the last refresh knows to be wrong with DAGs, by instance and DAG id.
         partition_problems: The same of their partitions, by DAG id.
-        unfit: Why partitions of upstreams come too often for DAGs, by DAG id.
+        instances: What is declared of the instances of a federation, by name; a change takes effect
+            with a restart.
     """
 
     def __init__(
@@ -85,7 +91,7 @@ class Daemon:
         self.dags: dict[str, DagDeclaration] = {}
         self.problems: dict[tuple[str, str], str] = {}
         self.partition_problems: dict[str, str] = {}
-        self.unfit: dict[str, str] = {}
+        self.instances: dict[str, InstanceDeclaration] = {}
         self._limits = limits or Limits()
         self._timing = timing or Timing()
         # One poll per tick, unless the test declares otherwise.
@@ -107,7 +113,7 @@ class Daemon:
             dags=self.dags,
             find_problem=lambda *dag: self.problems.get(dag),
             find_partition_problem=self.partition_problems.get,
-            unfit=self.unfit,
+            instances=self.instances,
             limits=self._limits,
             timing=self._timing,
         )

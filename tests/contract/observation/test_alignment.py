@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,11 +16,10 @@ from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.test_utils import create_run_for_test
 
 from federation_defs.checks import build_checks
-from federation_defs.declaration import DagDeclaration, PartitionsDeclaration
+from federation_defs.declaration import DagDeclaration, InstanceDeclaration, PartitionsDeclaration
 from federation_defs.naming import (
     PARTITIONS_CHECK_NAME,
     READY_CHECK_NAME,
-    build_asset_key,
     build_check_key,
 )
 from federation_defs.partitions import Partitioning
@@ -127,25 +127,40 @@ def test_a_dag_whose_schedule_does_not_tell_its_partitions_has_the_check_too(
     assert (watched.look(), comparisons) == (PASSED, [])
 
 
+UPSTREAMS = InstanceDeclaration.model_validate(
+    {
+        "name": "warehouse",
+        "url": "http://127.0.0.1:1",
+        "auth": {"type": "none"},
+        "dags": {"up": {"partitions": DAILY}, "hourly": {"partitions": HOURLY}},
+    }
+)
+UNFIT = r"looks at the latest partition only of warehouse/hourly \(`0 \* \* \* \*`\)"
+
+
 def test_cadences_that_do_not_fit_are_a_warning(watched: Watched) -> None:
-    watched.daemon.unfit[DAG] = "It looks at the latest only."
-    assert watched.look() == (False, WARN, "It looks at the latest only.")
+    watched.daemon.instances = {"warehouse": UPSTREAMS}
+    watched.declare(DAILY, depends_on=["warehouse/hourly"], granularity="last")
+    passed, severity, description = watched.look()
+    assert (passed, severity) == (False, WARN)
+    assert re.search(UNFIT, description)
 
 
 def test_cadences_that_do_not_fit_a_dag_without_partitions_are_a_warning_of_its_check_ready(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    upstream = build_asset_key("warehouse", "up")
-    instance.report_runless_asset_event(dg.AssetMaterialization(upstream))
+    upstreams = ["warehouse/up", "warehouse/hourly"]
     airflow_v2.database.add_dag(DAG)
     daemon = Daemon(airflow_v2.client, [DAG], instance)
-    daemon.dags = {DAG: DagDeclaration.model_validate({"depends_on": ["warehouse/up"]})}
-    daemon.unfit[DAG] = "It looks at the latest only."
+    declared = {"depends_on": upstreams, "trigger": {"when": "all"}}
+    daemon.dags = {DAG: DagDeclaration.model_validate(declared)}
+    daemon.instances = {"warehouse": UPSTREAMS}
     daemon.restart()
     daemon.tick()
     (last,) = fetch_evaluations(instance, KEY, READY_CHECK_NAME)
     assert (last.passed, last.severity) == (False, WARN)
-    assert last.description == "It looks at the latest only."
+    assert re.search(UNFIT, last.description or "")
+    assert fetch_evaluations(instance, KEY, PARTITIONS_CHECK_NAME) == []
 
 
 MOVED_BY_A_DAY = "2025-02-03 (now 2025-02-02), 2025-02-04 (now 2025-02-03)"
