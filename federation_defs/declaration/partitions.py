@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import re
 from functools import cache
+from itertools import pairwise
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 from pydantic import AfterValidator, Field, model_validator
@@ -17,6 +19,7 @@ from federation_defs.declaration.fields import (
     is_template,
 )
 
+_WINDOWS_IN_A_ROW = 3  # to try
 # At most one tick per day, so that the date is enough for a key.
 _DAILY = re.compile(r"\s*(\d+\s+\d+\s.*|@(daily|weekly|monthly|yearly|annually|midnight)\s*)")
 
@@ -72,38 +75,48 @@ class PartitionsDeclaration(Declaration):
                 f"cron, start: '{self.cron}' gives no partitions from {self.start} on; write days "
                 "that exist, and a start in our time"
             ) from None
-        if not has_own_keys and self.key_format:
+        if has_own_keys:
+            return self
+        if self.key_format and _has_own_keys(self._build_definition(None)):
             raise ValueError("key_format: two partitions have the same key; write more of the date")
-        if not has_own_keys:  # 29 February (dagster 1.13)
-            raise ValueError(
-                f"cron: Dagster mistakes a partition of '{self.cron}' for another; write a cron "
-                "expression with days of every year"
-            )
-        return self
+        raise ValueError(
+            f"cron: Dagster mistakes a partition of '{self.cron}' in {self.timezone} for another; "
+            "write days of every year, and where clocks change, every hour (*/15 * * * *) or "
+            "`timezone: UTC`"
+        )
 
     def build_definition(self) -> dg.TimeWindowPartitionsDefinition:
         """Return Dagster's definition: a partition from each tick of `cron` to the next.
 
         The window that goes on is a partition, too, unless runs are of windows that are over.
         """
+        return self._build_definition(self.key_format)
+
+    def _build_definition(self, key_format: str | None) -> dg.TimeWindowPartitionsDefinition:
         is_daily = _DAILY.fullmatch(self.cron) is not None
         return dg.TimeWindowPartitionsDefinition(
             cron_schedule=self.cron,
             start=datetime.datetime.combine(self.start, datetime.time.min),
             timezone=self.timezone,
-            fmt=self.key_format or ("%Y-%m-%d" if is_daily else "%Y-%m-%d-%H:%M"),
+            fmt=key_format or ("%Y-%m-%d" if is_daily else "%Y-%m-%d-%H:%M"),
             end_offset=0 if self.date == "data_interval_end" else 1,
         )
 
 
 @cache  # takes up to 0.4 s, and a load validates each DAG twice
 def _has_own_keys(definition: dg.TimeWindowPartitionsDefinition) -> bool:
-    """Whether the key of each window is parsed as that window: for two windows in a row, at other
-    hours and in other months."""
-    hours = [0, 12, *(31 * 24 * number for number in range(1, 7))]
-    for moment in [definition.start + datetime.timedelta(hours=number) for number in hours]:
+    """Whether the key of each window is parsed as that window.
+
+    If a format leaves something out, this shows in windows that follow each other, at other hours,
+    in other months, or when clocks change.
+    """
+    moments = [
+        definition.start + datetime.timedelta(hours=hours)
+        for hours in (0, 12, *(31 * 24 * number for number in range(1, 7)))
+    ]
+    for moment in [*moments, *_find_clock_changes(definition.timezone)]:
         end = moment
-        for _ in range(2):
+        for _ in range(_WINDOWS_IN_A_ROW):
             window = definition.get_next_partition_window(end, respect_bounds=False)
             assert window is not None  # noqa: S101 - without bounds, there is always one
             key = definition.get_partition_key_for_timestamp(window.start.timestamp())
@@ -111,3 +124,16 @@ def _has_own_keys(definition: dg.TimeWindowPartitionsDefinition) -> bool:
                 return False
             end = window.end
     return True
+
+
+@cache
+def _find_clock_changes(timezone: str) -> list[datetime.datetime]:
+    """Return when the clocks of a time zone change in a year, and an hour before."""
+    zone, begin = ZoneInfo(timezone), datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+    hours = [begin + datetime.timedelta(hours=number) for number in range(366 * 24)]
+    return [
+        moment
+        for before, after in pairwise(hours)
+        if before.astimezone(zone).utcoffset() != after.astimezone(zone).utcoffset()
+        for moment in (before, after)
+    ]
