@@ -125,12 +125,12 @@ class Declaration(BaseModel):
 
 def check_timezone(name: str) -> str:
     """Return the name of a time zone, or refuse it."""
-    if name not in _find_timezones():
-        raise ValueError(f"no such time zone{suggest(name, _find_timezones())}")
+    if name not in find_timezones():
+        raise ValueError(f"no such time zone{suggest(name, find_timezones())}")
     return name
 
 
-_find_timezones = cache(available_timezones)  # which reads the disk for 4 ms
+find_timezones = cache(available_timezones)  # which reads the disk for 4 ms
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -6,11 +6,13 @@ import datetime
 import re
 from functools import cache
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 import dagster as dg
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from federation_defs.declaration.fields import (
     Declaration,
@@ -19,12 +21,15 @@ from federation_defs.declaration.fields import (
     is_template,
 )
 
+_AUTO = "auto"
 _WINDOWS_IN_A_ROW = 3  # to try
 # At most one tick per day, so that the date is enough for a key.
 _DAILY = re.compile(r"\s*(\d+\s+\d+\s.*|@(daily|weekly|monthly|yearly|annually|midnight)\s*)")
 
 
 def _check_cron(cron: str) -> str:
+    if cron == _AUTO:
+        return cron
     try:
         dg.TimeWindowPartitionsDefinition(cron_schedule=cron, start="2026", fmt="%Y")
     except dg.DagsterInvalidDefinitionError:
@@ -42,12 +47,23 @@ def _check_format(key_format: str) -> str:
 
 
 class PartitionsDeclaration(Declaration):
-    """A DAG's runs as partitions, one for each tick of a schedule."""
+    """A DAG's runs as partitions, one for each tick of a schedule. The text `auto` is `cron: auto`.
+
+    With `cron: auto`, keys that are not set are those of the DAG's schedule in its Airflow. They
+    are found out at a refresh (`schedules.py`), so that only a declaration in full can be used.
+    """
 
     cron: Templated[Annotated[str, AfterValidator(_check_cron)]] = Field(
-        description="When each partition begins.", examples=["0 0 * * *", "@hourly"]
+        description="When each partition begins. With auto, as the DAG's own schedule says, as do "
+        "the other keys unless they are set; `partitions: auto` is the same.",
+        examples=["0 0 * * *", "@hourly", "auto"],
     )
-    start: datetime.date = Field(description="The first partition's day.", examples=["2026-01-01"])
+    start: datetime.date | None = Field(
+        default=None,
+        description="The first partition's day. With `cron: auto`, that of the DAG's start date "
+        "unless set.",
+        examples=["2026-01-01"],
+    )
     timezone: Templated[Annotated[str, AfterValidator(check_timezone)]] = Field(
         default="UTC", description="Of `cron` and `start`.", examples=["Europe/Berlin"]
     )
@@ -64,10 +80,17 @@ class PartitionsDeclaration(Declaration):
         examples=["%Y-%m-%dT%H:%M:%S"],
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _parse_text(cls, value: Any) -> Any:
+        return {"cron": value} if value == _AUTO else value
+
     @model_validator(mode="after")
     def _check_windows(self) -> PartitionsDeclaration:
-        if any(map(is_template, (self.key_format, self.cron, self.timezone))):
+        if self.is_auto or any(map(is_template, (self.key_format, self.cron, self.timezone))):
             return self
+        if self.start is None:
+            raise ValueError("start: write the first partition's day, as 2026-01-01")
         try:
             has_own_keys = _has_own_keys(self.build_definition())
         except Exception:  # noqa: BLE001 - Dagster raises errors of several libraries
@@ -85,6 +108,24 @@ class PartitionsDeclaration(Declaration):
             "`timezone: UTC`"
         )
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        declared = super().__get_pydantic_json_schema__(schema, handler)
+        is_auto = {"properties": {"cron": {"const": _AUTO}}}
+        needs_start = {"if": is_auto, "else": {"required": ["start"]}}
+        return {
+            "if": {"type": "string"},
+            "then": {"const": _AUTO},
+            "else": {"allOf": [declared, needs_start]},
+        }
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the DAG's schedule in its Airflow says what is not set."""
+        return self.cron == _AUTO
+
     def build_definition(self) -> dg.TimeWindowPartitionsDefinition:
         """Return Dagster's definition: a partition from each tick of `cron` to the next.
 
@@ -93,6 +134,7 @@ class PartitionsDeclaration(Declaration):
         return self._build_definition(self.key_format)
 
     def _build_definition(self, key_format: str | None) -> dg.TimeWindowPartitionsDefinition:
+        assert self.start is not None  # noqa: S101 - as validated, unless `is_auto`
         is_daily = _DAILY.fullmatch(self.cron) is not None
         return dg.TimeWindowPartitionsDefinition(
             cron_schedule=self.cron,

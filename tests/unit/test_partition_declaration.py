@@ -270,3 +270,32 @@ def test_the_json_schema_accepts_every_key() -> None:
     validator = jsonschema.Draft202012Validator(InstanceDeclaration.model_json_schema())
     assert list(validator.iter_errors(declared)) == []
     assert InstanceDeclaration.model_validate(declared).limits.max_active_runs == 4
+
+
+@pytest.mark.parametrize(
+    ("partitions", "is_accepted"),
+    [
+        ("auto", True),
+        ({"cron": "auto"}, True),
+        ({"cron": "auto", "start": "2026-01-01", "key_format": "%Y"}, True),
+        (DAILY, True),
+        (None, True),
+        ("daily", False),
+        ({"cron": "@daily"}, False),
+        ({"start": "2026-01-01"}, False),
+        ({"cron": "auto", "strat": "2026-01-01"}, False),
+    ],
+)
+def test_the_json_schema_accepts_what_a_load_does(partitions: Any, is_accepted: bool) -> None:
+    validator = jsonschema.Draft202012Validator(DagDeclaration.model_json_schema())
+    assert validator.is_valid({"partitions": partitions}) == is_accepted
+    if is_accepted:
+        DagDeclaration.model_validate({"partitions": partitions})
+    else:
+        with pytest.raises(ValidationError, match="partitions"):
+            DagDeclaration.model_validate({"partitions": partitions})
+
+
+def test_partitions_without_a_start_say_what_to_write() -> None:
+    with pytest.raises(ValidationError, match="start: write the first partition's day, as 2026-01"):
+        declare(partitions={"cron": "@daily"})
