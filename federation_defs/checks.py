@@ -84,7 +84,7 @@ def build_check_specs(instance: str, dag_id: str, dag: DagDeclaration) -> list[d
             f"Nothing keeps {name} from running when its upstreams succeed. Evaluated by "
             "observation when that changes; executing it changes nothing."
         )
-    if declares_partitions(dag):
+    if dag.declares_partitions:
         descriptions[PARTITIONS_CHECK_NAME] = (
             f"Nothing is wrong with the partitions of {name}: what was reported agrees with their "
             "declaration, and they come as often as their upstreams need. Evaluated by observation "
@@ -95,11 +95,6 @@ def build_check_specs(instance: str, dag_id: str, dag: DagDeclaration) -> list[d
         dg.AssetCheckSpec(check, asset=key, description=description)
         for check, description in descriptions.items()
     ]
-
-
-def declares_partitions(dag: DagDeclaration) -> bool:
-    """Whether a DAG has partitions, or would have if its schedule told which."""
-    return "partitions" in dag.model_fields_set
 
 
 def build_checks(

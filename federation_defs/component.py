@@ -8,6 +8,7 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,9 +25,18 @@ from federation_defs.declaration.fields import find_variables, render_templates
 from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
 from federation_defs.errors import AirflowError, DeclarationError
 from federation_defs.execution import build_execution
-from federation_defs.observation import FindProblem, build_observation_sensor
+from federation_defs.observation import (
+    FindPartitionProblem,
+    FindProblem,
+    build_observation_sensor,
+)
 from federation_defs.partition_mapping import build_mappings, select_decided_by_events
 from federation_defs.partitions import Partitioning
+from federation_defs.schedules import (
+    describe_auto,
+    find_auto_partitions,
+    resolve_declaration,
+)
 from federation_defs.specs import build_specs
 from federation_defs.state import Snapshot, fetch_snapshot, read_snapshot, write_snapshot
 from federation_defs.threads import run_calls
@@ -37,6 +47,7 @@ from federation_defs.validation import (
     find_deep_chains,
     find_named_dags,
     find_problems,
+    find_wrong_windows,
 )
 
 _log = logging.getLogger(__name__)
@@ -109,9 +120,12 @@ class FederatedAirflow(dg.StateBackedComponent):
         self.federation: Sequence[FederatedAirflow] = ()  # all components, once a load has begun
         self.named: Mapping[str, Sequence[str]] = {}  # its declared and depended-on DAGs, and where
         self.needed: Set[str] | None = None  # in a run worker, the DAGs that its runs need
+        self.context: dg.ComponentLoadContext | None = None  # None if built by hand
         self.is_loaded = False
         self.fetched: list[Snapshot | AirflowError] = []  # and not written yet; one at most
-        self._snapshot: Snapshot | None = None
+        self.snapshot: Snapshot | None = None
+        self.resolved = declaration  # with all partitions in full, once the state was read
+        self.wrong_windows: Mapping[str, Sequence[str]] = {}  # by DAG id, with `partitions: auto`
         self._defs_state = declaration.defs_state
 
     @classmethod
@@ -141,6 +155,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         rendered = render_templates(raw, context.resolution_context.scope, source)
         account_hint = " and ".join(find_variables(raw["auth"])) or f"`auth` in {source}"
         component = cls(parse_declaration(rendered, source), source, account_hint)
+        component.context = context
         context.component_tree.mark_component_defs_state_key(
             defs_state_key=component.defs_state_config.key, loc=context.component_loc
         )
@@ -166,50 +181,70 @@ class FederatedAirflow(dg.StateBackedComponent):
                 for component in self.federation
                 if not component.is_loaded and component.defs_state_config.refresh_if_dev
             ]
-            calls = [component.fetch for component in {self, *others}]
+            # Dagster tells this thread, and no other, where states are.
+            calls = [partial(each.fetch, each.read_last()) for each in {self, *others}]
             run_calls(calls, min(len(calls), _MAX_FETCHES))
         fetched = self.fetched.pop()
         if isinstance(fetched, AirflowError):
             raise fetched
         write_snapshot(fetched, state_path)
 
-    def fetch(self) -> None:
+    def read_last(self) -> Snapshot | None:
+        """Return the state that a refresh replaces, if it keeps something of that."""
+        if self.context is None or not find_auto_partitions(self.declaration):
+            return None
+        self.read_state(self.context)
+        return self.snapshot
+
+    def fetch(self, last: Snapshot | None) -> None:
         """Fetch a snapshot, or the error in its place, to be written later."""
         try:
-            self.fetched = [fetch_snapshot(self.client, self.declaration)]
+            self.fetched = [fetch_snapshot(self.client, self.declaration, last)]
         except AirflowError as error:
             self.fetched = [error]
 
     @override
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Return the definitions of this instance.
+        """Return the definitions of this instance, from its declaration and its state.
+
+        DAGs that are declared or depended on are assets, whatever the state says. Those that the
+        instance does not have are warnings, and failed checks. What its version can't do is a
+        warning.
 
         If Dagster refreshes the state first (under `dagster dev`) and that fails, log a warning and
         use the last state.
 
         Raises:
-            DeclarationError: The declarations contradict each other. Names all problems.
-            AirflowError: The refresh failed, and FEDERATION_STRICT is set.
-            OSError: The state can't be written, and FEDERATION_STRICT is set.
+            DeclarationError: The declarations contradict each other. Names all problems. Or there
+                is something to warn of, and FEDERATION_STRICT is set.
+            AirflowError: A refresh failed, and FEDERATION_STRICT is set.
+            OSError: A state can't be written, and FEDERATION_STRICT is set.
         """
         if self.needed is not None:
-            specs = build_specs(self.declaration, None, self.needed, self._instances)
+            for component in self.federation or [self]:
+                if component.snapshot is None and find_auto_partitions(component.declaration):
+                    component.read_state(context)
+            specs = build_specs(self.resolved, None, self.needed, self._instances)
             needed = {dag_id: spec for dag_id, spec in specs.items() if dag_id in self.needed}
-            return build_instance_defs(self.client, self.declaration, needed, is_for_run=True)
+            return build_instance_defs(self.client, self.resolved, needed, is_for_run=True)
         self._join_federation(context)
-        try:
-            return super().build_defs(context)
-        except (AirflowError, OSError) as error:
-            if _is_strict():
-                raise
-            reason = str(error)
-            if isinstance(error, OSError):
-                reason = f"The state of Airflow '{self.member.name}' can't be written: {error}."
-            self._defs_state = self._defs_state.model_copy(update={"refresh_if_dev": False})
-            defs = super().build_defs(context)
-            known = f"DAGs as of {self._snapshot.taken_at}" if self._snapshot else "declared DAGs"
-            _log.warning("%s Using the %s.", reason, known)
-            return defs
+        name, snapshot = self.declaration.name, self.snapshot
+        absent = find_absent_dags(name, snapshot, self.named)
+        problems = [*absent.values(), *find_dateless_triggers(self.member, snapshot)]
+        if problems and _is_strict():
+            raise DeclarationError(problems)
+        for problem in problems:
+            _log.warning("%s", problem)
+        specs = build_specs(self.resolved, snapshot, self.named.keys(), self._instances)
+        return build_instance_defs(
+            self.client,
+            self.resolved,
+            specs,
+            absent,
+            self._instances,
+            self.find_problem,
+            self.find_partition_problem,
+        )
 
     def _join_federation(self, context: dg.ComponentLoadContext) -> None:
         """Find the other components, and validate the declarations of all, once per load."""
@@ -225,46 +260,71 @@ class FederatedAirflow(dg.StateBackedComponent):
         for component in components:
             component.federation = components
             component.named = named.get(component.declaration.name, {})
+        # Partitions may be known by the state only, and those of other instances are needed too.
+        for component in components:
+            component.load_state(context)
+        if any(find_auto_partitions(member.declaration) for member in members):
+            resolved = [Member(each.member.source, each.resolved) for each in components]
+            for component, member in zip(components, resolved, strict=True):
+                component.wrong_windows = find_wrong_windows(member, resolved)
+
+    def load_state(self, context: dg.ComponentLoadContext) -> None:
+        """Read the state, after a refresh under `dagster dev`."""
+        try:
+            super().build_defs(context)
+        except (AirflowError, OSError) as error:
+            if _is_strict():
+                raise
+            reason = str(error)
+            if isinstance(error, OSError):
+                reason = f"The state of Airflow '{self.member.name}' can't be written: {error}."
+            self.read_state(context)
+            known = f"DAGs as of {self.snapshot.taken_at}" if self.snapshot else "declared DAGs"
+            _log.warning("%s Using the %s.", reason, known)
+        self.is_loaded = True
+
+    def read_state(self, context: dg.ComponentLoadContext) -> None:
+        """Read the state, without a refresh."""
+        declared = self._defs_state
+        self._defs_state = declared.model_copy(update={"refresh_if_dev": False})
+        try:
+            super().build_defs(context)
+        finally:
+            self._defs_state = declared
 
     @override
     def build_defs_from_state(
         self, context: dg.ComponentLoadContext, state_path: Path | None
     ) -> dg.Definitions:
-        """Return the definitions of this instance, from its declaration and its state.
+        """Keep the state for `build_defs`, which needs the states of all instances.
 
-        DAGs that are declared or depended on are assets, whatever the state says. Those that the
-        instance does not have are warnings, and failed checks. What its version can't do is a
-        warning.
-
-        Raises:
-            DeclarationError: There is something to warn of, and FEDERATION_STRICT is set.
+        Dagster calls this where it has the state, while it builds definitions and in no other way.
         """
-        self.is_loaded = True
-        self._snapshot = snapshot = read_snapshot(state_path)
-        name = self.declaration.name
-        absent = find_absent_dags(name, snapshot, self.named)
-        problems = [*absent.values(), *find_dateless_triggers(self.member, snapshot)]
-        if problems and _is_strict():
-            raise DeclarationError(problems)
-        for problem in problems:
-            _log.warning("%s", problem)
-        specs = build_specs(self.declaration, snapshot, self.named.keys(), self._instances)
-        return build_instance_defs(
-            self.client, self.declaration, specs, absent, self._instances, self.find_problem
-        )
+        self.snapshot = read_snapshot(state_path)
+        known = self.snapshot.partitions if self.snapshot else {}
+        self.resolved = resolve_declaration(self.declaration, known)
+        return dg.Definitions()
 
     @property
     def _instances(self) -> dict[str, InstanceDeclaration]:
-        return {component.declaration.name: component.declaration for component in self.federation}
+        return {component.declaration.name: component.resolved for component in self.federation}
 
     def find_problem(self, airflow: str, dag_id: str) -> str | None:
         """Return why a DAG of any instance can't run, by the last refresh."""
         for component in self.federation:
-            snapshot = component._snapshot  # noqa: SLF001 - of its own class
+            snapshot = component.snapshot
             if component.declaration.name == airflow and snapshot is not None:
                 problem = snapshot.describe_problem(dag_id)
                 return problem and f"{problem} (as of {snapshot.taken_at})"
         return None
+
+    def find_partition_problem(self, dag_id: str) -> str | None:
+        """Return what is wrong with the partitions of a DAG by what its Airflow says, and upstream
+        Airflows do, as sentences."""
+        known = self.snapshot.partitions if self.snapshot else {}
+        problem = describe_auto(self.declaration.find_dag(dag_id).partitions, known.get(dag_id))
+        wrong = (f"Upstream, {each}." for each in self.wrong_windows.get(dag_id, ()))
+        return " ".join(filter(None, [problem, *wrong])) or None
 
 
 def _is_strict() -> bool:
@@ -287,6 +347,7 @@ def build_instance_defs(
     absent: Mapping[str, str] = MappingProxyType({}),
     instances: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
     find_problem: FindProblem = lambda *_: None,
+    find_partition_problem: FindPartitionProblem = lambda _: None,
     *,
     is_for_run: bool = False,
 ) -> dg.Definitions:
@@ -296,7 +357,7 @@ def build_instance_defs(
         specs: Of its DAGs, by id. Without all of those that Dagster runs, none is run.
         absent: Why DAGs can't run in the instance, by id.
         instances: The declarations of all instances of the code location, by name.
-        find_problem: As `build_observation_sensor` takes it.
+        find_problem: As `build_observation_sensor` takes it, as the next one.
         is_for_run: Leave out sensors, and checks of DAGs that Dagster does not run.
     """
     instances = {**instances, declaration.name: declaration}
@@ -326,6 +387,7 @@ def build_instance_defs(
             partitionings=partitionings,
             dags=declaration.dags,
             find_problem=find_problem,
+            find_partition_problem=find_partition_problem,
             absent=absent,
             instances=instances,
         )
@@ -336,6 +398,12 @@ def build_instance_defs(
     jobs = list[dg.JobDefinition]()
     if by_condition:
         sensors.append(build_automation_sensor(declaration.name, by_condition, interval_s))
+    # As long as its partitions are not known, a DAG would run for each of its upstreams' at any time.
+    by_events = {
+        dag_id: dag
+        for dag_id, dag in by_events.items()
+        if dag.partitions or not dag.declares_partitions
+    }
     if downstreams and by_events:
         mappings = {dag_id: build_mappings(dag, instances) for dag_id, dag in by_events.items()}
         sensors.append(build_event_sensor(client, by_events, mappings, interval_s))

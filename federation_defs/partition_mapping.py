@@ -135,8 +135,9 @@ def build_mappings(
 def select_decided_by_events(
     dags: Mapping[str, DagDeclaration], instances: Mapping[str, InstanceDeclaration]
 ) -> dict[str, DagDeclaration]:
-    """Select the DAGs on which the event sensor decides: also those without partitions that depend
-    on one with partitions, because conditions wait until an upstream has all of its partitions.
+    """Select the DAGs on which no automation condition decides, but the event sensor: also those
+    without partitions that depend on one with partitions, because conditions wait until an upstream
+    has all of its partitions.
 
     Args:
         instances: The declarations of all instances that they depend on, by name.

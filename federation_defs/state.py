@@ -22,6 +22,8 @@ from pydantic import TypeAdapter, ValidationError
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag
 from federation_defs.declaration import InstanceDeclaration, SelectDeclaration
+from federation_defs.errors import PermissionMissingError
+from federation_defs.schedules import AutoPartitions, find_auto_partitions, resolve_schedule
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class Snapshot:
         undescribed: The ids of selected DAGs of which only the id can be read.
         problems: Why those of `unselected` that can't run now can't, by id. They are assets if they
             are declared or depended on.
+        partitions: What `cron: auto` stands for, by id of the DAGs that declare it.
         api: "v1" or "v2"; None if the snapshot was taken before this was kept.
     """
 
@@ -67,6 +70,7 @@ class Snapshot:
     undescribed: tuple[str, ...] = ()
     api: str | None = None
     problems: Mapping[str, str] = field(default_factory=dict)
+    partitions: Mapping[str, AutoPartitions] = field(default_factory=dict)
     format: Literal[1] = 1  # of the file; keys that are not known are ignored
 
     @cached_property
@@ -120,12 +124,17 @@ def read_snapshot(path: Path | None) -> Snapshot | None:
     return None
 
 
-def fetch_snapshot(client: AirflowClient, declaration: InstanceDeclaration) -> Snapshot:
+def fetch_snapshot(
+    client: AirflowClient, declaration: InstanceDeclaration, last: Snapshot | None = None
+) -> Snapshot:
     """Fetch the DAGs of an instance.
 
     A selected DAG that can't run now is kept for `observe.lookback` after it could: it may have
     been away for a minute, and runs that end meanwhile are reported. For the same reason one whose
     row can't be read is selected, whatever its tags may be.
+
+    Args:
+        last: The one before. Of that, only the partitions of DAGs with `cron: auto` are kept.
 
     Raises:
         AirflowError: The instance could not be read completely.
@@ -163,7 +172,30 @@ def fetch_snapshot(client: AirflowClient, declaration: InstanceDeclaration) -> S
             if dag.is_present and dag.dag_id not in selected and (problem := describe_problem(dag))
         },
         api=client.api_version.api,
+        partitions=_fetch_partitions(client, declaration, dags, last),
     )
+
+
+def _fetch_partitions(
+    client: AirflowClient,
+    declaration: InstanceDeclaration,
+    dags: Iterable[Dag],
+    last: Snapshot | None,
+) -> dict[str, AutoPartitions]:
+    declared, known = find_auto_partitions(declaration), last.partitions if last else {}
+    zoneless = [
+        dag
+        for dag in dags
+        if dag.dag_id in declared and "timezone" not in declared[dag.dag_id].model_fields_set
+    ]
+    try:
+        sources = client.fetch_dag_sources(zoneless)
+    except PermissionMissingError:
+        sources = {}
+    return {
+        dag_id: resolve_schedule(declared[dag_id], schedule, sources.get(dag_id), known.get(dag_id))
+        for dag_id, schedule in client.fetch_schedules(declared).items()
+    }
 
 
 def _is_selected(dag_id: str, tags: Iterable[str] | None, select: SelectDeclaration) -> bool:

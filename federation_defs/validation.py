@@ -63,6 +63,20 @@ def find_problems(members: Sequence[Member]) -> list[str]:
     ]
 
 
+def find_wrong_windows(member: Member, members: Sequence[Member]) -> dict[str, list[str]]:
+    """Return what can't line up in the time of a member's DAGs and their upstreams, by DAG id."""
+    by_name = {member.name: member for member in members}
+    found = {
+        dag_id: [
+            problem
+            for dependency in dag.depends_on
+            for problem in _find_wrong_windows(dag, dependency, by_name)
+        ]
+        for dag_id, dag in member.declaration.dags.items()
+    }
+    return {dag_id: problems for dag_id, problems in found.items() if problems}
+
+
 def _find_shared_names(members: Sequence[Member]) -> Iterator[str]:
     by_name: dict[str, Member] = {}
     by_state: dict[str, Member] = {}
@@ -114,13 +128,16 @@ def _find_wrong_dependency(
 def _find_wrong_windows(
     dag: DagDeclaration, dependency: DependencyDeclaration, by_name: Mapping[str, Member]
 ) -> Iterator[str]:
-    """Find what can't line up in the time of a DAG's partitions and an upstream's."""
+    """Find what can't line up in the time of a DAG's partitions and an upstream's, as far as they
+    are in full."""
     name, window = dependency.name, dependency.window
     instance, dag_id = dependency.upstream or ("", "")
     known = by_name.get(instance)
     if dag.partitions is None or (known is None and dependency.upstream):
         return
     partitions = known.declaration.find_dag(dag_id).partitions if known else None
+    if dag.partitions.is_auto or (partitions and partitions.is_auto):
+        return
     if window in ("same", "previous") and known is None:
         yield (
             f"updates of the asset {name} belong to the partitions that they name; write last or "

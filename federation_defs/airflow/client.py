@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -24,9 +25,11 @@ from federation_defs.airflow.models import (
     AirflowAsset,
     Dag,
     DagImportError,
+    Schedule,
     parse_asset,
     parse_dag,
     parse_import_error,
+    parse_schedule,
 )
 from federation_defs.airflow.runs import RunEndpoints
 from federation_defs.airflow.session import AirflowSession
@@ -40,7 +43,12 @@ from federation_defs.declaration import (
     PasswordAuthDeclaration,
     TokenAuthDeclaration,
 )
-from federation_defs.errors import DagNotFoundError, MissingExtraError
+from federation_defs.errors import (
+    AirflowError,
+    DagNotFoundError,
+    MissingExtraError,
+    UnreachableError,
+)
 from federation_defs.timing import Timing
 
 _log = logging.getLogger(__name__)
@@ -115,6 +123,30 @@ class AirflowClient(RunEndpoints):
         if not dag.is_present:
             raise DagNotFoundError(self.instance, dag_id, "its file has gone, or no longer parses")
         return dag
+
+    @retry_after_upgrade
+    def fetch_schedules(self, dag_ids: Iterable[str]) -> dict[str, Schedule | AirflowError]:
+        """Fetch the schedules of DAGs by id, or why one can't be read. Several at a time.
+
+        Raises:
+            UnreachableError: The instance does not answer.
+        """
+        wanted = list(dag_ids)
+        return dict(zip(wanted, self._fetch_all(self._fetch_schedule, wanted), strict=True))
+
+    def _fetch_schedule(self, dag_id: str) -> Schedule | AirflowError:
+        try:
+            response = self._get(build_path("dags", dag_id, "details"))
+            if is_absent(response):
+                return DagNotFoundError(self.instance, dag_id, "404")
+            schedule = self._read(response, parse_schedule)
+            if schedule.is_partitioned and (run := self.fetch_latest_finished_run(dag_id)):
+                return replace(schedule, latest_key=run.partition_key)
+        except UnreachableError:
+            raise
+        except AirflowError as error:
+            return error
+        return schedule
 
     @retry_after_upgrade
     def fetch_dag_sources(self, dags: Iterable[Dag]) -> dict[str, str]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
 from federation_defs.redaction import clean_text
@@ -53,6 +54,29 @@ class Dag:
     file_token: str
     file: str
     raw: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The schedule of a DAG, as its details tell it.
+
+    Attributes:
+        text: As `Dag.schedule`. A time delta is a text such as "1 day, 0:00:00".
+        timezone: The server's default, of dates that have none. The DAG's own is not told.
+        start_date: None in 2.x if the default arguments of its tasks have it.
+        next_logical_date: Of the next scheduled run; None if the DAG is partitioned (3.2).
+        next_fires_at: When the next scheduled run is due; None if there is none.
+        latest_key: The partition key of the run that ended last, or None.
+    """
+
+    text: str | None
+    timezone: str | None
+    start_date: datetime | None
+    catchup: bool
+    is_partitioned: bool
+    next_logical_date: datetime | None
+    next_fires_at: datetime | None
+    latest_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +208,24 @@ def parse_dag(answer: Answer, *, with_raw: bool = False) -> Dag:
     )
 
 
+def parse_schedule(answer: Answer) -> Schedule:
+    """Parse the details of a DAG."""
+    logical_date = answer.get("next_dagrun_logical_date", answer.get("next_dagrun"))  # 3.x, 2.x
+    fires_at = answer.get("next_dagrun_data_interval_end") or answer.get("next_dagrun_run_after")
+    start_date, defaults = answer.get("start_date"), answer.get("default_args")
+    if start_date is None and isinstance(defaults, Mapping):
+        start_date = defaults.get("start_date")
+    return Schedule(
+        text=_parse_schedule(answer),
+        timezone=_parse_text(answer.get("timezone")),
+        start_date=_parse_time(start_date),
+        catchup=bool(answer.get("catchup")),
+        is_partitioned=bool(answer.get("timetable_partitioned")),
+        next_logical_date=_parse_time(logical_date),
+        next_fires_at=_parse_time(fires_at),
+    )
+
+
 def parse_dag_run(answer: Answer) -> DagRun:
     conf = answer.get("conf")
     return DagRun(
@@ -305,6 +347,9 @@ def _parse_schedule(answer: Answer) -> str | None:
     kind = interval.get("__type")
     if kind == "CronExpression":
         return _parse_text(interval.get("value"))
+    if kind == "TimeDelta":
+        with suppress(KeyError, OverflowError, TypeError):
+            return str(timedelta(interval["days"], interval["seconds"]))
     return _parse_text(answer.get("timetable_description")) or _parse_text(kind)
 
 

@@ -225,6 +225,7 @@ class DagDeclaration(Declaration):
     @model_validator(mode="after")
     def _refuse_what_partitions_decide(self) -> DagDeclaration:
         if self.partitions is None:
+            self.model_fields_set.discard("partitions")  # `partitions: null` declares none
             if windows := [each.name for each in self.depends_on if each.window]:
                 raise ValueError(
                     f"depends_on: the `window` of {windows[0]} is one of this DAG's partitions; "
@@ -264,6 +265,11 @@ class DagDeclaration(Declaration):
         return [each.asset for each in self.depends_on if each.asset]
 
     @property
+    def declares_partitions(self) -> bool:
+        """Whether the DAG has partitions, or would have if its schedule told which."""
+        return "partitions" in self.model_fields_set
+
+    @property
     def is_decided_by_events(self) -> bool:
         """Whether the event sensor decides when the DAG runs, whatever its upstreams are, and not
         an automation condition, which sees only that an upstream has succeeded since the last
@@ -271,7 +277,7 @@ class DagDeclaration(Declaration):
         trigger = self.trigger
         return (
             trigger.runs == "each"
-            or self.partitions is not None
+            or self.declares_partitions
             or trigger.only_if is not None
             or trigger.pass_upstream
             or trigger.logical_date == "upstream"

@@ -5,10 +5,14 @@ from __future__ import annotations
 import datetime
 import re
 from functools import cache
-from typing import Annotated, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 import dagster as dg
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from federation_defs.declaration.fields import (
     Declaration,
@@ -17,11 +21,15 @@ from federation_defs.declaration.fields import (
     is_template,
 )
 
+_AUTO = "auto"
+_WINDOWS_IN_A_ROW = 3  # to try
 # At most one tick per day, so that the date is enough for a key.
 _DAILY = re.compile(r"\s*(\d+\s+\d+\s.*|@(daily|weekly|monthly|yearly|annually|midnight)\s*)")
 
 
 def _check_cron(cron: str) -> str:
+    if cron == _AUTO:
+        return cron
     try:
         dg.TimeWindowPartitionsDefinition(cron_schedule=cron, start="2026", fmt="%Y")
     except dg.DagsterInvalidDefinitionError:
@@ -39,12 +47,23 @@ def _check_format(key_format: str) -> str:
 
 
 class PartitionsDeclaration(Declaration):
-    """A DAG's runs as partitions, one for each tick of a schedule."""
+    """A DAG's runs as partitions, one for each tick of a schedule. The text `auto` is `cron: auto`.
+
+    With `cron: auto`, keys that are not set are those of the DAG's schedule in its Airflow. They
+    are found out at a refresh (`schedules.py`), so that only a declaration in full can be used.
+    """
 
     cron: Templated[Annotated[str, AfterValidator(_check_cron)]] = Field(
-        description="When each partition begins.", examples=["0 0 * * *", "@hourly"]
+        description="When each partition begins. With auto, as the DAG's own schedule says, as do "
+        "the other keys unless they are set; `partitions: auto` is the same.",
+        examples=["0 0 * * *", "@hourly", "auto"],
     )
-    start: datetime.date = Field(description="The first partition's day.", examples=["2026-01-01"])
+    start: datetime.date | None = Field(
+        default=None,
+        description="The first partition's day. With `cron: auto`, that of the DAG's start date "
+        "unless set.",
+        examples=["2026-01-01"],
+    )
     timezone: Templated[Annotated[str, AfterValidator(check_timezone)]] = Field(
         default="UTC", description="Of `cron` and `start`.", examples=["Europe/Berlin"]
     )
@@ -61,10 +80,17 @@ class PartitionsDeclaration(Declaration):
         examples=["%Y-%m-%dT%H:%M:%S"],
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _parse_text(cls, value: Any) -> Any:
+        return {"cron": value} if value == _AUTO else value
+
     @model_validator(mode="after")
     def _check_windows(self) -> PartitionsDeclaration:
-        if any(map(is_template, (self.key_format, self.cron, self.timezone))):
+        if self.is_auto or any(map(is_template, (self.key_format, self.cron, self.timezone))):
             return self
+        if self.start is None:
+            raise ValueError("start: write the first partition's day, as 2026-01-01")
         try:
             has_own_keys = _has_own_keys(self.build_definition())
         except Exception:  # noqa: BLE001 - Dagster raises errors of several libraries
@@ -72,38 +98,67 @@ class PartitionsDeclaration(Declaration):
                 f"cron, start: '{self.cron}' gives no partitions from {self.start} on; write days "
                 "that exist, and a start in our time"
             ) from None
-        if not has_own_keys and self.key_format:
+        if has_own_keys:
+            return self
+        if self.key_format and _has_own_keys(self._build_definition(None)):
             raise ValueError("key_format: two partitions have the same key; write more of the date")
-        if not has_own_keys:  # 29 February (dagster 1.13)
-            raise ValueError(
-                f"cron: Dagster mistakes a partition of '{self.cron}' for another; write a cron "
-                "expression with days of every year"
-            )
-        return self
+        raise ValueError(
+            f"cron: Dagster mistakes a partition of '{self.cron}' in {self.timezone} for another; "
+            "write days of every year, and where clocks change, every hour (*/15 * * * *) or "
+            "`timezone: UTC`"
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        declared = super().__get_pydantic_json_schema__(schema, handler)
+        is_auto = {"properties": {"cron": {"const": _AUTO}}}
+        needs_start = {"if": is_auto, "else": {"required": ["start"]}}
+        return {
+            "if": {"type": "string"},
+            "then": {"const": _AUTO},
+            "else": {"allOf": [declared, needs_start]},
+        }
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the DAG's schedule in its Airflow says what is not set."""
+        return self.cron == _AUTO
 
     def build_definition(self) -> dg.TimeWindowPartitionsDefinition:
         """Return Dagster's definition: a partition from each tick of `cron` to the next.
 
         The window that goes on is a partition, too, unless runs are of windows that are over.
         """
+        return self._build_definition(self.key_format)
+
+    def _build_definition(self, key_format: str | None) -> dg.TimeWindowPartitionsDefinition:
+        assert self.start is not None  # noqa: S101 - as validated, unless `is_auto`
         is_daily = _DAILY.fullmatch(self.cron) is not None
         return dg.TimeWindowPartitionsDefinition(
             cron_schedule=self.cron,
             start=datetime.datetime.combine(self.start, datetime.time.min),
             timezone=self.timezone,
-            fmt=self.key_format or ("%Y-%m-%d" if is_daily else "%Y-%m-%d-%H:%M"),
+            fmt=key_format or ("%Y-%m-%d" if is_daily else "%Y-%m-%d-%H:%M"),
             end_offset=0 if self.date == "data_interval_end" else 1,
         )
 
 
 @cache  # takes up to 0.4 s, and a load validates each DAG twice
 def _has_own_keys(definition: dg.TimeWindowPartitionsDefinition) -> bool:
-    """Whether the key of each window is parsed as that window: for two windows in a row, at other
-    hours and in other months."""
-    hours = [0, 12, *(31 * 24 * number for number in range(1, 7))]
-    for moment in [definition.start + datetime.timedelta(hours=number) for number in hours]:
+    """Whether the key of each window is parsed as that window.
+
+    If a format leaves something out, this shows in windows that follow each other, at other hours,
+    in other months, or when clocks change.
+    """
+    moments = [
+        definition.start + datetime.timedelta(hours=hours)
+        for hours in (0, 12, *(31 * 24 * number for number in range(1, 7)))
+    ]
+    for moment in [*moments, *_find_clock_changes(definition.timezone)]:
         end = moment
-        for _ in range(2):
+        for _ in range(_WINDOWS_IN_A_ROW):
             window = definition.get_next_partition_window(end, respect_bounds=False)
             assert window is not None  # noqa: S101 - without bounds, there is always one
             key = definition.get_partition_key_for_timestamp(window.start.timestamp())
@@ -111,3 +166,16 @@ def _has_own_keys(definition: dg.TimeWindowPartitionsDefinition) -> bool:
                 return False
             end = window.end
     return True
+
+
+@cache
+def _find_clock_changes(timezone: str) -> list[datetime.datetime]:
+    """Return when the clocks of a time zone change in a year, and an hour before."""
+    zone, begin = ZoneInfo(timezone), datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+    hours = [begin + datetime.timedelta(hours=number) for number in range(366 * 24)]
+    return [
+        moment
+        for before, after in pairwise(hours)
+        if before.astimezone(zone).utcoffset() != after.astimezone(zone).utcoffset()
+        for moment in (before, after)
+    ]

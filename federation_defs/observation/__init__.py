@@ -7,6 +7,6 @@ is wrong with their partitions.
 """
 
 from federation_defs.observation.sensor import Limits, build_observation_sensor
-from federation_defs.observation.watchers import FindProblem
+from federation_defs.observation.watchers import FindPartitionProblem, FindProblem
 
-__all__ = ["FindProblem", "Limits", "build_observation_sensor"]
+__all__ = ["FindPartitionProblem", "FindProblem", "Limits", "build_observation_sensor"]

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.checks import declares_partitions
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.errors import DeclaredTwiceError
 from federation_defs.observation.alignment import (
@@ -61,7 +60,7 @@ class Watchers:
         partitioned = {
             dag_id: partitionings.get(dag_id)
             for dag_id, dag in dags.items()
-            if declares_partitions(dag)
+            if dag.declares_partitions
         }
         self._alignment = Alignment(
             client.instance, partitioned, find_partition_problem, unfit, timing

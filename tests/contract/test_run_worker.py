@@ -24,12 +24,14 @@ from hypothesis import strategies as st
 
 from federation_defs import loading
 from federation_defs.dagster_io.deployment import fetch_active_runs_in_worker
+from federation_defs.declaration import PartitionsDeclaration
 from federation_defs.naming import (
     CHECK_NAME,
     READY_CHECK_NAME,
     build_asset_key,
     build_check_key,
 )
+from federation_defs.schedules import AutoPartitions
 from tests.unit.project import Project, build_keys
 
 # Dagster 1.13 itself uses deprecated functions of pydantic.
@@ -167,6 +169,21 @@ def test_it_needs_no_state(project: Project, instance: dg.DagsterInstance) -> No
         path.unlink()
     repository = server.start_worker().get_definition()
     assert LOADED in repository.assets_defs_by_key
+
+
+def test_it_reads_the_state_for_partitions_that_an_airflow_tells(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
+    shutil.rmtree(project.defs / "metrics")
+    load = {"depends_on": ["warehouse/extract"], "partitions": "auto"}
+    project.declare("metrics", more={"dags": {"load": load}})
+    resolved = {"cron": "0 0 * * *", "start": "2026-02-28"}
+    project.keep_state("metrics", "load", load=AutoPartitions({"cron": "auto"}, resolved))
+    server = CodeServer(project)
+    create_run(instance, assets=frozenset({LOADED}))
+    definitions = [server.repository, server.start_worker().get_definition()]
+    partitions = [each.asset_graph.get(LOADED).partitions_def for each in definitions]
+    assert partitions == [PartitionsDeclaration.model_validate(resolved).build_definition()] * 2
 
 
 @pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from dagster.components.utils.project_paths import get_local_state_path
 
 from federation_defs import load_federation
 from federation_defs.naming import build_asset_key
+from federation_defs.schedules import AutoPartitions
 from federation_defs.state import write_snapshot
 from tests.unit.build import build_snapshot
 
@@ -90,11 +92,11 @@ class Project:
             path.parent.rmdir()
         (self.defs / "instances.py").write_text(PYTHON.format(instances=instances))
 
-    def keep_state(self, instance: str, *dag_ids: str) -> None:
-        """Write the last known state of an instance."""
+    def keep_state(self, instance: str, *dag_ids: str, **partitions: AutoPartitions) -> None:
+        """Write the last known state of an instance, with what `partitions: auto` stands for."""
         path = get_local_state_path(f"FederatedAirflow[{instance}]", self.path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_snapshot(build_snapshot(*dag_ids), path)
+        write_snapshot(replace(build_snapshot(*dag_ids), partitions=partitions), path)
 
     def load_asset_keys(self) -> set[dg.AssetKey]:
         # A run that another test executed in this process has left its own context (dagster 1.13).

@@ -35,6 +35,7 @@ LAYERS = [
     ["events"],
     ["dagster_io.event_log"],
     ["automation", "state", "partition_mapping", "partitions", "outcome"],
+    ["schedules"],
     ["dependencies", "dependencies.__init__", "dependencies.only_if"],
     ["dagster_io", "dagster_io.__init__", "dagster_io.heartbeat"],
     ["dagster_io.run_tags", "dagster_io.deployment"],

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime, timezone
 from typing import Any
 
 import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from federation_defs.declaration import DagDeclaration, InstanceDeclaration, parse_declaration
+from federation_defs.declaration import (
+    DagDeclaration,
+    InstanceDeclaration,
+    PartitionsDeclaration,
+    parse_declaration,
+)
 from federation_defs.errors import DeclarationError
 
+UTC = timezone.utc
 DAILY: dict[str, Any] = {"cron": "0 0 * * *", "start": "2025-01-01"}
 
 
 def declare(**more: Any) -> DagDeclaration:
     return DagDeclaration.model_validate({"depends_on": ["warehouse/a"], **more})
+
+
+def build(**keys: Any) -> PartitionsDeclaration:
+    return PartitionsDeclaration.model_validate({**DAILY, **keys})
 
 
 def test_partitions_are_by_default_in_utc_and_by_data_interval_start() -> None:
@@ -24,6 +36,7 @@ def test_partitions_are_by_default_in_utc_and_by_data_interval_start() -> None:
     assert (partitions.timezone, partitions.date) == ("UTC", "data_interval_start")
     assert partitions.key_format is None
     assert declare().partitions is None
+    assert not declare(partitions=None).declares_partitions
 
 
 @pytest.mark.parametrize(
@@ -63,13 +76,63 @@ def test_a_key_format_that_gives_two_partitions_one_key_is_refused() -> None:
         ("@hourly", "%Y-%d-%H"),
         ("@hourly", "%Y-%m-%d-%I"),
         ("0 6,18 * * *", "%Y-%m-%d"),
+        ("0 9-17 * * *", "%Y-%m-%d-%I"),
+        ("@weekly", "%Y-W%W"),
+        ("@weekly", "%G-W%V"),
+        ("0 0 1 1,7 *", "%Y"),
     ],
 )
 def test_a_key_format_that_does_not_tell_the_partition_is_refused(
     cron: str, key_format: str
 ) -> None:
-    with pytest.raises(ValidationError, match="key_format: two partitions have the same key"):
+    with pytest.raises(
+        ValidationError, match=r"two partitions have the same key|write a format of strptime"
+    ):
         declare(partitions={**DAILY, "cron": cron, "key_format": key_format})
+
+
+@pytest.mark.parametrize(
+    ("cron", "key_format"),
+    [
+        ("@weekly", "%G-W%V-%u"),
+        ("0 0 * * 1", "%Y-W%W-%w"),
+        ("@daily", "%Y-%j"),
+        ("@daily", "%y%m%d"),
+        ("@hourly", "%Y-%m-%d-%I%p"),
+        ("0 1-11 * * *", "%Y-%m-%d-%I"),
+        ("0 0 1 1,7 *", "%b %Y"),
+        ("30 2 * * *", "%Y-%m-%d"),
+    ],
+)
+@pytest.mark.parametrize("timezone", ["UTC", "Europe/Berlin"])
+def test_a_key_format_that_tells_each_partition_is_accepted(
+    cron: str, key_format: str, timezone: str
+) -> None:
+    keys = {"cron": cron, "key_format": key_format, "timezone": timezone}
+    definition = build(**keys).build_definition()
+    moment = datetime(2027, 10, 1, tzinfo=UTC)
+    for _ in range(100):  # with the end of daylight saving time
+        window = definition.get_next_partition_window(moment, respect_bounds=False)
+        assert window is not None
+        key = definition.get_partition_key_for_timestamp(window.start.timestamp())
+        assert definition.time_window_for_partition_key(key) == window
+        moment = window.end
+
+
+@pytest.mark.parametrize("more", [{}, {"key_format": "%Y-%m-%d-%H:%M"}])
+@pytest.mark.parametrize("cron", ["*/30 2 * * *", "*/15 1-3 * * *"])
+def test_partitions_that_dagster_mistakes_when_clocks_change_are_refused(
+    cron: str, more: dict[str, str]
+) -> None:
+    said = rf"cron: Dagster mistakes a partition of '{re.escape(cron)}' in Europe/Berlin"
+    with pytest.raises(ValidationError, match=said):
+        build(cron=cron, timezone="Europe/Berlin", **more)
+    build(cron=cron, timezone="UTC", **more)
+
+
+def test_two_hours_of_one_key_when_clocks_change_are_refused() -> None:
+    with pytest.raises(ValidationError, match="key_format: two partitions have the same key"):
+        build(cron="30 1,2,3 * * *", timezone="Europe/Berlin", key_format="%Y-%m-%d %H")
 
 
 @pytest.mark.parametrize("more", [{}, {"key_format": "%Y-%m-%d"}])
@@ -208,3 +271,32 @@ def test_the_json_schema_accepts_every_key() -> None:
     validator = jsonschema.Draft202012Validator(InstanceDeclaration.model_json_schema())
     assert list(validator.iter_errors(declared)) == []
     assert InstanceDeclaration.model_validate(declared).limits.max_active_runs == 4
+
+
+@pytest.mark.parametrize(
+    ("partitions", "is_accepted"),
+    [
+        ("auto", True),
+        ({"cron": "auto"}, True),
+        ({"cron": "auto", "start": "2026-01-01", "key_format": "%Y"}, True),
+        (DAILY, True),
+        (None, True),
+        ("daily", False),
+        ({"cron": "@daily"}, False),
+        ({"start": "2026-01-01"}, False),
+        ({"cron": "auto", "strat": "2026-01-01"}, False),
+    ],
+)
+def test_the_json_schema_accepts_what_a_load_does(partitions: Any, is_accepted: bool) -> None:
+    validator = jsonschema.Draft202012Validator(DagDeclaration.model_json_schema())
+    assert validator.is_valid({"partitions": partitions}) == is_accepted
+    if is_accepted:
+        DagDeclaration.model_validate({"partitions": partitions})
+    else:
+        with pytest.raises(ValidationError, match="partitions"):
+            DagDeclaration.model_validate({"partitions": partitions})
+
+
+def test_partitions_without_a_start_say_what_to_write() -> None:
+    with pytest.raises(ValidationError, match="start: write the first partition's day, as 2026-01"):
+        declare(partitions={"cron": "@daily"})

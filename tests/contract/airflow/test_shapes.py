@@ -26,6 +26,8 @@ READS = {
     "DAGs with those that are stale": "/dags?exclude_stale=false&order_by=dag_id&limit=1",
     "DAG": "/dags/{dag_id}",
     "DAG with a schedule": "/dags/described",
+    "details": "/dags/dated/details",
+    "details of no such DAG": "/dags/nobody_knows_it/details",
     "import errors": "/importErrors?order_by=timestamp",
     "run": "/dags/{dag_id}/dagRuns/{run_id}",
     "run list": "/dags/~/dagRuns?updated_at_gte=2020-01-01T00:00:00%2B00:00&order_by=id&limit=1",

@@ -90,6 +90,41 @@ def build_dag(api: str, dag: DagRow) -> dict[str, Any]:
     }
 
 
+def build_dag_details(api: str, dag: DagRow) -> dict[str, Any]:
+    both = build_dag(api, dag) | {
+        "catchup": False,
+        "concurrency": 16,
+        "dag_run_timeout": None,
+        "doc_md": None,
+        "end_date": None,
+        "is_paused_upon_creation": None,
+        "last_parsed": build_time(api, dag.last_parsed_at),
+        "params": {},
+        "render_template_as_native_obj": False,
+        "start_date": None,
+        "timezone": "UTC",  # of the server, whatever the DAG's may be
+    }
+    if api == "v1":
+        own: dict[str, Any] = {
+            "dataset_expression": None,
+            "orientation": "LR",
+            "owners": [],
+            "template_searchpath": None,
+        }
+    else:
+        own = {
+            "active_runs_count": 0,
+            "asset_expression": None,
+            "default_args": {},
+            "is_favorite": False,
+            "latest_dag_version": None,
+            "owner_links": {},
+            "rerun_with_latest_version": None,
+            "template_search_path": None,
+        }
+    return {**both, **own, **dag.plan}
+
+
 def build_token(dag: DagRow) -> str:
     """Return the token of a DAG's file, the same for all its DAGs."""
     return f"token-of-{dag.file}"

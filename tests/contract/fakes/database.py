@@ -34,6 +34,7 @@ class DagRow:
         is_present: Whether its file exists; if not, it is stale (3.x) or inactive (2.x).
         last_parsed_at: When its file last defined it.
         has_import_errors: Whether its file can't be imported; it is listed as it was.
+        plan: Fields of its answers about its schedule, in place of those of a DAG without one.
         params: By name, each with `value`, `description` and `schema`.
         file: The path of its file below the folder of DAGs.
         tasks: Its tasks or their ids, in the order in which they run. If a run fails, the last one
@@ -55,6 +56,7 @@ class DagRow:
     owners: tuple[str, ...] = ("airflow",)
     tags: tuple[str, ...] = ()
     schedule: str | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     file: str = ""
     source: str = "# a DAG\n"

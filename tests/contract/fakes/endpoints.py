@@ -15,6 +15,7 @@ from werkzeug.routing import Map, Rule, Submount
 from tests.contract.fakes.answers import (
     build_asset,
     build_dag,
+    build_dag_details,
     build_error,
     build_import_error,
     build_list,
@@ -144,6 +145,7 @@ def build_json(content: Any, status: int = 200) -> Response:
 DAG_ROUTES = [
     ("GET", "/dags", "list_dags"),
     ("GET", "/dags/<dag_id>", "show_dag"),
+    ("GET", "/dags/<dag_id>/details", "show_details"),
     ("GET", "/dagSources/<key>", "show_source"),
     ("GET", "/importErrors", "list_import_errors"),
 ]
@@ -170,6 +172,10 @@ class DagEndpoints(FakeApi):
     def show_dag(self, _: Request, dag_id: str) -> Response:
         dag = self.find_dag(dag_id, f"The DAG with dag_id: {dag_id} was not found")
         return build_json(build_dag(self.api, dag))
+
+    def show_details(self, _: Request, dag_id: str) -> Response:
+        dag = self.find_dag(dag_id, f"The DAG with dag_id: {dag_id} was not found")
+        return build_json(build_dag_details(self.api, dag))
 
     def show_source(self, request: Request, key: str) -> Response:
         for dag in self.database.dags.values():

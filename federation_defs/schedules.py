@@ -1,0 +1,323 @@
+"""What the schedule of a DAG in its Airflow says about its partitions: `cron: auto`. Pure.
+
+The partition of a run is the window between two ticks that ends when the run fires. With data
+intervals, its logical date is the start of that window; a cron trigger gives all its dates the end.
+So both kinds line up, and the logical date of the next run tells them apart.
+
+Airflow (2.11, 3.3) tells neither the class of a timetable nor its time zone: the `timezone` of a
+DAG's details is the server's default. So the next run has to confirm what is taken, and nothing is
+taken if it confirms two time zones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+from pydantic import ValidationError
+
+from federation_defs.airflow.models import Schedule
+from federation_defs.declaration import InstanceDeclaration, PartitionsDeclaration
+from federation_defs.declaration.fields import find_timezones
+from federation_defs.errors import AirflowError
+
+_MOST_PARTITIONS = 100_000  # of an asset, as Dagster advises (1.13)
+_KEY_FORMAT = "%Y-%m-%dT%H:%M:%S"  # of a `CronPartitionTimetable` that sets none (3.3)
+_CRONS = {"@quarterly": "0 0 1 */3 *"}  # which Dagster does not know by name
+_DELTA = re.compile(r"(?:(?P<days>\d+) days?, )?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d)")
+_QUOTED = re.compile(r"""["']([\w/+-]+)["']""")
+_QUARTER, _DAY, _HOUR = timedelta(days=91), timedelta(days=1), timedelta(hours=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_INSTEAD = "write `cron` and `start`"
+_REFRESH = "refresh the state: `dg utils refresh-defs-state`"
+
+
+@dataclass(frozen=True)
+class AutoPartitions:
+    """What the partitions of one DAG with `cron: auto` are.
+
+    Attributes:
+        declared: The keys that were written when this was found out.
+        resolved: The keys in full; None if they can't be told.
+        problem: What is wrong and what to do, as sentences; None if nothing is.
+    """
+
+    declared: Mapping[str, str]
+    resolved: Mapping[str, str] | None
+    problem: str | None = None
+
+    def build(self) -> PartitionsDeclaration | None:
+        """Return the declaration in full; None if it can't be told, or is refused by now."""
+        try:
+            return PartitionsDeclaration.model_validate(self.resolved) if self.resolved else None
+        except ValidationError:
+            return None
+
+
+def find_auto_partitions(declaration: InstanceDeclaration) -> dict[str, PartitionsDeclaration]:
+    """Return the declarations with `cron: auto`, by DAG id."""
+    return {
+        dag_id: dag.partitions
+        for dag_id, dag in declaration.dags.items()
+        if dag.partitions and dag.partitions.is_auto
+    }
+
+
+def resolve_declaration(
+    declaration: InstanceDeclaration, known: Mapping[str, AutoPartitions]
+) -> InstanceDeclaration:
+    """Return the declaration of an instance with all partitions in full. A DAG whose partitions are
+    not known has none.
+
+    Args:
+        known: By DAG id.
+    """
+    resolved = {
+        dag_id: declaration.dags[dag_id].model_copy(
+            update={"partitions": known[dag_id].build() if dag_id in known else None}
+        )
+        for dag_id in find_auto_partitions(declaration)
+    }
+    fields = {**dict(declaration), "dags": {**declaration.dags, **resolved}}
+    # A copy would have what was cached of the declaration before.
+    return InstanceDeclaration.model_construct(declaration.model_fields_set, **fields)
+
+
+def describe_auto(
+    declared: PartitionsDeclaration | None, known: AutoPartitions | None
+) -> str | None:
+    """Return what is wrong with what the partitions of a DAG are taken from, as sentences."""
+    if declared is None or not declared.is_auto:
+        return None
+    if known is None:
+        return f"Its partitions are not known yet; {_REFRESH}."
+    if known.declared != _dump(declared) or (known.resolved and known.build() is None):
+        return f"Its partitions are those of an earlier declaration; {_REFRESH}."
+    return known.problem
+
+
+def resolve_schedule(
+    declared: PartitionsDeclaration,
+    schedule: Schedule | AirflowError,
+    source: str | None,
+    last: AutoPartitions | None,
+) -> AutoPartitions:
+    """Return what the partitions of a DAG with `cron: auto` are.
+
+    What was found out once is kept, so that reported partitions keep their meaning. Only an earlier
+    start is taken, which adds partitions. For another schedule, a person writes another `start`.
+
+    Args:
+        schedule: Of the DAG, or why it can't be read.
+        source: The file that defines the DAG, where time zones are looked for; None if unknown.
+        last: What this was at the last refresh.
+    """
+    written, found, problem = _dump(declared), None, None
+    try:
+        if isinstance(schedule, AirflowError):
+            raise schedule
+        found = _resolve(declared, schedule, source)
+    except AirflowError as error:
+        problem = str(error)
+    except (ArithmeticError, ValueError) as error:
+        problem = f"Its schedule does not tell its partitions: {_describe_error(error)}."
+    known = last.build() if last and last.declared == written else None
+    if known is None:
+        return AutoPartitions(written, found and _dump(found), problem)
+    if found is None:
+        problem = f"{problem} The partitions stay those of {_describe(known)}."
+    elif _describe(found) != _describe(known):
+        problem = (
+            f"Its schedule is now {_describe(found)}. The partitions stay those of "
+            f"{_describe(known)}, as reported ones would get another meaning. To take the new "
+            "schedule from some day on, write that day: `partitions: {cron: auto, start: …}`."
+        )
+    elif found.start and known.start and found.start < known.start:
+        known = found
+    return AutoPartitions(written, _dump(known), problem)
+
+
+def _resolve(
+    declared: PartitionsDeclaration, schedule: Schedule, source: str | None
+) -> PartitionsDeclaration:
+    """Return the declaration in full.
+
+    Raises:
+        ValueError: It is not told for sure. Says why and what to write, as the end of a sentence.
+    """
+    values = declared.model_dump(exclude_unset=True)
+    values["cron"] = cron = _find_cron(schedule)
+    if "timezone" in values:
+        zones = [declared.timezone]
+    elif _DELTA.fullmatch(schedule.text or ""):
+        zones = ["UTC"]
+    else:
+        zones = _find_zones(schedule, source)
+    windows, window = _find_windows(cron, zones, schedule.next_fires_at)
+    values["timezone"] = windows.timezone
+    if schedule.is_partitioned and "key_format" not in values:
+        values["key_format"] = _find_key_format(schedule)
+    elif not schedule.is_partitioned and "date" not in values:
+        values["date"] = _find_date(schedule, window)
+    if "start" not in values:
+        is_trigger = values.get("date") == "data_interval_end"
+        values["start"] = _find_start(schedule, windows, window, is_trigger=is_trigger)
+    return PartitionsDeclaration.model_validate(values)
+
+
+def _find_cron(schedule: Schedule) -> str:
+    if (text := schedule.text) is None:
+        raise ValueError(f"the DAG has none; {_INSTEAD}")
+    if (match := _DELTA.fullmatch(text)) is not None:
+        delta = timedelta(**{unit: int(number or 0) for unit, number in match.groupdict().items()})
+        return _convert_delta(delta, schedule)
+    cron = _CRONS.get(text, text)
+    try:
+        _build_windows(cron, "UTC")
+    except ValidationError as error:
+        raise ValueError(f"'{text}' gives none ({_describe_error(error)}); {_INSTEAD}") from None
+    return cron
+
+
+def _convert_delta(delta: timedelta, schedule: Schedule) -> str:
+    """Return the cron expression that has the ticks of a time delta, in UTC.
+
+    Airflow counts from the start date, from the last run, or, without catch-up, after a pause from
+    1970 (data intervals) or from that moment (triggers) (2.11, 3.3).
+    """
+    date, fires_at = schedule.next_logical_date, schedule.next_fires_at
+    has_intervals = date and fires_at and fires_at - date == delta
+    moments = [moment for moment in (date, fires_at, schedule.start_date) if moment]
+    if delta and (has_intervals or schedule.catchup):
+        is_steady = all((moment - _EPOCH) % delta == timedelta() for moment in moments)
+        minutes = delta // timedelta(minutes=1)
+        if is_steady and delta in (_HOUR, _DAY):
+            return "0 * * * *" if delta == _HOUR else "0 0 * * *"
+        if is_steady and minutes and not _HOUR % delta:
+            return f"*/{minutes} * * * *"
+        if is_steady and not _DAY % delta and not delta % _HOUR:
+            return f"0 */{minutes // 60} * * *"
+    raise ValueError(
+        f"it is a time delta ({schedule.text}), which Airflow counts from run to run; {_INSTEAD}"
+    )
+
+
+def _find_zones(schedule: Schedule, source: str | None) -> list[str]:
+    """Return the time zones that the schedule may have: a date without one has the server's."""
+    if source is None:
+        raise ValueError(
+            "Airflow does not show the DAG's file, with its time zone; write `timezone`"
+        )
+    named = [schedule.timezone or "UTC", "UTC", *_QUOTED.findall(source)]
+    return [zone for zone in dict.fromkeys(named) if zone in find_timezones()]
+
+
+def _find_windows(
+    cron: str, zones: Iterable[str], fires_at: datetime | None
+) -> tuple[dg.TimeWindowPartitionsDefinition, dg.TimeWindow]:
+    """Return the windows between the ticks, in the only one of these time zones that has a tick
+    when the next run fires, and the window that ends then."""
+    if fires_at is None:
+        raise ValueError(f"Airflow plans no next run, which would confirm it; {_INSTEAD}")
+    found = dict[object, tuple[dg.TimeWindowPartitionsDefinition, dg.TimeWindow]]()
+    for zone in zones:
+        windows = _build_windows(cron, zone)
+        window = windows.get_prev_partition_window(fires_at, respect_bounds=False)
+        if window and window.end == fires_at:
+            later = [fires_at + number * _QUARTER for number in (1, 2, 3)]
+            ticks = [
+                windows.get_next_partition_window(each, respect_bounds=False) for each in later
+            ]
+            found.setdefault(
+                tuple(tick and tick.start.timestamp() for tick in ticks), (windows, window)
+            )
+    fitting = [windows.timezone for windows, _ in found.values()]
+    if len(fitting) != 1:
+        said = (
+            f"a tick of '{cron}' in {' and in '.join(fitting)}"
+            if fitting
+            else f"no tick of '{cron}' in {' or '.join(zones)}"
+        )
+        raise ValueError(
+            f"the next run is due at {fires_at:%Y-%m-%dT%H:%M:%S}Z, {said}; write `timezone`"
+        )
+    return next(iter(found.values()))
+
+
+def _build_windows(cron: str, timezone: str) -> dg.TimeWindowPartitionsDefinition:
+    values = {"cron": cron, "timezone": timezone, "start": "2026-01-01"}
+    return PartitionsDeclaration.model_validate(values).build_definition()
+
+
+def _find_date(schedule: Schedule, window: dg.TimeWindow) -> str:
+    match schedule.next_logical_date:
+        case window.start:
+            return "data_interval_start"
+        case window.end:
+            return "data_interval_end"
+        case date:
+            raise ValueError(
+                f"the logical date of the next run is {date}, neither start nor end of its window; "
+                "write `date`"
+            )
+
+
+def _find_key_format(schedule: Schedule) -> str:
+    """Return the format of the DAG's partition keys, which the last one has to confirm."""
+    if (key := schedule.latest_key) is None:
+        raise ValueError("no run with a partition key has ended, to confirm it; write `key_format`")
+    try:
+        datetime.strptime(key, _KEY_FORMAT)
+    except ValueError:
+        raise ValueError(
+            f"the last partition key, '{key}', has not Airflow's default format; write `key_format`"
+        ) from None
+    return _KEY_FORMAT
+
+
+def _find_start(
+    schedule: Schedule,
+    windows: dg.TimeWindowPartitionsDefinition,
+    window: dg.TimeWindow,
+    *,
+    is_trigger: bool,
+) -> str:
+    """Return the day on which the first window begins.
+
+    Args:
+        window: The one of the next run.
+        is_trigger: The first run fires at the first tick, not at the end of a first interval.
+    """
+    if schedule.start_date is None:
+        raise ValueError("Airflow tells no start date; write `start`")
+    if (window.end - schedule.start_date) / (window.end - window.start) > _MOST_PARTITIONS:
+        raise ValueError(
+            f"since its start date there would be more than {_MOST_PARTITIONS} partitions; write a "
+            "later `start`"
+        )
+    first = windows.get_next_partition_window(schedule.start_date, respect_bounds=False)
+    if first and is_trigger:
+        first = windows.get_prev_partition_window(first.start, respect_bounds=False)
+    assert first is not None  # noqa: S101 - without bounds, there is always one
+    return f"{first.start.astimezone(ZoneInfo(windows.timezone)):%Y-%m-%d}"
+
+
+def _dump(declared: PartitionsDeclaration) -> dict[str, str]:
+    return declared.model_dump(mode="json", exclude_unset=True)
+
+
+def _describe(declared: PartitionsDeclaration) -> str:
+    """Return all that the meaning of a key depends on."""
+    keys = f", keys {declared.key_format}" if declared.key_format else f" by {declared.date}"
+    return f"'{declared.cron}' in {declared.timezone}{keys}"
+
+
+def _describe_error(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    (first, *_) = error.errors(include_url=False)
+    return ": ".join([*map(str, first["loc"]), first["msg"].removeprefix("Value error, ")])

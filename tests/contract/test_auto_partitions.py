@@ -1,0 +1,218 @@
+"""A DAG with `partitions: auto`, from its Airflow to its asset."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._core.definitions.definitions_load_context import (
+    DefinitionsLoadContext,
+    DefinitionsLoadType,
+)
+from dagster._core.storage.defs_state.base import set_defs_state_storage
+from dagster._core.storage.defs_state.blob_storage_state_storage import UPathDefsStateStorage
+from upath import UPath
+
+from federation_defs import FederatedAirflow
+from federation_defs.dagster_io.event_log import fetch_last_evaluations
+from federation_defs.naming import PARTITIONS_CHECK_NAME, build_asset_key, build_check_key
+from tests.contract.airflow.test_schedules import DAY, build_plan, end
+from tests.contract.clients import SIGN_INS
+from tests.contract.fakes.airflow import FakeAirflow
+from tests.unit.project import Project
+
+# Dagster 1.13 itself uses a deprecated function of pydantic.
+pytestmark = pytest.mark.filterwarnings("ignore:.parse_obj_as. is deprecated")
+
+DAILY = build_plan("v2", ("0 0 * * *", end(DAY), {}, ""))
+AT_SIX = build_plan("v2", ("0 6 * * *", end((None, "2026-11-22T06:00:00Z")), {}, ""))
+BY_ASSETS = build_plan("v2", ("Asset", (None, None), {}, ""))
+
+
+class Federation:
+    """The Airflow `sales` with a DAG `load`, and its project."""
+
+    def __init__(self, server: FakeAirflow, project: Project, more: Mapping[str, Any]) -> None:
+        self._project = project
+        self._more = more
+        self.server = server
+        self.dag = server.database.add_dag("load", plan=DAILY)
+        project.declare("sales", server.url, SIGN_INS["v2"], {"dags": {"load": {}}, **more})
+        self.declare("auto")
+
+    def declare(self, partitions: str | Mapping[str, str], **more: Mapping[str, Any]) -> None:
+        path = self._project.defs / "sales" / "defs.yaml"
+        declared = yaml.safe_load(path.read_text())
+        declared["attributes"]["dags"] |= {"load": {"partitions": partitions}, **more}
+        path.write_text(yaml.safe_dump(declared))
+
+    def load(
+        self, dag_id: str = "load"
+    ) -> tuple[dg.TimeWindowPartitionsDefinition | None, str | None]:
+        """Load the project, and return the partitions of a DAG and what is wrong with them."""
+        tree, component = self._build()
+        graph = tree.build_defs(tree.defs_module_path).resolve_asset_graph()
+        partitions = graph.get(build_asset_key("sales", dag_id)).partitions_def
+        assert partitions is None or isinstance(partitions, dg.TimeWindowPartitionsDefinition)
+        return partitions, component.find_partition_problem(dag_id)
+
+    def observe(self, instance: dg.DagsterInstance) -> None:
+        """Load the project, and let the sensor tick as the first time in a process."""
+        tree, _ = self._build()
+        repository = tree.build_defs(tree.defs_module_path).get_repository_def()
+        sensor = repository.get_sensor_def("sales__observation")
+        with dg.build_sensor_context(instance, repository_def=repository) as context:
+            sensor.evaluate_tick(context)
+
+    def find_sensors(self) -> set[str]:
+        """Load the project, and return the names of its sensors."""
+        tree, _ = self._build()
+        return {str(sensor.name) for sensor in tree.build_defs(tree.defs_module_path).sensors or ()}
+
+    def refresh(self) -> None:
+        """Refresh the state as `dg utils refresh-defs-state` does."""
+        _, component = self._build()
+        asyncio.run(component.refresh_state(self._project.path))
+
+    def _build(self) -> tuple[dg.ComponentTree, FederatedAirflow]:
+        # As in a new process: the context knows the last states.
+        DefinitionsLoadContext.set(DefinitionsLoadContext(DefinitionsLoadType.INITIALIZATION))
+        tree = dg.ComponentTree.for_project(self._project.path)
+        (component,) = tree.get_all_components(FederatedAirflow)
+        return tree, component
+
+
+@pytest.fixture(params=["LOCAL_FILESYSTEM", "VERSIONED_STATE_STORAGE"])
+def federation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Federation]:
+    monkeypatch.setenv("DAGSTER_IS_DEV_CLI", "1")
+    monkeypatch.syspath_prepend(tmp_path)
+    project = Project(tmp_path, f"project_of_{tmp_path.name}")
+    storage = UPathDefsStateStorage(UPath(tmp_path / "states"))
+    instance = dg.DagsterInstance.ephemeral()
+    storage.register_instance(instance)
+    with ExitStack() as stack:
+        server = stack.enter_context(FakeAirflow("v2"))
+        stack.enter_context(set_defs_state_storage(storage))
+        yield Federation(server, project, {"defs_state": {"management_type": request.param}})
+
+
+def build(cron: str, start: str) -> dg.TimeWindowPartitionsDefinition:
+    return dg.TimeWindowPartitionsDefinition(cron_schedule=cron, start=start, fmt="%Y-%m-%d")
+
+
+def test_the_asset_has_the_partitions_of_the_schedule(federation: Federation) -> None:
+    assert federation.load() == (build("0 0 * * *", "2026-02-28"), None)
+
+
+def test_the_check_of_a_dag_without_the_partitions_of_its_schedule_fails(
+    federation: Federation, instance: dg.DagsterInstance
+) -> None:
+    federation.dag.plan = BY_ASSETS
+    key = build_check_key(build_asset_key("sales", "load"), PARTITIONS_CHECK_NAME)
+    for plan, passed in ((BY_ASSETS, False), (DAILY, True)):
+        federation.dag.plan = plan
+        federation.observe(instance)
+        evaluation = fetch_last_evaluations(instance, [key])[key]
+        assert evaluation.passed == passed
+        assert ("write `cron` and `start`" in (evaluation.description or "")) != passed
+
+
+def test_without_a_refresh_there_are_no_partitions(federation: Federation) -> None:
+    federation.server.stop()
+    partitions, problem = federation.load()
+    assert partitions is None
+    assert problem is not None
+    assert "Its partitions are not known yet; refresh the state" in problem
+
+
+def test_nothing_starts_a_dag_of_which_the_partitions_are_not_known(federation: Federation) -> None:
+    below = {"depends_on": ["sales/load"], "partitions": "auto"}
+    federation.server.database.add_dag("below", plan=BY_ASSETS)
+    federation.declare("auto", below=below)
+    assert federation.find_sensors() == {"sales__observation"}
+    federation.server.database.dags["below"].plan = DAILY
+    assert federation.find_sensors() == {"sales__observation", "sales__events"}
+
+
+def test_a_schedule_that_changes_is_told_and_changes_nothing(federation: Federation) -> None:
+    before, _ = federation.load()
+    federation.dag.plan = AT_SIX
+    for _ in range(2):
+        partitions, problem = federation.load()
+        assert partitions == before
+        assert problem is not None
+        assert "Its schedule is now '0 6 * * *' in UTC by data_interval_end. The" in problem
+    federation.refresh()
+    assert federation.load()[0] == before
+    federation.dag.plan = DAILY
+    assert federation.load() == (before, None)
+
+
+def test_a_refresh_by_hand_keeps_what_was_found_out(federation: Federation) -> None:
+    federation.refresh()
+    federation.dag.plan = AT_SIX
+    federation.refresh()
+    assert federation.load()[0] == build("0 0 * * *", "2026-02-28")
+
+
+def test_a_schedule_that_tells_no_partitions_any_more_changes_nothing(
+    federation: Federation,
+) -> None:
+    before, _ = federation.load()
+    for plan, said in ((BY_ASSETS, "'Asset' gives none"), (None, "has no DAG 'load'")):
+        if plan is None:
+            del federation.server.database.dags["load"]
+        federation.dag.plan = plan or DAILY
+        partitions, problem = federation.load()
+        assert partitions == before
+        assert problem is not None
+        assert said in problem
+        assert "The partitions stay those of '0 0 * * *' in UTC by data_interval_end." in problem
+
+
+def test_a_person_takes_the_new_schedule_with_another_start(federation: Federation) -> None:
+    federation.load()
+    federation.dag.plan = AT_SIX
+    federation.load()
+    federation.declare({"cron": "auto", "start": "2026-11-22"})
+    assert federation.load() == (build("0 6 * * *", "2026-11-22"), None)
+
+
+def test_an_earlier_start_adds_partitions_and_a_later_one_takes_none(
+    federation: Federation,
+) -> None:
+    days = {"2026-03-01": "2026-02-28", "2026-01-02": "2026-01-01", "2026-03-02": "2026-01-01"}
+    for day, start in days.items():
+        federation.dag.plan = {**DAILY, "start_date": f"{day}T00:00:00Z"}
+        assert federation.load() == (build("0 0 * * *", start), None)
+
+
+def test_a_schedule_that_tells_no_partitions_says_what_to_write(federation: Federation) -> None:
+    federation.dag.plan = BY_ASSETS
+    partitions, problem = federation.load()
+    assert partitions is None
+    assert problem is not None
+    assert "'Asset' gives none" in problem
+    assert problem.endswith("write `cron` and `start`.")
+    federation.dag.plan = DAILY
+    assert federation.load() == (build("0 0 * * *", "2026-02-28"), None)
+
+
+def test_what_can_not_line_up_by_a_schedule_is_told_and_no_error_at_load(
+    federation: Federation,
+) -> None:
+    upstream = {"dag": "sales/load", "window": "last"}
+    partitions = {"cron": "0 0 * * *", "start": "2026-01-01"}
+    federation.declare("auto", report={"depends_on": [upstream], "partitions": partitions})
+    _, problem = federation.load("report")
+    assert problem == (
+        "Upstream, sales/load has partitions; write `window: same` or previous, in place of last."
+    )
