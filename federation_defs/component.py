@@ -398,7 +398,7 @@ def build_instance_defs(
     jobs = list[dg.JobDefinition]()
     if by_condition:
         sensors.append(build_automation_sensor(declaration.name, by_condition, interval_s))
-    # As long as its partitions are not known, a DAG would run for each of its upstreams' at any time.
+    # As long as its partitions are not known, a DAG would run at any time for any of them.
     by_events = {
         dag_id: dag
         for dag_id, dag in by_events.items()
