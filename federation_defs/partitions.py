@@ -16,6 +16,7 @@ from federation_defs.partition_mapping import find_window
 
 # What Dagster raises for other keys, and near the year 9999 (1.13).
 _NO_PARTITION = (ArithmeticError, ValueError, dg.DagsterInvariantViolationError)
+_BY_HAND = "manual"  # the type of a run
 _MAX_KEY_CHARACTERS = 100  # that are shown
 _WINDOWS_PER_CADENCE = 8
 
@@ -23,6 +24,8 @@ _WINDOWS_PER_CADENCE = 8
 class DatedRun(Protocol):
     """What of a run decides its partition. Times are in UTC."""
 
+    @property
+    def run_type(self) -> str | None: ...
     @property
     def partition_key(self) -> str | None: ...
     @property
@@ -60,7 +63,8 @@ class Partitioning:
         """Return the partition of a run, from its partition key or else its declared date.
 
         No clock decides: a run of a window that has not begun belongs to the partition that Dagster
-        will add for it. A run before the first partition belongs to none, and neither does one so
+        will add for it. A run by hand at any moment belongs to none: it may load anything. A run
+        before the first partition belongs to none, and neither does one so
         near the year 9999 that Dagster can't tell its window.
         """
         date = self.read_date(run)
@@ -73,6 +77,8 @@ class Partitioning:
         else:
             key = self._find_key(date)
             seen = f"Its {self.declaration.date} is {date.isoformat(' ')}."
+            if key is not None and run.run_type == _BY_HAND and not self._is_tick(date):
+                key, seen = None, f"{seen} It was started by hand, and no partition begins then."
         return RunPartition(key, None if key else f"{seen} Partitions are of {self.describe()}.")
 
     @cached_property
@@ -115,6 +121,11 @@ class Partitioning:
             return TriggerOptions(window.start)
         logical_date = window.end if self.declaration.date == "data_interval_end" else window.start
         return TriggerOptions(logical_date, window)
+
+    def _is_tick(self, date: datetime) -> bool:
+        """Whether a partition begins at a moment, and so another one ends."""
+        window = self.definition.get_next_partition_window(date, respect_bounds=False)
+        return window is not None and window.start == date
 
     def _find_key(self, date: datetime) -> str | None:
         # A data interval that ends with a window belongs to that window, not to the next.

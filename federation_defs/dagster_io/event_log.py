@@ -381,6 +381,7 @@ class ReportedPartition:
     logical_date: datetime | None
     data_interval_start: datetime | None
     data_interval_end: datetime | None
+    run_type: None = None  # a report stays that of its partition, though it is by hand
 
 
 def fetch_reported_partitions(

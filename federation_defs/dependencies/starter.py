@@ -182,11 +182,14 @@ class Starter:
         due: Sequence[Due],
     ) -> Iterator[Due]:
         """Iterate over the runs that lack no partition, and note what others lack."""
+        lacking: list[str] = []
         for each in due:
             if (lacks := self._find_lacking(dag_id, dag, mappings, each)) is None:
                 yield each
             else:
-                self._note(dag_id, f"{each.partition} {lacks}")
+                lacking.append(f"{each.partition} {lacks}")
+        if lacking:
+            self._note(dag_id, join_names(lacking))
 
     def _find_lacking(
         self,

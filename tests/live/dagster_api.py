@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
 _MATERIALIZATIONS = """
 query ($key: AssetKeyInput!) {
   assetOrError(assetKey: $key) { ... on Asset { assetMaterializations(limit: 100) {
-    runId timestamp metadataEntries { label
+    runId timestamp partition metadataEntries { label
       ... on TextMetadataEntry { text } ... on FloatMetadataEntry { floatValue }
       ... on UrlMetadataEntry { url } ... on TimestampMetadataEntry { timestamp } } } } } }
 """
@@ -58,6 +58,10 @@ mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
   __typename ... on LaunchRunSuccess { run { runId } }
   ... on PythonError { message } ... on InvalidSubsetError { message } } }
 """
+_BACKFILL = """
+mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
+  __typename ... on PythonError { message } } }
+"""
 _TERMINATE = """
 mutation ($run: String!, $policy: TerminateRunPolicy!) {
   terminateRun(runId: $run, terminatePolicy: $policy) {
@@ -80,6 +84,7 @@ class Materialization:
 
     run_id: str
     dagster_run_id: str | None
+    partition: str | None
     timestamp: float
     metadata: Mapping[str, Any]
 
@@ -174,6 +179,12 @@ class DagsterApi:
         assert launched["launchRun"]["__typename"] == "LaunchRunSuccess", launched
         return launched["launchRun"]["run"]["runId"]
 
+    def backfill(self, instance: str, dag_id: str, partitions: Sequence[str]) -> None:
+        """Launch a backfill of some partitions of a DAG, as a person does."""
+        params = {"assetSelection": [_build_key(instance, dag_id)], "partitionNames": partitions}
+        launched = self.query(_BACKFILL, params=params)["launchPartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+
     def wait_for_run(self, run_id: str, timeout_s: float = 120) -> str:
         """Return the status with which a run ends."""
 
@@ -237,6 +248,7 @@ def _parse_materialization(event: dict[str, Any]) -> Materialization:
     return Materialization(
         run_id=metadata["Run ID"],
         dagster_run_id=event["runId"] or None,
+        partition=event["partition"],
         timestamp=float(event["timestamp"]) / 1000,
         metadata=metadata,
     )

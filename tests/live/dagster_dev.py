@@ -38,6 +38,13 @@ def editing_declaration(project: Path, name: str) -> Iterator[dict[str, Any]]:
     path.write_text(yaml.safe_dump(declared))
 
 
+def declare_dags(project: Path, texts: Mapping[str, str]) -> None:
+    """Add DAGs to the declarations of instances, each as YAML, by the instances' names."""
+    for name, text in texts.items():
+        with editing_declaration(project, name) as declared:
+            declared["dags"] |= yaml.safe_load(text)
+
+
 class DagsterDev(DagsterApi):
     """`dagster dev`, as a whole or in parts to be killed and started again.
 

@@ -17,8 +17,9 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
 from tests.conftest import Airflows
 from tests.live.dagster_api import Materialization
-from tests.live.dagster_dev import DagsterDev, editing_declaration
+from tests.live.dagster_dev import DagsterDev, declare_dags, editing_declaration
 from tests.live.lossy_proxy import LossyProxy
+from tests.live.periods import DECLARED as PERIODS
 from tests.live.steered import declare_steered_dags
 from tests.waiting import wait_for
 
@@ -226,6 +227,7 @@ def start_federation(airflows: Airflows, folder: Path) -> Iterator[Federation]:
         for name in NAMES:
             declare_test_dags(dagster.project, name)
         declare_steered_dags(dagster.project)
+        declare_dags(dagster.project, PERIODS)
         # `dagster dev` leaves processes of a code server running that it restarted (1.13).
         stack.callback(_kill, dagster)
         dagster.start()

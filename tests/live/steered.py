@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import dagster as dg
-import yaml
 
-from tests.live.dagster_dev import editing_declaration
+from tests.live.dagster_dev import declare_dags
 
 STEERED, LONG, OFTEN, LATE = "steered", "steered_long", "steered_often", "steered_never"
 REPORT = dg.AssetKey(["steered_report"])
@@ -88,9 +87,6 @@ sensor = dg.AutomationConditionSensorDefinition(
 
 def declare_steered_dags(project: Path) -> None:
     """Add the DAGs, an `only_if` function and a Dagster asset to a project."""
-    folder = project / "federation_defs" / "defs"
-    for name, text in DECLARED.items():
-        with editing_declaration(project, name) as declared:
-            declared["dags"] |= yaml.safe_load(text)
-    (folder / "steered.py").write_text(ASSETS)
+    declare_dags(project, DECLARED)
+    (project / "federation_defs" / "defs" / "steered.py").write_text(ASSETS)
     (project / "steering.py").write_text(DECIDER)

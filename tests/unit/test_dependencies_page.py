@@ -7,44 +7,25 @@ import re
 from datetime import datetime, timezone
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jsonschema
 import pytest
-import yaml
 
 from federation_defs.declaration import (
     UPSTREAM_CONF_KEY,
     DeadlineDeclaration,
     DependencyDeclaration,
-    InstanceDeclaration,
     TriggerDeclaration,
-    parse_declaration,
 )
 from federation_defs.dependencies.record import Run, Skip, UpstreamEvent
-from federation_defs.errors import DeclarationError
-from federation_defs.validation import Member, find_deep_chains, find_problems
+from tests.unit.pages import Block, check_block, find_blocks
 
 PAGE = (Path(__file__).parents[2] / "docs" / "dependencies.md").read_text()
-SCHEMA = jsonschema.Draft202012Validator(InstanceDeclaration.model_json_schema())
-CONNECTION = {"url": "http://127.0.0.1:1", "auth": {"type": "none"}}
 # Of DAGs that are triggered, whether they depend on others or not: docs/executing.md has these.
 EXECUTION_KEYS = {"conf", "timeout", "on_timeout", "on_cancel", "on_retry", "wait"}
 
 
-class Block(NamedTuple):
-    """A block of YAML, and the refusal that the page shows after it; empty if it is accepted."""
-
-    text: str
-    refusal: str
-
-
-BLOCKS = [
-    Block(*found)
-    for found in re.findall(
-        r"^```yaml\n(.*?)^```\n(?:\n```\n(.*?)^```$)?", PAGE, re.MULTILINE | re.DOTALL
-    )
-]
+BLOCKS = find_blocks(PAGE)
 PYTHON = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
@@ -57,39 +38,9 @@ def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def read_block(text: str) -> dict[str, dict[str, Any]]:
-    """Return the attributes of each instance in a block, and of those that it only names."""
-    instances: dict[str, dict[str, Any]] = {}
-    for part in text.split("\n---\n"):
-        file = re.match(r"# defs/(\w+)/defs\.yaml\n", part)
-        instances[file[1] if file else "sales"] = yaml.safe_load(part)
-    for name in re.findall(r"\b(\w+)/load_\w+", text):
-        if name != "warehose":
-            instances.setdefault(name, {})
-    return {name: {"name": name, **CONNECTION, **values} for name, values in instances.items()}
-
-
-def find_all_problems(instances: dict[str, dict[str, Any]]) -> list[str]:
-    """Return all that a load says of these instances."""
-    members, problems = list[Member](), list[str]()
-    for name, values in instances.items():
-        source = f"defs/{name}/defs.yaml"
-        try:
-            members.append(Member(source, parse_declaration(values, source)))
-        except DeclarationError as error:
-            problems += error.problems
-    problems += find_problems(members)
-    return problems or list(find_deep_chains(members))
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.text.split("\n")[1].strip())
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_declarations_are_accepted_or_refused_as_the_page_says(block: Block) -> None:
-    instances = read_block(block.text)
-    problems = find_all_problems(instances)
-    assert "".join(f"{problem}\n" for problem in problems) == block.refusal
-    if not problems:
-        for values in instances.values():
-            assert list(SCHEMA.iter_errors(values)) == []
+    check_block(block)
 
 
 def test_the_page_shows_refusals_and_names_every_key() -> None:

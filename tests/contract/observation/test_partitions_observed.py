@@ -62,7 +62,7 @@ TWO, THREE = as_airflow_2("2025-02-03", "2025-02-04"), as_airflow_3("2025-02-04"
         ({**DAILY, **LOGICAL}, THREE, "2025-02-04"),
         (HOURLY, as_airflow_2("2025-02-03T13:00", "2025-02-03T14:00"), "2025-02-03-13:00"),
         ({**HOURLY, **END}, as_airflow_3("2025-02-03T14:00"), "2025-02-03-13:00"),
-        # By hand, at any time of the day.
+        # By another schedule, at any time of the day.
         (DAILY, as_airflow_3("2025-02-03T13:37:01"), "2025-02-03"),
     ],
 )
@@ -174,7 +174,8 @@ def test_the_report_of_a_run_of_no_partition_says_why(
 
 
 @pytest.mark.parametrize(
-    ("moment", "partition"), [("2025-02-03T13:37:01", "2025-02-03"), ("2024-12-31", None)]
+    ("moment", "partition"),
+    [("2025-02-03", "2025-02-03"), ("2024-12-31", None), ("2025-02-03T13:37:01", None)],
 )
 def test_a_slow_run_is_told_with_its_partition_or_why_it_has_none(
     airflow_v2: Airflow, instance: dg.DagsterInstance, moment: str, partition: str | None

@@ -1,0 +1,269 @@
+"""Periods of the past that lead to the same periods in the other Airflow, whoever ran them.
+
+A fixture starts everything at once, and the tests look at what followed (`periods.py` has the
+declarations).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone, tzinfo
+from itertools import pairwise
+from pathlib import Path
+from uuid import uuid4
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.models import DagRun, TriggerOptions
+from tests.conftest import ROOT, Airflows
+from tests.live.dagster_api import Materialization
+from tests.live.federation import Federation, fetch_runs, utc_now, wait_for_state
+from tests.processes import LoggedProcess
+from tests.waiting import wait_for
+
+Interval = tuple[datetime, datetime]
+
+BERLIN = ZoneInfo("Europe/Berlin")
+DAY = timedelta(days=1)
+# Each Airflow has its own way to run days of the past again, and Dagster has a third.
+DAYS_OF_AIRFLOW_2 = [date(2025, 5, 10), date(2025, 5, 11), date(2025, 5, 12)]
+DAYS_OF_AIRFLOW_3 = [date(2025, 6, 10), date(2025, 6, 11), date(2025, 6, 12)]
+DAYS_OF_DAGSTER = [date(2025, 7, 10), date(2025, 7, 11)]
+DAYS_AWAY = [date(2025, 8, 10), date(2025, 8, 11), date(2025, 8, 12)]
+# With the number of its hours, and one of them whose run is the last one to end.
+SHORT_DAY, LONG_DAY = (date(2025, 3, 30), 23, 2), (date(2025, 10, 26), 25, 3)
+
+
+@dataclass(frozen=True)
+class Past:
+    """What came of the runs of the past.
+
+    Attributes:
+        since: From before the first of them.
+        before_last: The downstream runs of the short day and the long one before the run of their
+            last hour ended.
+    """
+
+    federation: Federation
+    since: datetime
+    before_last: list[DagRun]
+
+    def list_runs(self, name: str, dag_id: str, days: Collection[date]) -> list[DagRun]:
+        """Return the runs of a DAG that are reported for some days, in the order of the days.
+
+        Check that each day has one run, and that each end of a run is reported once.
+        """
+        keys = {str(day) for day in days}
+        events = [
+            event for event in self._fetch_materializations(name, dag_id) if event.partition in keys
+        ]
+        assert len({event.metadata["End"] for event in events}) == len(events)
+        by_day = {event.partition: event.run_id for event in events}
+        assert len(set(by_day.values())) == len(keys)
+        assert {(event.partition, event.run_id) for event in events} == set(by_day.items())
+        client = self.federation.clients[name]
+        return [fetch_run(client, dag_id, by_day[str(day)]) for day in sorted(days)]
+
+    def count_reports(self, name: str, dag_id: str) -> Counter[str | None]:
+        """Return how often each partition was reported."""
+        return Counter(event.partition for event in self._fetch_materializations(name, dag_id))
+
+    def _fetch_materializations(self, name: str, dag_id: str) -> list[Materialization]:
+        return self.federation.fetch_materializations(name, dag_id, self.since)
+
+
+def fetch_run(client: AirflowClient, dag_id: str, run_id: str) -> DagRun:
+    run = client.fetch_run(dag_id, run_id)
+    assert run
+    return run
+
+
+def begin_of(day: date, zone: tzinfo = timezone.utc) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(timezone.utc)
+
+
+def build_interval(day: date, zone: tzinfo = timezone.utc) -> Interval:
+    return begin_of(day, zone), begin_of(day + DAY, zone)
+
+
+def build_hours(day: date, count: int) -> list[Interval]:
+    begin, end = build_interval(day, BERLIN)
+    assert end - begin == timedelta(hours=count)
+    hours = [begin + timedelta(hours=number) for number in range(count + 1)]
+    return list(pairwise(hours))
+
+
+def run_intervals(client: AirflowClient, dag_id: str, intervals: Sequence[Interval]) -> None:
+    """Run a DAG of an Airflow 2 for some intervals, and return when all runs have succeeded."""
+
+    def run(interval: Interval) -> None:
+        run_id, options = f"test__{uuid4()}", TriggerOptions(interval[0], interval)
+        client.trigger_run(dag_id, run_id, options=options)
+        wait_for_state(client, dag_id, run_id, "success")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(run, intervals))
+
+
+def start_backfill_in_airflow_2(airflows: Airflows, folder: Path) -> LoggedProcess:
+    """Start the command, which runs the tasks itself, beside the scheduler."""
+    home = Path(airflows.env["DEMO_HOME"]) / "warehouse"
+    programs = ROOT / "airflow_instances" / "warehouse" / ".venv" / "bin"
+    env = {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}?timeout=30",
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT / "airflow_instances" / "lake"),
+    }
+    first, *_, last = DAYS_OF_AIRFLOW_2
+    days = ["--start-date", str(first), "--end-date", str(last)]
+    subdir = ["--subdir", home / "dags" / "extra" / "periods.py"]
+    command = [programs / "airflow", "dags", "backfill", "daily_load", *days, *subdir]
+    return LoggedProcess(command, folder / "backfill.log", folder, env)
+
+
+def backfill_in_airflow_3(client: AirflowClient) -> None:
+    """Run the days of the past, each at the end of its day."""
+    first, *_, last = DAYS_OF_AIRFLOW_3
+    dates = {"from_date": str(begin_of(first + DAY)), "to_date": str(begin_of(last + DAY))}
+    body = {"dag_id": "daily_measure", **dates}
+
+    def create() -> bool:
+        response = client.session.request("POST", "/api/v2/backfills", json=body)
+        # 503: SQLite refuses to write while the scheduler does, and nothing was created (3.3).
+        assert response.status_code in (200, 503), response.text
+        return response.ok
+
+    wait_for(create, "the backfill is created")
+
+
+def clear_in_airflow_3(client: AirflowClient) -> None:
+    first, *_, last = DAYS_OF_AIRFLOW_3
+    dates = {"start_date": str(begin_of(first + DAY)), "end_date": str(begin_of(last + DAY))}
+    response = client.session.request(
+        "POST",
+        "/api/v2/dags/daily_measure/clearTaskInstances",
+        json={**dates, "dry_run": False, "only_failed": False, "reset_dag_runs": True},
+    )
+    assert response.ok, response.text
+
+
+@pytest.fixture(scope="module")
+def past(
+    federation: Federation, airflows: Airflows, tmp_path_factory: pytest.TempPathFactory
+) -> Past:
+    warehouse, metrics = federation.clients["warehouse"], federation.clients["metrics"]
+    federation.wait_for_ticks(1)  # what is before a sensor's first tick counts for nothing
+    since = utc_now()
+    past = Past(federation, since, [])
+    folder = tmp_path_factory.mktemp("backfill")
+    in_airflow_2 = start_backfill_in_airflow_2(airflows, folder)
+    backfill_in_airflow_3(metrics)
+    federation.dagster.backfill("metrics", "daily_report", list(map(str, DAYS_OF_DAGSTER)))
+    hours = {day: build_hours(day, count) for day, count, _ in (SHORT_DAY, LONG_DAY)}
+    last = [hours[day].pop(number) for day, _, number in (SHORT_DAY, LONG_DAY)]
+    run_intervals(warehouse, "hourly_clicks", [each for day in hours.values() for each in day])
+
+    def wait_for_reports(name: str, dag_id: str, days: Collection[date], count: int = 1) -> None:
+        wait_for(
+            lambda: all(past.count_reports(name, dag_id)[str(day)] >= count for day in days),
+            f"{dag_id} is reported for {days}",
+            timeout_s=300,
+        )
+
+    wait_for_reports("warehouse", "daily_archive", DAYS_OF_AIRFLOW_3)
+    clear_in_airflow_3(metrics)
+    assert in_airflow_2.wait(300) == 0, in_airflow_2.read_log()
+    wait_for_reports("warehouse", "daily_export", DAYS_OF_DAGSTER)
+    wait_for_reports("warehouse", "daily_export", DAYS_OF_AIRFLOW_2)
+    wait_for(
+        lambda: past.count_reports("warehouse", "hourly_clicks").total() == 46,
+        "all hours but the last ones are reported",
+    )
+    federation.wait_for_ticks(1)
+    past.before_last.extend(fetch_runs(metrics, since, {"daily_clicks"}))
+    run_intervals(warehouse, "hourly_clicks", last)
+    wait_for_reports("metrics", "daily_clicks", [SHORT_DAY[0], LONG_DAY[0]])
+    wait_for_reports("warehouse", "daily_archive", DAYS_OF_AIRFLOW_3, 2)
+    federation.dagster.kill()
+    run_intervals(warehouse, "daily_load", [build_interval(day) for day in DAYS_AWAY])
+    federation.dagster.start()
+    wait_for_reports("warehouse", "daily_export", DAYS_AWAY)
+    federation.wait_for_ticks()
+    federation.wait_until_idle("warehouse", "daily_archive", "daily_export")
+    federation.wait_until_idle("metrics", "daily_report", "daily_clicks")
+    return past
+
+
+def assert_have_dates(
+    runs: Sequence[DagRun],
+    days: Sequence[date],
+    zone: tzinfo = timezone.utc,
+    *,
+    at_end: bool = False,
+) -> None:
+    """Check that each run is of its day."""
+    for run, day in zip(runs, days, strict=True):
+        begin, end = build_interval(day, zone)
+        dates = run.logical_date, run.data_interval_start, run.data_interval_end
+        assert dates == (end if at_end else begin, begin, end)
+
+
+def test_a_backfill_in_airflow_2_leads_to_the_same_days_in_airflow_3_and_back(past: Past) -> None:
+    runs = past.list_runs("metrics", "daily_report", DAYS_OF_AIRFLOW_2)
+    assert_have_dates(runs, DAYS_OF_AIRFLOW_2, at_end=True)
+    runs = past.list_runs("warehouse", "daily_export", DAYS_OF_AIRFLOW_2)
+    assert_have_dates(runs, DAYS_OF_AIRFLOW_2)
+
+
+def test_a_backfill_in_airflow_3_leads_to_the_same_days_in_airflow_2(past: Past) -> None:
+    runs = past.list_runs("warehouse", "daily_archive", DAYS_OF_AIRFLOW_3)
+    assert_have_dates(runs, DAYS_OF_AIRFLOW_3)
+
+
+def test_a_backfill_in_dagster_leads_to_the_same_days_downstream(past: Past) -> None:
+    runs = past.list_runs("metrics", "daily_report", DAYS_OF_DAGSTER)
+    assert_have_dates(runs, DAYS_OF_DAGSTER, at_end=True)
+    runs = past.list_runs("warehouse", "daily_export", DAYS_OF_DAGSTER)
+    assert_have_dates(runs, DAYS_OF_DAGSTER)
+
+
+def test_days_that_are_cleared_are_cleared_downstream_once(past: Past) -> None:
+    twice = Counter({str(day): 2 for day in DAYS_OF_AIRFLOW_3})
+    assert past.count_reports("metrics", "daily_measure") == twice
+    assert past.count_reports("warehouse", "daily_archive") == twice
+
+
+def test_days_of_23_and_25_hours_run_once_when_the_last_of_their_hours_has_ended(
+    past: Past,
+) -> None:
+    assert past.before_last == []
+    days = [SHORT_DAY[0], LONG_DAY[0]]
+    runs = past.list_runs("metrics", "daily_clicks", days)
+    assert_have_dates(runs, days, BERLIN)
+    assert past.count_reports("metrics", "daily_clicks") == Counter(map(str, days))
+    assert past.count_reports("warehouse", "hourly_clicks").total() == 48
+
+
+def test_days_that_end_while_dagster_is_away_run_once_each(past: Past) -> None:
+    assert_have_dates(past.list_runs("metrics", "daily_report", DAYS_AWAY), DAYS_AWAY, at_end=True)
+    assert_have_dates(past.list_runs("warehouse", "daily_export", DAYS_AWAY), DAYS_AWAY)
+
+
+@pytest.mark.parametrize(
+    ("name", "dag_id"),
+    [("metrics", "daily_report"), ("warehouse", "daily_export")],
+)
+def test_no_other_day_runs(past: Past, name: str, dag_id: str) -> None:
+    days = [*DAYS_OF_AIRFLOW_2, *DAYS_OF_DAGSTER, *DAYS_AWAY]
+    assert past.count_reports(name, dag_id) == Counter(map(str, days))
+    runs = fetch_runs(past.federation.clients[name], past.since, {dag_id})
+    assert len(runs) == len(days)
