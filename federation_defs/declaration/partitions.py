@@ -147,7 +147,7 @@ class PartitionsDeclaration(Declaration):
 
 @cache  # takes up to 0.4 s, and a load validates each DAG twice
 def _has_own_keys(definition: dg.TimeWindowPartitionsDefinition) -> bool:
-    """Whether the key of each window is parsed as that window.
+    """Whether the key of each window, and of a moment inside of it, is parsed as that window.
 
     If a format leaves something out, this shows in windows that follow each other, at other hours,
     in other months, or when clocks change.
@@ -161,8 +161,10 @@ def _has_own_keys(definition: dg.TimeWindowPartitionsDefinition) -> bool:
         for _ in range(_WINDOWS_IN_A_ROW):
             window = definition.get_next_partition_window(end, respect_bounds=False)
             assert window is not None  # noqa: S101 - without bounds, there is always one
-            key = definition.get_partition_key_for_timestamp(window.start.timestamp())
-            if definition.time_window_for_partition_key(key) != window:
+            start_s, end_s = window.start.timestamp(), window.end.timestamp()
+            moments_s = (start_s, (start_s + end_s) / 2)
+            keys = {definition.get_partition_key_for_timestamp(each) for each in moments_s}
+            if [definition.time_window_for_partition_key(key) for key in keys] != [window]:
                 return False
             end = window.end
     return True

@@ -8,8 +8,9 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from federation_defs.airflow.models import DagRun, TriggerOptions
 from federation_defs.declaration import PartitionsDeclaration
@@ -17,6 +18,7 @@ from federation_defs.partitions import Partitioning, RunPartition
 from tests.unit.build import build_run
 
 START = "2025-01-01"
+REFUSED = ("@hourly", "Australia/Lord_Howe")  # Dagster (1.13) mistakes the hours there
 
 
 def build(cron: str = "0 0 * * *", **declared: Any) -> Partitioning:
@@ -103,10 +105,15 @@ def test_a_partition_of_a_dag_with_keys_is_triggered_with_its_key_only(date: str
 
 
 @pytest.mark.parametrize(
-    "cron", ["0 0 * * *", "@hourly", "@monthly", "0 6,18 * * *", "*/15 * * * *"]
+    ("cron", "zone"),
+    [
+        (cron, zone)
+        for cron in ("0 0 * * *", "@hourly", "@monthly", "0 6,18 * * *", "*/15 * * * *")
+        for zone in ("UTC", "Europe/Berlin", "Australia/Lord_Howe")
+        if (cron, zone) != REFUSED
+    ],
 )
 @pytest.mark.parametrize("date", ["data_interval_start", "data_interval_end", "logical_date"])
-@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Australia/Lord_Howe"])
 def test_the_run_of_a_triggered_partition_belongs_to_that_partition(
     cron: str, date: str, zone: str
 ) -> None:
@@ -237,7 +244,10 @@ ANY_KEY = st.none() | st.text() | st.from_regex(r"\d{1,5}-\d\d?-\d\d?(-\d\d:\d\d
 def test_the_partition_of_any_run_holds_its_date_or_is_explained(
     cron: str, zone: str, date: str, start: str, moment: datetime | None, key: str | None
 ) -> None:
-    partitioning = build(cron, date=date, timezone=zone, start=start)
+    try:
+        partitioning = build(cron, date=date, timezone=zone, start=start)
+    except ValidationError:
+        reject()
     dates: dict[str, Any] = {date: moment}
     run = build_run("dag", "run", partition_key=key, **dates)
     partition = partitioning.find_partition(run)
