@@ -293,23 +293,26 @@ def is_planned_in(
     instance: dg.DagsterInstance, dagster_run_id: str, key: dg.AssetKey, partition: str | None
 ) -> bool:
     """Whether a Dagster run was created to materialize an asset, or a partition of it."""
-    return _has_record_of(instance.fetch_planned_materializations, dagster_run_id, key, partition)
+    fetch = instance.fetch_planned_materializations
+    return bool(_find_records_in(fetch, dagster_run_id, key, partition))
 
 
-def is_materialized_in(
+def find_observation_in(
     instance: dg.DagsterInstance, dagster_run_id: str, key: dg.AssetKey, partition: str | None
-) -> bool:
-    """Whether a Dagster run has materialized an asset, or a partition of it."""
-    return _has_record_of(instance.fetch_materializations, dagster_run_id, key, partition)
+) -> int:
+    """Find the position of the first observation of an asset, or a partition of it, that a Dagster
+    run has stored; -1 if it has stored none. A step stores one when it has launched a DAG."""
+    found = _find_records_in(instance.fetch_observations, dagster_run_id, key, partition)
+    return min((record.storage_id for record in found), default=-1)
 
 
-def _has_record_of(
+def _find_records_in(
     fetch: Callable[..., Any], dagster_run_id: str, key: dg.AssetKey, partition: str | None
-) -> bool:
+) -> list[dg.EventLogRecord]:
     partitions = None if partition is None else [partition]
     records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=partitions)
     found = fetch(records, limit=_PLANNED_PER_QUERY).records
-    return any(record.run_id == dagster_run_id for record in found)
+    return [record for record in found if record.run_id == dagster_run_id]
 
 
 def _is_before(update: dg.EventLogRecord, planned: dg.EventLogRecord) -> bool:

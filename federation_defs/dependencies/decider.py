@@ -10,12 +10,10 @@ Each partition of a DAG has latches and a queue of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
-
-import dagster as dg
 
 from federation_defs.dagster_io.event_log import AssetEvent
 from federation_defs.declaration import DagDeclaration, DependencyDeclaration
@@ -25,8 +23,15 @@ from federation_defs.partition_mapping import PartitionMapping, find_window
 # before they commit them. So many positions are read again.
 WINDOW = 200
 
-_VERSION = 2  # 1 had no partitions
-_UNREADABLE = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
+VERSION = 2  # 1 had no partitions
+_UNREADABLE = (
+    AttributeError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 _CONTRARY = {"success": "failure", "failure": "success"}
 
 Edge = tuple[str, str]  # the upstream's asset key as JSON, and the state that counts
@@ -81,7 +86,7 @@ class State:
 
 
 # What waits to start a DAG, by its partitions; of a DAG without, by None. Without empty states.
-Waiting: TypeAlias = Mapping[str | None, State]
+Waiting: TypeAlias = dict[str | None, State]
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,13 @@ class Cursor:
         position: In the event log, up to which it was read.
         seen: The positions of events that were read, of the last ones.
         dags: What waits, by DAG id.
+        version: Of the package's cursors: the one of which this was read.
     """
 
     position: int
     seen: frozenset[int] = frozenset()
     dags: Mapping[str, Waiting] = field(default_factory=dict)
+    version: int = VERSION
 
     def advance(self, position: int, read: Collection[int]) -> Cursor:
         """Return the cursor after events at these positions were read, all up to one of them."""
@@ -105,36 +112,45 @@ class Cursor:
         return replace(self, position=position, seen=frozenset(seen))
 
 
-def take_in(
-    dag: DagDeclaration,
-    mappings: Sequence[PartitionMapping],
-    key: dg.AssetKey,
-    waiting: Waiting,
-    event: AssetEvent,
-) -> Waiting:
-    """Return what waits to start a DAG after an event.
+def find_concerned(
+    dag: DagDeclaration, mappings: Sequence[PartitionMapping], event: AssetEvent
+) -> list[tuple[DependencyDeclaration, str | None]]:
+    """Return which dependencies of a DAG an event is about, and of which partitions.
 
     Args:
         mappings: How its partitions depend on each of its dependencies; empty if it has none.
-        key: The DAG's own asset.
     """
-    if event.state == "drop":
-        return {} if event.key == key else waiting
-    states, queued = dict(waiting), set[str | None]()
+    found: list[tuple[DependencyDeclaration, str | None]] = []
     for number, edge in enumerate(dag.depends_on):
-        if edge.key != event.key:
+        if edge.key == event.key and mappings:
+            updated = mappings[number].find_updated(event.record.partition_key, event.moment)
+            found += [(edge, partition) for partition in updated]
+        elif edge.key == event.key:
+            found.append((edge, None))
+    return found
+
+
+def take_in(
+    dag: DagDeclaration,
+    concerned: Iterable[tuple[DependencyDeclaration, str | None]],
+    waiting: Waiting,
+    event: AssetEvent,
+) -> None:
+    """Add an event to what waits.
+
+    Args:
+        concerned: What the event is about.
+    """
+    queued = set[str | None]()
+    for edge, partition in concerned:
+        if partition in queued:  # one run, whichever dependencies it counts for
             continue
-        partitions: Sequence[str | None] = [None]
-        if mappings:
-            partitions = mappings[number].find_updated(event.record.partition_key, event.moment)
-        for partition in partitions:
-            if partition not in queued:  # one run, whichever dependencies it counts for
-                # Removed and added: of what this event updates, the earliest partition comes first.
-                state = _take_in(dag, edge, states.pop(partition, State()), event)
-                states[partition] = state
-                if state.queue and state.queue[-1][1] == event.position:
-                    queued.add(partition)
-    return _drop_empty(states)
+        # Removed and added: of what this event updates, the earliest partition comes first.
+        state = _take_in(dag, edge, waiting.pop(partition, State()), event)
+        if state != State():
+            waiting[partition] = state
+        if state.queue and state.queue[-1][1] == event.position:
+            queued.add(partition)
 
 
 def _take_in(
@@ -173,26 +189,21 @@ def find_due(dag: DagDeclaration, waiting: Waiting) -> list[Due]:
     return sorted(found, key=lambda due: due.causes[-1].position)
 
 
-def settle(waiting: Waiting, due: Due) -> Waiting:
-    """Return what waits after a run was requested, or its causes were passed over."""
+def settle(waiting: Waiting, due: Due) -> None:
+    """Remove the causes of a run that was requested or passed over."""
     past = {(_name(cause.edge), cause.position) for cause in due.causes}
-    state = waiting.get(due.partition, State())
+    state = waiting.pop(due.partition, State())
     latched = {name: each for name, each in state.latched.items() if (name, each[0]) not in past}
     queue = tuple(each for each in state.queue if (each[0], each[1]) not in past)
-    return _drop_empty({**waiting, due.partition: State(latched, queue)})
-
-
-def count_failure(waiting: Waiting, partition: str | None) -> Waiting:
-    """Return what waits after `only_if` has given no answer."""
-    state = waiting[partition]
-    return {**waiting, partition: replace(state, failures=state.failures + 1)}
+    if latched or queue:
+        waiting[due.partition] = State(latched, queue)
 
 
 def join(dag: DagDeclaration, mappings: Sequence[PartitionMapping], waiting: Waiting) -> Waiting:
     """Return what waits as the DAG is declared now: without what counted for dependencies and
     partitions that are gone, and with latches as a queue or the other way round."""
     edges = {_name(edge) for edge in dag.depends_on}
-    states: dict[str | None, State] = {}
+    states: Waiting = {}
     for partition, state in waiting.items():
         if not _has_partition(mappings, partition):
             continue
@@ -203,17 +214,15 @@ def join(dag: DagDeclaration, mappings: Sequence[PartitionMapping], waiting: Wai
         else:
             latched = {name: (at, run) for name, at, run in events}
             states[partition] = State(latched, (), state.failures)
-    return _drop_empty(states)
+        if not events:
+            del states[partition]
+    return states
 
 
 def _has_partition(mappings: Sequence[PartitionMapping], partition: str | None) -> bool:
     if not mappings or partition is None:
         return not mappings and partition is None
     return find_window(mappings[0].downstream, partition) is not None
-
-
-def _drop_empty(states: Waiting) -> Waiting:
-    return {partition: state for partition, state in states.items() if state != State()}
 
 
 def _name(edge: DependencyDeclaration) -> Edge:
@@ -228,43 +237,58 @@ def _counts(edge: DependencyDeclaration, event: AssetEvent) -> bool:
 
 def dump(cursor: Cursor) -> str:
     """Return the sensor's cursor as JSON. DAGs for which nothing waits are left out."""
+    edges: dict[Edge, int] = {}  # by their numbers, as thousands of partitions may wait
     dags = {
         dag_id: [
-            {
-                "partition": partition,
-                "latched": [[*edge, *each] for edge, each in state.latched.items()],
-                "queue": [[*edge, *each] for edge, *each in state.queue],
-                "failures": state.failures,
-            }
+            [
+                partition,
+                [
+                    [edges.setdefault(edge, len(edges)), *each]
+                    for edge, each in state.latched.items()
+                ],
+                [[edges.setdefault(edge, len(edges)), *each] for edge, *each in state.queue],
+                state.failures,
+            ]
             for partition, state in waiting.items()
         ]
         for dag_id, waiting in cursor.dags.items()
         if waiting
     }
-    values = {"position": cursor.position, "seen": sorted(cursor.seen), "dags": dags}
-    return json.dumps({"version": _VERSION, **values}, separators=(",", ":"))
+    values = {"position": cursor.position, "seen": sorted(cursor.seen)}
+    values |= {"edges": list(edges), "dags": dags}
+    return json.dumps({"version": VERSION, **values}, separators=(",", ":"))
 
 
 def load(text: str | None) -> Cursor | None:
     """Return the cursor; None if it can't be read, as after an edit by hand."""
     try:
         values = json.loads(text or "")
+        version = int(values["version"])
         position, seen = int(values["position"]), frozenset(map(int, values["seen"]))
+        edges = [(str(key), str(state)) for key, state in values.get("edges", ())]
         dags = values["dags"].items()
     except _UNREADABLE:
         return None
-    waiting: dict[str, dict[str | None, State]] = {}
+    waiting: dict[str, Waiting] = {}
     for dag_id, states in dags:
-        for each in states if isinstance(states, list) else [states]:
+        for each in [states] if version == 1 else states:
             with suppress(*_UNREADABLE):
-                partition = each.get("partition")
-                state = _load_state(each)
-                waiting.setdefault(str(dag_id), {})[partition and str(partition)] = state
-    return Cursor(position, seen, waiting)
+                partition, state = _load_state_1(each) if version == 1 else _load_state(each, edges)
+                waiting.setdefault(str(dag_id), {})[partition] = state
+    return Cursor(position, seen, waiting, version)
 
 
-def _load_state(values: Mapping[str, Any]) -> State:
-    return State(
+def _load_state(values: Sequence[Any], edges: Sequence[Edge]) -> tuple[str | None, State]:
+    partition, latched, queue, failures = values
+    return None if partition is None else str(partition), State(
+        {edges[number]: (int(at), str(run)) for number, at, run in latched},
+        tuple((edges[number], int(at), str(run)) for number, at, run in queue),
+        int(failures),
+    )
+
+
+def _load_state_1(values: Mapping[str, Any]) -> tuple[None, State]:
+    return None, State(
         {(str(key), str(state)): (int(at), str(run)) for key, state, at, run in values["latched"]},
         tuple(
             ((str(key), str(state)), int(at), str(run)) for key, state, at, run in values["queue"]

@@ -25,7 +25,7 @@ from federation_defs.dagster_io.event_log import (
 from federation_defs.declaration import DagDeclaration, suggest
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import WINDOW, Cursor, Waiting
-from federation_defs.dependencies.starter import Lacking, Starter
+from federation_defs.dependencies.starter import Memory, Starter
 from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_asset_key, build_job_name, build_sensor_name
 from federation_defs.outcome import join_names
@@ -97,7 +97,7 @@ class _EventSensor:
     Attributes:
         _last: The cursor that the last tick returned.
         _reached: Positions in the event log, and when they were reached.
-        _lacking: What partitions lack that wait for partitions of upstreams.
+        _memory: What is known of partitions that wait.
     """
 
     client: AirflowClient
@@ -106,7 +106,7 @@ class _EventSensor:
     timing: Timing
     _last: str | None = None
     _reached: deque[tuple[float, int]] = field(default_factory=deque)
-    _lacking: Lacking = field(default_factory=dict)
+    _memory: Memory = field(default_factory=Memory)
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """Evaluate the sensor."""
@@ -120,21 +120,36 @@ class _EventSensor:
                 self._last = decider.dump(cursor)
                 reason = "What happens from now on counts."
                 return dg.SensorResult(cursor=self._last, skip_reason=reason)
+            # Conditions decided on partitions before, and runs nothing of what they have handled.
+            is_older = cursor.version < decider.VERSION
+            handled = fetch_last_position(instance) if is_older else -1
             cursor, events = self._read(instance, cursor, self._find_start(cursor))
-            starter = Starter(self.client, instance, self._lacking, self.timing)
+            starter = Starter(self.client, instance, self._memory, self.timing)
             states: dict[str, Waiting] = {}
             for dag_id, dag in self.dags.items():
                 key = build_asset_key(self.client.instance, dag_id)
                 mappings = self.mappings.get(dag_id, ())
-                waiting = decider.join(dag, mappings, cursor.dags.get(dag_id, {}))
+                waiting = dict(cursor.dags.get(dag_id, {}))
+                if may_repeat:
+                    joined = decider.join(dag, mappings, waiting)
+                    starter.note_dropped(dag_id, [each for each in waiting if each not in joined])
+                    waiting = joined
+                    if dag.trigger.only_if:  # it may have passed over what comes first
+                        starter.settle_requested(dag_id, dag, waiting, set(waiting))
+                had_condition = dag.partitions is not None or not dag.is_decided_by_events
                 for event in events.get(key, ()):
-                    taken = decider.take_in(dag, mappings, key, waiting, event)
+                    if event.position <= handled and had_condition:
+                        continue
+                    if event.state == "drop" and event.key == key:
+                        waiting.clear()
+                        continue
+                    concerned = decider.find_concerned(dag, mappings, event)
                     if may_repeat and dag.trigger.runs == "latest":
-                        changed = {each for each in waiting if taken.get(each) != waiting[each]}
-                        waiting = starter.settle_requested(dag_id, dag, waiting, changed)
-                        taken = decider.take_in(dag, mappings, key, waiting, event)
-                    waiting = taken
-                states[dag_id] = starter.start(dag_id, dag, mappings, waiting)
+                        partitions = {partition for _, partition in concerned}
+                        starter.settle_requested(dag_id, dag, waiting, partitions)
+                    decider.take_in(dag, concerned, waiting, event)
+                starter.start(dag_id, dag, mappings, waiting)
+                states[dag_id] = waiting
             self._last = decider.dump(replace(cursor, dags=states))
             return starter.build_result(self._last)
 

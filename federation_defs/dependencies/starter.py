@@ -4,11 +4,11 @@ when upstreams have the partitions that are needed, and as `only_if` and `reruns
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
-from typing import TypeAlias
 
 import dagster as dg
 
@@ -19,7 +19,7 @@ from federation_defs.dagster_io.event_log import (
     fetch_event,
     fetch_last_materializations,
     fetch_materialized_partitions,
-    is_materialized_in,
+    find_observation_in,
     is_planned_in,
 )
 from federation_defs.dagster_io.run_tags import (
@@ -34,9 +34,7 @@ from federation_defs.declaration import DagDeclaration
 from federation_defs.dependencies.decider import (
     Cause,
     Due,
-    State,
     Waiting,
-    count_failure,
     find_due,
     find_latched,
     settle,
@@ -50,7 +48,6 @@ from federation_defs.naming import (
     RUN_ID_PREFIX,
     build_asset_key,
     build_cause_tag,
-    build_dag_run_tag,
     build_monitor_tags,
     build_run_id,
 )
@@ -63,42 +60,57 @@ from federation_defs.timing import Timing
 
 _MAX_RUNS = 10 * SERVER_PAGE
 _MAX_FAILURES = 3  # of `only_if`, about one event
-_DECIDE_S = 20.0  # for asking `only_if`; Dagster ends a tick after 60 s
+_START_S = 20.0  # for all that a tick starts; Dagster ends a tick after 60 s
 # PostgreSQL's index of tags takes 2,700 bytes (dagster 1.13).
 _MAX_CONF = 1000
 _MAX_REFERENCES = 20
 
 _Event = dg.AssetObservation | dg.AssetCheckEvaluation
 
-# What a partition lacks, in words, and the causes for which that was found: by DAG and partition.
-# Only an event about the partition, which is another cause, can change it.
-Lacking: TypeAlias = MutableMapping[tuple[str, str | None], tuple[tuple[Cause, ...], str]]
+_Place = tuple[str, str | None]  # DAG and partition
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is known of partitions that wait, and the causes for which that was found. It only saves
+    queries.
+
+    Attributes:
+        lacking: What partitions lack, in words. Only an event about the partition, which is another
+            cause, can change it.
+        joint: The Dagster runs that materialized upstreams and are to run the DAG as well.
+    """
+
+    lacking: dict[_Place, tuple[tuple[Cause, ...], str]] = field(default_factory=dict)
+    joint: dict[_Place, tuple[tuple[Cause, ...], str]] = field(default_factory=dict)
 
 
 class Starter:
     """Requests the runs of one tick.
 
     Args:
-        lacking: What earlier ticks have found. It is updated.
+        memory: Of earlier ticks. It is updated.
     """
 
     def __init__(
         self,
         client: AirflowClient,
         instance: dg.DagsterInstance,
-        lacking: Lacking,
+        memory: Memory,
         timing: Timing,
     ) -> None:
         self._client = client
         self._instance = instance
-        self._lacking = lacking
+        self._memory = memory
         self._timing = timing
-        self._decide_until = timing.monotonic() + _DECIDE_S
+        self._until = timing.monotonic() + _START_S
         self._requests: list[dg.RunRequest] = []
         self._events: list[_Event] = []
         self._waiting: list[str] = []
         # By DAG, partition and cause, what this tick requested.
         self._led: dict[tuple[str, str | None, str], str] = {}
+        self._fetch_dagster_run = cache(instance.get_run_by_id)
+        self._has_succeeded = cache(self._fetch_has_succeeded)
 
     def start(
         self,
@@ -106,22 +118,34 @@ class Starter:
         dag: DagDeclaration,
         mappings: Sequence[PartitionMapping],
         waiting: Waiting,
-    ) -> Waiting:
-        """Request as many of a DAG's due runs as may begin now, and return what still waits."""
-        ready = self._iterate_ready(dag_id, dag, mappings, find_due(dag, waiting))
-        if (first := next(ready, None)) is None:
-            self._note_latched(dag_id, dag, waiting.get(None, State()))
-            return waiting
-        most = dag.trigger.at_once if dag.trigger.runs == "each" or mappings else 1
+    ) -> None:
+        """Request as many of a DAG's due runs as may begin now, and remove them from what waits."""
+        due, lacking = find_due(dag, waiting), list[str]()
+        ready = self._iterate_ready(dag_id, dag, mappings, due, lacking)
+        if (first := next(ready, None)) is not None:
+            self._start_ready(dag_id, dag, waiting, chain([first], ready))
+        if lacking:
+            self._note(dag_id, join_names(lacking))
+        elif first is None:
+            self._note_latched(dag_id, dag, waiting)
+
+    def _start_ready(
+        self, dag_id: str, dag: DagDeclaration, waiting: Waiting, ready: Iterable[Due]
+    ) -> None:
+        is_bounded = dag.trigger.runs == "each" or dag.partitions is not None
+        most = dag.trigger.at_once if is_bounded else 1
         problem = self._find_problem(dag_id)
         active = self._find_active(dag_id, dag)
-        for each in chain([first], ready):
+        for each in ready:
+            if self._timing.monotonic() > self._until:
+                self._wait(dag_id, waiting, each, "this tick has taken long enough")
+                break
             if has_requested(self._instance, self._build_run_key(dag_id, each)):
-                waiting = settle(waiting, each)  # the tick's cursor was not stored
+                settle(waiting, each)  # the tick's cursor was not stored
                 continue
             led = self._find_led(dag_id, dag, each)
             if led is not None and dag.trigger.reruns == "ignore":
-                waiting = settle(waiting, each)
+                settle(waiting, each)
                 continue
             why = problem
             if isinstance(active, str):
@@ -138,12 +162,12 @@ class Starter:
                 continue
             joint = self._find_joint_run(dag_id, each)
             if joint is not None and joint.is_finished:
-                waiting = settle(waiting, each)
+                settle(waiting, each)
                 continue
             if joint is not None:
                 self._wait(dag_id, waiting, each, f"Dagster run {joint.run_id} runs both")
                 continue
-            answer, waiting = self._decide(dag_id, dag, waiting, each)
+            answer = self._decide(dag_id, dag, waiting, each)
             if answer is None:
                 self._wait(dag_id, waiting, each, "`only_if` has not answered yet")
                 break
@@ -154,8 +178,7 @@ class Starter:
                 begun = led or self._build_run_key(dag_id, each)  # its run id is not known yet
                 active[begun] = each.partition
                 self._led[dag_id, each.partition, each.causes[-1].label] = begun
-            waiting = settle(waiting, each)
-        return waiting
+            settle(waiting, each)
 
     def settle_requested(
         self,
@@ -163,14 +186,19 @@ class Starter:
         dag: DagDeclaration,
         waiting: Waiting,
         partitions: Collection[str | None],
-    ) -> Waiting:
-        """Return what waits without what was requested of some partitions. The tick that did so may
+    ) -> None:
+        """Remove what was requested of some partitions from what waits. The tick that did so may
         have failed before its cursor was stored. With `when: all`, the next event would otherwise
         lead to another run for the same causes."""
-        for due in find_due(dag, {each: waiting[each] for each in partitions}):
+        known = {each: waiting[each] for each in partitions if each in waiting}
+        for due in find_due(dag, known):
             if has_requested(self._instance, self._build_run_key(dag_id, due)):
-                waiting = settle(waiting, due)
-        return waiting
+                settle(waiting, due)
+
+    def note_dropped(self, dag_id: str, partitions: Sequence[str | None]) -> None:
+        """Note which partitions waited that the DAG does not have any more."""
+        if names := [partition for partition in partitions if partition is not None]:
+            self._note(dag_id, f"dropped, as it has no such partitions now: {join_names(names)}")
 
     # What partitions lack
 
@@ -180,16 +208,18 @@ class Starter:
         dag: DagDeclaration,
         mappings: Sequence[PartitionMapping],
         due: Sequence[Due],
+        lacking: list[str],
     ) -> Iterator[Due]:
-        """Iterate over the runs that lack no partition, and note what others lack."""
-        lacking: list[str] = []
+        """Iterate over the runs that lack no partition.
+
+        Args:
+            lacking: What the others lack is added.
+        """
         for each in due:
             if (lacks := self._find_lacking(dag_id, dag, mappings, each)) is None:
                 yield each
             else:
                 lacking.append(f"{each.partition} {lacks}")
-        if lacking:
-            self._note(dag_id, join_names(lacking))
 
     def _find_lacking(
         self,
@@ -205,14 +235,18 @@ class Starter:
             return "has not begun"
         if dag.trigger.runs == "each":
             return None
-        place = dag_id, due.partition
-        causes, lacks = self._lacking.get(place, ((), None))
+        for edge, mapping in zip(dag.depends_on, mappings, strict=True):
+            is_needed = edge.state == "success" and mapping.upstream is None
+            if is_needed and not self._has_succeeded(edge.key):
+                return f"waits for the first success of {edge.name}"
+        place, memory = (dag_id, due.partition), self._memory.lacking
+        causes, lacks = memory.get(place, ((), None))
         if causes != due.causes or lacks is None:
             lacks = self._fetch_lacking(dag, mappings, due.partition)
             if lacks is None:
-                self._lacking.pop(place, None)
+                memory.pop(place, None)
             else:
-                self._lacking[place] = due.causes, lacks
+                memory[place] = due.causes, lacks
         return lacks
 
     def _fetch_lacking(
@@ -222,14 +256,14 @@ class Starter:
             if edge.state != "success":
                 continue
             needed, count = mapping.find_needed(partition)
-            if mapping.upstream is None:
-                if not fetch_last_materializations(self._instance, [edge.key]):
-                    return f"waits for the first success of {edge.name}"
-            elif needed:
+            if needed:
                 found = fetch_materialized_partitions(self._instance, edge.key, needed)
                 if len(found) < count:
                     return f"has {len(found)} of {count} partitions of {edge.name}"
         return None
+
+    def _fetch_has_succeeded(self, key: dg.AssetKey) -> bool:
+        return bool(fetch_last_materializations(self._instance, [key]))
 
     def build_result(self, cursor: str) -> dg.SensorResult:
         """Build what the sensor returns."""
@@ -300,6 +334,8 @@ class Starter:
             self._find_run_id(dag_id, run): get_partition(run)
             for run in self._active_requests
             if key in (run.asset_selection or ())
+            # Of a backfill, which is one run of several partitions, the DAG runs count.
+            and (dag.partitions is None or get_partition(run) is not None)
         }
         if active and dag.trigger.runs == "latest" and dag.partitions is None:
             return active
@@ -337,19 +373,21 @@ class Starter:
     def _find_joint_run(self, dag_id: str, due: Due) -> dg.DagsterRun | None:
         """Find the Dagster run that materialized the upstream, if it runs or has run the DAG after
         that: a person selected both, or a backfill did."""
+        place, memory = (dag_id, due.partition), self._memory.joint
+        causes, run_id = memory.get(place, ((), ""))
         cause, key = due.causes[-1], build_asset_key(self._client.instance, dag_id)
-        event = fetch_event(self._instance, cause.edge.key, cause.position)
-        run_id = event.record.run_id if event else ""
-        run = self._instance.get_run_by_id(run_id) if run_id else None
-        if run is None or not is_planned_in(self._instance, run_id, key, due.partition):
-            return None
-        if not run.is_finished:
+        if causes != due.causes:
+            event = fetch_event(self._instance, cause.edge.key, cause.position)
+            run_id = event.record.run_id if event else ""
+            if run_id and not is_planned_in(self._instance, run_id, key, due.partition):
+                run_id = ""
+        run = self._fetch_dagster_run(run_id) if run_id else None
+        if run is not None and not run.is_finished:
+            memory[place] = due.causes, run_id
             return run
-        was_launched = build_dag_run_tag(self._client.instance, dag_id) in run.tags
-        if run.status != dg.DagsterRunStatus.CANCELED and was_launched:
-            return run
-        is_materialized = is_materialized_in(self._instance, run_id, key, due.partition)
-        return run if is_materialized else None
+        memory.pop(place, None)
+        launched_at = find_observation_in(self._instance, run_id, key, due.partition)
+        return run if run is not None and launched_at > cause.position else None
 
     def _find_logical_date(self, dag: DagDeclaration, cause: Cause) -> datetime | None:
         """Find the logical date of the upstream run, if the DAG's run is to have it."""
@@ -368,28 +406,30 @@ class Starter:
 
     def _decide(
         self, dag_id: str, dag: DagDeclaration, waiting: Waiting, due: Due
-    ) -> tuple[Run | Skip | None, Waiting]:
+    ) -> Run | Skip | None:
         """Ask `only_if` about the newest event. No answer: it is asked again at the next tick."""
         if dag.trigger.only_if is None:
-            return Run(), waiting
-        if self._timing.monotonic() > self._decide_until:
-            return None, waiting
+            return Run()
+        if self._timing.monotonic() > self._until:
+            return None
         airflow, cause = self._client.instance, due.causes[-1]
         event = fetch_event(self._instance, cause.edge.key, cause.position)
         if event is None:
-            return Skip("the event was deleted"), waiting
+            return Skip("the event was deleted")
         try:
             record = build_record(event, cause.edge.name, f"{airflow}/{dag_id}")
             answer = ask(dag.trigger.only_if, record)
             check_conf(dag.trigger.only_if, record.upstream, record.downstream, answer)
         except DecisionError as error:
-            waiting = count_failure(waiting, due.partition)
-            is_final = waiting[due.partition].failures >= _MAX_FAILURES
+            state = waiting[due.partition]
+            failures = state.failures + 1
+            waiting[due.partition] = replace(state, failures=failures)
+            is_final = failures >= _MAX_FAILURES
             self._report(dag_id, cause, str(error), is_error=True, is_final=is_final)
-            return Skip(str(error)) if is_final else None, waiting
+            return Skip(str(error)) if is_final else None
         said = answer.reason if isinstance(answer, Skip) else "run"
         self._report(dag_id, cause, f"`only_if` says: {said}", is_error=False, is_final=True)
-        return answer, waiting
+        return answer
 
     def _report(
         self, dag_id: str, cause: Cause, answer: str, *, is_error: bool, is_final: bool
@@ -401,15 +441,19 @@ class Starter:
 
     # What waits
 
-    def _note_latched(self, dag_id: str, dag: DagDeclaration, state: State) -> None:
+    def _note_latched(self, dag_id: str, dag: DagDeclaration, waiting: Waiting) -> None:
         """Note which dependencies a DAG still waits for, if others have counted since its last
         run."""
-        if latched := find_latched(dag, state):
-            edges = [cause.edge for cause in latched]
+        notes: list[str] = []
+        for partition, state in waiting.items():
+            edges = [cause.edge for cause in find_latched(dag, state)]
             missing = [
                 f"{edge.name} ({edge.state})" for edge in dag.depends_on if edge not in edges
             ]
-            self._note(dag_id, f"waits for {join_names(missing)}")
+            which = "" if partition is None else f"{partition} "
+            notes.append(f"{which}waits for {join_names(missing)}")
+        if notes:
+            self._note(dag_id, join_names(notes))
 
     def _wait(self, dag_id: str, waiting: Waiting, first: Due, why: str) -> None:
         count = sum(len(state.queue) or 1 for state in waiting.values())

@@ -201,3 +201,32 @@ def test_events_decide_for_a_dag_below_one_with_partitions() -> None:
     )
     instances = {"a": declare("a", up={"partitions": DAILY}), "b": dags}
     assert select_decided_by_events(dags.dags, instances).keys() == {"below", "partitioned"}
+
+
+@pytest.mark.parametrize("cron", ["0 * * * *", "*/15 * * * *"])
+@pytest.mark.parametrize("zone", [{}, BERLIN])
+def test_each_hour_of_the_day_on_which_one_is_repeated_has_its_own(
+    cron: str, zone: Declared
+) -> None:
+    upstream = {"cron": cron, "start": START, **BERLIN}
+    mapping = map_partitions(upstream, {**upstream, **zone})
+    assert mapping.upstream
+    moments = [at("2026-10-24T22:00") + timedelta(minutes=15 * number) for number in range(100)]
+    keys = {
+        definition: [
+            definition.get_partition_key_for_timestamp(each.timestamp()) for each in moments
+        ]
+        for definition in (mapping.upstream, mapping.downstream)
+    }
+    for above, below in zip(keys[mapping.upstream], keys[mapping.downstream], strict=True):
+        assert mapping.find_updated(above, NOON) == [below]
+        assert mapping.find_needed(below)[0] == [above]
+
+
+def test_the_window_before_the_repeated_hour_is_the_one_before() -> None:
+    mapping = map_partitions(HOURLY_BERLIN, HOURLY_BERLIN, "previous")
+    hours = [at("2026-10-24T23:00") + timedelta(hours=number) for number in range(5)]
+    keys = [mapping.downstream.get_partition_key_for_timestamp(each.timestamp()) for each in hours]
+    for before, after in pairwise(keys):
+        assert mapping.find_updated(before, NOON) == [after]
+        assert mapping.find_needed(after)[0] == [before]

@@ -14,11 +14,10 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
-from dagster._core.events import StepMaterializationData
+from dagster._core.events import AssetObservationData, StepMaterializationData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from federation_defs.dagster_io.event_log import fetch_last_position
 from federation_defs.events import build_drop_observation
 from federation_defs.execution import build_execution
 from federation_defs.naming import build_asset_key
@@ -231,6 +230,7 @@ def play(daemon: Player, model: Model, event: str, near: list[str]) -> None:
 
 
 UP = "warehouse/up"
+UP_KEY = build_asset_key("warehouse", "up")
 LATER = {"cron": "0 0 * * *", "start": "2020-01-01"}
 
 
@@ -250,14 +250,17 @@ def start(
 
 
 def report_in(
-    run: dg.DagsterRun, instance: dg.DagsterInstance, upstream: str, partition: str
+    run: dg.DagsterRun,
+    instance: dg.DagsterInstance,
+    event: dg.AssetMaterialization | dg.AssetObservation,
 ) -> None:
-    """Store that a Dagster run has materialized a partition of an upstream."""
-    event = dg.AssetMaterialization(build_asset_key(*upstream.split("/")), partition=partition)
-    data = StepMaterializationData(event)
-    instance.report_dagster_event(
-        dg.DagsterEvent("ASSET_MATERIALIZATION", run.job_name, event_specific_data=data), run.run_id
-    )
+    """Store an event of a Dagster run."""
+    if isinstance(event, dg.AssetMaterialization):
+        kind, data = "ASSET_MATERIALIZATION", StepMaterializationData(event)
+    else:
+        kind, data = "ASSET_OBSERVATION", AssetObservationData(event)
+    stored = dg.DagsterEvent(kind, run.job_name, event_specific_data=data)
+    instance.report_dagster_event(stored, run.run_id)
 
 
 def read_days(airflow: Airflow) -> list[str]:
@@ -281,17 +284,17 @@ def test_a_partition_is_run_with_its_date_and_again_after_another_update(
     assert instance.get_materialized_partitions(KEY) == {"2026-03-05"}
 
 
+@pytest.mark.parametrize("position", [0, 1, 2])
 def test_an_update_of_the_package_runs_nothing_of_the_past(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
+    airflow_v2: Airflow, instance: dg.DagsterInstance, position: int
 ) -> None:
-    """The sensor was there, and conditions decided on partitions."""
+    """The sensor was there, and may have been switched off. Conditions decided on partitions."""
     for day in ("2026-03-05", "2026-03-06"):
         report(instance, UP, partition=day)
     airflow_v2.database.add_dag(DAG, polls=0)
     known = {"warehouse": {"up": {"partitions": DAILY}}}
     daemon = EventDaemon(airflow_v2.client, instance, {DAG: PARTITIONED}, known)
-    position = fetch_last_position(instance)
-    values = {"version": 1, "position": position, "seen": [position - 1, position], "dags": {}}
+    values = {"version": 1, "position": position, "seen": [], "dags": {}}
     daemon.cursor = json.dumps(values)
     assert daemon.tick() == []
     report(instance, UP, partition="2026-03-07")
@@ -408,6 +411,8 @@ def test_with_all_a_partition_runs_when_each_upstream_has_updated_it_since_the_l
     ]:
         report(instance, upstream, state, partition=day)
         assert len(daemon.tick()) == begun
+        told = f"{day} waits for " in daemon.skip_reason
+        assert told == (not begun and (upstream, state) != (other, "failure"))
 
 
 @pytest.mark.parametrize(("reruns", "begun"), [("follow", 1), ("ignore", 0), ("rerun", 1)])
@@ -472,11 +477,61 @@ def test_a_dagster_run_of_both_that_was_canceled_before_the_second_leaves_that_t
     run = instance.create_run_for_job(
         daemon.defs.resolve_implicit_global_asset_job_def(), tags=tags, asset_selection={KEY}
     )
-    report_in(run, instance, UP, "2026-03-05")
-    assert daemon.tick() == []
-    assert f"Dagster run {run.run_id} runs both" in daemon.skip_reason
+    report_in(run, instance, dg.AssetMaterialization(UP_KEY, partition="2026-03-05"))
+    for _ in range(2):
+        assert daemon.tick() == []
+        assert f"Dagster run {run.run_id} runs both" in daemon.skip_reason
     instance.report_run_canceled(run)
     assert len(daemon.tick()) == 1
+
+
+@pytest.mark.parametrize("is_after", [True, False])
+def test_what_a_dagster_run_of_both_has_not_launched_after_the_upstream_is_run(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, is_after: bool
+) -> None:
+    """As in a backfill whose worker dies, or that ran the partitions in another order."""
+    daemon = start(airflow_v2, instance, PARTITIONED)
+    days = ["2026-03-05", "2026-03-06", "2026-03-07"]
+    run = instance.create_run_for_job(
+        daemon.defs.resolve_implicit_global_asset_job_def(),
+        tags=of_range(days[0], days[-1]),
+        asset_selection={KEY},
+    )
+    launched = dg.AssetObservation(KEY, partition=days[0])
+    if not is_after:
+        report_in(run, instance, launched)
+    for day in days:
+        report_in(run, instance, dg.AssetMaterialization(UP_KEY, partition=day))
+    if is_after:
+        report_in(run, instance, launched)
+    instance.report_run_failed(run, "its worker died")
+    while daemon.tick():
+        pass
+    assert read_days(airflow_v2) == (days[1:] if is_after else days)
+
+
+def test_a_partition_waits_for_the_first_success_of_an_upstream_without_any(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    dag = {**PARTITIONED, "depends_on": [UP, "warehouse/plain"]}
+    daemon = start(airflow_v2, instance, dag, plain=None)
+    report(instance, UP, partition="2026-03-05")
+    assert daemon.tick() == []
+    assert "2026-03-05 waits for the first success of warehouse/plain" in daemon.skip_reason
+    report(instance, "warehouse/plain")
+    assert len(daemon.tick()) == 1
+    assert read_days(airflow_v2) == ["2026-03-05"]
+
+
+def test_what_waits_for_partitions_that_are_gone_is_dropped_and_told(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow_v2, instance, PARTITIONED, up=HOURLY)
+    report(instance, UP, partition="2026-03-05-07:00")
+    assert daemon.tick() == []
+    daemon.declare({DAG: {**PARTITIONED, "partitions": {**DAILY, "key_format": "%d.%m.%Y"}}})
+    assert daemon.tick() == []
+    assert "dropped, as it has no such partitions now: 2026-03-05" in daemon.skip_reason
 
 
 @pytest.mark.parametrize(
