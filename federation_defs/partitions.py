@@ -125,7 +125,8 @@ class Partitioning:
     def _is_tick(self, date: datetime) -> bool:
         """Whether a partition begins at a moment, and so another one ends."""
         window = self.definition.get_next_partition_window(date, respect_bounds=False)
-        return window is not None and window.start == date
+        # In the hour that is repeated in autumn, Python takes times of two zones for unequal.
+        return window is not None and window.start.timestamp() == date.timestamp()
 
     def _find_key(self, date: datetime) -> str | None:
         # A data interval that ends with a window belongs to that window, not to the next.

@@ -179,6 +179,13 @@ def test_a_run_by_hand_belongs_to_a_partition_only_where_one_begins(date: str) -
     assert "started by hand, and no partition begins then" in (found.absence or "")
 
 
+def test_a_run_by_hand_of_a_repeated_hour_belongs_to_it() -> None:
+    partitioning = build("@hourly", timezone="Europe/Berlin")
+    for hour in ("2025-10-26T00:00", "2025-10-26T01:00"):
+        found = partitioning.find_partition(replace(run_at(hour), run_type="manual"))
+        assert found.key is not None
+
+
 DAILY = "`0 0 * * *` (UTC) from 2025-01-01 on, with keys as %Y-%m-%d, by data_interval_start"
 
 
