@@ -94,7 +94,10 @@ class ClientInstance(AirflowInstance):
             dags = {token: self._dags_by_token[token] for token in batch}
             texts = self.client.fetch_dag_sources(dags.values())
             # Airlift needs a text, so a deleted file is an empty one.
-            self._sources |= {token: texts.get(dag.dag_id, "") for token, dag in dags.items()}
+            read = {token: texts.get(dag.dag_id, "") for token, dag in dags.items()}
+            if isinstance(asked := read[file_token], AirflowError):
+                raise asked
+            self._sources |= {tok: text for tok, text in read.items() if isinstance(text, str)}
         return self._sources[file_token]
 
     @override

@@ -119,6 +119,7 @@ class UnreachableError(AirflowError):
     ) -> None:
         self.reason = reason
         self.is_late = is_late
+        self.status = status
         if status is None:
             message = f"did not answer at {url} ({reason}). Is it running, and is its `url` right?"
         else:

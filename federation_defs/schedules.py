@@ -12,9 +12,9 @@ taken if it confirms two time zones.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, time, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -30,6 +30,9 @@ _KEY_FORMAT = "%Y-%m-%dT%H:%M:%S"  # of a `CronPartitionTimetable` that sets non
 _CRONS = {"@quarterly": "0 0 1 */3 *"}  # which Dagster does not know by name
 _DELTA = re.compile(r"(?:(?P<days>\d+) days?, )?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d)")
 _QUOTED = re.compile(r"""["']([\w/+-]+)["']""")
+_TELLS_UTC = re.compile(r"\butc\b", re.IGNORECASE)
+_TELLS_ZONE = re.compile(r"\b(\w+_)?tz\w*|\b\w*time_?zone\w*|\bzoneinfo\b", re.IGNORECASE)
+_HOURLY = re.compile(r"@hourly|\S+ \* \* \* \*")  # at the same minutes in (nearly) all time zones
 _QUARTER, _DAY, _HOUR = timedelta(days=91), timedelta(days=1), timedelta(hours=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _INSTEAD = "write `cron` and `start`"
@@ -103,7 +106,7 @@ def describe_auto(
 def resolve_schedule(
     declared: PartitionsDeclaration,
     schedule: Schedule | AirflowError,
-    source: str | None,
+    source: str | AirflowError | None,
     last: AutoPartitions | None,
 ) -> AutoPartitions:
     """Return what the partitions of a DAG with `cron: auto` are.
@@ -113,19 +116,20 @@ def resolve_schedule(
 
     Args:
         schedule: Of the DAG, or why it can't be read.
-        source: The file that defines the DAG, where time zones are looked for; None if unknown.
+        source: The file that defines the DAG, where time zones are looked for, or why it can't be
+            read; None if it was deleted, or need not be read.
         last: What this was at the last refresh.
     """
     written, found, problem = _dump(declared), None, None
+    known = last.build() if last and last.declared == written else None
     try:
         if isinstance(schedule, AirflowError):
             raise schedule
-        found = _resolve(declared, schedule, source)
+        found = _resolve(declared, schedule, source, known)
     except AirflowError as error:
         problem = str(error)
     except (ArithmeticError, ValueError) as error:
         problem = f"Its schedule does not tell its partitions: {_describe_error(error)}."
-    known = last.build() if last and last.declared == written else None
     if known is None:
         return AutoPartitions(written, found and _dump(found), problem)
     if found is None:
@@ -142,22 +146,31 @@ def resolve_schedule(
 
 
 def _resolve(
-    declared: PartitionsDeclaration, schedule: Schedule, source: str | None
+    declared: PartitionsDeclaration,
+    schedule: Schedule,
+    source: str | AirflowError | None,
+    known: PartitionsDeclaration | None,
 ) -> PartitionsDeclaration:
     """Return the declaration in full.
 
+    Args:
+        known: What it was at the last refresh. It stays as long as nothing contradicts it.
+
     Raises:
+        AirflowError: The file can't be read.
         ValueError: It is not told for sure. Says why and what to write, as the end of a sentence.
     """
-    values = declared.model_dump(exclude_unset=True)
+    values = declared.model_dump(exclude_unset=True, exclude_none=True)
     values["cron"] = cron = _find_cron(schedule)
+    if schedule.next_fires_at is None and known is not None and known.cron == cron:
+        return known
     if "timezone" in values:
         zones = [declared.timezone]
     elif _DELTA.fullmatch(schedule.text or ""):
         zones = ["UTC"]
     else:
-        zones = _find_zones(schedule, source)
-    windows, window = _find_windows(cron, zones, schedule.next_fires_at)
+        zones = _find_zones(schedule, cron, source)
+    windows, window = _find_windows(cron, zones, schedule.next_fires_at, known)
     values["timezone"] = windows.timezone
     if schedule.is_partitioned and "key_format" not in values:
         values["key_format"] = _find_key_format(schedule)
@@ -166,6 +179,9 @@ def _resolve(
     if "start" not in values:
         is_trigger = values.get("date") == "data_interval_end"
         values["start"] = _find_start(schedule, windows, window, is_trigger=is_trigger)
+    elif declared.start is not None:
+        begin = datetime.combine(declared.start, time.min, ZoneInfo(windows.timezone))
+        _check_number(begin, window, f"since {declared.start}")
     return PartitionsDeclaration.model_validate(values)
 
 
@@ -190,7 +206,7 @@ def _convert_delta(delta: timedelta, schedule: Schedule) -> str:
     1970 (data intervals) or from that moment (triggers) (2.11, 3.3).
     """
     date, fires_at = schedule.next_logical_date, schedule.next_fires_at
-    has_intervals = date and fires_at and fires_at - date == delta
+    has_intervals = fires_at is None or (date and fires_at - date == delta)
     moments = [moment for moment in (date, fires_at, schedule.start_date) if moment]
     if delta and (has_intervals or schedule.catchup):
         is_steady = all((moment - _EPOCH) % delta == timedelta() for moment in moments)
@@ -206,25 +222,37 @@ def _convert_delta(delta: timedelta, schedule: Schedule) -> str:
     )
 
 
-def _find_zones(schedule: Schedule, source: str | None) -> list[str]:
+def _find_zones(schedule: Schedule, cron: str, source: str | AirflowError | None) -> list[str]:
     """Return the time zones that the schedule may have: a date without one has the server's."""
-    if source is None:
+    if not isinstance(source, str):
+        why = f" ({source})" if source else ""
         raise ValueError(
-            "Airflow does not show the DAG's file, with its time zone; write `timezone`"
+            f"Airflow does not show the DAG's file, with its time zone{why}; write `timezone`"
         )
-    named = [schedule.timezone or "UTC", "UTC", *_QUOTED.findall(source)]
-    return [zone for zone in dict.fromkeys(named) if zone in find_timezones()]
+    named = [zone for zone in _QUOTED.findall(source) if zone in find_timezones()]
+    is_told = named or _TELLS_UTC.search(source) or _HOURLY.fullmatch(cron)
+    if not is_told and (word := _TELLS_ZONE.search(source)):
+        raise ValueError(
+            f"the DAG's file has a time zone of another file ('{word[0]}'); write `timezone`"
+        )
+    zones = dict.fromkeys([schedule.timezone or "UTC", "UTC", *named])
+    return [zone for zone in zones if zone in find_timezones()]
 
 
 def _find_windows(
-    cron: str, zones: Iterable[str], fires_at: datetime | None
+    cron: str,
+    zones: Sequence[str],
+    fires_at: datetime | None,
+    known: PartitionsDeclaration | None,
 ) -> tuple[dg.TimeWindowPartitionsDefinition, dg.TimeWindow]:
     """Return the windows between the ticks, in the only one of these time zones that has a tick
-    when the next run fires, and the window that ends then."""
+    when the next run fires, and the window that ends then. If several have, the known one counts.
+    """
     if fires_at is None:
         raise ValueError(f"Airflow plans no next run, which would confirm it; {_INSTEAD}")
     found = dict[object, tuple[dg.TimeWindowPartitionsDefinition, dg.TimeWindow]]()
-    for zone in zones:
+    last = known and known.timezone
+    for zone in sorted(zones, key=lambda zone: zone != last):
         windows = _build_windows(cron, zone)
         window = windows.get_prev_partition_window(fires_at, respect_bounds=False)
         if window and window.end == fires_at:
@@ -236,7 +264,7 @@ def _find_windows(
                 tuple(tick and tick.start.timestamp() for tick in ticks), (windows, window)
             )
     fitting = [windows.timezone for windows, _ in found.values()]
-    if len(fitting) != 1:
+    if len(fitting) != 1 and last not in fitting:
         said = (
             f"a tick of '{cron}' in {' and in '.join(fitting)}"
             if fitting
@@ -294,11 +322,7 @@ def _find_start(
     """
     if schedule.start_date is None:
         raise ValueError("Airflow tells no start date; write `start`")
-    if (window.end - schedule.start_date) / (window.end - window.start) > _MOST_PARTITIONS:
-        raise ValueError(
-            f"since its start date there would be more than {_MOST_PARTITIONS} partitions; write a "
-            "later `start`"
-        )
+    _check_number(schedule.start_date, window, "since its start date")
     first = windows.get_next_partition_window(schedule.start_date, respect_bounds=False)
     if first and is_trigger:
         first = windows.get_prev_partition_window(first.start, respect_bounds=False)
@@ -306,8 +330,16 @@ def _find_start(
     return f"{first.start.astimezone(ZoneInfo(windows.timezone)):%Y-%m-%d}"
 
 
+def _check_number(begin: datetime, window: dg.TimeWindow, since: str) -> None:
+    if (window.end - begin) / (window.end - window.start) > _MOST_PARTITIONS:
+        raise ValueError(
+            f"{since} there would be more than {_MOST_PARTITIONS} partitions; write a later `start`"
+        )
+
+
 def _dump(declared: PartitionsDeclaration) -> dict[str, str]:
-    return declared.model_dump(mode="json", exclude_unset=True)
+    # Without `start: null`, which a declaration in full must not have.
+    return declared.model_dump(mode="json", exclude_unset=True, exclude_none=True)
 
 
 def _describe(declared: PartitionsDeclaration) -> str:

@@ -22,7 +22,6 @@ from pydantic import TypeAdapter, ValidationError
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag
 from federation_defs.declaration import InstanceDeclaration, SelectDeclaration
-from federation_defs.errors import PermissionMissingError
 from federation_defs.schedules import AutoPartitions, find_auto_partitions, resolve_schedule
 
 _log = logging.getLogger(__name__)
@@ -108,15 +107,26 @@ def write_snapshot(snapshot: Snapshot, path: Path) -> None:
 
 
 def read_snapshot(path: Path | None) -> Snapshot | None:
-    """Return the snapshot in a file; None without a file, or (with a warning) an unreadable one."""
+    """Return the snapshot in a file; None without a file, or (with a warning) an unreadable one.
+
+    If only what `cron: auto` stands for can't be read, that is left out, with a warning.
+    """
     if path is None:
         return None
+    content = None
     try:
-        return _ADAPTER.validate_python(json.loads(path.read_bytes()))
+        content = json.loads(path.read_bytes())
+        return _ADAPTER.validate_python(content)
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        problem = error.errors(include_input=False, include_url=False)[0]
+        problems = error.errors(include_input=False, include_url=False)
+        if isinstance(content, dict) and {each["loc"][:1] for each in problems} == {
+            ("partitions",)
+        }:
+            _log.warning("Ignoring the partitions in a state. A refresh finds them out again.")
+            return _ADAPTER.validate_python({**content, "partitions": {}})
+        problem = problems[0]
         reason = f"{problem['loc']} {problem['msg']}"
     except (OSError, RecursionError, ValueError) as error:
         reason = str(error)
@@ -188,10 +198,7 @@ def _fetch_partitions(
         for dag in dags
         if dag.dag_id in declared and "timezone" not in declared[dag.dag_id].model_fields_set
     ]
-    try:
-        sources = client.fetch_dag_sources(zoneless)
-    except PermissionMissingError:
-        sources = {}
+    sources = client.fetch_dag_sources(zoneless)
     return {
         dag_id: resolve_schedule(declared[dag_id], schedule, sources.get(dag_id), known.get(dag_id))
         for dag_id, schedule in client.fetch_schedules(declared).items()

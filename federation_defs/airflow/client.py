@@ -142,17 +142,19 @@ class AirflowClient(RunEndpoints):
             schedule = self._read(response, parse_schedule)
             if schedule.is_partitioned and (run := self.fetch_latest_finished_run(dag_id)):
                 return replace(schedule, latest_key=run.partition_key)
-        except UnreachableError:
-            raise
         except AirflowError as error:
-            return error
+            return _check_answered(error)
         return schedule
 
     @retry_after_upgrade
-    def fetch_dag_sources(self, dags: Iterable[Dag]) -> dict[str, str]:
-        """Fetch the texts of the files that define DAGs, by DAG id. Deleted files are left out.
+    def fetch_dag_sources(self, dags: Iterable[Dag]) -> dict[str, str | AirflowError]:
+        """Fetch the texts of the files that define DAGs by DAG id, or why one can't be read.
+        Deleted files are left out.
 
         Each file is fetched once, several at a time.
+
+        Raises:
+            UnreachableError: The instance does not answer.
         """
         dags = list(dags)
         dags_by_file = {dag.file: dag for dag in dags}
@@ -161,9 +163,12 @@ class AirflowClient(RunEndpoints):
         texts_by_dag = ((dag.dag_id, texts_by_file[dag.file]) for dag in dags)
         return {dag_id: text for dag_id, text in texts_by_dag if text is not None}
 
-    def _fetch_source(self, dag: Dag) -> str | None:
-        response = self._get(self.api_version.build_source_path(dag), accept="text/plain")
-        return None if is_absent(response) else self._read_text(response)
+    def _fetch_source(self, dag: Dag) -> str | AirflowError | None:
+        try:
+            response = self._get(self.api_version.build_source_path(dag), accept="text/plain")
+            return None if is_absent(response) else self._read_text(response)
+        except AirflowError as error:
+            return _check_answered(error)
 
     @retry_after_upgrade
     def fetch_import_errors(self) -> list[DagImportError]:
@@ -181,6 +186,17 @@ class AirflowClient(RunEndpoints):
     def build_dag_url(self, dag_id: str) -> str:
         """Return the address of a DAG's page."""
         return self.url + self.api_version.build_dag_page(dag_id)
+
+
+def _check_answered(error: AirflowError) -> AirflowError:
+    """Return an error that an answer to one request stands for: others may be answered.
+
+    Raises:
+        UnreachableError: It is that there was no answer.
+    """
+    if isinstance(error, UnreachableError) and error.status is None:
+        raise error
+    return error
 
 
 def build_client(

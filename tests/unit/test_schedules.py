@@ -91,6 +91,75 @@ def test_a_date_without_a_time_zone_has_that_of_the_server() -> None:
     assert resolve(at(WINTER - timedelta(hours=9))).problem is not None
 
 
+def test_the_known_time_zone_stays_as_long_as_it_fits() -> None:
+    """In winter London has the time of UTC."""
+    summer = resolve(at(SUMMER - timedelta(hours=1)), IN_LONDON)
+    for moment in (WINTER, SUMMER - timedelta(hours=1)):
+        assert resolve_schedule(AUTO, at(moment), IN_LONDON, summer) == summer
+    moved = resolve_schedule(AUTO, at(SUMMER), IN_LONDON, summer)
+    assert moved.resolved == summer.resolved
+    assert moved.problem is not None
+    assert "Its schedule is now '0 0 * * *' in UTC" in moved.problem
+
+
+@pytest.mark.parametrize("text", ["0 0 * * *", "1 day, 0:00:00"])
+def test_without_a_next_run_the_same_schedule_keeps_its_partitions(text: str) -> None:
+    """Airflow plans none at the end date, and while a DAG has its most active runs."""
+    day = at(WINTER, is_trigger=False, text=text)
+    known = resolve(day)
+    assert known.problem is None
+    idle = replace(day, next_fires_at=None, next_logical_date=None)
+    assert resolve_schedule(AUTO, idle, "", known) == known
+    assert resolve(idle).resolved is None
+    other = replace(idle, text="0 6 * * *")
+    assert resolve_schedule(AUTO, other, "", known).problem is not None
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from common import TZ",
+        "start_date=pendulum.datetime(2025, 3, 1, tz=common.LOCAL)",
+        "zone = Variable.get('timezone_of_sales')",
+    ],
+)
+def test_a_time_zone_of_another_file_is_not_guessed(source: str) -> None:
+    found = resolve(at(WINTER), source)
+    assert found.problem is not None
+    assert "the DAG's file has a time zone of another file ('" in found.problem
+    assert found.problem.endswith("'); write `timezone`.")
+    assert resolve(at(WINTER), source, timezone="Europe/London").problem is None
+    assert resolve(at(WINTER, text="0 * * * *"), source).problem is None  # the same in all
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "start_date=datetime(2025, 3, 1)",
+        "start_date=datetime(2025, 3, 1, tzinfo=timezone.utc)",
+        "start_date=pendulum.datetime(2025, 3, 1, tz='UTC')",
+        "quartz = 1",
+    ],
+)
+def test_a_file_that_names_utc_or_no_time_zone_has_utc(source: str) -> None:
+    assert resolve(at(WINTER), source).problem is None
+
+
+@pytest.mark.parametrize("key", ["start", "key_format"])
+def test_a_key_that_is_null_is_not_set(key: str) -> None:
+    found = resolve(DAILY, **{key: None})
+    assert found == resolve(DAILY)
+    assert found.declared == {"cron": "auto"}
+
+
+def test_a_written_start_gives_no_more_partitions_than_dagster_advises() -> None:
+    minutes = at(WINTER, text="* * * * *")
+    found = resolve(minutes, start="2025-01-01")
+    assert found.problem is not None
+    assert "since 2025-01-01 there would be more than 100000 partitions" in found.problem
+    assert resolve(minutes, start="2026-01-01").problem is None
+
+
 def test_without_the_file_the_time_zone_is_not_known() -> None:
     found = resolve(DAILY, None)
     assert found.problem is not None
@@ -148,7 +217,7 @@ def test_a_changed_declaration_needs_a_refresh() -> None:
     for declared, found in ((AUTO, None), (other, known)):
         problem = describe_auto(declared, found)
         assert problem is not None
-        assert problem.endswith("; refresh the state: `dg utils refresh-defs-state`.")
+        assert "; refresh the state: `dg utils refresh-defs-state`." in problem
     assert describe_auto(None, None) is None
 
 

@@ -49,6 +49,19 @@ def test_an_unreadable_file_is_ignored_with_a_warning(
     assert read_snapshot(path) == SNAPSHOT
 
 
+def test_partitions_that_can_not_be_read_leave_the_dags(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "state"
+    for partitions in ([], {"a": {"declared": {"cron": "auto", "start": None}, "resolved": None}}):
+        path.write_text(json.dumps({**asdict(SNAPSHOT), "partitions": partitions}))
+        assert read_snapshot(path) == SNAPSHOT
+    assert (
+        caplog.messages
+        == ["Ignoring the partitions in a state. A refresh finds them out again."] * 2
+    )
+
+
 def test_a_folder_in_place_of_the_file_is_ignored(tmp_path: Path) -> None:
     assert read_snapshot(tmp_path) is None
 

@@ -118,8 +118,9 @@ def test_a_login_page_is_not_the_source_of_a_dag_nor_its_log(api: str) -> None:
         proxied.server.fail_next(asks("GET", ".*/logs/1|/dagSources/.*"), page, times=2)
         with pytest.raises(UnexpectedAnswerError, match=r"GET /api/v./.*/logs/1"):
             proxied.client.fetch_log("load_customers", "mine", task)
-        with pytest.raises(UnexpectedAnswerError, match=r"GET /api/v./dagSources"):
-            proxied.client.fetch_dag_sources([dag])
+        (error,) = proxied.client.fetch_dag_sources([dag]).values()
+        assert isinstance(error, UnexpectedAnswerError)
+        assert "/dagSources" in str(error)
 
 
 @pytest.mark.parametrize("token", [None, 5, ["a"], "a\nb", "tök€n"])
