@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -35,6 +35,7 @@ from federation_defs.partitions import Partitioning
 from federation_defs.schedules import (
     describe_auto,
     find_auto_partitions,
+    find_unknown_partitions,
     resolve_declaration,
 )
 from federation_defs.specs import build_specs
@@ -125,7 +126,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         self.fetched: list[Snapshot | AirflowError] = []  # and not written yet; one at most
         self.snapshot: Snapshot | None = None
         self.resolved = declaration  # with all partitions in full, once the state was read
-        self.wrong_windows: Mapping[str, Sequence[str]] = {}  # by DAG id, with `partitions: auto`
+        self.undecided: Mapping[str, Sequence[str]] = {}  # why nothing starts DAGs, by DAG id
         self._defs_state = declaration.defs_state
 
     @classmethod
@@ -230,12 +231,18 @@ class FederatedAirflow(dg.StateBackedComponent):
         self._join_federation(context)
         name, snapshot = self.declaration.name, self.snapshot
         absent = find_absent_dags(name, snapshot, self.named)
-        problems = [*absent.values(), *find_dateless_triggers(self.member, snapshot)]
+        problems = [
+            *absent.values(),
+            *find_dateless_triggers(self.member, snapshot),
+            *self._find_partition_problems(),
+        ]
         if problems and _is_strict():
             raise DeclarationError(problems)
         for problem in problems:
             _log.warning("%s", problem)
-        specs = build_specs(self.resolved, snapshot, self.named.keys(), self._instances)
+        specs = build_specs(
+            self.resolved, snapshot, self.named.keys(), self._instances, self.undecided
+        )
         return build_instance_defs(
             self.client,
             self.resolved,
@@ -244,6 +251,7 @@ class FederatedAirflow(dg.StateBackedComponent):
             self._instances,
             self.find_problem,
             self.find_partition_problem,
+            self.undecided,
         )
 
     def _join_federation(self, context: dg.ComponentLoadContext) -> None:
@@ -266,7 +274,8 @@ class FederatedAirflow(dg.StateBackedComponent):
         if any(find_auto_partitions(member.declaration) for member in members):
             resolved = [Member(each.member.source, each.resolved) for each in components]
             for component, member in zip(components, resolved, strict=True):
-                component.wrong_windows = find_wrong_windows(member, resolved)
+                unknown = find_unknown_partitions(component.resolved, self._instances)
+                component.undecided = {**find_wrong_windows(member, resolved), **unknown}
 
     def load_state(self, context: dg.ComponentLoadContext) -> None:
         """Read the state, after a refresh under `dagster dev`."""
@@ -319,12 +328,22 @@ class FederatedAirflow(dg.StateBackedComponent):
         return None
 
     def find_partition_problem(self, dag_id: str) -> str | None:
-        """Return what is wrong with the partitions of a DAG by what its Airflow says, and upstream
-        Airflows do, as sentences."""
+        """Return what is wrong with the partitions of a DAG, or those that it depends on, by what
+        their Airflows say, as sentences."""
         known = self.snapshot.partitions if self.snapshot else {}
         problem = describe_auto(self.declaration.find_dag(dag_id).partitions, known.get(dag_id))
-        wrong = (f"Upstream, {each}." for each in self.wrong_windows.get(dag_id, ()))
-        return " ".join(filter(None, [problem, *wrong])) or None
+        problems = [problem] if problem else []
+        if dag_id in self.undecided:
+            problems += (f"Upstream, {each}." for each in self.undecided[dag_id])
+            problems.append("Until that is settled, its upstreams do not start it.")
+        return " ".join(problems) or None
+
+    def _find_partition_problems(self) -> Iterator[str]:
+        """Find what is wrong with partitions, as far as the state of the instance tells."""
+        dag_ids = {*find_auto_partitions(self.declaration), *self.undecided}
+        for dag_id in sorted(dag_ids) if self.snapshot else ():
+            if problem := self.find_partition_problem(dag_id):
+                yield f"{self.member.source}: dags.{dag_id}.partitions: {problem}"
 
 
 def _is_strict() -> bool:
@@ -348,6 +367,7 @@ def build_instance_defs(
     instances: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
     find_problem: FindProblem = lambda *_: None,
     find_partition_problem: FindPartitionProblem = lambda _: None,
+    undecided: Collection[str] = (),
     *,
     is_for_run: bool = False,
 ) -> dg.Definitions:
@@ -358,6 +378,7 @@ def build_instance_defs(
         absent: Why DAGs can't run in the instance, by id.
         instances: The declarations of all instances of the code location, by name.
         find_problem: As `build_observation_sensor` takes it, as the next one.
+        undecided: The ids of DAGs that nothing starts.
         is_for_run: Leave out sensors, and checks of DAGs that Dagster does not run.
     """
     instances = {**instances, declaration.name: declaration}
@@ -392,18 +413,17 @@ def build_instance_defs(
             instances=instances,
         )
     ]
-    by_events = select_decided_by_events(declared, instances)
-    by_condition = [spec.key for dag_id, spec in downstreams.items() if dag_id not in by_events]
+    decided = {dag_id: dag for dag_id, dag in declared.items() if dag_id not in undecided}
+    by_events = select_decided_by_events(decided, instances)
+    by_condition = [
+        spec.key
+        for dag_id, spec in downstreams.items()
+        if dag_id in decided and dag_id not in by_events
+    ]
     interval_s = compute_interval(each.conditions for each in instances.values())
     jobs = list[dg.JobDefinition]()
     if by_condition:
         sensors.append(build_automation_sensor(declaration.name, by_condition, interval_s))
-    # As long as its partitions are not known, a DAG would run at any time for any of them.
-    by_events = {
-        dag_id: dag
-        for dag_id, dag in by_events.items()
-        if dag.partitions or not dag.declares_partitions
-    }
     if downstreams and by_events:
         mappings = {dag_id: build_mappings(dag, instances) for dag_id, dag in by_events.items()}
         sensors.append(build_event_sensor(client, by_events, mappings, interval_s))

@@ -37,6 +37,9 @@ _QUARTER, _DAY, _HOUR = timedelta(days=91), timedelta(days=1), timedelta(hours=1
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _INSTEAD = "write `cron` and `start`"
 _REFRESH = "refresh the state: `dg utils refresh-defs-state`"
+_UNTIL_KNOWN = (
+    "A run that ends before they are known belongs to none of them, unless it runs again."
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,32 @@ def resolve_declaration(
     return InstanceDeclaration.model_construct(declaration.model_fields_set, **fields)
 
 
+def find_unknown_partitions(
+    declaration: InstanceDeclaration, instances: Mapping[str, InstanceDeclaration]
+) -> dict[str, list[str]]:
+    """Return the DAGs on which nothing can decide, since their own partitions or those of upstreams
+    are not known: by DAG id, what is not known of upstreams, as ends of sentences.
+
+    Args:
+        declaration: With all partitions in full, as those of `instances`.
+        instances: The declarations of all instances, by name.
+    """
+
+    def is_unknown(instance: str, dag_id: str) -> bool:
+        dag = instances[instance].find_dag(dag_id)
+        return dag.declares_partitions and dag.partitions is None
+
+    return {
+        dag_id: [
+            f"the partitions of {'/'.join(each)} are not known; see its check `partitions`"
+            for each in dag.upstreams
+            if is_unknown(*each)
+        ]
+        for dag_id, dag in declaration.downstreams.items()
+        if any(is_unknown(*each) for each in [(declaration.name, dag_id), *dag.upstreams])
+    }
+
+
 def describe_auto(
     declared: PartitionsDeclaration | None, known: AutoPartitions | None
 ) -> str | None:
@@ -97,10 +126,11 @@ def describe_auto(
     if declared is None or not declared.is_auto:
         return None
     if known is None:
-        return f"Its partitions are not known yet; {_REFRESH}."
-    if known.declared != _dump(declared) or (known.resolved and known.build() is None):
-        return f"Its partitions are those of an earlier declaration; {_REFRESH}."
-    return known.problem
+        return f"Its partitions are not known yet; {_REFRESH}. {_UNTIL_KNOWN}"
+    is_known, problem = known.build() is not None, known.problem
+    if known.declared != _dump(declared) or (known.resolved and not is_known):
+        problem = f"Its partitions are those of an earlier declaration; {_REFRESH}."
+    return problem if is_known else f"{problem} {_UNTIL_KNOWN}"
 
 
 def resolve_schedule(

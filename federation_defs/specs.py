@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +22,7 @@ def build_specs(
     snapshot: Snapshot | None,
     referenced: AbstractSet[str],
     others: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
+    undecided: Collection[str] = (),
 ) -> dict[str, dg.AssetSpec]:
     """Return the asset specs of an instance by DAG id: one for each DAG that is in the snapshot,
     declared, or referenced.
@@ -31,6 +32,7 @@ def build_specs(
         referenced: Ids of this instance's DAGs that any DAG of the federation depends on.
         others: The declarations of other instances, by name. Dagster is taken to run the DAGs of
             an instance that is missing here.
+        undecided: Ids of DAGs that nothing starts.
     """
     dags = snapshot.dags if snapshot else {}
     undescribed = snapshot.undescribed if snapshot else ()
@@ -42,7 +44,7 @@ def build_specs(
         key = build_asset_key(declaration.name, dag_id)
         upstreams = _classify_upstreams(declared, declaration, others)
         condition = None
-        if upstreams and dag_id not in by_events:
+        if upstreams and dag_id not in by_events and dag_id not in undecided:
             detached = None if declared.trigger.wait else key
             condition = build_condition(upstreams, when=declared.trigger.when, detached=detached)
         specs[dag_id] = dg.AssetSpec(

@@ -17,6 +17,7 @@ from federation_defs.dagster_io.event_log import (
 from federation_defs.declaration import DagDeclaration, DependencyDeclaration
 from federation_defs.errors import AirflowError
 from federation_defs.naming import READY_CHECK_NAME, build_asset_key, build_check_key
+from federation_defs.observation.alignment import FindPartitionProblem
 from federation_defs.observation.findings import CheckWatcher, Findings, Last
 from federation_defs.outcome import join_names
 from federation_defs.state import describe_problem
@@ -38,6 +39,8 @@ class Readiness:
         by_events: The ids of those on which the event sensor decides.
         find_problem: Returns why a DAG can't run by the last refresh, given instance and DAG id, as
             the end of a sentence; None if nothing is known to be wrong with it.
+        find_partition_problem: Returns what is wrong with the partitions of a DAG by the last
+            refresh, or those that it depends on, given its id, as sentences.
         unfit: Why upstreams have partitions too often for a DAG without, by DAG id.
     """
 
@@ -47,6 +50,7 @@ class Readiness:
         dags: Mapping[str, DagDeclaration],
         by_events: Collection[str],
         find_problem: FindProblem,
+        find_partition_problem: FindPartitionProblem,
         unfit: Mapping[str, str],
         timing: Timing,
     ) -> None:
@@ -54,6 +58,7 @@ class Readiness:
         self._dags = dags
         self._by_events = by_events
         self._find_known_problem = find_problem
+        self._find_partition_problem = find_partition_problem
         self._unfit = unfit
         self._checks = CheckWatcher(client.instance, READY_CHECK_NAME, dags, timing)
 
@@ -98,7 +103,9 @@ class Readiness:
         ]
         if dag.partitions is None and dag_id in self._unfit:
             findings.warnings.append(self._unfit[dag_id])
-        if dag_id not in self._by_events:
+        if dag.partitions is None and (problem := self._find_partition_problem(dag_id)):
+            findings.errors.append(problem)
+        elif dag_id not in self._by_events:
             self._examine_latches(instance, dag_id, known, findings)
         return findings
 

@@ -28,7 +28,7 @@ from federation_defs.events import (
     build_unreadable_run_observation,
 )
 from federation_defs.outcome import Outcome
-from federation_defs.partitions import Partitioning, find_partition
+from federation_defs.partitions import Partitioning, RunPartition, find_partition
 from federation_defs.timing import Timing
 
 _RUNS_PER_CHECK = 50
@@ -56,12 +56,14 @@ class Reporter:
 
     Attributes:
         partitionings: Of DAGs that have partitions, by DAG id.
+        unknown: The ids of DAGs of which the partitions are not known.
     """
 
     client: AirflowClient
     partitionings: Mapping[str, Partitioning]
     watch: HeartbeatWatch
     timing: Timing
+    unknown: Collection[str] = ()
 
     def __post_init__(self) -> None:
         # Fewer if queries of the event log are so slow that the time is over before the first one.
@@ -177,6 +179,8 @@ class Reporter:
         run = outcome.run
         try:
             partition = find_partition(self.partitionings, run)
+            if run.dag_id in self.unknown:
+                partition = RunPartition(absence="The DAG's partitions were not known yet.")
             events = build_missing_events(self.client, outcome, reported, partition)
             for event in events:
                 dg.serialize_value(event)

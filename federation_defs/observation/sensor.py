@@ -116,7 +116,11 @@ def build_observation_sensor(
         observe.lookback,
         timing,
     )
-    observer = _Observer(client, rules, observe, partitionings, watchers, absent, limits, timing)
+    watch = HeartbeatWatch(client.instance, timing, tick_interval_s)
+    declared = {dag_id for dag_id, dag in dags.items() if dag.declares_partitions}
+    unknown = declared - partitionings.keys()
+    reporter = Reporter(client, partitionings, watch, timing, unknown)
+    observer = _Observer(client, rules, observe, reporter, watch, watchers, absent, limits, timing)
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "observation"),
         evaluation_fn=observer.tick,
@@ -153,7 +157,8 @@ class _Observer:
     client: AirflowClient
     rules: Rules
     observe: ObserveDeclaration
-    partitionings: Mapping[str, Partitioning]
+    _reporter: Reporter
+    _watch: HeartbeatWatch
     watchers: Watchers
     absent: Mapping[str, str]
     limits: Limits
@@ -165,9 +170,6 @@ class _Observer:
         self._outcomes = OutcomeFetcher(self.client, self.rules, self.timing)
         self._pace = Pace(self.timing, self.observe.interval)
         self._deferred = DeferredRuns(self.client, self.timing)
-        tick_interval_s = min(self.observe.interval, self.timing.max_tick_interval_s)
-        self._watch = HeartbeatWatch(self.client.instance, self.timing, tick_interval_s)
-        self._reporter = Reporter(self.client, self.partitionings, self._watch, self.timing)
         self._unchecked = list(self.absent)
         self._unasked: list[dg.AssetKey] | None = None  # for their first reports
         self._first_end = math.inf

@@ -56,7 +56,8 @@ class Watchers:
         self._lateness = Lateness(client.instance, deadlines, lookback_s, timing)
         by_events = select_decided_by_events(downstreams, instances)
         unfit = find_unfit_cadences(dags, instances)
-        self._readiness = Readiness(client, downstreams, by_events, find_problem, unfit, timing)
+        finds = find_problem, find_partition_problem
+        self._readiness = Readiness(client, downstreams, by_events, *finds, unfit, timing)
         partitioned = {
             dag_id: partitionings.get(dag_id)
             for dag_id, dag in dags.items()

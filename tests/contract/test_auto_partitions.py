@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,10 +22,16 @@ from upath import UPath
 
 from federation_defs import FederatedAirflow
 from federation_defs.dagster_io.event_log import fetch_last_evaluations
-from federation_defs.naming import PARTITIONS_CHECK_NAME, build_asset_key, build_check_key
+from federation_defs.naming import (
+    PARTITIONS_CHECK_NAME,
+    READY_CHECK_NAME,
+    build_asset_key,
+    build_check_key,
+)
 from tests.contract.airflow.test_schedules import DAY, build_plan, end
 from tests.contract.clients import SIGN_INS
-from tests.contract.fakes.airflow import FakeAirflow
+from tests.contract.fakes.airflow import FakeAirflow, asks
+from tests.contract.fakes.faults import answer
 from tests.unit.project import Project
 
 # Dagster 1.13 itself uses a deprecated function of pydantic.
@@ -74,6 +81,12 @@ class Federation:
         """Load the project, and return the names of its sensors."""
         tree, _ = self._build()
         return {str(sensor.name) for sensor in tree.build_defs(tree.defs_module_path).sensors or ()}
+
+    def find_condition(self, dag_id: str) -> dg.AutomationCondition | None:
+        """Load the project, and return the automation condition of a DAG."""
+        tree, _ = self._build()
+        graph = tree.build_defs(tree.defs_module_path).resolve_asset_graph()
+        return graph.get(build_asset_key("sales", dag_id)).automation_condition
 
     def refresh(self) -> None:
         """Refresh the state as `dg utils refresh-defs-state` does."""
@@ -201,7 +214,7 @@ def test_a_schedule_that_tells_no_partitions_says_what_to_write(federation: Fede
     assert partitions is None
     assert problem is not None
     assert "'Asset' gives none" in problem
-    assert problem.endswith("write `cron` and `start`.")
+    assert "write `cron` and `start`. A run that ends before they are known belongs" in problem
     federation.dag.plan = DAILY
     assert federation.load() == (build("0 0 * * *", "2026-02-28"), None)
 
@@ -214,5 +227,99 @@ def test_what_can_not_line_up_by_a_schedule_is_told_and_no_error_at_load(
     federation.declare("auto", report={"depends_on": [upstream], "partitions": partitions})
     _, problem = federation.load("report")
     assert problem == (
-        "Upstream, sales/load has partitions; write `window: same` or previous, in place of last."
+        "Upstream, sales/load has partitions; write `window: same` or previous, in place of last. "
+        "Until that is settled, its upstreams do not start it."
     )
+    assert federation.find_sensors() == {"sales__observation"}
+
+
+def test_windows_that_are_found_to_be_too_many_never_reach_the_sensor(
+    federation: Federation,
+) -> None:
+    federation.dag.plan = build_plan("v2", ("* * * * *", end((None, DAY[1])), {}, ""))
+    below = {"depends_on": ["sales/load"], "partitions": {"cron": "@yearly", "start": "2026-01-01"}}
+    federation.declare({"cron": "auto", "start": "2026-11-01"}, below=below)
+    _, problem = federation.load("below")
+    assert "has the time of" in (problem or "")
+    assert federation.find_sensors() == {"sales__observation"}
+
+
+def test_nothing_starts_a_dag_below_one_of_which_the_partitions_are_not_known(
+    federation: Federation, instance: dg.DagsterInstance
+) -> None:
+    partitions = {"cron": "0 0 * * *", "start": "2026-01-01"}
+    dags = {
+        "plain": {"depends_on": ["sales/load"]},
+        "parted": {"depends_on": ["sales/load"], "partitions": partitions},
+    }
+    checks = {
+        dag_id: build_check_key(build_asset_key("sales", dag_id), check)
+        for dag_id, check in (("plain", READY_CHECK_NAME), ("parted", PARTITIONS_CHECK_NAME))
+    }
+    for dag_id in dags:
+        federation.server.database.add_dag(dag_id)
+    federation.dag.plan = BY_ASSETS
+    federation.declare("auto", **dags)
+    assert federation.find_sensors() == {"sales__observation"}
+    assert federation.find_condition("plain") is None
+    federation.observe(instance)
+    for dag_id, key in checks.items():
+        evaluation = fetch_last_evaluations(instance, [key])[key]
+        assert not evaluation.passed, dag_id
+        assert (
+            "Upstream, the partitions of sales/load are not known; see its check `partitions`. "
+            "Until that is settled, its upstreams do not start it."
+        ) in (evaluation.description or "")
+    federation.dag.plan = DAILY
+    assert federation.find_sensors() == {"sales__observation", "sales__events"}
+    federation.observe(instance)
+    evaluations = fetch_last_evaluations(instance, checks.values())
+    assert all("not known" not in (each.description or "") for each in evaluations.values())
+
+
+def test_what_is_wrong_is_a_warning_at_load_and_an_error_in_strict_mode(
+    federation: Federation, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation.load()
+    assert caplog.text == ""
+    federation.dag.plan = BY_ASSETS
+    federation.load()
+    assert "dags.load.partitions: Its schedule does not tell its partitions" in caplog.text
+    monkeypatch.setenv("FEDERATION_STRICT", "true")
+    with pytest.raises(Exception, match=r"defs\.yaml") as refused:
+        federation.load()
+    told = "".join(traceback.format_exception(refused.value))
+    assert "DeclarationError: 1 problem in the declarations" in told
+    assert "dags.load.partitions: Its schedule does not tell" in told
+    federation.dag.plan = DAILY
+    federation.load()
+
+
+@pytest.mark.parametrize("status", [400, 403, 406, 500])
+@pytest.mark.parametrize("path", ["/dags/load/details", "/dagSources/.*"])
+def test_what_can_not_be_read_of_one_dag_is_its_problem_alone(
+    federation: Federation, caplog: pytest.LogCaptureFixture, path: str, status: int
+) -> None:
+    federation.server.database.add_dag("other")
+    federation.server.fail_next(asks("GET", path), answer(status, {"detail": "x"}), times=99)
+    partitions, problem = federation.load()
+    assert partitions is None
+    assert str(status) in (problem or "")
+    assert federation.load("other") == (None, None)
+    assert "Using the declared DAGs" not in caplog.text
+
+
+def test_a_run_that_ends_before_its_partitions_are_known_says_so(
+    federation: Federation, instance: dg.DagsterInstance
+) -> None:
+    federation.dag.plan = BY_ASSETS
+    database = federation.server.database
+    database.finish_run(database.start_run("load", "mine"))
+    for _ in range(2):
+        federation.observe(instance)
+    key = build_asset_key("sales", "load")
+    (record,) = instance.fetch_materializations(key, limit=5).records
+    materialization = record.asset_materialization
+    assert materialization is not None
+    said = materialization.metadata["No partition"].value
+    assert said == "The DAG's partitions were not known yet."
