@@ -93,7 +93,7 @@ class PartitionMapping:
         how many of them it needs."""
         if self.upstream is None:
             return [], 0
-        window = _in_utc(self.downstream.time_window_for_partition_key(partition))
+        window = in_utc(self.downstream.time_window_for_partition_key(partition))
         if self.window == "previous":
             window = _get_window(self.downstream, window.start - _INSTANT)
         begin = _get_window(self.upstream, window.start).start
@@ -158,7 +158,7 @@ def select_decided_by_events(
 def find_window(definition: dg.TimeWindowPartitionsDefinition, key: str) -> dg.TimeWindow | None:
     """Return the window of a partition; None if no partition ever has this key."""
     try:
-        window = _in_utc(definition.time_window_for_partition_key(key))
+        window = in_utc(definition.time_window_for_partition_key(key))
         is_own = definition.get_partition_key_for_timestamp(window.start.timestamp()) == key
     except _NO_PARTITION:
         return None
@@ -167,10 +167,10 @@ def find_window(definition: dg.TimeWindowPartitionsDefinition, key: str) -> dg.T
 
 def _get_window(definition: dg.TimeWindowPartitionsDefinition, moment: datetime) -> dg.TimeWindow:
     key = definition.get_partition_key_for_timestamp(moment.timestamp())
-    return _in_utc(definition.time_window_for_partition_key(key))
+    return in_utc(definition.time_window_for_partition_key(key))
 
 
-def _in_utc(window: dg.TimeWindow) -> dg.TimeWindow:
+def in_utc(window: dg.TimeWindow) -> dg.TimeWindow:
     """Return a window whose times can be compared: in one time zone, Python takes no notice of the
     hour that is repeated in autumn."""
     return dg.TimeWindow(window.start.astimezone(timezone.utc), window.end.astimezone(timezone.utc))
@@ -180,7 +180,7 @@ def _in_utc(window: dg.TimeWindow) -> dg.TimeWindow:
 def _get_first(definition: dg.TimeWindowPartitionsDefinition) -> datetime:
     first = definition.get_next_partition_window(definition.start, respect_bounds=False)
     assert first is not None  # noqa: S101 - without bounds, there is always one
-    return _in_utc(first).start
+    return in_utc(first).start
 
 
 def _find_keys(

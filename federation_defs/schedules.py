@@ -24,6 +24,7 @@ from federation_defs.airflow.models import Schedule
 from federation_defs.declaration import InstanceDeclaration, PartitionsDeclaration
 from federation_defs.declaration.fields import find_timezones
 from federation_defs.errors import AirflowError
+from federation_defs.partition_mapping import in_utc
 
 _MOST_PARTITIONS = 100_000  # of an asset, as Dagster advises (1.13)
 _KEY_FORMAT = "%Y-%m-%dT%H:%M:%S"  # of a `CronPartitionTimetable` that sets none (3.3)
@@ -284,7 +285,8 @@ def _find_windows(
     last = known and known.timezone
     for zone in sorted(zones, key=lambda zone: zone != last):
         windows = _build_windows(cron, zone)
-        window = windows.get_prev_partition_window(fires_at, respect_bounds=False)
+        before = windows.get_prev_partition_window(fires_at, respect_bounds=False)
+        window = before and in_utc(before)
         if window and window.end == fires_at:
             later = [fires_at + number * _QUARTER for number in (1, 2, 3)]
             ticks = [
