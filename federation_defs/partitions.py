@@ -124,7 +124,10 @@ class Partitioning:
 
     def _is_tick(self, date: datetime) -> bool:
         """Whether a partition begins at a moment, and so another one ends."""
-        window = self.definition.get_next_partition_window(date, respect_bounds=False)
+        try:
+            window = self.definition.get_next_partition_window(date, respect_bounds=False)
+        except _NO_PARTITION:
+            return False
         # In the hour that is repeated in autumn, Python takes times of two zones for unequal.
         return window is not None and window.start.timestamp() == date.timestamp()
 
