@@ -18,7 +18,8 @@ from federation_defs.checks import are_dag_checks, recreate_checks
 from federation_defs.component import FederatedAirflow
 from federation_defs.dagster_io.deployment import fetch_active_runs_in_worker, is_reconstruction
 from federation_defs.declaration import InstanceDeclaration, suggest
-from federation_defs.naming import build_op_name
+from federation_defs.naming import build_asset_key, build_op_name
+from federation_defs.specs import build_specs
 from federation_defs.validation import Member
 
 _log = logging.getLogger(__name__)
@@ -113,6 +114,8 @@ def _load(path: Path, runs: Sequence[dg.DagsterRun] = ()) -> _Loaded:
                 component.federation = components
         try:
             defs = tree.build_defs(tree.defs_module_path)
+            if needed is not None:
+                defs = _add_partitioned(defs, components)
             loaded = _Loaded(tree, declarations, needed, defs)
             if needed is not None:
                 loaded.finish(None).get_repository_def()
@@ -126,6 +129,37 @@ def _load(path: Path, runs: Sequence[dg.DagsterRun] = ()) -> _Loaded:
             _log.info("Loading all of the project, as a part of it fails.", exc_info=True)
             return _load(path)
         return loaded
+
+
+def _add_partitioned(
+    defs: dg.Definitions, components: Sequence[FederatedAirflow]
+) -> dg.Definitions:
+    """Add the DAGs with partitions that were left out and that assets of the project's own depend
+    on: which partitions those need is mapped from the DAG's."""
+    known, depended_on = set[dg.AssetKey](), set[dg.AssetKey]()
+    for each in defs.assets or ():
+        match each:
+            case dg.AssetsDefinition():
+                known |= set(each.keys)
+                depended_on |= set(each.dependency_keys)
+            case dg.AssetSpec():
+                known.add(each.key)
+                depended_on |= {dep.asset_key for dep in each.deps}
+            case _:  # depends on nothing that is known now
+                pass
+    instances = {component.declaration.name: component.resolved for component in components}
+    missing = depended_on - known
+    added: list[dg.AssetSpec] = []
+    for declaration in instances.values():
+        dag_ids = {
+            dag_id
+            for dag_id, dag in declaration.dags.items()
+            if dag.partitions and build_asset_key(declaration.name, dag_id) in missing
+        }
+        if dag_ids:
+            specs = build_specs(declaration, None, dag_ids, instances)
+            added += [specs[dag_id] for dag_id in dag_ids]
+    return dg.Definitions.merge(defs, dg.Definitions(assets=added)) if added else defs
 
 
 def _warn_of_unknown_assets(members: Iterable[Member], defs: dg.Definitions) -> None:
@@ -159,7 +193,7 @@ def _warn_of_unknown_assets(members: Iterable[Member], defs: dg.Definitions) -> 
 
 
 def _find_needed_dags(
-    runs: Iterable[dg.DagsterRun], declarations: Iterable[InstanceDeclaration]
+    runs: Iterable[dg.DagsterRun], declarations: Sequence[InstanceDeclaration]
 ) -> dict[str, set[str]] | None:
     """Find the DAGs that these runs execute or depend on, by instance.
 
@@ -178,13 +212,11 @@ def _find_needed_dags(
             executed[key.path[0]].add(key.path[-1])
         for check in run.asset_check_selection or ():
             checked[check.asset_key.path[0]].add(check.asset_key.path[-1])
-    needed: defaultdict[str, set[str]] = defaultdict(set)
+    needed = defaultdict(set[str], {declaration.name: set[str]() for declaration in declarations})
     for declaration in declarations:
         name, downstreams = declaration.name, declaration.downstreams
         if not checked[name] <= downstreams.keys():
             return None
-        # Assets of the project's own may depend on partitions.
-        needed[name] |= {dag_id for dag_id, dag in declaration.dags.items() if dag.partitions}
         if not downstreams.keys().isdisjoint(executed[name] | checked[name]):
             needed[name] |= downstreams.keys()
             for dag in downstreams.values():

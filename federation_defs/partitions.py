@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Protocol
 
@@ -18,7 +18,6 @@ from federation_defs.partition_mapping import find_window
 _NO_PARTITION = (ArithmeticError, ValueError, dg.DagsterInvariantViolationError)
 _BY_HAND = "manual"  # the type of a run
 _MAX_KEY_CHARACTERS = 100  # that are shown
-_WINDOWS_PER_CADENCE = 8
 
 
 class DatedRun(Protocol):
@@ -81,16 +80,9 @@ class Partitioning:
                 key, seen = None, f"{seen} It was started by hand, and no partition begins then."
         return RunPartition(key, None if key else f"{seen} Partitions are of {self.describe()}.")
 
-    @cached_property
+    @property
     def cadence_s(self) -> float:
-        """The time from one partition to the next, in seconds: the mean of some."""
-        ends: list[float] = [self.definition.start.timestamp()]
-        for _ in range(_WINDOWS_PER_CADENCE):
-            end = datetime.fromtimestamp(ends[-1], timezone.utc)
-            window = self.definition.get_next_partition_window(end, respect_bounds=False)
-            assert window is not None  # noqa: S101 - without bounds, there is always one
-            ends.append(window.end.timestamp())
-        return (ends[-1] - ends[1]) / (len(ends) - 2)
+        return self.declaration.cadence_s
 
     def read_date(self, run: DatedRun) -> datetime | None:
         """Return the date that decides the partition of a run without a partition key."""

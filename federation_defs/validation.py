@@ -17,7 +17,6 @@ from federation_defs.declaration import (
     suggest,
 )
 from federation_defs.dependencies.only_if import check_function
-from federation_defs.partitions import Partitioning
 from federation_defs.state import Snapshot
 
 _MANY = 10  # absent DAGs: to look for similar names takes 0.05 s each, in an instance with 500
@@ -157,7 +156,7 @@ def _find_wrong_windows(
         )
     if partitions is None:
         return
-    ratio = Partitioning(dag.partitions).cadence_s / Partitioning(partitions).cadence_s
+    ratio = dag.partitions.cadence_s / partitions.cadence_s
     if max(ratio, 1 / ratio) > _MOST_WINDOWS:
         longer, shorter = ("this DAG", name) if ratio > 1 else (name, "this DAG")
         yield (

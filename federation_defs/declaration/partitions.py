@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 import dagster as dg
-from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -23,6 +30,7 @@ from federation_defs.declaration.fields import (
 
 _AUTO = "auto"
 _WINDOWS_IN_A_ROW = 3  # to try
+_WINDOWS_PER_CADENCE = 8
 # At most one tick per day, so that the date is enough for a key.
 _DAILY = re.compile(r"\s*(\d+\s+\d+\s.*|@(daily|weekly|monthly|yearly|annually|midnight)\s*)")
 
@@ -33,7 +41,9 @@ def _check_cron(cron: str) -> str:
     try:
         dg.TimeWindowPartitionsDefinition(cron_schedule=cron, start="2026", fmt="%Y")
     except dg.DagsterInvalidDefinitionError:
-        raise ValueError("write a cron expression of five fields (0 6 * * *), or @daily") from None
+        raise ValueError(
+            "write a cron expression of five fields (0 6 * * *), @daily or auto"
+        ) from None
     return cron
 
 
@@ -42,8 +52,20 @@ def _check_format(key_format: str) -> str:
         text = datetime.datetime(2026, 1, 31, 13, 5).strftime(key_format)
         datetime.datetime.strptime(text, key_format)
     except ValueError:
-        raise ValueError("write a format of strptime, such as %Y-%m-%d") from None
+        raise ValueError(
+            "write a format of strptime, such as %Y-%m-%d, or %G-W%V-%u for weeks; keys have no "
+            "time zone (%z, %Z)"
+        ) from None
     return key_format
+
+
+def _refuse_number(start: Any) -> Any:
+    """Refuse what pydantic would take for the seconds since 1970."""
+    try:
+        float(start)
+    except (TypeError, ValueError):
+        return start
+    raise ValueError("write a day, as 2026-01-01")
 
 
 class PartitionsDeclaration(Declaration):
@@ -58,7 +80,7 @@ class PartitionsDeclaration(Declaration):
         "the other keys unless they are set; `partitions: auto` is the same.",
         examples=["0 0 * * *", "@hourly", "auto"],
     )
-    start: datetime.date | None = Field(
+    start: Annotated[datetime.date | None, BeforeValidator(_refuse_number)] = Field(
         default=None,
         description="The first partition's day. With `cron: auto`, that of the DAG's start date "
         "unless set.",
@@ -83,7 +105,17 @@ class PartitionsDeclaration(Declaration):
     @model_validator(mode="before")
     @classmethod
     def _parse_text(cls, value: Any) -> Any:
-        return {"cron": value} if value == _AUTO else value
+        if value == _AUTO:
+            return {"cron": value}
+        if isinstance(value, str):
+            raise ValueError("write auto, or the keys `cron` and `start`")
+        if (
+            isinstance(value, Mapping)
+            and "cron" not in value
+            and cls.model_fields.keys() >= {*value}
+        ):
+            raise ValueError("cron: write when each partition begins, as 0 0 * * *, or auto")
+        return value
 
     @model_validator(mode="after")
     def _check_windows(self) -> PartitionsDeclaration:
@@ -92,7 +124,9 @@ class PartitionsDeclaration(Declaration):
         if self.start is None:
             raise ValueError("start: write the first partition's day, as 2026-01-01")
         try:
-            has_own_keys = _has_own_keys(self.build_definition())
+            definition = self.build_definition()
+            _compute_cadence_s(definition)
+            has_own_keys = _has_own_keys(definition, has_default_format=not self.key_format)
         except Exception:  # noqa: BLE001 - Dagster raises errors of several libraries
             raise ValueError(
                 f"cron, start: '{self.cron}' gives no partitions from {self.start} on; write days "
@@ -100,7 +134,8 @@ class PartitionsDeclaration(Declaration):
             ) from None
         if has_own_keys:
             return self
-        if self.key_format and _has_own_keys(self._build_definition(None)):
+        default = self._build_definition(None)
+        if self.key_format and _has_own_keys(default, has_default_format=True):
             raise ValueError("key_format: two partitions have the same key; write more of the date")
         raise ValueError(
             f"cron: Dagster mistakes a partition of '{self.cron}' in {self.timezone} for another; "
@@ -126,6 +161,11 @@ class PartitionsDeclaration(Declaration):
         """Whether the DAG's schedule in its Airflow says what is not set."""
         return self.cron == _AUTO
 
+    @property
+    def cadence_s(self) -> float:
+        """The time from one partition to the next, in seconds: the mean of some."""
+        return _compute_cadence_s(self.build_definition())
+
     def build_definition(self) -> dg.TimeWindowPartitionsDefinition:
         """Return Dagster's definition: a partition from each tick of `cron` to the next.
 
@@ -145,17 +185,28 @@ class PartitionsDeclaration(Declaration):
         )
 
 
-@cache  # takes up to 0.4 s, and a load validates each DAG twice
-def _has_own_keys(definition: dg.TimeWindowPartitionsDefinition) -> bool:
+@cache  # all DAGs of a fleet have few of them
+def _compute_cadence_s(definition: dg.TimeWindowPartitionsDefinition) -> float:
+    ends: list[float] = [definition.start.timestamp()]
+    for _ in range(_WINDOWS_PER_CADENCE):
+        end = datetime.datetime.fromtimestamp(ends[-1], datetime.timezone.utc)
+        window = definition.get_next_partition_window(end, respect_bounds=False)
+        assert window is not None  # noqa: S101 - without bounds, there is always one
+        ends.append(window.end.timestamp())
+    return (ends[-1] - ends[1]) / (len(ends) - 2)
+
+
+@cache  # takes up to 20 ms, and a load validates each DAG twice
+def _has_own_keys(
+    definition: dg.TimeWindowPartitionsDefinition, *, has_default_format: bool
+) -> bool:
     """Whether the key of each window, and of a moment inside of it, is parsed as that window.
 
     If a format leaves something out, this shows in windows that follow each other, at other hours,
-    in other months, or when clocks change.
+    in other months, or when clocks change. The default formats leave out only what the last shows.
     """
-    moments = [
-        definition.start + datetime.timedelta(hours=hours)
-        for hours in (0, 12, *(31 * 24 * number for number in range(1, 7)))
-    ]
+    later = () if has_default_format else (12, *(31 * 24 * number for number in range(1, 7)))
+    moments = [definition.start + datetime.timedelta(hours=hours) for hours in (0, *later)]
     for moment in [*moments, *_find_clock_changes(definition.timezone)]:
         end = moment
         for _ in range(_WINDOWS_IN_A_ROW):

@@ -304,6 +304,28 @@ def test_an_asset_of_the_projects_own_may_depend_on_any_dag(
     assert create_execution_plan(job).step_keys_to_execute == ["report"]
 
 
+@pytest.mark.parametrize("is_depended_on", [False, True])
+def test_dags_with_partitions_are_built_if_assets_of_the_projects_own_depend_on_them(
+    project: Project, instance: dg.DagsterInstance, *, is_depended_on: bool
+) -> None:
+    daily = {"partitions": {"cron": "0 0 * * *", "start": "2026-01-01"}}
+    dags = {"a": daily, "b": {**daily, "depends_on": ["sales/a"]}, "c": daily}
+    project.declare("sales", more={"dags": dags})
+    a, b, c = (build_asset_key("sales", dag_id) for dag_id in "abc")
+    if is_depended_on:
+        (project.defs / "own.py").write_text(ASSETS.format(key=c.path))
+    server = CodeServer(project)
+    for key in (b, LOADED):
+        instance.wipe()
+        create_run(instance, assets=frozenset({key}))
+        graph = server.start_worker().get_definition().asset_graph
+        built = {a, b} if key == b else set[dg.AssetKey]()
+        built |= {c} if is_depended_on else set()
+        assert {
+            each for each in graph.get_all_asset_keys() if graph.get(each).partitions_def
+        } == built
+
+
 def test_without_an_instance_everything_is_loaded(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

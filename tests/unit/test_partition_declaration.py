@@ -50,7 +50,9 @@ def test_a_cron_expression_may_be_a_name_or_a_template(cron: str) -> None:
 def test_an_invalid_cron_expression_is_refused(cron: str) -> None:
     with pytest.raises(ValidationError, match=r"partitions\.cron") as refused:
         declare(partitions={**DAILY, "cron": cron})
-    assert "write a cron expression of five fields (0 6 * * *), or @daily" in str(refused.value)
+    assert "write a cron expression of five fields (0 6 * * *), @daily or auto" in str(
+        refused.value
+    )
 
 
 def test_an_unknown_time_zone_is_refused_with_a_similar_one() -> None:
@@ -149,6 +151,7 @@ def test_two_hours_of_one_key_when_clocks_change_are_refused() -> None:
         {"start": "9999-12-31"},
         {"start": "0001-01-01"},
         {"start": "0001-01-01", "timezone": "Asia/Tokyo"},
+        {"start": "9994-01-01", "cron": "@yearly"},
         {"cron": "0 0 31 2,4 *"},
     ],
 )
@@ -307,3 +310,46 @@ def test_the_json_schema_accepts_what_a_load_does(partitions: Any, is_accepted: 
 def test_partitions_without_a_start_say_what_to_write() -> None:
     with pytest.raises(ValidationError, match="start: write the first partition's day, as 2026-01"):
         declare(partitions={"cron": "@daily"})
+
+
+@pytest.mark.parametrize(
+    ("partitions", "said"),
+    [
+        ("Auto", "write auto, or the keys `cron` and `start`"),
+        ("daily", "write auto, or the keys `cron` and `start`"),
+        ({"start": "2026-01-01"}, "cron: write when each partition begins, as 0 0 * * *, or auto"),
+        ({"corn": "@daily"}, "unknown key 'corn'; did you mean 'cron'?"),
+        ({**DAILY, "cron": "Auto"}, "(0 6 * * *), @daily or auto"),
+        ({**DAILY, "key_format": "%G-W%V"}, "or %G-W%V-%u for weeks"),
+        ({**DAILY, "key_format": "%Y-%m-%d%z"}, "keys have no time zone (%z, %Z)"),
+        ({**DAILY, "start": 0}, "write a day, as 2026-01-01"),
+        ({**DAILY, "start": "2026"}, "write a day, as 2026-01-01"),
+    ],
+)
+def test_what_is_wrong_with_partitions_is_refused_with_what_to_write(
+    partitions: Any, said: str
+) -> None:
+    with pytest.raises(ValidationError, match="partitions") as refused:
+        declare(partitions=partitions)
+    assert said in str(refused.value)
+
+
+def test_whether_partitions_are_declared_outlasts_copies_and_defaults() -> None:
+    """A DAG whose schedule does not tell its partitions is copied without them, as declared."""
+    auto, none = declare(partitions="auto"), declare(partitions=None)
+    assert auto.model_copy(update={"partitions": None}).declares_partitions
+    assert not none.model_copy().declares_partitions
+    instance = {"name": "a", "url": "http://127.0.0.1:1", "auth": {"type": "none"}}
+    dags = {
+        "auto": auto,
+        "none": DagDeclaration(partitions=None),
+        "daily": declare(partitions=DAILY),
+    }
+    for declaration in (
+        parsed := parse_declaration({**instance, "dags": dags}, "a"),
+        parse_declaration(parsed.model_dump(exclude_unset=True), "a"),
+        parse_declaration(parsed, "a"),
+    ):
+        declared = {dag_id for dag_id, dag in declaration.dags.items() if dag.declares_partitions}
+        assert declared == {"auto", "daily"}
+        assert not declaration.find_dag("unknown").declares_partitions
