@@ -18,6 +18,8 @@ FLEET_SIZES ?= S,M,L,XL,XL4
 # Of the tests of observation and execution, those that ask the most of a storage.
 ON_POSTGRES := $(addprefix tests/contract/,observation/test_observation.py observation/test_ownership.py \
 	observation/test_crossing.py execution/test_reexecution.py execution/test_taking_over.py)
+WITH_HISTORIES := $(addprefix tests/contract/,observation/test_observation_histories.py test_automation_histories.py \
+	test_all_histories.py dependencies/test_event_histories.py dependencies/test_partitions.py)
 AIRFLOWS_ONLY := "-m 'real_airflows and not dagster_dev and not soak' tests/contract tests/live"
 WITH_DAGSTER := "-m 'dagster_dev and not soak' tests/live"
 # Keep the output of each target together, if this make can.
@@ -54,7 +56,7 @@ bench-automation: install ## a tick of an automation sensor, our condition and e
 	@$(RUN) python -m tests.bench.automation
 
 soak: install-tests storages ## the long tests: storages, histories, bursts, kills, sign-ins, benchmarks
-	@HISTORIES=$(HISTORIES) $(RUN) pytest -q -s tests/contract/observation/test_observation_histories.py tests/contract/test_automation_histories.py
+	@HISTORIES=$(HISTORIES) $(RUN) pytest -q -s $(WITH_HISTORIES)
 	@BURST_RUNS=$(BURST_RUNS) BURST_ROUNDS=$(BURST_ROUNDS) CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_BURST=$(CHAOS_BURST) \
 		$(RUN) pytest -q -s -m dagster_dev tests/live
 	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(RUN) pytest -q -s -m "" tests/live/test_airflow_restarts.py
@@ -102,9 +104,9 @@ quick: install ## the tests that need no real Airflow
 	@$(RUN) pytest -q -n 2 --storage cloud -m "not real_airflows and not soak" tests/unit tests/contract
 	@$(RUN) pytest -q -n 2 --storage postgres -m "not real_airflows and not soak" $(ON_POSTGRES)
 
-storages: install ## observation and execution on plain SQLite and on PostgreSQL, whole
+storages: install ## observation, dependencies and execution on plain SQLite and on PostgreSQL, whole
 	@set -e; for storage in sqlite postgres; do $(RUN) pytest -q -n 2 --storage $$storage \
-		-m "not real_airflows and not soak" tests/contract/observation tests/contract/execution; done
+		-m "not real_airflows and not soak" tests/contract/observation tests/contract/execution tests/contract/dependencies; done
 
 real-airflows: install ## the tests that need real Airflows, with and without a real dagster dev
 	@$(RUN) python -m tests.with_airflows $(AIRFLOWS_ONLY) $(WITH_DAGSTER)
