@@ -101,7 +101,7 @@ live: install-tests ## the tests over real Airflows, with and without a real dag
 	@$(RUN) pytest tests/live
 
 quick: install ## the tests that need no real Airflow
-	@$(RUN) pytest -q -n 2 --storage cloud -m "not real_airflows and not soak" tests/unit tests/contract
+	@$(RUN) pytest -q -n 2 --durations 15 --storage cloud -m "not real_airflows and not soak" tests/unit tests/contract
 	@$(RUN) pytest -q -n 2 --storage postgres -m "not real_airflows and not soak" $(ON_POSTGRES)
 
 storages: install ## observation, dependencies and execution on plain SQLite and on PostgreSQL, whole

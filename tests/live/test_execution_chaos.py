@@ -167,9 +167,9 @@ def cancel(federation: Federation, chance: random.Random, name: str, moment: str
         client.trigger_run(*other)
         wait_for_state(client, *other, "running")
     if moment == RESPONSE_DELAYED:
-        proxy.lose_response(trickle(65536, DELAY_S))
+        proxy.lose_response(trickle(65536, DELAY_S), PACED)
     elif moment == TRIGGER_DELAYED:
-        proxy.delay_trigger(DELAY_S)
+        proxy.delay_trigger(DELAY_S, PACED)
     root = dagster.materialize(name, PACED)
     run = (PACED, build_run_id(root))
     if moment == TRIGGER_DELAYED:

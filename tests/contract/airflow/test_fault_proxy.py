@@ -136,7 +136,7 @@ def test_a_read_whose_connection_breaks_is_repeated() -> None:
         assert proxied.server.count("GET", "/dags") == 3
         assert took.seconds < 10
 
-    check_all_faults(BREAKS, check)
+    check_all_faults(BREAKS, check, read_timeout=5)
 
 
 @pytest.mark.parametrize("api", ["v1", "v2"])

@@ -152,7 +152,7 @@ COMBINATIONS = [
     other=st.sampled_from(STATES),
 )
 @settings(
-    max_examples=int(os.environ.get("HISTORIES", "2")),
+    max_examples=int(os.environ.get("HISTORIES", "1")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -183,7 +183,7 @@ class Player(EventDaemon):
 @pytest.mark.parametrize("name", CASES)
 @given(data=st.data())
 @settings(
-    max_examples=int(os.environ.get("HISTORIES", "3")),
+    max_examples=int(os.environ.get("HISTORIES", "1")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
