@@ -22,7 +22,7 @@ from federation_defs.events import build_drop_observation
 from federation_defs.execution import build_execution
 from federation_defs.naming import build_asset_key
 from federation_defs.specs import build_specs
-from tests.contract.conftest import Airflow, OpenInstance
+from tests.contract.conftest import Airflow, OpenInstance, StartAirflow
 from tests.contract.dependencies.reacting import DAG, EventDaemon, declare, report
 from tests.contract.execution.executing import FAST, materialize
 from tests.contract.execution.partitioned import of, of_range
@@ -267,6 +267,7 @@ def read_days(airflow: Airflow) -> list[str]:
     return [f"{run.logical_date:%F}" for run in airflow.database.runs if run.logical_date]
 
 
+PARTITIONS: Declared = {"partitions": DAILY}
 PARTITIONED: Declared = {"depends_on": [UP], "partitions": DAILY}
 
 
@@ -452,6 +453,27 @@ def test_the_partition_key_of_an_airflow_is_passed_on_in_the_format_of_the_other
     (run,) = airflow_v2.database.runs
     assert (run.partition_key, run.logical_date) == ("20260305", None)
     assert instance.get_materialized_partitions(KEY) == {"20260305"}
+
+
+def test_a_backfill_goes_on_over_three_instances(
+    start_airflow: StartAirflow, instance: dg.DagsterInstance
+) -> None:
+    middle, last = (start_airflow("v2", name) for name in ("middle", "last"))
+    for airflow in (middle, last):
+        airflow.database.add_dag(DAG, polls=0)
+    below = {**PARTITIONED, "depends_on": [f"middle/{DAG}"]}
+    daemons = [
+        EventDaemon(middle.client, instance, {DAG: PARTITIONED}, {"warehouse": {"up": PARTITIONS}}),
+        EventDaemon(last.client, instance, {DAG: below}, {"middle": {DAG: PARTITIONED}}),
+    ]
+    assert [daemon.tick() for daemon in daemons] == [[], []]
+    days = ["2026-03-07", "2026-03-05", "2026-03-06"]
+    for day in days:
+        report(instance, UP, partition=day)
+    for _ in range(len(days) + 1):
+        for daemon in daemons:
+            daemon.tick()
+    assert read_days(middle) == read_days(last) == days
 
 
 @pytest.mark.parametrize("is_range", [False, True], ids=["one partition", "a backfill"])
