@@ -30,7 +30,7 @@ from tests.contract.worlds import connect_to
 DAGS = ("load_customers", "load_orders", "not_selected")
 SELECTED = DAGS[:2]
 OUTAGE = timedelta(days=1)
-EXAMPLES = int(os.environ.get("HISTORIES", "25"))
+EXAMPLES = int(os.environ.get("HISTORIES", "15"))
 STATES = st.sampled_from(["success", "failed"])
 DAG_IDS = st.sampled_from(DAGS)
 LOST_CURSORS = st.sampled_from([None, "", "no JSON", '{"version": 1}', '{"version":3,"since":5}'])
