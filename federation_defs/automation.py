@@ -137,7 +137,7 @@ def _build_due(
     return is_due & ~goes_on.with_label("dag_run_goes_on")
 
 
-def compute_interval(conditions: Iterable[int]) -> int:
+def compute_interval(downstreams: Iterable[int]) -> int:
     """Return the seconds between two ticks of each automation sensor of a code location.
 
     The daemon evaluates one sensor after the other, in the process that also starts observation's
@@ -145,9 +145,9 @@ def compute_interval(conditions: Iterable[int]) -> int:
     ticks a minute.
 
     Args:
-        conditions: Of each instance, the number of DAGs that conditions decide on.
+        downstreams: Of each instance, the number of DAGs that depend on others.
     """
-    counts = [count for count in conditions if count]
+    counts = [count for count in downstreams if count]
     round_s = len(counts) * _SENSOR_S + sum(counts) * _ASSET_S
     return max(1, round(min(1.5 * round_s, _MAX_INTERVAL_S)))
 

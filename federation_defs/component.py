@@ -420,7 +420,7 @@ def build_instance_defs(
         for dag_id, spec in downstreams.items()
         if dag_id in decided and dag_id not in by_events
     ]
-    interval_s = compute_interval(each.conditions for each in instances.values())
+    interval_s = compute_interval(len(each.downstreams) for each in instances.values())
     jobs = list[dg.JobDefinition]()
     if by_condition:
         sensors.append(build_automation_sensor(declaration.name, by_condition, interval_s))

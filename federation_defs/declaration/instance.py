@@ -161,11 +161,6 @@ class InstanceDeclaration(Declaration):
         """The DAGs that depend on others, and so are run by Dagster."""
         return {dag_id: dag for dag_id, dag in self.dags.items() if dag.depends_on}
 
-    @cached_property
-    def conditions(self) -> int:
-        """How many of the DAGs automation conditions decide on, at most."""
-        return sum(not dag.is_decided_by_events for dag in self.downstreams.values())
-
     def find_dag(self, dag_id: str) -> DagDeclaration:
         """Return what is declared of a DAG, or the defaults."""
         return self.dags.get(dag_id, _UNDECLARED)
