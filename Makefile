@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-tests demo trigger latency bench-client bench-observe bench-execute bench-latency bench-automation bench-fleet soak screenshot check lint types dg format test unit contract live quick storages real-airflows dagster-dev
+.PHONY: help install install-tests install-chromium demo trigger latency bench-client bench-observe bench-execute bench-latency bench-automation bench-fleet soak screenshot check lint types dg format test unit contract live quick storages real-airflows dagster-dev
 
 # Set ports and passwords as in `make demo WAREHOUSE_PORT=9081`; .env has their names.
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
@@ -67,7 +67,7 @@ soak: install-tests storages ## the long tests: storages, histories, bursts, kil
 	@echo "cancels and triggers with Dagster; Airflow restarts; sign-ins to 7 setups of Airflow; 4 benchmarks."
 
 screenshot: install ## the README's picture, of the running demo
-	@$(RUN) python docs/screenshot.py
+	@$(RUN) python -m docs.screenshot
 
 check: lint types dg ## everything that needs no running Airflow, and no tests
 
@@ -121,6 +121,10 @@ install: $(UV) .env ## the project's environment, and one per Airflow of the dem
 
 install-tests: install ## also an Airflow 3 with the auth manager of Airflow 2
 	@UV_PROJECT_ENVIRONMENT=.venv-fab $(SYNC) --group fab --project airflow_instances/metrics
+
+install-chromium: ## Debian's Chromium, for the tests of Dagster's UI and the screenshot; as root
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+		{ apt-get update -qq && apt-get install --yes -qq --no-install-recommends chromium; }
 
 .env:
 	@install -m 600 .env.example .env
