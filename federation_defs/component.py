@@ -167,6 +167,11 @@ class FederatedAirflow(dg.StateBackedComponent):
     def defs_state_config(self) -> DefsStateConfig:
         return DefsStateConfig.from_args(self._defs_state, default_key=self.declaration.state_key)
 
+    @property
+    def has_versioned_state(self) -> bool:
+        """Whether a refresh can store a state while the code location runs."""
+        return self._defs_state.management_type.value == "VERSIONED_STATE_STORAGE"
+
     @override
     def write_state_to_path(self, state_path: Path) -> None:
         """Fetch a snapshot of the instance and write it to the file.
