@@ -1,7 +1,11 @@
-"""The refresh job reloads a code server, over a real webserver and with a real run worker."""
+"""The refresh job reloads a code server, over a real webserver and with a real run worker.
+
+Code server and run worker are refused what Dagster+ refuses in user code.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,8 +17,11 @@ import requests
 import yaml
 
 from federation_defs.naming import REFRESH_JOB_NAME, STATE_CHECK_NAME, build_state_asset_key
+from tests.conftest import ROOT
 from tests.contract.clients import SIGN_INS
+from tests.contract.dagster_plus import IN_USER_CODE
 from tests.contract.fakes.airflow import FakeAirflow
+from tests.contract.storages import CLOUD
 from tests.live.dagster_api import DagsterApi
 from tests.processes import LoggedProcess, find_free_port
 from tests.unit.project import Project
@@ -24,6 +31,7 @@ LOCATION = "core"
 SETTINGS = {
     "run_coordinator": {"module": "dagster.core.run_coordinator", "class": "DefaultRunCoordinator"},
     "telemetry": {"enabled": False},
+    **CLOUD,
 }
 VERSIONED = {"defs_state": {"management_type": "VERSIONED_STATE_STORAGE"}}
 LAUNCH = """
@@ -41,19 +49,22 @@ class Deployment(DagsterApi):
         self.home = folder / "home"
         self.home.mkdir()
         (self.home / "dagster.yaml").write_text(yaml.safe_dump(SETTINGS))
+        # Two processes that create the tables at the same time spoil them (dagster 1.13).
+        dg.DagsterInstance.from_config(str(self.home)).dispose()
         server = {"host": "127.0.0.1", "port": self._code_port, "location_name": LOCATION}
         self.workspace = folder / "workspace.yaml"
         self.workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}))
         self.module = f"{project.defs.parent.name}.definitions"
         self.env = {
             "DAGSTER_HOME": str(self.home),
-            "PYTHONPATH": str(project.path),
+            "PYTHONPATH": f"{project.path}{os.pathsep}{ROOT}",
             "FEDERATION_RELOAD_URL": self.url,
         }
 
     def start(self, stack: ExitStack, *code_server: str) -> None:
         """Start the code server by a command of Dagster, and the webserver."""
-        self._start(stack, "dagster", *code_server, "-m", self.module, "-p", str(self._code_port))
+        at = ["-m", self.module, "-p", str(self._code_port)]
+        self._start(stack, "dagster", *code_server, *at, **{IN_USER_CODE: "1"})
         address = ["-h", "127.0.0.1", "-p", str(self.port)]
         self._start(stack, "dagster-webserver", "-w", str(self.workspace), *address)
 
@@ -73,10 +84,10 @@ class Deployment(DagsterApi):
 
         wait_for(is_loaded, "the code location is loaded", timeout_s=240)
 
-    def _start(self, stack: ExitStack, command: str, *arguments: str) -> None:
+    def _start(self, stack: ExitStack, command: str, *arguments: str, **env: str) -> None:
         path = Path(sys.executable).with_name(command)
         log = self._folder / f"{command}.log"
-        process = LoggedProcess([path, *arguments], log, cwd=self._folder, env=self.env)
+        process = LoggedProcess([path, *arguments], log, cwd=self._folder, env={**self.env, **env})
         stack.callback(process.kill_tree)
 
     def refresh(self) -> tuple[str, bool, str]:
