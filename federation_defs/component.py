@@ -21,7 +21,11 @@ from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.automation import build_automation_sensor, compute_interval
 from federation_defs.checks import build_checks
 from federation_defs.declaration import InstanceDeclaration, parse_declaration
-from federation_defs.declaration.fields import find_variables, render_templates
+from federation_defs.declaration.fields import (
+    find_unset_variables,
+    find_variables,
+    render_templates,
+)
 from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
 from federation_defs.errors import AirflowError, DeclarationError
 from federation_defs.execution import build_execution
@@ -107,6 +111,8 @@ class FederatedAirflow(dg.StateBackedComponent):
     Args:
         source: The file that declares it, for messages.
         account_hint: What to check if the instance refuses the sign-in, for messages.
+        unset: The environment variables of `auth` that are not set. Without them the instance is
+            loaded, and each request to it fails.
     """
 
     def __init__(
@@ -114,10 +120,11 @@ class FederatedAirflow(dg.StateBackedComponent):
         declaration: InstanceDeclaration,
         source: str = "FederatedAirflow(...)",
         account_hint: str = "`auth`",
+        unset: Sequence[str] = (),
     ) -> None:
         self.declaration = declaration
         self.member = Member(source, declaration)
-        self.client = build_client(declaration, account_hint)
+        self.client = build_client(declaration, account_hint, unset=unset)
         self.federation: Sequence[FederatedAirflow] = ()  # all components, once a load has begun
         self.named: Mapping[str, Sequence[str]] = {}  # its declared and depended-on DAGs, and where
         self.needed: Set[str] | None = None  # in a run worker, the DAGs that its runs need
@@ -153,9 +160,12 @@ class FederatedAirflow(dg.StateBackedComponent):
             source += f" ({attributes.name})"
         # Without warnings about templates in the place of numbers.
         raw = attributes.model_dump(exclude_unset=True, warnings=False)
-        rendered = render_templates(raw, context.resolution_context.scope, source)
         account_hint = " and ".join(find_variables(raw["auth"])) or f"`auth` in {source}"
-        component = cls(parse_declaration(rendered, source), source, account_hint)
+        unset = () if _is_strict() else find_unset_variables(raw["auth"])
+        if unset:
+            raw["auth"] = {"type": "none"}
+        rendered = render_templates(raw, context.resolution_context.scope, source)
+        component = cls(parse_declaration(rendered, source), source, account_hint, unset)
         component.context = context
         context.component_tree.mark_component_defs_state_key(
             defs_state_key=component.defs_state_config.key, loc=context.component_loc
@@ -166,6 +176,11 @@ class FederatedAirflow(dg.StateBackedComponent):
     @override
     def defs_state_config(self) -> DefsStateConfig:
         return DefsStateConfig.from_args(self._defs_state, default_key=self.declaration.state_key)
+
+    @property
+    def has_versioned_state(self) -> bool:
+        """Whether a refresh can store a state while the code location runs."""
+        return self._defs_state.management_type.value == "VERSIONED_STATE_STORAGE"
 
     @override
     def write_state_to_path(self, state_path: Path) -> None:

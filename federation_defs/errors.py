@@ -3,6 +3,7 @@
 FederationError
 ├── DeclarationError            a defs.yaml, or a variable that is read beside it, is wrong
 ├── DeclaredTwiceError          two code locations declare an instance
+├── ReloadFailedError           Dagster's webserver did not reload the code location
 ├── DecisionError               an `only_if` function gave no answer
 └── AirflowError                a problem with one Airflow instance
     ├── UnreachableError        no answer, or a temporary error (429, 5xx): may pass by itself
@@ -78,6 +79,16 @@ class DeclaredTwiceError(FederationError):
             f"Airflow '{instance}' is declared in the code locations '{other}' and "
             f"'{code_location}' of this Dagster. Only '{other}' observes it and runs its DAGs. "
             "Remove the other declaration."
+        )
+
+
+class ReloadFailedError(FederationError):
+    """Dagster's webserver did not reload the code location after a refresh of the state."""
+
+    def __init__(self, code_location: str, why: str) -> None:
+        super().__init__(
+            f"The code location '{code_location}' was not reloaded: {why}. The states are stored. "
+            "Check FEDERATION_RELOAD_URL, or reload the code location in the UI."
         )
 
 

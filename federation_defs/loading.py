@@ -18,7 +18,8 @@ from federation_defs.checks import are_dag_checks, recreate_checks
 from federation_defs.component import FederatedAirflow
 from federation_defs.dagster_io.deployment import fetch_active_runs_in_worker, is_reconstruction
 from federation_defs.declaration import InstanceDeclaration, suggest
-from federation_defs.naming import build_asset_key, build_op_name
+from federation_defs.naming import REFRESH_OP_NAME, build_asset_key, build_op_name
+from federation_defs.refresh import build_refresh
 from federation_defs.specs import build_specs
 from federation_defs.validation import Member
 
@@ -28,7 +29,9 @@ _ASSET_JOB = "__ASSET_JOB"  # of a run that selects assets and names no job (dag
 
 
 def load_federation(
-    path_within_project: Path, executor: dg.ExecutorDefinition | dg.Executor | None = None
+    path_within_project: Path,
+    executor: dg.ExecutorDefinition | dg.Executor | None = None,
+    refresh_cron: str = "17 * * * *",
 ) -> dg.Definitions:
     """Load all definitions in the defs folder of the project that a path is in.
 
@@ -48,14 +51,16 @@ def load_federation(
     Args:
         executor: Of all runs, in place of that. (`dagster.Definitions.merge` refuses a second one.)
             An executor that definitions in the folder set is taken without being passed.
+        refresh_cron: When to refresh the states of instances that have them in
+            `VERSIONED_STATE_STORAGE`, in UTC.
     """
     loaded = _loaded.get(path_within_project)
     if not is_reconstruction():
-        loaded = _load(path_within_project)
+        loaded = _load(path_within_project, refresh_cron)
     elif loaded is None or loaded.needed is not None:  # a code server has loaded everything
         runs = fetch_active_runs_in_worker()
         if loaded is None or not loaded.serves(runs):
-            loaded = _load(path_within_project, runs)
+            loaded = _load(path_within_project, refresh_cron, runs)
     _loaded[path_within_project] = loaded
     return loaded.finish(executor)
 
@@ -98,7 +103,7 @@ class _Loaded:
 _loaded: dict[Path, _Loaded] = {}  # what this process loaded last
 
 
-def _load(path: Path, runs: Sequence[dg.DagsterRun] = ()) -> _Loaded:
+def _load(path: Path, refresh_cron: str, runs: Sequence[dg.DagsterRun] = ()) -> _Loaded:
     """Load what each of these runs needs; everything without runs."""
     with warnings.catch_warnings():
         # As in `load_from_defs_folder`: they are about Dagster's own use of its new features.
@@ -116,6 +121,8 @@ def _load(path: Path, runs: Sequence[dg.DagsterRun] = ()) -> _Loaded:
             defs = tree.build_defs(tree.defs_module_path)
             if needed is not None:
                 defs = _add_partitioned(defs, components)
+            else:
+                defs = dg.Definitions.merge(defs, build_refresh(components, refresh_cron))
             loaded = _Loaded(tree, declarations, needed, defs)
             if needed is not None:
                 loaded.finish(None).get_repository_def()
@@ -127,7 +134,7 @@ def _load(path: Path, runs: Sequence[dg.DagsterRun] = ()) -> _Loaded:
             # Definitions of the project's own name assets that were left out. Otherwise, loading
             # everything raises the error again.
             _log.info("Loading all of the project, as a part of it fails.", exc_info=True)
-            return _load(path)
+            return _load(path, refresh_cron)
         return loaded
 
 
@@ -245,7 +252,8 @@ def _restore_checks(defs: dg.Definitions) -> dg.Definitions:
 
 def _build_executor(instances: Iterable[str]) -> dg.ExecutorDefinition:
     """Return Dagster's default executor, except that runs of only our steps stay in one process."""
-    ops = "|".join(build_op_name(name, kind) for name in instances for kind in ("dags", "checks"))
+    own = (build_op_name(name, kind) for name in instances for kind in ("dags", "checks"))
+    ops = "|".join([REFRESH_OP_NAME, *own])
     # Dagster numbers the steps of an op that it splits, as where dependencies cross.
     own_step = re.compile(rf"({ops})(_\d+)?")
     default: Any = dg.multi_or_in_process_executor

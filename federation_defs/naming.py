@@ -18,6 +18,9 @@ MAX_DURATION_CHECK_NAME = "max_duration"
 DEADLINE_CHECK_NAME = "deadline"
 READY_CHECK_NAME = "ready"
 PARTITIONS_CHECK_NAME = "partitions"
+STATE_CHECK_NAME = "up_to_date"
+REFRESH_JOB_NAME = "federation__refresh_state"
+REFRESH_OP_NAME = "federation__states"
 _CHECK_NAMES = (
     *(CHECK_NAME, DECISION_CHECK_NAME),
     *(MAX_DURATION_CHECK_NAME, DEADLINE_CHECK_NAME, READY_CHECK_NAME, PARTITIONS_CHECK_NAME),
@@ -38,6 +41,11 @@ def build_asset_key(instance: str, dag_id: str) -> dg.AssetKey:
     which makes `a-b` and `a.b` one key.)
     """
     return dg.AssetKey([instance, "dag", dag_id])
+
+
+def build_state_asset_key(instance: str) -> dg.AssetKey:
+    """Return the key of the asset that stands for the state of an instance."""
+    return dg.AssetKey([instance, "state"])
 
 
 def build_dag_id(instance: str, key: dg.AssetKey) -> str | None:

@@ -60,6 +60,16 @@ class OpenAuth(NoAuth, SignIn):
     """Sends no credentials."""
 
 
+class UnsetAuth(SignIn):
+    """Has no credentials, as environment variables are not set."""
+
+    def __init__(self, unset: Sequence[str]) -> None:
+        self._unset = unset
+
+    def prepare(self) -> None:
+        raise NotSignedInError(f"not set in the environment: {', '.join(self._unset)}")
+
+
 @dataclass(frozen=True)
 class Credential:
     """A header that signs a request in.

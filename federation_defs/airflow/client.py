@@ -18,6 +18,7 @@ from federation_defs.airflow.auth import (
     TokenAuth,
     TokenCommandAuth,
     TokenFileAuth,
+    UnsetAuth,
 )
 from federation_defs.airflow.cloud_auth import ComposerAuth, MwaaAuth
 from federation_defs.airflow.http import Transport
@@ -200,12 +201,17 @@ def _check_answered(error: AirflowError) -> AirflowError:
 
 
 def build_client(
-    declaration: InstanceDeclaration, account_hint: str, timing: Timing | None = None
+    declaration: InstanceDeclaration,
+    account_hint: str,
+    timing: Timing | None = None,
+    unset: Sequence[str] = (),
 ) -> AirflowClient:
     """Build the client of a declared instance.
 
     Args:
         account_hint: The environment variables or keys to check when the sign-in is refused.
+        unset: The environment variables that the sign-in needs and that are not set. With some,
+            there is none.
 
     Raises:
         MissingExtraError: The declared sign-in needs a package that is not installed.
@@ -218,7 +224,9 @@ def build_client(
             name,
         )
     transport = Transport(name, declaration.url, declaration.http, declaration.tls, timing)
-    sign_in = _build_sign_in(declaration.auth, transport)
+    sign_in = _build_sign_in(declaration.auth, transport) if not unset else UnsetAuth(unset)
+    if unset:
+        _log.warning("Airflow '%s' can't be signed in to: set %s.", name, " and ".join(unset))
     return AirflowClient(AirflowSession(transport, sign_in, account_hint), declaration.api)
 
 

@@ -6,6 +6,8 @@ Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all 
     Tags are the only state of a run that outlives its worker. No public method writes them.
 `all_instigator_state`
     Tells which sensors run in other code locations. In the public API only GraphQL does.
+`defs_state_storage`
+    Tells the last state of a component. What the component itself reads is as old as the last load.
 `event_log_storage`
     Tells the last evaluations of many checks with one query. Public methods tell those of one.
 `fetch_planned_materializations`

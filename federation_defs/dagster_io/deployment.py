@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -142,6 +143,14 @@ def _get_name(state: Any) -> tuple[str, str]:
     """Return the name of a sensor, and of its code location."""
     origin = state.origin
     return origin.instigator_name, origin.repository_origin.code_location_origin.location_name
+
+
+def fetch_last_state(instance: dg.DagsterInstance, key: str, path: Path) -> None:
+    """Write the last version of a component's state to a file, whatever version this process has
+    loaded; nothing if none was stored."""
+    storage = instance.defs_state_storage
+    if storage and (version := storage.get_latest_version(key)):
+        storage.download_state_to_path(key, version, path)
 
 
 def is_reconstruction() -> bool:

@@ -164,7 +164,7 @@ def render_templates(raw: Mapping[str, Any], scope: Mapping[str, Any], source: s
         if not is_template(text):
             return text
         where = f"{source}: {'.'.join(path)}"
-        if unset := [name for name in _ENV_ATTRIBUTE.findall(text) if name not in os.environ]:
+        if unset := find_unset_variables(text):
             problems.append(f"{where}: set the environment variable {' and '.join(unset)}.")
             return text
         try:
@@ -182,6 +182,17 @@ def render_templates(raw: Mapping[str, Any], scope: Mapping[str, Any], source: s
     if problems:
         raise DeclarationError(problems)
     return rendered
+
+
+def find_unset_variables(raw: Any) -> list[str]:
+    """Return the variables without a default that templates use and that are not set, in order."""
+    if isinstance(raw, Mapping):
+        return find_unset_variables(list(raw.values()))
+    if isinstance(raw, list):
+        return [name for value in raw for name in find_unset_variables(value)]
+    text = _reveal(raw)
+    names = _ENV_ATTRIBUTE.findall(text) if is_template(text) else ()
+    return [name for name in names if name not in os.environ]
 
 
 def find_variables(raw: Any) -> list[str]:

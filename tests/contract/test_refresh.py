@@ -12,11 +12,13 @@ import dagster as dg
 import pytest
 from dagster._core.storage.defs_state.base import set_defs_state_storage
 from dagster._core.storage.defs_state.blob_storage_state_storage import UPathDefsStateStorage
+from dagster.components.core.component_tree import ComponentTreeException
 from typing_extensions import override
 from upath import UPath
 from werkzeug import Response
 
-from federation_defs import FederatedAirflow, InstanceDeclaration
+from federation_defs import DeclarationError, FederatedAirflow, InstanceDeclaration
+from federation_defs.naming import build_state_asset_key
 from federation_defs.specs import build_specs
 from federation_defs.state import read_snapshot
 from tests.contract.clients import SIGN_INS
@@ -72,6 +74,32 @@ def test_a_wrong_password_is_reported_with_the_variables_to_check(
     message = f"Airflow 'sales' {refused}. Check SALES_USERNAME and SALES_PASSWORD"
     assert message in caplog.text
     assert "wr0ng-s3cret" not in caplog.text
+
+
+SECRETS = {name: f"{{{{ env.SALES_{name.upper()} }}}}" for name in ("username", "password")}
+
+
+def test_without_its_secrets_an_instance_is_loaded_and_the_errors_name_them(
+    project: Project, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SALES_USERNAME", "me")
+    with FakeAirflow("v2") as server, FakeAirflow("v1") as other:
+        other.database.add_dag("load_orders")
+        project.declare("warehouse", other.url, SIGN_INS["v1"])
+        project.declare("sales", server.url, SIGN_INS["v2"] | SECRETS, load=["sales/extract"])
+        loaded = build_keys("sales/load", "sales/extract", "warehouse/load_orders")
+        assert project.load_asset_keys() == loaded
+        assert server.count("POST", ".*") == 0
+    assert "Airflow 'sales' can't be signed in to: set SALES_PASSWORD." in caplog.text
+    refused = "Airflow 'sales' was not signed in to: not set in the environment: SALES_PASSWORD."
+    assert f"{refused} Check SALES_USERNAME and SALES_PASSWORD." in caplog.text
+    monkeypatch.setenv("FEDERATION_STRICT", "true")
+    with pytest.raises(ComponentTreeException) as caught:
+        project.load_asset_keys()
+    assert isinstance(caught.value.__cause__, DeclarationError)
+    assert "auth.password: set the environment variable SALES_PASSWORD." in str(
+        caught.value.__cause__
+    )
 
 
 def test_without_a_state_the_declared_dags_are_loaded(
@@ -198,6 +226,7 @@ def test_a_state_that_can_not_be_written_is_a_warning(
     storage.register_instance(instance)
     with FakeAirflow("v2") as server, set_defs_state_storage(storage):
         project.declare("sales", server.url, SIGN_INS["v2"], VERSIONED, load=["sales/extract"])
-        assert project.load_asset_keys() == build_keys("sales/load", "sales/extract")
+        state = build_state_asset_key("sales")
+        assert project.load_asset_keys() == {*build_keys("sales/load", "sales/extract"), state}
     reason = "The state of Airflow 'sales' can't be written: [Errno 28] No space left on device."
     assert f"{reason} Using the declared DAGs." in caplog.text

@@ -17,6 +17,7 @@ LAYERS = [
     ["definitions"],
     ["__init__"],
     ["loading", "federation"],
+    ["refresh"],
     ["component"],
     ["validation", "observation", "observation.__init__", "observation.sensor"],
     ["dependencies.sensor"],

@@ -16,11 +16,13 @@ import dagster as dg
 import pytest
 from dagster._annotations import is_public
 from dagster_cloud.instance import DagsterCloudAgentInstance
+from dagster_cloud.storage.defs_state import GraphQLDefsStateStorage
 from dagster_cloud.storage.event_logs import GraphQLEventLogStorage
 from dagster_cloud.storage.runs import GraphQLRunStorage
 from dagster_cloud.storage.schedules import GraphQLScheduleStorage
 
 from federation_defs import dagster_io
+from federation_defs.dagster_io.deployment import fetch_last_state
 from tests.contract.dagster_plus import IN_USER_CODE, as_server, find_refused
 from tests.contract.storages import prepare
 
@@ -31,6 +33,7 @@ KEY = dg.AssetKey("any")
 CALLS: dict[str, Callable[[dg.DagsterInstance, dg.DagsterRun], object]] = {
     "add_run_tags": lambda instance, run: instance.add_run_tags(run.run_id, {"a": "b"}),
     "all_instigator_state": lambda instance, _: instance.all_instigator_state(),
+    "defs_state_storage": lambda instance, _: fetch_last_state(instance, "any", Path()),
     "event_log_storage": lambda instance, _: (
         instance.event_log_storage.get_latest_asset_check_execution_by_key(
             [dg.AssetCheckKey(KEY, "ready")]
@@ -150,3 +153,7 @@ def test_no_refusal_of_dagster_plus_is_overlooked(client: type) -> None:
     }
     assert mentioning
     assert mentioning <= find_refused(client)
+
+
+def test_dagster_plus_refuses_nothing_that_has_to_do_with_states() -> None:
+    assert not find_refused(GraphQLDefsStateStorage)
