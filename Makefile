@@ -20,6 +20,8 @@ ON_POSTGRES := $(addprefix tests/contract/,observation/test_observation.py obser
 	observation/test_crossing.py execution/test_reexecution.py execution/test_taking_over.py)
 WITH_HISTORIES := $(addprefix tests/contract/,observation/test_observation_histories.py test_automation_histories.py \
 	test_all_histories.py dependencies/test_event_histories.py dependencies/test_partitions.py)
+# The worker that is through takes tests of the other one.
+PARALLEL := -n 2 --dist worksteal
 AIRFLOWS_ONLY := "-m 'real_airflows and not dagster_dev and not soak' tests/contract tests/live"
 WITH_DAGSTER := "-m 'dagster_dev and not soak' tests/live"
 # Keep the output of each target together, if this make can.
@@ -101,11 +103,11 @@ live: install-tests ## the tests over real Airflows, with and without a real dag
 	@$(RUN) pytest tests/live
 
 quick: install ## the tests that need no real Airflow
-	@$(RUN) pytest -q -n 2 --durations 15 --storage cloud -m "not real_airflows and not soak" tests/unit tests/contract
-	@$(RUN) pytest -q -n 2 --storage postgres -m "not real_airflows and not soak" $(ON_POSTGRES)
+	@$(RUN) pytest -q $(PARALLEL) --durations 15 --storage cloud -m "not real_airflows and not soak" tests/unit tests/contract
+	@$(RUN) pytest -q $(PARALLEL) --storage postgres -m "not real_airflows and not soak" $(ON_POSTGRES)
 
 storages: install ## observation, dependencies and execution on plain SQLite and on PostgreSQL, whole
-	@set -e; for storage in sqlite postgres; do $(RUN) pytest -q -n 2 --storage $$storage \
+	@set -e; for storage in sqlite postgres; do $(RUN) pytest -q $(PARALLEL) --storage $$storage \
 		-m "not real_airflows and not soak" tests/contract/observation tests/contract/execution tests/contract/dependencies; done
 
 real-airflows: install ## the tests that need real Airflows, with and without a real dagster dev

@@ -10,18 +10,28 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pytest
+import sqlalchemy as sa
+from dagster._core.storage.event_log.sqlite import consolidated_sqlite_event_log
+from dagster._core.storage.runs.sqlite import sqlite_run_storage
+from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
+from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
+from sqlalchemy import event
 
 from tests.contract.dagster_plus import IN_USER_CODE, UserCodeInstance
 from tests.contract.postgres import start_postgres
 
 STORAGES = ("sqlite", "postgres", "cloud")
 CLOUD = {"instance_class": {"module": UserCodeInstance.__module__, "class": "UserCodeInstance"}}
+
+_SQLITE_MODULES = (consolidated_sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage)
 
 # Opens an empty instance, with its files in a folder that does not exist yet. Keyword arguments are
 # settings, as in a dagster.yaml.
@@ -47,7 +57,7 @@ def _prepare_sqlite(template: Path, overrides: Mapping[str, Any]) -> OpenInstanc
     @contextmanager
     def open_copy(folder: Path, **settings: Any) -> Iterator[dg.DagsterInstance]:
         shutil.copytree(template, folder)
-        with _open_sqlite(folder, {**overrides, **settings}) as instance:
+        with _keeping_connections(), _open_sqlite(folder, {**overrides, **settings}) as instance:
             yield instance
 
     with _open_sqlite(template, overrides) as instance:
@@ -68,6 +78,33 @@ def _open_sqlite(folder: Path, overrides: Mapping[str, Any]) -> dg.DagsterInstan
     return dg.DagsterInstance.local_temp(
         str(folder), overrides={"event_log_storage": storage, **overrides}
     )
+
+
+@contextmanager
+def _keeping_connections() -> Iterator[None]:
+    """Let SQLite storages keep their connections, and let nothing have to reach the disk.
+
+    Dagster makes an engine for each query, which connects, compiles the SQL and disconnects (1.13).
+    """
+    engines: dict[str, sa.Engine] = {}
+
+    def get_engine(url: str, **_options: object) -> sa.Engine:
+        if url not in engines:
+            options = {"pool_size": 0, "connect_args": {"timeout": SQLITE_BUSY_TIMEOUT_SECONDS}}
+            engine = engines.setdefault(url, sa.create_engine(url, **options))
+            event.listen(engine, "connect", _do_not_sync)
+        return engines[url]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in _SQLITE_MODULES:
+            patch.setattr(module, "create_engine", get_engine)
+        yield
+    for engine in engines.values():
+        engine.dispose()
+
+
+def _do_not_sync(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA synchronous = OFF")
 
 
 @contextmanager

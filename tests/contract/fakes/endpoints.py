@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timezone
+from functools import cache
 from typing import Any
 
 from werkzeug import Request, Response
@@ -423,12 +424,6 @@ class TaskEndpoints(FakeApi):
 NAMES = {"v1": "datasets", "v2": "assets"}
 
 
-def build_asset_routes(api: str) -> list[tuple[str, str, str]]:
-    return [
-        ("GET", f"/{NAMES[api]}", "list_assets"),
-    ]
-
-
 class AssetEndpoints(FakeApi):
     """Airflow assets (datasets in 2.x)."""
 
@@ -447,14 +442,19 @@ _MOVED = {
 }
 
 
+@cache  # it takes longer than the rest of the start of a fake
+def _build_map(api: str) -> Map:
+    routes = [*_ROUTES, ("GET", f"/{NAMES[api]}", "list_assets")]
+    rules = [Rule(path, methods=[how], endpoint=name) for how, path, name in routes]
+    return Map([Submount(f"/api/{api}", rules)])
+
+
 class Endpoints(DagEndpoints, RunEndpoints, TaskEndpoints, AssetEndpoints):
     """All endpoints of one API version over a database."""
 
     def __init__(self, api: str, database: Database) -> None:
         super().__init__(api, database)
-        routes = [*_ROUTES, *build_asset_routes(api)]
-        rules = [Rule(path, methods=[how], endpoint=name) for how, path, name in routes]
-        self._urls = Map([Submount(f"/api/{api}", rules)]).bind("")
+        self._urls = _build_map(api).bind("")
 
     def answer(self, request: Request, check_sign_in: Callable[[Request], None]) -> Response:
         """Answer a request, with refusals in this API's shape."""

@@ -219,7 +219,7 @@ def test_hundreds_of_deferred_runs_take_a_bounded_number_of_requests_per_tick(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG)
-    daemon = Daemon(airflow_v2.client, [DAG], instance)
+    daemon = Daemon(airflow_v2.client, [DAG], instance, timing=FakeClock().timing)
 
     def die(context: dg.OpExecutionContext) -> None:
         for number in range(120):
