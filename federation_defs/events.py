@@ -46,7 +46,7 @@ from federation_defs.naming import (
     MAX_DURATION_CHECK_NAME,
     build_asset_key,
 )
-from federation_defs.outcome import Outcome
+from federation_defs.outcome import Outcome, join_names
 from federation_defs.partitions import RunPartition
 from federation_defs.redaction import redact
 
@@ -173,6 +173,19 @@ def build_drop_observation(airflow: str, dag_id: str) -> dg.AssetObservation:
     description = "What waited to start a run of this DAG was dropped."
     key = build_asset_key(airflow, dag_id)
     return dg.AssetObservation(key, description, metadata={SIGNAL_LABEL: "drop"})
+
+
+def build_start_observation(
+    airflow: str, dag_id: str, upstreams: Iterable[str]
+) -> dg.AssetObservation:
+    """Return what tells that from now on, what happens to some upstreams may start a DAG."""
+    names = join_names(list(upstreams))
+    description = (
+        f"Runs of this DAG follow {names} from now on. What happened before starts none: "
+        "to make up for that, materialize what is missing."
+    )
+    key = build_asset_key(airflow, dag_id)
+    return dg.AssetObservation(key, description, metadata={"Follows": names})
 
 
 def build_slow_observation(
