@@ -108,8 +108,7 @@ def build_absence_observation(client: AirflowClient, run: DagRun, why: str) -> d
     """Return what tells that a success belongs to none of its DAG's partitions. It is no report."""
     key = build_asset_key(client.instance, run.dag_id)
     description = f"Run {run.run_id} belongs to no partition. {why}"
-    metadata = build_link_metadata(client, run) | {"No partition": why}
-    return dg.AssetObservation(key, description, metadata=metadata)
+    return dg.AssetObservation(key, description, metadata=build_link_metadata(client, run))
 
 
 def build_unreadable_run_observation(
