@@ -81,14 +81,14 @@ def build_check_specs(instance: str, dag_id: str, dag: DagDeclaration) -> list[d
         )
     if dag.depends_on:
         descriptions[READY_CHECK_NAME] = (
-            f"Nothing keeps {name} from running when its upstreams succeed. Evaluated by "
+            f"Passes if nothing keeps {name} from running when its upstreams succeed. Evaluated by "
             "observation when that changes; executing it changes nothing."
         )
     if dag.declares_partitions:
         descriptions[PARTITIONS_CHECK_NAME] = (
-            f"Nothing is wrong with the partitions of {name}: what was reported agrees with their "
-            "declaration, and they come as often as their upstreams need. Evaluated by observation "
-            "when that changes. If you execute it, you accept what was reported as it is."
+            f"Passes if the partitions of {name} are known, if what was reported agrees with them, "
+            "and if no upstream has partitions too often for them. Evaluated by observation when "
+            "that changes. If you execute it, you accept what was reported as it is."
         )
     key = build_asset_key(instance, dag_id)
     return [

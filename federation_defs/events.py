@@ -5,7 +5,7 @@ Both the Dagster run that triggered a DAG run and the observation sensor write t
 metadata. By that metadata each finds in the event log what the other has written.
 
 The evaluation is stored first. The other event tells that the run was reported, so that a crash
-between the two loses neither.
+between the two loses neither. Between them, an observation tells if a success has no partition.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from federation_defs.naming import (
     MAX_DURATION_CHECK_NAME,
     build_asset_key,
 )
-from federation_defs.outcome import Outcome
+from federation_defs.outcome import Outcome, join_names
 from federation_defs.partitions import RunPartition
 from federation_defs.redaction import redact
 
@@ -76,7 +76,10 @@ def build_missing_events(
         return []
     is_new = reported.lacks_materialization_of(outcome)
     build = build_materialization if is_new else build_observation
-    return [build_check_evaluation(client, outcome), build(client, outcome, partition)]
+    events = [build_check_evaluation(client, outcome), build(client, outcome, partition)]
+    if is_new and partition.absence:  # a materialization has no words
+        events.insert(1, build_absence_observation(client, outcome.run, partition.absence))
+    return events
 
 
 def build_materialization(
@@ -99,6 +102,13 @@ def build_observation(
         metadata=build_run_metadata(client, outcome) | _describe_absence(partition),
         partition=partition.key,
     )
+
+
+def build_absence_observation(client: AirflowClient, run: DagRun, why: str) -> dg.AssetObservation:
+    """Return what tells that a success belongs to none of its DAG's partitions. It is no report."""
+    key = build_asset_key(client.instance, run.dag_id)
+    description = f"Run {run.run_id} belongs to no partition. {why}"
+    return dg.AssetObservation(key, description, metadata=build_link_metadata(client, run))
 
 
 def build_unreadable_run_observation(
@@ -173,6 +183,19 @@ def build_drop_observation(airflow: str, dag_id: str) -> dg.AssetObservation:
     description = "What waited to start a run of this DAG was dropped."
     key = build_asset_key(airflow, dag_id)
     return dg.AssetObservation(key, description, metadata={SIGNAL_LABEL: "drop"})
+
+
+def build_start_observation(
+    airflow: str, dag_id: str, upstreams: Iterable[str]
+) -> dg.AssetObservation:
+    """Return what tells that from now on, what happens to some upstreams may start a DAG."""
+    names = join_names(list(upstreams))
+    description = (
+        f"Runs of this DAG follow {names} from now on. What happened before starts none: "
+        "to make up for that, materialize what is missing."
+    )
+    key = build_asset_key(airflow, dag_id)
+    return dg.AssetObservation(key, description, metadata={"Follows": names})
 
 
 def build_slow_observation(

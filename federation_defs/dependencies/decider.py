@@ -9,7 +9,9 @@ Each partition of a DAG has latches and a queue of its own.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from base64 import urlsafe_b64encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,7 +25,8 @@ from federation_defs.partition_mapping import PartitionMapping, find_window
 # before they commit them. So many positions are read again.
 WINDOW = 200
 
-VERSION = 2  # 1 had no partitions
+VERSION = 3  # 1 had no partitions, 2 did not tell which dependencies it knew
+_MARK = 4  # characters
 _UNREADABLE = (
     AttributeError,
     LookupError,
@@ -97,12 +100,14 @@ class Cursor:
         position: In the event log, up to which it was read.
         seen: The positions of events that were read, of the last ones.
         dags: What waits, by DAG id.
+        known: The marks of the dependencies whose events count. Those of others are history.
         version: Of the package's cursors: the one of which this was read.
     """
 
     position: int
     seen: frozenset[int] = frozenset()
     dags: Mapping[str, Waiting] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
     version: int = VERSION
 
     def advance(self, position: int, read: Collection[int]) -> Cursor:
@@ -110,6 +115,24 @@ class Cursor:
         position = max(position, self.position)
         seen = {each for each in self.seen.union(read) if each > position - WINDOW}
         return replace(self, position=position, seen=frozenset(seen))
+
+
+def build_mark(dag_id: str, edge: DependencyDeclaration) -> str:
+    """Build what stands for a dependency of a DAG in the cursor, which Dagster stores at each tick.
+    So it is short: one of 16 million."""
+    name = json.dumps([dag_id, *_name(edge)])
+    return urlsafe_b64encode(hashlib.sha256(name.encode()).digest()).decode()[:_MARK]
+
+
+def is_known(dag: DagDeclaration, mark: str, cursor: Cursor) -> bool:
+    """Whether events of a dependency of a DAG count. If not, those that a tick reads are history.
+
+    Args:
+        mark: Of the dependency.
+    """
+    if cursor.version == 1:  # conditions decided on partitions, and have handled what they saw
+        return dag.partitions is None and dag.is_decided_by_events
+    return cursor.version == 2 or mark in cursor.known
 
 
 def find_concerned(
@@ -255,6 +278,7 @@ def dump(cursor: Cursor) -> str:
         if waiting
     }
     values = {"position": cursor.position, "seen": sorted(cursor.seen)}
+    values["known"] = "".join(sorted(cursor.known))
     values |= {"edges": list(edges), "dags": dags}
     return json.dumps({"version": VERSION, **values}, separators=(",", ":"))
 
@@ -265,6 +289,7 @@ def load(text: str | None) -> Cursor | None:
         values = json.loads(text or "")
         version = int(values["version"])
         position, seen = int(values["position"]), frozenset(map(int, values["seen"]))
+        marks = str(values.get("known", ""))
         edges = [(str(key), str(state)) for key, state in values.get("edges", ())]
         dags = values["dags"].items()
     except _UNREADABLE:
@@ -275,7 +300,8 @@ def load(text: str | None) -> Cursor | None:
             with suppress(*_UNREADABLE):
                 partition, state = _load_state_1(each) if version == 1 else _load_state(each, edges)
                 waiting.setdefault(str(dag_id), {})[partition] = state
-    return Cursor(position, seen, waiting, version)
+    known = {marks[start : start + _MARK] for start in range(0, len(marks), _MARK)}
+    return Cursor(position, seen, waiting, frozenset(known), version)
 
 
 def _load_state(values: Sequence[Any], edges: Sequence[Edge]) -> tuple[str | None, State]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from types import MappingProxyType
 
 import dagster as dg
@@ -22,11 +24,11 @@ from federation_defs.dagster_io.event_log import (
     fetch_events,
     fetch_last_position,
 )
-from federation_defs.declaration import DagDeclaration, suggest
+from federation_defs.declaration import DagDeclaration, DependencyDeclaration, suggest
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import WINDOW, Cursor, Waiting
 from federation_defs.dependencies.starter import Memory, Starter
-from federation_defs.events import build_drop_observation
+from federation_defs.events import build_drop_observation, build_start_observation
 from federation_defs.naming import build_asset_key, build_job_name, build_sensor_name
 from federation_defs.outcome import join_names
 from federation_defs.partition_mapping import PartitionMapping
@@ -58,8 +60,9 @@ def build_event_sensor(
         asset_selection=dg.AssetSelection.assets(*keys),
         minimum_interval_seconds=interval_s,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"Starts DAGs of Airflow {client.instance} by events that automation "
-        f"conditions don't see: {join_names(sorted(dags))}.",
+        # One line, which Dagster's UI does not break (1.13).
+        description=f"Starts DAGs of Airflow {client.instance}. Click on a tick's result to see "
+        f"what waits. The job {build_job_name(client.instance, 'drop_waiting')} drops that.",
     )
 
 
@@ -114,16 +117,9 @@ class _EventSensor:
             # The last tick failed, or was another process's.
             if may_repeat := context.cursor != self._last:
                 self._reached.clear()
-            if (cursor := decider.load(context.cursor)) is None:
-                begin = max(0, fetch_last_position(instance) - WINDOW)
-                cursor, _ = self._read(instance, Cursor(0), begin)
-                self._last = decider.dump(cursor)
-                reason = "What happens from now on counts."
-                return dg.SensorResult(cursor=self._last, skip_reason=reason)
-            # Conditions decided on partitions before, and runs nothing of what they have handled.
-            is_older = cursor.version < decider.VERSION
-            handled = fetch_last_position(instance) if is_older else -1
-            cursor, events = self._read(instance, cursor, self._find_start(cursor))
+            cursor = decider.load(context.cursor) or Cursor(fetch_last_position(instance))
+            joined = self._find_joined(cursor)
+            cursor, events, is_whole = self._read(instance, cursor, self._find_start(cursor))
             starter = Starter(self.client, instance, self._memory, self.timing)
             states: dict[str, Waiting] = {}
             for dag_id, dag in self.dags.items():
@@ -131,27 +127,70 @@ class _EventSensor:
                 mappings = self.mappings.get(dag_id, ())
                 waiting = dict(cursor.dags.get(dag_id, {}))
                 if may_repeat:
-                    joined = decider.join(dag, mappings, waiting)
-                    starter.note_dropped(dag_id, [each for each in waiting if each not in joined])
-                    waiting = joined
+                    kept = decider.join(dag, mappings, waiting)
+                    starter.note_dropped(dag_id, [each for each in waiting if each not in kept])
+                    waiting = kept
                     if dag.trigger.only_if:  # it may have passed over what comes first
                         starter.settle_requested(dag_id, dag, waiting, set(waiting))
-                had_condition = dag.partitions is not None or not dag.is_decided_by_events
                 for event in events.get(key, ()):
-                    if event.position <= handled and had_condition:
-                        continue
                     if event.state == "drop" and event.key == key:
                         waiting.clear()
                         continue
-                    concerned = decider.find_concerned(dag, mappings, event)
+                    concerned = [
+                        (edge, partition)
+                        for edge, partition in decider.find_concerned(dag, mappings, event)
+                        if edge not in joined[dag_id].values()
+                    ]
                     if may_repeat and dag.trigger.runs == "latest":
                         partitions = {partition for _, partition in concerned}
                         starter.settle_requested(dag_id, dag, waiting, partitions)
                     decider.take_in(dag, concerned, waiting, event)
                 starter.start(dag_id, dag, mappings, waiting)
                 states[dag_id] = waiting
-            self._last = decider.dump(replace(cursor, dags=states))
-            return starter.build_result(self._last)
+            left = set[str]() if is_whole else set(chain.from_iterable(joined.values()))
+            known = frozenset(chain.from_iterable(self._marks.values())) - left
+            self._last = decider.dump(replace(cursor, dags=states, known=known))
+            result = starter.build_result(self._last)
+            return self._tell_joined(result, joined) if is_whole else result
+
+    @cached_property
+    def _marks(self) -> dict[str, dict[str, DependencyDeclaration]]:
+        """The dependencies of each DAG by their marks."""
+        return {
+            dag_id: {decider.build_mark(dag_id, edge): edge for edge in dag.depends_on}
+            for dag_id, dag in self.dags.items()
+        }
+
+    def _find_joined(self, cursor: Cursor) -> dict[str, dict[str, DependencyDeclaration]]:
+        """Find the dependencies of each DAG that count when all that has happened is read."""
+        return {
+            dag_id: {
+                mark: edge
+                for mark, edge in marks.items()
+                if not decider.is_known(self.dags[dag_id], mark, cursor)
+            }
+            for dag_id, marks in self._marks.items()
+        }
+
+    def _tell_joined(
+        self, result: dg.SensorResult, joined: Mapping[str, Mapping[str, DependencyDeclaration]]
+    ) -> dg.SensorResult:
+        """Tell, on the assets of DAGs and in the tick, which dependencies count from now on."""
+        names = {
+            dag_id: [f"{edge.name} ({edge.state})" for edge in edges.values()]
+            for dag_id, edges in joined.items()
+            if edges
+        }
+        if not names:
+            return result
+        told = [build_start_observation(self.client.instance, *each) for each in names.items()]
+        reason = dg.SkipReason(f"What happens from now on counts for {join_names(list(names))}.")
+        return dg.SensorResult(
+            run_requests=result.run_requests,
+            asset_events=[*told, *result.asset_events],
+            skip_reason=None if result.run_requests else reason,
+            cursor=result.cursor,
+        )
 
     def _find_start(self, cursor: Cursor) -> int:
         """Find the position after which to read: that of some seconds ago, as events with smaller
@@ -166,9 +205,9 @@ class _EventSensor:
 
     def _read(
         self, instance: dg.DagsterInstance, cursor: Cursor, after: int
-    ) -> tuple[Cursor, dict[dg.AssetKey, list[AssetEvent]]]:
-        """Read what has happened, and return the cursor after that, and the new events that matter
-        to each DAG, in order."""
+    ) -> tuple[Cursor, dict[dg.AssetKey, list[AssetEvent]], bool]:
+        """Read what has happened, and return the cursor after that, the new events that matter to
+        each DAG, in order, and whether these are all."""
         concerned: dict[dg.AssetKey, set[dg.AssetKey]] = {}
         for dag_id, dag in self.dags.items():
             own = build_asset_key(self.client.instance, dag_id)
@@ -185,4 +224,4 @@ class _EventSensor:
             after = max([after, *(event.position for event in read)])
             cursor = cursor.advance(after, {event.position for event in read})
             if is_whole or self.timing.monotonic() > until:
-                return cursor, found
+                return cursor, found, is_whole

@@ -99,7 +99,8 @@ def test_a_cursor_is_read_as_it_was_written() -> None:
     waiting: dict[str, Waiting] = {"ä [1]": {None: failing}}
     waiting["b"] = read(declare(A, runs="each"), happen(A, 3), happen(A, 4))
     waiting["c"] = {"2026-01-01": waiting["b"][None], "2026-01-02": State(failures=1)}
-    cursor = Cursor(8, frozenset({3, 4, 7}), waiting)
+    known = frozenset(decider.build_mark(each, dag.depends_on[0]) for each in ("ä [1]", "b", "c"))
+    cursor = Cursor(8, frozenset({3, 4, 7}), waiting, known)
     assert decider.load(decider.dump(cursor)) == cursor
 
 
@@ -110,6 +111,21 @@ def test_the_cursor_of_the_version_before_partitions_is_read() -> None:
     cursor = decider.load(text)
     assert cursor
     assert cursor.dags == {"c": {None: State({(edge, "success"): (7, "run")})}}
+
+
+@pytest.mark.parametrize(
+    ("version", "trigger", "is_known"),
+    [(1, "latest", False), (1, "each", True), (2, "latest", True)],
+)
+def test_dependencies_that_counted_in_an_earlier_version_go_on_to_count(
+    version: int, trigger: str, is_known: bool
+) -> None:
+    """Those on which conditions decided in version 1 count from then on."""
+    text = json.dumps({"version": version, "position": 8, "seen": [7], "dags": {}})
+    cursor = decider.load(text)
+    assert cursor
+    dag = declare(A, runs=trigger)
+    assert decider.is_known(dag, decider.build_mark("x", dag.depends_on[0]), cursor) == is_known
 
 
 @pytest.mark.parametrize("state", ["slow", "late", "failure"])

@@ -54,6 +54,18 @@ def report(
     instance.report_runless_asset_event(event)
 
 
+def list_counted(instance: dg.DagsterInstance) -> list[str]:
+    """Return which dependencies of the DAG are told to count from then on, the first told first."""
+    key = build_asset_key("metrics", DAG)
+    records = instance.fetch_observations(key, limit=100, ascending=True).records
+    events = [record.asset_observation for record in records]
+    return [
+        str(event.metadata["Follows"].value)
+        for event in events
+        if event and "Follows" in event.metadata
+    ]
+
+
 class EventDaemon:
     """A daemon that evaluates the event sensor of one Airflow.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 from datetime import datetime, timezone
+from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -12,13 +14,14 @@ import dagster as dg
 import pytest
 
 from federation_defs.dependencies.record import Run
-from federation_defs.dependencies.sensor import build_drop_job
+from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
 from federation_defs.dependencies.starter import check_conf
 from federation_defs.errors import DecisionError
 from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_asset_key
 from tests.contract.conftest import Airflow
-from tests.contract.dependencies.reacting import DAG, EventDaemon, report
+from tests.contract.dependencies.reacting import DAG, EventDaemon, list_counted, report
+from tests.contract.execution.executing import FAST
 from tests.contract.observation.daemon import recording_statements
 
 LOAD, OTHER = "warehouse/load", "warehouse/other"
@@ -216,13 +219,65 @@ def test_a_stale_upstream_holds_the_others_until_it_succeeds_again(
 def test_a_dependency_that_is_declared_later_does_not_count_what_was_before(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
+    """Also what was while the sensor was off, which counts for the others."""
     report(instance, OTHER, "failure", "old")
     daemon = start(airflow, instance, ON_FAILURE)
+    assert "from now on counts for customer_metrics" in daemon.skip_reason
+    assert list_counted(instance) == [f"{LOAD} (failure)"]
     report(instance, OTHER, "failure", "old, too")
-    assert daemon.tick() == []
+    report(instance, LOAD, "failure", "missed")
     edges = [*ON_FAILURE["depends_on"], {"dag": OTHER, "state": "failure"}]
     daemon.declare({DAG: {"depends_on": edges}})
+    assert daemon.tick() == [f"{LOAD} failure missed"]
+    daemon.restart()
     assert daemon.tick() == []
+    report(instance, OTHER, "failure", "new")
+    assert daemon.tick() == [f"{OTHER} failure new"]
+    assert list_counted(instance) == [f"{LOAD} (failure)", f"{OTHER} (failure)"]
+
+
+def test_a_dependency_that_is_taken_out_and_declared_again_counts_from_then_on(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow_v2, instance, ON_FAILURE)
+    daemon.declare({DAG: {"depends_on": [{"dag": OTHER, "state": "failure"}]}})
+    assert daemon.tick() == []
+    report(instance, LOAD, "failure", "meanwhile")
+    daemon.declare({DAG: ON_FAILURE})
+    assert daemon.tick() == []
+    report(instance, LOAD, "failure", "new")
+    assert daemon.tick() == [f"{LOAD} failure new"]
+    told = [f"{LOAD} (failure)", f"{OTHER} (failure)", f"{LOAD} (failure)"]
+    assert list_counted(instance) == told
+
+
+def test_a_tick_that_is_repeated_after_a_crash_tells_again_from_when_on_dependencies_count(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    daemon = EventDaemon(airflow_v2.client, instance, {DAG: ON_FAILURE})
+    assert daemon.evaluate() == []
+    report(instance, LOAD, "failure", "between")
+    daemon.restart()
+    assert daemon.tick() == daemon.tick() == []
+    assert list_counted(instance) == [f"{LOAD} (failure)"] * 2
+    report(instance, LOAD, "failure", "new")
+    assert daemon.tick() == [f"{LOAD} failure new"]
+
+
+def test_a_long_history_is_read_to_its_end_before_a_dependency_counts(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow_v2, instance, ON_FAILURE)
+    for _ in range(501):  # more than one query has
+        report(instance, OTHER, "failure", "old")
+    daemon.declare({DAG: {"depends_on": [LOAD, {"dag": OTHER, "state": "failure"}]}})
+    slow = replace(FAST, monotonic=count(step=20).__next__)
+    daemon.sensor = build_event_sensor(daemon.client, daemon.dags, timing=slow)
+    assert daemon.tick() == []
+    assert list_counted(instance) == [f"{LOAD} (failure)"]
+    assert daemon.tick() == []
+    assert list_counted(instance)[1:] == [f"{LOAD} (success), {OTHER} (failure)"]
     report(instance, OTHER, "failure", "new")
     assert daemon.tick() == [f"{OTHER} failure new"]
 

@@ -34,7 +34,7 @@ START, END, LOGICAL = (
 def add_run(airflow: Airflow, state: str = "success", **columns: Any) -> str:
     """Add a finished run and return its id."""
     airflow.database.add_dag(DAG)
-    run = airflow.database.start_run(DAG, run_type="scheduled", **columns)
+    run = airflow.database.start_run(DAG, **{"run_type": "scheduled", **columns})
     return airflow.database.finish_run(run, state).run_id
 
 
@@ -170,7 +170,24 @@ def test_the_report_of_a_run_of_no_partition_says_why(
     assert failure["No partition"].value == explain("2024-12-30")
     assert "No partition" not in other
     observations = instance.fetch_observations(KEY, limit=9, ascending=True).records
-    assert [record.partition_key for record in observations] == [None, "2025-02-03"]
+    told, *failures = observations
+    assert [record.partition_key for record in failures] == [None, "2025-02-03"]
+    assert told.asset_observation
+    assert f"belongs to no partition. {explain('2024-12-31')}" in str(
+        told.asset_observation.description
+    )
+
+
+def test_a_success_of_no_partition_is_told_once_and_is_one_materialization(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    run_id = add_run(airflow_v2, run_type="manual", **as_airflow_3("2025-02-03T13:37:01"))
+    for _ in range(2):  # once more after the cursor was lost
+        build_daemon(airflow_v2, instance, **{DAG: DAILY}).tick()
+    assert read_partitions(instance) == [(None, run_id)]
+    (record,) = instance.fetch_observations(KEY, limit=9).records
+    assert record.asset_observation
+    assert "started by hand" in str(record.asset_observation.description)
 
 
 @pytest.mark.parametrize(
