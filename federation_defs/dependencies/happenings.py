@@ -9,7 +9,8 @@ from typing import Any
 
 import dagster as dg
 
-from federation_defs.dagster_io.event_log import (
+from federation_defs.dagster_io.event_log import AssetEvent, fetch_event
+from federation_defs.dagster_io.reports import (
     CONF_LABEL,
     DEADLINE_LABEL,
     END_LABEL,
@@ -18,8 +19,9 @@ from federation_defs.dagster_io.event_log import (
     LINK_LABEL,
     LOGICAL_DATE_LABEL,
     START_LABEL,
-    AssetEvent,
-    fetch_event,
+    StoredEvent,
+    read_text,
+    read_time,
 )
 from federation_defs.dagster_io.run_tags import Request
 from federation_defs.declaration import DagDeclaration
@@ -35,8 +37,7 @@ def build_record(event: AssetEvent, upstream: str, downstream: str) -> UpstreamE
     """
     assert event.state not in ("drop", "other")  # noqa: S101 - no dependency counts them
     stored = event.record.asset_event
-    labels = stored.metadata if stored else {}
-    end = _read_time(labels, END_LABEL)
+    end = read_time(stored, END_LABEL)
     if end is None and event.state == "success":  # of an asset that is no DAG
         end = datetime.fromtimestamp(event.record.timestamp, timezone.utc)
     return UpstreamEvent(
@@ -44,15 +45,15 @@ def build_record(event: AssetEvent, upstream: str, downstream: str) -> UpstreamE
         downstream=downstream,
         state=event.state,
         run_id=event.run_id or None,
-        logical_date=_read_time(labels, LOGICAL_DATE_LABEL),
-        data_interval_start=_read_time(labels, INTERVAL_START_LABEL),
-        data_interval_end=_read_time(labels, INTERVAL_END_LABEL),
+        logical_date=read_time(stored, LOGICAL_DATE_LABEL),
+        data_interval_start=read_time(stored, INTERVAL_START_LABEL),
+        data_interval_end=read_time(stored, INTERVAL_END_LABEL),
         partition_key=event.record.partition_key,
-        start=_read_time(labels, START_LABEL),
+        start=read_time(stored, START_LABEL),
         end=end,
-        deadline=_read_time(labels, DEADLINE_LABEL),
-        conf=_read_conf(labels),
-        link=_read_text(labels, LINK_LABEL),
+        deadline=read_time(stored, DEADLINE_LABEL),
+        conf=_read_conf(stored),
+        link=read_text(stored, LINK_LABEL),
     )
 
 
@@ -73,29 +74,13 @@ def fetch_records(
     ]
 
 
-def _read_time(labels: Mapping[str, dg.MetadataValue], label: str) -> datetime | None:
-    value = labels.get(label)
-    if not isinstance(value, dg.TimestampMetadataValue):
-        return None
-    try:
-        return datetime.fromtimestamp(value.value, timezone.utc)
-    except (OSError, OverflowError, ValueError):
-        return None
-
-
-def _read_text(labels: Mapping[str, dg.MetadataValue], label: str) -> str | None:
-    value = labels.get(label)
-    is_text = value is not None and isinstance(value.value, str)
-    return str(value.value) if value is not None and is_text else None
-
-
-def _read_conf(labels: Mapping[str, dg.MetadataValue]) -> dict[str, Any]:
+def _read_conf(stored: StoredEvent | None) -> dict[str, Any]:
     """Return the conf as reported: without secrets. Empty if it was too long to report."""
-    value = labels.get(CONF_LABEL)
+    value = stored.metadata.get(CONF_LABEL) if stored else None
     if isinstance(value, dg.JsonMetadataValue) and isinstance(value.data, Mapping):
         return dict(value.data)
     try:  # it was stored as text, as Dagster can't store it as JSON
-        conf = json.loads(_read_text(labels, CONF_LABEL) or "{}")
+        conf = json.loads(read_text(stored, CONF_LABEL) or "{}")
     except (RecursionError, ValueError):
         return {}
     return conf if isinstance(conf, dict) else {}

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import dagster as dg
 
 from federation_defs.airflow.models import DagRun
-from federation_defs.dagster_io.event_log import (
+from federation_defs.dagster_io.event_log import fetch_runs_planned_after
+from federation_defs.dagster_io.reports import (
     fetch_last_durations,
     fetch_last_run_link,
     fetch_reported_runs,
-    fetch_runs_planned_after,
 )
 from federation_defs.dagster_io.run_tags import Target, is_automation
 from federation_defs.dependencies.happenings import fetch_records

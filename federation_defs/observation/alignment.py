@@ -11,8 +11,8 @@ import dagster as dg
 from federation_defs.dagster_io.event_log import (
     fetch_completed_evaluations,
     fetch_last_materializations,
-    fetch_reported_partitions,
 )
+from federation_defs.dagster_io.reports import fetch_reported_partitions
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.events import PARTITIONS_LABEL, build_partitions_metadata
 from federation_defs.naming import PARTITIONS_CHECK_NAME, build_asset_key, build_check_key

@@ -28,8 +28,9 @@ from federation_defs.dagster_io.deployment import (
     has_sensor_threads,
     share_instance,
 )
-from federation_defs.dagster_io.event_log import fetch_first_reported_end, find_known_assets
+from federation_defs.dagster_io.event_log import find_known_assets
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch, fail_orphaned_runs
+from federation_defs.dagster_io.reports import fetch_first_reported_end
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration, ObserveDeclaration
 from federation_defs.errors import (
     AirflowError,
