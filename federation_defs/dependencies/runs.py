@@ -23,7 +23,6 @@ from federation_defs.dependencies.decider import Cause, Due
 from federation_defs.errors import AirflowError
 from federation_defs.naming import RUN_ID_PREFIX, build_asset_key, build_run_id
 from federation_defs.partitions import Partitioning
-from federation_defs.state import describe_problem
 from federation_defs.timing import Timing
 
 _MAX_RUNS = 10 * SERVER_PAGE
@@ -76,10 +75,9 @@ class Runs:
     def find_problem(self, dag_id: str) -> str | None:
         """Find why Airflow would not run a DAG at present; None if it would."""
         try:
-            dag = self._client.fetch_dag(dag_id)
+            return self._client.fetch_dag(dag_id).problem
         except AirflowError as error:
             return str(error)
-        return describe_problem(dag)
 
     def find_active(self, dag_id: str, dag: DagDeclaration) -> dict[str, str | None] | str:
         """Find a DAG's runs that Dagster has requested and that go on, as run id and partition, or
