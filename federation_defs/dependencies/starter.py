@@ -14,6 +14,7 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.dagster_io.event_log import (
+    build_upstream_event,
     fetch_event,
     fetch_last_materializations,
     fetch_materialized_partitions,
@@ -31,7 +32,6 @@ from federation_defs.dependencies.decider import (
     find_latched,
     settle,
 )
-from federation_defs.dependencies.happenings import build_record
 from federation_defs.dependencies.only_if import ask
 from federation_defs.dependencies.record import Run, Skip
 from federation_defs.dependencies.runs import Place, Runs
@@ -286,7 +286,7 @@ class Starter:
         if dag.trigger.logical_date != "upstream":
             return None
         event = fetch_event(self._instance, cause.edge.key, cause.position)
-        return event and build_record(event, "", "").logical_date
+        return event and build_upstream_event(event, "", "").logical_date
 
     # What a function of the user decides
 
@@ -303,7 +303,7 @@ class Starter:
         if event is None:
             return Skip("the event was deleted")
         try:
-            record = build_record(event, cause.edge.name, f"{airflow}/{dag_id}")
+            record = build_upstream_event(event, cause.edge.name, f"{airflow}/{dag_id}")
             answer = ask(dag.trigger.only_if, record)
             check_conf(dag.trigger.only_if, record.upstream, record.downstream, answer)
         except DecisionError as error:

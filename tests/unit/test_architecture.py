@@ -25,7 +25,7 @@ LAYERS = [
     ["execution", "execution.__init__", "execution.asset"],
     ["execution.monitor", "execution.cancellation", "execution.reporter"],
     ["execution.launcher", "execution.concurrency"],
-    ["execution.polling", "dependencies.decider", "dependencies.happenings"],
+    ["execution.polling", "dependencies.decider"],
     ["observation.watchers"],
     ["observation.slowness", "observation.lateness"],
     ["observation.readiness", "observation.alignment"],
