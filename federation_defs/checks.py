@@ -19,11 +19,8 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
-from federation_defs.dagster_io.event_log import (
-    fetch_completed_evaluations,
-    fetch_successes,
-    read_deadline,
-)
+from federation_defs.dagster_io.event_log import fetch_completed_evaluations, read_deadline
+from federation_defs.dagster_io.reports import fetch_successes
 from federation_defs.declaration import DagDeclaration, DeadlineDeclaration
 from federation_defs.errors import AirflowError, DagNotFoundError
 from federation_defs.events import (

@@ -20,7 +20,7 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, RunKey
-from federation_defs.dagster_io.event_log import (
+from federation_defs.dagster_io.reports import (
     CONF_LABEL,
     DEADLINE_LABEL,
     DURATION_LABEL,

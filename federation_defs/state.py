@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import Dag
+from federation_defs.airflow.models import Dag, describe_problem
 from federation_defs.declaration import InstanceDeclaration, SelectDeclaration
 from federation_defs.schedules import AutoPartitions, find_auto_partitions, resolve_schedule
 
@@ -84,14 +84,9 @@ class Snapshot:
         if self.present_dag_ids and dag_id not in self.present_dag_ids:
             return "has vanished from its Airflow"
         dag = self.dags.get(dag_id)
-        return describe_problem(dag) if dag else self.problems.get(dag_id)
-
-
-def describe_problem(dag: Dag | DagSnapshot) -> str | None:
-    """Return why a DAG that its Airflow has can't run, as the end of a sentence, or None."""
-    if dag.has_import_errors:
-        return "has import errors"
-    return "is paused" if dag.is_paused else None
+        if dag is None:
+            return self.problems.get(dag_id)
+        return describe_problem(dag.is_paused, dag.has_import_errors)
 
 
 _ADAPTER = TypeAdapter(Snapshot)
@@ -177,9 +172,9 @@ def fetch_snapshot(
         unselected=tuple(sorted(present - selected - undescribed)),
         undescribed=tuple(sorted(undescribed)),
         problems={
-            dag.dag_id: problem
+            dag.dag_id: dag.problem
             for dag in dags
-            if dag.is_present and dag.dag_id not in selected and (problem := describe_problem(dag))
+            if dag.is_present and dag.dag_id not in selected and dag.problem
         },
         api=client.api_version.api,
         partitions=_fetch_partitions(client, declaration, dags, last),

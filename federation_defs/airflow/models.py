@@ -55,6 +55,17 @@ class Dag:
     file: str
     raw: Answer | None = None
 
+    @property
+    def problem(self) -> str | None:
+        """Why it can't run though it is present, as the end of a sentence; None if it can."""
+        return describe_problem(self.is_paused, self.has_import_errors)
+
+
+def describe_problem(is_paused: bool, has_import_errors: bool) -> str | None:
+    if has_import_errors:
+        return "has import errors"
+    return "is paused" if is_paused else None
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:

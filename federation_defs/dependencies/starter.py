@@ -7,28 +7,21 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cache, cached_property
+from functools import cache
 from itertools import chain
 
 import dagster as dg
 
-from federation_defs.airflow.api import SERVER_PAGE
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import DagRun
 from federation_defs.dagster_io.event_log import (
+    build_upstream_event,
     fetch_event,
     fetch_last_materializations,
     fetch_materialized_partitions,
-    find_observation_in,
-    is_planned_in,
 )
 from federation_defs.dagster_io.run_tags import (
     Request,
-    fetch_active_requests,
-    find_run_after,
-    get_partition,
     has_requested,
-    read_request,
 )
 from federation_defs.declaration import DagDeclaration
 from federation_defs.dependencies.decider import (
@@ -39,26 +32,21 @@ from federation_defs.dependencies.decider import (
     find_latched,
     settle,
 )
-from federation_defs.dependencies.happenings import build_record
 from federation_defs.dependencies.only_if import ask
 from federation_defs.dependencies.record import Run, Skip
-from federation_defs.errors import AirflowError, DecisionError
+from federation_defs.dependencies.runs import Place, Runs
+from federation_defs.errors import DecisionError
 from federation_defs.events import build_decision_events
 from federation_defs.naming import (
-    RUN_ID_PREFIX,
     build_asset_key,
     build_cause_tag,
     build_monitor_tags,
-    build_run_id,
 )
 from federation_defs.outcome import join_names
 from federation_defs.partition_mapping import PartitionMapping
-from federation_defs.partitions import Partitioning
 from federation_defs.redaction import has_secrets
-from federation_defs.state import describe_problem
 from federation_defs.timing import Timing
 
-_MAX_RUNS = 10 * SERVER_PAGE
 _MAX_FAILURES = 3  # of `only_if`, about one event
 _START_S = 20.0  # for all that a tick starts; Dagster ends a tick after 60 s
 # PostgreSQL's index of tags takes 2,700 bytes (dagster 1.13).
@@ -66,8 +54,6 @@ _MAX_CONF = 1000
 _MAX_REFERENCES = 20
 
 _Event = dg.AssetObservation | dg.AssetCheckEvaluation
-
-_Place = tuple[str, str | None]  # DAG and partition
 
 
 @dataclass(frozen=True)
@@ -81,8 +67,8 @@ class Memory:
         joint: The Dagster runs that materialized upstreams and are to run the DAG as well.
     """
 
-    lacking: dict[_Place, tuple[tuple[Cause, ...], str]] = field(default_factory=dict)
-    joint: dict[_Place, tuple[tuple[Cause, ...], str]] = field(default_factory=dict)
+    lacking: dict[Place, tuple[tuple[Cause, ...], str]] = field(default_factory=dict)
+    joint: dict[Place, tuple[tuple[Cause, ...], str]] = field(default_factory=dict)
 
 
 class Starter:
@@ -102,14 +88,12 @@ class Starter:
         self._client = client
         self._instance = instance
         self._memory = memory
+        self._runs = Runs(client, instance, memory.joint, timing)
         self._timing = timing
         self._until = timing.monotonic() + _START_S
         self._requests: list[dg.RunRequest] = []
         self._events: list[_Event] = []
         self._waiting: list[str] = []
-        # By DAG, partition and cause, what this tick requested.
-        self._led: dict[tuple[str, str | None, str], str] = {}
-        self._fetch_dagster_run = cache(instance.get_run_by_id)
         self._has_succeeded = cache(self._fetch_has_succeeded)
 
     def start(
@@ -134,8 +118,8 @@ class Starter:
     ) -> None:
         is_bounded = dag.trigger.runs == "each" or dag.partitions is not None
         most = dag.trigger.at_once if is_bounded else 1
-        problem = self._find_problem(dag_id)
-        active = self._find_active(dag_id, dag)
+        problem = self._runs.find_problem(dag_id)
+        active = self._runs.find_active(dag_id, dag)
         for each in ready:
             if self._timing.monotonic() > self._until:
                 self._wait(dag_id, waiting, each, "this tick has taken long enough")
@@ -143,7 +127,7 @@ class Starter:
             if has_requested(self._instance, self._build_run_key(dag_id, each)):
                 settle(waiting, each)  # the tick's cursor was not stored
                 continue
-            led = self._find_led(dag_id, dag, each)
+            led = self._runs.find_led(dag_id, dag, each)
             if led is not None and dag.trigger.reruns == "ignore":
                 settle(waiting, each)
                 continue
@@ -152,7 +136,7 @@ class Starter:
                 why = active
             elif len(active) >= most:
                 why = f"runs of it go on: {join_names(sorted(active))}"
-            elif led is not None and self._goes_on(dag_id, led, active):
+            elif led is not None and self._runs.goes_on(dag_id, led, active):
                 why = f"the run to clear goes on: {led}"
             if why is not None or isinstance(active, str):
                 self._wait(dag_id, waiting, each, why or "")
@@ -160,7 +144,7 @@ class Starter:
             if each.partition is not None and each.partition in active.values():
                 self._wait(dag_id, waiting, each, "a run of this partition goes on")
                 continue
-            joint = self._find_joint_run(dag_id, each)
+            joint = self._runs.find_joint_run(dag_id, each)
             if joint is not None and joint.is_finished:
                 settle(waiting, each)
                 continue
@@ -177,7 +161,7 @@ class Starter:
                 self._request(dag_id, each, request)
                 begun = led or self._build_run_key(dag_id, each)  # its run id is not known yet
                 active[begun] = each.partition
-                self._led[dag_id, each.partition, each.causes[-1].label] = begun
+                self._runs.add(dag_id, each, begun)
             settle(waiting, each)
 
     def settle_requested(
@@ -297,110 +281,12 @@ class Starter:
         partition = "" if due.partition is None else f" {due.partition}"
         return f"{self._client.instance}/{dag_id} {due.causes[-1].position}{partition}"
 
-    # What runs
-
-    @cached_property
-    def _active_requests(self) -> list[dg.DagsterRun]:
-        return fetch_active_requests(self._instance, self._client.instance)
-
-    @cached_property
-    def _active_runs(self) -> list[DagRun] | str:
-        """The active DAG runs with ids of ours, or why they are not known."""
-        try:
-            page = self._client.fetch_active_runs(_MAX_RUNS, RUN_ID_PREFIX)
-        except AirflowError as error:
-            return str(error)
-        if page is None or page.has_shrunk:
-            return f"Airflow '{self._client.instance}' has too many active runs to count them"
-        return page.entries
-
-    def _find_problem(self, dag_id: str) -> str | None:
-        """Find why Airflow would not run a DAG at present; None if it would."""
-        try:
-            dag = self._client.fetch_dag(dag_id)
-        except AirflowError as error:
-            return str(error)
-        return describe_problem(dag)
-
-    def _find_active(self, dag_id: str, dag: DagDeclaration) -> dict[str, str | None] | str:
-        """Find a DAG's runs that Dagster has requested and that go on, as run id and partition, or
-        why they are not known.
-
-        Airflow is asked, too: a DAG run goes on without a Dagster run if it is not waited for, or
-        if a worker died. One that is older than its time-out does not count.
-        """
-        key = build_asset_key(self._client.instance, dag_id)
-        active = {
-            self._find_run_id(dag_id, run): get_partition(run)
-            for run in self._active_requests
-            if key in (run.asset_selection or ())
-            # Of a backfill, which is one run of several partitions, the DAG runs count.
-            and (dag.partitions is None or get_partition(run) is not None)
-        }
-        if active and dag.trigger.runs == "latest" and dag.partitions is None:
-            return active
-        if isinstance(self._active_runs, str):
-            return self._active_runs
-        now = self._timing.utc_now()
-        partitioning = dag.partitions and Partitioning(dag.partitions)
-        for run in self._active_runs:
-            since = run.queued_at or run.start_date or now
-            is_overdue = (now - since).total_seconds() > dag.trigger.timeout
-            if run.dag_id == dag_id and not is_overdue:
-                partition = partitioning.find_partition(run).key if partitioning else None
-                active.setdefault(run.run_id, partition)
-        return active
-
-    def _goes_on(self, dag_id: str, run_id: str, active: Collection[str]) -> bool:
-        """Whether a DAG run goes on, also one that is older than its time-out."""
-        runs = [] if isinstance(self._active_runs, str) else self._active_runs
-        return run_id in active or any(run.key == (dag_id, run_id) for run in runs)
-
-    # What an upstream run has led to
-
-    def _find_led(self, dag_id: str, dag: DagDeclaration, due: Due) -> str | None:
-        """Find the DAG run that an earlier end of the upstream run led to, if that matters."""
-        cause = due.causes[-1]
-        if dag.trigger.reruns == "follow" or not cause.run_id:
-            return None
-        if (begun := self._led.get((dag_id, due.partition, cause.label))) is not None:
-            return begun
-        run = find_run_after(
-            self._instance, self._client.instance, dag_id, cause.label, due.partition
-        )
-        return run and self._find_run_id(dag_id, run)
-
-    def _find_joint_run(self, dag_id: str, due: Due) -> dg.DagsterRun | None:
-        """Find the Dagster run that materialized the upstream, if it runs or has run the DAG after
-        that: a person selected both, or a backfill did."""
-        place, memory = (dag_id, due.partition), self._memory.joint
-        causes, run_id = memory.get(place, ((), ""))
-        cause, key = due.causes[-1], build_asset_key(self._client.instance, dag_id)
-        if causes != due.causes:
-            event = fetch_event(self._instance, cause.edge.key, cause.position)
-            run_id = event.record.run_id if event else ""
-            if run_id and not is_planned_in(self._instance, run_id, key, due.partition):
-                run_id = ""
-        run = self._fetch_dagster_run(run_id) if run_id else None
-        if run is not None and not run.is_finished:
-            memory[place] = due.causes, run_id
-            return run
-        memory.pop(place, None)
-        launched_at = find_observation_in(self._instance, run_id, key, due.partition)
-        return run if run is not None and launched_at > cause.position else None
-
     def _find_logical_date(self, dag: DagDeclaration, cause: Cause) -> datetime | None:
         """Find the logical date of the upstream run, if the DAG's run is to have it."""
         if dag.trigger.logical_date != "upstream":
             return None
         event = fetch_event(self._instance, cause.edge.key, cause.position)
-        return event and build_record(event, "", "").logical_date
-
-    def _find_run_id(self, dag_id: str, run: dg.DagsterRun) -> str:
-        """Return the id of the DAG run that a Dagster run starts or clears."""
-        request = read_request(run, self._client.instance, dag_id)
-        cleared = request and request.clears
-        return cleared or build_run_id(run.root_run_id or run.run_id, get_partition(run))
+        return event and build_upstream_event(event, "", "").logical_date
 
     # What a function of the user decides
 
@@ -417,7 +303,7 @@ class Starter:
         if event is None:
             return Skip("the event was deleted")
         try:
-            record = build_record(event, cause.edge.name, f"{airflow}/{dag_id}")
+            record = build_upstream_event(event, cause.edge.name, f"{airflow}/{dag_id}")
             answer = ask(dag.trigger.only_if, record)
             check_conf(dag.trigger.only_if, record.upstream, record.downstream, answer)
         except DecisionError as error:

@@ -11,9 +11,9 @@ from threading import Condition
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag, DagRun, TriggerOptions
+from federation_defs.dagster_io.event_log import fetch_upstream_events
 from federation_defs.dagster_io.run_tags import CurrentRun, Request, Target
 from federation_defs.declaration import UPSTREAM_CONF_KEY, DagDeclaration, suggest
-from federation_defs.dependencies.happenings import fetch_records
 from federation_defs.dependencies.record import UpstreamEvent
 from federation_defs.errors import (
     DagBrokenError,
@@ -137,7 +137,7 @@ class Launcher:
         options = replace(options, note=note)
         conf = trigger.conf if request is None or request.conf is None else request.conf
         if trigger.pass_upstream:
-            upstream = [each.to_json() for each in self._fetch_records(target, request)]
+            upstream = [each.to_json() for each in self._fetch_upstream(target, request)]
             conf = {**conf, UPSTREAM_CONF_KEY: {"upstream": upstream}}
         run_id = self._current_run.build_run_id(target, number)
         self._expect(target, run_id)
@@ -180,12 +180,14 @@ class Launcher:
             run = found
         return run
 
-    def _fetch_records(self, target: Target, request: Request | None) -> list[UpstreamEvent]:
+    def _fetch_upstream(self, target: Target, request: Request | None) -> list[UpstreamEvent]:
         """Fetch what led to the run, in order; nothing if a person requested it."""
         if request is None:
             return []
         instance, dag = self._current_run.instance, self._dags[target.dag_id]
-        return fetch_records(instance, dag, request, f"{self._client.instance}/{target.dag_id}")
+        return fetch_upstream_events(
+            instance, dag, request, f"{self._client.instance}/{target.dag_id}"
+        )
 
     def _take_over(self, target: Target, owner: DagRun) -> DagRun:
         """Adopt the run that has the partition's logical date, or run it again."""

@@ -9,8 +9,8 @@ from random import uniform
 from typing import TypeVar
 
 from federation_defs.airflow.models import Dag, DagRun, RunKey, TaskInstance
-from federation_defs.dagster_io.event_log import fetch_reported_runs
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch
+from federation_defs.dagster_io.reports import fetch_reported_runs
 from federation_defs.dagster_io.run_tags import Target, fetch_monitoring_runs
 from federation_defs.errors import (
     AirflowError,

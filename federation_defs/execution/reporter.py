@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import dagster as dg
 
 from federation_defs.airflow.models import DagRun
-from federation_defs.dagster_io.event_log import (
+from federation_defs.dagster_io.event_log import fetch_runs_planned_after, fetch_upstream_events
+from federation_defs.dagster_io.reports import (
     fetch_last_durations,
     fetch_last_run_link,
     fetch_reported_runs,
-    fetch_runs_planned_after,
 )
 from federation_defs.dagster_io.run_tags import Target, is_automation
-from federation_defs.dependencies.happenings import fetch_records
 from federation_defs.events import (
     build_check_evaluation,
     build_check_metadata,
@@ -86,7 +85,7 @@ class Reporter:
         lines = [f"Triggered by Dagster run {run.run_id}, {_describe_cause(run)}.{link}"]
         if (request := self._current_run.get_request(Target(dag_id))) is not None:
             dag, downstream = self._dags[dag_id], f"{self._client.instance}/{dag_id}"
-            for each in fetch_records(self._instance, dag, request, downstream):
+            for each in fetch_upstream_events(self._instance, dag, request, downstream):
                 what = f"{each.upstream} ({each.state})"
                 lines.append(f"After {what}: run {each.run_id} {each.link or ''}".rstrip())
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import TypeAlias
 
 import dagster as dg
@@ -11,15 +10,14 @@ import dagster as dg
 from federation_defs.dagster_io.event_log import (
     fetch_completed_evaluations,
     fetch_last_materializations,
-    fetch_reported_partitions,
 )
+from federation_defs.dagster_io.reports import fetch_reported_partitions
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.events import PARTITIONS_LABEL, build_partitions_metadata
 from federation_defs.naming import PARTITIONS_CHECK_NAME, build_asset_key, build_check_key
-from federation_defs.observation.findings import CheckWatcher, Findings, Last
+from federation_defs.observation.findings import Findings, Last
 from federation_defs.outcome import join_names
 from federation_defs.partitions import Partitioning
-from federation_defs.timing import Timing
 
 FindPartitionProblem: TypeAlias = Callable[[str], str | None]
 
@@ -28,7 +26,7 @@ _UNFIT = 1.5  # times as often; days of 25 hours are no more
 
 
 class Alignment:
-    """Looks at the DAGs of one instance that have partitions, some at a time.
+    """Evaluates the check of the DAGs of one instance that have partitions.
 
     What was reported is compared with the declaration when that has changed. What it has changed
     from need not be known: a report has the dates of its run, by which the run belongs to another
@@ -48,30 +46,22 @@ class Alignment:
         partitionings: Mapping[str, Partitioning | None],
         find_partition_problem: FindPartitionProblem,
         unfit: Mapping[str, str],
-        timing: Timing,
     ) -> None:
         self._airflow = airflow
         self._partitionings = partitionings
         self._find_problem = find_partition_problem
         self._unfit = unfit
-        self._checks = CheckWatcher(airflow, PARTITIONS_CHECK_NAME, partitionings, timing)
         # What was found of DAGs whose reports don't agree, and the position of the last one.
         self._compared: dict[str, tuple[int | None, Findings]] = {}
 
-    def watch(
-        self, instance: dg.DagsterInstance, deadline: float, may_tell: Callable[[], bool]
-    ) -> None:
-        """From time to time, store the evaluations that differ from the last ones.
+    def evaluate(
+        self, instance: dg.DagsterInstance, chosen: Sequence[str], last: Last, _deadline: float
+    ) -> Iterator[dg.AssetCheckEvaluation]:
+        """Evaluate the check of some DAGs.
 
         Args:
-            deadline: By the monotonic clock. Later DAGs are left for the next time.
-            may_tell: Whether no other process does.
+            last: Their last evaluations, by asset.
         """
-        self._checks.watch(instance, partial(self._evaluate, instance), deadline, may_tell)
-
-    def _evaluate(
-        self, instance: dg.DagsterInstance, chosen: Sequence[str], last: Last
-    ) -> Iterator[dg.AssetCheckEvaluation]:
         keys = {dag_id: build_asset_key(self._airflow, dag_id) for dag_id in chosen}
         # Dagster shows none of a check that a run is going to evaluate. What is remembered counts.
         hidden = [

@@ -20,8 +20,10 @@ _DAGS_PER_LOOK = 50
 
 # The last evaluations of a check, by the assets that have one.
 Last: TypeAlias = Mapping[dg.AssetKey, dg.AssetCheckEvaluation]
-# Evaluates a check of some DAGs, one after the other.
-Evaluate: TypeAlias = Callable[[Sequence[str], Last], Iterator[dg.AssetCheckEvaluation]]
+# Evaluates a check of some DAGs, one after the other, until a moment of the monotonic clock.
+Evaluate: TypeAlias = Callable[
+    [dg.DagsterInstance, Sequence[str], Last, float], Iterator[dg.AssetCheckEvaluation]
+]
 
 
 @dataclass
@@ -69,19 +71,23 @@ class CheckWatcher:
         name: Of the check.
     """
 
-    def __init__(self, airflow: str, name: str, dag_ids: Iterable[str], timing: Timing) -> None:
+    def __init__(
+        self,
+        airflow: str,
+        name: str,
+        dag_ids: Iterable[str],
+        evaluate: Evaluate,
+        timing: Timing,
+    ) -> None:
         self._airflow = airflow
         self._name = name
+        self._evaluate = evaluate
         self._timing = timing
         self._queue = deque(dag_ids)
         self._looked_at = -math.inf
 
     def watch(
-        self,
-        instance: dg.DagsterInstance,
-        evaluate: Evaluate,
-        deadline: float,
-        may_tell: Callable[[], bool],
+        self, instance: dg.DagsterInstance, deadline: float, may_tell: Callable[[], bool]
     ) -> None:
         """From time to time, store the evaluations that differ from the last ones.
 
@@ -99,7 +105,7 @@ class CheckWatcher:
         ]
         evaluations = fetch_last_evaluations(instance, keys)
         last = {key.asset_key: evaluation for key, evaluation in evaluations.items()}
-        for evaluation in evaluate(chosen, last):
+        for evaluation in self._evaluate(instance, chosen, last, deadline):
             known = last.get(evaluation.asset_key)
             if (known is None or _tell(known) != _tell(evaluation)) and may_tell():
                 instance.report_runless_asset_event(evaluation)

@@ -9,7 +9,7 @@ from itertools import islice
 import dagster as dg
 
 from federation_defs.checks import find_deadline_check
-from federation_defs.dagster_io.event_log import Success, fetch_signals, fetch_successes
+from federation_defs.dagster_io.reports import Success, fetch_signals, fetch_successes
 from federation_defs.declaration import DeadlineDeclaration
 from federation_defs.events import build_deadline_check, build_late_observation
 from federation_defs.naming import build_asset_key

@@ -18,17 +18,15 @@ from federation_defs.declaration import DagDeclaration, DependencyDeclaration
 from federation_defs.errors import AirflowError
 from federation_defs.naming import READY_CHECK_NAME, build_asset_key, build_check_key
 from federation_defs.observation.alignment import FindPartitionProblem
-from federation_defs.observation.findings import CheckWatcher, Findings, Last
+from federation_defs.observation.findings import Findings, Last
 from federation_defs.outcome import join_names
-from federation_defs.state import describe_problem
 from federation_defs.threads import run_calls
-from federation_defs.timing import Timing
 
 FindProblem = Callable[[str, str], str | None]
 
 
 class Readiness:
-    """Looks at the DAGs of one instance that depend on others, some at a time.
+    """Evaluates the check of the DAGs of one instance that depend on others.
 
     What the event log holds is as of now. The state of a DAG in its Airflow is as of the last
     refresh, so that a DAG that is paused later is not known to be. If it is bad, and the DAG one of
@@ -52,7 +50,6 @@ class Readiness:
         find_problem: FindProblem,
         find_partition_problem: FindPartitionProblem,
         unfit: Mapping[str, str],
-        timing: Timing,
     ) -> None:
         self._client = client
         self._dags = dags
@@ -60,26 +57,15 @@ class Readiness:
         self._find_known_problem = find_problem
         self._find_partition_problem = find_partition_problem
         self._unfit = unfit
-        self._checks = CheckWatcher(client.instance, READY_CHECK_NAME, dags, timing)
 
-    def watch(
-        self, instance: dg.DagsterInstance, deadline: float, may_tell: Callable[[], bool]
-    ) -> None:
-        """From time to time, store the evaluations that differ from the last ones.
+    def evaluate(
+        self, instance: dg.DagsterInstance, chosen: Sequence[str], _last: Last, deadline: float
+    ) -> Iterator[dg.AssetCheckEvaluation]:
+        """Evaluate the check of some DAGs.
 
         Args:
-            deadline: By the monotonic clock. Later DAGs are left for the next time.
-            may_tell: Whether no other process does.
+            deadline: By the monotonic clock. Later answers of Airflow don't count.
         """
-
-        def evaluate(chosen: Sequence[str], _last: Last) -> Iterator[dg.AssetCheckEvaluation]:
-            return self._evaluate(instance, chosen, deadline)
-
-        self._checks.watch(instance, evaluate, deadline, may_tell)
-
-    def _evaluate(
-        self, instance: dg.DagsterInstance, chosen: Sequence[str], deadline: float
-    ) -> Iterator[dg.AssetCheckEvaluation]:
         known = self._fetch_known(instance, chosen)
         find_problem = cache(partial(self._find_problem, deadline))
         for dag_id in chosen:
@@ -157,7 +143,7 @@ class Readiness:
             (dag,) = run_calls([partial(self._client.fetch_dag, dag_id)], 1, deadline)
         except AirflowError:
             return known
-        return describe_problem(dag) if dag else known
+        return dag.problem if dag else known
 
     def _build_key(self, dag_id: str) -> dg.AssetKey:
         return build_asset_key(self._client.instance, dag_id)

@@ -11,7 +11,8 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, RunKey
-from federation_defs.dagster_io.event_log import (
+from federation_defs.dagster_io.heartbeat import HeartbeatWatch
+from federation_defs.dagster_io.reports import (
     END_LABEL,
     OUTCOME_LABEL,
     STATE_LABEL,
@@ -20,7 +21,6 @@ from federation_defs.dagster_io.event_log import (
     fetch_reported_runs,
     fetch_reports,
 )
-from federation_defs.dagster_io.heartbeat import HeartbeatWatch
 from federation_defs.dagster_io.run_tags import find_owners
 from federation_defs.events import (
     AssetEvent,

@@ -28,8 +28,9 @@ from federation_defs.dagster_io.deployment import (
     has_sensor_threads,
     share_instance,
 )
-from federation_defs.dagster_io.event_log import fetch_first_reported_end, find_known_assets
+from federation_defs.dagster_io.event_log import find_known_assets
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch, fail_orphaned_runs
+from federation_defs.dagster_io.reports import fetch_first_reported_end
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration, ObserveDeclaration
 from federation_defs.errors import (
     AirflowError,
@@ -40,10 +41,9 @@ from federation_defs.errors import (
 from federation_defs.events import build_gap_observations
 from federation_defs.naming import build_asset_key, build_sensor_name
 from federation_defs.observation.cursor import Cursor, advance, build_fingerprint
-from federation_defs.observation.deferred import DeferredRuns
 from federation_defs.observation.outcomes import OutcomeFetcher, select_runs
 from federation_defs.observation.pace import Pace
-from federation_defs.observation.poller import Poller
+from federation_defs.observation.poller import DeferredRuns, Poller
 from federation_defs.observation.reporter import Reporter
 from federation_defs.observation.watchers import Ends, FindPartitionProblem, FindProblem, Watchers
 from federation_defs.outcome import Rules, join_names

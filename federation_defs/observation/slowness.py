@@ -15,7 +15,7 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
 from federation_defs.checks import find_slow_runs
-from federation_defs.dagster_io.event_log import fetch_signals
+from federation_defs.dagster_io.reports import fetch_signals
 from federation_defs.errors import AirflowError
 from federation_defs.events import build_max_duration_check, build_slow_observation
 from federation_defs.naming import build_asset_key

@@ -12,12 +12,14 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.errors import DeclaredTwiceError
+from federation_defs.naming import PARTITIONS_CHECK_NAME, READY_CHECK_NAME
 from federation_defs.observation.alignment import (
     Alignment,
     FindPartitionProblem,
     find_unfit_cadences,
 )
 from federation_defs.observation.cursor import Ends, JudgedDeadlines
+from federation_defs.observation.findings import CheckWatcher
 from federation_defs.observation.lateness import Lateness
 from federation_defs.observation.readiness import FindProblem, Readiness
 from federation_defs.observation.slowness import Slowness
@@ -57,14 +59,18 @@ class Watchers:
         by_events = select_decided_by_events(downstreams, instances)
         unfit = find_unfit_cadences(dags, instances)
         finds = find_problem, find_partition_problem
-        self._readiness = Readiness(client, downstreams, by_events, *finds, unfit, timing)
+        readiness = Readiness(client, downstreams, by_events, *finds, unfit)
         partitioned = {
             dag_id: partitionings.get(dag_id)
             for dag_id, dag in dags.items()
             if dag.declares_partitions
         }
-        self._alignment = Alignment(
-            client.instance, partitioned, find_partition_problem, unfit, timing
+        alignment = Alignment(client.instance, partitioned, find_partition_problem, unfit)
+        self._readiness = CheckWatcher(
+            client.instance, READY_CHECK_NAME, downstreams, readiness.evaluate, timing
+        )
+        self._alignment = CheckWatcher(
+            client.instance, PARTITIONS_CHECK_NAME, partitioned, alignment.evaluate, timing
         )
 
     def watch(

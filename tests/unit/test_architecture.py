@@ -22,19 +22,21 @@ LAYERS = [
     ["validation", "observation", "observation.__init__", "observation.sensor"],
     ["dependencies.sensor"],
     ["dependencies.starter"],
+    ["dependencies.runs"],
     ["execution", "execution.__init__", "execution.asset"],
     ["execution.monitor", "execution.cancellation", "execution.reporter"],
     ["execution.launcher", "execution.concurrency"],
-    ["execution.polling", "dependencies.decider", "dependencies.happenings"],
+    ["execution.polling", "dependencies.decider"],
     ["observation.watchers"],
     ["observation.slowness", "observation.lateness"],
     ["observation.readiness", "observation.alignment"],
-    ["observation.pace", "observation.poller", "observation.deferred", "observation.reporter"],
+    ["observation.pace", "observation.poller", "observation.reporter"],
     ["observation.outcomes", "observation.findings"],
     ["observation.cursor"],
     ["specs", "checks"],
     ["events"],
     ["dagster_io.event_log"],
+    ["dagster_io.reports"],
     ["automation", "state", "partitions", "outcome"],
     ["schedules"],
     ["partition_mapping"],
@@ -52,7 +54,6 @@ LAYERS = [
     ["airflow.models", "airflow.__init__"],
     ["declaration", "declaration.__init__"],
     ["declaration.instance"],
-    ["declaration.wording"],
     ["declaration.dag"],
     ["declaration.connection", "declaration.dependency", "declaration.partitions"],
     ["declaration.fields"],
@@ -112,3 +113,19 @@ def test_importing_the_package_does_not_import_slow_packages() -> None:
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert printed.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("entry", "most"), [("observation.sensor", 52), ("execution.asset", 47)])
+def test_a_sensor_and_a_step_import_no_more_modules_than_they_need(entry: str, most: int) -> None:
+    """`pytest -s` prints how many these are, with their lines."""
+    code = (
+        f"import sys, federation_defs.{entry}; "
+        "print(*(module.__file__ for name, module in sys.modules.items()"
+        " if name.split('.')[0] == 'federation_defs'), sep='\\n')"
+    )
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    modules = [Path(line) for line in printed.stdout.splitlines()]
+    lines = sum(len(module.read_text().splitlines()) for module in modules)
+    print(f"{entry}: {len(modules)} modules, {lines:,} lines")  # noqa: T201
+    assert len(modules) <= most

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from federation_defs.declaration import DagDeclaration
-from federation_defs.declaration.wording import describe_trigger
+from federation_defs.specs import describe_trigger
 
 
 @pytest.mark.parametrize(

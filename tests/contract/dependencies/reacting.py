@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.dagster_io.event_log import OUTCOME_LABEL, RUN_ID_LABEL, SIGNAL_LABEL
+from federation_defs.dagster_io.reports import OUTCOME_LABEL, RUN_ID_LABEL, SIGNAL_LABEL
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.dependencies.sensor import build_event_sensor
 from federation_defs.naming import build_asset_key

@@ -8,9 +8,8 @@ from datetime import datetime, timedelta, timezone
 import dagster as dg
 import pytest
 
-from federation_defs.dagster_io.event_log import fetch_events
+from federation_defs.dagster_io.event_log import build_upstream_event, fetch_events
 from federation_defs.declaration import DagDeclaration, DeadlineDeclaration, SuccessDeclaration
-from federation_defs.dependencies.happenings import build_record
 from federation_defs.naming import DEADLINE_CHECK_NAME
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import asks
@@ -108,7 +107,7 @@ def test_dags_that_depend_on_lateness_are_told_the_deadline(watched: Watched) ->
     watched.tick(SIX + MINUTE)
     read, _ = fetch_events(watched.instance, after=0, limit=10)
     (event,) = [each for each in read if each.state in ("slow", "late")]
-    record = build_record(event, f"metrics/{DAG}", "metrics/clean_up")
+    record = build_upstream_event(event, f"metrics/{DAG}", "metrics/clean_up")
     assert (record.state, record.deadline, record.run_id) == ("late", SIX, None)
 
 

@@ -9,9 +9,8 @@ from datetime import datetime, timedelta, timezone
 import dagster as dg
 import pytest
 
-from federation_defs.dagster_io.event_log import fetch_events
+from federation_defs.dagster_io.event_log import build_upstream_event, fetch_events
 from federation_defs.declaration import DagDeclaration, DeadlineDeclaration
-from federation_defs.dependencies.happenings import build_record
 from federation_defs.naming import MAX_DURATION_CHECK_NAME
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import materialize
@@ -101,7 +100,7 @@ def test_dags_that_depend_on_slow_runs_are_told_all_about_them(watched_v2: Watch
     watched_v2.tick()
     read, _ = fetch_events(watched_v2.instance, after=0, limit=10)
     (event,) = [each for each in read if each.state in ("slow", "late")]
-    record = build_record(event, f"metrics/{DAG}", "metrics/clean_up")
+    record = build_upstream_event(event, f"metrics/{DAG}", "metrics/clean_up")
     assert (record.state, record.run_id, record.conf) == ("slow", "slow", slow.conf)
     assert (record.start, record.end) == (slow.start_date, None)
     assert record.link == watched_v2.airflow.client.build_run_url(DAG, "slow")

@@ -1,0 +1,151 @@
+"""Finds the runs of DAGs that go on, and those that an upstream run has led to already."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cache, cached_property
+from typing import TypeAlias
+
+import dagster as dg
+
+from federation_defs.airflow.api import SERVER_PAGE
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.models import DagRun
+from federation_defs.dagster_io.event_log import fetch_event, find_observation_in, is_planned_in
+from federation_defs.dagster_io.run_tags import (
+    fetch_active_requests,
+    find_run_after,
+    get_partition,
+    read_request,
+)
+from federation_defs.declaration import DagDeclaration
+from federation_defs.dependencies.decider import Cause, Due
+from federation_defs.errors import AirflowError
+from federation_defs.naming import RUN_ID_PREFIX, build_asset_key, build_run_id
+from federation_defs.partitions import Partitioning
+from federation_defs.timing import Timing
+
+_MAX_RUNS = 10 * SERVER_PAGE
+
+Place: TypeAlias = tuple[str, str | None]  # DAG and partition
+
+
+class Runs:
+    """The runs of an instance's DAGs during one tick. Each query is made once, when it is needed.
+
+    Args:
+        joint: The Dagster runs that materialized upstreams and are to run the DAG as well, as far
+            as earlier ticks know them, with the causes for which that was found. It is updated.
+    """
+
+    def __init__(
+        self,
+        client: AirflowClient,
+        instance: dg.DagsterInstance,
+        joint: dict[Place, tuple[tuple[Cause, ...], str]],
+        timing: Timing,
+    ) -> None:
+        self._client = client
+        self._instance = instance
+        self._joint = joint
+        self._timing = timing
+        # By DAG, partition and cause, what this tick requested.
+        self._led: dict[tuple[str, str | None, str], str] = {}
+        self._fetch_dagster_run = cache(instance.get_run_by_id)
+
+    def add(self, dag_id: str, due: Due, run_id: str) -> None:
+        """Add the DAG run that this tick has requested."""
+        self._led[dag_id, due.partition, due.causes[-1].label] = run_id
+
+    @cached_property
+    def _active_requests(self) -> list[dg.DagsterRun]:
+        return fetch_active_requests(self._instance, self._client.instance)
+
+    @cached_property
+    def _active_runs(self) -> list[DagRun] | str:
+        """The active DAG runs with ids of ours, or why they are not known."""
+        try:
+            page = self._client.fetch_active_runs(_MAX_RUNS, RUN_ID_PREFIX)
+        except AirflowError as error:
+            return str(error)
+        if page is None or page.has_shrunk:
+            return f"Airflow '{self._client.instance}' has too many active runs to count them"
+        return page.entries
+
+    def find_problem(self, dag_id: str) -> str | None:
+        """Find why Airflow would not run a DAG at present; None if it would."""
+        try:
+            return self._client.fetch_dag(dag_id).problem
+        except AirflowError as error:
+            return str(error)
+
+    def find_active(self, dag_id: str, dag: DagDeclaration) -> dict[str, str | None] | str:
+        """Find a DAG's runs that Dagster has requested and that go on, as run id and partition, or
+        why they are not known.
+
+        Airflow is asked, too: a DAG run goes on without a Dagster run if it is not waited for, or
+        if a worker died. One that is older than its time-out does not count.
+        """
+        key = build_asset_key(self._client.instance, dag_id)
+        active = {
+            self._find_run_id(dag_id, run): get_partition(run)
+            for run in self._active_requests
+            if key in (run.asset_selection or ())
+            # Of a backfill, which is one run of several partitions, the DAG runs count.
+            and (dag.partitions is None or get_partition(run) is not None)
+        }
+        if active and dag.trigger.runs == "latest" and dag.partitions is None:
+            return active
+        if isinstance(self._active_runs, str):
+            return self._active_runs
+        now = self._timing.utc_now()
+        partitioning = dag.partitions and Partitioning(dag.partitions)
+        for run in self._active_runs:
+            since = run.queued_at or run.start_date or now
+            is_overdue = (now - since).total_seconds() > dag.trigger.timeout
+            if run.dag_id == dag_id and not is_overdue:
+                partition = partitioning.find_partition(run).key if partitioning else None
+                active.setdefault(run.run_id, partition)
+        return active
+
+    def goes_on(self, dag_id: str, run_id: str, active: Collection[str]) -> bool:
+        """Whether a DAG run goes on, also one that is older than its time-out."""
+        runs = [] if isinstance(self._active_runs, str) else self._active_runs
+        return run_id in active or any(run.key == (dag_id, run_id) for run in runs)
+
+    def find_led(self, dag_id: str, dag: DagDeclaration, due: Due) -> str | None:
+        """Find the DAG run that an earlier end of the upstream run led to, if that matters."""
+        cause = due.causes[-1]
+        if dag.trigger.reruns == "follow" or not cause.run_id:
+            return None
+        if (begun := self._led.get((dag_id, due.partition, cause.label))) is not None:
+            return begun
+        run = find_run_after(
+            self._instance, self._client.instance, dag_id, cause.label, due.partition
+        )
+        return run and self._find_run_id(dag_id, run)
+
+    def find_joint_run(self, dag_id: str, due: Due) -> dg.DagsterRun | None:
+        """Find the Dagster run that materialized the upstream, if it runs or has run the DAG after
+        that: a person selected both, or a backfill did."""
+        place, memory = (dag_id, due.partition), self._joint
+        causes, run_id = memory.get(place, ((), ""))
+        cause, key = due.causes[-1], build_asset_key(self._client.instance, dag_id)
+        if causes != due.causes:
+            event = fetch_event(self._instance, cause.edge.key, cause.position)
+            run_id = event.record.run_id if event else ""
+            if run_id and not is_planned_in(self._instance, run_id, key, due.partition):
+                run_id = ""
+        run = self._fetch_dagster_run(run_id) if run_id else None
+        if run is not None and not run.is_finished:
+            memory[place] = due.causes, run_id
+            return run
+        memory.pop(place, None)
+        launched_at = find_observation_in(self._instance, run_id, key, due.partition)
+        return run if run is not None and launched_at > cause.position else None
+
+    def _find_run_id(self, dag_id: str, run: dg.DagsterRun) -> str:
+        """Return the id of the DAG run that a Dagster run starts or clears."""
+        request = read_request(run, self._client.instance, dag_id)
+        cleared = request and request.clears
+        return cleared or build_run_id(run.root_run_id or run.run_id, get_partition(run))
