@@ -48,7 +48,8 @@ def find_problems(members: Sequence[Member], *, is_whole: bool = False) -> list[
     """Return everything that the declarations alone show to be wrong, one sentence each.
 
     Args:
-        is_whole: These are the instances of all code locations.
+        is_whole: These are the instances of all code locations. Functions of `only_if` are left
+            out: they are imported where each location is loaded.
     """
     by_name = {member.name: member for member in members}
     return [
@@ -65,7 +66,7 @@ def find_problems(members: Sequence[Member], *, is_whole: bool = False) -> list[
             )
         ),
         *_find_cycles(members),
-        *_find_unusable_functions(members),
+        *([] if is_whole else _find_unusable_functions(members)),
     ]
 
 

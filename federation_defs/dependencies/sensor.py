@@ -16,7 +16,11 @@ from types import MappingProxyType
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.dagster_io.deployment import share_instance
+from federation_defs.dagster_io.deployment import (
+    find_left_cursor,
+    find_same_sensor,
+    share_instance,
+)
 from federation_defs.dagster_io.event_log import (
     AssetEvent,
     fetch_events,
@@ -26,6 +30,7 @@ from federation_defs.declaration import DagDeclaration, suggest
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import WINDOW, Cursor, Waiting
 from federation_defs.dependencies.starter import Memory, Starter
+from federation_defs.errors import DeclaredTwiceError
 from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_asset_key, build_job_name, build_sensor_name
 from federation_defs.outcome import join_names
@@ -109,12 +114,23 @@ class _EventSensor:
     _memory: Memory = field(default_factory=Memory)
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        """Evaluate the sensor."""
+        """Evaluate the sensor.
+
+        Raises:
+            DeclaredTwiceError: Another code location starts the DAGs of the instance.
+        """
+        origin = context.code_location_origin
+        location = origin.location_name if origin else None
         with share_instance(context) as instance:
             # The last tick failed, or was another process's.
             if may_repeat := context.cursor != self._last:
                 self._reached.clear()
-            if (cursor := decider.load(context.cursor)) is None:
+            cursor = decider.load(context.cursor)
+            if cursor is None and location:
+                self._refuse_second_location(instance, location)
+                name = build_sensor_name(self.client.instance, "events")
+                cursor = decider.load(find_left_cursor(instance, name, location))
+            if cursor is None:
                 begin = max(0, fetch_last_position(instance) - WINDOW)
                 cursor, _ = self._read(instance, Cursor(0), begin)
                 self._last = decider.dump(cursor)
@@ -124,6 +140,8 @@ class _EventSensor:
             is_older = cursor.version < decider.VERSION
             handled = fetch_last_position(instance) if is_older else -1
             cursor, events = self._read(instance, cursor, self._find_start(cursor))
+            if location and (events or cursor.dags):
+                self._refuse_second_location(instance, location)
             starter = Starter(self.client, instance, self._memory, self.timing)
             states: dict[str, Waiting] = {}
             for dag_id, dag in self.dags.items():
@@ -152,6 +170,12 @@ class _EventSensor:
                 states[dag_id] = waiting
             self._last = decider.dump(replace(cursor, dags=states))
             return starter.build_result(self._last)
+
+    def _refuse_second_location(self, instance: dg.DagsterInstance, location: str) -> None:
+        airflow = self.client.instance
+        name, max_age_s = build_sensor_name(airflow, "observation"), self.timing.other_sensors_s
+        if other := find_same_sensor(instance, name, location, max_age_s):
+            raise DeclaredTwiceError(airflow, location, other)
 
     def _find_start(self, cursor: Cursor) -> int:
         """Find the position after which to read: that of some seconds ago, as events with smaller

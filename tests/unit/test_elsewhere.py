@@ -93,6 +93,16 @@ def test_partitions_of_an_upstream_that_is_declared_here_are_refused() -> None:
     assert "remove the `partitions` beside it" in problem
 
 
+def test_partitions_that_changed_in_one_location_only_are_found_where_all_are_known() -> None:
+    here = depend({"dag": "warehouse/load", "partitions": DAILY}, partitions=DAILY)
+    there = declare("warehouse", "core", {"load": {"partitions": DAILY}})
+    assert find_problems([here, there], is_whole=True) == []
+    there = declare("warehouse", "core", {"load": {"partitions": {**DAILY, "start": "2025-01-01"}}})
+    (problem,) = find_problems([here, there], is_whole=True)
+    assert "are declared otherwise in core/defs/warehouse/defs.yaml" in problem
+    assert "2025-01-01" in problem
+
+
 def build_automation(partitions: dg.PartitionsDefinition | None) -> dg.Definitions:
     """Return the two assets as the daemon sees them, which has both locations' definitions."""
 
