@@ -129,6 +129,16 @@ def find_same_sensor(
     return min((location for location, until in found.items() if until >= now), default=None)
 
 
+def get_last_tick(
+    instance: dg.DagsterInstance, sensor_name: str, code_location: str
+) -> float | None:
+    """Return when the last tick of a sensor began, as of when its sensors were fetched last."""
+    for state in _fetch_sensors(instance, math.inf):
+        if _get_name(state) == (sensor_name, code_location):
+            return getattr(state.instigator_data, "last_tick_start_timestamp", None)
+    return None
+
+
 def find_left_cursor(
     instance: dg.DagsterInstance, sensor_name: str, code_location: str
 ) -> str | None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import requests
@@ -86,15 +87,7 @@ class Deployment(DagsterApi):
 
     def fetch_tick_errors(self, name: str) -> list[str]:
         """Return the errors of the last ticks of sensors of this name, of all locations."""
-        with dg.DagsterInstance.from_config(str(self.home)) as instance:
-            ticks = [
-                tick
-                for state in instance.all_instigator_state()
-                if state.instigator_name == name
-                for tick in instance.get_ticks(
-                    state.instigator_origin_id, state.selector_id, limit=10
-                )
-            ]
+        ticks = self._fetch_ticks(name)
         return [tick.error.to_string() for tick in ticks if tick.error]
 
     def wait_for_ticks(self, *names: str, count: int = 2) -> None:
@@ -102,20 +95,27 @@ class Deployment(DagsterApi):
         begin = time.time()
 
         def have_ticked() -> bool:
-            with dg.DagsterInstance.from_config(str(self.home)) as instance:
-                ended = {
-                    state.instigator_name: [
-                        tick.status.value
-                        for tick in instance.get_ticks(
-                            state.instigator_origin_id, state.selector_id, limit=10
-                        )
-                        if tick.timestamp > begin and tick.status.value != "STARTED"
-                    ]
-                    for state in instance.all_instigator_state()
-                }
-            return all(len(ended.get(name, ())) >= count for name in names)
+            return all(
+                sum(
+                    tick.timestamp > begin and tick.status.value != "STARTED"
+                    for tick in self._fetch_ticks(name)
+                )
+                >= count
+                for name in names
+            )
 
         wait_for(have_ticked, f"{names} have ended {count} ticks")
+
+    def _fetch_ticks(self, name: str) -> list[Any]:
+        with dg.DagsterInstance.from_config(str(self.home)) as instance:
+            return [
+                tick
+                for state in instance.all_instigator_state()
+                if state.instigator_name == name
+                for tick in instance.get_ticks(
+                    state.instigator_origin_id, state.selector_id, limit=10
+                )
+            ]
 
     def _start(self, name: str, command: Sequence[str], folder: Path) -> LoggedProcess:
         env = {**self.env, "PYTHONPATH": str(folder)}
