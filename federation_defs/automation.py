@@ -17,8 +17,9 @@ _ASSET_S = 0.0025
 _MAX_INTERVAL_S = 25
 
 # A DAG that Dagster does not run, one that it runs, one of the same instance that it runs without
-# waiting for it, and an asset that is no DAG.
-Upstream: TypeAlias = Literal["observed", "executed", "detached", "asset"]
+# waiting for it, one of another code location, of which nothing is known, and an asset that is no
+# DAG.
+Upstream: TypeAlias = Literal["observed", "executed", "detached", "elsewhere", "asset"]
 
 _NEWLY_UPDATED = dg.AutomationCondition.newly_updated()
 _NEWLY_REQUESTED = dg.AutomationCondition.newly_requested()
@@ -63,11 +64,14 @@ def build_condition(
     kind = "detached" if "detached" in kinds else "executed"
     if kinds == {"observed"}:
         kind = "observed"
-    return _build_any_condition(kind, detached)
+    elsewhere = tuple(key for key, each in upstreams.items() if each == "elsewhere")
+    return _build_any_condition(kind, elsewhere, detached)
 
 
 @cache  # a fleet has thousands of downstream DAGs, and Dagster's conditions are immutable
-def _build_any_condition(kind: Upstream, detached: dg.AssetKey | None) -> dg.AutomationCondition:
+def _build_any_condition(
+    kind: Upstream, elsewhere: Sequence[dg.AssetKey], detached: dg.AssetKey | None
+) -> dg.AutomationCondition:
     condition = dg.AutomationCondition
     updated = condition.any_deps_match(_NEWLY_UPDATED).with_label("any_deps_updated")
     blocked = condition.any_deps_match(condition.missing()).with_label("any_deps_missing")
@@ -76,6 +80,11 @@ def _build_any_condition(kind: Upstream, detached: dg.AssetKey | None) -> dg.Aut
     if kind != "observed":
         missing = condition.missing() & ~condition.will_be_requested()
         blocked = condition.any_deps_match(missing | _IN_PROGRESS)
+        if elsewhere:  # these may have partitions, of which one is enough
+            blocked = condition.any_deps_match(missing).ignore(dg.AssetSelection.assets(*elsewhere))
+            blocked |= condition.any_deps_match(_IN_PROGRESS)
+            for key in elsewhere:
+                blocked |= ~condition.asset_matches(key, ~condition.missing())
         blocked = blocked.with_label("any_deps_missing_or_in_progress")
     is_pending = updated.since(_NEWLY_REQUESTED & ~updated).with_label("updated_since_request")
     return _build_due(is_pending, blocked, detached)

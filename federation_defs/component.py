@@ -8,7 +8,7 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -124,7 +124,7 @@ class FederatedAirflow(dg.StateBackedComponent):
     ) -> None:
         self.declaration = declaration
         self.member = Member(source, declaration)
-        self.client = build_client(declaration, account_hint, unset=unset)
+        self._account_hint, self._unset = account_hint, unset
         self.federation: Sequence[FederatedAirflow] = ()  # all components, once a load has begun
         self.named: Mapping[str, Sequence[str]] = {}  # its declared and depended-on DAGs, and where
         self.needed: Set[str] | None = None  # in a run worker, the DAGs that its runs need
@@ -135,6 +135,10 @@ class FederatedAirflow(dg.StateBackedComponent):
         self.resolved = declaration  # with all partitions in full, once the state was read
         self.undecided: Mapping[str, Sequence[str]] = {}  # why nothing starts DAGs, by DAG id
         self._defs_state = declaration.defs_state
+
+    @cached_property
+    def client(self) -> AirflowClient:
+        return build_client(self.declaration, self._account_hint, unset=self._unset)
 
     @classmethod
     @override

@@ -116,7 +116,8 @@ def build_mappings(
     if it has none.
 
     Args:
-        instances: The declarations of all instances that it depends on, by name.
+        instances: The declarations of the instances that it depends on, by name. Of DAGs of others
+            those partitions are known that are written with the dependency.
     """
     if dag.partitions is None:
         return []
@@ -125,7 +126,7 @@ def build_mappings(
     for edge in dag.depends_on:
         instance, dag_id = edge.upstream or ("", "")
         known = instances.get(instance)
-        partitions = known.find_dag(dag_id).partitions if known else None
+        partitions = known.find_dag(dag_id).partitions if known else edge.partitions
         window = edge.window or ("last" if partitions is None else "same")
         upstream = partitions and partitions.build_definition()
         mappings.append(PartitionMapping(downstream, upstream, window, dag.granularity))

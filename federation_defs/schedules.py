@@ -106,7 +106,9 @@ def find_unknown_partitions(
     """
 
     def is_unknown(instance: str, dag_id: str) -> bool:
-        dag = instances[instance].find_dag(dag_id)
+        if (known := instances.get(instance)) is None:  # of another code location
+            return False
+        dag = known.find_dag(dag_id)
         return dag.declares_partitions and dag.partitions is None
 
     return {

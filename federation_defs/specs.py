@@ -48,8 +48,8 @@ def build_specs(
     Args:
         snapshot: The last known state; None if the instance was never reached.
         referenced: Ids of this instance's DAGs that any DAG of the federation depends on.
-        others: The declarations of other instances, by name. Dagster is taken to run the DAGs of
-            an instance that is missing here.
+        others: The declarations of other instances, by name. One that is missing here belongs to
+            another code location.
         undecided: Ids of DAGs that nothing starts.
     """
     dags = snapshot.dags if snapshot else {}
@@ -101,9 +101,11 @@ def _classify_upstreams(
         known = declaration if is_own else others.get(instance)
         upstream = known.find_dag(dag_id) if known else None
         kind: Upstream = "executed"
-        if upstream and not upstream.depends_on:
+        if upstream is None:
+            kind = "elsewhere"
+        elif not upstream.depends_on:
             kind = "observed"
-        elif upstream and is_own and not upstream.trigger.wait:
+        elif is_own and not upstream.trigger.wait:
             kind = "detached"
         upstreams[build_asset_key(instance, dag_id)] = kind
     return {**upstreams, **{dg.AssetKey(key): "asset" for key in dag.upstream_assets}}

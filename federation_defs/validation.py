@@ -32,33 +32,41 @@ class Member:
 
     Attributes:
         source: The file that declares it, for messages.
+        project: Whose code location it belongs to, where several are looked at.
     """
 
     source: str
     declaration: InstanceDeclaration
+    project: str = ""
 
     @property
     def name(self) -> str:
         return self.declaration.name
 
 
-def find_problems(members: Sequence[Member]) -> list[str]:
-    """Return everything that the declarations alone show to be wrong, one sentence each."""
+def find_problems(members: Sequence[Member], *, is_whole: bool = False) -> list[str]:
+    """Return everything that the declarations alone show to be wrong, one sentence each.
+
+    Args:
+        is_whole: These are the instances of all code locations. Functions of `only_if` are left
+            out: they are imported where each location is loaded.
+    """
     by_name = {member.name: member for member in members}
     return [
         *_find_shared_names(members),
+        *_find_wrong_elsewhere(by_name, is_whole=is_whole),
         *(
             f"{member.source}: dags.{dag_id}.depends_on: {problem}"
             for member in members
             for dag_id, dag in member.declaration.dags.items()
             for dependency in dag.depends_on
             for problem in (
-                *_find_wrong_dependency(dependency, member, by_name),
-                *_find_wrong_windows(dag, dependency, by_name),
+                *_find_wrong_dependency(dependency, member, by_name, is_whole=is_whole),
+                *_find_wrong_windows(dag, dependency, member, by_name),
             )
         ),
         *_find_cycles(members),
-        *_find_unusable_functions(members),
+        *([] if is_whole else _find_unusable_functions(members)),
     ]
 
 
@@ -69,7 +77,7 @@ def find_wrong_windows(member: Member, members: Sequence[Member]) -> dict[str, l
         dag_id: [
             problem
             for dependency in dag.depends_on
-            for problem in _find_wrong_windows(dag, dependency, by_name)
+            for problem in _find_wrong_windows(dag, dependency, member, by_name)
         ]
         for dag_id, dag in member.declaration.dags.items()
     }
@@ -95,8 +103,26 @@ def _find_shared_names(members: Sequence[Member]) -> Iterator[str]:
             )
 
 
+def _find_wrong_elsewhere(by_name: Mapping[str, Member], *, is_whole: bool) -> Iterator[str]:
+    for member in by_name.values():
+        for name in member.declaration.elsewhere:
+            other = by_name.get(name)
+            if other is not None and other.project == member.project:
+                yield (
+                    f"{member.source}: elsewhere: '{name}' is declared in this code location, in "
+                    f"{other.source}; remove it"
+                )
+            elif other is None and is_whole:
+                hint = _suggest_or_list(name, by_name)
+                yield f"{member.source}: elsewhere: no project declares '{name}'{hint}"
+
+
 def _find_wrong_dependency(
-    dependency: DependencyDeclaration, member: Member, by_name: Mapping[str, Member]
+    dependency: DependencyDeclaration,
+    member: Member,
+    by_name: Mapping[str, Member],
+    *,
+    is_whole: bool,
 ) -> Iterator[str]:
     match dependency.asset:
         case [instance, "dag", dag_id] if instance in by_name:
@@ -104,9 +130,19 @@ def _find_wrong_dependency(
     if dependency.upstream is None:
         return
     instance, dag_id = dependency.upstream
-    upstream = by_name.get(instance)
+    upstream, is_elsewhere = by_name.get(instance), instance in member.declaration.elsewhere
+    if upstream is not None and upstream.project != member.project and not is_elsewhere:
+        yield (
+            f"'{instance}' is declared in another code location, in {upstream.source}; write "
+            f"`elsewhere: [{instance}]` in {member.source}"
+        )
+    if upstream is None and not is_elsewhere:
+        known = {*by_name, *member.declaration.elsewhere}
+        hint = _suggest_or_list(instance, known)
+        if not is_whole and not suggest(instance, known):
+            hint += f" If another code location declares it, write `elsewhere: [{instance}]`."
+        yield f"there is no Airflow instance '{instance}'{hint}"
     if upstream is None:
-        yield f"there is no Airflow instance '{instance}'{_suggest_or_list(instance, by_name)}"
         return
     own, other = member.declaration.environment, upstream.declaration.environment
     if own and other and own != other and not dependency.across_environments:
@@ -125,19 +161,39 @@ def _find_wrong_dependency(
 
 
 def _find_wrong_windows(
-    dag: DagDeclaration, dependency: DependencyDeclaration, by_name: Mapping[str, Member]
+    dag: DagDeclaration,
+    dependency: DependencyDeclaration,
+    member: Member,
+    by_name: Mapping[str, Member],
 ) -> Iterator[str]:
     """Find what can't line up in the time of a DAG's partitions and an upstream's, as far as they
     are in full."""
     name, window = dependency.name, dependency.window
     instance, dag_id = dependency.upstream or ("", "")
-    known = by_name.get(instance)
-    if dag.partitions is None or (known is None and dependency.upstream):
+    known, is_elsewhere = by_name.get(instance), instance in member.declaration.elsewhere
+    if dag.partitions is None or (known is None and dependency.upstream and not is_elsewhere):
         return
-    partitions = known.declaration.find_dag(dag_id).partitions if known else None
-    if dag.partitions.is_auto or (partitions and partitions.is_auto):
+    partitions = known.declaration.find_dag(dag_id).partitions if known else dependency.partitions
+    if known and dependency.partitions and not is_elsewhere:
+        yield f"{name} is declared in {known.source}; remove the `partitions` beside it"
+    if partitions and partitions.is_auto:
         return
-    if window in ("same", "previous") and known is None:
+    if known and is_elsewhere and dependency.partitions != partitions:
+        declared = (
+            "none"
+            if partitions is None
+            else partitions.model_dump(mode="json", exclude_defaults=True)
+        )
+        yield f"the partitions of {name} are declared otherwise in {known.source}: {declared}"
+        return
+    if dag.partitions.is_auto:
+        return
+    if is_elsewhere and partitions is None and window not in ("last", "current"):
+        yield (
+            f"{name} is declared in another code location; write its `partitions` beside "
+            f"`dag: {name}`, as declared there, or if it has none, `window: last` or current"
+        )
+    elif window in ("same", "previous") and not dependency.upstream:
         yield (
             f"updates of the asset {name} belong to the partitions that they name; write last or "
             f"current, for those without a partition, in place of `window: {window}`"

@@ -23,6 +23,7 @@ _ACTIVE = [
     dg.DagsterRunStatus.CANCELING,
 ]
 _STALE_AFTER_S = 300.0
+_LEFT_WITHIN_S = 7 * 86400.0
 
 # Of connections to PostgreSQL and MySQL. Dagster ends a tick after 60 s. Firewalls drop connections
 # that are idle for some minutes.
@@ -126,6 +127,41 @@ def find_same_sensor(
             interval_s = getattr(state.instigator_data, "min_interval", None) or 0
             found[location] = (ticked_at or 0.0) + max(_STALE_AFTER_S, 3 * interval_s)
     return min((location for location, until in found.items() if until >= now), default=None)
+
+
+def get_last_tick(
+    instance: dg.DagsterInstance, sensor_name: str, code_location: str
+) -> float | None:
+    """Return when the last tick of a sensor began, as of when its sensors were fetched last."""
+    for state in _fetch_sensors(instance, math.inf):
+        if _get_name(state) == (sensor_name, code_location):
+            return getattr(state.instigator_data, "last_tick_start_timestamp", None)
+    return None
+
+
+def find_left_cursor(
+    instance: dg.DagsterInstance, sensor_name: str, code_location: str
+) -> str | None:
+    """Find the cursor of the sensor of this name in the code location from which it was moved.
+
+    None if this location's own sensor has ticked before, or no other has in the last seven days.
+    Dagster keeps the cursors of sensors whose location was removed (1.13).
+    """
+    now, found = 0.0, dict[float, str | None]()
+    for state in _fetch_sensors(instance):
+        ticked_at = getattr(state.instigator_data, "last_tick_start_timestamp", None) or 0.0
+        now = max(now, ticked_at)
+        name, location = _get_name(state)
+        if name == sensor_name and location != code_location:
+            found[ticked_at] = getattr(state.instigator_data, "cursor", None)
+        elif name == sensor_name and _has_ticked(state):
+            return None
+    last = max(found, default=0.0)
+    return found[last] if found and last >= now - _LEFT_WITHIN_S else None
+
+
+def _has_ticked(state: Any) -> bool:
+    return bool(getattr(state.instigator_data, "last_tick_success_timestamp", None))
 
 
 def _fetch_sensors(instance: dg.DagsterInstance, max_age_s: float = 0.0) -> Sequence[Any]:

@@ -231,6 +231,11 @@ class DagDeclaration(Declaration):
                     f"depends_on: the `window` of {windows[0]} is one of this DAG's partitions; "
                     "declare `partitions`, or remove the key"
                 )
+            if known := [each.name for each in self.depends_on if each.partitions]:
+                raise ValueError(
+                    f"depends_on: this DAG has no partitions that those of {known[0]} could belong "
+                    "to; declare `partitions`, or remove those of the dependency"
+                )
             if "granularity" in self.model_fields_set:
                 raise ValueError(
                     "granularity: it is about this DAG's partitions; declare `partitions`, or "

@@ -28,6 +28,7 @@ from federation_defs.declaration.fields import (
     check_timezone,
     is_template,
 )
+from federation_defs.declaration.partitions import PartitionsDeclaration
 from federation_defs.naming import build_asset_key
 
 State: TypeAlias = Literal["success", "failure", "finished", "late", "slow"]
@@ -81,6 +82,11 @@ class DependencyDeclaration(Declaration):
         "partition needs (same, unless set; or previous), or which one an update of an upstream "
         "without partitions is about (last, unless set: the last one that is over; or current).",
     )
+    partitions: PartitionsDeclaration | None = Field(
+        default=None,
+        description="The partitions of a DAG that another code location declares, as declared "
+        "there: cron, start, timezone, date and key_format.",
+    )
     across_environments: Switch = Field(
         default=False,
         description="Allow that the DAG belongs to an instance of another `environment`.",
@@ -97,6 +103,11 @@ class DependencyDeclaration(Declaration):
             raise ValueError("write either `dag` or `asset`")
         if self.asset is not None and (self.state != "success" or self.across_environments):
             raise ValueError("asset: an asset has neither a `state` nor an environment")
+        if self.partitions is not None and (self.asset is not None or self.partitions.is_auto):
+            raise ValueError(
+                "partitions: write them for a DAG of another code location only, and in full: "
+                "{cron: 0 0 * * *, start: 2026-01-01}"
+            )
         return self
 
     @classmethod

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Annotated, Any, TypeVar
@@ -34,6 +35,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_S = 3650 * 86400  # dates are computed with it
 # `env.NAME` has no default; `env("NAME", default)` has one.
 _ENV_ATTRIBUTE = re.compile(r"\benv\.([A-Za-z_]\w*)")
+_ALWAYS_RENDERED = ("environment", "dags")
 _ENV = re.compile(r"\benv(?:\.|\(\s*['\"])([A-Za-z_]\w*)")
 
 T = TypeVar("T")
@@ -139,6 +141,10 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{similar[0]}'?" if similar else ""
 
 
+# Whether to keep templates that say how to connect, where their variables are not set.
+KEEP_TEMPLATES: ContextVar[bool] = ContextVar("KEEP_TEMPLATES", default=False)
+
+
 def render_templates(raw: Mapping[str, Any], scope: Mapping[str, Any], source: str) -> Any:
     """Return the declaration with every template rendered as text.
 
@@ -164,7 +170,10 @@ def render_templates(raw: Mapping[str, Any], scope: Mapping[str, Any], source: s
         if not is_template(text):
             return text
         where = f"{source}: {'.'.join(path)}"
-        if unset := find_unset_variables(text):
+        unset = find_unset_variables(text)
+        if unset and KEEP_TEMPLATES.get() and path[0] not in _ALWAYS_RENDERED:
+            return text
+        if unset:
             problems.append(f"{where}: set the environment variable {' and '.join(unset)}.")
             return text
         try:

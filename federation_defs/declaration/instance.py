@@ -97,12 +97,14 @@ class LimitsDeclaration(Declaration):
 
 _UNDECLARED = DagDeclaration()
 
+_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,50}$")]
+
 
 class InstanceDeclaration(Declaration):
     """One Airflow instance of the federation."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,50}$")] = Field(
-        description="The first part of every asset key; unique in the code location. Letters, "
+    name: _Name = Field(
+        description="The first part of every asset key; unique in the deployment. Letters, "
         "digits and underscores, 50 at most."
     )
     url: Templated[Annotated[str, AfterValidator(_check_url)]] = Field(
@@ -123,6 +125,12 @@ class InstanceDeclaration(Declaration):
     select: SelectDeclaration = SelectDeclaration()
     observe: ObserveDeclaration = ObserveDeclaration()
     limits: LimitsDeclaration = LimitsDeclaration()
+    elsewhere: list[_Name] = Field(
+        default=[],
+        description="Instances that other code locations declare, and that DAGs of this one depend "
+        "on.",
+        examples=[["finance"]],
+    )
     dags: dict[str, DagDeclaration] = Field(default={}, description="Declarations by DAG id.")
     defs_state: Annotated[DefsStateConfigArgs, AfterValidator(_check_state)] = Field(
         default=DefsStateConfigArgs.local_filesystem(),

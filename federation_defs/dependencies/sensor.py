@@ -18,7 +18,11 @@ from types import MappingProxyType
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.dagster_io.deployment import share_instance
+from federation_defs.dagster_io.deployment import (
+    find_left_cursor,
+    find_same_sensor,
+    share_instance,
+)
 from federation_defs.dagster_io.event_log import (
     AssetEvent,
     fetch_events,
@@ -28,6 +32,7 @@ from federation_defs.declaration import DagDeclaration, DependencyDeclaration, s
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import WINDOW, Cursor, Waiting
 from federation_defs.dependencies.starter import Memory, Starter
+from federation_defs.errors import DeclaredTwiceError
 from federation_defs.events import build_drop_observation, build_start_observation
 from federation_defs.naming import build_asset_key, build_job_name, build_sensor_name
 from federation_defs.outcome import join_names
@@ -112,14 +117,27 @@ class _EventSensor:
     _memory: Memory = field(default_factory=Memory)
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        """Evaluate the sensor."""
+        """Evaluate the sensor.
+
+        Raises:
+            DeclaredTwiceError: Another code location starts the DAGs of the instance.
+        """
+        origin = context.code_location_origin
+        location = origin.location_name if origin else None
         with share_instance(context) as instance:
+            stored = context.cursor
+            if stored is None and location:
+                self._refuse_second_location(instance, location)
+                name = build_sensor_name(self.client.instance, "events")
+                stored = find_left_cursor(instance, name, location)
             # The last tick failed, or was another process's.
-            if may_repeat := context.cursor != self._last:
+            if may_repeat := stored != self._last:
                 self._reached.clear()
-            cursor = decider.load(context.cursor) or Cursor(fetch_last_position(instance))
+            cursor = decider.load(stored) or Cursor(fetch_last_position(instance))
             joined = self._find_joined(cursor)
             cursor, events, is_whole = self._read(instance, cursor, self._find_start(cursor))
+            if location and (events or cursor.dags):
+                self._refuse_second_location(instance, location)
             starter = Starter(self.client, instance, self._memory, self.timing)
             states: dict[str, Waiting] = {}
             for dag_id, dag in self.dags.items():
@@ -191,6 +209,12 @@ class _EventSensor:
             skip_reason=None if result.run_requests else reason,
             cursor=result.cursor,
         )
+
+    def _refuse_second_location(self, instance: dg.DagsterInstance, location: str) -> None:
+        airflow = self.client.instance
+        name, max_age_s = build_sensor_name(airflow, "observation"), self.timing.other_sensors_s
+        if other := find_same_sensor(instance, name, location, max_age_s):
+            raise DeclaredTwiceError(airflow, location, other)
 
     def _find_start(self, cursor: Cursor) -> int:
         """Find the position after which to read: that of some seconds ago, as events with smaller

@@ -15,7 +15,7 @@ from federation_defs.checks import (
     repeat_evaluations,
     run_checks,
 )
-from federation_defs.dagster_io.deployment import find_same_sensor
+from federation_defs.dagster_io.deployment import find_same_sensor, get_last_tick
 from federation_defs.dagster_io.heartbeat import Heartbeats, HeartbeatWatch
 from federation_defs.dagster_io.run_tags import CurrentRun, Target
 from federation_defs.declaration import DagDeclaration
@@ -89,7 +89,7 @@ def build_execution(
             if (reason := find_safe_mode_reason(os.environ)) is not None:
                 _log_safe_mode(shared, targets, reason)
             elif targets:
-                _refuse_second_location(context, client.instance)
+                _refuse_second_location(context, client.instance, timing)
                 _wait_for_other_attempts(shared, beats)
                 reporter = Reporter(shared, context, specs, outputs, targets)
                 launcher = Launcher(shared)
@@ -133,14 +133,34 @@ def _find_targets(
     return targets
 
 
-def _refuse_second_location(context: dg.AssetExecutionContext, instance: str) -> None:
+def _refuse_second_location(
+    context: dg.AssetExecutionContext, airflow: str, timing: Timing
+) -> None:
     if (origin := context.run.remote_job_origin) is None:
         return
     location = origin.repository_origin.code_location_origin.location_name
-    name = build_sensor_name(instance, "observation")
-    if other := find_same_sensor(context.instance, name, location):
-        error = DeclaredTwiceError(instance, location, other)
+    if other := find_other_location(context.instance, airflow, location, timing):
+        error = DeclaredTwiceError(airflow, location, other)
         raise dg.Failure(f"{error} Nothing was triggered.", allow_retries=False)
+
+
+def find_other_location(
+    instance: dg.DagsterInstance, airflow: str, location: str, timing: Timing
+) -> str | None:
+    """Find another code location that observes an Airflow instance, and so runs its DAGs.
+
+    If the instance has moved from it, its sensor does not tick any more. For some minutes, that
+    can't be told from a pause between two ticks. Wait until it can: no sensor would request the run
+    again.
+    """
+    name, seen = build_sensor_name(airflow, "observation"), None
+    while other := find_same_sensor(instance, name, location):
+        last = other, get_last_tick(instance, name, other)
+        if seen is not None and last != seen:
+            return other
+        seen = last
+        timing.sleep(timing.other_attempt_s)
+    return None
 
 
 def _wait_for_other_attempts(context: StepContext, heartbeats: Heartbeats) -> None:

@@ -24,6 +24,7 @@ from federation_defs.airflow.models import DagRun
 from federation_defs.checks import build_absent_evaluation
 from federation_defs.dagster_io.deployment import (
     fetch_sensor_cursor,
+    find_left_cursor,
     find_same_sensor,
     has_sensor_threads,
     share_instance,
@@ -367,6 +368,9 @@ class _Observer:
         lookback = timedelta(seconds=self.observe.lookback)
         oldest = now - lookback
         cursor = Cursor.from_json(tick.cursor, now)
+        if cursor is None and tick.location:
+            left = find_left_cursor(tick.instance, self._name, tick.location)
+            cursor = Cursor.from_json(left, now)
         if cursor is None:
             if (first := self._find_first_end(tick.instance, oldest.timestamp())) is None:
                 return None

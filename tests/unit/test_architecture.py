@@ -16,7 +16,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "defs" not in path.pa
 LAYERS = [
     ["definitions"],
     ["__init__"],
-    ["loading", "federation"],
+    ["loading", "federation", "command"],
     ["refresh"],
     ["component"],
     ["validation", "observation", "observation.__init__", "observation.sensor"],

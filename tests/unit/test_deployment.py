@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData
 
-from federation_defs.dagster_io.deployment import find_same_sensor
+from federation_defs.dagster_io.deployment import find_left_cursor, find_same_sensor
 from tests.unit.sensors import store_sensor
 
 SENSOR = "metrics__observation"
@@ -30,10 +30,17 @@ class Sensor:
     status: InstigatorStatus = InstigatorStatus.DECLARED_IN_CODE
     ticked_s_ago: float | None = 5.0
     interval_s: int = 1
+    cursor: str | None = None
+    has_succeeded: bool = False
 
     def store(self, instance: dg.DagsterInstance) -> None:
         at = None if self.ticked_s_ago is None else NOW - self.ticked_s_ago
-        data = SensorInstigatorData(last_tick_start_timestamp=at, min_interval=self.interval_s)
+        data = SensorInstigatorData(
+            cursor=self.cursor,
+            last_tick_start_timestamp=at,
+            last_tick_success_timestamp=at if self.has_succeeded else None,
+            min_interval=self.interval_s,
+        )
         store_sensor(instance, self.location, self.name, data, self.status)
 
 
@@ -84,3 +91,33 @@ def test_a_sensor_with_a_long_interval_is_found_between_its_ticks(
     Sensor("core", ticked_s_ago=500, interval_s=600).store(instance)
     Sensor("sales", interval_s=600).store(instance)
     assert find_same_sensor(instance, SENSOR, "sales") == "core"
+
+
+@pytest.mark.parametrize(
+    ("left", "own", "expected"),
+    [
+        (Sensor("sales", cursor="left"), None, "left"),
+        (Sensor("sales", cursor="left", status=InstigatorStatus.STOPPED), None, "left"),
+        (Sensor("sales", cursor="left", ticked_s_ago=8 * 86_400), None, None),
+        (Sensor("sales", "metrics__events", cursor="left"), None, None),
+        (Sensor("sales", cursor="left"), Sensor("core"), "left"),
+        # Where a person has reset the cursor of a sensor, it is not that of long ago again.
+        (Sensor("sales", cursor="left"), Sensor("core", has_succeeded=True), None),
+        (Sensor("core", cursor="own"), None, None),
+    ],
+)
+def test_the_first_tick_in_a_location_finds_the_cursor_that_another_one_has_left(
+    instance: dg.DagsterInstance, left: Sensor, own: Sensor | None, expected: str | None
+) -> None:
+    Sensor("other", "warehouse__observation", cursor="another").store(instance)
+    for sensor in filter(None, (left, own)):
+        sensor.store(instance)
+    assert find_left_cursor(instance, SENSOR, "core") == expected
+
+
+def test_of_several_locations_the_one_that_ticked_last_has_left_the_cursor(
+    instance: dg.DagsterInstance,
+) -> None:
+    Sensor("sales", cursor="older", ticked_s_ago=500).store(instance)
+    Sensor("finance", cursor="newer", ticked_s_ago=400).store(instance)
+    assert find_left_cursor(instance, SENSOR, "core") == "newer"

@@ -101,10 +101,10 @@ def test_a_dag_that_the_event_sensor_decides_has_edges_and_no_condition(
     assert spec.automation_condition is None
 
 
-def test_dagster_is_taken_to_run_the_dags_of_an_instance_that_is_not_known() -> None:
+def test_an_instance_that_is_not_known_belongs_to_another_code_location() -> None:
     specs = build_specs(build_declaration("metrics", b=["warehouse/a"]), None, set())
-    executed = build_condition({build_asset_key("warehouse", "a"): "executed"})
-    assert specs["b"].automation_condition == executed
+    elsewhere = build_condition({build_asset_key("warehouse", "a"): "elsewhere"})
+    assert specs["b"].automation_condition == elsewhere
 
 
 @pytest.mark.parametrize("snapshot", [None, build_snapshot(), build_snapshot("a")])
