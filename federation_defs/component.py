@@ -133,6 +133,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         self.fetched: list[Snapshot | AirflowError] = []  # and not written yet; one at most
         self.snapshot: Snapshot | None = None
         self.resolved = declaration  # with all partitions in full, once the state was read
+        self.is_resolved = False  # in a run worker: the state was read, if it tells partitions
         self.undecided: Mapping[str, Sequence[str]] = {}  # why nothing starts DAGs, by DAG id
         self._defs_state = declaration.defs_state
 
@@ -241,12 +242,10 @@ class FederatedAirflow(dg.StateBackedComponent):
             OSError: A state can't be written, and FEDERATION_STRICT is set.
         """
         if self.needed is not None:
-            for component in self.federation or [self]:
-                if component.snapshot is None and find_auto_partitions(component.declaration):
-                    component.read_state(context)
-            specs = build_specs(self.resolved, None, self.needed, self._instances)
-            needed = {dag_id: spec for dag_id, spec in specs.items() if dag_id in self.needed}
-            return build_instance_defs(self.client, self.resolved, needed, is_for_run=True)
+            if not self.needed:
+                return dg.Definitions()
+            specs = self.build_specs_for_run(self.needed, context)
+            return build_instance_defs(self.client, self.resolved, specs, is_for_run=True)
         self._join_federation(context)
         name, snapshot = self.declaration.name, self.snapshot
         absent = find_absent_dags(name, snapshot, self.named)
@@ -272,6 +271,20 @@ class FederatedAirflow(dg.StateBackedComponent):
             self.find_partition_problem,
             self.undecided,
         )
+
+    def build_specs_for_run(
+        self, dag_ids: Collection[str], context: dg.ComponentLoadContext | None
+    ) -> dict[str, dg.AssetSpec]:
+        """Return the asset specs of some DAGs as a run worker needs them: from the declarations,
+        and from states where only these tell partitions of the DAGs or of what they depend on."""
+        dags = map(self.declaration.find_dag, dag_ids)
+        involved = {self.member.name, *(name for dag in dags for name, _ in dag.upstreams)}
+        for component in self.federation or [self]:
+            if component.member.name in involved and not component.is_resolved:
+                component.is_resolved = True
+                if context is not None and find_auto_partitions(component.declaration):
+                    component.read_state(context)
+        return build_specs(self.resolved, None, dag_ids, self._instances, is_for_run=True)
 
     def _join_federation(self, context: dg.ComponentLoadContext) -> None:
         """Find the other components, and validate the declarations of all, once per load."""

@@ -20,7 +20,6 @@ from federation_defs.dagster_io.deployment import fetch_active_runs_in_worker, i
 from federation_defs.declaration import InstanceDeclaration, suggest
 from federation_defs.naming import REFRESH_OP_NAME, build_asset_key, build_op_name
 from federation_defs.refresh import build_refresh
-from federation_defs.specs import build_specs
 from federation_defs.validation import Member
 
 _log = logging.getLogger(__name__)
@@ -154,18 +153,18 @@ def _add_partitioned(
                 depended_on |= {dep.asset_key for dep in each.deps}
             case _:  # depends on nothing that is known now
                 pass
-    instances = {component.declaration.name: component.resolved for component in components}
     missing = depended_on - known
     added: list[dg.AssetSpec] = []
-    for declaration in instances.values():
+    for component in components if missing else ():
+        declaration = component.declaration
         dag_ids = {
             dag_id
             for dag_id, dag in declaration.dags.items()
             if dag.partitions and build_asset_key(declaration.name, dag_id) in missing
         }
         if dag_ids:
-            specs = build_specs(declaration, None, dag_ids, instances)
-            added += [specs[dag_id] for dag_id in dag_ids]
+            specs = component.build_specs_for_run(dag_ids, component.context)
+            added += [spec for spec in specs.values() if spec.partitions_def]
     return dg.Definitions.merge(defs, dg.Definitions(assets=added)) if added else defs
 
 

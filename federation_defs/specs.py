@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from types import MappingProxyType
 from typing import Any
 
@@ -38,9 +37,11 @@ _RERUNS = {
 def build_specs(
     declaration: InstanceDeclaration,
     snapshot: Snapshot | None,
-    referenced: AbstractSet[str],
+    referenced: Collection[str],
     others: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
     undecided: Collection[str] = (),
+    *,
+    is_for_run: bool = False,
 ) -> dict[str, dg.AssetSpec]:
     """Return the asset specs of an instance by DAG id: one for each DAG that is in the snapshot,
     declared, or referenced.
@@ -51,18 +52,22 @@ def build_specs(
         others: The declarations of other instances, by name. One that is missing here belongs to
             another code location.
         undecided: Ids of DAGs that nothing starts.
+        is_for_run: Return those of `referenced` only, and without conditions.
     """
     dags = snapshot.dags if snapshot else {}
     undescribed = snapshot.undescribed if snapshot else ()
     specs = {}
     instances = {**others, declaration.name: declaration}
-    by_events = select_decided_by_events(declaration.dags, instances)
-    for dag_id in sorted({*dags, *undescribed, *declaration.dags, *referenced}):
+    unconditional, chosen = {*declaration.dags}, {*referenced}
+    if not is_for_run:
+        unconditional = {*select_decided_by_events(declaration.dags, instances), *undecided}
+        chosen |= {*dags, *undescribed, *declaration.dags}
+    for dag_id in sorted(chosen):
         declared = declaration.find_dag(dag_id)
         key = build_asset_key(declaration.name, dag_id)
-        upstreams = _classify_upstreams(declared, declaration, others)
         condition = None
-        if upstreams and dag_id not in by_events and dag_id not in undecided:
+        if declared.depends_on and dag_id not in unconditional:
+            upstreams = _classify_upstreams(declared, declaration, others)
             detached = None if declared.trigger.wait else key
             condition = build_condition(upstreams, when=declared.trigger.when, detached=detached)
         specs[dag_id] = dg.AssetSpec(

@@ -22,7 +22,7 @@ from dagster._grpc.server import LoadedRepositories
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from federation_defs import loading
+from federation_defs import FederatedAirflow, loading
 from federation_defs.dagster_io.deployment import fetch_active_runs_in_worker
 from federation_defs.declaration import PartitionsDeclaration
 from federation_defs.naming import (
@@ -184,6 +184,21 @@ def test_it_reads_the_state_for_partitions_that_an_airflow_tells(
     definitions = [server.repository, server.start_worker().get_definition()]
     partitions = [each.asset_graph.get(LOADED).partitions_def for each in definitions]
     assert partitions == [PartitionsDeclaration.model_validate(resolved).build_definition()] * 2
+
+
+def test_it_reads_no_state_of_an_instance_that_its_run_does_not_need(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
+    resolved = {"cron": "0 0 * * *", "start": "2026-02-28"}
+    for name, own in (("sales", {"depends_on": ["warehouse/extract"]}), ("stock", {})):
+        project.declare(name, more={"dags": {"load": {"partitions": "auto", **own}}})
+        project.keep_state(name, "load", load=AutoPartitions({"cron": "auto"}, resolved))
+    server = CodeServer(project)
+    create_run(instance, assets=frozenset({build_asset_key("sales", "load")}))
+    server.start_worker().get_definition()
+    (loaded,) = loading._loaded.values()  # noqa: SLF001
+    components = loaded.tree.get_all_components(FederatedAirflow)
+    assert {each.member.name for each in components if each.snapshot} == {"sales"}
 
 
 @pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
