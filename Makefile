@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-tests demo trigger latency bench-client bench-observe bench-execute bench-latency bench-automation bench-fleet soak screenshot check lint types dg format test unit contract live quick storages real-airflows dagster-dev
+.PHONY: help install install-tests demo demo-production trigger latency bench-client bench-observe bench-execute bench-latency bench-automation bench-fleet soak screenshot check lint types dg format test unit contract live quick storages real-airflows dagster-dev
 
 # Set ports and passwords as in `make demo WAREHOUSE_PORT=9081`; .env has their names.
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
@@ -26,10 +26,13 @@ WITH_DAGSTER := "-m 'dagster_dev and not soak' tests/live"
 AT_ONCE := --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
 demo: install ## two Airflows and Dagster, until Ctrl-C
-	@$(RUN) python airflow_instances/supervise.py python airflow_instances/start.py --with-dagster
+	@$(RUN) python airflow_instances/supervise.py python airflow_instances/start.py --dagster dev
+
+demo-production: install ## the same, with Dagster as a deployment: PostgreSQL, two code servers
+	@$(RUN) python airflow_instances/supervise.py python airflow_instances/start.py --dagster production
 
 trigger: install ## run a DAG of the demo: load_customers, or DAG=load_orders; FAIL=1 lets it fail
 	@$(RUN) python airflow_instances/trigger.py $(DAG) $(if $(filter-out 0 false no,$(FAIL)),--fail)
