@@ -63,6 +63,8 @@ soak: install-tests storages ## the long tests: storages, histories, bursts, kil
 	@BURST_RUNS=$(BURST_RUNS) BURST_ROUNDS=$(BURST_ROUNDS) CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_BURST=$(CHAOS_BURST) \
 		$(RUN) pytest -q -s -m dagster_dev tests/live
 	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(RUN) pytest -q -s -m "" tests/live/test_airflow_restarts.py
+	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_AWAY_S=60 $(RUN) pytest -q -s tests/live/test_production.py
+	@$(RUN) pytest -q --deployment production -m dagster_dev tests/live
 	@$(RUN) pytest -q -s -m soak --ignore tests/live/test_airflow_restarts.py
 	@$(MAKE) --no-print-directory bench-fleet
 	@echo

@@ -142,6 +142,7 @@ def create_projects(production: Production) -> None:
     """
     shutil.rmtree(production.home / "projects", ignore_errors=True)
     sources = {path.name: path for path in production.project.glob("federation_defs/defs/*")}
+    all_instances = {instance for instances in TEAMS.values() for instance in instances}
     first, *_ = TEAMS
     for team, instances in TEAMS.items():
         project = production.home / "projects" / team
@@ -153,6 +154,8 @@ def create_projects(production: Production) -> None:
             source = sources.pop(instance) / "defs.yaml"
             declared = yaml.safe_load(source.read_text())
             declared["attributes"]["defs_state"] = {"management_type": "VERSIONED_STATE_STORAGE"}
+            if elsewhere := sorted(all_instances - set(instances)):
+                declared["attributes"]["elsewhere"] = elsewhere
             _write(package / "defs" / instance / "defs.yaml", yaml.safe_dump(declared))
         if not instances:
             _write(package / "defs" / "reports.py", _REPORTS)
