@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-tests install-chromium demo trigger latency bench-client bench-observe bench-execute bench-latency bench-automation bench-fleet soak screenshot check lint types dg format test unit contract live quick storages real-airflows dagster-dev
+.PHONY: help install install-tests install-chromium demo demo-production trigger latency bench-client bench-observe bench-execute bench-latency bench-automation bench-fleet soak screenshot check lint types dg format test unit contract live quick storages real-airflows dagster-dev
 
 # Set ports and passwords as in `make demo WAREHOUSE_PORT=9081`; .env has their names.
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
@@ -28,10 +28,13 @@ WITH_DAGSTER := "-m 'dagster_dev and not soak' tests/live"
 AT_ONCE := --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
 demo: install ## two Airflows and Dagster, until Ctrl-C
-	@$(RUN) python airflow_instances/supervise.py python airflow_instances/start.py --with-dagster
+	@$(RUN) python airflow_instances/supervise.py python airflow_instances/start.py --dagster dev
+
+demo-production: install ## the same, with Dagster as a deployment: PostgreSQL, two code servers
+	@$(RUN) python airflow_instances/supervise.py python airflow_instances/start.py --dagster production
 
 trigger: install ## run a DAG of the demo: load_customers, or DAG=load_orders; FAIL=1 lets it fail
 	@$(RUN) python airflow_instances/trigger.py $(DAG) $(if $(filter-out 0 false no,$(FAIL)),--fail)
@@ -62,6 +65,8 @@ soak: install-tests storages ## the long tests: storages, histories, bursts, kil
 	@BURST_RUNS=$(BURST_RUNS) BURST_ROUNDS=$(BURST_ROUNDS) CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_BURST=$(CHAOS_BURST) \
 		$(RUN) pytest -q -s -m dagster_dev tests/live
 	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(RUN) pytest -q -s -m "" tests/live/test_airflow_restarts.py
+	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_AWAY_S=60 $(RUN) pytest -q -s tests/live/test_production.py
+	@$(RUN) pytest -q --deployment production -m dagster_dev tests/live
 	@$(RUN) pytest -q -s -m soak --ignore tests/live/test_airflow_restarts.py
 	@$(MAKE) --no-print-directory bench-fleet
 	@echo

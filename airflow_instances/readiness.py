@@ -1,10 +1,11 @@
-"""Waits until both Airflows are ready, then starts Dagster if asked to.
+"""Waits until both Airflows are ready, then starts Dagster if asked to: `--dagster KIND`.
 
 `start.py` runs this beside the Airflows. It fails when an Airflow takes too long.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import requests
 from instances import AirflowInstance, SignInRefusedError, build_instances
 from settings import REPOSITORY, DemoSettings, read_settings
 
+DAGSTER_KINDS = ("dev", "production")
 _READY_TIMEOUT_S = 240
 _POLL_INTERVAL_S = 0.5
 _REQUEST_TIMEOUT_S = 5
@@ -62,21 +64,30 @@ def wait_until_ready(instances: list[AirflowInstance]) -> None:
         time.sleep(_POLL_INTERVAL_S)
 
 
-def start_dagster(demo: DemoSettings) -> subprocess.Popen[bytes]:
+def start_dagster(demo: DemoSettings, kind: str) -> subprocess.Popen[bytes]:
     """Start Dagster. Return its process when its web server answers.
+
+    Args:
+        kind: "dev": `dagster dev`; "production": as a deployment.
 
     Raises:
         NotReadyError: Dagster ended, or did not answer in time.
     """
-    home = demo.home / "dagster"
+    home = demo.home / ("dagster" if kind == "dev" else "production")
     home.mkdir(parents=True, exist_ok=True)
-    if not (home / "dagster.yaml").exists():
-        shutil.copy(REPOSITORY / "deployment" / "dagster.yaml", home)
-    print("dagster: starting", flush=True)
-    address = ["--host", "127.0.0.1", "--port", str(demo.dagster_port)]
-    dagster = subprocess.Popen(
+    address = ["--port", str(demo.dagster_port)]
+    if kind == "dev":
+        if not (home / "dagster.yaml").exists():
+            shutil.copy(REPOSITORY / "deployment" / "dagster.yaml", home)
         # At level info the daemons log every 5 s that they are running.
-        [dagster_executable(), "dev", *address, "--log-level", "warning"],
+        quiet = ["--log-level", "warning"]
+        command = [dagster_executable(), "dev", "--host", "127.0.0.1", *address, *quiet]
+    else:
+        program = Path(__file__).with_name("production.py")
+        command = [sys.executable, program, "--home", home, "--project", REPOSITORY, *address]
+    print("dagster: starting", flush=True)
+    dagster = subprocess.Popen(
+        command,
         cwd=REPOSITORY,
         env={
             **os.environ,
@@ -84,6 +95,7 @@ def start_dagster(demo: DemoSettings) -> subprocess.Popen[bytes]:
             **demo.metrics.variables,
             "DAGSTER_HOME": str(home),
             "DAGSTER_PORT": str(demo.dagster_port),
+            "FEDERATION_DAGSTER_URL": demo.dagster_url,
             "NO_PROXY": "127.0.0.1,localhost",
         },
     )
@@ -104,7 +116,9 @@ def dagster_executable() -> Path:
     return Path(sys.executable).parent / "dagster"
 
 
-def build_banner(demo: DemoSettings, instances: list[AirflowInstance], with_dagster: bool) -> str:
+def build_banner(
+    demo: DemoSettings, instances: list[AirflowInstance], dagster_kind: str | None
+) -> str:
     """Return the addresses and accounts of everything that runs, and what to try."""
     lines = ["", "The demo runs:"]
     for instance in instances:
@@ -113,8 +127,10 @@ def build_banner(demo: DemoSettings, instances: list[AirflowInstance], with_dags
             f"  {settings.name:<10}{settings.url}  (Airflow {instance.version})",
             f"  {'':<10}sign in as '{settings.username}', password: {settings.password_source}",
         ]
-    if with_dagster:
+    if dagster_kind is not None:
         lines.append(f"  {'dagster':<10}{demo.dagster_url}")
+    if dagster_kind == "production":
+        lines.append(f"  {'':<10}its processes write to {demo.home / 'production' / 'logs'}")
     # With the ports that were set for this demo, which another terminal does not know.
     ports = {
         "WAREHOUSE_PORT": demo.warehouse.port,
@@ -133,14 +149,14 @@ def _is_answering(session: requests.Session, url: str) -> bool:
         return False
 
 
-def main(with_dagster: bool) -> None:
+def main(dagster_kind: str | None) -> None:
     """Run until the demo is stopped. Return only after printing an error."""
     demo = read_settings()
     instances = build_instances(demo)
     try:
         wait_until_ready(instances)
-        dagster = start_dagster(demo) if with_dagster else None
-        print(build_banner(demo, instances, with_dagster), flush=True)
+        dagster = start_dagster(demo, dagster_kind) if dagster_kind else None
+        print(build_banner(demo, instances, dagster_kind), flush=True)
         if dagster is not None:
             raise NotReadyError(f"Dagster ended by itself (exit code {dagster.wait()}), see above.")
         # The process runner stops everything as soon as one of its processes ends.
@@ -153,4 +169,6 @@ def main(with_dagster: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(with_dagster="--with-dagster" in sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dagster", choices=DAGSTER_KINDS)
+    main(parser.parse_args().dagster)

@@ -1,4 +1,5 @@
-"""Start the demo's two Airflows, and with `--with-dagster` Dagster too.
+"""Start the demo's two Airflows, and Dagster too: with `--dagster dev` as `dagster dev`, with
+`--dagster production` as a deployment.
 
 Ctrl-C or SIGTERM stops everything. Exit codes: 0 when stopped, 1 when something failed, 2 when
 nothing was started because a port is in use or the installation is incomplete.
@@ -19,7 +20,7 @@ from types import FrameType
 import psutil
 from instances import AirflowInstance, build_instances
 from processes import ProcessRunner, kill_processes
-from readiness import dagster_executable
+from readiness import DAGSTER_KINDS, dagster_executable
 from settings import REPOSITORY, SettingsError, read_settings
 
 _READINESS = "readiness"
@@ -38,14 +39,14 @@ class ProcessFailedError(Exception):
         super().__init__(f"{process} ended with exit code {exit_code}. The end of {log}:\n{end}")
 
 
-def check_installation(instances: list[AirflowInstance], with_dagster: bool) -> None:
+def check_installation(instances: list[AirflowInstance], dagster_kind: str | None) -> None:
     """Check that everything that will be started is installed.
 
     Raises:
         CannotStartError: An executable is missing.
     """
     executables = [instance.programs / "airflow" for instance in instances]
-    executables += [dagster_executable()] if with_dagster else []
+    executables += [dagster_executable()] if dagster_kind else []
     for executable in executables:
         if not executable.exists():
             raise CannotStartError(f"There is no {executable}. Run 'make install'.")
@@ -105,7 +106,7 @@ def prepare(instance: AirflowInstance) -> None:
     instance.mark_prepared()
 
 
-def run_all(instances: list[AirflowInstance], with_dagster: bool) -> None:
+def run_all(instances: list[AirflowInstance], dagster_kind: str | None) -> None:
     """Run all processes until asked to stop. Return when they have ended.
 
     Raises:
@@ -125,7 +126,7 @@ def run_all(instances: list[AirflowInstance], with_dagster: bool) -> None:
             command = f"exec {command} >{shlex.quote(str(logs[name]))} 2>&1"
             runner.add_process(name, command, env=instance.environment(), cwd=instance.home)
     readiness = [sys.executable, str(Path(__file__).with_name("readiness.py"))]
-    readiness += ["--with-dagster"] if with_dagster else []
+    readiness += ["--dagster", dagster_kind] if dagster_kind else []
     runner.add_process(_READINESS, f"exec {shlex.join(readiness)}", cwd=REPOSITORY)
     runner.run()
     for name, exit_code in runner.exited.items():
@@ -181,21 +182,21 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--with-dagster", action="store_true", help="start Dagster too")
-    with_dagster: bool = parser.parse_args().with_dagster
+    parser.add_argument("--dagster", choices=DAGSTER_KINDS, help="start Dagster too")
+    dagster_kind: str | None = parser.parse_args().dagster
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _interrupt)
     signal.signal(signal.SIGHUP, _terminate)
     try:
         demo = read_settings()
         instances = build_instances(demo)
-        check_installation(instances, with_dagster)
+        check_installation(instances, dagster_kind)
         ports = {instance.name: instance.settings.port for instance in instances}
-        check_ports(ports | ({"dagster": demo.dagster_port} if with_dagster else {}))
+        check_ports(ports | ({"dagster": demo.dagster_port} if dagster_kind else {}))
         # Not readable for other users: it holds password hashes and keys.
         demo.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         prepare_all(instances)
-        run_all(instances, with_dagster)
+        run_all(instances, dagster_kind)
     except (SettingsError, CannotStartError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -28,6 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--storage", choices=STORAGES, default="sqlite", help="of Dagster's instances in tests"
     )
+    parser.addoption(
+        "--deployment",
+        choices=["dev", "production"],
+        default="dev",
+        help="how live tests run Dagster: `dagster dev`, or as `make demo-production`",
+    )
 
 
 def pytest_configure() -> None:

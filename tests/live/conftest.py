@@ -10,10 +10,13 @@ import pytest
 from tests.conftest import Airflows
 from tests.live.airflow_servers import Server, ServerPool
 from tests.live.airflow_setups import SETUPS
+from tests.live.dagster_dev import DagsterDev
 from tests.live.federation import Federation, start_federation
+from tests.live.production import DagsterProduction
 
 # The first test waits for the start of two Airflows and of Dagster, on a busy machine for minutes.
 TIMEOUT_S = 1200
+DEPLOYMENTS = {"dev": DagsterDev, "production": DagsterProduction}  # of the option --deployment
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,9 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def federation(
-    airflows: Airflows, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, airflows: Airflows, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Federation]:
-    with start_federation(airflows, tmp_path_factory.mktemp("federation")) as federation:
+    folder = tmp_path_factory.mktemp("federation")
+    deployment = DEPLOYMENTS[str(request.config.getoption("deployment"))]
+    with start_federation(airflows, folder, deployment) as federation:
         yield federation
 
 

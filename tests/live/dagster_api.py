@@ -50,8 +50,9 @@ _LOCATIONS = """
 query { workspaceOrError { ... on Workspace { locationEntries { name loadStatus updatedTimestamp
   locationOrLoadError { __typename ... on PythonError { message causes { message } } } } } } }
 """
-_REPOSITORIES = """
-query { repositoriesOrError { ... on RepositoryConnection { nodes { name location { name } } } } }
+_REPOSITORY = """
+query ($key: AssetKeyInput!) {
+  assetNodeOrError(assetKey: $key) { ... on AssetNode { repository { name location { name } } } } }
 """
 _LAUNCH = """
 mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
@@ -168,7 +169,8 @@ class DagsterApi:
 
     def materialize(self, instance: str, *dag_ids: str) -> str:
         """Launch a run, as a person does, and return its id."""
-        (repository,) = self.query(_REPOSITORIES)["repositoriesOrError"]["nodes"]
+        key = _build_key(instance, dag_ids[0])
+        repository = self.query(_REPOSITORY, key=key)["assetNodeOrError"]["repository"]
         selector = {
             "repositoryName": repository["name"],
             "repositoryLocationName": repository["location"]["name"],

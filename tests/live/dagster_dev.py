@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psutil
 import requests
 import yaml
@@ -68,26 +69,27 @@ class DagsterDev(DagsterApi):
         self.log = folder / "dagster.log"
         self.process: LoggedProcess | None = None
 
-    def start(self) -> None:
-        """Start it, and return when the code location is loaded."""
+    def build_command(self) -> list[str | Path]:
         dagster = Path(sys.executable).with_name("dagster")
-        address = ["--host", "127.0.0.1", "--port", str(self.port)]
-        command = [dagster, "dev", *address, *self.options]
-        process = LoggedProcess(command, self.log, cwd=self.project, env=self.env)
-        self.process = process
+        return [dagster, "dev", "--host", "127.0.0.1", "--port", str(self.port), *self.options]
 
-        def is_loaded() -> bool:
-            assert process.is_running, process.read_log()[-5000:]
-            try:
-                entries = self.fetch_locations()
-            except requests.ConnectionError:
-                return False
-            for entry in entries:
-                error = entry["locationOrLoadError"]
-                assert not error or error["__typename"] != "PythonError", error
-            return bool(entries) and all(entry["loadStatus"] == "LOADED" for entry in entries)
+    def start(self) -> None:
+        """Start it, and return when all code locations are loaded."""
+        self.process = LoggedProcess(self.build_command(), self.log, cwd=self.project, env=self.env)
+        wait_for(self.is_loaded, "Dagster has loaded the project", timeout_s=240)
 
-        wait_for(is_loaded, "dagster dev has loaded the project", timeout_s=240)
+    def is_loaded(self) -> bool:
+        """Whether all code locations are loaded. An error of one fails the test."""
+        assert self.process
+        assert self.process.is_running, self.process.read_log()[-5000:]
+        try:
+            entries = self.fetch_locations()
+        except requests.ConnectionError:
+            return False
+        for entry in entries:
+            error = entry["locationOrLoadError"]
+            assert not error or error["__typename"] != "PythonError", error
+        return bool(entries) and all(entry["loadStatus"] == "LOADED" for entry in entries)
 
     def stop(self) -> None:
         assert self.process
@@ -102,18 +104,32 @@ class DagsterDev(DagsterApi):
         """Return the run workers, in which the in-process executor runs the steps too."""
         return self._find_processes("multiprocessing.spawn")
 
+    def close(self) -> None:
+        """Leave nothing running."""
+        # `dagster dev` leaves processes of a code server running that it restarted (1.13).
+        if self.process and self.process.is_running:
+            self.kill()
+
+    @contextmanager
+    def open_instance(self) -> Iterator[dg.DagsterInstance]:
+        """Open its Dagster instance in this process."""
+        with dg.DagsterInstance.from_config(str(self.home)) as instance:
+            yield instance
+
     def kill_code_server(self) -> None:
-        """Kill the code server, and return when Dagster has started it again and loaded it."""
-        killed = self._fetch_location()
+        """Kill the code servers, and return when they are started again and loaded."""
+        killed = self._fetch_updates()
         # Two processes: the one that Dagster talks to, and the one that has the code.
         for process in self._find_processes("code-server start", "dagster api grpc"):
             process.kill()
 
-        def is_back() -> bool:
-            location = self._fetch_location()
-            return location[1] == "RepositoryLocation" and location != killed
+        def are_back() -> bool:
+            updates = self._fetch_updates()
+            return all(
+                updates.get(name, updated_at) > updated_at for name, updated_at in killed.items()
+            )
 
-        wait_for(is_back, "the code location is loaded again", timeout_s=240)
+        wait_for(are_back, "the code locations are loaded again", timeout_s=240)
 
     def _find_processes(self, *names: str) -> list[psutil.Process]:
         assert self.process
@@ -127,7 +143,10 @@ class DagsterDev(DagsterApi):
                 found.append(process)
         return found
 
-    def _fetch_location(self) -> tuple[float, str]:
-        """Return when the only code location was last updated, and the type of the result."""
-        (entry,) = self.fetch_locations()
-        return entry["updatedTimestamp"], (entry["locationOrLoadError"] or {}).get("__typename", "")
+    def _fetch_updates(self) -> dict[str, float]:
+        """Return when each code location that is loaded was last updated."""
+        return {
+            entry["name"]: entry["updatedTimestamp"]
+            for entry in self.fetch_locations()
+            if (entry["locationOrLoadError"] or {}).get("__typename") == "RepositoryLocation"
+        }

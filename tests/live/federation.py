@@ -214,32 +214,29 @@ def set_duration(client: AirflowClient, seconds: float, dag_id: str = PACED) -> 
 
 
 @contextmanager
-def start_federation(airflows: Airflows, folder: Path) -> Iterator[Federation]:
-    """Run `dagster dev` over the demo's DAGs and those of the tests."""
+def start_federation(
+    airflows: Airflows, folder: Path, dagster_type: type[DagsterDev] = DagsterDev
+) -> Iterator[Federation]:
+    """Run Dagster over the demo's DAGs and those of the tests."""
     with ExitStack() as stack:
         clients = {name: airflows.connect(name) for name in NAMES}
         proxies = {name: LossyProxy(client.url) for name, client in clients.items()}
         for proxy in proxies.values():
             stack.enter_context(proxy)
-        # Dagster prefers the project's .env, which makes the addresses from the ports.
+        # `dagster dev` prefers the project's .env, which makes the addresses from the ports.
         ports = {f"{name.upper()}_PORT": str(proxy.port) for name, proxy in proxies.items()}
-        dagster = DagsterDev(folder, {**airflows.env, **ports})
+        urls = {f"{name.upper()}_AIRFLOW_URL": proxy.url for name, proxy in proxies.items()}
+        dagster = dagster_type(folder, {**airflows.env, **ports, **urls})
         for name in NAMES:
             declare_test_dags(dagster.project, name)
         declare_steered_dags(dagster.project)
         declare_dags(dagster.project, PERIODS)
-        # `dagster dev` leaves processes of a code server running that it restarted (1.13).
-        stack.callback(_kill, dagster)
+        stack.callback(dagster.close)
         dagster.start()
         for proxy in proxies.values():
             wait_for(lambda proxy=proxy: proxy.total, "Dagster uses the proxy")
-        event_log = stack.enter_context(dg.DagsterInstance.from_config(str(dagster.home)))
+        event_log = stack.enter_context(dagster.open_instance())
         yield Federation(dagster, clients, proxies, event_log, airflows.lake)
-
-
-def _kill(dagster: DagsterDev) -> None:
-    if dagster.process and dagster.process.is_running:
-        dagster.kill()
 
 
 def declare_test_dags(project: Path, name: str) -> None:

@@ -1,11 +1,12 @@
 """DAGs for tests that break things.
 
-`paced` and `timed` take as long as a Variable says, fail if another one says so, and have one run
-at a time. The runs of `storm_…` end as soon as the scheduler sees them, and so do those of
-`unwatched` and `observed`. `never` has no runs, for others to depend on.
+`paced`, `relayed` and `timed` take as long as a Variable says, fail if another one says so, and
+have one run at a time. The runs of `storm_…` end as soon as the scheduler sees them, and so do
+those of `unwatched`, `observed` and `streamed`. `never` has no runs, for others to depend on.
 
 Tests that run at the same time have different DAGs: `timed` and `observed` are those of
-`tests/live/test_clocks.py`, `unwatched` is not observed by the Dagster of `tests/live/conftest.py`.
+`tests/live/test_clocks.py`, `relayed` and `streamed` those of `tests/live/test_production.py`, and
+`unwatched` is not observed by the Dagster of `tests/live/conftest.py`.
 """
 
 # pyright: reportMissingImports=false, reportUnusedExpression=false
@@ -33,8 +34,14 @@ def declare_timed(dag_id: str) -> None:
     declare()
 
 
-for dag_id in ["paced", "timed"]:
+for dag_id in ["paced", "relayed", "timed"]:
     declare_timed(dag_id)
-for dag_id in ["never", "observed", "unwatched", *(f"storm_{number:02}" for number in range(20))]:
+for dag_id in [
+    "never",
+    "observed",
+    "streamed",
+    "unwatched",
+    *(f"storm_{number:02}" for number in range(20)),
+]:
     with DAG(dag_id, schedule=None, tags=["chaos"]):
         EmptyOperator(task_id="load")

