@@ -21,6 +21,7 @@ Rules = Mapping[str, SuccessDeclaration | None]
 LOG_TAILS = 3
 LOG_TAIL_LINES = 40
 LOG_TAIL_CHARACTERS = 8_000  # a line may have any length
+_FOLDS = ("::group::", "::endgroup::")  # lines at which Airflow's UI folds a log
 
 _TASKS_NAMED = 10
 
@@ -100,7 +101,8 @@ def _fetch_log_tail(client: AirflowClient, run: DagRun, task: TaskInstance) -> s
         log = client.fetch_log(run.dag_id, run.run_id, task, LOG_TAIL_CHARACTERS)
     except AirflowError as error:
         return quote_as_code(str(error))
-    return quote_as_code("\n".join(clean_text(log).splitlines()[-LOG_TAIL_LINES:]))
+    lines = [line for line in clean_text(log).splitlines() if not any(f in line for f in _FOLDS)]
+    return quote_as_code("\n".join(lines[-LOG_TAIL_LINES:]))
 
 
 def quote_as_code(text: str) -> str:

@@ -90,6 +90,20 @@ def test_the_evaluation_of_a_failure_holds_failed_tasks_log_tails_and_a_link(
     assert evaluation.metadata["Link to run"].value == url
 
 
+def test_the_lines_at_which_airflow_folds_a_log_are_not_shown(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    load = TaskSpec("load", says=("::group::Pre task execution logs", "line 1.", "::endgroup::"))
+    airflow.database.add_dag(DAG, tasks=(load,))
+    run = airflow.database.start_run(DAG, "mine")
+    airflow.database.finish_run(run, "failed")
+    Daemon(airflow.client, [DAG], instance).tick()
+    (evaluation,) = fetch_evaluations(instance, KEY)
+    log = str(evaluation.metadata["Log of load"].value)
+    assert "line 1." in log
+    assert "group::" not in log
+
+
 def test_all_failed_tasks_are_named_and_three_of_their_logs_are_shown(observed: Observed) -> None:
     load = TaskSpec("load", labels=tuple("abcdefgh"))
     observed.database.add_dag(DAG, tasks=(load,))
