@@ -1,4 +1,4 @@
-"""Calls in threads: in parallel with a deadline, with callbacks, or shared between callers."""
+"""Calls in threads: in parallel with a time-out, with callbacks, or shared between callers."""
 
 from __future__ import annotations
 
@@ -59,29 +59,29 @@ class CallPool:
 def run_calls(calls: Sequence[Callable[[], T]], threads: int) -> list[T]: ...
 @overload
 def run_calls(
-    calls: Sequence[Callable[[], T]], threads: int, deadline: float
+    calls: Sequence[Callable[[], T]], threads: int, timeout_s: float
 ) -> list[T | None]: ...
 def run_calls(
-    calls: Sequence[Callable[[], T]], threads: int, deadline: float | None = None
+    calls: Sequence[Callable[[], T]], threads: int, timeout_s: float | None = None
 ) -> list[Any]:
     """Run calls in threads and return their results in order.
 
     Args:
         threads: The number of calls at a time.
-        deadline: By the monotonic clock. A call that is not done by then gives None; its thread
-            runs on until the call's own time-outs end it. Without one, all calls are waited for.
+        timeout_s: For all of them. A call that is not done by then gives None; its thread runs on
+            until the call's own time-outs end it. Without one, all calls are waited for.
 
     Raises:
-        Exception: The first error that one of the calls raised before the deadline.
+        Exception: The first error that one of the calls raised in time.
     """
-    if deadline is None and len(calls) <= 1:
+    if timeout_s is None and len(calls) <= 1:
         return [call() for call in calls]
     pool = ThreadPoolExecutor(max(1, min(threads, len(calls))), thread_name_prefix="airflow")
     try:
         futures = [pool.submit(call) for call in calls]
-        if deadline is None:
+        if timeout_s is None:
             return [future.result() for future in futures]
-        done, _ = wait(futures, timeout=max(0.0, deadline - time.monotonic()))
+        done, _ = wait(futures, max(0.0, timeout_s))
         return [future.result() if future in done else None for future in futures]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -128,3 +128,7 @@ class Timing:
     # server, which measures it, every minute.
     heartbeat_lost_s: float = 45.0
     first_heartbeat_lost_s: float = 1800.0  # before the first step, which may wait for its turn
+
+    def find_rest_s(self, deadline: float) -> float:
+        """The time until a deadline by the monotonic clock."""
+        return deadline - self.monotonic()

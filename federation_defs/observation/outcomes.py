@@ -68,7 +68,7 @@ class OutcomeFetcher:
         are_few = len(runs) <= _MAX_RUNS_WITH_DETAILS
         asked = [run for run in runs if are_few or self._needs_tasks(run)]
         calls = [partial(self._fetch, run) for run in asked]
-        results = run_calls(calls, self._threads, (self._timing.monotonic() + deadline) / 2)
+        results = run_calls(calls, self._threads, self._timing.find_rest_s(deadline) / 2)
         fetched = {run.key: outcome for run, outcome in zip(asked, results, strict=True)}
         outcomes: list[Outcome] = []
         blocked: set[str] = set()
@@ -115,6 +115,7 @@ class OutcomeFetcher:
         failed = [outcome for outcome in outcomes if not outcome.is_success]
         last = failed[-_MAX_RUNS_WITH_DETAILS:]
         calls = [partial(add_log_tails, self._client, outcome) for outcome in last]
-        logged = filter(None, run_calls(calls, self._threads, deadline))
+        rest_s = self._timing.find_rest_s(deadline)
+        logged = filter(None, run_calls(calls, self._threads, rest_s))
         by_run = {outcome.run.key: outcome for outcome in logged}
         return [by_run.get(outcome.run.key, outcome) for outcome in outcomes]

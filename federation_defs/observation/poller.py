@@ -57,8 +57,8 @@ class Poller:
         Raises:
             UnreachableError: There was no answer before the deadline, among other reasons.
         """
-        limit_s = deadline - self.timing.monotonic()
-        (batch,) = run_calls([lambda: self._fetch_changes(since, deadline)], 1, deadline)
+        limit_s = self.timing.find_rest_s(deadline)
+        (batch,) = run_calls([lambda: self._fetch_changes(since, deadline)], 1, limit_s)
         if batch is None:
             reason = f"no complete answer within {limit_s:.0f} s"
             raise UnreachableError(self.client.instance, self.client.url, reason, is_late=True)
@@ -162,7 +162,8 @@ class DeferredRuns:
         """
         chosen = sample(sorted(keys), min(len(keys), _DEFERRED_PER_TICK))
         calls = [partial(self._fetch, key) for key in chosen]
-        answers = run_calls(calls, self._client.max_connections, deadline)
+        rest_s = self._timing.find_rest_s(deadline)
+        answers = run_calls(calls, self._client.max_connections, rest_s)
         now, returned = self._timing.monotonic(), ReturnedRuns()
         known = self._failing_since.items()
         self._failing_since = {key: since for key, since in known if key in keys}

@@ -21,6 +21,7 @@ from federation_defs.observation.alignment import FindPartitionProblem
 from federation_defs.observation.findings import Findings, Last
 from federation_defs.outcome import join_names
 from federation_defs.threads import run_calls
+from federation_defs.timing import Timing
 
 FindProblem = Callable[[str, str], str | None]
 
@@ -50,6 +51,7 @@ class Readiness:
         find_problem: FindProblem,
         find_partition_problem: FindPartitionProblem,
         unfit: Mapping[str, str],
+        timing: Timing,
     ) -> None:
         self._client = client
         self._dags = dags
@@ -57,6 +59,7 @@ class Readiness:
         self._find_known_problem = find_problem
         self._find_partition_problem = find_partition_problem
         self._unfit = unfit
+        self._timing = timing
 
     def evaluate(
         self, instance: dg.DagsterInstance, chosen: Sequence[str], _last: Last, deadline: float
@@ -140,7 +143,8 @@ class Readiness:
         if known is None or airflow != self._client.instance:
             return known
         try:
-            (dag,) = run_calls([partial(self._client.fetch_dag, dag_id)], 1, deadline)
+            rest_s = self._timing.find_rest_s(deadline)
+            (dag,) = run_calls([partial(self._client.fetch_dag, dag_id)], 1, rest_s)
         except AirflowError:
             return known
         return dag.problem if dag else known

@@ -107,7 +107,7 @@ class Slowness:
         self._list_at = time_s + max(self._interval_s, pause_s)
         find = partial(find_slow_runs, self._client, self._limits_s, now)
         try:
-            (slow,) = run_calls([find], 1, deadline)
+            (slow,) = run_calls([find], 1, deadline - time_s)
         except AirflowError as error:
             _log.warning("%s Slow runs that go on are not told meanwhile.", error)
             return []

@@ -59,7 +59,7 @@ class Watchers:
         by_events = select_decided_by_events(downstreams, instances)
         unfit = find_unfit_cadences(dags, instances)
         finds = find_problem, find_partition_problem
-        readiness = Readiness(client, downstreams, by_events, *finds, unfit)
+        readiness = Readiness(client, downstreams, by_events, *finds, unfit, timing)
         partitioned = {
             dag_id: partitionings.get(dag_id)
             for dag_id, dag in dags.items()

@@ -1,8 +1,7 @@
-"""Calls in threads with a deadline."""
+"""Calls in threads with a time-out."""
 
 from __future__ import annotations
 
-import time
 from threading import Event
 
 import pytest
@@ -11,32 +10,31 @@ from federation_defs.threads import run_calls
 
 
 def test_results_are_returned_in_order() -> None:
-    deadline = time.monotonic() + 60
-    assert run_calls([lambda: "a", lambda: "b", lambda: "c"], 2, deadline) == ["a", "b", "c"]
-    assert run_calls([], 2, deadline) == []
+    assert run_calls([lambda: "a", lambda: "b", lambda: "c"], 2, 60) == ["a", "b", "c"]
+    assert run_calls([], 2, 60) == []
 
 
-def test_a_call_that_misses_the_deadline_gives_none_and_is_not_waited_for() -> None:
+def test_a_call_that_is_not_done_in_time_gives_none_and_is_not_waited_for() -> None:
     started, released = Event(), Event()
 
     def hang() -> bool:
         started.set()
         return released.wait(60)
 
-    results = run_calls([hang], 1, time.monotonic() + 0.05)
+    results = run_calls([hang], 1, 0.05)
     assert not released.is_set()
     released.set()
     assert results == [None]
 
 
-def test_a_call_that_has_not_started_by_the_deadline_never_does() -> None:
+def test_a_call_that_has_not_started_in_time_never_does() -> None:
     released, first_is_over, second_started = Event(), Event(), Event()
 
     def hang() -> None:
         released.wait(60)
         first_is_over.set()
 
-    results = run_calls([hang, second_started.set], 1, time.monotonic() + 0.05)
+    results = run_calls([hang, second_started.set], 1, 0.05)
     assert results == [None, None]
     released.set()
     assert first_is_over.wait(60)
@@ -44,9 +42,9 @@ def test_a_call_that_has_not_started_by_the_deadline_never_does() -> None:
     assert not second_started.wait(0.05)
 
 
-def test_an_error_before_the_deadline_is_raised() -> None:
+def test_an_error_in_time_is_raised() -> None:
     def fail() -> None:
         raise LookupError("no")
 
     with pytest.raises(LookupError, match="no"):
-        run_calls([fail], 1, time.monotonic() + 60)
+        run_calls([fail], 1, 60)
