@@ -131,12 +131,14 @@ class Deployment(DagsterApi):
                 return False
             results = {each["name"]: each["locationOrLoadError"] for each in entries}
             failed = {
-                name
+                name: each["message"]
                 for name, each in results.items()
                 if each and each["__typename"] == "PythonError"
             }
-            assert failed <= broken, results
-            return failed == broken and all(results.values())
+            if any("DagsterUserCodeUnreachableError" in each for each in failed.values()):
+                return False  # a code server that starts
+            assert failed.keys() <= broken, results
+            return failed.keys() == broken and all(results.values())
 
         wait_for(is_loaded, "the code locations are loaded", timeout_s=240)
 
