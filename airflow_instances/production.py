@@ -32,7 +32,7 @@ import yaml
 from settings import REPOSITORY
 
 # The instances of each team. A team has a project and a code server of its own.
-TEAMS: Mapping[str, Sequence[str]] = {"federation": ["warehouse", "metrics"], "reports": []}
+TEAMS: Mapping[str, Sequence[str]] = {"warehouse": ["warehouse"], "metrics": ["metrics"]}
 
 _PROGRAMS = Path(sys.executable).parent
 _UNPRIVILEGED = (
@@ -61,17 +61,6 @@ from federation_defs import load_federation
 @dg.definitions
 def defs() -> dg.Definitions:
     return load_federation(Path(__file__).parent)
-"""
-# A team without an Airflow, whose asset follows a DAG of another team.
-_REPORTS = """\
-import dagster as dg
-
-
-@dg.asset(
-    deps=[dg.AssetKey(["metrics", "dag", "sales_metrics"])],
-    automation_condition=dg.AutomationCondition.eager(),
-)
-def sales_report() -> None: ...
 """
 
 
@@ -157,8 +146,6 @@ def create_projects(production: Production) -> None:
             if elsewhere := sorted(all_instances - set(instances)):
                 declared["attributes"]["elsewhere"] = elsewhere
             _write(package / "defs" / instance / "defs.yaml", yaml.safe_dump(declared))
-        if not instances:
-            _write(package / "defs" / "reports.py", _REPORTS)
     for source in sources.values():
         if source.suffix == ".py":
             defs = production.home / "projects" / first / f"{first}_team" / "defs"

@@ -55,9 +55,11 @@ class DagsterDev(DagsterApi):
 
     Attributes:
         options: More options of `dagster dev`.
+        has_teams: Whether each instance is in a code location of its own.
     """
 
     options: Sequence[str] = ()
+    has_teams = False
 
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self.project = copy_project(folder)

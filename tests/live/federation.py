@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import dagster as dg
+from dagster._core.definitions.run_request import InstigatorType
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
@@ -115,7 +116,7 @@ class Federation:
         begin = (since or utc_now()).timestamp()
 
         def have_ticked() -> bool:
-            states = self.event_log.all_instigator_state()
+            states = self.event_log.all_instigator_state(instigator_type=InstigatorType.SENSOR)
             ticks = [
                 self.event_log.get_ticks(state.instigator_origin_id, state.selector_id, limit=10)
                 for state in states
@@ -230,7 +231,8 @@ def start_federation(
         for name in NAMES:
             declare_test_dags(dagster.project, name)
         declare_steered_dags(dagster.project)
-        declare_dags(dagster.project, PERIODS)
+        if not dagster.has_teams:  # partitions of other locations are declared once more
+            declare_dags(dagster.project, PERIODS)
         stack.callback(dagster.close)
         dagster.start()
         for proxy in proxies.values():

@@ -39,6 +39,8 @@ class DagsterProduction(DagsterDev):
         env: The addresses and accounts of the Airflows.
     """
 
+    has_teams = True
+
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self.project = copy_project(folder)
         self.deployment = folder / "production"
