@@ -239,7 +239,7 @@ class FederatedAirflow(dg.StateBackedComponent):
             DeclarationError: The declarations contradict each other. Names all problems. Or there
                 is something to warn of, and FEDERATION_STRICT is set.
             AirflowError: A refresh failed, and FEDERATION_STRICT is set.
-            OSError: A state can't be written, and FEDERATION_STRICT is set.
+            Exception: A state can't be read or written, and FEDERATION_STRICT is set.
         """
         if self.needed is not None:
             if not self.needed:
@@ -313,23 +313,28 @@ class FederatedAirflow(dg.StateBackedComponent):
         """Read the state, after a refresh under `dagster dev`."""
         try:
             super().build_defs(context)
-        except (AirflowError, OSError) as error:
+        except Exception as error:  # of any storage; a version that was lost is a ValueError
             if _is_strict():
                 raise
             reason = str(error)
-            if isinstance(error, OSError):
-                reason = f"The state of Airflow '{self.member.name}' can't be written: {error}."
+            if not isinstance(error, AirflowError):
+                name = self.member.name
+                reason = f"The state of Airflow '{name}' can't be read or written: {error}."
             self.read_state(context)
             known = f"DAGs as of {self.snapshot.taken_at}" if self.snapshot else "declared DAGs"
             _log.warning("%s Using the %s.", reason, known)
         self.is_loaded = True
 
     def read_state(self, context: dg.ComponentLoadContext) -> None:
-        """Read the state, without a refresh."""
+        """Read the state, without a refresh. One that its storage does not give is none."""
         declared = self._defs_state
         self._defs_state = declared.model_copy(update={"refresh_if_dev": False})
         try:
             super().build_defs(context)
+        except Exception as error:  # noqa: BLE001 - as in `load_state`
+            name = self.member.name
+            _log.warning("Airflow '%s' has no state that can be read (%s).", name, error)
+            self.build_defs_from_state(context, None)
         finally:
             self._defs_state = declared
 

@@ -204,6 +204,39 @@ def test_a_state_that_can_not_be_read_is_replaced(deployment: Deployment, tmp_pa
     assert deployment.find_versions() != first
 
 
+@pytest.mark.usefixtures("sales")
+def test_a_version_that_was_lost_is_no_state_and_the_job_replaces_it(
+    deployment: Deployment, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    deployment.load()
+    deployment.refresh()
+    first = deployment.find_versions()
+    (stored,) = tmp_path.rglob(first["FederatedAirflow[sales]"])
+    stored.unlink()
+    assert find_dags(deployment.load(), "sales") == set()
+    assert "The state of Airflow 'sales' can't be read or written: No state found" in caplog.text
+    assert "Using the declared DAGs." in caplog.text
+    passed, said = deployment.check("sales")
+    assert not passed
+    assert said.startswith("New: load.")
+    assert deployment.find_versions() != first
+    assert find_dags(deployment.load(), "sales") == {"load"}
+
+
+@pytest.mark.usefixtures("sales")
+def test_a_lost_version_is_an_error_where_warnings_are(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment.load()
+    deployment.refresh()
+    (stored,) = tmp_path.rglob(deployment.find_versions()["FederatedAirflow[sales]"])
+    stored.unlink()
+    monkeypatch.setenv("FEDERATION_STRICT", "true")
+    with pytest.raises(Exception, match="sales") as caught:
+        deployment.load()
+    assert "No state found" in str(caught.value.__cause__)
+
+
 def test_an_instance_without_versioned_state_has_no_job(deployment: Deployment) -> None:
     deployment.project.declare("sales")
     repository = deployment.load()
