@@ -130,7 +130,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         self.needed: Set[str] | None = None  # in a run worker, the DAGs that its runs need
         self.context: dg.ComponentLoadContext | None = None  # None if built by hand
         self.is_loaded = False
-        self.fetched: list[Snapshot | AirflowError] = []  # and not written yet; one at most
+        self.fetched: list[Snapshot | Exception] = []  # and not written yet; one at most
         self.snapshot: Snapshot | None = None
         self.resolved = declaration  # with all partitions in full, once the state was read
         self.is_resolved = False  # in a run worker: the state was read, if it tells partitions
@@ -206,7 +206,7 @@ class FederatedAirflow(dg.StateBackedComponent):
             calls = [partial(each.fetch, each.read_last()) for each in {self, *others}]
             run_calls(calls, min(len(calls), _MAX_FETCHES))
         fetched = self.fetched.pop()
-        if isinstance(fetched, AirflowError):
+        if isinstance(fetched, Exception):
             raise fetched
         write_snapshot(fetched, state_path)
 
@@ -221,7 +221,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         """Fetch a snapshot, or the error in its place, to be written later."""
         try:
             self.fetched = [fetch_snapshot(self.client, self.declaration, last)]
-        except AirflowError as error:
+        except Exception as error:  # noqa: BLE001 - raised for its own instance, and for no other
             self.fetched = [error]
 
     @override

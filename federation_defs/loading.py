@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import dagster as dg
 
@@ -18,7 +19,7 @@ from federation_defs.checks import are_dag_checks, recreate_checks
 from federation_defs.component import FederatedAirflow
 from federation_defs.dagster_io.deployment import fetch_active_runs_in_worker, is_reconstruction
 from federation_defs.declaration import InstanceDeclaration, suggest
-from federation_defs.naming import REFRESH_OP_NAME, build_asset_key, build_op_name
+from federation_defs.naming import REFRESH_OP_NAME, build_asset_key, build_dag_id, build_op_name
 from federation_defs.refresh import build_refresh
 from federation_defs.validation import Member
 
@@ -30,7 +31,7 @@ _ASSET_JOB = "__ASSET_JOB"  # of a run that selects assets and names no job (dag
 def load_federation(
     path_within_project: Path,
     executor: dg.ExecutorDefinition | dg.Executor | None = None,
-    refresh_cron: str = "17 * * * *",
+    refresh_cron: str | None = None,
 ) -> dg.Definitions:
     """Load all definitions in the defs folder of the project that a path is in.
 
@@ -51,7 +52,8 @@ def load_federation(
         executor: Of all runs, in place of that. (`dagster.Definitions.merge` refuses a second one.)
             An executor that definitions in the folder set is taken without being passed.
         refresh_cron: When to refresh the states of instances that have them in
-            `VERSIONED_STATE_STORAGE`, in UTC.
+            `VERSIONED_STATE_STORAGE`, in UTC. By default each hour, at a minute that the name of
+            the project tells: Dagster (1.13) may lose one of two versions stored at a time.
     """
     loaded = _loaded.get(path_within_project)
     if not is_reconstruction():
@@ -102,7 +104,7 @@ class _Loaded:
 _loaded: dict[Path, _Loaded] = {}  # what this process loaded last
 
 
-def _load(path: Path, refresh_cron: str, runs: Sequence[dg.DagsterRun] = ()) -> _Loaded:
+def _load(path: Path, refresh_cron: str | None, runs: Sequence[dg.DagsterRun] = ()) -> _Loaded:
     """Load what each of these runs needs; everything without runs."""
     with warnings.catch_warnings():
         # As in `load_from_defs_folder`: they are about Dagster's own use of its new features.
@@ -121,7 +123,9 @@ def _load(path: Path, refresh_cron: str, runs: Sequence[dg.DagsterRun] = ()) -> 
             if needed is not None:
                 defs = _add_partitioned(defs, components)
             else:
-                defs = dg.Definitions.merge(defs, build_refresh(components, refresh_cron))
+                minute = crc32(tree.defs_module_name.encode()) % 60
+                refresh = build_refresh(components, refresh_cron or f"{minute} * * * *")
+                defs = dg.Definitions.merge(defs, refresh)
             loaded = _Loaded(tree, declarations, needed, defs)
             if needed is not None:
                 loaded.finish(None).get_repository_def()
@@ -206,24 +210,24 @@ def _find_needed_dags(
     None if there is no run, or if one may need any DAG: it has no selection, or it executes checks
     of DAGs that Dagster does not run.
     """
-    executed: defaultdict[str, set[str]] = defaultdict(set)
-    checked: defaultdict[str, set[str]] = defaultdict(set)
+    executed, checked = set[dg.AssetKey](), set[dg.AssetKey]()
     is_known = False
     for run in runs:
         is_known = True
         has_selection = run.asset_selection or run.asset_check_selection
         if run.job_name != _ASSET_JOB or not has_selection:
             return None
-        for key in run.asset_selection or ():
-            executed[key.path[0]].add(key.path[-1])
-        for check in run.asset_check_selection or ():
-            checked[check.asset_key.path[0]].add(check.asset_key.path[-1])
+        executed |= run.asset_selection or set()
+        checked |= {check.asset_key for check in run.asset_check_selection or ()}
     needed = defaultdict(set[str], {declaration.name: set[str]() for declaration in declarations})
     for declaration in declarations:
         name, downstreams = declaration.name, declaration.downstreams
-        if not checked[name] <= downstreams.keys():
+        # None of an asset that is no DAG, such as that of the state.
+        checked_dags = {build_dag_id(name, key) for key in checked if key.path[0] == name}
+        if not checked_dags <= downstreams.keys():
             return None
-        if not downstreams.keys().isdisjoint(executed[name] | checked[name]):
+        executed_dags = {build_dag_id(name, key) for key in executed}
+        if not downstreams.keys().isdisjoint(executed_dags | checked_dags):
             needed[name] |= downstreams.keys()
             for dag in downstreams.values():
                 for instance, upstream in dag.upstreams:

@@ -44,8 +44,10 @@ def build_asset_key(instance: str, dag_id: str) -> dg.AssetKey:
 
 
 def build_state_asset_key(instance: str) -> dg.AssetKey:
-    """Return the key of the asset that stands for the state of an instance."""
-    return dg.AssetKey([instance, "state"])
+    """Return the key of the asset that stands for the state of an instance:
+    `[instance, "federation", "state"]`. It is no DAG's, and hardly an asset of the project's own.
+    """
+    return dg.AssetKey([instance, "federation", "state"])
 
 
 def build_dag_id(instance: str, key: dg.AssetKey) -> str | None:

@@ -12,14 +12,17 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from logging import Logger
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import dagster as dg
 
 from federation_defs.component import FederatedAirflow
-from federation_defs.dagster_io.deployment import fetch_last_state
+from federation_defs.dagster_io.deployment import fetch_last_states, restore_versions
+from federation_defs.declaration import check_url
 from federation_defs.errors import AirflowError, ReloadFailedError
 from federation_defs.naming import (
     REFRESH_JOB_NAME,
@@ -30,6 +33,7 @@ from federation_defs.naming import (
 from federation_defs.outcome import join_names
 from federation_defs.state import Snapshot, read_snapshot
 from federation_defs.threads import run_calls
+from federation_defs.timing import Timing
 from federation_defs.validation import find_absent_dags
 
 RELOAD_VARIABLE = "FEDERATION_RELOAD_URL"
@@ -37,7 +41,9 @@ RELOAD_VARIABLE = "FEDERATION_RELOAD_URL"
 _MAX_FETCHES = 32  # at a time, each from an instance of its own
 
 
-def build_refresh(components: Iterable[FederatedAirflow], cron: str) -> dg.Definitions:
+def build_refresh(
+    components: Iterable[FederatedAirflow], cron: str, timing: Timing | None = None
+) -> dg.Definitions:
     """Build the job of the instances whose states are versioned, its schedule, and an asset with a
     check for each of them; nothing without such an instance.
 
@@ -59,7 +65,7 @@ def build_refresh(components: Iterable[FederatedAirflow], cron: str) -> dg.Defin
     )
     def refresh_states(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         keys = sorted(key.asset_key for key in context.selected_asset_check_keys)
-        yield from _refresh([refreshed[key] for key in keys], context)
+        yield from _refresh([refreshed[key] for key in keys], context, timing or Timing())
 
     job = dg.define_asset_job(
         REFRESH_JOB_NAME,
@@ -100,67 +106,67 @@ def _build_check_specs(
 
 
 def _refresh(
-    components: Sequence[FederatedAirflow], context: dg.AssetCheckExecutionContext
+    components: Sequence[FederatedAirflow], context: dg.AssetCheckExecutionContext, timing: Timing
 ) -> Iterator[dg.AssetCheckResult]:
     """Store the states that have changed, reload the code location if it is to be, and evaluate the
-    checks. The state of an instance that can't be read stays as it is.
-
-    Raises:
-        dagster.Failure: An instance can't be read, or the code location can't be reloaded.
-    """
-    stored = [_fetch_stored(component, context.instance) for component in components]
-    both = list(zip(components, stored, strict=True))
-    run_calls([partial(component.fetch, last) for component, last in both], _MAX_FETCHES)
-    errors: list[str] = []
-    fetched: list[tuple[FederatedAirflow, Snapshot]] = []
-    is_news = False
-    for component, last in both:
-        (snapshot,) = component.fetched
-        if isinstance(snapshot, AirflowError):
-            errors.append(f"{snapshot} Its state stays as it is.")
-        else:
-            fetched.append((component, snapshot))
-            if not _is_same(snapshot, last):
-                is_news = True
+    checks. What keeps one instance from being refreshed fails its check, and stops no other."""
+    stored = _fetch_stored(components, context.instance)
+    calls = [
+        partial(component.fetch, last) for component, last in zip(components, stored, strict=True)
+    ]
+    run_calls(calls, _MAX_FETCHES, timing.monotonic() + timing.refresh_s)
+    versions: dict[str, str] = {}
+    results: list[tuple[FederatedAirflow, Snapshot | None, Snapshot | Exception]] = []
+    for component, last in zip(components, stored, strict=True):
+        (outcome,) = component.fetched or [TimeoutError(f"not read in {timing.refresh_s:g} s")]
+        if isinstance(outcome, Snapshot) and not _is_same(outcome, last):
+            try:
                 # Only states that are not versioned are kept in the project, at its root.
-                asyncio.run(component.refresh_state(Path()))
-                context.log.info(f"Airflow '{component.member.name}' has a new version of state.")
-        component.fetched.clear()
-    is_reloaded = False
-    if any(not _is_same(snapshot, component.snapshot) for component, snapshot in fetched):
+                version = asyncio.run(component.refresh_state(Path()))
+                versions[component.defs_state_config.key] = version
+            except Exception as error:  # noqa: BLE001 - of any storage
+                outcome = error
+        results.append((component, last, outcome))
+    restore_versions(context.instance, versions)
+    is_reloaded, problem = False, ""
+    if any(
+        _find_changes(outcome, component.snapshot)
+        for component, _, outcome in results
+        if isinstance(outcome, Snapshot)
+    ):
         origin = context.run.remote_job_origin  # None in a process without a code location
         try:
             is_reloaded = origin is not None and _reload(origin.location_name)
         except ReloadFailedError as error:
-            errors.append(str(error))
-    # If there is no news, the reload that an earlier run made had no effect.
-    for component, snapshot in fetched:
-        yield _evaluate(component, snapshot, is_loaded=is_reloaded and is_news)
-    if errors:
-        raise dg.Failure("\n".join(errors), allow_retries=False)
+            problem = str(error)
+    for component, last, outcome in results:
+        if isinstance(outcome, Snapshot):
+            # If it had not taken the last version, no reload before had an effect.
+            was_current = not (last and _find_changes(last, component.snapshot))
+            yield _evaluate(component, outcome, problem, is_loaded=is_reloaded and was_current)
+        else:
+            yield _build_failure(component.member.name, outcome, context.log)
 
 
-def _fetch_stored(component: FederatedAirflow, instance: dg.DagsterInstance) -> Snapshot | None:
-    """Fetch the last state, which may be newer than the one that was loaded."""
+def _fetch_stored(
+    components: Iterable[FederatedAirflow], instance: dg.DagsterInstance
+) -> list[Snapshot | None]:
+    """Fetch the last states, which may be newer than those that were loaded."""
+    keys = {component: component.defs_state_config.key for component in components}
     with TemporaryDirectory() as folder:
-        path = Path(folder, "state")
-        fetch_last_state(instance, component.defs_state_config.key, path)
-        return read_snapshot(path)
+        newer, loaded = fetch_last_states(instance, keys.values(), Path(folder))
+        return [
+            component.snapshot if key in loaded else read_snapshot(newer.get(key))
+            for component, key in keys.items()
+        ]
 
 
 def _is_same(snapshot: Snapshot, other: Snapshot | None) -> bool:
     return other is not None and replace(snapshot, taken_at=other.taken_at) == other
 
 
-def _evaluate(
-    component: FederatedAirflow, snapshot: Snapshot, *, is_loaded: bool
-) -> dg.AssetCheckResult:
-    """Compare what an instance has with what the code location was loaded with.
-
-    Args:
-        is_loaded: The code location was just loaded with the snapshot.
-    """
-    name, loaded = component.member.name, component.snapshot
+def _find_changes(snapshot: Snapshot, loaded: Snapshot | None) -> dict[str, set[str]]:
+    """Find the DAGs for which a code location has to be reloaded, by what has changed."""
     now = {*snapshot.dags, *snapshot.undescribed}
     before = {*loaded.dags, *loaded.undescribed} if loaded else set[str]()
     partitions = loaded.partitions if loaded else {}
@@ -173,25 +179,56 @@ def _evaluate(
             if snapshot.partitions[dag_id] != partitions.get(dag_id)
         },
     }
-    said = [
-        f"{what}: {join_names(sorted(dag_ids))}." for what, dag_ids in changes.items() if dag_ids
-    ] or [f"The code location knows all {len(now)} DAGs."]
-    is_behind = any(changes.values()) and not is_loaded
-    if is_behind:
-        said.append(
-            "Reload the code location; until then it has the DAGs as of "
-            f"{loaded.taken_at if loaded else 'their declaration'}."
-        )
-    elif any(changes.values()):
+    return {what: dag_ids for what, dag_ids in changes.items() if dag_ids}
+
+
+def _evaluate(
+    component: FederatedAirflow, snapshot: Snapshot, problem: str, *, is_loaded: bool
+) -> dg.AssetCheckResult:
+    """Compare what an instance has with what the code location was loaded with.
+
+    Args:
+        problem: Why the code location was not reloaded, as sentences.
+        is_loaded: The code location was just loaded with the snapshot.
+    """
+    name, loaded = component.member.name, component.snapshot
+    changes = _find_changes(snapshot, loaded)
+    count = len({*snapshot.dags, *snapshot.undescribed})
+    said = [f"{what}: {join_names(sorted(dag_ids))}." for what, dag_ids in changes.items()]
+    if not changes:
+        said = [f"The code location knows all {count} DAGs."]
+    elif is_loaded:
         said.append("The code location was reloaded.")
+    else:
+        as_of = loaded.taken_at if loaded else "their declaration"
+        said.append(f"Reload the code location; until then it has the DAGs as of {as_of}.")
+        said += [problem] if problem else []
     said += find_absent_dags(name, snapshot, component.named).values()
+    passed = is_loaded or not changes
+    return _build_result(name, said, passed, {"DAGs": count, "As of": snapshot.taken_at})
+
+
+def _build_failure(name: str, error: Exception, log: Logger) -> dg.AssetCheckResult:
+    """Build the evaluation of an instance that could not be refreshed."""
+    is_known = isinstance(error, AirflowError)
+    said = str(error) if is_known else f"Airflow '{name}' can't be refreshed: {error!r}."
+    log.warning(said, exc_info=None if is_known else error)
+    return _build_result(name, [said, "Its state stays as it is."])
+
+
+def _build_result(
+    name: str,
+    said: Iterable[str],
+    passed: bool = False,
+    metadata: Mapping[str, int | str] = MappingProxyType({}),
+) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         asset_key=build_state_asset_key(name),
         check_name=STATE_CHECK_NAME,
-        passed=not is_behind,
+        passed=passed,
         severity=dg.AssetCheckSeverity.WARN,
         description=" ".join(said),
-        metadata={"DAGs": len(now), "As of": snapshot.taken_at},
+        metadata=metadata,
     )
 
 
@@ -207,9 +244,13 @@ def _reload(code_location: str) -> bool:
     url = os.environ.get(RELOAD_VARIABLE, "").strip()
     if not url:
         return False
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ReloadFailedError(code_location, "it is no web address as http://webserver:3000")
+    if "@" in url:
+        raise ReloadFailedError(code_location, "no user name or password can be sent")
+    try:
+        parts = urlsplit(check_url(url))
+    except ValueError:
+        seen = "its address is not in the form http://webserver:3000"
+        raise ReloadFailedError(code_location, seen) from None
     try:
         from dagster_graphql import (
             DagsterGraphQLClient,
@@ -220,7 +261,7 @@ def _reload(code_location: str) -> bool:
         raise ReloadFailedError(code_location, "dagster-graphql is not installed") from None
     try:
         client = DagsterGraphQLClient(
-            parts.hostname,
+            parts.hostname or "",  # which `check_url` has refused
             parts.port,
             use_https=parts.scheme == "https",
             path_prefix=parts.path.rstrip("/"),

@@ -102,6 +102,8 @@ class Timing:
     # many instances.
     look_s: float = 60.0
 
+    refresh_s: float = 600.0  # for the requests of all instances, by the refresh job
+
     # Execution
     poll_run: RetryPolicy = RetryPolicy(first_s=1.0, max_s=15.0)  # with `poll_pause_s`
     check_paused: RetryPolicy = RetryPolicy(first_s=10.0, max_s=300.0)  # of a queued run's DAG

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import dagster as dg
+
+_log = logging.getLogger(__name__)
 
 # Of a run whose worker starts, or the process of one of its steps.
 _ACTIVE = [
@@ -181,12 +184,47 @@ def _get_name(state: Any) -> tuple[str, str]:
     return origin.instigator_name, origin.repository_origin.code_location_origin.location_name
 
 
-def fetch_last_state(instance: dg.DagsterInstance, key: str, path: Path) -> None:
-    """Write the last version of a component's state to a file, whatever version this process has
-    loaded; nothing if none was stored."""
+def fetch_last_states(
+    instance: dg.DagsterInstance, keys: Iterable[str], folder: Path
+) -> tuple[dict[str, Path], set[str]]:
+    """Fetch the last versions of components' states.
+
+    Returns:
+        The files of those that this process has not loaded, by key, and the keys of those that it
+        has. A version that its storage does not give is in neither, and a warning.
+    """
     storage = instance.defs_state_storage
-    if storage and (version := storage.get_latest_version(key)):
-        storage.download_state_to_path(key, version, path)
+    if storage is None or (last := storage.get_latest_defs_state_info()) is None:
+        return {}, set()
+    context = _get_load_context()
+    loaded = context and context.accessed_defs_state_info
+    newer, same = dict[str, Path](), set[str]()
+    for number, key in enumerate(keys):
+        version = last.get_version(key)
+        if version is None:
+            continue
+        if loaded is not None and loaded.get_version(key) == version:
+            same.add(key)
+            continue
+        try:
+            storage.download_state_to_path(key, version, folder / str(number))
+        except Exception as error:  # noqa: BLE001 - of any storage; a lost one is a ValueError
+            _log.warning("The last version of the state %s can't be read: %s.", key, error)
+        else:
+            newer[key] = folder / str(number)
+    return newer, same
+
+
+def restore_versions(instance: dg.DagsterInstance, versions: Mapping[str, str]) -> None:
+    """Make versions of states the last ones again, by key, if another process has undone that.
+
+    Dagster keeps the last versions of all keys in one value. Who stores one writes the others as
+    it has read them just before (1.13, `UPathDefsStateStorage`).
+    """
+    storage = instance.defs_state_storage
+    for key, version in versions.items():
+        if storage is not None and storage.get_latest_version(key) != version:
+            storage.set_latest_version(key, version)
 
 
 def is_reconstruction() -> bool:

@@ -33,6 +33,7 @@ from federation_defs.declaration.instance import (
     InstanceDeclaration,
     ObserveDeclaration,
     SelectDeclaration,
+    check_url,
     parse_declaration,
 )
 from federation_defs.declaration.partitions import PartitionsDeclaration

@@ -24,7 +24,8 @@ from federation_defs.declaration.fields import Count, Declaration, Duration, Int
 from federation_defs.errors import DeclarationError
 
 
-def _check_url(url: str) -> str:
+def check_url(url: str) -> str:
+    """Return a web address, or refuse it without quoting it: it may hold a secret."""
     url = url.strip()
     if " " in url or not url.isprintable():
         raise ValueError("remove white space and control characters")
@@ -107,7 +108,7 @@ class InstanceDeclaration(Declaration):
         description="The first part of every asset key; unique in the deployment. Letters, "
         "digits and underscores, 50 at most."
     )
-    url: Templated[Annotated[str, AfterValidator(_check_url)]] = Field(
+    url: Templated[Annotated[str, AfterValidator(check_url)]] = Field(
         description="The web address of its web server or API server, path prefix included.",
         examples=["{{ env.METRICS_AIRFLOW_URL }}"],
     )

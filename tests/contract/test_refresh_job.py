@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 import dagster as dg
@@ -12,7 +14,16 @@ from dagster._core.definitions.definitions_load_context import (
     DefinitionsLoadContext,
     DefinitionsLoadType,
 )
+from dagster._core.errors import DagsterUserCodeLoadError
+from dagster._core.execution.api import execute_run
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from werkzeug import Request, Response
 
+from federation_defs import FederatedAirflow
 from federation_defs.naming import (
     REFRESH_JOB_NAME,
     STATE_CHECK_NAME,
@@ -20,15 +31,19 @@ from federation_defs.naming import (
     build_check_key,
     build_state_asset_key,
 )
+from federation_defs.refresh import build_refresh
+from federation_defs.timing import Timing
 from tests.contract.clients import SIGN_INS
 from tests.contract.fakes.airflow import FakeAirflow, asks
 from tests.contract.fakes.faults import answer
+from tests.contract.fakes.proxies import serve
 from tests.contract.test_run_worker import ASSET_JOB, CodeServer
 from tests.unit.project import Project
 
 # Dagster 1.13 itself uses deprecated functions of pydantic.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
+REPOSITORY = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("core"), "__repository__")
 VERSIONED = {"defs_state": {"management_type": "VERSIONED_STATE_STORAGE"}}
 
 
@@ -50,12 +65,15 @@ class Deployment:
         """Run the job in a worker, for all instances, or execute the checks of some."""
         repository = self.code_server.start_worker()
         job = repository.get_reconstructable_job(ASSET_JOB if names else REFRESH_JOB_NAME)
+        keys = {build_check_key(build_state_asset_key(name), STATE_CHECK_NAME) for name in names}
         if names:
-            keys = {
-                build_check_key(build_state_asset_key(name), STATE_CHECK_NAME) for name in names
-            }
             job = job.get_subset(asset_selection=frozenset(), asset_check_selection=keys)
-        return dg.execute_job(job, self.instance, raise_on_error=False)
+        run = self.instance.create_run_for_job(
+            job_def=job.get_definition(),
+            remote_job_origin=RemoteJobOrigin(REPOSITORY, job.job_name),
+            repository_load_data=repository.repository_load_data,
+        )
+        return execute_run(job, run, self.instance)
 
     def check(self, name: str) -> tuple[bool, str]:
         """Refresh all, and return what the check of an instance says."""
@@ -82,12 +100,10 @@ def find_dags(repository: dg.RepositoryDefinition, name: str) -> set[str]:
     return {key.path[2] for key in keys if key.path[:2] == [name, "dag"]}
 
 
-def find_failures(result: dg.JobExecutionResult) -> Sequence[str]:
-    return [
-        event.step_failure_data.error.to_string()
-        for event in result.all_events
-        if event.is_step_failure and event.step_failure_data.error
-    ]
+def find_state_folder(deployment: Deployment, name: str) -> Path:
+    """Find where Dagster keeps the versions of an instance's state."""
+    storage: Any = deployment.instance.defs_state_storage
+    return Path(str(storage.base_path), f"FederatedAirflow__{name}__")
 
 
 @pytest.fixture
@@ -159,6 +175,27 @@ def test_a_state_is_stored_only_if_it_has_changed(
     assert deployment.find_versions() != first
 
 
+@pytest.mark.usefixtures("sales")
+def test_a_version_that_another_process_has_undone_is_the_last_one_again(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment.load()
+    storage: Any = deployment.instance.defs_state_storage
+    store, undone = storage.set_latest_version, list[str]()
+
+    def be_undone(key: str, version: str) -> None:
+        """Another process writes what it has read before."""
+        store(key, version)
+        if not undone:
+            undone.append(key)
+            store(key, None)
+
+    monkeypatch.setattr(storage, "set_latest_version", be_undone)
+    deployment.refresh()
+    assert undone == list(deployment.find_versions()) == ["FederatedAirflow[sales]"]
+    assert find_dags(deployment.load(), "sales") == {"load"}
+
+
 def test_an_airflow_that_is_down_keeps_its_state_and_no_other_from_being_refreshed(
     deployment: Deployment, sales: FakeAirflow
 ) -> None:
@@ -172,14 +209,51 @@ def test_an_airflow_that_is_down_keeps_its_state_and_no_other_from_being_refresh
     before = deployment.find_versions()
     sales.database.add_dag("publish")
     result = deployment.refresh()
-    assert not result.success
-    (failure,) = find_failures(result)
-    assert f"Airflow 'down' did not answer at {server.url}" in failure
-    assert "Its state stays as it is." in failure
+    assert result.success
+    passed, said = find_evaluation(result, "down")
+    assert not passed
+    assert f"Airflow 'down' did not answer at {server.url}" in said
+    assert said.endswith("Its state stays as it is.")
     assert "New: publish." in find_evaluation(result, "sales")[1]
     changed = {key for key, version in deployment.find_versions().items() if version != before[key]}
     assert changed == {"FederatedAirflow[sales]"}
     assert find_dags(deployment.load(), "down") == {"load_orders"}
+
+
+@pytest.mark.usefixtures("sales")
+def test_an_error_that_nobody_foresaw_stops_the_refresh_of_one_instance(
+    deployment: Deployment,
+) -> None:
+    with FakeAirflow("v1") as other:
+        deployment.project.declare("other", other.url, SIGN_INS["v1"], VERSIONED)
+        deployment.load()
+        # Its state can't be stored.
+        folder = find_state_folder(deployment, "other")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.touch()
+        result = deployment.refresh()
+    assert result.success
+    passed, said = find_evaluation(result, "other")
+    assert not passed
+    assert said.startswith("Airflow 'other' can't be refreshed: FileExistsError(")
+    assert find_evaluation(result, "sales")[1].startswith("New: load.")
+    assert list(deployment.find_versions()) == ["FederatedAirflow[sales]"]
+
+
+@pytest.mark.usefixtures("sales")
+def test_an_airflow_that_answers_too_late_is_told_by_its_check(deployment: Deployment) -> None:
+    deployment.load()
+    tree = dg.ComponentTree.for_project(deployment.project.path)
+    tree.build_defs(tree.defs_module_path)
+    components = tree.get_all_components(FederatedAirflow)
+    defs = build_refresh(components, "0 * * * *", Timing(refresh_s=0.0))
+    job = defs.resolve_job_def(REFRESH_JOB_NAME)
+    (evaluation,) = job.execute_in_process(
+        instance=deployment.instance
+    ).get_asset_check_evaluations()
+    assert not evaluation.passed
+    assert "can't be refreshed: TimeoutError('not read in 0 s')." in (evaluation.description or "")
+    assert deployment.find_versions() == {}
 
 
 @pytest.mark.usefixtures("sales")
@@ -232,9 +306,9 @@ def test_a_lost_version_is_an_error_where_warnings_are(
     (stored,) = tmp_path.rglob(deployment.find_versions()["FederatedAirflow[sales]"])
     stored.unlink()
     monkeypatch.setenv("FEDERATION_STRICT", "true")
-    with pytest.raises(Exception, match="sales") as caught:
+    with pytest.raises(DagsterUserCodeLoadError) as caught:
         deployment.load()
-    assert "No state found" in str(caught.value.__cause__)
+    assert "ValueError: No state found" in "".join(format_exception(caught.value))
 
 
 def test_an_instance_without_versioned_state_has_no_job(deployment: Deployment) -> None:
@@ -248,8 +322,36 @@ def test_an_instance_without_versioned_state_has_no_job(deployment: Deployment) 
 @pytest.mark.usefixtures("sales")
 def test_the_job_is_on_a_schedule(deployment: Deployment) -> None:
     schedule = deployment.load().get_schedule_def(f"{REFRESH_JOB_NAME}_schedule")
-    assert schedule.cron_schedule == "17 * * * *"
+    minute, *rest = str(schedule.cron_schedule).split()
+    assert 0 <= int(minute) < 60
+    assert rest == ["*"] * 4
     assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
+    again = deployment.load().get_schedule_def(schedule.name)
+    assert again.cron_schedule == schedule.cron_schedule
+
+
+def test_two_projects_refresh_at_different_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instance: dg.DagsterInstance
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    found = set[str]()
+    for name in ("headquarters", "plant"):
+        project = Project(tmp_path / name, f"minute_of_{name}")
+        monkeypatch.syspath_prepend(project.path)
+        project.declare("sales", more=VERSIONED)
+        schedule = (
+            Deployment(project, instance).load().get_schedule_def(f"{REFRESH_JOB_NAME}_schedule")
+        )
+        found.add(str(schedule.cron_schedule))
+    assert len(found) == 2
+
+
+@pytest.mark.usefixtures("sales")
+def test_the_project_may_have_an_asset_called_state(deployment: Deployment) -> None:
+    own = "import dagster as dg\n\n\n@dg.asset(key=['sales', 'state'])\ndef own() -> None: ...\n"
+    (deployment.project.defs / "own.py").write_text(own)
+    keys = deployment.load().asset_graph.get_all_asset_keys()
+    assert {dg.AssetKey(["sales", "state"]), build_state_asset_key("sales")} <= keys
 
 
 def test_what_the_account_may_not_see_is_told_and_loses_no_dag(
@@ -259,8 +361,99 @@ def test_what_the_account_may_not_see_is_told_and_loses_no_dag(
     deployment.refresh()
     before = deployment.find_versions()
     sales.fail_next(asks("GET", "/dags"), answer(403))
-    result = deployment.refresh()
-    assert "Airflow 'sales' forbids GET /api/v2/dags" in "".join(find_failures(result))
+    passed, said = deployment.check("sales")
+    assert not passed
+    assert said.startswith("Airflow 'sales' forbids GET /api/v2/dags")
     assert deployment.find_versions() == before
     repository = deployment.load()
     assert build_asset_key("sales", "load") in repository.asset_graph.get_all_asset_keys()
+
+
+@pytest.fixture
+def reloads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A webserver that says that it has reloaded a code location, and does nothing."""
+    asked: list[str] = []
+    entry = {"name": "core", "locationOrLoadError": {"__typename": "RepositoryLocation"}}
+    said = {"data": {"reloadRepositoryLocation": {"__typename": "WorkspaceLocationEntry", **entry}}}
+
+    def reload(environ: dict[str, Any], start_response: Any) -> Any:
+        variables = Request(environ).get_json()["variables"]
+        asked.append(variables["repositoryLocationName"])
+        return Response(json.dumps(said), content_type="application/json")(environ, start_response)
+
+    with serve(reload) as url:
+        monkeypatch.setenv("FEDERATION_RELOAD_URL", url)
+        yield asked
+
+
+def test_a_reload_without_effect_is_found_out_whatever_else_changes(
+    deployment: Deployment, sales: FakeAirflow, reloads: list[str]
+) -> None:
+    deployment.load()
+    assert deployment.check("sales") == (True, "New: load. The code location was reloaded.")
+    sales.database.add_dag("publish")
+    for _ in range(2):
+        passed, said = deployment.check("sales")
+        assert not passed
+        assert said.startswith("New: load, publish. Reload the code location;")
+        dag = sales.database.dags["load"]
+        dag.is_paused = not dag.is_paused
+    assert reloads == ["core"] * 3
+    deployment.load()
+    assert deployment.check("sales")[0]
+
+
+def test_the_effect_of_a_reload_is_told_for_each_instance(
+    deployment: Deployment, sales: FakeAirflow, reloads: list[str]
+) -> None:
+    with FakeAirflow("v1") as other:
+        deployment.project.declare("other", other.url, SIGN_INS["v1"], VERSIONED)
+        deployment.load()
+        deployment.refresh("sales")  # and is not reloaded
+        other.database.add_dag("load_orders")
+        result = deployment.refresh()
+    assert find_evaluation(result, "sales")[1].startswith("New: load. Reload the code location;")
+    reloaded = "New: load_orders. The code location was reloaded."
+    assert find_evaluation(result, "other") == (True, reloaded)
+    assert sales.database.dags
+    assert reloads == ["core"] * 2
+
+
+def test_what_the_check_does_not_show_is_stored_and_reloads_nothing(
+    deployment: Deployment, sales: FakeAirflow, reloads: list[str]
+) -> None:
+    deployment.load()
+    deployment.refresh()
+    deployment.load()
+    before = deployment.find_versions()
+    sales.database.dags["load"].is_paused = True
+    assert deployment.check("sales") == (True, "The code location knows all 1 DAGs.")
+    assert deployment.find_versions() != before
+    assert reloads == ["core"]
+
+
+@pytest.mark.usefixtures("sales")
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://me:pa/ss@webserver:3000", "no user name or password can be sent"),
+        ("http://webserver:pa55", "its address is not in the form http://webserver:3000"),
+        ("http://[::1", "its address is not in the form http://webserver:3000"),
+        ("webserver:3000", "its address is not in the form http://webserver:3000"),
+        ("http://127.0.0.1:1", "Connection refused"),
+    ],
+)
+def test_a_reload_that_fails_is_told_without_the_address(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, url: str, why: str
+) -> None:
+    monkeypatch.setenv("FEDERATION_RELOAD_URL", url)
+    deployment.load()
+    result = deployment.refresh()
+    assert result.success
+    passed, said = find_evaluation(result, "sales")
+    assert not passed
+    assert said.startswith("New: load. Reload the code location;")
+    assert "The code location 'core' was not reloaded: " in said
+    assert why in said
+    assert "pa55" not in said
+    assert "pa/ss" not in said

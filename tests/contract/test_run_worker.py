@@ -28,8 +28,10 @@ from federation_defs.declaration import PartitionsDeclaration
 from federation_defs.naming import (
     CHECK_NAME,
     READY_CHECK_NAME,
+    STATE_CHECK_NAME,
     build_asset_key,
     build_check_key,
+    build_state_asset_key,
 )
 from federation_defs.schedules import AutoPartitions
 from tests.unit.project import Project, build_keys
@@ -305,6 +307,17 @@ def test_runs_of_other_code_locations_do_not_matter(
         status=dg.DagsterRunStatus.STARTED,
     )
     assert OBSERVED not in server.start_worker().get_definition().assets_defs_by_key
+
+
+def test_a_check_of_a_state_is_found_beside_a_dag_of_the_same_name(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
+    more = {"defs_state": {"management_type": "VERSIONED_STATE_STORAGE"}}
+    project.declare("sales", more=more, state=["warehouse/extract"])
+    server = CodeServer(project)
+    check = build_check_key(build_state_asset_key("sales"), STATE_CHECK_NAME)
+    create_run(instance, checks=frozenset({check}))
+    assert check in server.start_worker().get_definition().asset_graph.asset_check_keys
 
 
 def test_an_asset_of_the_projects_own_may_depend_on_any_dag(

@@ -22,7 +22,7 @@ from dagster_cloud.storage.runs import GraphQLRunStorage
 from dagster_cloud.storage.schedules import GraphQLScheduleStorage
 
 from federation_defs import dagster_io
-from federation_defs.dagster_io.deployment import fetch_last_state
+from federation_defs.dagster_io.deployment import fetch_last_states
 from tests.contract.dagster_plus import IN_USER_CODE, as_server, find_refused
 from tests.contract.storages import prepare
 
@@ -33,7 +33,7 @@ KEY = dg.AssetKey("any")
 CALLS: dict[str, Callable[[dg.DagsterInstance, dg.DagsterRun], object]] = {
     "add_run_tags": lambda instance, run: instance.add_run_tags(run.run_id, {"a": "b"}),
     "all_instigator_state": lambda instance, _: instance.all_instigator_state(),
-    "defs_state_storage": lambda instance, _: fetch_last_state(instance, "any", Path()),
+    "defs_state_storage": lambda instance, _: fetch_last_states(instance, ["any"], Path()),
     "event_log_storage": lambda instance, _: (
         instance.event_log_storage.get_latest_asset_check_execution_by_key(
             [dg.AssetCheckKey(KEY, "ready")]
