@@ -57,6 +57,8 @@ from federation_defs.validation import (
 
 _log = logging.getLogger(__name__)
 
+# Of the keys that may be unknown. Nothing is sent in their place.
+_PLACEHOLDERS = {"url": "https://unset.invalid", "auth": {"type": "none"}}
 _STRICT_VARIABLE = "FEDERATION_STRICT"
 _MAX_FETCHES = 32  # snapshots at a time
 
@@ -111,8 +113,8 @@ class FederatedAirflow(dg.StateBackedComponent):
     Args:
         source: The file that declares it, for messages.
         account_hint: What to check if the instance refuses the sign-in, for messages.
-        unset: The environment variables of `auth` that are not set. Without them the instance is
-            loaded, and each request to it fails.
+        unset: The environment variables of `url` and `auth` that are not set. Without them the
+            instance is loaded, and each request to it fails.
     """
 
     def __init__(
@@ -165,10 +167,12 @@ class FederatedAirflow(dg.StateBackedComponent):
             source += f" ({attributes.name})"
         # Without warnings about templates in the place of numbers.
         raw = attributes.model_dump(exclude_unset=True, warnings=False)
-        account_hint = " and ".join(find_variables(raw["auth"])) or f"`auth` in {source}"
-        unset = () if _is_strict() else find_unset_variables(raw["auth"])
-        if unset:
-            raw["auth"] = {"type": "none"}
+        unset: list[str] = []
+        for key, placeholder in () if _is_strict() else _PLACEHOLDERS.items():
+            if names := find_unset_variables(raw[key]):
+                unset += names
+                raw[key] = placeholder
+        account_hint = " and ".join(unset or find_variables(raw["auth"])) or f"`auth` in {source}"
         rendered = render_templates(raw, context.resolution_context.scope, source)
         component = cls(parse_declaration(rendered, source), source, account_hint, unset)
         component.context = context

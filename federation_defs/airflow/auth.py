@@ -61,7 +61,7 @@ class OpenAuth(NoAuth, SignIn):
 
 
 class UnsetAuth(SignIn):
-    """Has no credentials, as environment variables are not set."""
+    """Lets no request be sent, as environment variables are not set."""
 
     def __init__(self, unset: Sequence[str]) -> None:
         self._unset = unset

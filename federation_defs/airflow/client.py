@@ -210,8 +210,8 @@ def build_client(
 
     Args:
         account_hint: The environment variables or keys to check when the sign-in is refused.
-        unset: The environment variables that the sign-in needs and that are not set. With some,
-            there is none.
+        unset: The environment variables of `url` and `auth` that are not set. With some, each
+            request fails, and nothing is sent.
 
     Raises:
         MissingExtraError: The declared sign-in needs a package that is not installed.
@@ -226,7 +226,7 @@ def build_client(
     transport = Transport(name, declaration.url, declaration.http, declaration.tls, timing)
     sign_in = _build_sign_in(declaration.auth, transport) if not unset else UnsetAuth(unset)
     if unset:
-        _log.warning("Airflow '%s' can't be signed in to: set %s.", name, " and ".join(unset))
+        _log.warning("Airflow '%s' can't be asked: set %s.", name, " and ".join(unset))
     return AirflowClient(AirflowSession(transport, sign_in, account_hint), declaration.api)
 
 

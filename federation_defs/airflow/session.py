@@ -11,7 +11,14 @@ from typing import Any
 import requests
 from typing_extensions import override
 
-from federation_defs.airflow.auth import BasicAuth, NotSignedInError, OpenAuth, SignIn, is_refused
+from federation_defs.airflow.auth import (
+    BasicAuth,
+    NotSignedInError,
+    OpenAuth,
+    SignIn,
+    UnsetAuth,
+    is_refused,
+)
 from federation_defs.airflow.http import (
     Transport,
     describe_request,
@@ -65,6 +72,7 @@ class AirflowSession:
             CredentialError: There are no credentials.
             SignInRefusedError: The server gave no token for the account.
         """
+        is_open = is_open and not isinstance(self._sign_in, UnsetAuth)
         sign_in = _OPEN if is_open else self._sign_in
         content |= {"auth": sign_in, "is_repeatable": _is_reading(method, path)}
         send = partial(self.transport.send, method, path, **content)

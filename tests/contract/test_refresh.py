@@ -90,9 +90,9 @@ def test_without_its_secrets_an_instance_is_loaded_and_the_errors_name_them(
         loaded = build_keys("sales/load", "sales/extract", "warehouse/load_orders")
         assert project.load_asset_keys() == loaded
         assert server.count("POST", ".*") == 0
-    assert "Airflow 'sales' can't be signed in to: set SALES_PASSWORD." in caplog.text
+    assert "Airflow 'sales' can't be asked: set SALES_PASSWORD." in caplog.text
     refused = "Airflow 'sales' was not signed in to: not set in the environment: SALES_PASSWORD."
-    assert f"{refused} Check SALES_USERNAME and SALES_PASSWORD." in caplog.text
+    assert f"{refused} Check SALES_PASSWORD." in caplog.text
     monkeypatch.setenv("FEDERATION_STRICT", "true")
     with pytest.raises(ComponentTreeException) as caught:
         project.load_asset_keys()
@@ -100,6 +100,30 @@ def test_without_its_secrets_an_instance_is_loaded_and_the_errors_name_them(
     assert "auth.password: set the environment variable SALES_PASSWORD." in str(
         caught.value.__cause__
     )
+
+
+def test_without_its_address_an_instance_is_loaded_and_the_errors_name_the_variable(
+    project: Project, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"tls": {"verify": True}}
+    project.declare("metrics", "https://{{ env.NO_HOST }}/air", more=more, load=["metrics/extract"])
+    project.declare("sales", "{{ env.NO_URL }}", SIGN_INS["v2"] | SECRETS, load=["sales/extract"])
+    names = ("sales/load", "sales/extract", "metrics/load", "metrics/extract")
+    assert project.load_asset_keys() == build_keys(*names)
+    for name, unset, check in (
+        ("metrics", "NO_HOST", "NO_HOST"),
+        (
+            "sales",
+            "NO_URL, SALES_USERNAME, SALES_PASSWORD",
+            "NO_URL and SALES_USERNAME and SALES_PASSWORD",
+        ),
+    ):
+        said = f"Airflow '{name}' was not signed in to: not set in the environment: {unset}."
+        assert f"{said} Check {check}. Using the declared DAGs." in caplog.text
+    monkeypatch.setenv("FEDERATION_STRICT", "true")
+    with pytest.raises(ComponentTreeException) as caught:
+        project.load_asset_keys()
+    assert "url: set the environment variable NO_HOST." in str(caught.value.__cause__)
 
 
 def test_without_a_state_the_declared_dags_are_loaded(
@@ -228,5 +252,5 @@ def test_a_state_that_can_not_be_written_is_a_warning(
         project.declare("sales", server.url, SIGN_INS["v2"], VERSIONED, load=["sales/extract"])
         state = build_state_asset_key("sales")
         assert project.load_asset_keys() == {*build_keys("sales/load", "sales/extract"), state}
-    reason = "The state of Airflow 'sales' can't be written: [Errno 28] No space left on device."
+    reason = "The state of Airflow 'sales' can't be read or written: [Errno 28] No space left on device."
     assert f"{reason} Using the declared DAGs." in caplog.text
