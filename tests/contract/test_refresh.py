@@ -252,5 +252,7 @@ def test_a_state_that_can_not_be_written_is_a_warning(
         project.declare("sales", server.url, SIGN_INS["v2"], VERSIONED, load=["sales/extract"])
         state = build_state_asset_key("sales")
         assert project.load_asset_keys() == {*build_keys("sales/load", "sales/extract"), state}
-    reason = "The state of Airflow 'sales' can't be read or written: [Errno 28] No space left on device."
+    reason = (
+        "The state of Airflow 'sales' can't be read or written: [Errno 28] No space left on device."
+    )
     assert f"{reason} Using the declared DAGs." in caplog.text

@@ -83,6 +83,12 @@ def test_the_secret_of_a_code_location_has_all_variables_of_its_declarations(pro
     assert set(re.findall(r"\b[A-Z]+_AIRFLOW_[A-Z]+\b", said)) == variables
 
 
+def test_the_step_that_refreshes_states_has_all_variables_of_the_declarations() -> None:
+    (step,) = (step for step in read_steps() if step.get("name") == "Refresh defs state")
+    used = set[str]().union(*map(read_variables, PROJECTS))
+    assert step["env"] == {name: f"${{{{ secrets.{name} }}}}" for name in used}
+
+
 def test_no_two_steps_of_the_workflow_have_the_same_id() -> None:
     ids = [step["id"] for step in read_steps() if "id" in step]
     assert len(ids) == len(set(ids))
