@@ -111,13 +111,12 @@ def _refresh(
     """Store the states that have changed, reload the code location if it is to be, and evaluate the
     checks. What keeps one instance from being refreshed fails its check, and stops no other."""
     stored = _fetch_stored(components, context.instance)
-    calls = [
-        partial(component.fetch, last) for component, last in zip(components, stored, strict=True)
-    ]
-    run_calls(calls, _MAX_FETCHES, timing.monotonic() + timing.refresh_s)
+    both = list(zip(components, stored, strict=True))
+    calls = [partial(component.fetch, last) for component, last in both]
+    run_calls(calls, _MAX_FETCHES, timing.refresh_s)
     versions: dict[str, str] = {}
     results: list[tuple[FederatedAirflow, Snapshot | None, Snapshot | Exception]] = []
-    for component, last in zip(components, stored, strict=True):
+    for component, last in both:
         (outcome,) = component.fetched or [TimeoutError(f"not read in {timing.refresh_s:g} s")]
         if isinstance(outcome, Snapshot) and not _is_same(outcome, last):
             try:
