@@ -270,7 +270,7 @@ def test_a_process_that_executes_several_runs_finds_what_each_needs(
     project: Project, instance: dg.DagsterInstance
 ) -> None:
     """As workers of Celery and Dask do."""
-    project.declare("sales", report=["warehouse/extract"])
+    project.declare("sales", report=["warehouse/extract", "finance/close"])
     abroad = {"dags": {"close": {"depends_on": ["other/load"]}}, "elsewhere": ["other"]}
     project.declare("finance", more=abroad)
     server = CodeServer(project)
