@@ -10,10 +10,15 @@ import argparse
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import dagster as dg
+from dotenv import dotenv_values
 from pydantic import ValidationError
 
 from federation_defs.component import FederatedAirflow
@@ -22,8 +27,12 @@ from federation_defs.errors import DeclarationError
 from federation_defs.validation import Member, find_deep_chains, find_problems
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command, and return its exit code: 1 if anything is wrong, 2 for wrong arguments."""
+def main(arguments: Sequence[str] | None = None, load_s: float = 300.0) -> int:
+    """Run the command, and return its exit code: 1 if anything is wrong, 2 for wrong arguments.
+
+    Args:
+        load_s: How long the load of a project may take.
+    """
     parser = argparse.ArgumentParser(
         "federation", description="Tools for a federation of Airflows."
     )
@@ -34,20 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     check = commands.add_parser("check", help=about, description=about)
     check.add_argument(
-        "projects", nargs="+", metavar="PROJECT", help="a folder with a pyproject.toml"
+        "projects", nargs="+", metavar="PROJECT", help="a folder with a dg.toml or pyproject.toml"
     )
-    return _check(parser.parse_args(arguments).projects)
+    return _check(parser.parse_args(arguments).projects, load_s)
 
 
-def _check(projects: Sequence[str]) -> int:
-    # Each in a process of its own: two projects may have modules of the same name.
-    processes = multiprocessing.get_context("spawn")
-    with processes.Pool(min(len(projects), os.cpu_count() or 1), maxtasksperchild=1) as pool:
-        results = pool.map(read_members, projects, chunksize=1)
+def _check(projects: Sequence[str], load_s: float) -> int:
+    with ThreadPoolExecutor(min(len(projects), os.cpu_count() or 1)) as threads:
+        results = list(threads.map(partial(_read_in_process, load_s=load_s), projects))
     problems = [each for each in results if isinstance(each, str)]
     members = [member for each in results if not isinstance(each, str) for member in each]
-    if not problems:
-        problems = find_problems(members, is_whole=True)
+    problems += find_problems(members, is_whole=not problems)
     for each in problems or find_deep_chains(members):
         print(each)  # noqa: T201
     downstreams = sum(len(member.declaration.downstreams) for member in members)
@@ -58,28 +64,77 @@ def _check(projects: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
+def _read_in_process(project: str, load_s: float) -> list[Member] | str:
+    """Call `read_members` in a process of its own: two projects may have modules of the same name,
+    and a project may end its process, or hang."""
+    processes = multiprocessing.get_context("spawn")
+    receiver, sender = processes.Pipe(duplex=False)
+    process = processes.Process(target=_send_members, args=(project, sender), daemon=True)
+    process.start()
+    sender.close()  # so that the end of the process is that of the pipe
+    try:
+        if receiver.poll(load_s):
+            return receiver.recv()
+        return f"{project}: it can't be loaded: that takes more than {load_s:g} s"
+    except EOFError:
+        process.join()
+        return f"{project}: it can't be loaded: that ended the process ({process.exitcode})"
+    finally:
+        process.kill()
+        process.join()
+
+
+def _send_members(project: str, sender: Connection) -> None:
+    sender.send(read_members(project))
+
+
 def read_members(project: str) -> list[Member] | str:
     """Return the instances that a project declares, or why it can't be loaded.
 
-    The templates in `dags` and `environment` are rendered. Of others, such as those of `auth`, the
-    variables need not be set.
+    The templates in `dags` and `environment` are rendered, with the variables of the project's
+    `.env`, which win over others, as in Dagster (1.13). Of other templates, such as those of
+    `auth`, the variables need not be set.
     """
     path = Path(project).resolve()
+    if not any((path / name).is_file() for name in ("dg.toml", "pyproject.toml")):
+        return f"{project}: it is no project: it has neither a dg.toml nor a pyproject.toml"
+    settings = dotenv_values(path / ".env")
+    os.environ |= {name: value for name, value in settings.items() if value is not None}
     sys.path[:0] = [str(path), str(path / "src")]
     KEEP_TEMPLATES.set(True)
     try:
-        components = dg.ComponentTree.for_project(path).get_all_components(FederatedAirflow)
-    except Exception as error:  # noqa: BLE001 - the project may run any code
-        causes: list[BaseException] = [error]
-        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-            causes.append(cause)
-        told = (each for each in causes if isinstance(each, DeclarationError | ValidationError))
-        why = next(told, causes[-1])
-        return f"{project}: it can't be loaded: {type(why).__name__}: {why}"
+        tree = dg.ComponentTree.for_project(path)
+        folder = tree.defs_module_path
+        if not {*folder.rglob("*.py"), *folder.rglob("*.yaml")} - {folder / "__init__.py"}:
+            return f"{project}: there is no component in {folder}"
+        components = tree.get_all_components(FederatedAirflow)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the project may run any code
+        return f"{project}: it can't be loaded: {_describe(error, path)}"
     members = [component.member for component in components]
     return [
         Member(os.path.join(project, each.source), each.declaration, project) for each in members
     ]
+
+
+def _describe(error: BaseException, project: Path) -> str:
+    """Return what is known of an error. The text of one that is neither ours nor Dagster's may have
+    a secret; then it is the error's type, and where in the project it was raised."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    own = (each for each in causes if isinstance(each, DeclarationError | ValidationError))
+    why = next(own, causes[-1])
+    if isinstance(why, DeclarationError | ValidationError | dg.DagsterError | ImportError):
+        return f"{type(why).__name__}: {why}"
+    frames = traceback.extract_tb(why.__traceback__)
+    places = [(frame.filename, frame.lineno) for frame in frames]
+    if isinstance(why, SyntaxError):
+        places = [(str(why.filename), why.lineno)]
+    elif mark := getattr(why, "problem_mark", None):  # of YAML
+        places = [(mark.name, mark.line + 1)]
+    inside = [place for place in places if Path(place[0]).is_relative_to(project)]
+    file, line = (inside or places)[-1]
+    return f"{type(why).__name__} at {file}:{line}"
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ class DeclaredTwiceError(FederationError):
         super().__init__(
             f"Airflow '{instance}' is declared in the code locations '{other}' and "
             f"'{code_location}' of this Dagster. Only '{other}' observes it and runs its DAGs. "
-            "Remove the other declaration."
+            "Remove the other declaration. If it was moved, or the code location renamed, this "
+            "passes within five minutes."
         )
 
 

@@ -90,7 +90,7 @@ class _Loaded:
             return True
         needed = _find_needed_dags(runs, self.declarations)
         known = self.needed
-        return needed is not None and all(needed[name] <= known[name] for name in needed)
+        return needed is not None and all(needed[name] <= known.get(name, set()) for name in needed)
 
     def finish(self, executor: dg.ExecutorDefinition | dg.Executor | None) -> dg.Definitions:
         """Return the definitions with an executor; for the same one, the same definitions."""

@@ -148,8 +148,8 @@ def fetch_snapshot(
     since = now - timedelta(seconds=declaration.observe.lookback)
     dags, unreadable = client.fetch_known_dags()
     select = declaration.select
-    selected = {dag.dag_id for dag in dags if _is_selected(dag.dag_id, dag.tags, select)}
-    undescribed = {dag_id for dag_id in unreadable if _is_selected(dag_id, None, select)}
+    selected = {dag.dag_id for dag in dags if is_selected(dag.dag_id, dag.tags, select)}
+    undescribed = {dag_id for dag_id in unreadable if is_selected(dag_id, None, select)}
     present = {dag.dag_id for dag in dags if dag.is_present} | unreadable
     kept = (dag for dag in dags if dag.is_present or (dag.last_parsed_at or since) > since)
     return Snapshot(
@@ -200,7 +200,9 @@ def _fetch_partitions(
     }
 
 
-def _is_selected(dag_id: str, tags: Iterable[str] | None, select: SelectDeclaration) -> bool:
+def is_selected(dag_id: str, tags: Iterable[str] | None, select: SelectDeclaration) -> bool:
+    """Whether a DAG becomes an asset. Tags that are None are not known, and those that match."""
+
     def matches(globs: list[str]) -> bool:
         return any(fnmatchcase(dag_id, glob) for glob in globs)
 

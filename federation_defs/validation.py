@@ -17,7 +17,7 @@ from federation_defs.declaration import (
     suggest,
 )
 from federation_defs.dependencies.only_if import check_function
-from federation_defs.state import Snapshot
+from federation_defs.state import Snapshot, is_selected
 
 _MANY = 10  # absent DAGs: to look for similar names takes 0.05 s each, in an instance with 500
 _LONGEST_CHAIN = 5  # DAGs
@@ -32,7 +32,8 @@ class Member:
 
     Attributes:
         source: The file that declares it, for messages.
-        project: Whose code location it belongs to, where several are looked at.
+        project: Whose code location it belongs to, where several are looked at. Its functions of
+            `only_if` are not: they are imported where each location is loaded.
     """
 
     source: str
@@ -48,8 +49,7 @@ def find_problems(members: Sequence[Member], *, is_whole: bool = False) -> list[
     """Return everything that the declarations alone show to be wrong, one sentence each.
 
     Args:
-        is_whole: These are the instances of all code locations. Functions of `only_if` are left
-            out: they are imported where each location is loaded.
+        is_whole: These are the instances of all code locations.
     """
     by_name = {member.name: member for member in members}
     return [
@@ -65,8 +65,9 @@ def find_problems(members: Sequence[Member], *, is_whole: bool = False) -> list[
                 *_find_wrong_windows(dag, dependency, member, by_name),
             )
         ),
+        *_find_unselected(members),
         *_find_cycles(members),
-        *([] if is_whole else _find_unusable_functions(members)),
+        *_find_unusable_functions(member for member in members if not member.project),
     ]
 
 
@@ -158,6 +159,28 @@ def _find_wrong_dependency(
             f"{dependency.name} has no `{key}`, and so is never {dependency.state}; declare "
             f"dags.{dag_id}.{key} in {upstream.source}{suggest(dag_id, able)}"
         )
+
+
+def _find_unselected(members: Sequence[Member]) -> Iterator[str]:
+    """Find DAGs that other projects depend on, and that are no assets of their own, whatever tags
+    they have in Airflow."""
+    by_name = {member.name: member for member in members}
+    edges = [
+        (member, dag_id, *upstream)
+        for member in members
+        for dag_id, dag in member.declaration.dags.items()
+        for upstream in dag.upstreams
+    ]
+    depended_on = {(member.project, name, upstream) for member, _, name, upstream in edges}
+    for member, dag_id, name, upstream in edges:
+        if (other := by_name.get(name)) is None or (other.project, name, upstream) in depended_on:
+            continue
+        declaration = other.declaration
+        if upstream not in declaration.dags and not is_selected(upstream, None, declaration.select):
+            yield (
+                f"{member.source}: dags.{dag_id}.depends_on: {other.source} neither declares nor "
+                f"selects '{upstream}'{suggest(upstream, declaration.dags) or '.'}"
+            )
 
 
 def _find_wrong_windows(

@@ -16,6 +16,10 @@ from weakref import WeakKeyDictionary
 
 import dagster as dg
 
+from federation_defs.errors import DeclaredTwiceError
+from federation_defs.naming import build_sensor_name
+from federation_defs.timing import MAX_CLOCK_SKEW, Timing
+
 _log = logging.getLogger(__name__)
 
 # Of a run whose worker starts, or the process of one of its steps.
@@ -25,8 +29,9 @@ _ACTIVE = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-_STALE_AFTER_S = 300.0
+STALE_AFTER_S = 300.0  # since its last tick, a sensor is taken for removed
 _LEFT_WITHIN_S = 7 * 86400.0
+_LAST_TICKS = 100
 
 # Of connections to PostgreSQL and MySQL. Dagster ends a tick after 60 s. Firewalls drop connections
 # that are idle for some minutes.
@@ -108,63 +113,92 @@ def fetch_sensor_cursor(
     return getattr(state and state.instigator_data, "cursor", None)
 
 
-def find_same_sensor(
-    instance: dg.DagsterInstance, sensor_name: str, code_location: str, max_age_s: float = 0.0
-) -> str | None:
-    """Find another code location with a running sensor of this name.
+def find_owner(
+    instance: dg.DagsterInstance,
+    airflow: str,
+    code_location: str,
+    timing: Timing,
+    max_age_s: float = 0.0,
+) -> tuple[str, float] | None:
+    """Find the other code location that observes an Airflow instance and runs its DAGs.
 
-    Of several locations, all but the first one by name find one. A sensor that has not ticked for
-    five minutes, or three of its intervals, does not count: its location was removed. All times
-    are the daemon's.
+    Of several locations that declare the instance, it is the alphabetically first. One whose
+    sensors of the instance are all off does not count, nor one where none has ticked for five
+    minutes: it was removed. All times are the daemon's.
 
     Args:
         max_age_s: How long ago this process may have read the sensors. It takes longer, the more
             the deployment has.
+
+    Returns:
+        Its name, and when it has ticked; None if there is none.
     """
+    names = {build_sensor_name(airflow, kind) for kind in ("observation", "automation", "events")}
     now, found = 0.0, dict[str, float]()
-    for state in _fetch_sensors(instance, max_age_s):
-        ticked_at = getattr(state.instigator_data, "last_tick_start_timestamp", None)
-        now = max(now, ticked_at or 0.0)
+    for state, ticked_at in _fetch_ticked(instance, timing, max_age_s):
+        now = max(now, ticked_at)
         name, location = _get_name(state)
-        if name == sensor_name and state.is_running and location < code_location:
-            interval_s = getattr(state.instigator_data, "min_interval", None) or 0
-            found[location] = (ticked_at or 0.0) + max(_STALE_AFTER_S, 3 * interval_s)
-    return min((location for location, until in found.items() if until >= now), default=None)
+        if name in names and state.is_running and location < code_location:
+            found[location] = max(ticked_at, found.get(location, 0.0))
+    living = (each for each in found.items() if each[1] >= now - STALE_AFTER_S)
+    return min(living, default=None)
 
 
-def get_last_tick(
-    instance: dg.DagsterInstance, sensor_name: str, code_location: str
-) -> float | None:
-    """Return when the last tick of a sensor began, as of when its sensors were fetched last."""
-    for state in _fetch_sensors(instance, math.inf):
-        if _get_name(state) == (sensor_name, code_location):
-            return getattr(state.instigator_data, "last_tick_start_timestamp", None)
-    return None
+def refuse_second_location(
+    instance: dg.DagsterInstance, airflow: str, code_location: str | None, timing: Timing
+) -> None:
+    """Raise an error in a sensor of an Airflow instance that another code location observes.
+
+    Raises:
+        DeclaredTwiceError: There is one.
+    """
+    max_age_s = timing.other_sensors_s
+    if code_location is None:
+        return
+    if owner := find_owner(instance, airflow, code_location, timing, max_age_s):
+        raise DeclaredTwiceError(airflow, code_location, owner[0])
 
 
 def find_left_cursor(
-    instance: dg.DagsterInstance, sensor_name: str, code_location: str
+    instance: dg.DagsterInstance, sensor_name: str, code_location: str, timing: Timing
 ) -> str | None:
     """Find the cursor of the sensor of this name in the code location from which it was moved.
 
-    None if this location's own sensor has ticked before, or no other has in the last seven days.
-    Dagster keeps the cursors of sensors whose location was removed (1.13).
+    None if this location's own sensor has ticked before, and did not fail, or no other has ticked
+    in the last seven days. Dagster keeps the cursors of sensors whose location was removed (1.13).
     """
-    now, found = 0.0, dict[float, str | None]()
-    for state in _fetch_sensors(instance):
-        ticked_at = getattr(state.instigator_data, "last_tick_start_timestamp", None) or 0.0
+    now, found, own = 0.0, dict[float, str](), None
+    for state, ticked_at in _fetch_ticked(instance, timing, timing.other_sensors_s):
         now = max(now, ticked_at)
         name, location = _get_name(state)
-        if name == sensor_name and location != code_location:
-            found[ticked_at] = getattr(state.instigator_data, "cursor", None)
-        elif name == sensor_name and _has_ticked(state):
-            return None
+        cursor = getattr(state.instigator_data, "cursor", None)
+        if name == sensor_name and location == code_location:
+            own = state
+        elif name == sensor_name and cursor:  # it has none where it was only refused
+            found[ticked_at] = cursor
     last = max(found, default=0.0)
-    return found[last] if found and last >= now - _LEFT_WITHIN_S else None
+    is_left = found and last >= now - _LEFT_WITHIN_S
+    return found[last] if is_left and not (own and _has_ticked(instance, own)) else None
 
 
-def _has_ticked(state: Any) -> bool:
-    return bool(getattr(state.instigator_data, "last_tick_success_timestamp", None))
+def _has_ticked(instance: dg.DagsterInstance, sensor: Any) -> bool:
+    """Whether one of a sensor's last ticks did not fail. What is stored of the sensor itself does
+    not tell: the daemon forgets the last success before each evaluation (1.13)."""
+    ids = sensor.instigator_origin_id, sensor.selector_id
+    ticks = instance.get_ticks(*ids, limit=_LAST_TICKS)
+    return any(tick.status.value in ("SUCCESS", "SKIPPED") for tick in ticks)
+
+
+def _fetch_ticked(
+    instance: dg.DagsterInstance, timing: Timing, max_age_s: float
+) -> Iterator[tuple[Any, float]]:
+    """Iterate over the stored sensors, with the time at which the last tick of each began; 0 if
+    none has. Without those that have ticked in the future: a clock was wrong then."""
+    until = (timing.utc_now() + MAX_CLOCK_SKEW).timestamp()
+    for state in _fetch_sensors(instance, max_age_s):
+        ticked_at = getattr(state.instigator_data, "last_tick_start_timestamp", None) or 0.0
+        if ticked_at <= until:
+            yield state, ticked_at
 
 
 def _fetch_sensors(instance: dg.DagsterInstance, max_age_s: float = 0.0) -> Sequence[Any]:

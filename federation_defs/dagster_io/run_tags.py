@@ -82,6 +82,7 @@ _UNREADABLE = (
 _ATTEMPTS = 10  # at one cause, of which the last ones are looked at
 _ROOT_TAG = "dagster/root_run_id"  # of a re-execution
 _PARTITION_TAG = "dagster/partition"
+_RUN_KEY_TAG = "dagster/run_key"
 _NOT_ENDED = (
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -248,8 +249,19 @@ def find_run_after(
 
 def has_requested(instance: dg.DagsterInstance, run_key: str) -> bool:
     """Whether Dagster has created the run that a sensor requested with this key."""
-    filters = dg.RunsFilter(tags={"dagster/run_key": run_key})
+    filters = dg.RunsFilter(tags={_RUN_KEY_TAG: run_key})
     return bool(instance.get_run_records(filters, limit=1))
+
+
+def is_only_request(instance: dg.DagsterInstance, run: dg.DagsterRun, airflow: str) -> bool:
+    """Whether the event sensor of an Airflow instance requested a run, or an attempt before it, and
+    that of no other code location has requested the same."""
+    key = run.tags.get(_RUN_KEY_TAG)
+    if key is None or not any(tag.startswith(build_request_tag(airflow, "")) for tag in run.tags):
+        return False
+    records = instance.get_run_records(dg.RunsFilter(tags={_RUN_KEY_TAG: key}))
+    roots = {record.dagster_run.root_run_id or record.dagster_run.run_id for record in records}
+    return roots <= {run.root_run_id or run.run_id}
 
 
 class CurrentRun:

@@ -20,7 +20,7 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.dagster_io.deployment import (
     find_left_cursor,
-    find_same_sensor,
+    refuse_second_location,
     share_instance,
 )
 from federation_defs.dagster_io.event_log import (
@@ -32,7 +32,6 @@ from federation_defs.declaration import DagDeclaration, DependencyDeclaration, s
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import WINDOW, Cursor, Waiting
 from federation_defs.dependencies.starter import Memory, Starter
-from federation_defs.errors import DeclaredTwiceError
 from federation_defs.events import build_drop_observation, build_start_observation
 from federation_defs.naming import build_asset_key, build_job_name, build_sensor_name
 from federation_defs.outcome import join_names
@@ -103,7 +102,7 @@ class _EventSensor:
     """The state of one instance's sensor, as long as the process lasts. It only saves queries.
 
     Attributes:
-        _last: The cursor that the last tick returned.
+        _last: The cursor that the last tick returned; None if it failed.
         _reached: Positions in the event log, and when they were reached.
         _memory: What is known of partitions that wait.
     """
@@ -125,23 +124,25 @@ class _EventSensor:
         origin = context.code_location_origin
         location = origin.location_name if origin else None
         with share_instance(context) as instance:
-            stored = context.cursor
+            stored, airflow = context.cursor, self.client.instance
+            last, self._last = self._last, None
             if stored is None and location:
-                self._refuse_second_location(instance, location)
-                name = build_sensor_name(self.client.instance, "events")
-                stored = find_left_cursor(instance, name, location)
-            # The last tick failed, or was another process's.
-            if may_repeat := stored != self._last:
+                refuse_second_location(instance, airflow, location, self.timing)
+                name = build_sensor_name(airflow, "events")
+                stored = find_left_cursor(instance, name, location, self.timing)
+            # The last tick failed, or was another process's: of this location, or of one that this
+            # one was refused for.
+            if may_repeat := stored != last:
                 self._reached.clear()
             cursor = decider.load(stored) or Cursor(fetch_last_position(instance))
             joined = self._find_joined(cursor)
             cursor, events, is_whole = self._read(instance, cursor, self._find_start(cursor))
             if location and (events or cursor.dags):
-                self._refuse_second_location(instance, location)
+                refuse_second_location(instance, airflow, location, self.timing)
             starter = Starter(self.client, instance, self._memory, self.timing)
             states: dict[str, Waiting] = {}
             for dag_id, dag in self.dags.items():
-                key = build_asset_key(self.client.instance, dag_id)
+                key = build_asset_key(airflow, dag_id)
                 mappings = self.mappings.get(dag_id, ())
                 waiting = dict(cursor.dags.get(dag_id, {}))
                 if may_repeat:
@@ -209,12 +210,6 @@ class _EventSensor:
             skip_reason=None if result.run_requests else reason,
             cursor=result.cursor,
         )
-
-    def _refuse_second_location(self, instance: dg.DagsterInstance, location: str) -> None:
-        airflow = self.client.instance
-        name, max_age_s = build_sensor_name(airflow, "observation"), self.timing.other_sensors_s
-        if other := find_same_sensor(instance, name, location, max_age_s):
-            raise DeclaredTwiceError(airflow, location, other)
 
     def _find_start(self, cursor: Cursor) -> int:
         """Find the position after which to read: that of some seconds ago, as events with smaller

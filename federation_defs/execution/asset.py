@@ -15,9 +15,9 @@ from federation_defs.checks import (
     repeat_evaluations,
     run_checks,
 )
-from federation_defs.dagster_io.deployment import find_same_sensor, get_last_tick
+from federation_defs.dagster_io.deployment import STALE_AFTER_S, find_owner
 from federation_defs.dagster_io.heartbeat import Heartbeats, HeartbeatWatch
-from federation_defs.dagster_io.run_tags import CurrentRun, Target
+from federation_defs.dagster_io.run_tags import CurrentRun, Target, is_only_request
 from federation_defs.declaration import DagDeclaration
 from federation_defs.errors import DeclaredTwiceError
 from federation_defs.execution.cancellation import CancellationWatcher
@@ -32,7 +32,6 @@ from federation_defs.naming import (
     build_input_names,
     build_op_name,
     build_output_names,
-    build_sensor_name,
 )
 from federation_defs.redaction import redact
 from federation_defs.safety import find_safe_mode_reason
@@ -139,27 +138,40 @@ def _refuse_second_location(
     if (origin := context.run.remote_job_origin) is None:
         return
     location = origin.repository_origin.code_location_origin.location_name
-    if other := find_other_location(context.instance, airflow, location, timing):
+    other = find_other_location(context.instance, airflow, location, timing, context.log)
+    # The instance may have moved since the event sensor requested the run. In the other location,
+    # that does not request it again.
+    if other and not is_only_request(context.instance, context.run, airflow):
         error = DeclaredTwiceError(airflow, location, other)
         raise dg.Failure(f"{error} Nothing was triggered.", allow_retries=False)
 
 
 def find_other_location(
-    instance: dg.DagsterInstance, airflow: str, location: str, timing: Timing
+    instance: dg.DagsterInstance,
+    airflow: str,
+    location: str,
+    timing: Timing,
+    log: dg.DagsterLogManager,
 ) -> str | None:
     """Find another code location that observes an Airflow instance, and so runs its DAGs.
 
-    If the instance has moved from it, its sensor does not tick any more. For some minutes, that
+    If the instance has moved from it, its sensors do not tick any more. For some minutes, that
     can't be told from a pause between two ticks. Wait until it can: no sensor would request the run
     again.
     """
-    name, seen = build_sensor_name(airflow, "observation"), None
-    while other := find_same_sensor(instance, name, location):
-        last = other, get_last_tick(instance, name, other)
-        if seen is not None and last != seen:
-            return other
-        seen = last
-        timing.sleep(timing.other_attempt_s)
+    seen, until = None, timing.monotonic() + STALE_AFTER_S
+    while owner := find_owner(instance, airflow, location, timing):
+        if seen is None:
+            log.info(
+                f"Airflow '{airflow}' was observed by the code location '{owner[0]}' lately. "
+                "Waiting up to five minutes to see whether it still is."
+            )
+        elif owner[0] == seen[0] and owner != seen:
+            return owner[0]
+        elif timing.monotonic() > until:
+            break
+        seen = owner
+        timing.sleep(timing.max_tick_interval_s)
     return None
 
 

@@ -25,20 +25,15 @@ from federation_defs.checks import build_absent_evaluation
 from federation_defs.dagster_io.deployment import (
     fetch_sensor_cursor,
     find_left_cursor,
-    find_same_sensor,
     has_sensor_threads,
+    refuse_second_location,
     share_instance,
 )
 from federation_defs.dagster_io.event_log import find_known_assets
 from federation_defs.dagster_io.heartbeat import HeartbeatWatch, fail_orphaned_runs
 from federation_defs.dagster_io.reports import fetch_first_reported_end
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration, ObserveDeclaration
-from federation_defs.errors import (
-    AirflowError,
-    DagNotFoundError,
-    DeclaredTwiceError,
-    UnreachableError,
-)
+from federation_defs.errors import AirflowError, DagNotFoundError, UnreachableError
 from federation_defs.events import build_gap_observations
 from federation_defs.naming import build_asset_key, build_sensor_name
 from federation_defs.observation.cursor import Cursor, advance, build_fingerprint
@@ -213,13 +208,6 @@ class _Observer:
         self._pace.record_success()
         return result
 
-    def _refuse_second_location(self, tick: _Tick) -> None:
-        if tick.location is None:
-            return
-        max_age_s, airflow = self.timing.other_sensors_s, self.client.instance
-        if other := find_same_sensor(tick.instance, self._name, tick.location, max_age_s):
-            raise DeclaredTwiceError(airflow, tick.location, other)
-
     def _is_current(self, tick: _Tick) -> bool:
         """Whether no other process observes the instance by now: the code server may have been
         replaced while this tick goes on."""
@@ -268,7 +256,7 @@ class _Observer:
         returned = self._deferred.fetch(orphans, (monotonic() + deadline) / 2, tick.log)
         ready = [run for run in (*new, *returned.finished) if run.key not in owned]
         if ready:
-            self._refuse_second_location(tick)
+            refuse_second_location(instance, self.client.instance, tick.location, self.timing)
         selected = select_runs(ready, self.limits.reports)
         outcomes = self._outcomes.fetch(selected, deadline)
         report_until = monotonic() + share * self.timing.report_s
@@ -318,7 +306,8 @@ class _Observer:
         ]
 
     def _may_tell(self, tick: _Tick) -> bool:
-        self._refuse_second_location(tick)
+        airflow = self.client.instance
+        refuse_second_location(tick.instance, airflow, tick.location, self.timing)
         return self._is_current(tick)
 
     def _take_over(self, cursor: Cursor, gap: Sequence[dg.AssetObservation]) -> dg.SensorResult:
@@ -369,7 +358,7 @@ class _Observer:
         oldest = now - lookback
         cursor = Cursor.from_json(tick.cursor, now)
         if cursor is None and tick.location:
-            left = find_left_cursor(tick.instance, self._name, tick.location)
+            left = find_left_cursor(tick.instance, self._name, tick.location, self.timing)
             cursor = Cursor.from_json(left, now)
         if cursor is None:
             if (first := self._find_first_end(tick.instance, oldest.timestamp())) is None:

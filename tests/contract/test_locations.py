@@ -70,65 +70,55 @@ def locations(tmp_path: Path) -> Iterator[Locations]:
         yield Locations(tmp_path, stack)
 
 
-def test_dags_of_two_locations_depend_on_each_other_as_those_of_one(locations: Locations) -> None:
-    on_days = {"dag": "warehouse/load_days", "partitions": DAILY}
-    projects = locations.declare(
-        core={"warehouse": {"dags": {"load": {}, "load_days": {"partitions": DAILY}}}},
-        sales={
-            "metrics": {
-                "elsewhere": ["warehouse"],
-                "dags": {
-                    "by_condition": {"depends_on": ["warehouse/load"]},
-                    "by_event": {"depends_on": [{"dag": "warehouse/load", "state": "finished"}]},
-                    "by_any_day": {"depends_on": ["warehouse/load_days"]},
-                    "by_day": {"depends_on": [on_days], "partitions": DAILY},
-                },
-            }
-        },
-    )
-    with locations.dagster.run(projects):
-        dagster = locations.dagster
+BOTH = [{"dag": f"warehouse/{dag_id}", "state": "finished"} for dag_id in ("load", "load_more")]
+WAREHOUSE = {
+    "warehouse": {"dags": {"load": {}, "load_more": {}, "load_days": {"partitions": DAILY}}}
+}
+BY_BOTH = {"by_both": {"depends_on": BOTH, "trigger": {"when": "all"}}}
+BY_EACH = {
+    "by_condition": {"depends_on": ["warehouse/load"]},
+    "by_event": {"depends_on": BOTH[:1]},
+    "by_any_day": {"depends_on": ["warehouse/load_days"]},
+    "by_day": {
+        "depends_on": [{"dag": "warehouse/load_days", "partitions": DAILY}],
+        "partitions": DAILY,
+    },
+}
+
+
+def test_dags_of_two_locations_depend_on_each_other_as_those_of_one_and_nothing_is_lost_in_a_move(
+    locations: Locations,
+) -> None:
+    dagster, metrics = locations.dagster, locations.airflows["metrics"].database
+    elsewhere = {"dags": {**BY_EACH, **BY_BOTH}, "elsewhere": ["warehouse"]}
+    with dagster.run(locations.declare(core=WAREHOUSE, sales={"metrics": elsewhere})):
         assets = dagster.fetch_assets()
         assert assets["warehouse/dag/load"]["groupName"] == "warehouse"  # and no stub of sales'
         (upstream,) = assets["metrics/dag/by_condition"]["dependencyKeys"]
         assert upstream["path"] == ["warehouse", "dag", "load"]
         why = wait_for(lambda: dagster.fetch_check("metrics", "by_condition", "ready"), "`ready`")
         assert why == "warehouse/load has never succeeded."
-        dagster.wait_for_ticks("metrics__automation", "metrics__events")
+        dagster.wait_for_ticks("metrics__automation", "metrics__events", "metrics__observation")
 
         locations.succeed("load")
         locations.succeed("load_days", logical_date=datetime(2026, 1, 2, tzinfo=timezone.utc))
-        locations.wait_for_runs(by_condition=1, by_event=1, by_any_day=1, by_day=1)
-        (run,) = wait_for(
-            lambda: dagster.fetch_materializations("metrics", "by_day") or None, "it is reported"
-        )
-        assert run.partition == "2026-01-02"
-
-
-ALL = [{"dag": f"warehouse/{dag_id}", "state": "finished"} for dag_id in ("load", "load_more")]
-WAREHOUSE = {"warehouse": {"dags": {"load": {}, "load_more": {}}}}
-METRICS = {"metrics": {"dags": {"by_both": {"depends_on": ALL, "trigger": {"when": "all"}}}}}
-
-
-def test_an_instance_that_moves_to_another_location_loses_and_doubles_nothing(
-    locations: Locations,
-) -> None:
-    elsewhere = {"metrics": {**METRICS["metrics"], "elsewhere": ["warehouse"]}}
-    before = locations.declare(core=WAREHOUSE, sales=elsewhere)
-    dagster, metrics = locations.dagster, locations.airflows["metrics"].database
-    with dagster.run(before):
-        dagster.wait_for_ticks("metrics__events", "metrics__observation")
-        locations.succeed("load")
         metrics.finish_run(metrics.start_run("by_both", "of a person"))
-        wait_for(lambda: dagster.fetch_materializations("warehouse", "load") or None, "reported")
-        wait_for(lambda: dagster.fetch_materializations("metrics", "by_both") or None, "reported")
+        locations.wait_for_runs(**dict.fromkeys((*BY_EACH, *BY_BOTH), 1))
+        for dag_id in ("by_both", "by_day"):
+            (run,) = wait_for(
+                lambda dag_id=dag_id: dagster.fetch_materializations("metrics", dag_id) or None,
+                f"{dag_id} is reported",
+            )
+        assert run.partition == "2026-01-02"
         dagster.wait_for_ticks("metrics__events", "metrics__observation")  # it waits for load_more
+
     metrics.finish_run(metrics.start_run("by_both", "meanwhile"))
     locations.succeed("load_more")
-    with dagster.run(locations.declare(core={**WAREHOUSE, **METRICS})):
-        locations.wait_for_runs(by_both=3)
+    with dagster.run(locations.declare(core={**WAREHOUSE, "metrics": {"dags": BY_BOTH}})):
+        expected = {**dict.fromkeys(BY_EACH, 1), "by_both": 3}
+        locations.wait_for_runs(**expected)
         dagster.wait_for_ticks("metrics__events", "metrics__observation")
-        assert locations.count_runs() == Counter(by_both=3)
+        assert locations.count_runs() == Counter(expected)
         reported = [each.run_id for each in dagster.fetch_materializations("metrics", "by_both")]
         assert len(reported) == len(set(reported)) == 3
 
@@ -136,12 +126,13 @@ def test_an_instance_that_moves_to_another_location_loses_and_doubles_nothing(
 def test_an_instance_in_two_locations_runs_each_dag_once_and_is_an_error_in_the_second(
     locations: Locations,
 ) -> None:
-    """A third location can't be loaded, which stops neither."""
+    """A third location that both depend on can't be loaded, which stops neither."""
     either = {
         "by_condition": {"depends_on": ["warehouse/load"]},
-        "by_event": {"depends_on": [{"dag": "warehouse/load", "state": "finished"}]},
+        "by_event": {"depends_on": BOTH[:1]},
+        "by_broken": {"depends_on": ["warehouse/load", "other/b"]},  # which has never succeeded
     }
-    metrics = {"metrics": {"dags": either, "elsewhere": ["warehouse"]}}
+    metrics = {"metrics": {"dags": either, "elsewhere": ["warehouse", "other"]}}
     warehouse = {"warehouse": {"dags": {"load": {}}}}
     projects = locations.declare(
         core={"metrics": metrics["metrics"]}, sales=metrics, lake=warehouse

@@ -272,10 +272,13 @@ def test_a_process_that_executes_several_runs_finds_what_each_needs(
     project: Project, instance: dg.DagsterInstance
 ) -> None:
     """As workers of Celery and Dask do."""
-    project.declare("sales", report=["warehouse/extract"])
+    project.declare("sales", report=["warehouse/extract", "finance/close"])
+    abroad = {"dags": {"close": {"depends_on": ["other/load"]}}, "elsewhere": ["other"]}
+    project.declare("finance", more=abroad)
     server = CodeServer(project)
     worker = server.start_worker()
-    for key in (LOADED, build_asset_key("sales", "report"), CHECK_OF_OBSERVED):
+    report, close = build_asset_key("sales", "report"), build_asset_key("finance", "close")
+    for key in (LOADED, report, close, CHECK_OF_OBSERVED):
         assets = frozenset({key} if isinstance(key, dg.AssetKey) else set[dg.AssetKey]())
         checks = None if assets else frozenset({CHECK_OF_OBSERVED})
         create_run(instance, assets=assets, checks=checks)

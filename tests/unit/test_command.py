@@ -84,3 +84,53 @@ def test_projects_that_can_not_be_loaded_are_named(
     assert "unknown key 'depend_on'; did you mean 'depends_on'?" in said
     assert f"{sales}: it can't be loaded: " in said
     assert "set the environment variable NOT_SET." in said
+
+
+def write(folder: Path, name: str, code: str) -> str:
+    project = Project(folder / name, "team")
+    project.declare(name)
+    (project.defs / "own.py").write_text(code)
+    return str(project.path)
+
+
+def test_what_a_project_does_when_it_is_loaded_hides_neither_the_others_nor_shows_a_secret(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    core = build(tmp_path, "core", "warehouse", {"load": {}}, select={"dag_ids": ["load_*"]})
+    dags = {"report": depend("warehouse/laod"), "other": depend("elsewhere/dag")}
+    more = {"elsewhere": ["warehouse", "elsewhere"], "environment": "{{ env.ENVIRONMENT }}"}
+    sales = build(tmp_path, "sales", "metrics", dags, **more)
+    (tmp_path / "sales" / ".env").write_text("ENVIRONMENT=test")
+    broken = [
+        write(tmp_path, "ended", "import os\nos._exit(3)"),
+        write(tmp_path, "left", "import sys\nsys.exit('hunter2')"),
+        write(tmp_path, "away", "import os\nraise OSError('no user:hunter2@database')"),
+        write(tmp_path, "syntax", "\ndef ("),
+    ]
+    empty = Project(tmp_path / "empty", "team")
+    inner = str(empty.path / "team")
+    code, said = check(capsys, core, sales, *broken, str(empty.path), inner)
+    ended, left, away, syntax = broken
+    where = f"{sales}/team/defs/metrics/defs.yaml: dags.report.depends_on"
+    there = f"{core}/team/defs/warehouse/defs.yaml"
+    assert (code, said.splitlines()) == (
+        1,
+        [
+            f"{ended}: it can't be loaded: that ended the process (3)",
+            f"{left}: it can't be loaded: SystemExit at {left}/team/defs/own.py:2",
+            f"{away}: it can't be loaded: OSError at {away}/team/defs/own.py:2",
+            f"{syntax}: it can't be loaded: SyntaxError at {syntax}/team/defs/own.py:2",
+            f"{empty.path}: there is no component in {empty.defs}",
+            f"{inner}: it is no project: it has neither a dg.toml nor a pyproject.toml",
+            f"{where}: {there} neither declares nor selects 'laod'; did you mean 'load'?",
+            "Projects: 8. Instances: 2. DAGs that depend on others: 2. Problems: 7.",
+        ],
+    )
+
+
+def test_a_project_that_hangs_is_given_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    core = build(tmp_path, "core", "warehouse", {})
+    assert main(["check", core], load_s=0.1) == 1
+    assert f"{core}: it can't be loaded: that takes more than 0.1 s" in capsys.readouterr().out

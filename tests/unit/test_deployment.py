@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData
+from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData, TickStatus
 
-from federation_defs.dagster_io.deployment import find_left_cursor, find_same_sensor
-from tests.unit.sensors import store_sensor
+from federation_defs.dagster_io.deployment import find_left_cursor, find_owner
+from federation_defs.timing import Timing
+from tests.unit.sensors import store_sensor, store_tick
 
 SENSOR = "metrics__observation"
 NOW = 1_800_000_000.0
+TIMING = Timing(utc_now=lambda: datetime.fromtimestamp(NOW, timezone.utc))
+FAILURE = TickStatus.FAILURE
 
 
 @dataclass
@@ -23,25 +27,28 @@ class Sensor:
 
     Attributes:
         ticked_s_ago: When its last tick began; None if it has not ticked yet.
+        ended: How its ticks before that one ended, the first one first.
     """
 
     location: str
     name: str = SENSOR
     status: InstigatorStatus = InstigatorStatus.DECLARED_IN_CODE
     ticked_s_ago: float | None = 5.0
-    interval_s: int = 1
     cursor: str | None = None
-    has_succeeded: bool = False
+    ended: tuple[TickStatus, ...] = ()
 
     def store(self, instance: dg.DagsterInstance) -> None:
         at = None if self.ticked_s_ago is None else NOW - self.ticked_s_ago
+        # The daemon forgets the last success before it evaluates a sensor (1.13).
         data = SensorInstigatorData(
             cursor=self.cursor,
             last_tick_start_timestamp=at,
-            last_tick_success_timestamp=at if self.has_succeeded else None,
-            min_interval=self.interval_s,
+            last_tick_success_timestamp=None,
+            min_interval=1,
         )
-        store_sensor(instance, self.location, self.name, data, self.status)
+        origin = store_sensor(instance, self.location, self.name, data, self.status)
+        for status in (*self.ended, TickStatus.STARTED):
+            store_tick(instance, origin, status, at or NOW)
 
 
 @pytest.fixture
@@ -50,14 +57,18 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-@pytest.mark.parametrize("ticked_s_ago", [5.0, None])
-def test_of_two_locations_the_first_by_name_goes_on(
-    instance: dg.DagsterInstance, ticked_s_ago: float | None
+@pytest.mark.parametrize("kind", ["observation", "automation", "events"])
+def test_of_several_locations_the_alphabetically_first_goes_on(
+    instance: dg.DagsterInstance, kind: str
 ) -> None:
-    for location in ("sales", "core"):
-        Sensor(location, ticked_s_ago=ticked_s_ago).store(instance)
-    assert find_same_sensor(instance, SENSOR, "core") is None
-    assert find_same_sensor(instance, SENSOR, "sales") == "core"
+    """Also if a person has switched off some of its sensors."""
+    for location in ("sales", "finance"):
+        Sensor(location).store(instance)
+    Sensor("core", status=InstigatorStatus.STOPPED).store(instance)
+    Sensor("core", f"metrics__{kind}").store(instance)
+    assert find_owner(instance, "metrics", "core", TIMING) is None
+    for other in ("finance", "sales"):
+        assert find_owner(instance, "metrics", other, TIMING) == ("core", NOW - 5)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +76,9 @@ def test_of_two_locations_the_first_by_name_goes_on(
     [
         Sensor("core", ticked_s_ago=400),  # the location was removed
         Sensor("core", status=InstigatorStatus.STOPPED),
+        Sensor("core", ticked_s_ago=None),
         Sensor("core", name="warehouse__observation"),
-        Sensor("core", name="metrics__automation"),
+        Sensor("core", ticked_s_ago=-86_400),  # the location was removed, and a clock put right
     ],
 )
 def test_another_sensor_or_one_that_does_not_run_is_no_obstacle(
@@ -74,7 +86,7 @@ def test_another_sensor_or_one_that_does_not_run_is_no_obstacle(
 ) -> None:
     for sensor in (other, Sensor("sales")):
         sensor.store(instance)
-    assert find_same_sensor(instance, SENSOR, "sales") is None
+    assert find_owner(instance, "metrics", "sales", TIMING) is None
 
 
 def test_a_removed_location_is_no_obstacle_where_the_own_sensor_is_stopped(
@@ -82,15 +94,14 @@ def test_a_removed_location_is_no_obstacle_where_the_own_sensor_is_stopped(
 ) -> None:
     Sensor("core", ticked_s_ago=86_400).store(instance)
     Sensor("sales", status=InstigatorStatus.STOPPED).store(instance)
-    assert find_same_sensor(instance, SENSOR, "sales") is None
+    assert find_owner(instance, "metrics", "sales", TIMING) is None
 
 
-def test_a_sensor_with_a_long_interval_is_found_between_its_ticks(
-    instance: dg.DagsterInstance,
-) -> None:
-    Sensor("core", ticked_s_ago=500, interval_s=600).store(instance)
-    Sensor("sales", interval_s=600).store(instance)
-    assert find_same_sensor(instance, SENSOR, "sales") == "core"
+def test_a_clock_that_was_wrong_once_hides_no_location(instance: dg.DagsterInstance) -> None:
+    Sensor("removed", "warehouse__observation", ticked_s_ago=-86_400).store(instance)
+    Sensor("core", cursor="left").store(instance)
+    assert find_owner(instance, "metrics", "sales", TIMING) == ("core", NOW - 5)
+    assert find_left_cursor(instance, SENSOR, "sales", TIMING) == "left"
 
 
 @pytest.mark.parametrize(
@@ -100,9 +111,13 @@ def test_a_sensor_with_a_long_interval_is_found_between_its_ticks(
         (Sensor("sales", cursor="left", status=InstigatorStatus.STOPPED), None, "left"),
         (Sensor("sales", cursor="left", ticked_s_ago=8 * 86_400), None, None),
         (Sensor("sales", "metrics__events", cursor="left"), None, None),
+        (Sensor("sales", cursor="left"), Sensor("finance", ticked_s_ago=1), "left"),  # refused
         (Sensor("sales", cursor="left"), Sensor("core"), "left"),
+        # As long as both locations declared it.
+        (Sensor("sales", cursor="left"), Sensor("core", ended=(FAILURE, FAILURE)), "left"),
         # Where a person has reset the cursor of a sensor, it is not that of long ago again.
-        (Sensor("sales", cursor="left"), Sensor("core", has_succeeded=True), None),
+        (Sensor("sales", cursor="left"), Sensor("core", ended=(TickStatus.SUCCESS,)), None),
+        (Sensor("sales", cursor="left"), Sensor("core", ended=(TickStatus.SKIPPED, FAILURE)), None),
         (Sensor("core", cursor="own"), None, None),
     ],
 )
@@ -112,7 +127,7 @@ def test_the_first_tick_in_a_location_finds_the_cursor_that_another_one_has_left
     Sensor("other", "warehouse__observation", cursor="another").store(instance)
     for sensor in filter(None, (left, own)):
         sensor.store(instance)
-    assert find_left_cursor(instance, SENSOR, "core") == expected
+    assert find_left_cursor(instance, SENSOR, "core", TIMING) == expected
 
 
 def test_of_several_locations_the_one_that_ticked_last_has_left_the_cursor(
@@ -120,4 +135,4 @@ def test_of_several_locations_the_one_that_ticked_last_has_left_the_cursor(
 ) -> None:
     Sensor("sales", cursor="older", ticked_s_ago=500).store(instance)
     Sensor("finance", cursor="newer", ticked_s_ago=400).store(instance)
-    assert find_left_cursor(instance, SENSOR, "core") == "newer"
+    assert find_left_cursor(instance, SENSOR, "core", TIMING) == "newer"

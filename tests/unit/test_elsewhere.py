@@ -103,6 +103,26 @@ def test_partitions_that_changed_in_one_location_only_are_found_where_all_are_kn
     assert "2025-01-01" in problem
 
 
+@pytest.mark.parametrize(
+    ("select", "dags", "is_asset"),
+    [
+        ({}, {}, True),
+        ({"dag_ids": ["extract_*"]}, {}, False),
+        ({"exclude": ["lo*"]}, {}, False),
+        ({"exclude": ["lo*"]}, {"load": {}}, True),
+        ({"exclude": ["lo*"]}, {"clean": {"depends_on": ["warehouse/load"]}}, True),
+        ({"tags": ["team"]}, {}, True),  # only Airflow knows
+    ],
+)
+def test_a_dag_elsewhere_is_declared_or_selected_there(
+    select: dict[str, Any], dags: dict[str, Any], is_asset: bool
+) -> None:
+    there = declare("warehouse", "core", dags, select=select)
+    problems = find_problems([depend("warehouse/load"), there], is_whole=True)
+    assert bool(problems) != is_asset
+    assert all("neither declares nor selects 'load'" in each for each in problems)
+
+
 def build_automation(partitions: dg.PartitionsDefinition | None) -> dg.Definitions:
     """Return the two assets as the daemon sees them, which has both locations' definitions."""
 

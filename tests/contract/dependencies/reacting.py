@@ -105,11 +105,12 @@ class EventDaemon:
         """Start another code server."""
         self.sensor = build_event_sensor(self.client, self.dags, self.mappings, timing=FAST)
 
+    def build_context(self, cursor: str | None) -> dg.SensorEvaluationContext:
+        return dg.build_sensor_context(self.instance, cursor, definitions=self.defs)
+
     def evaluate(self, cursor: str | None = None) -> list[dg.RunRequest]:
         """Evaluate the sensor, store its events and not its cursor, and return what it requests."""
-        with dg.build_sensor_context(
-            instance=self.instance, cursor=cursor or self.cursor, definitions=self.defs
-        ) as context:
+        with self.build_context(cursor or self.cursor) as context:
             ticked = self.sensor.evaluate_tick(context)
         self.ticked = ticked
         for event in ticked.asset_events:
