@@ -1,7 +1,7 @@
 """DAGs whose runs are periods of the past: a schedule that has ended starts none by itself.
 
-`daily_export` and `daily_archive` follow DAGs of the other Airflow. All runs end as soon as the
-scheduler sees them.
+`daily_export`, `daily_archive` and `refresh_board` follow DAGs of the other Airflow. All runs end
+as soon as the scheduler sees them.
 """
 
 # pyright: reportMissingImports=false, reportUnusedExpression=false
@@ -17,6 +17,7 @@ SCHEDULES = {
     "hourly_clicks": ("0 * * * *", "Europe/Berlin"),
     "daily_export": (None, "UTC"),
     "daily_archive": (None, "UTC"),
+    "refresh_board": (None, "UTC"),
 }
 
 for dag_id, (schedule, timezone) in SCHEDULES.items():
