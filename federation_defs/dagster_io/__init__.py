@@ -28,6 +28,9 @@ Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all 
     Tells which steps are at work. What public methods return of a run does not.
 `get_settings`
     Tells whether the daemon evaluates sensors in parallel. No public method does.
+`get_ticks`
+    Tells a sensor whose cursor was reset from one that ticks for the first time. In the public API
+    only GraphQL does.
 `optimize_for_webserver`
     Keeps a connection to PostgreSQL or MySQL between ticks. No public method does, and PostgreSQL
     spends more time on new connections than on our queries.

@@ -24,6 +24,7 @@ _ACTIVE = [
 ]
 _STALE_AFTER_S = 300.0
 _LEFT_WITHIN_S = 7 * 86400.0
+_LAST_TICKS = 100
 
 # Of connections to PostgreSQL and MySQL. Dagster ends a tick after 60 s. Firewalls drop connections
 # that are idle for some minutes.
@@ -144,24 +145,29 @@ def find_left_cursor(
 ) -> str | None:
     """Find the cursor of the sensor of this name in the code location from which it was moved.
 
-    None if this location's own sensor has ticked before, or no other has in the last seven days.
-    Dagster keeps the cursors of sensors whose location was removed (1.13).
+    None if this location's own sensor has ticked before, and did not fail, or no other has ticked
+    in the last seven days. Dagster keeps the cursors of sensors whose location was removed (1.13).
     """
-    now, found = 0.0, dict[float, str | None]()
+    now, found, own = 0.0, dict[float, str | None](), None
     for state in _fetch_sensors(instance):
         ticked_at = getattr(state.instigator_data, "last_tick_start_timestamp", None) or 0.0
         now = max(now, ticked_at)
         name, location = _get_name(state)
         if name == sensor_name and location != code_location:
             found[ticked_at] = getattr(state.instigator_data, "cursor", None)
-        elif name == sensor_name and _has_ticked(state):
-            return None
+        elif name == sensor_name:
+            own = state
     last = max(found, default=0.0)
-    return found[last] if found and last >= now - _LEFT_WITHIN_S else None
+    is_left = found and last >= now - _LEFT_WITHIN_S
+    return found[last] if is_left and not (own and _has_ticked(instance, own)) else None
 
 
-def _has_ticked(state: Any) -> bool:
-    return bool(getattr(state.instigator_data, "last_tick_success_timestamp", None))
+def _has_ticked(instance: dg.DagsterInstance, sensor: Any) -> bool:
+    """Whether one of a sensor's last ticks did not fail. What is stored of the sensor itself does
+    not tell: the daemon forgets the last success before each evaluation (1.13)."""
+    ids = sensor.instigator_origin_id, sensor.selector_id
+    ticks = instance.get_ticks(*ids, limit=_LAST_TICKS)
+    return any(tick.status.value in ("SUCCESS", "SKIPPED") for tick in ticks)
 
 
 def _fetch_sensors(instance: dg.DagsterInstance, max_age_s: float = 0.0) -> Sequence[Any]:

@@ -13,7 +13,10 @@ from dagster._core.scheduler.instigation import (
     InstigatorStatus,
     InstigatorType,
     SensorInstigatorData,
+    TickData,
+    TickStatus,
 )
+from dagster._utils.error import SerializableErrorInfo
 
 
 def store_sensor(
@@ -22,7 +25,7 @@ def store_sensor(
     name: str,
     data: SensorInstigatorData,
     status: InstigatorStatus = InstigatorStatus.DECLARED_IN_CODE,
-) -> None:
+) -> RemoteInstigatorOrigin:
     """Store a sensor of a code location, or what has changed of it."""
     repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), "__repository__")
     origin = RemoteInstigatorOrigin(repository, name)
@@ -31,3 +34,23 @@ def store_sensor(
         instance.update_instigator_state(state)
     else:
         instance.add_instigator_state(state)
+    return origin
+
+
+def store_tick(
+    instance: dg.DagsterInstance, origin: RemoteInstigatorOrigin, status: TickStatus, at: float
+) -> None:
+    """Store a tick of a sensor."""
+    error = SerializableErrorInfo("why", [], None) if status == TickStatus.FAILURE else None
+    instance.create_tick(
+        TickData(
+            instigator_origin_id=origin.get_id(),
+            instigator_name=origin.instigator_name,
+            instigator_type=InstigatorType.SENSOR,
+            status=status,
+            timestamp=at,
+            selector_id=origin.get_selector().get_id(),
+            run_ids=[],
+            error=error,
+        )
+    )

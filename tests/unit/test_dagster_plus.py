@@ -61,6 +61,7 @@ CALLS: dict[str, Callable[[dg.DagsterInstance, dg.DagsterRun], object]] = {
     ),
     "get_run_step_stats": lambda instance, run: instance.get_run_step_stats(run.run_id),
     "get_settings": lambda instance, _: instance.get_settings("sensors"),
+    "get_ticks": lambda instance, _: instance.get_ticks("any", "any", limit=1),
     "optimize_for_webserver": lambda instance, _: instance.optimize_for_webserver(1000, 60, 1),
     "report_run_failed": lambda instance, run: instance.report_run_failed(run, "why"),
     "report_runless_asset_event": lambda instance, _: [

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData
+from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData, TickStatus
 
 from federation_defs.dagster_io.deployment import find_left_cursor, find_same_sensor
-from tests.unit.sensors import store_sensor
+from tests.unit.sensors import store_sensor, store_tick
 
 SENSOR = "metrics__observation"
 NOW = 1_800_000_000.0
+FAILURE = TickStatus.FAILURE
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Sensor:
 
     Attributes:
         ticked_s_ago: When its last tick began; None if it has not ticked yet.
+        ended: How its ticks before that one ended, the first one first.
     """
 
     location: str
@@ -31,17 +33,20 @@ class Sensor:
     ticked_s_ago: float | None = 5.0
     interval_s: int = 1
     cursor: str | None = None
-    has_succeeded: bool = False
+    ended: tuple[TickStatus, ...] = ()
 
     def store(self, instance: dg.DagsterInstance) -> None:
         at = None if self.ticked_s_ago is None else NOW - self.ticked_s_ago
+        # The daemon forgets the last success before it evaluates a sensor (1.13).
         data = SensorInstigatorData(
             cursor=self.cursor,
             last_tick_start_timestamp=at,
-            last_tick_success_timestamp=at if self.has_succeeded else None,
+            last_tick_success_timestamp=None,
             min_interval=self.interval_s,
         )
-        store_sensor(instance, self.location, self.name, data, self.status)
+        origin = store_sensor(instance, self.location, self.name, data, self.status)
+        for status in (*self.ended, TickStatus.STARTED):
+            store_tick(instance, origin, status, at or NOW)
 
 
 @pytest.fixture
@@ -101,8 +106,11 @@ def test_a_sensor_with_a_long_interval_is_found_between_its_ticks(
         (Sensor("sales", cursor="left", ticked_s_ago=8 * 86_400), None, None),
         (Sensor("sales", "metrics__events", cursor="left"), None, None),
         (Sensor("sales", cursor="left"), Sensor("core"), "left"),
+        # As long as both locations declared it.
+        (Sensor("sales", cursor="left"), Sensor("core", ended=(FAILURE, FAILURE)), "left"),
         # Where a person has reset the cursor of a sensor, it is not that of long ago again.
-        (Sensor("sales", cursor="left"), Sensor("core", has_succeeded=True), None),
+        (Sensor("sales", cursor="left"), Sensor("core", ended=(TickStatus.SUCCESS,)), None),
+        (Sensor("sales", cursor="left"), Sensor("core", ended=(TickStatus.SKIPPED, FAILURE)), None),
         (Sensor("core", cursor="own"), None, None),
     ],
 )
