@@ -1,7 +1,7 @@
 """DAGs whose runs are periods of the past (`tests/contract/dags/*/periods.py`).
 
 warehouse/daily_load ──▶ metrics/daily_report ──▶ warehouse/daily_export
-metrics/daily_measure ──▶ warehouse/daily_archive, warehouse/refresh_board (without partitions)
+metrics/daily_measure ──▶ warehouse/daily_archive
 warehouse/hourly_clicks ──▶ metrics/daily_clicks
 """
 
@@ -19,8 +19,6 @@ DECLARED = {
           depends_on: [metrics/daily_measure]
           partitions: {cron: "0 0 * * *", start: "2025-03-01"}
           trigger: {at_once: 3}
-        refresh_board:
-          depends_on: [metrics/daily_measure]
         hourly_clicks:
           partitions: {cron: "0 * * * *", start: "2025-03-01", timezone: Europe/Berlin}
     """,

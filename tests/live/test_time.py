@@ -21,7 +21,6 @@ import pytest
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, TriggerOptions
-from federation_defs.naming import build_asset_key
 from tests.conftest import ROOT, Airflows
 from tests.live.dagster_api import Materialization
 from tests.live.federation import Federation, fetch_runs, utc_now, wait_for_state
@@ -39,8 +38,6 @@ DAYS_OF_DAGSTER = [date(2025, 7, 10), date(2025, 7, 11)]
 # Of runs that Airflow 2's scheduler takes when they are cleared: those of its backfills it leaves.
 DAYS_OF_TRIGGERS = [date(2025, 9, 10), date(2025, 9, 11)]
 DAYS_AWAY = [date(2025, 8, 10), date(2025, 8, 11), date(2025, 8, 12)]
-# A run by hand, at a moment at which no day begins or ends.
-BY_HAND, MOMENT_BY_HAND = "test__by_hand", datetime(2025, 6, 20, 14, tzinfo=timezone.utc)
 # With the number of its hours, and one of them whose run is the last one to end.
 SHORT_DAY, LONG_DAY = (date(2025, 3, 30), 23, 2), (date(2025, 10, 26), 25, 3)
 
@@ -66,7 +63,7 @@ class Past:
         """
         keys = {str(day) for day in days}
         events = [
-            event for event in self.fetch_materializations(name, dag_id) if event.partition in keys
+            event for event in self._fetch_materializations(name, dag_id) if event.partition in keys
         ]
         assert len({event.metadata["End"] for event in events}) == len(events)
         by_day = {event.partition: event.run_id for event in events}
@@ -77,9 +74,9 @@ class Past:
 
     def count_reports(self, name: str, dag_id: str) -> Counter[str | None]:
         """Return how often each partition was reported."""
-        return Counter(event.partition for event in self.fetch_materializations(name, dag_id))
+        return Counter(event.partition for event in self._fetch_materializations(name, dag_id))
 
-    def fetch_materializations(self, name: str, dag_id: str) -> list[Materialization]:
+    def _fetch_materializations(self, name: str, dag_id: str) -> list[Materialization]:
         return self.federation.fetch_materializations(name, dag_id, self.since)
 
 
@@ -208,23 +205,12 @@ def past(
     wait_for_reports("metrics", "daily_clicks", [SHORT_DAY[0], LONG_DAY[0]])
     wait_for_reports("warehouse", "daily_archive", DAYS_OF_AIRFLOW_3, 2)
     wait_for_reports("warehouse", "daily_export", DAYS_OF_TRIGGERS, 2)
-    options = TriggerOptions(MOMENT_BY_HAND)
-    metrics.trigger_run("daily_measure", BY_HAND, options=options)
-    wait_for_state(metrics, "daily_measure", BY_HAND, "success")
     federation.dagster.kill()
     run_intervals(warehouse, "daily_load", [build_interval(day) for day in DAYS_AWAY])
     federation.dagster.start()
     wait_for_reports("warehouse", "daily_export", DAYS_AWAY)
-
-    def is_followed() -> bool:
-        found = past.fetch_materializations("metrics", "daily_measure")
-        odd = [event.timestamp for event in found if event.run_id == BY_HAND]
-        boards = past.fetch_materializations("warehouse", "refresh_board")
-        return bool(odd and boards) and boards[0].timestamp > odd[0]
-
-    wait_for(is_followed, "the run by hand is reported, and has led to another one", timeout_s=120)
     federation.wait_for_ticks()
-    federation.wait_until_idle("warehouse", "daily_archive", "daily_export", "refresh_board")
+    federation.wait_until_idle("warehouse", "daily_archive", "daily_export")
     federation.wait_until_idle("metrics", "daily_report", "daily_clicks")
     return past
 
@@ -276,7 +262,7 @@ def test_days_that_are_cleared_in_airflow_2_are_cleared_downstream_once(past: Pa
 
 def test_days_that_are_cleared_in_airflow_3_are_cleared_downstream_once(past: Past) -> None:
     twice = Counter({str(day): 2 for day in DAYS_OF_AIRFLOW_3})
-    assert past.count_reports("metrics", "daily_measure") == twice + Counter({None: 1})
+    assert past.count_reports("metrics", "daily_measure") == twice
     assert past.count_reports("warehouse", "daily_archive") == twice
 
 
@@ -294,25 +280,6 @@ def test_days_of_23_and_25_hours_run_once_when_the_last_of_their_hours_has_ended
 def test_days_that_end_while_dagster_is_away_run_once_each(past: Past) -> None:
     assert_have_dates(past.list_runs("metrics", "daily_report", DAYS_AWAY), DAYS_AWAY, at_end=True)
     assert_have_dates(past.list_runs("warehouse", "daily_export", DAYS_AWAY), DAYS_AWAY)
-
-
-def test_a_run_by_hand_at_an_odd_moment_is_told_and_runs_what_has_no_partitions(
-    past: Past,
-) -> None:
-    federation = past.federation
-    (report,) = [
-        event
-        for event in past.fetch_materializations("metrics", "daily_measure")
-        if event.run_id == BY_HAND
-    ]
-    assert report.partition is None
-    assert "No partition" in report.metadata
-    key = build_asset_key("metrics", "daily_measure")
-    observed = federation.event_log.fetch_observations(key, limit=100).records
-    told = [record.asset_observation for record in observed if record.asset_observation]
-    assert any(f"{BY_HAND} belongs to no partition" in (each.description or "") for each in told)
-    board, *_ = past.fetch_materializations("warehouse", "refresh_board")
-    assert board.timestamp > report.timestamp
 
 
 @pytest.mark.parametrize(

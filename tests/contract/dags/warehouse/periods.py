@@ -1,7 +1,7 @@
 """DAGs whose runs are periods of the past: a schedule that has ended starts none by itself.
 
-`daily_export`, `daily_archive` and `refresh_board` follow DAGs of the other Airflow. All runs end
-as soon as the scheduler sees them.
+`daily_export` and `daily_archive` follow DAGs of the other Airflow. All runs end as soon as the
+scheduler sees them.
 """
 
 # pyright: reportMissingImports=false, reportUnusedExpression=false
@@ -12,14 +12,11 @@ import pendulum
 from airflow import DAG
 from airflow.operators.empty import EmptyOperator
 
-BOARD = "refresh_board"  # its runs are of now: after its end date, a DAG would run no task
-
 SCHEDULES = {
     "daily_load": ("0 0 * * *", "UTC"),
     "hourly_clicks": ("0 * * * *", "Europe/Berlin"),
     "daily_export": (None, "UTC"),
     "daily_archive": (None, "UTC"),
-    BOARD: (None, "UTC"),
 }
 
 for dag_id, (schedule, timezone) in SCHEDULES.items():
@@ -27,7 +24,7 @@ for dag_id, (schedule, timezone) in SCHEDULES.items():
         dag_id,
         schedule=schedule,
         start_date=pendulum.datetime(2025, 3, 1, tz=timezone),
-        end_date=pendulum.datetime(2025, 12, 1, tz=timezone) if dag_id != BOARD else None,
+        end_date=pendulum.datetime(2025, 12, 1, tz=timezone),
         catchup=False,
         max_active_runs=100,
         tags=["contract"],
