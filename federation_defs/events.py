@@ -186,16 +186,15 @@ def build_drop_observation(airflow: str, dag_id: str) -> dg.AssetObservation:
 
 
 def build_start_observation(
-    airflow: str, dag_id: str, upstreams: Iterable[str]
+    airflow: str, dag_id: str, upstreams: Sequence[str]
 ) -> dg.AssetObservation:
     """Return what tells that from now on, what happens to some upstreams may start a DAG."""
-    names = join_names(list(upstreams))
     description = (
-        f"Runs of this DAG follow {names} from now on. What happened before starts none: "
-        "to make up for that, materialize what is missing."
+        f"Runs of this DAG follow {join_names(upstreams)} from now on. What happened before starts "
+        "none: to make up for that, materialize what is missing."
     )
     key = build_asset_key(airflow, dag_id)
-    return dg.AssetObservation(key, description, metadata={"Follows": names})
+    return dg.AssetObservation(key, description, metadata={"Follows": ", ".join(upstreams)})
 
 
 def build_slow_observation(

@@ -37,6 +37,7 @@ DURATION_LABEL = "Duration (s)"
 
 _LOOKBACK_WITHOUT_DATES = timedelta(days=7)
 _EVENTS_PER_QUERY = 500
+_FIRST_EVENTS = 20
 
 StoredEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
@@ -132,9 +133,10 @@ def fetch_first_reported_end(instance: dg.DagsterInstance, key: dg.AssetKey) -> 
     first = math.inf
     # All runs of a DAG may have failed, so that it has observations only.
     for fetch in (instance.fetch_materializations, instance.fetch_observations):
-        for record in fetch(key, limit=1, ascending=True).records:
-            end = _read_number(record.asset_event, END_LABEL)
-            first = min(first, record.timestamp if end is None else end)
+        for record in _page(fetch, key, _FIRST_EVENTS, ascending=True):
+            if report := _build_report(record):
+                first = min(first, record.timestamp if report.end is None else report.end)
+                break
     return first
 
 
@@ -263,10 +265,17 @@ def _fetch_records(
         fetch: The method of the instance.
     """
     stored_since = max(0.0, since.timestamp() - MAX_CLOCK_SKEW.total_seconds())
-    records = dg.AssetRecordsFilter(asset_key=key, after_timestamp=stored_since)
+    filters = dg.AssetRecordsFilter(asset_key=key, after_timestamp=stored_since)
+    return _page(fetch, filters, _EVENTS_PER_QUERY)
+
+
+def _page(
+    fetch: Callable[..., Any], filters: object, limit: int, *, ascending: bool = False
+) -> Iterator[dg.EventLogRecord]:
+    """Fetch an asset's events page by page, as far as they are asked for."""
     cursor, has_more = None, True
     while has_more:
-        page = fetch(records, limit=_EVENTS_PER_QUERY, cursor=cursor)
+        page = fetch(filters, limit=limit, cursor=cursor, ascending=ascending)
         yield from page.records
         cursor, has_more = page.cursor, page.has_more
 

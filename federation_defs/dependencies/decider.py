@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+import dagster as dg
+
 from federation_defs.dagster_io.event_log import AssetEvent
 from federation_defs.declaration import DagDeclaration, DependencyDeclaration
 from federation_defs.partition_mapping import PartitionMapping, find_window
@@ -25,7 +27,7 @@ from federation_defs.partition_mapping import PartitionMapping, find_window
 # before they commit them. So many positions are read again.
 WINDOW = 200
 
-VERSION = 3  # 1 had no partitions, 2 did not tell which dependencies it knew
+VERSION = 3  # 1 had no partitions, 2 did not tell which upstreams it knew
 _MARK = 4  # characters
 _UNREADABLE = (
     AttributeError,
@@ -100,7 +102,7 @@ class Cursor:
         position: In the event log, up to which it was read.
         seen: The positions of events that were read, of the last ones.
         dags: What waits, by DAG id.
-        known: The marks of the dependencies whose events count. Those of others are history.
+        known: The marks of the upstreams whose events count. Those of others are history.
         version: Of the package's cursors: the one of which this was read.
     """
 
@@ -117,18 +119,21 @@ class Cursor:
         return replace(self, position=position, seen=frozenset(seen))
 
 
-def build_mark(dag_id: str, edge: DependencyDeclaration) -> str:
-    """Build what stands for a dependency of a DAG in the cursor, which Dagster stores at each tick.
-    So it is short: one of 16 million."""
-    name = json.dumps([dag_id, *_name(edge)])
+def build_mark(dag_id: str, upstream: dg.AssetKey) -> str:
+    """Build what stands for an upstream of a DAG in the cursor, whatever states of it count.
+
+    Dagster stores the cursor at each tick, so it is short: one of 16 million. An upstream that is
+    new, and by chance has the mark of another one, counts from the last tick on and is not told.
+    """
+    name = json.dumps([dag_id, upstream.path])
     return urlsafe_b64encode(hashlib.sha256(name.encode()).digest()).decode()[:_MARK]
 
 
 def is_known(dag: DagDeclaration, mark: str, cursor: Cursor) -> bool:
-    """Whether events of a dependency of a DAG count. If not, those that a tick reads are history.
+    """Whether events of an upstream of a DAG count. If not, those that a tick reads are history.
 
     Args:
-        mark: Of the dependency.
+        mark: Of the upstream.
     """
     if cursor.version == 1:  # conditions decided on partitions, and have handled what they saw
         return dag.partitions is None and dag.is_decided_by_events

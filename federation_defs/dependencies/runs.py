@@ -136,13 +136,14 @@ class Runs:
             run_id = event.record.run_id if event else ""
             if run_id and not is_planned_in(self._instance, run_id, key, due.partition):
                 run_id = ""
-        run = self._fetch_dagster_run(run_id) if run_id else None
-        if run is not None and not run.is_finished:
+        memory.pop(place, None)
+        if (run := self._fetch_dagster_run(run_id) if run_id else None) is None:
+            return None
+        if not run.is_finished:
             memory[place] = due.causes, run_id
             return run
-        memory.pop(place, None)
         launched_at = find_observation_in(self._instance, run_id, key, due.partition)
-        return run if run is not None and launched_at > cause.position else None
+        return run if launched_at > cause.position else None
 
     def _find_run_id(self, dag_id: str, run: dg.DagsterRun) -> str:
         """Return the id of the DAG run that a Dagster run starts or clears."""

@@ -28,7 +28,7 @@ from federation_defs.dagster_io.event_log import (
     fetch_events,
     fetch_last_position,
 )
-from federation_defs.declaration import DagDeclaration, DependencyDeclaration, suggest
+from federation_defs.declaration import DagDeclaration, suggest
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import WINDOW, Cursor, Waiting
 from federation_defs.dependencies.starter import Memory, Starter
@@ -145,6 +145,7 @@ class _EventSensor:
                 key = build_asset_key(airflow, dag_id)
                 mappings = self.mappings.get(dag_id, ())
                 waiting = dict(cursor.dags.get(dag_id, {}))
+                history = set(joined[dag_id].values())
                 if may_repeat:
                     kept = decider.join(dag, mappings, waiting)
                     starter.note_dropped(dag_id, [each for each in waiting if each not in kept])
@@ -155,11 +156,9 @@ class _EventSensor:
                     if event.state == "drop" and event.key == key:
                         waiting.clear()
                         continue
-                    concerned = [
-                        (edge, partition)
-                        for edge, partition in decider.find_concerned(dag, mappings, event)
-                        if edge not in joined[dag_id].values()
-                    ]
+                    if event.key in history:
+                        continue
+                    concerned = decider.find_concerned(dag, mappings, event)
                     if may_repeat and dag.trigger.runs == "latest":
                         partitions = {partition for _, partition in concerned}
                         starter.settle_requested(dag_id, dag, waiting, partitions)
@@ -173,32 +172,36 @@ class _EventSensor:
             return self._tell_joined(result, joined) if is_whole else result
 
     @cached_property
-    def _marks(self) -> dict[str, dict[str, DependencyDeclaration]]:
-        """The dependencies of each DAG by their marks."""
+    def _marks(self) -> dict[str, dict[str, dg.AssetKey]]:
+        """The upstreams of each DAG by their marks."""
         return {
-            dag_id: {decider.build_mark(dag_id, edge): edge for edge in dag.depends_on}
+            dag_id: {decider.build_mark(dag_id, edge.key): edge.key for edge in dag.depends_on}
             for dag_id, dag in self.dags.items()
         }
 
-    def _find_joined(self, cursor: Cursor) -> dict[str, dict[str, DependencyDeclaration]]:
-        """Find the dependencies of each DAG that count when all that has happened is read."""
+    def _find_joined(self, cursor: Cursor) -> dict[str, dict[str, dg.AssetKey]]:
+        """Find the upstreams of each DAG that count when all that has happened is read."""
         return {
             dag_id: {
-                mark: edge
-                for mark, edge in marks.items()
+                mark: key
+                for mark, key in marks.items()
                 if not decider.is_known(self.dags[dag_id], mark, cursor)
             }
             for dag_id, marks in self._marks.items()
         }
 
     def _tell_joined(
-        self, result: dg.SensorResult, joined: Mapping[str, Mapping[str, DependencyDeclaration]]
+        self, result: dg.SensorResult, joined: Mapping[str, Mapping[str, dg.AssetKey]]
     ) -> dg.SensorResult:
         """Tell, on the assets of DAGs and in the tick, which dependencies count from now on."""
         names = {
-            dag_id: [f"{edge.name} ({edge.state})" for edge in edges.values()]
-            for dag_id, edges in joined.items()
-            if edges
+            dag_id: [
+                f"{edge.name} ({edge.state})"
+                for edge in self.dags[dag_id].depends_on
+                if edge.key in keys.values()
+            ]
+            for dag_id, keys in joined.items()
+            if keys
         }
         if not names:
             return result

@@ -35,6 +35,8 @@ DAY = timedelta(days=1)
 DAYS_OF_AIRFLOW_2 = [date(2025, 5, 10), date(2025, 5, 11), date(2025, 5, 12)]
 DAYS_OF_AIRFLOW_3 = [date(2025, 6, 10), date(2025, 6, 11), date(2025, 6, 12)]
 DAYS_OF_DAGSTER = [date(2025, 7, 10), date(2025, 7, 11)]
+# Of runs that Airflow 2's scheduler takes when they are cleared: those of its backfills it leaves.
+DAYS_OF_TRIGGERS = [date(2025, 9, 10), date(2025, 9, 11)]
 DAYS_AWAY = [date(2025, 8, 10), date(2025, 8, 11), date(2025, 8, 12)]
 # With the number of its hours, and one of them whose run is the last one to end.
 SHORT_DAY, LONG_DAY = (date(2025, 3, 30), 23, 2), (date(2025, 10, 26), 25, 3)
@@ -145,13 +147,18 @@ def backfill_in_airflow_3(client: AirflowClient) -> None:
     wait_for(create, "the backfill is created")
 
 
-def clear_in_airflow_3(client: AirflowClient) -> None:
-    first, *_, last = DAYS_OF_AIRFLOW_3
-    dates = {"start_date": str(begin_of(first + DAY)), "end_date": str(begin_of(last + DAY))}
+def clear(client: AirflowClient, dag_id: str, first: datetime, last: datetime) -> None:
+    """Clear all tasks of a range of logical dates."""
     response = client.session.request(
         "POST",
-        "/api/v2/dags/daily_measure/clearTaskInstances",
-        json={**dates, "dry_run": False, "only_failed": False, "reset_dag_runs": True},
+        f"/api/{client.api_version.api}/dags/{dag_id}/clearTaskInstances",
+        json={
+            "start_date": first.isoformat(),
+            "end_date": last.isoformat(),
+            "dry_run": False,
+            "only_failed": False,
+            "reset_dag_runs": True,
+        },
     )
     assert response.ok, response.text
 
@@ -168,8 +175,9 @@ def past(
     in_airflow_2 = start_backfill_in_airflow_2(airflows, folder)
     backfill_in_airflow_3(metrics)
     federation.dagster.backfill("metrics", "daily_report", list(map(str, DAYS_OF_DAGSTER)))
+    run_intervals(warehouse, "daily_load", [build_interval(day) for day in DAYS_OF_TRIGGERS])
     hours = {day: build_hours(day, count) for day, count, _ in (SHORT_DAY, LONG_DAY)}
-    last = [hours[day].pop(number) for day, _, number in (SHORT_DAY, LONG_DAY)]
+    last_hours = [hours[day].pop(number) for day, _, number in (SHORT_DAY, LONG_DAY)]
     run_intervals(warehouse, "hourly_clicks", [each for day in hours.values() for each in day])
 
     def wait_for_reports(name: str, dag_id: str, days: Collection[date], count: int = 1) -> None:
@@ -180,7 +188,10 @@ def past(
         )
 
     wait_for_reports("warehouse", "daily_archive", DAYS_OF_AIRFLOW_3)
-    clear_in_airflow_3(metrics)
+    first, *_, last = DAYS_OF_AIRFLOW_3
+    clear(metrics, "daily_measure", begin_of(first + DAY), begin_of(last + DAY))
+    wait_for_reports("warehouse", "daily_export", DAYS_OF_TRIGGERS)
+    clear(warehouse, "daily_load", *map(begin_of, DAYS_OF_TRIGGERS))
     assert in_airflow_2.wait(300) == 0, in_airflow_2.read_log()
     wait_for_reports("warehouse", "daily_export", DAYS_OF_DAGSTER)
     wait_for_reports("warehouse", "daily_export", DAYS_OF_AIRFLOW_2)
@@ -190,9 +201,10 @@ def past(
     )
     federation.wait_for_ticks(1)
     past.before_last.extend(fetch_runs(metrics, since, {"daily_clicks"}))
-    run_intervals(warehouse, "hourly_clicks", last)
+    run_intervals(warehouse, "hourly_clicks", last_hours)
     wait_for_reports("metrics", "daily_clicks", [SHORT_DAY[0], LONG_DAY[0]])
     wait_for_reports("warehouse", "daily_archive", DAYS_OF_AIRFLOW_3, 2)
+    wait_for_reports("warehouse", "daily_export", DAYS_OF_TRIGGERS, 2)
     federation.dagster.kill()
     run_intervals(warehouse, "daily_load", [build_interval(day) for day in DAYS_AWAY])
     federation.dagster.start()
@@ -236,7 +248,19 @@ def test_a_backfill_in_dagster_leads_to_the_same_days_downstream(past: Past) -> 
     assert_have_dates(runs, DAYS_OF_DAGSTER)
 
 
-def test_days_that_are_cleared_are_cleared_downstream_once(past: Past) -> None:
+def test_days_that_are_cleared_in_airflow_2_are_cleared_downstream_once(past: Past) -> None:
+    chain = [
+        ("warehouse", "daily_load"),
+        ("metrics", "daily_report"),
+        ("warehouse", "daily_export"),
+    ]
+    for name, dag_id in chain:
+        past.list_runs(name, dag_id, DAYS_OF_TRIGGERS)
+        reports = past.count_reports(name, dag_id)
+        assert [reports[str(day)] for day in DAYS_OF_TRIGGERS] == [2, 2]
+
+
+def test_days_that_are_cleared_in_airflow_3_are_cleared_downstream_once(past: Past) -> None:
     twice = Counter({str(day): 2 for day in DAYS_OF_AIRFLOW_3})
     assert past.count_reports("metrics", "daily_measure") == twice
     assert past.count_reports("warehouse", "daily_archive") == twice
@@ -263,7 +287,7 @@ def test_days_that_end_while_dagster_is_away_run_once_each(past: Past) -> None:
     [("metrics", "daily_report"), ("warehouse", "daily_export")],
 )
 def test_no_other_day_runs(past: Past, name: str, dag_id: str) -> None:
-    days = [*DAYS_OF_AIRFLOW_2, *DAYS_OF_DAGSTER, *DAYS_AWAY]
-    assert past.count_reports(name, dag_id) == Counter(map(str, days))
+    days = [*DAYS_OF_AIRFLOW_2, *DAYS_OF_DAGSTER, *DAYS_OF_TRIGGERS, *DAYS_AWAY]
+    assert past.count_reports(name, dag_id) == Counter(map(str, [*days, *DAYS_OF_TRIGGERS]))
     runs = fetch_runs(past.federation.clients[name], past.since, {dag_id})
     assert len(runs) == len(days)

@@ -99,7 +99,9 @@ def test_a_cursor_is_read_as_it_was_written() -> None:
     waiting: dict[str, Waiting] = {"ä [1]": {None: failing}}
     waiting["b"] = read(declare(A, runs="each"), happen(A, 3), happen(A, 4))
     waiting["c"] = {"2026-01-01": waiting["b"][None], "2026-01-02": State(failures=1)}
-    known = frozenset(decider.build_mark(each, dag.depends_on[0]) for each in ("ä [1]", "b", "c"))
+    known = frozenset(
+        decider.build_mark(each, dag.depends_on[0].key) for each in ("ä [1]", "b", "c")
+    )
     cursor = Cursor(8, frozenset({3, 4, 7}), waiting, known)
     assert decider.load(decider.dump(cursor)) == cursor
 
@@ -125,7 +127,7 @@ def test_dependencies_that_counted_in_an_earlier_version_go_on_to_count(
     cursor = decider.load(text)
     assert cursor
     dag = declare(A, runs=trigger)
-    assert decider.is_known(dag, decider.build_mark("x", dag.depends_on[0]), cursor) == is_known
+    assert decider.is_known(dag, decider.build_mark("x", dag.depends_on[0].key), cursor) == is_known
 
 
 @pytest.mark.parametrize("state", ["slow", "late", "failure"])

@@ -251,6 +251,28 @@ def test_a_dependency_that_is_taken_out_and_declared_again_counts_from_then_on(
     assert list_counted(instance) == told
 
 
+def test_an_upstream_goes_on_to_count_when_another_of_its_states_is_declared(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow_v2, instance, ON_FAILURE)
+    report(instance, LOAD, "failure", "between")
+    daemon.declare({DAG: {"depends_on": [{"dag": LOAD, "state": "finished"}]}})
+    assert daemon.tick() == [f"{LOAD} finished between"]
+    assert list_counted(instance) == [f"{LOAD} (failure)"]
+
+
+def test_all_dependencies_are_told_that_count_from_then_on(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    upstreams = [f"warehouse/load_{number}" for number in range(12)]
+    start(
+        airflow_v2,
+        instance,
+        {"depends_on": [{"dag": each, "state": "failure"} for each in upstreams]},
+    )
+    assert list_counted(instance) == [", ".join(f"{each} (failure)" for each in upstreams)]
+
+
 def test_a_tick_that_is_repeated_after_a_crash_tells_again_from_when_on_dependencies_count(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
@@ -277,7 +299,7 @@ def test_a_long_history_is_read_to_its_end_before_a_dependency_counts(
     assert daemon.tick() == []
     assert list_counted(instance) == [f"{LOAD} (failure)"]
     assert daemon.tick() == []
-    assert list_counted(instance)[1:] == [f"{LOAD} (success), {OTHER} (failure)"]
+    assert list_counted(instance)[1:] == [f"{OTHER} (failure)"]
     report(instance, OTHER, "failure", "new")
     assert daemon.tick() == [f"{OTHER} failure new"]
 

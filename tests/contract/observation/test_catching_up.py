@@ -7,11 +7,13 @@ from datetime import datetime, timedelta, timezone
 import dagster as dg
 import pytest
 
+from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_asset_key
 from federation_defs.observation import Limits
 from federation_defs.observation.cursor import Cursor, build_fingerprint
 from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
+from tests.contract.dependencies.reacting import EventDaemon
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import Stall, edit
 from tests.contract.observation.daemon import (
@@ -174,6 +176,35 @@ def test_the_first_poll_reaches_back_as_far_as_declared(
     daemon = build_daemon(airflow, instance, lookback_on_first_start=declared)
     assert daemon.tick() == reported
     assert daemon.tick() == []
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_the_event_sensor_tells_before_the_first_poll_is_no_report_of_a_run(
+    airflow: Airflow, instance: dg.DagsterInstance, is_first: bool
+) -> None:
+    on_failure = {"depends_on": [{"dag": "warehouse/load", "state": "failure"}]}
+    events = EventDaemon(airflow.client, instance, {DAG: on_failure})
+    for hours in (10, 5):
+        add_run(airflow, f"{hours}_h_ago", timedelta(hours=hours))
+    if is_first:
+        events.tick()
+    daemon = build_daemon(airflow, instance, lookback_on_first_start="31h")
+    assert daemon.tick() == ["10_h_ago", "5_h_ago"]
+
+
+def test_after_a_cursor_is_lost_the_first_report_of_a_run_is_found_behind_what_else_was_told(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    for _ in range(50):
+        instance.report_runless_asset_event(build_drop_observation("metrics", DAG))
+    run = airflow.database.start_run(DAG, "failed")
+    ended_at = airflow.database.now() - timedelta(days=3)
+    airflow.database.finish_run(run, "failed", end_date=ended_at, updated_at=ended_at)
+    daemon = build_daemon(airflow, instance, lookback_on_first_start="4d")
+    assert daemon.tick() == []
+    add_run(airflow, "missed", timedelta(days=2))
+    daemon = build_daemon(airflow, instance)  # without a report, it would look back for an hour
+    assert daemon.tick() == ["missed"]
 
 
 def test_the_history_of_a_newly_selected_dag_is_not_reported(
