@@ -81,9 +81,13 @@ class DagsterProduction(DagsterDev):
         finally:
             del os.environ[_PASSWORD]
 
+    def find_part(self, name: str) -> list[psutil.Process]:
+        """Return the processes of a part."""
+        return self._find_processes(*PARTS[name])
+
     def kill_part(self, name: str) -> int:
         """Kill the processes of a part, and return their number."""
-        processes = self._find_processes(*PARTS[name])
+        processes = self.find_part(name)
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
