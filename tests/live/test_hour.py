@@ -151,8 +151,8 @@ def name_process(part: str, command: list[str]) -> str:
 
 
 def describe(what: str, delays: Sequence[float]) -> str:
-    """Return the median and the worst of some times, as text."""
-    p95 = statistics.quantiles(delays, n=20)[-1]
+    """Return the median, the 95th percentile and the worst of some times, as text."""
+    p95 = statistics.quantiles(delays, n=20, method="inclusive")[-1]
     return (
         f"Seconds from {what}: median {statistics.median(delays):.1f}, p95 {p95:.1f},"
         f" worst {max(delays):.1f}"

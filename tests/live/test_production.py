@@ -45,7 +45,7 @@ def test_nothing_is_lost_or_doubled_though_each_process_is_killed(production: Pr
             relayed.append(trigger(warehouse, RELAYED))
             kill(dagster, part, chance)
             killed_at = time.monotonic()
-            wait_for(dagster.is_loaded, f"Dagster runs again without its {part}", timeout_s=240)
+            dagster.wait_until_loaded(f"Dagster runs again without its {part}")
             last = streamed[-1]
             wait_for(lambda last=last: last in production.list_reports("warehouse", STREAMED), last)
             recovery_s[part] = round(time.monotonic() - killed_at, 1)
