@@ -13,6 +13,7 @@ BURST_RUNS ?= 500
 BURST_ROUNDS ?= 3
 CHAOS_ROUNDS ?= 8
 CHAOS_BURST ?= 25
+SOAK_MINUTES ?= 60
 # S is the demo's, XL has 200 Airflows, XL4 is a fourth of it.
 FLEET_SIZES ?= S,M,L,XL,XL4
 # Of the tests of observation and execution, those that ask the most of a storage.
@@ -62,18 +63,20 @@ bench-fleet: install ## fleets of up to 200 Airflows (stubs), ours and dagster-a
 bench-automation: install ## a tick of an automation sensor, our condition and eager(), 3 minutes
 	@$(RUN) python -m tests.bench.automation
 
-soak: install-tests storages ## the long tests: storages, histories, bursts, kills, sign-ins, benchmarks
+soak: install-tests storages ## the long tests: storages, histories, bursts, kills, an hour, sign-ins, benchmarks
 	@HISTORIES=$(HISTORIES) $(RUN) pytest -q -s $(WITH_HISTORIES)
 	@BURST_RUNS=$(BURST_RUNS) BURST_ROUNDS=$(BURST_ROUNDS) CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_BURST=$(CHAOS_BURST) \
 		$(RUN) pytest -q -s -m dagster_dev tests/live
 	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(RUN) pytest -q -s -m "" tests/live/test_airflow_restarts.py
-	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_AWAY_S=60 $(RUN) pytest -q -s tests/live/test_production.py
+	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_AWAY_S=60 $(RUN) pytest -q -s -m soak tests/live/test_production.py
+	@SOAK_MINUTES=$(SOAK_MINUTES) $(RUN) pytest -q -s -m soak tests/live/test_hour.py
 	@$(RUN) pytest -q --deployment production -m dagster_dev $(ON_PRODUCTION)
-	@$(RUN) pytest -q -s -m soak --ignore tests/live/test_airflow_restarts.py
+	@$(RUN) pytest -q -s -m soak $(addprefix --ignore tests/live/,test_airflow_restarts.py test_production.py test_hour.py)
 	@$(MAKE) --no-print-directory bench-fleet
 	@echo
 	@echo "The soak has passed: all storages; $(HISTORIES) histories; $(BURST_ROUNDS) bursts of $(BURST_RUNS) runs and $(CHAOS_ROUNDS) rounds of kills,"
-	@echo "cancels and triggers with Dagster; Airflow restarts; sign-ins to 7 setups of Airflow; 4 benchmarks."
+	@echo "cancels and triggers with Dagster; Airflow restarts; $(SOAK_MINUTES) minutes of a deployment; sign-ins to 7 setups of Airflow;"
+	@echo "4 benchmarks."
 
 screenshot: install ## the README's picture, of the running demo
 	@$(RUN) python -m docs.screenshot

@@ -38,6 +38,7 @@ _PROGRAMS = Path(sys.executable).parent
 _UNPRIVILEGED = (
     "nobody"  # if this process is root's: PostgreSQL and PgBouncer refuse to run as root
 )
+_IS_ROOT = os.geteuid() == 0
 _DATABASE, _USER = "postgres", "dagster"
 _PASSWORD = "DAGSTER_PG_PASSWORD"  # noqa: S105 - the environment variable that has it
 _STATE_STORAGE = "dagster._core.storage.defs_state.blob_storage_state_storage"
@@ -70,7 +71,8 @@ class Production:
 
     Attributes:
         home: The folder of the deployment, with DAGSTER_HOME, the logs and the teams' projects.
-        database: The folder of PostgreSQL's files, which only its user may open.
+        database: The folder of what PostgreSQL and PgBouncer read. As root, it stays root's, and
+            the files in it are those of their user.
         project: The project whose declarations the teams' projects have.
         port: The webserver's.
     """
@@ -104,17 +106,18 @@ class Production:
 def create_database(production: Production) -> None:
     """Create the database, unless an earlier start did."""
     folder, data = production.database, production.database / "data"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o711 if _IS_ROOT else 0o700)
     if data.exists():
         return
     _write(folder / "password", secrets.token_hex(16))
-    owner: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        owner = {"user": _UNPRIVILEGED, "group": pwd.getpwnam(_UNPRIVILEGED).pw_gid}
-        for path in (folder, folder / "password"):
-            shutil.chown(path, **owner)
     incomplete = folder / "incomplete"  # when this is interrupted
     shutil.rmtree(incomplete, ignore_errors=True)
+    incomplete.mkdir(mode=0o700)
+    _hand_over(folder / "password", incomplete)
+    owner: dict[str, Any] = {}
+    if _IS_ROOT:
+        owner = {"user": _UNPRIVILEGED, "group": pwd.getpwnam(_UNPRIVILEGED).pw_gid}
     command = [_find_postgres("initdb"), "--pgdata", incomplete, "--username", _USER]
     command += ["--auth", "scram-sha-256", "--pwfile", folder / "password"]
     command += ["--encoding", "UTF8", "--locale", "C"]
@@ -127,29 +130,29 @@ def create_database(production: Production) -> None:
 def create_projects(production: Production) -> None:
     """Create the project of each team anew.
 
-    What belongs to no instance goes to the first team.
+    What belongs to no team goes to the first one: modules and other instances.
     """
     shutil.rmtree(production.home / "projects", ignore_errors=True)
-    sources = {path.name: path for path in production.project.glob("federation_defs/defs/*")}
-    all_instances = {instance for instances in TEAMS.values() for instance in instances}
-    first, *_ = TEAMS
-    for team, instances in TEAMS.items():
+    defs = production.project / "federation_defs" / "defs"
+    declared = {path.parent.name: path for path in defs.glob("*/defs.yaml")}
+    first, *others = TEAMS
+    teams = {team: TEAMS[team] for team in others}
+    teams[first] = sorted(declared.keys() - {name for names in teams.values() for name in names})
+    for team, instances in teams.items():
         project = production.home / "projects" / team
         package = project / f"{team}_team"
         _write(project / "pyproject.toml", _PYPROJECT.format(team=team))
         _write(package / "__init__.py", "")
         _write(package / "definitions.py", _DEFINITIONS)
         for instance in instances:
-            source = sources.pop(instance) / "defs.yaml"
-            declared = yaml.safe_load(source.read_text())
-            declared["attributes"]["defs_state"] = {"management_type": "VERSIONED_STATE_STORAGE"}
-            if elsewhere := sorted(all_instances - set(instances)):
-                declared["attributes"]["elsewhere"] = elsewhere
-            _write(package / "defs" / instance / "defs.yaml", yaml.safe_dump(declared))
-    for source in sources.values():
-        if source.suffix == ".py":
-            defs = production.home / "projects" / first / f"{first}_team" / "defs"
-            _write(defs / source.name, source.read_text())
+            declaration = yaml.safe_load(declared[instance].read_text())
+            declaration["attributes"] |= {
+                "defs_state": {"management_type": "VERSIONED_STATE_STORAGE"},
+                "elsewhere": sorted(declared.keys() - set(instances)),
+            }
+            _write(package / "defs" / instance / "defs.yaml", yaml.safe_dump(declaration))
+        for module in defs.glob("*.py") if team == first else ():
+            _write(package / "defs" / module.name, module.read_text())
 
 
 def write_settings(production: Production, pooler: str | None) -> None:
@@ -181,7 +184,8 @@ def write_settings(production: Production, pooler: str | None) -> None:
         for team in TEAMS
     ]
     _write(home / "workspace.yaml", yaml.safe_dump({"load_from": servers}))
-    _write(production.database / "userlist.txt", f'"{_USER}" "{production.password}"\n')
+    users, settings = (production.database / name for name in ("userlist.txt", "pgbouncer.ini"))
+    _write(users, f'"{_USER}" "{production.password}"\n')
     bouncer = {
         "databases": {"*": f"host=127.0.0.1 port={ports['postgres']}"},
         "pgbouncer": {
@@ -189,7 +193,7 @@ def write_settings(production: Production, pooler: str | None) -> None:
             "listen_port": str(ports["pooler"]),
             "unix_socket_dir": "",
             "auth_type": "scram-sha-256",
-            "auth_file": str(production.database / "userlist.txt"),
+            "auth_file": str(users),
             "pool_mode": "session",
             "default_pool_size": "60",
             "max_client_conn": "1000",
@@ -200,11 +204,11 @@ def write_settings(production: Production, pooler: str | None) -> None:
             "log_disconnections": "0",
         },
     }
-    _write_ini(production.database / "pgbouncer.ini", bouncer)
-    if os.geteuid() == 0:
-        for name in ("userlist.txt", "pgbouncer.ini"):
-            shutil.chown(production.database / name, _UNPRIVILEGED)
-    _write_ini(home / "supervisord.ini", _build_programs(production, pooler))
+    _write(settings, _format_ini(bouncer))
+    _hand_over(users, settings)
+    # supervisord would expand what follows a percent sign.
+    programs = _format_ini(_build_programs(production, pooler)).replace("%", "%%")
+    _write(home / "supervisord.ini", programs)
 
 
 def _build_programs(production: Production, pooler: str | None) -> dict[str, dict[str, str]]:
@@ -217,16 +221,17 @@ def _build_programs(production: Production, pooler: str | None) -> dict[str, dic
         "supervisord": {
             "nodaemon": "true",
             "silent": "true",
-            "logfile": str(home / "logs" / "supervisord.log"),
+            # Relative to the home, as it expands percent signs of these paths twice (4.3).
+            "logfile": "logs/supervisord.log",
             "pidfile": str(home / "supervisord.pid"),
-            **({"user": "root"} if os.geteuid() == 0 else {}),
+            **({"user": "root"} if _IS_ROOT else {}),
         }
     }
 
     def add(name: str, command: Sequence[str | Path], **options: str) -> None:
         settings[f"program:{name}"] = {
             "command": shlex.join(map(str, command)),
-            "stdout_logfile": str(home / "logs" / f"{name}.log"),
+            "stdout_logfile": f"logs/{name}.log",
             "redirect_stderr": "true",
             # It is started again, however it ended and however often.
             "autorestart": "true",
@@ -236,7 +241,7 @@ def _build_programs(production: Production, pooler: str | None) -> dict[str, dic
         }
 
     unprivileged = {"directory": str(database)}
-    if os.geteuid() == 0:
+    if _IS_ROOT:
         unprivileged["user"] = _UNPRIVILEGED
     postgres = [_find_postgres("postgres"), "-D", database / "data", "-h", "127.0.0.1", "-p"]
     postgres += [str(ports["postgres"]), "-c", "unix_socket_directories="]
@@ -253,6 +258,7 @@ def _build_programs(production: Production, pooler: str | None) -> dict[str, dic
         project = home / "projects" / team
         path = os.pathsep.join([str(project), str(production.project)])
         options = {"directory": str(project), "environment": f'PYTHONPATH="{path}"'}
+        options["stopasgroup"] = "true"  # also a refresh under way, which the shell waits for
         add(f"code-{team}", ["sh", "-c", script], priority="3", **options)
     webserver = [_PROGRAMS / "dagster-webserver", *listen, str(production.port)]
     add("webserver", [*webserver, *workspace, *log_level], priority="4")
@@ -272,18 +278,25 @@ def _write(path: Path, text: str) -> None:
     """Write a file that only this user can read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)
+    path.chmod(0o600)  # of an earlier start
     path.write_text(text)
 
 
-def _write_ini(path: Path, settings: Mapping[str, Mapping[str, str]]) -> None:
+def _hand_over(*paths: Path) -> None:
+    """As root, give what is in root's folder to the user of PostgreSQL and PgBouncer."""
+    for path in paths if _IS_ROOT else ():
+        shutil.chown(path, _UNPRIVILEGED)
+
+
+def _format_ini(settings: Mapping[str, Mapping[str, str]]) -> str:
     lines: list[str] = []
     for section, values in settings.items():
         lines += [f"[{section}]", *(f"{name} = {value}" for name, value in values.items()), ""]
-    _write(path, "\n".join(lines))
+    return "\n".join(lines)
 
 
 def _choose_database_folder(home: Path) -> Path:
-    if os.geteuid() != 0:
+    if not _IS_ROOT:
         return home / "database"
     # The user "nobody" can't open root's folders.
     name = hashlib.sha256(bytes(home)).hexdigest()[:12]
@@ -313,6 +326,7 @@ def main() -> None:
         "NO_PROXY": "127.0.0.1,localhost",
     }
     arguments = [supervisord, "--configuration", production.home / "supervisord.ini"]
+    os.chdir(home)
     os.execve(supervisord, list(map(str, arguments)), environment)  # noqa: S606 - it needs none
 
 

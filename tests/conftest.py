@@ -101,7 +101,7 @@ def airflows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflows]:
 @contextmanager
 def start_airflows(home: Path) -> Iterator[Airflows]:
     """Run the demo's Airflows on free ports, with all their files in this folder."""
-    env = _build_env(home)
+    env = build_env(home)
     command = [sys.executable, ROOT / "airflow_instances" / "start.py"]
     demo = LoggedProcess(command, home / "demo.log", cwd=ROOT, env=env)
 
@@ -117,7 +117,7 @@ def start_airflows(home: Path) -> Iterator[Airflows]:
     assert exit_code == 0, demo.read_log()
 
 
-def _build_env(home: Path) -> dict[str, str]:
+def build_env(home: Path) -> dict[str, str]:
     """Return the demo's settings, whatever the person's own `.env` or environment holds."""
     accounts = {
         name: value

@@ -78,7 +78,11 @@ class DagsterDev(DagsterApi):
     def start(self) -> None:
         """Start it, and return when all code locations are loaded."""
         self.process = LoggedProcess(self.build_command(), self.log, cwd=self.project, env=self.env)
-        wait_for(self.is_loaded, "Dagster has loaded the project", timeout_s=240)
+        self.wait_until_loaded("Dagster has loaded the project")
+
+    def wait_until_loaded(self, what: str) -> None:
+        """Return when all code locations are loaded. `what` is for the error."""
+        wait_for(self.is_loaded, what, timeout_s=240)
 
     def is_loaded(self) -> bool:
         """Whether all code locations are loaded. An error of one fails the test."""

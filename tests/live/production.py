@@ -51,6 +51,7 @@ class DagsterProduction(DagsterDev):
         self.env = {**env}
         self.log = folder / "production.log"
         self.process = None
+        self.load_error = ""
 
     def build_command(self) -> list[str | Path]:
         program = ROOT / "airflow_instances" / "production.py"
@@ -64,9 +65,17 @@ class DagsterProduction(DagsterDev):
         """Whether all code locations are loaded. An error may be that of a server that starts."""
         assert self.process
         assert self.process.is_running, self.process.read_log()[-5000:]
-        with suppress(requests.RequestException, AssertionError):
+        try:
             return super().is_loaded()
+        except (requests.RequestException, AssertionError) as error:
+            self.load_error = str(error)
         return False
+
+    def wait_until_loaded(self, what: str) -> None:
+        try:
+            super().wait_until_loaded(what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}. The last error was: {self.load_error}") from error
 
     def close(self) -> None:
         super().close()
@@ -81,9 +90,13 @@ class DagsterProduction(DagsterDev):
         finally:
             del os.environ[_PASSWORD]
 
+    def find_part(self, name: str) -> list[psutil.Process]:
+        """Return the processes of a part."""
+        return self._find_processes(*PARTS[name])
+
     def kill_part(self, name: str) -> int:
         """Kill the processes of a part, and return their number."""
-        processes = self._find_processes(*PARTS[name])
+        processes = self.find_part(name)
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -19,6 +19,8 @@ from dagster_k8s import K8sRunLauncher
 from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import DagsterK8sJobConfig, construct_dagster_k8s_job
 
+from federation_defs.timing import Timing
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deployment"
 VALUES: Mapping[str, Any] = yaml.safe_load((FOLDER / "helm-values.yaml").read_text())
@@ -34,10 +36,18 @@ def to_snake_case(name: str) -> str:
 
 def test_kubernetes_has_the_same_settings_as_the_demo() -> None:
     own = {"defs_state_storage"}
+    # A pod starts later than a process, as its image may have to be pulled.
+    monitoring = {**SETTINGS["run_monitoring"], "start_timeout_seconds": 300}
     assert {key: INSTANCE[key] for key in INSTANCE.keys() - own} == {
         key: SETTINGS[key] for key in SETTINGS.keys() - {"telemetry"}
-    }
+    } | {"run_monitoring": monitoring}
     assert VALUES["telemetry"] == SETTINGS["telemetry"]
+
+
+def test_a_pod_may_stop_its_dag_runs_until_dagster_takes_the_run_for_canceled() -> None:
+    grace_s = LAUNCHER["runK8sConfig"]["podSpecConfig"]["terminationGracePeriodSeconds"]
+    assert grace_s == INSTANCE["run_monitoring"]["cancel_timeout_seconds"]
+    assert grace_s > Timing().cancel_s
 
 
 def test_what_the_chart_would_write_too_is_turned_off() -> None:
@@ -97,7 +107,7 @@ def test_a_run_worker_of_each_team_is_a_job_that_kubernetes_knows(team: Mapping[
     (container,) = pod.containers
     assert {env.name for env in container.env} >= {each["name"] for each in team["env"]}
     assert container.resources.limits == team["resources"]["limits"]
-    assert pod.termination_grace_period_seconds == 90
+    assert pod.termination_grace_period_seconds == 60
 
 
 def test_a_team_has_the_variables_and_the_module_of_its_own_project() -> None:
@@ -106,3 +116,8 @@ def test_a_team_has_the_variables_and_the_module_of_its_own_project() -> None:
         assert f"{team['name'].upper()}_AIRFLOW_URL" in names
         assert not [name for name in names if name.endswith(("PASSWORD", "TOKEN"))]
         assert team["codeServerArgs"] == ["--module-name", f"{team['name']}_team.definitions"]
+
+
+def test_no_secret_of_the_demo_is_sent_to_docker() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {".env", ".demo", ".git"} <= set(ignored)
