@@ -71,7 +71,7 @@ class Updates:
 
 
 @pytest.fixture(scope="module")
-def updates(federation: Federation) -> Iterator[Updates]:
+def updates(request: pytest.FixtureRequest, federation: Federation) -> Iterator[Updates]:
     metrics = federation.clients["metrics"]
     with ExitStack() as stack:
 
@@ -96,6 +96,8 @@ def updates(federation: Federation) -> Iterator[Updates]:
             )
             for each, run_id in zip(UPDATED, run_ids, strict=True)
         ]
+        # Not earlier, since these update the upstream of the paused DAG too.
+        request.getfixturevalue("actions")
         yield Updates(federation, since, dict(zip(UPDATED, upstream, strict=True)), paused_run)
 
 
