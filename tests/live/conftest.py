@@ -20,7 +20,7 @@ from tests.live.production import DagsterProduction
 # The first test waits for the start of two Airflows and of Dagster, on a busy machine for minutes.
 TIMEOUT_S = 1200
 # These come first, one after the other: see `actions`.
-AT_ONCE = ["test_federation.py", "test_dependencies.py"]
+AT_ONCE = ["test_federation.py", "test_browser.py", "test_dependencies.py"]
 DEPLOYMENTS = {"dev": DagsterDev, "production": DagsterProduction}  # of the option --deployment
 
 
@@ -51,7 +51,7 @@ def actions(
 ) -> Iterator[Mapping[str, Future[Any]]]:
     """What the tests of a module look at, by the module's name: the result of its function `act`.
 
-    It begins when the first module asks for it, and goes on during the tests of that module.
+    It begins when the first module asks for it, and goes on during the tests of other modules.
     """
     functions = [item.obj for item in request.session.items if isinstance(item, pytest.Function)]
     modules = {sys.modules[function.__module__] for function in functions}

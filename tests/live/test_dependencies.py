@@ -1,8 +1,8 @@
 """What starts a DAG of one Airflow after something happened in the other, a test for each feature.
 
-One sequence of upstream runs feeds all of them: `act` makes it, during the tests of
-`test_federation.py` if these are run too, and the tests look at what followed and did not follow
-(`steered.py` has the declarations).
+One sequence of upstream runs feeds all of them: `act` makes it, if possible during the tests of
+other modules, and the tests look at what followed and did not follow (`steered.py` has the
+declarations).
 """
 
 from __future__ import annotations
