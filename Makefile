@@ -112,9 +112,10 @@ contract: install-tests ## the tests over fake Airflows, and those of the client
 live: install-tests ## the tests over real Airflows, with and without a real dagster dev
 	@$(RUN) pytest tests/live
 
+# Only with the time that the tests with real Airflows, which mostly wait, leave over.
 quick: install ## the tests that need no real Airflow
-	@$(RUN) pytest -q $(PARALLEL) --durations 15 --storage cloud -m "not real_airflows and not soak" tests/unit tests/contract
-	@$(RUN) pytest -q $(PARALLEL) --storage postgres -m "not real_airflows and not soak" $(ON_POSTGRES)
+	@nice $(RUN) pytest -q $(PARALLEL) --durations 15 --storage cloud -m "not real_airflows and not soak" tests/unit tests/contract
+	@nice $(RUN) pytest -q $(PARALLEL) --storage postgres -m "not real_airflows and not soak" $(ON_POSTGRES)
 
 storages: install ## observation, dependencies and execution on plain SQLite and on PostgreSQL, whole
 	@set -e; for storage in sqlite postgres; do $(RUN) pytest -q $(PARALLEL) --storage $$storage \

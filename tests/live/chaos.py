@@ -8,6 +8,7 @@ import time
 
 # `make soak` sets more of each.
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
+THREADS = min(20, 8 * ROUNDS)  # that trigger the same runs; each request costs a password hash
 CONCURRENT_TRIGGERS = int(os.environ.get("CHAOS_BURST", "3"))
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,8 @@ from tests.live.production import DagsterProduction
 
 # The first test waits for the start of two Airflows and of Dagster, on a busy machine for minutes.
 TIMEOUT_S = 1200
+# These come first, one after the other: see `actions`.
+AT_ONCE = ["test_federation.py", "test_browser.py", "test_dependencies.py"]
 DEPLOYMENTS = {"dev": DagsterDev, "production": DagsterProduction}  # of the option --deployment
 
 
@@ -27,6 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(TIMEOUT_S))
             if "federation" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.dagster_dev)
+    items.sort(key=lambda item: (*AT_ONCE, item.path.name).index(item.path.name))
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +43,24 @@ def federation(
     deployment = DEPLOYMENTS[str(request.config.getoption("deployment"))]
     with start_federation(airflows, folder, deployment) as federation:
         yield federation
+
+
+@pytest.fixture(scope="session")
+def actions(
+    request: pytest.FixtureRequest, federation: Federation, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, Future[Any]]]:
+    """What the tests of a module look at, by the module's name: the result of its function `act`.
+
+    It begins when the first module asks for it, and goes on during the tests of other modules.
+    """
+    functions = [item.obj for item in request.session.items if isinstance(item, pytest.Function)]
+    modules = {sys.modules[function.__module__] for function in functions}
+    with ThreadPoolExecutor() as pool:
+        yield {
+            module.__name__: pool.submit(module.act, federation, tmp_path_factory.mktemp("act"))
+            for module in modules
+            if hasattr(module, "act")
+        }
 
 
 def on(*names: str) -> pytest.MarkDecorator:

@@ -1,15 +1,19 @@
 """What starts a DAG of one Airflow after something happened in the other, a test for each feature.
 
-One sequence of upstream runs feeds all of them: a fixture acts, and the tests look at what followed
-and did not follow (`steered.py` has the declarations).
+One sequence of upstream runs feeds all of them: `act` makes it, if possible during the tests of
+other modules, and the tests look at what followed and did not follow (`steered.py` has the
+declarations).
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,9 +133,13 @@ def assert_follow(*runs: DagRun) -> None:
 
 
 @pytest.fixture(scope="module")
-def reactions(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> Reactions:
+def reactions(actions: Mapping[str, Future[Any]]) -> Reactions:
+    return actions[__name__].result()
+
+
+def act(federation: Federation, folder: Path) -> Reactions:
     warehouse = federation.clients["warehouse"]
-    go_on = tmp_path_factory.mktemp("steered") / "go_on"
+    go_on = folder / "go_on"
 
     def run_steered(state: str, **conf: object) -> DagRun:
         return wait_for_state(warehouse, STEERED, trigger(warehouse, STEERED, **conf), state)

@@ -22,7 +22,7 @@ from federation_defs.errors import RunNotStartedError, UnreachableError
 from federation_defs.naming import build_run_id
 from tests.conftest import Airflows
 from tests.contract.fakes.fault_proxy import trickle
-from tests.live.chaos import CONCURRENT_TRIGGERS, ROUNDS, make_random, report
+from tests.live.chaos import CONCURRENT_TRIGGERS, ROUNDS, THREADS, make_random, report
 from tests.live.dagster_api import FINISHED
 from tests.live.federation import (
     NAMES,
@@ -42,7 +42,6 @@ DURATION_S = 5.0
 LAUNCH_TO_END_S = 10.0  # about, for a DAG run of that duration
 DELAY_S = 4.0  # of a trigger, or of its response
 CANCELED_WITHIN_S = 60.0
-THREADS = 20
 WORKERS, CODE_SERVER = "the run workers", "the code server"
 
 
@@ -71,8 +70,9 @@ def test_a_trigger_is_one_dag_run_and_one_materialization_when_dagsters_processe
             federation.assert_reported_once(name, round_began, [run])
             runs[name].append(run)
     seconds = time.monotonic() - began
-    for name in NAMES:  # Dagster's own retries must not add anything
-        federation.settle(name, PACED)
+    federation.wait_for_ticks()  # Dagster's own retries must not add anything
+    for name in NAMES:
+        federation.wait_until_idle(name, PACED)
         federation.assert_reported_once(name, since, runs[name])
     report(
         f"{killed} killed {ROUNDS} times in {seconds:.0f} s, when the runs were {dict(progress)}"
