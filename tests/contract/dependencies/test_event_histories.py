@@ -12,9 +12,10 @@ from uuid import uuid4
 
 import dagster as dg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from federation_defs.dagster_io.run_tags import build_dag_run_tag
 from tests.contract.conftest import Airflow, OpenInstance
 from tests.contract.dependencies.reacting import DAG, EventDaemon, report
 
@@ -122,8 +123,11 @@ class Player(EventDaemon):
         return begun
 
     def finish(self) -> None:
+        """End the oldest run, after it has launched the DAG."""
         if self.runs:
-            self.instance.report_run_failed(self.runs.pop(0), "it has ended")
+            run = self.runs.pop(0)
+            self.instance.add_run_tags(run.run_id, {build_dag_run_tag("metrics", DAG): "launched"})
+            self.instance.report_run_failed(run, "it has ended")
 
 
 def declare(
@@ -145,14 +149,29 @@ COMBINATIONS = [
 ]
 
 
+# Each plays all that happens in some order: ends while a run goes on and when none does, the same
+# run that ends again, slow and late, a crash before what follows is remembered, and a restart.
+WHILE_ONE_RUNS = [
+    *["a success", "b success", "a slow", "b late", "tick", "a failure", "a again", "tick"],
+    *["finish", "tick", "b failure", "b success", "crash", "finish", "tick", "a success", "tick"],
+]
+AFTER_CRASHES = [
+    *["a slow", "b late", "crash", "a failure", "b failure", "crash", "restart", "a again", "tick"],
+    *["finish", "finish", "a success", "a again", "b success", "restart", "crash", "finish"],
+    "tick",
+]
+
+
 @pytest.mark.parametrize(("shape", "state", "runs", "reruns"), COMBINATIONS)
+@example(history=WHILE_ONE_RUNS, at_once=1, other="success")
+@example(history=AFTER_CRASHES, at_once=2, other="finished")
 @given(
     history=st.lists(st.sampled_from(EVENTS), max_size=20),
     at_once=st.integers(1, 2),
     other=st.sampled_from(STATES),
 )
 @settings(
-    max_examples=int(os.environ.get("HISTORIES", "1")),
+    max_examples=int(os.environ.get("HISTORIES", "1")),  # the first is an empty history
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
