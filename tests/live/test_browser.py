@@ -189,6 +189,7 @@ def test_each_sensor_has_a_switch(page: Page, federation: Federation) -> None:
         switch = row.get_by_role("checkbox").nth(1)  # the first one selects the row
         for is_on in (False, True):
             expect(switch).to_be_checked(checked=not is_on)
+            expect(switch).to_be_enabled()  # not before the last change is stored
             switch.locator("..").click()
             wait_for(
                 lambda sensor=sensor, is_on=is_on: is_running(federation, sensor) == is_on,
