@@ -107,9 +107,9 @@ def start_endless_run(world: World) -> tuple[DagRun, TaskInstance]:
     world.client.trigger_run("endless", run_id)
 
     def find_task() -> tuple[DagRun, TaskInstance] | None:
-        run = world.client.fetch_run("endless", run_id)
         tasks = world.client.fetch_task_instances("endless", run_id)
         working = [task for task in tasks if task.state == "running"]
+        run = world.client.fetch_run("endless", run_id)  # after them, so that it runs, too
         return (run, working[0]) if run is not None and working else None
 
     return wait_for(find_task, "a task is running", interval_s=0.2)

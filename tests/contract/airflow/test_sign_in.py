@@ -157,6 +157,7 @@ def test_no_secret_is_in_any_error_or_log(
     airflow: Airflow, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "urllib3")  # which the Kubernetes client sets to WARNING
     client, server = airflow.client, airflow.server
     client.fetch_dags()
     secrets = {PASSWORD, server.token, "b3Blbi1zZXNhbWU"}  # the last as basic auth has it
