@@ -112,6 +112,10 @@ def test_no_more_requests_arrive_than_declared_whatever_they_are_for() -> None:
         )
         server.fail_next(asks("GET", "/dags"), answer(503), times=5)
         server.fail_next(asks("GET", "/dags"), answer(401), times=5)
+        # Alone, as threads share a sign-in: those that wait for another's never sleep.
+        with ask_in_threads(client, threads=1, times=4):
+            pass
+        assert server.count("POST", "/auth/token") == 4
         with ask_in_threads(client, threads=8, times=10):
             clock.wait_for_sleepers(8)
             arrived = len(server.asked)
