@@ -5,6 +5,7 @@
 UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
 RUN := $(UV) run --frozen
 # Without bytecode, every process that starts compiles all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 SYNC := $(UV) sync --frozen --quiet --compile-bytecode
 LATENCY_RUNS ?= 7
 # How much `make soak` does. Raise them for a longer one: make soak CHAOS_ROUNDS=20.
@@ -14,8 +15,8 @@ BURST_ROUNDS ?= 3
 CHAOS_ROUNDS ?= 8
 CHAOS_BURST ?= 25
 SOAK_MINUTES ?= 60
-# S is the demo's, XL has 200 Airflows, XL4 is a fourth of it.
-FLEET_SIZES ?= S,M,L,XL,XL4
+# S is the demo's, XL has 200 Airflows. M2, L2 and XL4 are a part of those, split in two or four.
+FLEET_SIZES ?= S,M,M2,L,L2,XL,XL4
 # Of the tests of observation and execution, those that ask the most of a storage.
 ON_POSTGRES := $(addprefix tests/contract/,observation/test_observation.py observation/test_ownership.py \
 	observation/test_crossing.py execution/test_reexecution.py execution/test_taking_over.py)
