@@ -34,7 +34,7 @@ from federation_defs.observation import (
     FindProblem,
     build_observation_sensor,
 )
-from federation_defs.partition_mapping import build_mappings, select_decided_by_events
+from federation_defs.partition_mapping import select_decided_by_events
 from federation_defs.partitions import Partitioning
 from federation_defs.schedules import (
     describe_auto,
@@ -466,8 +466,7 @@ def build_instance_defs(
     if by_condition:
         sensors.append(build_automation_sensor(declaration.name, by_condition, interval_s))
     if downstreams and by_events:
-        mappings = {dag_id: build_mappings(dag, instances) for dag_id, dag in by_events.items()}
-        sensors.append(build_event_sensor(client, by_events, mappings, interval_s))
+        sensors.append(build_event_sensor(client, by_events, instances, interval_s))
         jobs.append(build_drop_job(declaration.name, by_events.keys()))
     checks = [build_checks(client, observed)] if observed else []
     return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors, jobs=jobs)

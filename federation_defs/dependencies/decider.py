@@ -4,7 +4,7 @@ All order is that of the event log. Clocks of several machines give none.
 
 An event that counts for a dependency is kept until it has led to a run or was passed over: with
 `runs: each` in a queue, with `runs: latest` as the latch of the dependency, which holds one event.
-Each partition of a DAG has latches and a queue of its own.
+Each partition of a DAG has latches or a queue of its own.
 """
 
 from __future__ import annotations
@@ -15,19 +15,27 @@ from base64 import urlsafe_b64encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import repeat
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import dagster as dg
 
 from federation_defs.dagster_io.event_log import AssetEvent
-from federation_defs.declaration import DagDeclaration, DependencyDeclaration
+from federation_defs.declaration import (
+    DagDeclaration,
+    DependencyDeclaration,
+    TriggerDeclaration,
+)
+from federation_defs.naming import build_asset_key
 from federation_defs.partition_mapping import PartitionMapping, find_window
 
 # An event may become visible after others with larger positions: PostgreSQL and MySQL number rows
 # before they commit them. So many positions are read again.
 WINDOW = 200
 
-VERSION = 3  # 1 had no partitions, 2 did not tell which upstreams it knew
+_VERSION = 3
 _MARK = 4  # characters
 _UNREADABLE = (
     AttributeError,
@@ -39,7 +47,65 @@ _UNREADABLE = (
 )
 _CONTRARY = {"success": "failure", "failure": "success"}
 
-Edge = tuple[str, str]  # the upstream's asset key as JSON, and the state that counts
+# A dependency in the cursor: the upstream's asset key as JSON, and the state that counts.
+_Edge: TypeAlias = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Downstream:
+    """A DAG that the event sensor starts.
+
+    Attributes:
+        mappings: How its partitions depend on each of its dependencies; empty if it has none.
+    """
+
+    instance: str
+    dag_id: str
+    declaration: DagDeclaration
+    mappings: Sequence[PartitionMapping] = ()
+
+    @property
+    def name(self) -> str:
+        """The DAG, as instance/dag_id."""
+        return f"{self.instance}/{self.dag_id}"
+
+    @cached_property
+    def key(self) -> dg.AssetKey:
+        return build_asset_key(self.instance, self.dag_id)
+
+    @property
+    def trigger(self) -> TriggerDeclaration:
+        return self.declaration.trigger
+
+    @cached_property
+    def edges(self) -> list[tuple[DependencyDeclaration, PartitionMapping | None]]:
+        """The dependencies, each with how the DAG's partitions depend on it, if it has some."""
+        return list(zip(self.declaration.depends_on, self.mappings or repeat(None)))  # noqa: B905
+
+    @cached_property
+    def edges_by_name(self) -> dict[_Edge, DependencyDeclaration]:
+        return {_name(edge): edge for edge in self.declaration.depends_on}
+
+    @cached_property
+    def marks(self) -> dict[str, dg.AssetKey]:
+        """The upstreams by their marks, which stand for them in the cursor, whatever states count.
+
+        Dagster stores the cursor at each tick, so a mark is short: one of 16 million. An upstream
+        that is new, and by chance has the mark of another one, counts from the last tick on and is
+        not told.
+        """
+        return {self._build_mark(edge.key): edge.key for edge in self.declaration.depends_on}
+
+    def _build_mark(self, upstream: dg.AssetKey) -> str:
+        name = json.dumps([self.dag_id, upstream.path])
+        return urlsafe_b64encode(hashlib.sha256(name.encode()).digest()).decode()[:_MARK]
+
+    def has_partition(self, partition: str | None) -> bool:
+        """Whether a partition, which may be yet to come, is one of the DAG's; of a DAG without, it
+        is None."""
+        if not self.mappings or partition is None:
+            return not self.mappings and partition is None
+        return find_window(self.mappings[0].downstream, partition) is not None
 
 
 @dataclass(frozen=True)
@@ -79,14 +145,12 @@ class State:
     """What waits to start a DAG, or a partition of it.
 
     Attributes:
-        latched: With `runs: latest`, position and run id of the last event of each dependency
-            since the last run.
-        queue: With `runs: each`, dependency, position and run id of each event, in order.
+        causes: With `runs: latest`, the last event of each dependency since the last run. With
+            `runs: each`, all events.
         failures: How often in a row `only_if` gave no answer about what is next.
     """
 
-    latched: Mapping[Edge, tuple[int, str]] = field(default_factory=dict)
-    queue: tuple[tuple[Edge, int, str], ...] = ()
+    causes: tuple[Cause, ...] = ()
     failures: int = 0
 
 
@@ -103,14 +167,12 @@ class Cursor:
         seen: The positions of events that were read, of the last ones.
         dags: What waits, by DAG id.
         known: The marks of the upstreams whose events count. Those of others are history.
-        version: Of the package's cursors: the one of which this was read.
     """
 
     position: int
     seen: frozenset[int] = frozenset()
     dags: Mapping[str, Waiting] = field(default_factory=dict)
     known: frozenset[str] = frozenset()
-    version: int = VERSION
 
     def advance(self, position: int, read: Collection[int]) -> Cursor:
         """Return the cursor after events at these positions were read, all up to one of them."""
@@ -119,39 +181,14 @@ class Cursor:
         return replace(self, position=position, seen=frozenset(seen))
 
 
-def build_mark(dag_id: str, upstream: dg.AssetKey) -> str:
-    """Build what stands for an upstream of a DAG in the cursor, whatever states of it count.
-
-    Dagster stores the cursor at each tick, so it is short: one of 16 million. An upstream that is
-    new, and by chance has the mark of another one, counts from the last tick on and is not told.
-    """
-    name = json.dumps([dag_id, upstream.path])
-    return urlsafe_b64encode(hashlib.sha256(name.encode()).digest()).decode()[:_MARK]
-
-
-def is_known(dag: DagDeclaration, mark: str, cursor: Cursor) -> bool:
-    """Whether events of an upstream of a DAG count. If not, those that a tick reads are history.
-
-    Args:
-        mark: Of the upstream.
-    """
-    if cursor.version == 1:  # conditions decided on partitions, and have handled what they saw
-        return dag.partitions is None and dag.is_decided_by_events
-    return cursor.version == 2 or mark in cursor.known
-
-
 def find_concerned(
-    dag: DagDeclaration, mappings: Sequence[PartitionMapping], event: AssetEvent
+    dag: Downstream, event: AssetEvent
 ) -> list[tuple[DependencyDeclaration, str | None]]:
-    """Return which dependencies of a DAG an event is about, and of which partitions.
-
-    Args:
-        mappings: How its partitions depend on each of its dependencies; empty if it has none.
-    """
+    """Return which dependencies of a DAG an event is about, and of which partitions."""
     found: list[tuple[DependencyDeclaration, str | None]] = []
-    for number, edge in enumerate(dag.depends_on):
-        if edge.key == event.key and mappings:
-            updated = mappings[number].find_updated(event.record.partition_key, event.moment)
+    for edge, mapping in dag.edges:
+        if edge.key == event.key and mapping is not None:
+            updated = mapping.find_updated(event.record.partition_key, event.moment)
             found += [(edge, partition) for partition in updated]
         elif edge.key == event.key:
             found.append((edge, None))
@@ -159,7 +196,7 @@ def find_concerned(
 
 
 def take_in(
-    dag: DagDeclaration,
+    dag: Downstream,
     concerned: Iterable[tuple[DependencyDeclaration, str | None]],
     waiting: Waiting,
     event: AssetEvent,
@@ -169,91 +206,61 @@ def take_in(
     Args:
         concerned: What the event is about.
     """
-    queued = set[str | None]()
     for edge, partition in concerned:
-        if partition in queued:  # one run, whichever dependencies it counts for
-            continue
         # Removed and added: of what this event updates, the earliest partition comes first.
         state = _take_in(dag, edge, waiting.pop(partition, State()), event)
-        if state != State():
+        if state.causes:
             waiting[partition] = state
-        if state.queue and state.queue[-1][1] == event.position:
-            queued.add(partition)
 
 
 def _take_in(
-    dag: DagDeclaration, edge: DependencyDeclaration, state: State, event: AssetEvent
+    dag: Downstream, edge: DependencyDeclaration, state: State, event: AssetEvent
 ) -> State:
     """Return a state after an event of a dependency."""
-    latched, queue = dict(state.latched), state.queue
-    if not _counts(edge, event):
-        if dag.trigger.when == "all" and _CONTRARY.get(edge.state) == event.state:
-            latched.pop(_name(edge), None)  # the upstream has ended otherwise since
-        return State(latched, queue, state.failures)
-    if dag.trigger.runs == "each":
-        return State(latched, (*queue, (_name(edge), event.position, event.run_id)), state.failures)
-    latched[_name(edge)] = event.position, event.run_id
-    return State(latched, queue)  # `only_if` is asked about another event
+    counts = _counts(edge, event)
+    cause = Cause(edge, event.position, event.run_id)
+    if counts and dag.trigger.runs == "each":
+        return replace(state, causes=(*state.causes, cause))
+    others = tuple(each for each in state.causes if each.edge != edge)
+    if counts:
+        return State((*others, cause))  # `only_if` is asked about another event
+    if dag.trigger.when == "all" and _CONTRARY.get(edge.state) == event.state:
+        return replace(state, causes=others)  # the upstream has ended otherwise since
+    return state
 
 
-def find_latched(dag: DagDeclaration, state: State) -> list[Cause]:
-    """Return what is latched, the newest last."""
-    edges = {_name(edge): edge for edge in dag.depends_on}
-    causes = [Cause(edges[name], *each) for name, each in state.latched.items()]
-    return sorted(causes, key=lambda cause: cause.position)
-
-
-def find_due(dag: DagDeclaration, waiting: Waiting) -> list[Due]:
+def find_due(dag: Downstream, waiting: Waiting) -> list[Due]:
     """Return the runs that are due, in the order to start them: that of their newest causes."""
-    edges = {_name(edge): edge for edge in dag.depends_on}
     found: list[Due] = []
     for partition, state in waiting.items():
-        found += [
-            Due(partition, (Cause(edges[name], at, run_id),)) for name, at, run_id in state.queue
-        ]
-        latched = find_latched(dag, state)
-        if latched and (dag.trigger.when == "any" or len(latched) == len(dag.depends_on)):
-            found.append(Due(partition, tuple(latched)))
+        if dag.trigger.runs == "each":
+            found += [Due(partition, (cause,)) for cause in state.causes]
+        elif dag.trigger.when == "any" or len(state.causes) == len(dag.edges):
+            found.append(Due(partition, tuple(sorted(state.causes, key=attrgetter("position")))))
     return sorted(found, key=lambda due: due.causes[-1].position)
 
 
 def settle(waiting: Waiting, due: Due) -> None:
     """Remove the causes of a run that was requested or passed over."""
-    past = {(_name(cause.edge), cause.position) for cause in due.causes}
     state = waiting.pop(due.partition, State())
-    latched = {name: each for name, each in state.latched.items() if (name, each[0]) not in past}
-    queue = tuple(each for each in state.queue if (each[0], each[1]) not in past)
-    if latched or queue:
-        waiting[due.partition] = State(latched, queue)
+    if causes := tuple(each for each in state.causes if each not in due.causes):
+        waiting[due.partition] = State(causes)
 
 
-def join(dag: DagDeclaration, mappings: Sequence[PartitionMapping], waiting: Waiting) -> Waiting:
-    """Return what waits as the DAG is declared now: without what counted for dependencies and
-    partitions that are gone, and with latches as a queue or the other way round."""
-    edges = {_name(edge) for edge in dag.depends_on}
+def join(dag: Downstream, waiting: Waiting) -> Waiting:
+    """Return what waits as the DAG is declared now: without partitions that are gone, and with one
+    event of each dependency unless `runs: each`."""
     states: Waiting = {}
     for partition, state in waiting.items():
-        if not _has_partition(mappings, partition):
-            continue
-        events = [*((name, *each) for name, each in state.latched.items()), *state.queue]
-        events = sorted((each for each in events if each[0] in edges), key=lambda each: each[1])
-        if dag.trigger.runs == "each":
-            states[partition] = State({}, tuple(events), state.failures)
-        else:
-            latched = {name: (at, run) for name, at, run in events}
-            states[partition] = State(latched, (), state.failures)
-        if not events:
-            del states[partition]
+        causes = sorted(state.causes, key=attrgetter("position"))
+        if dag.trigger.runs == "latest":
+            causes = {_name(cause.edge): cause for cause in causes}.values()
+        if dag.has_partition(partition):
+            states[partition] = replace(state, causes=tuple(causes))
     return states
 
 
-def _has_partition(mappings: Sequence[PartitionMapping], partition: str | None) -> bool:
-    if not mappings or partition is None:
-        return not mappings and partition is None
-    return find_window(mappings[0].downstream, partition) is not None
-
-
-def _name(edge: DependencyDeclaration) -> Edge:
+def _name(edge: DependencyDeclaration) -> _Edge:
     return json.dumps(edge.key.path), edge.state
 
 
@@ -265,64 +272,66 @@ def _counts(edge: DependencyDeclaration, event: AssetEvent) -> bool:
 
 def dump(cursor: Cursor) -> str:
     """Return the sensor's cursor as JSON. DAGs for which nothing waits are left out."""
-    edges: dict[Edge, int] = {}  # by their numbers, as thousands of partitions may wait
-    dags = {
-        dag_id: [
-            [
-                partition,
-                [
-                    [edges.setdefault(edge, len(edges)), *each]
-                    for edge, each in state.latched.items()
-                ],
-                [[edges.setdefault(edge, len(edges)), *each] for edge, *each in state.queue],
-                state.failures,
-            ]
-            for partition, state in waiting.items()
+    edges: dict[_Edge, int] = {}  # by their numbers, as thousands of partitions may wait
+
+    def dump_state(state: State) -> list[Any]:
+        causes = [
+            [edges.setdefault(_name(each.edge), len(edges)), each.position, each.run_id]
+            for each in state.causes
         ]
+        return [[], causes, state.failures]
+
+    dags = {
+        dag_id: [[partition, *dump_state(state)] for partition, state in waiting.items()]
         for dag_id, waiting in cursor.dags.items()
         if waiting
     }
-    values = {"position": cursor.position, "seen": sorted(cursor.seen)}
-    values["known"] = "".join(sorted(cursor.known))
-    values |= {"edges": list(edges), "dags": dags}
-    return json.dumps({"version": VERSION, **values}, separators=(",", ":"))
+    values = {
+        "version": _VERSION,
+        "position": cursor.position,
+        "seen": sorted(cursor.seen),
+        "known": "".join(sorted(cursor.known)),
+        "edges": list(edges),
+        "dags": dags,
+    }
+    return json.dumps(values, separators=(",", ":"))
 
 
-def load(text: str | None) -> Cursor | None:
-    """Return the cursor; None if it can't be read, as after an edit by hand."""
+def load(text: str | None, dags: Mapping[str, Downstream]) -> Cursor | None:
+    """Return the cursor; None if it can't be read, as after an edit by hand.
+
+    Args:
+        dags: By DAG id. What waits for others, or for other dependencies, is left out.
+    """
     try:
         values = json.loads(text or "")
-        version = int(values["version"])
         position, seen = int(values["position"]), frozenset(map(int, values["seen"]))
         marks = str(values.get("known", ""))
         edges = [(str(key), str(state)) for key, state in values.get("edges", ())]
-        dags = values["dags"].items()
+        stored = values["dags"].items()
     except _UNREADABLE:
         return None
     waiting: dict[str, Waiting] = {}
-    for dag_id, states in dags:
-        for each in [states] if version == 1 else states:
+    for dag_id, states in stored:
+        if (dag := dags.get(dag_id)) is None:
+            continue
+        for each in states:
             with suppress(*_UNREADABLE):
-                partition, state = _load_state_1(each) if version == 1 else _load_state(each, edges)
-                waiting.setdefault(str(dag_id), {})[partition] = state
+                partition, state = _load_state(dag, each, edges)
+                if state.causes:
+                    waiting.setdefault(dag_id, {})[partition] = state
     known = {marks[start : start + _MARK] for start in range(0, len(marks), _MARK)}
-    return Cursor(position, seen, waiting, frozenset(known), version)
+    return Cursor(position, seen, waiting, frozenset(known))
 
 
-def _load_state(values: Sequence[Any], edges: Sequence[Edge]) -> tuple[str | None, State]:
+def _load_state(
+    dag: Downstream, values: Sequence[Any], edges: Sequence[_Edge]
+) -> tuple[str | None, State]:
+    # Latches and queues were apart once.
     partition, latched, queue, failures = values
-    return None if partition is None else str(partition), State(
-        {edges[number]: (int(at), str(run)) for number, at, run in latched},
-        tuple((edges[number], int(at), str(run)) for number, at, run in queue),
-        int(failures),
+    causes = tuple(
+        Cause(edge, int(position), str(run_id))
+        for number, position, run_id in (*latched, *queue)
+        if (edge := dag.edges_by_name.get(edges[number])) is not None
     )
-
-
-def _load_state_1(values: Mapping[str, Any]) -> tuple[None, State]:
-    return None, State(
-        {(str(key), str(state)): (int(at), str(run)) for key, state, at, run in values["latched"]},
-        tuple(
-            ((str(key), str(state)), int(at), str(run)) for key, state, at, run in values["queue"]
-        ),
-        int(values["failures"]),
-    )
+    return None if partition is None else str(partition), State(causes, int(failures))

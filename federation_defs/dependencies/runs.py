@@ -18,10 +18,9 @@ from federation_defs.dagster_io.run_tags import (
     get_partition,
     read_request,
 )
-from federation_defs.declaration import DagDeclaration
-from federation_defs.dependencies.decider import Cause, Due
+from federation_defs.dependencies.decider import Cause, Downstream, Due
 from federation_defs.errors import AirflowError
-from federation_defs.naming import RUN_ID_PREFIX, build_asset_key, build_run_id
+from federation_defs.naming import RUN_ID_PREFIX, build_run_id
 from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
 
@@ -53,9 +52,9 @@ class Runs:
         self._led: dict[tuple[str, str | None, str], str] = {}
         self._fetch_dagster_run = cache(instance.get_run_by_id)
 
-    def add(self, dag_id: str, due: Due, run_id: str) -> None:
+    def add(self, dag: Downstream, due: Due, run_id: str) -> None:
         """Add the DAG run that this tick has requested."""
-        self._led[dag_id, due.partition, due.causes[-1].label] = run_id
+        self._led[dag.dag_id, due.partition, due.causes[-1].label] = run_id
 
     @cached_property
     def _active_requests(self) -> list[dg.DagsterRun]:
@@ -79,62 +78,60 @@ class Runs:
         except AirflowError as error:
             return str(error)
 
-    def find_active(self, dag_id: str, dag: DagDeclaration) -> dict[str, str | None] | str:
+    def find_active(self, dag: Downstream) -> dict[str, str | None] | str:
         """Find a DAG's runs that Dagster has requested and that go on, as run id and partition, or
         why they are not known.
 
         Airflow is asked, too: a DAG run goes on without a Dagster run if it is not waited for, or
         if a worker died. One that is older than its time-out does not count.
         """
-        key = build_asset_key(self._client.instance, dag_id)
+        partitions = dag.declaration.partitions
         active = {
-            self._find_run_id(dag_id, run): get_partition(run)
+            self._find_run_id(dag, run): get_partition(run)
             for run in self._active_requests
-            if key in (run.asset_selection or ())
+            if dag.key in (run.asset_selection or ())
             # Of a backfill, which is one run of several partitions, the DAG runs count.
-            and (dag.partitions is None or get_partition(run) is not None)
+            and (partitions is None or get_partition(run) is not None)
         }
-        if active and dag.trigger.runs == "latest" and dag.partitions is None:
+        if active and dag.trigger.runs == "latest" and partitions is None:
             return active
         if isinstance(self._active_runs, str):
             return self._active_runs
         now = self._timing.utc_now()
-        partitioning = dag.partitions and Partitioning(dag.partitions)
+        partitioning = partitions and Partitioning(partitions)
         for run in self._active_runs:
             since = run.queued_at or run.start_date or now
             is_overdue = (now - since).total_seconds() > dag.trigger.timeout
-            if run.dag_id == dag_id and not is_overdue:
+            if run.dag_id == dag.dag_id and not is_overdue:
                 partition = partitioning.find_partition(run).key if partitioning else None
                 active.setdefault(run.run_id, partition)
         return active
 
-    def goes_on(self, dag_id: str, run_id: str, active: Collection[str]) -> bool:
+    def goes_on(self, dag: Downstream, run_id: str, active: Collection[str]) -> bool:
         """Whether a DAG run goes on, also one that is older than its time-out."""
         runs = [] if isinstance(self._active_runs, str) else self._active_runs
-        return run_id in active or any(run.key == (dag_id, run_id) for run in runs)
+        return run_id in active or any(run.key == (dag.dag_id, run_id) for run in runs)
 
-    def find_led(self, dag_id: str, dag: DagDeclaration, due: Due) -> str | None:
+    def find_led(self, dag: Downstream, due: Due) -> str | None:
         """Find the DAG run that an earlier end of the upstream run led to, if that matters."""
-        cause = due.causes[-1]
-        if dag.trigger.reruns == "follow" or not cause.run_id:
+        label = due.causes[-1].label
+        if dag.trigger.reruns == "follow" or not due.causes[-1].run_id:
             return None
-        if (begun := self._led.get((dag_id, due.partition, cause.label))) is not None:
+        if (begun := self._led.get((dag.dag_id, due.partition, label))) is not None:
             return begun
-        run = find_run_after(
-            self._instance, self._client.instance, dag_id, cause.label, due.partition
-        )
-        return run and self._find_run_id(dag_id, run)
+        run = find_run_after(self._instance, dag.instance, dag.dag_id, label, due.partition)
+        return run and self._find_run_id(dag, run)
 
-    def find_joint_run(self, dag_id: str, due: Due) -> dg.DagsterRun | None:
+    def find_joint_run(self, dag: Downstream, due: Due) -> dg.DagsterRun | None:
         """Find the Dagster run that materialized the upstream, if it runs or has run the DAG after
         that: a person selected both, or a backfill did."""
-        place, memory = (dag_id, due.partition), self._joint
+        place, memory = (dag.dag_id, due.partition), self._joint
         causes, run_id = memory.get(place, ((), ""))
-        cause, key = due.causes[-1], build_asset_key(self._client.instance, dag_id)
+        cause = due.causes[-1]
         if causes != due.causes:
             event = fetch_event(self._instance, cause.edge.key, cause.position)
             run_id = event.record.run_id if event else ""
-            if run_id and not is_planned_in(self._instance, run_id, key, due.partition):
+            if run_id and not is_planned_in(self._instance, run_id, dag.key, due.partition):
                 run_id = ""
         memory.pop(place, None)
         if (run := self._fetch_dagster_run(run_id) if run_id else None) is None:
@@ -142,11 +139,11 @@ class Runs:
         if not run.is_finished:
             memory[place] = due.causes, run_id
             return run
-        launched_at = find_observation_in(self._instance, run_id, key, due.partition)
+        launched_at = find_observation_in(self._instance, run_id, dag.key, due.partition)
         return run if launched_at > cause.position else None
 
-    def _find_run_id(self, dag_id: str, run: dg.DagsterRun) -> str:
+    def _find_run_id(self, dag: Downstream, run: dg.DagsterRun) -> str:
         """Return the id of the DAG run that a Dagster run starts or clears."""
-        request = read_request(run, self._client.instance, dag_id)
+        request = read_request(run, dag.instance, dag.dag_id)
         cleared = request and request.clears
         return cleared or build_run_id(run.root_run_id or run.run_id, get_partition(run))

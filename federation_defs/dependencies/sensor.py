@@ -9,9 +9,8 @@ that Dagster creates it once, whatever crashes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import chain
 from types import MappingProxyType
 
@@ -28,14 +27,13 @@ from federation_defs.dagster_io.event_log import (
     fetch_events,
     fetch_last_position,
 )
-from federation_defs.declaration import DagDeclaration, suggest
+from federation_defs.declaration import DagDeclaration, InstanceDeclaration, suggest
 from federation_defs.dependencies import decider
-from federation_defs.dependencies.decider import WINDOW, Cursor, Waiting
+from federation_defs.dependencies.decider import WINDOW, Cursor, Downstream, Waiting
 from federation_defs.dependencies.starter import Memory, Starter
-from federation_defs.events import build_drop_observation, build_start_observation
-from federation_defs.naming import build_asset_key, build_job_name, build_sensor_name
-from federation_defs.outcome import join_names
-from federation_defs.partition_mapping import PartitionMapping
+from federation_defs.events import build_drop_observation
+from federation_defs.naming import build_job_name, build_sensor_name
+from federation_defs.partition_mapping import build_mappings
 from federation_defs.timing import Timing
 
 _EVENTS_PER_QUERY = 500
@@ -46,7 +44,7 @@ _SETTLE_S = 10.0  # after an event, within which others with smaller positions m
 def build_event_sensor(
     client: AirflowClient,
     dags: Mapping[str, DagDeclaration],
-    mappings: Mapping[str, Sequence[PartitionMapping]] = MappingProxyType({}),
+    instances: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
     interval_s: int = 1,
     timing: Timing = Timing(),  # noqa: B008 - frozen
 ) -> dg.SensorDefinition:
@@ -54,14 +52,17 @@ def build_event_sensor(
 
     Args:
         dags: The declarations of the DAGs that it decides on, by DAG id.
-        mappings: Of those with partitions, how these depend on each of the dependencies.
+        instances: The declarations of the instances that they depend on, by name.
         interval_s: Below five seconds, it ticks in every loop of the daemon: each 5 s (1.13).
     """
-    keys = [build_asset_key(client.instance, dag_id) for dag_id in dags]
+    downstreams = {
+        dag_id: Downstream(client.instance, dag_id, dag, build_mappings(dag, instances))
+        for dag_id, dag in dags.items()
+    }
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "events"),
-        evaluation_fn=_EventSensor(client, dags, mappings, timing).tick,
-        asset_selection=dg.AssetSelection.assets(*keys),
+        evaluation_fn=_EventSensor(client, downstreams, timing).tick,
+        asset_selection=dg.AssetSelection.assets(*(dag.key for dag in downstreams.values())),
         minimum_interval_seconds=interval_s,
         default_status=dg.DefaultSensorStatus.RUNNING,
         # One line, which Dagster's UI does not break (1.13).
@@ -108,8 +109,7 @@ class _EventSensor:
     """
 
     client: AirflowClient
-    dags: Mapping[str, DagDeclaration]
-    mappings: Mapping[str, Sequence[PartitionMapping]]
+    dags: Mapping[str, Downstream]
     timing: Timing
     _last: str | None = None
     _reached: deque[tuple[float, int]] = field(default_factory=deque)
@@ -134,85 +134,48 @@ class _EventSensor:
             # one was refused for.
             if may_repeat := stored != last:
                 self._reached.clear()
-            cursor = decider.load(stored) or Cursor(fetch_last_position(instance))
-            joined = self._find_joined(cursor)
-            cursor, events, is_whole = self._read(instance, cursor, self._find_start(cursor))
-            if location and (events or cursor.dags):
+            before = decider.load(stored, self.dags) or Cursor(fetch_last_position(instance))
+            cursor, events, is_whole = self._read(instance, before)
+            if location and (events or before.dags):
                 refuse_second_location(instance, airflow, location, self.timing)
             starter = Starter(self.client, instance, self._memory, self.timing)
             states: dict[str, Waiting] = {}
             for dag_id, dag in self.dags.items():
-                key = build_asset_key(airflow, dag_id)
-                mappings = self.mappings.get(dag_id, ())
-                waiting = dict(cursor.dags.get(dag_id, {}))
-                history = set(joined[dag_id].values())
-                if may_repeat:
-                    kept = decider.join(dag, mappings, waiting)
-                    starter.note_dropped(dag_id, [each for each in waiting if each not in kept])
-                    waiting = kept
-                    if dag.trigger.only_if:  # it may have passed over what comes first
-                        starter.settle_requested(dag_id, dag, waiting, set(waiting))
-                for event in events.get(key, ()):
-                    if event.state == "drop" and event.key == key:
-                        waiting.clear()
-                        continue
-                    if event.key in history:
-                        continue
-                    concerned = decider.find_concerned(dag, mappings, event)
-                    if may_repeat and dag.trigger.runs == "latest":
-                        partitions = {partition for _, partition in concerned}
-                        starter.settle_requested(dag_id, dag, waiting, partitions)
-                    decider.take_in(dag, concerned, waiting, event)
-                starter.start(dag_id, dag, mappings, waiting)
-                states[dag_id] = waiting
-            left = set[str]() if is_whole else set(chain.from_iterable(joined.values()))
-            known = frozenset(chain.from_iterable(self._marks.values())) - left
+                joined = {key for mark, key in dag.marks.items() if mark not in before.known}
+                if joined and is_whole:
+                    starter.tell_joined(dag, joined)
+                new = (event for event in events.get(dag_id, ()) if event.key not in joined)
+                waiting = before.dags.get(dag_id, {})
+                states[dag_id] = _take_in(starter, dag, waiting, new, may_repeat=may_repeat)
+                starter.start(dag, states[dag_id])
+            known = frozenset(chain.from_iterable(dag.marks for dag in self.dags.values()))
+            # Upstreams that are new count when all that has happened is read.
+            known = known if is_whole else known & before.known
             self._last = decider.dump(replace(cursor, dags=states, known=known))
-            result = starter.build_result(self._last)
-            return self._tell_joined(result, joined) if is_whole else result
+            return starter.build_result(self._last)
 
-    @cached_property
-    def _marks(self) -> dict[str, dict[str, dg.AssetKey]]:
-        """The upstreams of each DAG by their marks."""
-        return {
-            dag_id: {decider.build_mark(dag_id, edge.key): edge.key for edge in dag.depends_on}
-            for dag_id, dag in self.dags.items()
-        }
-
-    def _find_joined(self, cursor: Cursor) -> dict[str, dict[str, dg.AssetKey]]:
-        """Find the upstreams of each DAG that count when all that has happened is read."""
-        return {
-            dag_id: {
-                mark: key
-                for mark, key in marks.items()
-                if not decider.is_known(self.dags[dag_id], mark, cursor)
-            }
-            for dag_id, marks in self._marks.items()
-        }
-
-    def _tell_joined(
-        self, result: dg.SensorResult, joined: Mapping[str, Mapping[str, dg.AssetKey]]
-    ) -> dg.SensorResult:
-        """Tell, on the assets of DAGs and in the tick, which dependencies count from now on."""
-        names = {
-            dag_id: [
-                f"{edge.name} ({edge.state})"
-                for edge in self.dags[dag_id].depends_on
-                if edge.key in keys.values()
-            ]
-            for dag_id, keys in joined.items()
-            if keys
-        }
-        if not names:
-            return result
-        told = [build_start_observation(self.client.instance, *each) for each in names.items()]
-        reason = dg.SkipReason(f"What happens from now on counts for {join_names(list(names))}.")
-        return dg.SensorResult(
-            run_requests=result.run_requests,
-            asset_events=[*told, *result.asset_events],
-            skip_reason=None if result.run_requests else reason,
-            cursor=result.cursor,
-        )
+    def _read(
+        self, instance: dg.DagsterInstance, cursor: Cursor
+    ) -> tuple[Cursor, dict[str, list[AssetEvent]], bool]:
+        """Read what has happened, and return the cursor after that, the new events that matter to
+        each DAG, in order, and whether these are all."""
+        concerned: dict[dg.AssetKey, list[str]] = {}
+        for dag_id, dag in self.dags.items():
+            for key in {dag.key, *dag.marks.values()}:
+                concerned.setdefault(key, []).append(dag_id)
+        found: dict[str, list[AssetEvent]] = {}
+        after = self._find_start(cursor)
+        until = self.timing.monotonic() + _READ_S
+        while True:
+            read, is_whole = fetch_events(instance, after, _EVENTS_PER_QUERY)
+            for event in read:
+                is_new = event.position not in cursor.seen
+                for dag_id in concerned.get(event.key, ()) if is_new else ():
+                    found.setdefault(dag_id, []).append(event)
+            after = max([after, *(event.position for event in read)])
+            cursor = cursor.advance(after, {event.position for event in read})
+            if is_whole or self.timing.monotonic() > until:
+                return cursor, found, is_whole
 
     def _find_start(self, cursor: Cursor) -> int:
         """Find the position after which to read: that of some seconds ago, as events with smaller
@@ -225,25 +188,32 @@ class _EventSensor:
         start = position if now - reached_at >= _SETTLE_S else 0
         return max(start, cursor.position - WINDOW, 0)
 
-    def _read(
-        self, instance: dg.DagsterInstance, cursor: Cursor, after: int
-    ) -> tuple[Cursor, dict[dg.AssetKey, list[AssetEvent]], bool]:
-        """Read what has happened, and return the cursor after that, the new events that matter to
-        each DAG, in order, and whether these are all."""
-        concerned: dict[dg.AssetKey, set[dg.AssetKey]] = {}
-        for dag_id, dag in self.dags.items():
-            own = build_asset_key(self.client.instance, dag_id)
-            for key in {own, *(edge.key for edge in dag.depends_on)}:
-                concerned.setdefault(key, set()).add(own)
-        found: dict[dg.AssetKey, list[AssetEvent]] = {}
-        until = self.timing.monotonic() + _READ_S
-        while True:
-            read, is_whole = fetch_events(instance, after, _EVENTS_PER_QUERY)
-            for event in read:
-                is_new = event.position not in cursor.seen
-                for own in concerned.get(event.key, ()) if is_new else ():
-                    found.setdefault(own, []).append(event)
-            after = max([after, *(event.position for event in read)])
-            cursor = cursor.advance(after, {event.position for event in read})
-            if is_whole or self.timing.monotonic() > until:
-                return cursor, found, is_whole
+
+def _take_in(
+    starter: Starter,
+    dag: Downstream,
+    waiting: Waiting,
+    events: Iterable[AssetEvent],
+    *,
+    may_repeat: bool,
+) -> Waiting:
+    """Return what waits after some events.
+
+    Args:
+        may_repeat: Runs may have been requested by a tick whose cursor was not stored, and the DAG
+            may have been declared otherwise then.
+    """
+    if may_repeat:
+        before, waiting = waiting, decider.join(dag, waiting)
+        starter.note_dropped(dag, [each for each in before if each not in waiting])
+        if dag.trigger.only_if:  # it may have passed over what comes first
+            starter.settle_requested(dag, waiting, set(waiting))
+    for event in events:
+        if event.state == "drop" and event.key == dag.key:
+            waiting.clear()
+            continue
+        concerned = decider.find_concerned(dag, event)
+        if may_repeat and dag.trigger.runs == "latest":
+            starter.settle_requested(dag, waiting, {partition for _, partition in concerned})
+        decider.take_in(dag, concerned, waiting, event)
+    return waiting

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -17,6 +16,7 @@ from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import (
     WINDOW,
     Cursor,
+    Downstream,
     State,
     Waiting,
     find_concerned,
@@ -30,8 +30,9 @@ from federation_defs.naming import build_asset_key
 A, B = "a/x", "b/y"
 
 
-def declare(*upstreams: str, **trigger: Any) -> DagDeclaration:
-    return DagDeclaration.model_validate({"depends_on": list(upstreams), "trigger": trigger})
+def declare(*upstreams: Any, **trigger: Any) -> Downstream:
+    dag = DagDeclaration.model_validate({"depends_on": list(upstreams), "trigger": trigger})
+    return Downstream("metrics", "c", dag)
 
 
 def happen(upstream: str, position: int, state: Any = "success") -> AssetEvent:
@@ -44,15 +45,15 @@ NOTHING: Mapping[str | None, State] = MappingProxyType({})
 
 
 def read(
-    dag: DagDeclaration, *events: AssetEvent, waiting: Mapping[str | None, State] = NOTHING
+    dag: Downstream, *events: AssetEvent, waiting: Mapping[str | None, State] = NOTHING
 ) -> Waiting:
     taken = dict(waiting)
     for event in events:
-        take_in(dag, find_concerned(dag, (), event), taken, event)
+        take_in(dag, find_concerned(dag, event), taken, event)
     return taken
 
 
-def find_positions(dag: DagDeclaration, waiting: Waiting) -> list[int]:
+def find_positions(dag: Downstream, waiting: Waiting) -> list[int]:
     return [due.causes[-1].position for due in find_due(dag, waiting)]
 
 
@@ -80,10 +81,9 @@ def test_two_of_one_upstream_and_one_of_the_other_are_one_run() -> None:
 
 def test_what_waits_is_kept_when_the_dag_is_declared_otherwise() -> None:
     latest, each = declare(A, pass_upstream=True), declare(A, runs="each")
-    waiting = read(each, happen(A, 2), waiting=join(each, (), read(latest, happen(A, 1))))
+    waiting = read(each, happen(A, 2), waiting=join(each, read(latest, happen(A, 1))))
     assert find_positions(each, waiting) == [1, 2]
-    assert find_positions(latest, join(latest, (), waiting)) == [2]
-    assert join(declare(B), (), waiting) == {}
+    assert find_positions(latest, join(latest, waiting)) == [2]
 
 
 def test_failures_of_only_if_are_counted_for_each_event() -> None:
@@ -94,47 +94,32 @@ def test_failures_of_only_if_are_counted_for_each_event() -> None:
 
 
 def test_a_cursor_is_read_as_it_was_written() -> None:
-    dag = declare(A, B, when="all")
-    failing = replace(read(dag, happen(A, 7))[None], failures=1)
+    dags = {
+        "ä [1]": declare(A, B, when="all"),
+        "b": declare(A, runs="each"),
+        "c": declare(A, runs="each"),
+    }
+    failing = replace(read(dags["ä [1]"], happen(A, 7))[None], failures=1)
     waiting: dict[str, Waiting] = {"ä [1]": {None: failing}}
-    waiting["b"] = read(declare(A, runs="each"), happen(A, 3), happen(A, 4))
-    waiting["c"] = {"2026-01-01": waiting["b"][None], "2026-01-02": State(failures=1)}
-    known = frozenset(
-        decider.build_mark(each, dag.depends_on[0].key) for each in ("ä [1]", "b", "c")
-    )
+    waiting["b"] = read(dags["b"], happen(A, 3), happen(A, 4))
+    waiting["c"] = {"2026-01-01": waiting["b"][None], "2026-01-02": failing}
+    known = frozenset(mark for dag in dags.values() for mark in dag.marks)
     cursor = Cursor(8, frozenset({3, 4, 7}), waiting, known)
-    assert decider.load(decider.dump(cursor)) == cursor
+    assert decider.load(decider.dump(cursor), dags) == cursor
 
 
-def test_the_cursor_of_the_version_before_partitions_is_read() -> None:
-    edge = json.dumps(["a", "dag", "x"])
-    state = {"latched": [[edge, "success", 7, "run"]], "queue": [], "failures": 0}
-    text = json.dumps({"version": 1, "position": 8, "seen": [7], "dags": {"c": state}})
-    cursor = decider.load(text)
+def test_what_waits_for_dags_and_dependencies_that_are_gone_is_dropped() -> None:
+    waiting = read(declare(A, B), happen(A, 1), happen(B, 2))
+    text = decider.dump(Cursor(2, dags={"c": waiting, "d": waiting}))
+    cursor = decider.load(text, {"c": declare(B)})
     assert cursor
-    assert cursor.dags == {"c": {None: State({(edge, "success"): (7, "run")})}}
-
-
-@pytest.mark.parametrize(
-    ("version", "trigger", "is_known"),
-    [(1, "latest", False), (1, "each", True), (2, "latest", True)],
-)
-def test_dependencies_that_counted_in_an_earlier_version_go_on_to_count(
-    version: int, trigger: str, is_known: bool
-) -> None:
-    """Those on which conditions decided in version 1 count from then on."""
-    text = json.dumps({"version": version, "position": 8, "seen": [7], "dags": {}})
-    cursor = decider.load(text)
-    assert cursor
-    dag = declare(A, runs=trigger)
-    assert decider.is_known(dag, decider.build_mark("x", dag.depends_on[0].key), cursor) == is_known
+    assert cursor.dags == {"c": read(declare(B), happen(B, 2))}
+    assert decider.load(text, {"c": declare("a/z")}) == Cursor(2)
 
 
 @pytest.mark.parametrize("state", ["slow", "late", "failure"])
 def test_a_dependency_counts_its_own_state_only(state: str) -> None:
-    dag = DagDeclaration.model_validate(
-        {"depends_on": [{"dag": A, "state": state}], "trigger": {"runs": "each"}}
-    )
+    dag = declare({"dag": A, "state": state}, runs="each")
     states = ["success", "failure", "slow", "late", "other"]
     events = [happen(A, number, each) for number, each in enumerate(states, 1)]
     assert find_positions(dag, read(dag, *events)) == [states.index(state) + 1]

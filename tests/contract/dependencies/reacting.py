@@ -13,7 +13,6 @@ from federation_defs.dagster_io.reports import OUTCOME_LABEL, RUN_ID_LABEL, SIGN
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.dependencies.sensor import build_event_sensor
 from federation_defs.naming import build_asset_key
-from federation_defs.partition_mapping import build_mappings
 from tests.contract.execution.executing import DEFAULT_TRIGGER, FAST, build_assets
 
 DAG = "customer_metrics"
@@ -93,17 +92,14 @@ class EventDaemon:
             for name, each in self.upstreams.items()
         }
         self.dags = own.downstreams
-        self.mappings = {
-            dag_id: build_mappings(dag, {**instances, own.name: own})
-            for dag_id, dag in self.dags.items()
-        }
+        self.instances = {**instances, own.name: own}
         self.assets = build_assets(self.client, dags)
         self.restart()
         self.defs = dg.Definitions([self.assets], sensors=[self.sensor])
 
     def restart(self) -> None:
         """Start another code server."""
-        self.sensor = build_event_sensor(self.client, self.dags, self.mappings, timing=FAST)
+        self.sensor = build_event_sensor(self.client, self.dags, self.instances, timing=FAST)
 
     def build_context(self, cursor: str | None) -> dg.SensorEvaluationContext:
         return dg.build_sensor_context(self.instance, cursor, definitions=self.defs)

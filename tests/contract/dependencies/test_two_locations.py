@@ -44,7 +44,7 @@ class Location(EventDaemon):
         super().__init__(airflow.client, instance, {DAG: dag})
 
     def restart(self) -> None:
-        self.sensor = build_event_sensor(self.client, self.dags, self.mappings, timing=TIMING)
+        self.sensor = build_event_sensor(self.client, self.dags, self.instances, timing=TIMING)
 
     def build_context(self, cursor: str | None) -> dg.SensorEvaluationContext:
         self.store()
