@@ -13,7 +13,6 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
-from typing import Any
 
 import dagster as dg
 
@@ -24,10 +23,11 @@ from federation_defs.dagster_io.reports import fetch_successes
 from federation_defs.declaration import DagDeclaration, DeadlineDeclaration
 from federation_defs.errors import AirflowError, DagNotFoundError
 from federation_defs.events import (
-    build_check_result,
+    build_check_evaluation,
     build_deadline_check,
     build_max_duration_check,
     build_partitions_metadata,
+    convert_to_result,
 )
 from federation_defs.naming import (
     CHECK_NAME,
@@ -152,13 +152,9 @@ def _create_checks(
 
 
 def build_absent_evaluation(instance: str, dag_id: str, why: str) -> dg.AssetCheckEvaluation:
-    """Return the failed check of a DAG that can't run, which observation stores."""
-    return dg.AssetCheckEvaluation(**_describe_absence(instance, dag_id, why))
-
-
-def _describe_absence(instance: str, dag_id: str, why: str) -> dict[str, Any]:
+    """Return the failed check of a DAG that can't run."""
     key = build_asset_key(instance, dag_id)
-    return {"asset_key": key, "check_name": CHECK_NAME, "passed": False, "description": why}
+    return dg.AssetCheckEvaluation(key, CHECK_NAME, passed=False, description=why)
 
 
 def run_checks(
@@ -179,33 +175,13 @@ def run_checks(
     for key in sorted(keys):
         if (dag_id := build_dag_id(client.instance, key.asset_key)) is None:
             continue
-        dag, result = dags[dag_id], None
         try:
-            if key.name == CHECK_NAME:
-                result = _check_last_run(client, dag_id, dag)
-            elif key.name == MAX_DURATION_CHECK_NAME and dag.max_duration is not None:
-                result = _check_duration(client, dag_id, dag.max_duration)
-            elif key.name == DEADLINE_CHECK_NAME and dag.deadline is not None:
-                where = context.instance, client.instance, dag_id
-                if fields := find_deadline_check(*where, dag.deadline):
-                    result = dg.AssetCheckResult(**fields)
-            elif (
-                key.name == PARTITIONS_CHECK_NAME
-                and dag.partitions is not None
-                and _BY_CODE.isdisjoint(context.run.tags)
-            ):
-                result = dg.AssetCheckResult(
-                    asset_key=key.asset_key,
-                    check_name=key.name,
-                    passed=True,
-                    description="What was reported is accepted as it is.",
-                    metadata=build_partitions_metadata(dag.partitions),
-                )
+            evaluation = _evaluate(client, dag_id, dags[dag_id], key, context)
         except AirflowError as error:
             errors.append(str(error))
             continue
-        if result is not None:
-            yield result
+        if evaluation is not None:
+            yield convert_to_result(evaluation)
         elif key.name in _BY_SENSORS:
             context.log.info(f"The check `{key.name}` of DAG {dag_id} is evaluated by a sensor.")
             yield from repeat_evaluations(context.instance, [key])
@@ -215,29 +191,53 @@ def run_checks(
         raise dg.Failure("\n".join(errors))
 
 
+def _evaluate(
+    client: AirflowClient,
+    dag_id: str,
+    dag: DagDeclaration,
+    key: dg.AssetCheckKey,
+    context: dg.AssetCheckExecutionContext | dg.AssetExecutionContext,
+) -> dg.AssetCheckEvaluation | None:
+    """Evaluate a check; None if there is nothing new to say."""
+    if key.name == CHECK_NAME:
+        return _check_last_run(client, dag_id, dag)
+    if key.name == MAX_DURATION_CHECK_NAME and dag.max_duration is not None:
+        return _check_duration(client, dag_id, dag.max_duration)
+    if key.name == DEADLINE_CHECK_NAME and dag.deadline is not None:
+        return find_deadline_check(context.instance, client.instance, dag_id, dag.deadline)
+    is_by_person = _BY_CODE.isdisjoint(context.run.tags)
+    if key.name == PARTITIONS_CHECK_NAME and dag.partitions is not None and is_by_person:
+        return dg.AssetCheckEvaluation(
+            asset_key=key.asset_key,
+            check_name=key.name,
+            passed=True,
+            description="What was reported is accepted as it is.",
+            metadata=build_partitions_metadata(dag.partitions),
+        )
+    return None
+
+
 def _check_last_run(
     client: AirflowClient, dag_id: str, dag: DagDeclaration
-) -> dg.AssetCheckResult | None:
+) -> dg.AssetCheckEvaluation | None:
     try:
         client.fetch_dag(dag_id)
         run = client.fetch_latest_finished_run(dag_id)
     except DagNotFoundError as error:
-        return dg.AssetCheckResult(**_describe_absence(client.instance, dag_id, str(error)))
+        return build_absent_evaluation(client.instance, dag_id, str(error))
     if run is None:
         return None
     outcome = add_log_tails(client, fetch_outcome(client, run, dag.success_when))
-    return build_check_result(client, outcome)
+    return build_check_evaluation(client, outcome)
 
 
 def _check_duration(
     client: AirflowClient, dag_id: str, limit_s: float
-) -> dg.AssetCheckResult | None:
+) -> dg.AssetCheckEvaluation | None:
     now = datetime.now(timezone.utc)
     slow = find_slow_runs(client, {dag_id: limit_s}, now)
     run = slow[0] if slow else client.fetch_latest_finished_run(dag_id)
-    if run is None:
-        return None
-    return dg.AssetCheckResult(**build_max_duration_check(client, run, limit_s, now))
+    return run and build_max_duration_check(client, run, limit_s, now)
 
 
 def find_slow_runs(
@@ -259,8 +259,8 @@ def find_deadline_check(
     airflow: str,
     dag_id: str,
     deadline: DeadlineDeclaration,
-) -> dict[str, Any] | None:
-    """Return the fields of an evaluation of the check `deadline` that passes.
+) -> dg.AssetCheckEvaluation | None:
+    """Return the evaluation of the check `deadline` that passes.
 
     None unless the last one failed and a success was reported since: without one, not all that
     ended may be known.
@@ -272,8 +272,8 @@ def find_deadline_check(
     if not missed:
         return None
     successes = fetch_successes(instance, key, missed - deadline.window)
-    fields = build_deadline_check(airflow, dag_id, missed, deadline.window, successes)
-    return fields if fields["passed"] else None
+    evaluation = build_deadline_check(airflow, dag_id, missed, deadline.window, successes)
+    return evaluation if evaluation.passed else None
 
 
 def repeat_evaluations(
@@ -284,12 +284,4 @@ def repeat_evaluations(
     Dagster plans all checks of each asset that it runs, and shows no earlier evaluation then
     (1.13).
     """
-    for key, last in fetch_completed_evaluations(instance, keys).items():
-        yield dg.AssetCheckResult(
-            asset_key=key.asset_key,
-            check_name=key.name,
-            passed=last.passed,
-            severity=last.severity,
-            description=last.description,
-            metadata=last.metadata,
-        )
+    yield from map(convert_to_result, fetch_completed_evaluations(instance, keys).values())

@@ -130,22 +130,25 @@ def build_unreadable_run_observation(
 
 
 def build_check_evaluation(client: AirflowClient, outcome: Outcome) -> dg.AssetCheckEvaluation:
-    return dg.AssetCheckEvaluation(**_build_check(client, outcome))
+    return dg.AssetCheckEvaluation(
+        asset_key=build_asset_key(client.instance, outcome.run.dag_id),
+        check_name=CHECK_NAME,
+        passed=outcome.is_success,
+        description=_describe(outcome),
+        metadata=build_check_metadata(client, outcome),
+    )
 
 
-def build_check_result(client: AirflowClient, outcome: Outcome) -> dg.AssetCheckResult:
-    """Return the check evaluation in the form that a step yields."""
-    return dg.AssetCheckResult(**_build_check(client, outcome))
-
-
-def _build_check(client: AirflowClient, outcome: Outcome) -> dict[str, Any]:
-    return {
-        "asset_key": build_asset_key(client.instance, outcome.run.dag_id),
-        "check_name": CHECK_NAME,
-        "passed": outcome.is_success,
-        "description": _describe(outcome),
-        "metadata": build_check_metadata(client, outcome),
-    }
+def convert_to_result(evaluation: dg.AssetCheckEvaluation) -> dg.AssetCheckResult:
+    """Return an evaluation in the form that a step yields."""
+    return dg.AssetCheckResult(
+        asset_key=evaluation.asset_key,
+        check_name=evaluation.check_name,
+        passed=evaluation.passed,
+        severity=evaluation.severity,
+        description=evaluation.description,
+        metadata=evaluation.metadata,
+    )
 
 
 def _describe(outcome: Outcome) -> str:
@@ -226,16 +229,15 @@ def build_slow_observation(
 
 def build_max_duration_check(
     client: AirflowClient, run: DagRun, limit_s: float, now: datetime
-) -> dict[str, Any]:
-    """Return the fields of an evaluation, or a result, of the check `max_duration`, for a run that
-    has started."""
-    return {
-        "asset_key": build_asset_key(client.instance, run.dag_id),
-        "check_name": MAX_DURATION_CHECK_NAME,
-        "passed": run.measure_s(now) <= limit_s,
-        "description": _describe_duration(run, limit_s, now),
-        "metadata": {**build_link_metadata(client, run), "Max duration (s)": limit_s},
-    }
+) -> dg.AssetCheckEvaluation:
+    """Return the evaluation of the check `max_duration` for a run that has started."""
+    return dg.AssetCheckEvaluation(
+        asset_key=build_asset_key(client.instance, run.dag_id),
+        check_name=MAX_DURATION_CHECK_NAME,
+        passed=run.measure_s(now) <= limit_s,
+        description=_describe_duration(run, limit_s, now),
+        metadata={**build_link_metadata(client, run), "Max duration (s)": limit_s},
+    )
 
 
 def _describe_duration(run: DagRun, limit_s: float, now: datetime) -> str:
@@ -263,9 +265,9 @@ def build_deadline_check(
     deadline: datetime,
     window: timedelta,
     successes: Sequence[Success],
-) -> dict[str, Any]:
-    """Return the fields of an evaluation, or a result, of the check `deadline`. It passes with the
-    first success after the beginning of the window.
+) -> dg.AssetCheckEvaluation:
+    """Return the evaluation of the check `deadline`. It passes with the first success after the
+    beginning of the window.
 
     Args:
         successes: Sorted by their ends.
@@ -283,13 +285,13 @@ def build_deadline_check(
         description = (
             f"{what} at {success.end:%F %T} UTC, {order} the deadline of {deadline:%F %T}."
         )
-    return {
-        "asset_key": build_asset_key(airflow, dag_id),
-        "check_name": DEADLINE_CHECK_NAME,
-        "passed": bool(counting),
-        "description": description,
-        "metadata": metadata,
-    }
+    return dg.AssetCheckEvaluation(
+        asset_key=build_asset_key(airflow, dag_id),
+        check_name=DEADLINE_CHECK_NAME,
+        passed=bool(counting),
+        description=description,
+        metadata=metadata,
+    )
 
 
 def _describe_lateness(deadline: datetime, window: timedelta) -> str:

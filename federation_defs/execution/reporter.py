@@ -19,11 +19,11 @@ from federation_defs.dagster_io.run_tags import Target, is_automation
 from federation_defs.events import (
     build_check_evaluation,
     build_check_metadata,
-    build_check_result,
     build_link_metadata,
     build_materialization,
     build_observation,
     build_run_metadata,
+    convert_to_result,
 )
 from federation_defs.execution.launcher import StepContext
 from federation_defs.naming import build_asset_key, build_check_key
@@ -155,8 +155,8 @@ class Reporter:
         # Dagster keeps one evaluation per run and asset (1.13): a success hides no failure.
         is_checked = build_check_key(key) in self._context.selected_asset_check_keys
         if is_checked and not (outcome.is_success and run.dag_id in self._failed):
-            build_check = build_check_result if is_single else build_check_evaluation
-            yield build_check(self._client, outcome)
+            evaluation = build_check_evaluation(self._client, outcome)
+            yield convert_to_result(evaluation) if is_single else evaluation
         if is_new and is_single:
             metadata = build_run_metadata(self._client, outcome)
             yield dg.MaterializeResult(asset_key=key, metadata=metadata)

@@ -107,10 +107,10 @@ class Lateness:
         self, instance: dg.DagsterInstance, dag_id: str, declared: DeadlineDeclaration
     ) -> bool:
         """Pass the check if it failed, and a run has succeeded since. Return whether it did."""
-        fields = find_deadline_check(instance, self._airflow, dag_id, declared)
-        if fields is not None:
-            instance.report_runless_asset_event(dg.AssetCheckEvaluation(**fields))
-        return fields is not None
+        evaluation = find_deadline_check(instance, self._airflow, dag_id, declared)
+        if evaluation is not None:
+            instance.report_runless_asset_event(evaluation)
+        return evaluation is not None
 
     def _find_due(self, dag_id: str, since: datetime, now: datetime) -> list[datetime]:
         """Find the deadlines to judge, oldest first."""
@@ -141,8 +141,8 @@ class Lateness:
         told = fetch_signals(instance, key, due[0]) if missed else set()
 
         def check(deadline: datetime, counting: Sequence[Success]) -> None:
-            fields = build_deadline_check(airflow, dag_id, deadline, window, counting)
-            instance.report_runless_asset_event(dg.AssetCheckEvaluation(**fields))
+            evaluation = build_deadline_check(airflow, dag_id, deadline, window, counting)
+            instance.report_runless_asset_event(evaluation)
 
         for each in missed:
             if ("late", "", each.timestamp()) not in told:

@@ -87,7 +87,7 @@ class Slowness:
             return False
         for run in checked:
             check = build_max_duration_check(self._client, run, self._limits_s[run.dag_id], now)
-            instance.report_runless_asset_event(dg.AssetCheckEvaluation(**check))
+            instance.report_runless_asset_event(check)
         for run in news:
             limit_s = self._limits_s[run.dag_id]
             partition = find_partition(self._partitionings, run)

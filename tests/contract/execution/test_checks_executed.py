@@ -278,7 +278,7 @@ def test_deadline_is_evaluated_by_what_was_reported(
     assert execute_all(airflow_v2.client, declared, instance) == {"dag_run": True}
     now = datetime.now(timezone.utc)
     missed = build_deadline_check("metrics", DAG, now, deadline.window, ())
-    instance.report_runless_asset_event(dg.AssetCheckEvaluation(**missed))
+    instance.report_runless_asset_event(missed)
     assert execute_all(airflow_v2.client, declared, instance)["deadline"] is False
     Daemon(airflow_v2.client, [DAG], instance).tick()
     assert execute_all(airflow_v2.client, declared, instance)["deadline"] is True
