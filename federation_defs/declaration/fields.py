@@ -33,9 +33,9 @@ from federation_defs.errors import DeclarationError
 _DURATION_PATTERN = r"^\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*$"
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_S = 3650 * 86400  # dates are computed with it
+_ALWAYS_RENDERED = ("environment", "dags")
 # `env.NAME` has no default; `env("NAME", default)` has one.
 _ENV_ATTRIBUTE = re.compile(r"\benv\.([A-Za-z_]\w*)")
-_ALWAYS_RENDERED = ("environment", "dags")
 _ENV = re.compile(r"\benv(?:\.|\(\s*['\"])([A-Za-z_]\w*)")
 
 T = TypeVar("T")
@@ -195,23 +195,20 @@ def render_templates(raw: Mapping[str, Any], scope: Mapping[str, Any], source: s
 
 def find_unset_variables(raw: Any) -> list[str]:
     """Return the variables without a default that templates use and that are not set, in order."""
-    if isinstance(raw, Mapping):
-        return find_unset_variables(list(raw.values()))
-    if isinstance(raw, list):
-        return [name for value in raw for name in find_unset_variables(value)]
-    text = _reveal(raw)
-    names = _ENV_ATTRIBUTE.findall(text) if is_template(text) else ()
-    return [name for name in names if name not in os.environ]
+    return [name for name in _find_in_templates(_ENV_ATTRIBUTE, raw) if name not in os.environ]
 
 
 def find_variables(raw: Any) -> list[str]:
     """Return the environment variables that the templates in a value use, in order."""
-    if isinstance(raw, Mapping):
-        return find_variables(list(raw.values()))
-    if isinstance(raw, list):
-        return [name for value in raw for name in find_variables(value)]
+    return _find_in_templates(_ENV, raw)
+
+
+def _find_in_templates(pattern: re.Pattern[str], raw: Any) -> list[str]:
+    if isinstance(raw, Mapping | list):
+        values = raw.values() if isinstance(raw, Mapping) else raw
+        return [name for value in values for name in _find_in_templates(pattern, value)]
     text = _reveal(raw)
-    return _ENV.findall(text) if is_template(text) else []
+    return pattern.findall(text) if is_template(text) else []
 
 
 def is_template(value: Any) -> bool:
