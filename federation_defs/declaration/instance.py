@@ -138,6 +138,16 @@ class InstanceDeclaration(Declaration):
         description="Where to keep the last known DAGs, as for every state-backed component.",
     )
 
+    @model_validator(mode="after")
+    def _require_dates_in_airflow_2(self) -> InstanceDeclaration:
+        for dag_id, dag in self.dags.items() if self.api == "v1" else ():
+            if dag.trigger.logical_date == "none":
+                raise ValueError(
+                    f"dags.{dag_id}.trigger.logical_date: in Airflow 2 (`api: v1`) every run has a "
+                    "logical date; remove the key"
+                )
+        return self
+
     @model_validator(mode="wrap")
     @classmethod
     def _hide_inputs(
@@ -186,21 +196,12 @@ def parse_declaration(
     Raises:
         DeclarationError: Names everything that is wrong, by key.
     """
-    problems: list[str] = []
     try:
-        declaration = InstanceDeclaration.model_validate(values)
+        return InstanceDeclaration.model_validate(values)
     except ValidationError as error:
+        problems: list[str] = []
         for problem in error.errors(include_input=False, include_url=False):
             where = [source, ".".join(map(str, problem["loc"]))]
             what = problem["msg"].removeprefix("Value error, ")
             problems.append(": ".join(filter(None, [*where, what])))
         raise DeclarationError(problems) from None  # pydantic's message may hold secrets
-    problems += [
-        f"{source}: dags.{dag_id}.trigger.logical_date: in Airflow 2 (`api: v1`) every run has a "
-        "logical date; remove the key"
-        for dag_id, dag in declaration.dags.items()
-        if declaration.api == "v1" and dag.trigger.logical_date == "none"
-    ]
-    if problems:
-        raise DeclarationError(problems)
-    return declaration
