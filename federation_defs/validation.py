@@ -44,6 +44,10 @@ class Member:
     def name(self) -> str:
         return self.declaration.name
 
+    def locate(self, dag_id: str) -> str:
+        """Return where a DAG is declared."""
+        return f"{self.source}: dags.{dag_id}"
+
 
 def find_problems(members: Sequence[Member], *, is_whole: bool = False) -> list[str]:
     """Return everything that the declarations alone show to be wrong, one sentence each.
@@ -56,9 +60,8 @@ def find_problems(members: Sequence[Member], *, is_whole: bool = False) -> list[
         *_find_shared_names(members),
         *_find_wrong_elsewhere(by_name, is_whole=is_whole),
         *(
-            f"{member.source}: dags.{dag_id}.depends_on: {problem}"
-            for member in members
-            for dag_id, dag in member.declaration.dags.items()
+            f"{member.locate(dag_id)}.depends_on: {problem}"
+            for member, dag_id, dag in _iterate_dags(members)
             for dependency in dag.depends_on
             for problem in (
                 *_find_wrong_dependency(dependency, member, by_name, is_whole=is_whole),
@@ -69,6 +72,12 @@ def find_problems(members: Sequence[Member], *, is_whole: bool = False) -> list[
         *_find_cycles(members),
         *_find_unusable_functions(member for member in members if not member.project),
     ]
+
+
+def _iterate_dags(members: Iterable[Member]) -> Iterator[tuple[Member, str, DagDeclaration]]:
+    for member in members:
+        for dag_id, dag in member.declaration.dags.items():
+            yield member, dag_id, dag
 
 
 def find_wrong_windows(member: Member, members: Sequence[Member]) -> dict[str, list[str]]:
@@ -167,8 +176,7 @@ def _find_unselected(members: Sequence[Member]) -> Iterator[str]:
     by_name = {member.name: member for member in members}
     edges = [
         (member, dag_id, *upstream)
-        for member in members
-        for dag_id, dag in member.declaration.dags.items()
+        for member, dag_id, dag in _iterate_dags(members)
         for upstream in dag.upstreams
     ]
     depended_on = {(member.project, name, upstream) for member, _, name, upstream in edges}
@@ -178,7 +186,7 @@ def _find_unselected(members: Sequence[Member]) -> Iterator[str]:
         declaration = other.declaration
         if upstream not in declaration.dags and not is_selected(upstream, None, declaration.select):
             yield (
-                f"{member.source}: dags.{dag_id}.depends_on: {other.source} neither declares nor "
+                f"{member.locate(dag_id)}.depends_on: {other.source} neither declares nor "
                 f"selects '{upstream}'{suggest(upstream, declaration.dags) or '.'}"
             )
 
@@ -233,9 +241,17 @@ def _find_wrong_windows(
             f"`window: current` of {name} would run partitions before the end of their windows, "
             "and with `date: data_interval_end` that end is the date of the run; write another date"
         )
-    if partitions is None:
-        return
-    ratio = dag.partitions.cadence_s / partitions.cadence_s
+    if partitions is not None:
+        ratio = dag.partitions.cadence_s / partitions.cadence_s
+        yield from _find_wrong_ratio(ratio, name, dag)
+
+
+def _find_wrong_ratio(ratio: float, name: str, dag: DagDeclaration) -> Iterator[str]:
+    """Find partitions that are too many for one of the DAG, or of the upstream of this name.
+
+    Args:
+        ratio: Of the lengths of their partitions, the DAG's to the upstream's.
+    """
     if max(ratio, 1 / ratio) > _MOST_WINDOWS:
         longer, shorter = ("this DAG", name) if ratio > 1 else (name, "this DAG")
         yield (
@@ -251,22 +267,20 @@ def _find_wrong_windows(
 
 def _find_unusable_functions(members: Iterable[Member]) -> Iterator[str]:
     check = cache(check_function)
-    for member in members:
-        for dag_id, dag in member.declaration.dags.items():
-            name = dag.trigger.only_if
-            if name is not None and (problem := check(name)):
-                yield f"{member.source}: dags.{dag_id}.trigger.only_if: {name} {problem}"
+    for member, dag_id, dag in _iterate_dags(members):
+        name = dag.trigger.only_if
+        if name is not None and (problem := check(name)):
+            yield f"{member.locate(dag_id)}.trigger.only_if: {name} {problem}"
 
 
 def find_named_dags(members: Iterable[Member]) -> dict[str, dict[str, list[str]]]:
     """Return the DAGs that are declared or depended on, and where, by instance and DAG id."""
     named: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)
-    for member in members:
-        for dag_id, dag in member.declaration.dags.items():
-            where = f"{member.source}: dags.{dag_id}"
-            named[member.name].setdefault(dag_id, []).append(where)
-            for name, upstream in dag.upstreams:
-                named[name].setdefault(upstream, []).append(f"{where}.depends_on")
+    for member, dag_id, dag in _iterate_dags(members):
+        where = member.locate(dag_id)
+        named[member.name].setdefault(dag_id, []).append(where)
+        for name, upstream in dag.upstreams:
+            named[name].setdefault(upstream, []).append(f"{where}.depends_on")
     return dict(named)
 
 
@@ -295,7 +309,7 @@ def find_dateless_triggers(member: Member, snapshot: Snapshot | None) -> Iterato
     for dag_id, dag in member.declaration.dags.items() if snapshot and snapshot.api == "v1" else ():
         if dag.trigger.logical_date == "none":
             yield (
-                f"{member.source}: dags.{dag_id}.trigger.logical_date: Airflow '{member.name}' is "
+                f"{member.locate(dag_id)}.trigger.logical_date: Airflow '{member.name}' is "
                 "a 2.x, where every run has a logical date; remove the key"
             )
 
@@ -354,13 +368,11 @@ def _build_edges(members: Iterable[Member]) -> dict[str, list[str]]:
     """Return the upstream DAGs of each declared DAG, all as instance/dag_id."""
     return {
         f"{member.name}/{dag_id}": ["/".join(upstream) for upstream in dag.upstreams]
-        for member in members
-        for dag_id, dag in member.declaration.dags.items()
+        for member, dag_id, dag in _iterate_dags(members)
     }
 
 
 def _locate(dag: str, members: Iterable[Member]) -> str:
     """Return where a DAG, as instance/dag_id, is declared."""
     instance, dag_id = dag.split("/", 1)
-    source = next(member.source for member in members if member.name == instance)
-    return f"{source}: dags.{dag_id}"
+    return next(member.locate(dag_id) for member in members if member.name == instance)
