@@ -14,10 +14,17 @@ from functools import cache, lru_cache
 
 import dagster as dg
 
-from federation_defs.declaration import DagDeclaration, Granularity, InstanceDeclaration, Window
+from federation_defs.declaration import (
+    DagDeclaration,
+    Granularity,
+    InstanceDeclaration,
+    Window,
+    find_upstream,
+)
+from federation_defs.declaration.partitions import find_next_window
 
 # What Dagster raises for a key that is none, and near the year 9999 (1.13).
-_NO_PARTITION = (ArithmeticError, ValueError, dg.DagsterInvariantViolationError)
+NO_PARTITION = (ArithmeticError, ValueError, dg.DagsterInvariantViolationError)
 _INSTANT = timedelta(microseconds=1)
 
 
@@ -64,7 +71,7 @@ class PartitionMapping:
         """
         try:
             return self._find_updated(partition, moment)
-        except _NO_PARTITION:
+        except NO_PARTITION:
             return []
 
     def _find_updated(self, partition: str | None, moment: datetime) -> list[str]:
@@ -124,9 +131,8 @@ def build_mappings(
     downstream = dag.partitions.build_definition()
     mappings: list[PartitionMapping] = []
     for edge in dag.depends_on:
-        instance, dag_id = edge.upstream or ("", "")
-        known = instances.get(instance)
-        partitions = known.find_dag(dag_id).partitions if known else edge.partitions
+        known = find_upstream(instances, edge.upstream)
+        partitions = known.partitions if known else edge.partitions
         window = edge.window or ("last" if partitions is None else "same")
         upstream = partitions and partitions.build_definition()
         mappings.append(PartitionMapping(downstream, upstream, window, dag.granularity))
@@ -144,14 +150,14 @@ def select_decided_by_events(
         instances: The declarations of all instances that they depend on, by name.
     """
 
-    def has_partitions(instance: str, dag_id: str) -> bool:
-        known = instances.get(instance)
-        return known is not None and known.find_dag(dag_id).partitions is not None
+    def has_partitions(upstream: tuple[str, str]) -> bool:
+        known = find_upstream(instances, upstream)
+        return known is not None and known.partitions is not None
 
     return {
         dag_id: dag
         for dag_id, dag in dags.items()
-        if dag.is_decided_by_events or any(has_partitions(*each) for each in dag.upstreams)
+        if dag.is_decided_by_events or any(map(has_partitions, dag.upstreams))
     }
 
 
@@ -161,7 +167,7 @@ def find_window(definition: dg.TimeWindowPartitionsDefinition, key: str) -> dg.T
     try:
         window = in_utc(definition.time_window_for_partition_key(key))
         is_own = definition.get_partition_key_for_timestamp(window.start.timestamp()) == key
-    except _NO_PARTITION:
+    except NO_PARTITION:
         return None
     return window if is_own and window.start >= _get_first(definition) else None
 
@@ -179,9 +185,7 @@ def in_utc(window: dg.TimeWindow) -> dg.TimeWindow:
 
 @cache
 def _get_first(definition: dg.TimeWindowPartitionsDefinition) -> datetime:
-    first = definition.get_next_partition_window(definition.start, respect_bounds=False)
-    assert first is not None  # noqa: S101 - without bounds, there is always one
-    return in_utc(first).start
+    return in_utc(find_next_window(definition, definition.start)).start
 
 
 def _find_keys(

@@ -12,10 +12,9 @@ import dagster as dg
 
 from federation_defs.airflow.models import DagRun, TriggerOptions
 from federation_defs.declaration import PartitionsDeclaration
-from federation_defs.partition_mapping import find_window
+from federation_defs.declaration.partitions import find_next_window
+from federation_defs.partition_mapping import NO_PARTITION, find_window
 
-# What Dagster raises for other keys, and near the year 9999 (1.13).
-_NO_PARTITION = (ArithmeticError, ValueError, dg.DagsterInvariantViolationError)
 _BY_HAND = "manual"  # the type of a run
 _MAX_KEY_CHARACTERS = 100  # that are shown
 
@@ -117,11 +116,11 @@ class Partitioning:
     def _is_tick(self, date: datetime) -> bool:
         """Whether a partition begins at a moment, and so another one ends."""
         try:
-            window = self.definition.get_next_partition_window(date, respect_bounds=False)
-        except _NO_PARTITION:
+            window = find_next_window(self.definition, date)
+        except NO_PARTITION:
             return False
         # In the hour that is repeated in autumn, Python takes times of two zones for unequal.
-        return window is not None and window.start.timestamp() == date.timestamp()
+        return window.start.timestamp() == date.timestamp()
 
     def _find_key(self, date: datetime) -> str | None:
         # A data interval that ends with a window belongs to that window, not to the next.
@@ -132,7 +131,7 @@ class Partitioning:
             if ends and second < date:
                 second += timedelta(seconds=1)
             key = self.definition.get_partition_key_for_timestamp(second.timestamp(), ends)
-        except _NO_PARTITION:
+        except NO_PARTITION:
             return None
         return key if self.is_partition(key) else None
 

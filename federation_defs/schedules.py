@@ -21,8 +21,13 @@ import dagster as dg
 from pydantic import ValidationError
 
 from federation_defs.airflow.models import Schedule
-from federation_defs.declaration import InstanceDeclaration, PartitionsDeclaration
+from federation_defs.declaration import (
+    InstanceDeclaration,
+    PartitionsDeclaration,
+    find_upstream,
+)
 from federation_defs.declaration.fields import find_timezones
+from federation_defs.declaration.partitions import find_last_window, find_next_window
 from federation_defs.errors import AirflowError
 from federation_defs.partition_mapping import in_utc
 
@@ -105,20 +110,17 @@ def find_unknown_partitions(
         instances: The declarations of all instances, by name.
     """
 
-    def is_unknown(instance: str, dag_id: str) -> bool:
-        if (known := instances.get(instance)) is None:  # of another code location
-            return False
-        dag = known.find_dag(dag_id)
-        return dag.declares_partitions and dag.partitions is None
+    def is_unknown(upstream: tuple[str, str]) -> bool:
+        dag = find_upstream(instances, upstream)
+        return dag is not None and dag.declares_partitions and dag.partitions is None
 
     return {
         dag_id: [
             f"the partitions of {'/'.join(each)} are not known; see its check `partitions`"
-            for each in dag.upstreams
-            if is_unknown(*each)
+            for each in filter(is_unknown, dag.upstreams)
         ]
         for dag_id, dag in declaration.downstreams.items()
-        if any(is_unknown(*each) for each in [(declaration.name, dag_id), *dag.upstreams])
+        if any(map(is_unknown, [(declaration.name, dag_id), *dag.upstreams]))
     }
 
 
@@ -283,20 +285,15 @@ def _find_windows(
     """
     if fires_at is None:
         raise ValueError(f"Airflow plans no next run, which would confirm it; {_INSTEAD}")
-    found = dict[object, tuple[dg.TimeWindowPartitionsDefinition, dg.TimeWindow]]()
+    found = dict[tuple[float, ...], tuple[dg.TimeWindowPartitionsDefinition, dg.TimeWindow]]()
     last = known and known.timezone
     for zone in sorted(zones, key=lambda zone: zone != last):
         windows = _build_windows(cron, zone)
-        before = windows.get_prev_partition_window(fires_at, respect_bounds=False)
-        window = before and in_utc(before)
-        if window and window.end == fires_at:
-            later = [fires_at + number * _QUARTER for number in (1, 2, 3)]
-            ticks = [
-                windows.get_next_partition_window(each, respect_bounds=False) for each in later
-            ]
-            found.setdefault(
-                tuple(tick and tick.start.timestamp() for tick in ticks), (windows, window)
-            )
+        window = in_utc(find_last_window(windows, fires_at))
+        if window.end == fires_at:
+            later = (fires_at + number * _QUARTER for number in (1, 2, 3))
+            ticks = tuple(find_next_window(windows, each).start.timestamp() for each in later)
+            found.setdefault(ticks, (windows, window))
     fitting = [windows.timezone for windows, _ in found.values()]
     if len(fitting) != 1 and last not in fitting:
         said = (
@@ -357,10 +354,9 @@ def _find_start(
     if schedule.start_date is None:
         raise ValueError("Airflow tells no start date; write `start`")
     _check_number(schedule.start_date, window, "since its start date")
-    first = windows.get_next_partition_window(schedule.start_date, respect_bounds=False)
-    if first and is_trigger:
-        first = windows.get_prev_partition_window(first.start, respect_bounds=False)
-    assert first is not None  # noqa: S101 - without bounds, there is always one
+    first = find_next_window(windows, schedule.start_date)
+    if is_trigger:
+        first = find_last_window(windows, first.start)
     return f"{first.start.astimezone(ZoneInfo(windows.timezone)):%Y-%m-%d}"
 
 

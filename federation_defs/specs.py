@@ -13,6 +13,7 @@ from federation_defs.declaration import (
     DagDeclaration,
     DependencyDeclaration,
     InstanceDeclaration,
+    find_upstream,
 )
 from federation_defs.naming import build_asset_key, build_owner, build_tag_key
 from federation_defs.partition_mapping import build_mappings, select_decided_by_events
@@ -67,7 +68,7 @@ def build_specs(
         key = build_asset_key(declaration.name, dag_id)
         condition = None
         if declared.depends_on and dag_id not in unconditional:
-            upstreams = _classify_upstreams(declared, declaration, others)
+            upstreams = _classify_upstreams(declared, declaration.name, instances)
             detached = None if declared.trigger.wait else key
             condition = build_condition(upstreams, when=declared.trigger.when, detached=detached)
         specs[dag_id] = dg.AssetSpec(
@@ -95,25 +96,20 @@ def _build_deps(
 
 
 def _classify_upstreams(
-    dag: DagDeclaration,
-    declaration: InstanceDeclaration,
-    others: Mapping[str, InstanceDeclaration],
+    dag: DagDeclaration, own: str, instances: Mapping[str, InstanceDeclaration]
 ) -> dict[dg.AssetKey, Upstream]:
-    """Return what a DAG depends on, and whether Dagster runs it and waits for it."""
-    upstreams: dict[dg.AssetKey, Upstream] = {}
-    for instance, dag_id in dag.upstreams:
-        is_own = instance == declaration.name
-        known = declaration if is_own else others.get(instance)
-        upstream = known.find_dag(dag_id) if known else None
-        kind: Upstream = "executed"
-        if upstream is None:
-            kind = "elsewhere"
-        elif not upstream.depends_on:
-            kind = "observed"
-        elif is_own and not upstream.trigger.wait:
-            kind = "detached"
-        upstreams[build_asset_key(instance, dag_id)] = kind
-    return {**upstreams, **{dg.AssetKey(key): "asset" for key in dag.upstream_assets}}
+    """Return what a DAG of an instance depends on, and whether Dagster runs it and waits for it."""
+
+    def classify(upstream: tuple[str, str]) -> Upstream:
+        declared = find_upstream(instances, upstream)
+        if declared is None:
+            return "elsewhere"
+        if not declared.depends_on:
+            return "observed"
+        return "detached" if upstream[0] == own and not declared.trigger.wait else "executed"
+
+    dags = {build_asset_key(*each): classify(each) for each in dag.upstreams}
+    return {**dags, **{dg.AssetKey(key): "asset" for key in dag.upstream_assets}}
 
 
 def _describe(

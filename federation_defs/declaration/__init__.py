@@ -34,6 +34,7 @@ from federation_defs.declaration.instance import (
     ObserveDeclaration,
     SelectDeclaration,
     check_url,
+    find_upstream,
     parse_declaration,
 )
 from federation_defs.declaration.partitions import PartitionsDeclaration

@@ -28,7 +28,11 @@ from federation_defs.declaration.fields import (
     check_timezone,
     is_template,
 )
-from federation_defs.declaration.partitions import PartitionsDeclaration
+from federation_defs.declaration.partitions import (
+    PartitionsDeclaration,
+    find_last_window,
+    find_next_window,
+)
 from federation_defs.naming import build_asset_key
 
 State: TypeAlias = Literal["success", "failure", "finished", "late", "slow"]
@@ -185,16 +189,15 @@ class DeadlineDeclaration(Declaration):
     def iterate_back(self, until: datetime.datetime) -> Iterator[datetime.datetime]:
         """Iterate over the deadlines up to a time, the last one first, without an end. In UTC."""
         windows = _build_windows(self.cron, self.timezone)
-        while window := windows.get_prev_partition_window(until, respect_bounds=False):
+        while True:
+            window = find_last_window(windows, until)
             yield window.end.astimezone(datetime.timezone.utc)
             until = window.start
 
     def find_next(self, after: datetime.datetime) -> datetime.datetime:
         """Return the first deadline after a time, in UTC."""
         later = after + datetime.timedelta(microseconds=1)
-        windows = _build_windows(self.cron, self.timezone)
-        window = windows.get_next_partition_window(later, respect_bounds=False)
-        assert window is not None  # noqa: S101 - without bounds, there is always one
+        window = find_next_window(_build_windows(self.cron, self.timezone), later)
         return window.start.astimezone(datetime.timezone.utc)
 
 

@@ -185,6 +185,15 @@ class InstanceDeclaration(Declaration):
         return self.dags.get(dag_id, _UNDECLARED)
 
 
+def find_upstream(
+    instances: Mapping[str, InstanceDeclaration], upstream: tuple[str, str] | None
+) -> DagDeclaration | None:
+    """Return what is declared of an upstream DAG; None if another code location declares it, or if
+    the upstream is no DAG."""
+    known = instances.get(upstream[0]) if upstream else None
+    return known.find_dag(upstream[1]) if known and upstream else None
+
+
 def parse_declaration(
     values: InstanceDeclaration | Mapping[str, Any], source: str
 ) -> InstanceDeclaration:

@@ -30,7 +30,7 @@ from federation_defs.declaration.fields import (
 
 _AUTO = "auto"
 _WINDOWS_IN_A_ROW = 3  # to try
-_WINDOWS_PER_CADENCE = 8
+_WINDOWS_PER_CADENCE = 7
 # At most one tick per day, so that the date is enough for a key.
 _DAILY = re.compile(r"\s*(\d+\s+\d+\s.*|@(daily|weekly|monthly|yearly|annually|midnight)\s*)")
 
@@ -185,15 +185,30 @@ class PartitionsDeclaration(Declaration):
         )
 
 
+def find_next_window(
+    definition: dg.TimeWindowPartitionsDefinition, moment: datetime.datetime
+) -> dg.TimeWindow:
+    """Return the first window that begins at a time or later, also before the first partition."""
+    window = definition.get_next_partition_window(moment, respect_bounds=False)
+    assert window is not None  # noqa: S101 - without bounds, there is always one
+    return window
+
+
+def find_last_window(
+    definition: dg.TimeWindowPartitionsDefinition, moment: datetime.datetime
+) -> dg.TimeWindow:
+    """Return the last window that ends at a time or earlier, also before the first partition."""
+    window = definition.get_prev_partition_window(moment, respect_bounds=False)
+    assert window is not None  # noqa: S101 - without bounds, there is always one
+    return window
+
+
 @cache  # all DAGs of a fleet have few of them
 def _compute_cadence_s(definition: dg.TimeWindowPartitionsDefinition) -> float:
-    ends: list[float] = [definition.start.timestamp()]
+    end = first_end = find_next_window(definition, definition.start).end
     for _ in range(_WINDOWS_PER_CADENCE):
-        end = datetime.datetime.fromtimestamp(ends[-1], datetime.timezone.utc)
-        window = definition.get_next_partition_window(end, respect_bounds=False)
-        assert window is not None  # noqa: S101 - without bounds, there is always one
-        ends.append(window.end.timestamp())
-    return (ends[-1] - ends[1]) / (len(ends) - 2)
+        end = find_next_window(definition, end).end
+    return (end.timestamp() - first_end.timestamp()) / _WINDOWS_PER_CADENCE
 
 
 @cache  # takes up to 20 ms, and a load validates each DAG twice
@@ -210,8 +225,7 @@ def _has_own_keys(
     for moment in [*moments, *_find_clock_changes(definition.timezone)]:
         end = moment
         for _ in range(_WINDOWS_IN_A_ROW):
-            window = definition.get_next_partition_window(end, respect_bounds=False)
-            assert window is not None  # noqa: S101 - without bounds, there is always one
+            window = find_next_window(definition, end)
             start_s, end_s = window.start.timestamp(), window.end.timestamp()
             moments_s = (start_s, (start_s + end_s) / 2)
             keys = {definition.get_partition_key_for_timestamp(each) for each in moments_s}
