@@ -35,7 +35,7 @@ from federation_defs.partition_mapping import PartitionMapping, find_window
 # before they commit them. So many positions are read again.
 WINDOW = 200
 
-_VERSION = 3
+VERSION = 3
 _MARK = 4  # characters
 _UNREADABLE = (
     AttributeError,
@@ -287,7 +287,7 @@ def dump(cursor: Cursor) -> str:
         if waiting
     }
     values = {
-        "version": _VERSION,
+        "version": VERSION,
         "position": cursor.position,
         "seen": sorted(cursor.seen),
         "known": "".join(sorted(cursor.known)),
@@ -298,26 +298,26 @@ def dump(cursor: Cursor) -> str:
 
 
 def load(text: str | None, dags: Mapping[str, Downstream]) -> Cursor | None:
-    """Return the cursor; None if it can't be read, as after an edit by hand.
+    """Return the cursor; None if it can't be read, as after an edit by hand. Of a version to come,
+    what has another form is left out.
 
     Args:
         dags: By DAG id. What waits for others, or for other dependencies, is left out.
     """
     try:
         values = json.loads(text or "")
+        int(values["version"])  # every cursor of the sensor has one
         position, seen = int(values["position"]), frozenset(map(int, values["seen"]))
         marks = str(values.get("known", ""))
         edges = [(str(key), str(state)) for key, state in values.get("edges", ())]
-        stored = values["dags"].items()
+        stored = {str(dag_id): list(states) for dag_id, states in values["dags"].items()}
     except _UNREADABLE:
         return None
     waiting: dict[str, Waiting] = {}
-    for dag_id, states in stored:
-        if (dag := dags.get(dag_id)) is None:
-            continue
-        for each in states:
+    for dag_id in stored.keys() & dags.keys():
+        for each in stored[dag_id]:
             with suppress(*_UNREADABLE):
-                partition, state = _load_state(dag, each, edges)
+                partition, state = _load_state(dags[dag_id], each, edges)
                 if state.causes:
                     waiting.setdefault(dag_id, {})[partition] = state
     known = {marks[start : start + _MARK] for start in range(0, len(marks), _MARK)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
+from uuid import uuid4
 
 import dagster as dg
 
@@ -12,7 +13,7 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.dagster_io.reports import OUTCOME_LABEL, RUN_ID_LABEL, SIGNAL_LABEL
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.dependencies.sensor import build_event_sensor
-from federation_defs.naming import build_asset_key
+from federation_defs.naming import build_asset_key, build_dag_run_tag
 from tests.contract.execution.executing import DEFAULT_TRIGGER, FAST, build_assets
 
 DAG = "customer_metrics"
@@ -116,10 +117,7 @@ class EventDaemon:
     def tick(self) -> list[str]:
         """Evaluate the sensor, run what it requests, and return the causes."""
         causes = []
-        for request in self.evaluate():
-            if self.has_run(request.run_key):
-                continue
-            tags = {**request.tags, "dagster/run_key": str(request.run_key)}
+        for request in self.evaluate_new():
             assert request.asset_selection
             (key,) = request.asset_selection
             dg.materialize(
@@ -127,19 +125,94 @@ class EventDaemon:
                 selection=dg.AssetSelection.assets(key),
                 partition_key=request.partition_key,
                 instance=self.instance,
-                tags=tags,
+                tags=build_tags(request),
                 raise_on_error=False,
             )
-            causes += [
-                value for name, value in tags.items() if name.startswith("federation/after.")
-            ]
+            causes.append(find_cause(request))
         self.cursor = self.ticked.cursor
         return causes
+
+    def evaluate_new(self) -> Iterator[dg.RunRequest]:
+        """Evaluate the sensor, and iterate over the requests whose runs were not created before."""
+        for request in self.evaluate():
+            filters = dg.RunsFilter(tags={"dagster/run_key": str(request.run_key)})
+            if not self.instance.get_run_records(filters, limit=1):
+                yield request
 
     @property
     def skip_reason(self) -> str:
         return self.ticked.skip_message or ""
 
-    def has_run(self, run_key: str | None) -> bool:
-        filters = dg.RunsFilter(tags={"dagster/run_key": str(run_key)})
-        return bool(self.instance.get_run_records(filters, limit=1))
+
+def build_tags(request: dg.RunRequest) -> dict[str, str]:
+    """Return the tags of the run that the daemon creates for a request."""
+    tags = {**request.tags, "dagster/run_key": str(request.run_key)}
+    return tags | ({"dagster/partition": request.partition_key} if request.partition_key else {})
+
+
+def find_cause(request: dg.RunRequest) -> str:
+    (cause,) = (
+        value for name, value in request.tags.items() if name.startswith("federation/after.")
+    )
+    return cause
+
+
+class Model(Protocol):
+    """What has to run, by the words of the declaration.
+
+    Attributes:
+        active: What goes on, the oldest first.
+    """
+
+    active: list[Any]
+
+    def tick(self) -> list[Any]:
+        """Return what begins."""
+        ...
+
+
+class Player(EventDaemon):
+    """A daemon beside a model. Its runs go on until the test ends them.
+
+    Args:
+        name: Tells what the model calls a run, given the request.
+    """
+
+    def __init__(
+        self, model: Model, name: Callable[[dg.RunRequest], str | None], *given: Any
+    ) -> None:
+        super().__init__(*given)
+        self.model, self.name = model, name
+        self.runs: list[dg.DagsterRun] = []
+
+    def play(self, event: str, what: str = "") -> list[Any]:
+        """Let something happen, and return what begins: a tick, a tick whose cursor is lost in a
+        crash, a restart, or the end of the oldest run."""
+        begun: list[Any] = []
+        if event in ("tick", "crash"):
+            begun = [self.name(request) for request in self.create_runs()]
+            assert begun == self.model.tick(), what
+        if event == "tick":
+            self.cursor = self.ticked.cursor
+        elif event == "finish" and self.runs:
+            run = self.runs.pop(0)
+            self.model.active.pop(0)
+            self.instance.add_run_tags(run.run_id, {build_dag_run_tag("metrics", DAG): "launched"})
+            self.instance.report_run_failed(run, "it has ended")
+        elif event != "finish":
+            self.restart()
+        return begun
+
+    def create_runs(self) -> Iterator[dg.RunRequest]:
+        """Evaluate the sensor, and create the runs that it requests."""
+        for request in self.evaluate_new():
+            run = dg.DagsterRun(
+                job_name="any",
+                run_id=str(uuid4()),
+                status=dg.DagsterRunStatus.STARTED,
+                tags=build_tags(request),
+                asset_selection=frozenset(request.asset_selection or ()),
+            )
+            self.instance.add_run(run)
+            self.runs.append(run)
+            yield request

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import dagster as dg
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from federation_defs.dagster_io.run_tags import build_dag_run_tag
 from tests.contract.conftest import Airflow, OpenInstance
-from tests.contract.dependencies.reacting import DAG, EventDaemon, report
+from tests.contract.dependencies.reacting import DAG, Player, find_cause, report
 
 UPSTREAMS = ["warehouse/a", "warehouse/b"]
 STATES = ["success", "failure", "finished", "slow", "late"]
@@ -94,42 +92,6 @@ class Model:
         return begun
 
 
-class Player(EventDaemon):
-    """A daemon whose runs go on until the test ends them."""
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.runs: list[dg.DagsterRun] = []
-
-    def run(self, *, is_stored: bool) -> list[str]:
-        """Evaluate the sensor, create the runs that it requests, and return what led to them."""
-        begun = []
-        for request in self.evaluate():
-            if self.has_run(request.run_key):
-                continue
-            tags = {**request.tags, "dagster/run_key": str(request.run_key)}
-            run = dg.DagsterRun(
-                job_name="any",
-                run_id=str(uuid4()),
-                status=dg.DagsterRunStatus.STARTED,
-                tags=tags,
-                asset_selection=frozenset(request.asset_selection or ()),
-            )
-            self.instance.add_run(run)
-            self.runs.append(run)
-            begun += [tag for name, tag in tags.items() if name.startswith("federation/after.")]
-        if is_stored:
-            self.cursor = self.ticked.cursor
-        return begun
-
-    def finish(self) -> None:
-        """End the oldest run, after it has launched the DAG."""
-        if self.runs:
-            run = self.runs.pop(0)
-            self.instance.add_run_tags(run.run_id, {build_dag_run_tag("metrics", DAG): "launched"})
-            self.instance.report_run_failed(run, "it has ended")
-
-
 def declare(
     shape: str, state: str, runs: str, reruns: str, at_once: int, other: str
 ) -> dict[str, Any]:
@@ -190,34 +152,26 @@ def test_what_the_model_runs_is_run_once(
     dag = declare(shape, state, runs, reruns, at_once, other)
     airflow_v2.database.add_dag(DAG)
     with open_instance(tmp_path / uuid4().hex) as instance:
-        daemon, model = Player(airflow_v2.client, instance, {DAG: dag}), Model(dag)
-        assert daemon.run(is_stored=True) == []
-        for number, event in enumerate(history):
-            play(daemon, model, event, f"run_{number}")
+        model = Model(dag)
+        player = Player(model, find_cause, airflow_v2.client, instance, {DAG: dag})
+        for number, event in enumerate(["tick", *history]):
+            play(player, model, event, f"run_{number}")
         while model.queue or model.active:
-            play(daemon, model, "finish")
-            play(daemon, model, "tick")
-        play(daemon, model, "tick")
+            player.play("finish")
+            player.play("tick")
+        player.play("tick")
 
 
-def play(daemon: Player, model: Model, event: str, run_id: str = "") -> None:
-    if event in ("tick", "crash"):
-        is_stored = event == "tick"
-        assert daemon.run(is_stored=is_stored) == model.tick()
-        if not is_stored:
-            daemon.restart()
-    elif event == "restart":
-        daemon.restart()
-    elif event == "finish":
-        daemon.finish()
-        model.active = model.active[1:]
-    else:
-        name, state = event.split()
-        upstream = f"warehouse/{name}"
-        if state == "again":
-            ended = [each for each in model.events if each[0] == upstream]
-            if not ended:
-                return
-            _, state, run_id = ended[-1]
-        report(daemon.instance, upstream, state, run_id)
-        model.happen(upstream, state, run_id)
+def play(player: Player, model: Model, event: str, run_id: str) -> None:
+    name, _, state = event.partition(" ")
+    if not state:
+        player.play(event)
+        return
+    upstream = f"warehouse/{name}"
+    if state == "again":
+        ended = [each for each in model.events if each[0] == upstream]
+        if not ended:
+            return
+        _, state, run_id = ended[-1]
+    report(player.instance, upstream, state, run_id)
+    model.happen(upstream, state, run_id)

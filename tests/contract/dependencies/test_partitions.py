@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,7 +26,14 @@ from federation_defs.execution import build_execution
 from federation_defs.naming import build_asset_key
 from federation_defs.specs import build_specs
 from tests.contract.conftest import Airflow, OpenInstance, StartAirflow
-from tests.contract.dependencies.reacting import DAG, EventDaemon, declare, list_counted, report
+from tests.contract.dependencies.reacting import (
+    DAG,
+    EventDaemon,
+    Player,
+    declare,
+    list_counted,
+    report,
+)
 from tests.contract.execution.executing import FAST, materialize
 from tests.contract.execution.partitioned import of, of_range
 
@@ -154,10 +162,10 @@ class Model:
         return begun
 
 
-class Player(EventDaemon):
-    """A daemon whose runs go on until the test ends them."""
-
-    def __init__(self, airflow: Airflow, instance: dg.DagsterInstance, case: Case) -> None:
+class PartitionPlayer(Player):
+    def __init__(
+        self, airflow: Airflow, instance: dg.DagsterInstance, case: Case, model: Model
+    ) -> None:
         edges = [{"dag": "warehouse/up", **case.edge}]
         if case.is_all:
             edges.append({"dag": "warehouse/other"})
@@ -169,32 +177,9 @@ class Player(EventDaemon):
             "trigger": trigger,
         }
         upstreams = {"warehouse": {up: {"partitions": case.upstream} for up in UPSTREAMS}}
-        super().__init__(airflow.client, instance, {DAG: dag}, upstreams)
+        name = attrgetter("partition_key")
+        super().__init__(model, name, airflow.client, instance, {DAG: dag}, upstreams)
         self.case = case
-        self.runs: list[dg.DagsterRun] = []
-
-    def run(self, *, is_stored: bool = True) -> list[str | None]:
-        """Evaluate the sensor, create the runs that it requests, and return their partitions."""
-        begun: list[str | None] = []
-        for request in self.evaluate():
-            if self.has_run(request.run_key):
-                continue
-            tags = {**request.tags, "dagster/run_key": str(request.run_key)}
-            if request.partition_key is not None:
-                tags["dagster/partition"] = request.partition_key
-            run = dg.DagsterRun(
-                job_name="any",
-                run_id=str(uuid4()),
-                status=dg.DagsterRunStatus.STARTED,
-                tags=tags,
-                asset_selection=frozenset(request.asset_selection or ()),
-            )
-            self.instance.add_run(run)
-            self.runs.append(run)
-            begun.append(request.partition_key)
-        if is_stored:
-            self.cursor = self.ticked.cursor
-        return begun
 
     def update(self, partition: str) -> None:
         """Report a success of an upstream: with `when: all`, of the one that stands before it."""
@@ -206,9 +191,6 @@ class Player(EventDaemon):
         key = None if more else name
         upstream = f"warehouse/{dag_id or 'up'}"
         report(self.instance, upstream, run_id=uuid4().hex, partition=key, **more)
-
-    def finish(self) -> None:
-        self.instance.report_run_failed(self.runs.pop(0), "it has ended")
 
 
 def spread(updates: list[str]) -> list[str]:
@@ -246,58 +228,45 @@ def test_each_updated_partition_leads_to_its_run_once(
     airflow_v2.database.add_dag(DAG)
     keys = list(case.needs)
     with open_instance(tmp_path / "dagster") as instance:
-        daemon, model = begin(airflow_v2, instance, case, case.needs[keys[0]][0])
+        player, model = begin(airflow_v2, instance, case, case.needs[keys[0]][0])
         for number, kind in enumerate(KINDS):
             pair = keys[2 * number :][:2] if len(keys) > 2 * number + 1 else keys[-2:]
             first, second = case.needs[pair[0]], case.needs[pair[1]] if len(pair) > 1 else []
             history = build_histories(first, second)[kind]
-            begun = finish(daemon, model, history, [*first, *second], kind)
+            begun = finish(player, model, history, [*first, *second], kind)
             assert set(begun) >= set(pair), kind
             assert begun.count(pair[0]) >= (2 if kind in ("backfill", "clear") else 1), kind
 
 
 def begin(
     airflow: Airflow, instance: dg.DagsterInstance, case: Case, before: str
-) -> tuple[Player, Model]:
+) -> tuple[PartitionPlayer, Model]:
     """Return a daemon that has ticked once, after an update that leads to nothing."""
-    daemon, model = Player(airflow, instance, case), Model(case)
-    daemon.update(before)
+    model = Model(case)
+    player = PartitionPlayer(airflow, instance, case, model)
+    player.update(before)
+    player.play("tick")
     if not case.is_all:
         model.updated.add(before)
-    assert daemon.run() == []
-    return daemon, model
+    return player, model
 
 
 def finish(
-    daemon: Player, model: Model, history: list[str], near: list[str], what: str = ""
+    player: PartitionPlayer, model: Model, history: list[str], near: list[str], what: str = ""
 ) -> list[str | None]:
     """Play a history until nothing goes on, and return the partitions that have run."""
-    begun = [key for event in [*history, "tick"] for key in play(daemon, model, event, near, what)]
+    begun: list[str | None] = []
+    for event in [*history, "tick"]:
+        if event in ("tick", "crash", "restart", "finish"):
+            begun += player.play(event, what)
+            continue
+        for partition in near if event == "all" else [event]:  # all: a backfill
+            player.update(partition)
+            model.update(partition)
     while model.active:
         for event in ("finish", "tick"):
-            begun += play(daemon, model, event, near, what)
+            begun += player.play(event, what)
     return begun
-
-
-def play(daemon: Player, model: Model, event: str, near: list[str], what: str) -> list[str | None]:
-    """Let something happen, and return the partitions whose runs that begins."""
-    if event in ("tick", "crash"):
-        begun = model.tick()
-        assert daemon.run(is_stored=event == "tick") == begun, what
-        if event == "crash":
-            daemon.restart()
-        return begun
-    if event == "restart":
-        daemon.restart()
-    elif event == "finish":
-        if daemon.runs:
-            daemon.finish()
-            model.active.pop(0)
-    else:
-        for partition in near if event == "all" else [event]:  # all: a backfill
-            daemon.update(partition)
-            model.update(partition)
-    return []
 
 
 if "HISTORIES" in os.environ:  # as in the soak
@@ -326,8 +295,8 @@ if "HISTORIES" in os.environ:  # as in the soak
             st.lists(st.sampled_from(["tick", "tick", "finish", "crash", "restart", "all", *near]))
         )
         with open_instance(tmp_path / uuid4().hex) as instance:
-            daemon, model = begin(airflow_v2, instance, case, near[0])
-            finish(daemon, model, [*history, "all"], near)
+            player, model = begin(airflow_v2, instance, case, near[0])
+            finish(player, model, [*history, "all"], near)
 
 
 UP = "warehouse/up"
