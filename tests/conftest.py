@@ -17,6 +17,7 @@ from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.declaration import InstanceDeclaration
 from tests.contract.storages import STORAGES
 from tests.processes import LoggedProcess, end_on_signals, find_free_port
+from tests.unit.project import Project
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +86,13 @@ class Airflows:
             "http": {"max_requests_per_minute": 60_000},
         }
         return build_client(InstanceDeclaration.model_validate(declared), f"{prefix}PASSWORD")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """An empty project, whose module can be imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    return Project(tmp_path, f"project_of_{tmp_path.name}")
 
 
 @pytest.fixture(scope="session")

@@ -103,11 +103,12 @@ class Federation:
 
 @pytest.fixture(params=["LOCAL_FILESYSTEM", "VERSIONED_STATE_STORAGE"])
 def federation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    project: Project,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Federation]:
     monkeypatch.setenv("DAGSTER_IS_DEV_CLI", "1")
-    monkeypatch.syspath_prepend(tmp_path)
-    project = Project(tmp_path, f"project_of_{tmp_path.name}")
     storage = UPathDefsStateStorage(UPath(tmp_path / "states"))
     instance = dg.DagsterInstance.ephemeral()
     storage.register_instance(instance)

@@ -39,10 +39,8 @@ def defs() -> dg.Definitions:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setenv("FEDERATION_TRIGGERS", "off")
-    monkeypatch.syspath_prepend(tmp_path)
-    project = Project(tmp_path, f"project_of_{tmp_path.name}")
     project.declare("metrics", load=["metrics/extract"])
     (project.defs / "jobs.py").write_text(JOBS)
     (project.defs / "__init__.py").touch()  # as `create-dagster` makes it

@@ -31,10 +31,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.parse_obj_as. is deprecated")
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setenv("DAGSTER_IS_DEV_CLI", "1")
-    monkeypatch.syspath_prepend(tmp_path)
-    return Project(tmp_path, f"project_of_{tmp_path.name}")
+    return project
 
 
 def test_a_load_refreshes_the_state_and_a_failed_refresh_keeps_it(

@@ -107,11 +107,8 @@ def find_state_folder(deployment: Deployment, name: str) -> Path:
 
 
 @pytest.fixture
-def deployment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instance: dg.DagsterInstance
-) -> Deployment:
-    monkeypatch.syspath_prepend(tmp_path)
-    return Deployment(Project(tmp_path, f"project_of_{tmp_path.name}"), instance)
+def deployment(project: Project, instance: dg.DagsterInstance) -> Deployment:
+    return Deployment(project, instance)
 
 
 @pytest.fixture

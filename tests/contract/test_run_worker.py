@@ -79,10 +79,8 @@ nightly = dg.ScheduleDefinition("nightly", cron_schedule="0 0 * * *", target=eve
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setenv("FEDERATION_TRIGGERS", "off")
-    monkeypatch.syspath_prepend(tmp_path)
-    project = Project(tmp_path, f"project_of_{tmp_path.name}")
     project.declare("warehouse")
     project.declare("metrics", load=["warehouse/extract"])
     project.keep_state("metrics", "load", "selected_by_a_glob")

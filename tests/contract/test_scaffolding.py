@@ -22,12 +22,6 @@ from tests.unit.project import Project, build_keys
 pytestmark = pytest.mark.filterwarnings("ignore:.parse_obj_as. is deprecated")
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.syspath_prepend(tmp_path)
-    return Project(tmp_path, f"project_of_{tmp_path.name}")
-
-
 def read_variables(printed: str, url: str) -> dict[str, str]:
     """Return the variables that a person is told to set, with the values of a fake Airflow."""
     values = {"URL": url, "USERNAME": ACCOUNT["username"], "PASSWORD": ACCOUNT["password"]}

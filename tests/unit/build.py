@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any
 
 from federation_defs.airflow.models import DagRun
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.state import DagSnapshot, Snapshot
+
+CONNECTION = {"url": "http://127.0.0.1:1", "auth": {"type": "none"}}
+
+
+def declare_instance(
+    name: str = "metrics", dags: Mapping[str, Any] = MappingProxyType({}), **more: Any
+) -> InstanceDeclaration:
+    """Return an instance with these declarations of DAGs, and more keys."""
+    values = {"name": name, **CONNECTION, "dags": dags, **more}
+    return InstanceDeclaration.model_validate(values)
 
 
 def build_declaration(name: str, **dags: list[str]) -> InstanceDeclaration:

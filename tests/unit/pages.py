@@ -11,9 +11,9 @@ import yaml
 from federation_defs.declaration import InstanceDeclaration, parse_declaration
 from federation_defs.errors import DeclarationError
 from federation_defs.validation import Member, find_deep_chains, find_problems
+from tests.unit.build import CONNECTION
 
 SCHEMA = jsonschema.Draft202012Validator(InstanceDeclaration.model_json_schema())
-CONNECTION = {"url": "http://127.0.0.1:1", "auth": {"type": "none"}}
 
 
 class Block(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -16,12 +15,6 @@ from tests.unit.project import Project, build_keys
 
 # Dagster 1.13 itself uses a deprecated function of pydantic.
 pytestmark = pytest.mark.filterwarnings("ignore:.parse_obj_as. is deprecated")
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.syspath_prepend(tmp_path)
-    return Project(tmp_path, f"project_of_{tmp_path.name}")
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from dagster.components import ResolutionContext
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration, parse_declaration
 from federation_defs.declaration.fields import render_templates
 from federation_defs.errors import DeclarationError
+from tests.unit.build import CONNECTION
 
-INSTANCE: dict[str, Any] = {"name": "m", "url": "http://127.0.0.1:1", "auth": {"type": "none"}}
+INSTANCE: dict[str, Any] = {"name": "m", **CONNECTION}
 SCHEMA = jsonschema.Draft202012Validator(InstanceDeclaration.model_json_schema())
 
 

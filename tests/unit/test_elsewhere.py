@@ -10,10 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from federation_defs.automation import build_condition
-from federation_defs.declaration import InstanceDeclaration
 from federation_defs.partition_mapping import build_mappings
 from federation_defs.specs import build_specs
 from federation_defs.validation import Member, find_problems
+from tests.unit.build import declare_instance
 
 HOURLY = {"cron": "0 * * * *", "start": "2026-01-01"}
 DAILY = {"cron": "0 0 * * *", "start": "2026-01-01"}
@@ -21,8 +21,7 @@ UPSTREAM, DOWNSTREAM = dg.AssetKey(["warehouse", "dag", "load"]), dg.AssetKey("d
 
 
 def declare(name: str, project: str, dags: dict[str, Any] | None = None, **more: Any) -> Member:
-    values = {"name": name, "url": "http://127.0.0.1:1", "auth": {"type": "none"}, **more}
-    declared = InstanceDeclaration.model_validate({**values, "dags": dags or {}})
+    declared = declare_instance(name, dags or {}, **more)
     return Member(f"{project}/defs/{name}/defs.yaml", declared, project)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -45,11 +44,9 @@ METRICS = {
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setenv("METRICS_URL", "http://127.0.0.1:2")
     monkeypatch.setenv("METRICS_PASSWORD", "1_000")
-    monkeypatch.syspath_prepend(tmp_path)
-    project = Project(tmp_path, f"project_of_{tmp_path.name}")
     project.declare("warehouse", more={"dags": WAREHOUSE, "observe": {"interval": "30s"}})
     project.declare("metrics", "{{ env.METRICS_URL }}", ACCOUNT, more={"dags": METRICS})
     project.keep_state("warehouse", "load_orders", "load_sales", "load_customers", "other")

@@ -17,6 +17,7 @@ from federation_defs.declaration import (
     parse_declaration,
 )
 from federation_defs.errors import DeclarationError
+from tests.unit.build import CONNECTION, declare_instance
 
 UTC = timezone.utc
 DAILY: dict[str, Any] = {"cron": "0 0 * * *", "start": "2025-01-01"}
@@ -204,8 +205,7 @@ def test_a_logical_date_is_refused_for_partitions(logical_date: str) -> None:
 def test_no_logical_date_is_refused_for_an_instance_that_is_declared_as_airflow_2() -> None:
     declared = {
         "name": "metrics",
-        "url": "http://127.0.0.1:1",
-        "auth": {"type": "none"},
+        **CONNECTION,
         "dags": {"a": {"trigger": {"logical_date": "none"}}},
     }
     with pytest.raises(DeclarationError) as refused:
@@ -244,21 +244,13 @@ def test_an_invalid_trigger_is_refused(trigger: dict[str, str]) -> None:
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "many"])
 def test_a_limit_that_is_no_positive_integer_is_refused(limit: object) -> None:
     with pytest.raises(ValidationError, match=r"limits\.max_active_runs"):
-        InstanceDeclaration.model_validate(
-            {
-                "name": "metrics",
-                "url": "http://127.0.0.1:1",
-                "auth": {"type": "none"},
-                "limits": {"max_active_runs": limit},
-            }
-        )
+        declare_instance(limits={"max_active_runs": limit})
 
 
 def test_the_json_schema_accepts_every_key() -> None:
     declared = {
         "name": "metrics",
-        "url": "http://127.0.0.1:1",
-        "auth": {"type": "none"},
+        **CONNECTION,
         "limits": {"max_active_runs": 4},
         "dags": {
             "a": {
@@ -339,14 +331,13 @@ def test_whether_partitions_are_declared_outlasts_copies_and_defaults() -> None:
     auto, none = declare(partitions="auto"), declare(partitions=None)
     assert auto.model_copy(update={"partitions": None}).declares_partitions
     assert not none.model_copy().declares_partitions
-    instance = {"name": "a", "url": "http://127.0.0.1:1", "auth": {"type": "none"}}
     dags = {
         "auto": auto,
         "none": DagDeclaration(partitions=None),
         "daily": declare(partitions=DAILY),
     }
     for declaration in (
-        parsed := parse_declaration({**instance, "dags": dags}, "a"),
+        parsed := parse_declaration({"name": "a", **CONNECTION, "dags": dags}, "a"),
         parse_declaration(parsed.model_dump(exclude_unset=True), "a"),
         parse_declaration(parsed, "a"),
     ):

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from dagster.components import DefsStateConfigArgs
 
-from federation_defs.declaration import InstanceDeclaration
 from federation_defs.state import Snapshot
 from federation_defs.validation import (
     Member,
@@ -18,7 +17,12 @@ from federation_defs.validation import (
     find_named_dags,
     find_problems,
 )
-from tests.unit.build import build_dag_snapshot, build_declaration, build_snapshot
+from tests.unit.build import (
+    build_dag_snapshot,
+    build_declaration,
+    build_snapshot,
+    declare_instance,
+)
 
 
 def build_member(name: str, **dags: list[str]) -> Member:
@@ -26,9 +30,7 @@ def build_member(name: str, **dags: list[str]) -> Member:
 
 
 def declare(name: str, dags: dict[str, Any], **more: Any) -> Member:
-    values = {"name": name, "url": "http://127.0.0.1:1", "auth": {"type": "none"}, **more}
-    declared = InstanceDeclaration.model_validate({**values, "dags": dags})
-    return Member(f"defs/{name}/defs.yaml", declared)
+    return Member(f"defs/{name}/defs.yaml", declare_instance(name, dags, **more))
 
 
 def declare_state(member: Member, key: str) -> Member:
@@ -269,10 +271,8 @@ def test_a_dag_that_others_depend_on_need_not_be_selected() -> None:
 
 @pytest.mark.parametrize("api", ["v1", "v2", None])
 def test_only_an_airflow_that_is_known_as_a_2_has_no_runs_without_a_date(api: str | None) -> None:
-    member = build_member("metrics", a=["warehouse/b"])
-    trigger = {"dags": {"a": {"depends_on": ["warehouse/b"], "trigger": {"logical_date": "none"}}}}
-    declared = {**member.declaration.model_dump(exclude_unset=True), **trigger}
-    member = Member(member.source, InstanceDeclaration.model_validate(declared))
+    trigger = {"logical_date": "none"}
+    member = declare("metrics", {"a": {"depends_on": ["warehouse/b"], "trigger": trigger}})
     problems = list(find_dateless_triggers(member, replace(build_snapshot("a"), api=api)))
     assert problems == [
         "defs/metrics/defs.yaml: dags.a.trigger.logical_date: Airflow 'metrics' is a 2.x, where "
