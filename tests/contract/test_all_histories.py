@@ -12,12 +12,12 @@ import pytest
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
-from dagster._core.events import StepMaterializationData
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from federation_defs.automation import Upstream, build_condition
 from federation_defs.naming import CHECK_NAME, build_asset_key
+from tests.contract.history import RunHistory
 
 A, B, C = (build_asset_key("airflow", name) for name in "abc")
 OTHER_CHECK = "max_duration"
@@ -73,14 +73,13 @@ class Model:
         return is_due
 
 
-class History:
+class History(RunHistory):
     """What happens in a Dagster instance, and the condition and the model that see it."""
 
     def __init__(self, defs: dg.Definitions) -> None:
-        self.instance = dg.DagsterInstance.ephemeral()
+        super().__init__(defs)
         self.model = Model()
         self.defs = defs
-        self.job = defs.resolve_implicit_global_asset_job_def()
         self.cursor: Any = None  # Dagster stores and reads it for each tick, as after a restart
         self.own_run: dg.DagsterRun | None = None  # of c alone
         self.run: dg.DagsterRun | None = None  # of b, and maybe of c
@@ -96,7 +95,7 @@ class History:
         match event.split():
             case ["a", "is", "slow"]:
                 evaluation = dg.AssetCheckEvaluation(A, OTHER_CHECK, passed=False, metadata={})
-                self.report(evaluation, None)
+                self.report(evaluation)
             case ["a", end]:
                 self.end(A, None, is_success=end == "succeeds")
             # An evaluation in a Dagster run counts as of the moment when the run began.
@@ -109,14 +108,14 @@ class History:
             case ["run", "materializes" | "fails" as end, "b"] if self.run:
                 self.end(B, self.run, is_success=end == "materializes")
             case ["run", end] if self.run:
-                self.finish(self.run, end)
+                self.finish(self.run, is_success=end == "succeeds")
                 if not self.is_evaluated:  # Dagster could not run it
                     self.model.failed -= {B}
                     if end == "breaks" and not self.is_last_observed:
                         self.model.failed.add(B)
                 self.run = None
             case ["c", end] if self.own_run:
-                self.finish(self.own_run, end)
+                self.finish(self.own_run, is_success=end == "succeeds")
                 self.own_run = None
             case _:
                 pass
@@ -151,29 +150,6 @@ class History:
             metadata={},
             target_materialization_data=target,
         )
-
-    def report(self, event: Any, run: dg.DagsterRun | None) -> None:
-        if run is None:
-            self.instance.report_runless_asset_event(event)
-        elif isinstance(event, dg.AssetMaterialization):
-            self.log(run, "ASSET_MATERIALIZATION", StepMaterializationData(event))
-        elif isinstance(event, dg.AssetCheckEvaluation):
-            self.log(run, "ASSET_CHECK_EVALUATION", event)
-
-    def log(self, run: dg.DagsterRun, event_type: str, data: Any = None) -> None:
-        event = dg.DagsterEvent(event_type, run.job_name, event_specific_data=data)
-        self.instance.report_dagster_event(event, run.run_id)
-
-    def start(self, keys: set[dg.AssetKey]) -> dg.DagsterRun:
-        return self.instance.create_run_for_job(
-            self.job, asset_selection=frozenset(keys), status=dg.DagsterRunStatus.STARTED
-        )
-
-    def finish(self, run: dg.DagsterRun, end: str) -> None:
-        if end == "breaks":
-            self.instance.report_run_failed(run)
-        else:
-            self.log(run, "PIPELINE_SUCCESS")
 
     def tick(self) -> None:
         """Evaluate the condition, and start the run that it requests."""

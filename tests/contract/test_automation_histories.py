@@ -10,11 +10,11 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.events import StepMaterializationData
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from federation_defs.automation import Upstream, build_condition
+from tests.contract.history import RunHistory
 
 Build = Callable[..., dg.AutomationCondition]
 A, OTHER, B, C = map(dg.AssetKey, ("a", "other", "b", "c"))
@@ -82,13 +82,12 @@ def build_fleet(build: Build, *, is_detached: bool) -> dg.Definitions:
     return dg.Definitions([*upstreams, b, c], executor=dg.in_process_executor)
 
 
-class History:
+class History(RunHistory):
     """What happens in a Dagster instance, and two conditions that see it."""
 
     def __init__(self, fleets: list[dg.Definitions]) -> None:
-        self.instance = dg.DagsterInstance.ephemeral()
+        super().__init__(fleets[0])
         self.fleets = fleets
-        self.job = fleets[0].resolve_implicit_global_asset_job_def()
         self.cursors: list[Any] = [None for _ in fleets]
         self.requested: set[dg.AssetKey] = set()
         # Dagster runs that go on, and the assets that they have not materialized.
@@ -102,15 +101,14 @@ class History:
         action, _, name = event.partition(" ")
         key = dg.AssetKey(name) if name else C
         if action == "update":
-            self.instance.report_runless_asset_event(dg.AssetMaterialization(key))
+            self.report(dg.AssetMaterialization(key))
         elif action == "wipe" and key not in self.requested:
             # A DAG that was requested and then wiped is materialized by the run. It needs no other.
             self.instance.wipe_assets([key])
         elif action == "check":
-            evaluation = dg.AssetCheckEvaluation(B, CHECK.name, passed=True, metadata={})
-            self.instance.report_runless_asset_event(evaluation)
+            self.report(dg.AssetCheckEvaluation(B, CHECK.name, passed=True, metadata={}))
         elif action == "person":
-            self.start({B, C})
+            self.begin({B, C})
         elif action in ("next", "fail", "leave") and self.runs:
             self.go_on(action)
 
@@ -127,30 +125,19 @@ class History:
         assert all(answer == answers[0] for answer in answers), answers
         self.requested = answers[0]
         if self.requested:
-            self.start(self.requested)
+            self.begin(self.requested)
 
-    def start(self, keys: set[dg.AssetKey]) -> None:
-        run = self.instance.create_run_for_job(
-            self.job, asset_selection=frozenset(keys), status=dg.DagsterRunStatus.STARTED
-        )
-        self.runs.append((run, sorted(keys)))
+    def begin(self, keys: set[dg.AssetKey]) -> None:
+        self.runs.append((self.start(keys), sorted(keys)))
 
     def go_on(self, action: str) -> None:
         """Materialize the next asset of the oldest run, fail it, or end it without an asset."""
         run, keys = self.runs[0]
         if action == "next":
-            materialization = dg.AssetMaterialization(keys.pop(0))
-            self.report(run, "ASSET_MATERIALIZATION", StepMaterializationData(materialization))
-        if action == "fail":
-            self.instance.report_run_failed(run)
-        elif action == "leave" or not keys:
-            self.report(run, "PIPELINE_SUCCESS")
+            self.report(dg.AssetMaterialization(keys.pop(0)), run)
         if action != "next" or not keys:
+            self.finish(run, is_success=action != "fail")
             self.runs.pop(0)
-
-    def report(self, run: dg.DagsterRun, event_type: str, data: Any = None) -> None:
-        event = dg.DagsterEvent(event_type, run.job_name, event_specific_data=data)
-        self.instance.report_dagster_event(event, run.run_id)
 
 
 KINDS = pytest.mark.parametrize("is_detached", [False, True], ids=["waited", "detached"])

@@ -16,6 +16,7 @@ from federation_defs.partition_mapping import (
     find_window,
     select_decided_by_events,
 )
+from tests.unit.build import declare_instance
 
 Declared = dict[str, Any]
 START = "2025-01-01"
@@ -29,8 +30,7 @@ LORD_HOWE = {"timezone": "Australia/Lord_Howe"}  # its summer time is half an ho
 
 
 def declare(name: str, **dags: Any) -> InstanceDeclaration:
-    connection = {"url": "http://localhost", "auth": {"type": "none"}}
-    return InstanceDeclaration.model_validate({"name": name, **connection, "dags": dags})
+    return declare_instance(name, dags)
 
 
 def map_partitions(

@@ -7,15 +7,11 @@ import dagster as dg
 import pytest
 
 from federation_defs.automation import build_condition
-from federation_defs.declaration import (
-    DagDeclaration,
-    DeadlineDeclaration,
-    InstanceDeclaration,
-)
+from federation_defs.declaration import DagDeclaration, DeadlineDeclaration
 from federation_defs.naming import build_asset_key
 from federation_defs.specs import build_specs
 from federation_defs.state import Snapshot
-from tests.unit.build import build_dag_snapshot, build_declaration, build_snapshot
+from tests.unit.build import build_dag_snapshot, build_declaration, build_snapshot, declare_instance
 
 
 def test_every_dag_of_the_snapshot_is_an_asset_of_its_instance() -> None:
@@ -75,9 +71,7 @@ def test_the_condition_of_a_dag_has_what_its_upstreams_need() -> None:
 def test_a_dag_may_depend_on_assets_and_wait_for_all_of_its_upstreams() -> None:
     trigger = {"when": "all", "wait": False}
     dag = {"depends_on": ["warehouse/a", {"asset": ["sales", "targets"]}], "trigger": trigger}
-    declaration = InstanceDeclaration.model_validate(
-        {**build_declaration("metrics").model_dump(), "dags": {"b": dag}}
-    )
+    declaration = declare_instance("metrics", {"b": dag})
     spec = build_specs(declaration, None, set(), {"warehouse": build_declaration("warehouse")})["b"]
     upstream, asset = build_asset_key("warehouse", "a"), dg.AssetKey(["sales", "targets"])
     assert [dep.asset_key for dep in spec.deps] == [upstream, asset]
@@ -90,12 +84,8 @@ def test_a_dag_may_depend_on_assets_and_wait_for_all_of_its_upstreams() -> None:
 def test_a_dag_that_the_event_sensor_decides_has_edges_and_no_condition(
     trigger: dict[str, Any],
 ) -> None:
-    declaration = InstanceDeclaration.model_validate(
-        {
-            **build_declaration("metrics").model_dump(),
-            "dags": {"b": {"depends_on": ["warehouse/a"], "trigger": trigger}},
-        }
-    )
+    dag = {"depends_on": ["warehouse/a"], "trigger": trigger}
+    declaration = declare_instance("metrics", {"b": dag})
     spec = build_specs(declaration, None, set())["b"]
     assert [dep.asset_key for dep in spec.deps] == [build_asset_key("warehouse", "a")]
     assert spec.automation_condition is None
@@ -119,9 +109,7 @@ def test_dags_that_a_declaration_names_are_assets_whatever_the_snapshot_says(
 
 def test_a_deadline_is_shown_as_dagsters_freshness_policy() -> None:
     deadline = DeadlineDeclaration(cron="0 6 * * *", within=3 * 3600, timezone="Europe/Berlin")
-    declaration = build_declaration("metrics").model_copy(
-        update={"dags": {"a": DagDeclaration(deadline=deadline)}}
-    )
+    declaration = declare_instance("metrics", {"a": DagDeclaration(deadline=deadline)})
     specs = build_specs(declaration, build_snapshot("b"), set())
     within = timedelta(hours=3)
     policy = dg.FreshnessPolicy.cron("0 6 * * *", within, "Europe/Berlin")

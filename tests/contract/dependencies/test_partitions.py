@@ -16,7 +16,6 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
-from dagster._core.events import AssetObservationData, StepMaterializationData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +35,7 @@ from tests.contract.dependencies.reacting import (
 )
 from tests.contract.execution.executing import FAST, materialize
 from tests.contract.execution.partitioned import of, of_range
+from tests.contract.history import report_in
 
 Declared = dict[str, Any]
 KEY = build_asset_key("metrics", DAG)
@@ -319,20 +319,6 @@ def start(
     return daemon
 
 
-def report_in(
-    run: dg.DagsterRun,
-    instance: dg.DagsterInstance,
-    event: dg.AssetMaterialization | dg.AssetObservation,
-) -> None:
-    """Store an event of a Dagster run."""
-    if isinstance(event, dg.AssetMaterialization):
-        kind, data = "ASSET_MATERIALIZATION", StepMaterializationData(event)
-    else:
-        kind, data = "ASSET_OBSERVATION", AssetObservationData(event)
-    stored = dg.DagsterEvent(kind, run.job_name, event_specific_data=data)
-    instance.report_dagster_event(stored, run.run_id)
-
-
 def read_days(airflow: Airflow) -> list[str]:
     return [f"{run.logical_date:%F}" for run in airflow.database.runs if run.logical_date]
 
@@ -570,7 +556,7 @@ def test_a_dagster_run_of_both_that_was_canceled_before_the_second_leaves_that_t
     run = instance.create_run_for_job(
         daemon.defs.resolve_implicit_global_asset_job_def(), tags=tags, asset_selection={KEY}
     )
-    report_in(run, instance, dg.AssetMaterialization(UP_KEY, partition="2026-03-05"))
+    report_in(instance, run, dg.AssetMaterialization(UP_KEY, partition="2026-03-05"))
     for _ in range(2):
         assert daemon.tick() == []
         assert f"Dagster run {run.run_id} runs both" in daemon.skip_reason
@@ -592,11 +578,11 @@ def test_what_a_dagster_run_of_both_has_not_launched_after_the_upstream_is_run(
     )
     launched = dg.AssetObservation(KEY, partition=days[0])
     if not is_after:
-        report_in(run, instance, launched)
+        report_in(instance, run, launched)
     for day in days:
-        report_in(run, instance, dg.AssetMaterialization(UP_KEY, partition=day))
+        report_in(instance, run, dg.AssetMaterialization(UP_KEY, partition=day))
     if is_after:
-        report_in(run, instance, launched)
+        report_in(instance, run, launched)
     instance.report_run_failed(run, "its worker died")
     while daemon.tick():
         pass
