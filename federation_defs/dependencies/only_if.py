@@ -21,13 +21,14 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from federation_defs.dependencies.record import Decision, Run, Skip, UpstreamEvent
 from federation_defs.errors import DecisionError
-from federation_defs.redaction import clean_text, redact_text
+from federation_defs.redaction import clean_text, has_secrets, redact_text
 
 TIMEOUT_S = 10.0
 _MARGIN_S = 5.0
 _MAX_ANSWER = 1_000_000  # bytes
 _MAX_SAID = 10_000  # characters of an exception
 _MAX_SHOWN = 300  # characters, without secrets
+_MAX_CONF = 1000  # characters; PostgreSQL's index of tags takes 2,700 bytes (dagster 1.13)
 
 # The child sets its import path before it imports anything that is not built in.
 _CHILD = (
@@ -48,7 +49,8 @@ def ask(name: str, event: UpstreamEvent, timeout_s: float = TIMEOUT_S) -> Decisi
         timeout_s: For the start of the process, the import and the call.
 
     Returns:
-        The answer, with a conf that JSON has, and a reason that may be shown.
+        The answer, with a conf that a tag of the Dagster run can hold, or a reason that may be
+        shown.
 
     Raises:
         DecisionError: The function gave no answer, or none that we understand.
@@ -73,6 +75,8 @@ def ask(name: str, event: UpstreamEvent, timeout_s: float = TIMEOUT_S) -> Decisi
         raise fail(problem)
     if (reason := answer.get("skip")) is not None:
         return Skip(_clean(reason, event))
+    if (problem := _find_conf_problem(answer["run"])) is not None:
+        raise fail(f"answered with {problem}")
     return Run(answer["run"])
 
 
@@ -103,6 +107,21 @@ def _find_folders(name: str) -> list[str]:
     package = sys.modules.get(name.split(":")[0].split(".")[0])
     places = [*getattr(package, "__path__", [])] or [getattr(package, "__file__", None)]
     return [os.path.dirname(place) for place in places if place]
+
+
+def _find_conf_problem(conf: dict[str, Any] | None) -> str | None:
+    """Find why a conf can't be kept in a tag of the Dagster run."""
+    if has_secrets(conf):
+        return (
+            "a conf that seems to hold a secret, and that Dagster would show; keep secrets in an "
+            "Airflow connection"
+        )
+    if (size := len(json.dumps(conf))) > _MAX_CONF:
+        return (
+            f"a conf of {size} characters, and Dagster keeps it in a tag, which has {_MAX_CONF} at "
+            "most; pass the name of what it is about"
+        )
+    return None
 
 
 def _clean(text: str, event: UpstreamEvent) -> str:

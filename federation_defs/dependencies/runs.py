@@ -21,6 +21,7 @@ from federation_defs.dagster_io.run_tags import (
 from federation_defs.dependencies.decider import Cause, Downstream, Due
 from federation_defs.errors import AirflowError
 from federation_defs.naming import RUN_ID_PREFIX, build_run_id
+from federation_defs.outcome import join_names
 from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
 
@@ -50,11 +51,16 @@ class Runs:
         self._timing = timing
         # By DAG, partition and cause, what this tick requested.
         self._led: dict[tuple[str, str | None, str], str] = {}
+        # Of DAGs, the runs that go on as run id and partition, or why they are not known.
+        self._active: dict[str, dict[str, str | None] | str] = {}
         self._fetch_dagster_run = cache(instance.get_run_by_id)
+        self._find_problem = cache(self._fetch_problem)
 
     def add(self, dag: Downstream, due: Due, run_id: str) -> None:
         """Add the DAG run that this tick has requested."""
         self._led[dag.dag_id, due.partition, due.causes[-1].label] = run_id
+        if isinstance(active := self._active.get(dag.dag_id), dict):
+            active[run_id] = due.partition
 
     @cached_property
     def _active_requests(self) -> list[dg.DagsterRun]:
@@ -71,16 +77,41 @@ class Runs:
             return f"Airflow '{self._client.instance}' has too many active runs to count them"
         return page.entries
 
-    def find_problem(self, dag_id: str) -> str | None:
-        """Find why Airflow would not run a DAG at present; None if it would."""
+    def _fetch_problem(self, dag_id: str) -> str | None:
+        """Fetch why Airflow would not run a DAG at present; None if it would."""
         try:
             return self._client.fetch_dag(dag_id).problem
         except AirflowError as error:
             return str(error)
 
-    def find_active(self, dag: Downstream) -> dict[str, str | None] | str:
-        """Find a DAG's runs that Dagster has requested and that go on, as run id and partition, or
-        why they are not known.
+    def find_obstacle(self, dag: Downstream, led: str | None) -> str | None:
+        """Find why no run of a DAG may begin, in words; None if one may.
+
+        Args:
+            led: The DAG run that is to be cleared.
+        """
+        active = self._find_active(dag)
+        if isinstance(active, str):
+            return active
+        is_bounded = dag.trigger.runs == "each" or dag.declaration.partitions is not None
+        if len(active) >= (dag.trigger.at_once if is_bounded else 1):
+            return f"runs of it go on: {join_names(sorted(active))}"
+        if led is not None and (led in active or self._goes_on(dag, led)):
+            return f"the run to clear goes on: {led}"
+        return self._find_problem(dag.dag_id)
+
+    def find_partitions(self, dag: Downstream) -> Collection[str | None]:
+        """Find the partitions of a DAG whose runs go on, as far as that is known."""
+        active = self._find_active(dag)
+        return () if isinstance(active, str) else active.values()
+
+    def _find_active(self, dag: Downstream) -> dict[str, str | None] | str:
+        if dag.dag_id not in self._active:
+            self._active[dag.dag_id] = self._fetch_active(dag)
+        return self._active[dag.dag_id]
+
+    def _fetch_active(self, dag: Downstream) -> dict[str, str | None] | str:
+        """Fetch a DAG's runs that Dagster has requested and that go on.
 
         Airflow is asked, too: a DAG run goes on without a Dagster run if it is not waited for, or
         if a worker died. One that is older than its time-out does not count.
@@ -107,10 +138,10 @@ class Runs:
                 active.setdefault(run.run_id, partition)
         return active
 
-    def goes_on(self, dag: Downstream, run_id: str, active: Collection[str]) -> bool:
-        """Whether a DAG run goes on, also one that is older than its time-out."""
+    def _goes_on(self, dag: Downstream, run_id: str) -> bool:
+        """Whether a DAG run goes on in Airflow, also one that is older than its time-out."""
         runs = [] if isinstance(self._active_runs, str) else self._active_runs
-        return run_id in active or any(run.key == (dag.dag_id, run_id) for run in runs)
+        return any(run.key == (dag.dag_id, run_id) for run in runs)
 
     def find_led(self, dag: Downstream, due: Due) -> str | None:
         """Find the DAG run that an earlier end of the upstream run led to, if that matters."""

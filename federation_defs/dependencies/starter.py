@@ -3,12 +3,10 @@ when upstreams have the partitions that are needed, and as `only_if` and `reruns
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
-from itertools import chain
 from typing import Any
 
 import dagster as dg
@@ -36,14 +34,11 @@ from federation_defs.errors import DecisionError
 from federation_defs.events import build_decision_events, build_start_observation
 from federation_defs.naming import build_cause_tag, build_monitor_tags
 from federation_defs.outcome import join_names
-from federation_defs.redaction import has_secrets
 from federation_defs.timing import Timing
 
 _MAX_FAILURES = 3  # of `only_if`, about one event
 _START_S = 20.0  # for all that a tick starts; Dagster ends a tick after 60 s
-# PostgreSQL's index of tags takes 2,700 bytes (dagster 1.13).
-_MAX_CONF = 1000
-_MAX_REFERENCES = 20
+_MAX_REFERENCES = 20  # PostgreSQL's index of tags takes 2,700 bytes (dagster 1.13)
 
 _Event = dg.AssetObservation | dg.AssetCheckEvaluation
 
@@ -91,68 +86,51 @@ class Starter:
     def start(self, dag: Downstream, waiting: Waiting) -> None:
         """Request as many of a DAG's due runs as may begin now, and remove them from what waits."""
         lacking: list[str] = []
-        ready = self._iterate_ready(dag, find_due(dag, waiting), lacking)
-        if (first := next(ready, None)) is not None:
-            self._start_ready(dag, waiting, chain([first], ready))
+        is_ready = False
+        for due in find_due(dag, waiting):
+            if (lacks := self._find_lacking(dag, due)) is not None:
+                lacking.append(f"{due.partition} {lacks}")
+                continue
+            is_ready = True
+            if not self._start(dag, waiting, due):
+                break
         if lacking:
             self._note(dag, join_names(lacking))
-        elif first is None:
+        elif not is_ready:
             self._note_latched(dag, waiting)
 
-    def _start_ready(self, dag: Downstream, waiting: Waiting, ready: Iterable[Due]) -> None:
-        problem = self._runs.find_problem(dag.dag_id)
-        active = self._runs.find_active(dag)
-        if isinstance(active, str):
-            problem, active = active, {}
-        for each in ready:
-            if self._timing.monotonic() > self._until:
-                self._wait(dag, waiting, each, "this tick has taken long enough")
-                break
-            if has_requested(self._instance, _build_run_key(dag, each)):
-                settle(waiting, each)  # the tick's cursor was not stored
-                continue
-            led = self._runs.find_led(dag, each)
-            if led is not None and dag.trigger.reruns == "ignore":
-                settle(waiting, each)
-                continue
-            if (why := self._find_obstacle(dag, active, led) or problem) is not None:
-                self._wait(dag, waiting, each, why)
-                break
-            if each.partition is not None and each.partition in active.values():
-                self._wait(dag, waiting, each, "a run of this partition goes on")
-                continue
-            joint = self._runs.find_joint_run(dag, each)
-            if joint is not None and joint.is_finished:
-                settle(waiting, each)
-                continue
-            if joint is not None:
-                self._wait(dag, waiting, each, f"Dagster run {joint.run_id} runs both")
-                continue
-            answer = self._decide(dag, waiting, each)
-            if answer is None:
-                self._wait(dag, waiting, each, "`only_if` has not answered yet")
-                break
-            if isinstance(answer, Run):
-                self._request(dag, each, answer.conf, led)
-                begun = led or _build_run_key(dag, each)  # its run id is not known yet
-                active[begun] = each.partition
-                self._runs.add(dag, each, begun)
-            settle(waiting, each)
-
-    def _find_obstacle(
-        self, dag: Downstream, active: Mapping[str, str | None], led: str | None
-    ) -> str | None:
-        """Find which run a DAG has to wait for before another one begins.
-
-        Args:
-            led: The run that is to be cleared.
-        """
-        is_bounded = dag.trigger.runs == "each" or dag.declaration.partitions is not None
-        if len(active) >= (dag.trigger.at_once if is_bounded else 1):
-            return f"runs of it go on: {join_names(sorted(active))}"
-        if led is not None and self._runs.goes_on(dag, led, active):
-            return f"the run to clear goes on: {led}"
-        return None
+    def _start(self, dag: Downstream, waiting: Waiting, due: Due) -> bool:
+        """Request a due run if it may begin now. Return whether a later one of the DAG may."""
+        if self._timing.monotonic() > self._until:
+            self._wait(dag, waiting, due, "this tick has taken long enough")
+            return False
+        if has_requested(self._instance, _build_run_key(dag, due)):
+            settle(waiting, due)  # the tick's cursor was not stored
+            return True
+        led = self._runs.find_led(dag, due)
+        if led is not None and dag.trigger.reruns == "ignore":
+            settle(waiting, due)
+            return True
+        if (why := self._runs.find_obstacle(dag, led)) is not None:
+            self._wait(dag, waiting, due, why)
+            return False
+        if due.partition is not None and due.partition in self._runs.find_partitions(dag):
+            self._wait(dag, waiting, due, "a run of this partition goes on")
+            return True
+        joint = self._runs.find_joint_run(dag, due)
+        if joint is not None and not joint.is_finished:
+            self._wait(dag, waiting, due, f"Dagster run {joint.run_id} runs both")
+            return True
+        if joint is not None:
+            settle(waiting, due)
+            return True
+        if (answer := self._decide(dag, waiting, due)) is None:
+            self._wait(dag, waiting, due, "`only_if` has not answered yet")
+            return False
+        if isinstance(answer, Run):
+            self._request(dag, due, answer.conf, led)
+        settle(waiting, due)
+        return True
 
     def settle_requested(
         self, dag: Downstream, waiting: Waiting, partitions: Collection[str | None]
@@ -177,20 +155,6 @@ class Starter:
         self._joined.append(dag.dag_id)
 
     # What partitions lack
-
-    def _iterate_ready(
-        self, dag: Downstream, due: Iterable[Due], lacking: list[str]
-    ) -> Iterator[Due]:
-        """Iterate over the runs that lack no partition.
-
-        Args:
-            lacking: What the others lack is added.
-        """
-        for each in due:
-            if (lacks := self._find_lacking(dag, each)) is None:
-                yield each
-            else:
-                lacking.append(f"{each.partition} {lacks}")
 
     def _find_lacking(self, dag: Downstream, due: Due) -> str | None:
         """Find what a partition lacks, as the end of a sentence; None if it lacks nothing."""
@@ -257,6 +221,7 @@ class Starter:
                 },
             )
         )
+        self._runs.add(dag, due, clears or _build_run_key(dag, due))  # its id is not known yet
 
     def _find_logical_date(self, dag: Downstream, cause: Cause) -> datetime | None:
         """Find the logical date of the upstream run, if the DAG's run is to have it."""
@@ -277,27 +242,23 @@ class Starter:
         event = fetch_event(self._instance, cause.edge.key, cause.position)
         if event is None:
             return Skip("the event was deleted")
+        problem, failures = None, waiting[due.partition].failures + 1
         try:
-            record = build_upstream_event(event, cause.edge.name, dag.name)
-            answer = ask(function, record)
-            check_conf(function, record.upstream, record.downstream, answer)
+            answer = ask(function, build_upstream_event(event, cause.edge.name, dag.name))
+            said = f"`only_if` says: {answer.reason if isinstance(answer, Skip) else 'run'}"
         except DecisionError as error:
-            state = waiting[due.partition]
-            failures = state.failures + 1
-            waiting[due.partition] = replace(state, failures=failures)
-            is_final = failures >= _MAX_FAILURES
-            self._report(dag, cause, str(error), is_error=True, is_final=is_final)
-            return Skip(str(error)) if is_final else None
-        said = answer.reason if isinstance(answer, Skip) else "run"
-        self._report(dag, cause, f"`only_if` says: {said}", is_error=False, is_final=True)
-        return answer
-
-    def _report(
-        self, dag: Downstream, cause: Cause, answer: str, *, is_error: bool, is_final: bool
-    ) -> None:
+            said = problem = str(error)
+            answer = Skip(said) if failures >= _MAX_FAILURES else None
+            waiting[due.partition] = replace(waiting[due.partition], failures=failures)
         self._events += build_decision_events(
-            dag.key, cause.edge.name, cause.run_id, answer, is_error=is_error, is_final=is_final
+            dag.key,
+            cause.edge.name,
+            cause.run_id,
+            said,
+            is_error=problem is not None,
+            is_final=answer is not None,
         )
+        return answer
 
     # What waits
 
@@ -331,23 +292,3 @@ def _build_run_key(dag: Downstream, due: Due) -> str:
     a crash."""
     partition = "" if due.partition is None else f" {due.partition}"
     return f"{dag.name} {due.causes[-1].position}{partition}"
-
-
-def check_conf(function: str, upstream: str, downstream: str, answer: Run | Skip) -> None:
-    """Refuse a conf that can't be stored in a tag of the Dagster run: too long, or with what looks
-    like a secret.
-
-    Raises:
-        DecisionError: It does.
-    """
-    why = None
-    if isinstance(answer, Run) and answer.conf and has_secrets(answer.conf):
-        why = "a conf that seems to hold a secret, and that Dagster would show; keep secrets in an "
-        why += "Airflow connection"
-    elif isinstance(answer, Run) and (size := len(json.dumps(answer.conf))) > _MAX_CONF:
-        why = f"a conf of {size} characters, and Dagster keeps it in a tag, which has {_MAX_CONF} "
-        why += "at most; pass the name of what it is about"
-    if why is not None:
-        raise DecisionError(
-            function, upstream=upstream, downstream=downstream, why=f"answered with {why}"
-        )

@@ -13,10 +13,7 @@ from uuid import uuid4
 import dagster as dg
 import pytest
 
-from federation_defs.dependencies.record import Run
 from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
-from federation_defs.dependencies.starter import check_conf
-from federation_defs.errors import DecisionError
 from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_asset_key
 from tests.contract.conftest import Airflow
@@ -428,18 +425,6 @@ def test_a_date_whose_run_goes_on_is_run_again_when_it_has_ended(
     assert run.state == "success"
     assert len(instance.fetch_materializations(KEY, limit=9).records) == 1
     assert {task.try_number for task in run.tasks} == {2}
-
-
-@pytest.mark.parametrize(
-    ("conf", "problem"),
-    [({"paths": ["x" * 99] * 99}, "characters"), ({"password": "x"}, "seems to hold a secret")],
-)
-def test_a_conf_that_can_not_be_kept_is_an_error_of_only_if(
-    conf: dict[str, Any], problem: str
-) -> None:
-    with pytest.raises(DecisionError, match=problem):
-        check_conf("rules:decide", LOAD, f"metrics/{DAG}", Run(conf))
-    check_conf("rules:decide", LOAD, f"metrics/{DAG}", Run({"sql": "a\r\nb"}))
 
 
 def test_a_request_by_many_upstreams_fits_into_a_tag(

@@ -117,6 +117,12 @@ def deep(event):
     for _ in range(100_000):
         conf = {"a": conf}
     return Run(conf)
+
+def long(event):
+    return Run({"paths": ["x" * 99] * 99})
+
+def secretive(event):
+    return Run({"password": "x"})
 """
 
 
@@ -217,6 +223,8 @@ def wait_until_ended(file: Path) -> None:
         ("changed", "failed: TypeError: Object of type datetime is not JSON serializable"),
         ("endless", "answered with more than 1000000 bytes"),
         ("deep", "failed: rules_of_test.py:90: RecursionError: "),
+        ("long", "answered with a conf of 10208 characters, and Dagster keeps it in a tag"),
+        ("secretive", "answered with a conf that seems to hold a secret, and that Dagster would"),
         ("no_such_function", "failed: AttributeError: module 'rules_of_test' has no attribute"),
     ],
 )
