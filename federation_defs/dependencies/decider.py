@@ -181,7 +181,7 @@ class Cursor:
         return replace(self, position=position, seen=frozenset(seen))
 
 
-def find_concerned(
+def match_dependencies(
     dag: Downstream, event: AssetEvent
 ) -> list[tuple[DependencyDeclaration, str | None]]:
     """Return which dependencies of a DAG an event is about, and of which partitions."""
@@ -195,7 +195,7 @@ def find_concerned(
     return found
 
 
-def take_in(
+def add_event(
     dag: Downstream,
     concerned: Iterable[tuple[DependencyDeclaration, str | None]],
     waiting: Waiting,
@@ -208,14 +208,12 @@ def take_in(
     """
     for edge, partition in concerned:
         # Removed and added: of what this event updates, the earliest partition comes first.
-        state = _take_in(dag, edge, waiting.pop(partition, State()), event)
+        state = _add(dag, edge, waiting.pop(partition, State()), event)
         if state.causes:
             waiting[partition] = state
 
 
-def _take_in(
-    dag: Downstream, edge: DependencyDeclaration, state: State, event: AssetEvent
-) -> State:
+def _add(dag: Downstream, edge: DependencyDeclaration, state: State, event: AssetEvent) -> State:
     """Return a state after an event of a dependency."""
     counts = _counts(edge, event)
     cause = Cause(edge, event.position, event.run_id)
@@ -240,7 +238,7 @@ def find_due(dag: Downstream, waiting: Waiting) -> list[Due]:
     return sorted(found, key=lambda due: due.causes[-1].position)
 
 
-def settle(waiting: Waiting, due: Due) -> None:
+def drop_causes(waiting: Waiting, due: Due) -> None:
     """Remove the causes of a run that was requested or passed over."""
     state = waiting.pop(due.partition, State())
     if causes := tuple(each for each in state.causes if each not in due.causes):

@@ -34,7 +34,7 @@ class Runs:
     """The runs of an instance's DAGs during one tick. Each query is made once, when it is needed.
 
     Args:
-        joint: The Dagster runs that materialized upstreams and are to run the DAG as well, as far
+        shared: The Dagster runs that materialized upstreams and are to run the DAG as well, as far
             as earlier ticks know them, with the causes for which that was found. It is updated.
     """
 
@@ -42,15 +42,15 @@ class Runs:
         self,
         client: AirflowClient,
         instance: dg.DagsterInstance,
-        joint: dict[Place, tuple[tuple[Cause, ...], str]],
+        shared: dict[Place, tuple[tuple[Cause, ...], str]],
         timing: Timing,
     ) -> None:
         self._client = client
         self._instance = instance
-        self._joint = joint
+        self._shared = shared
         self._timing = timing
         # By DAG, partition and cause, what this tick requested.
-        self._led: dict[tuple[str, str | None, str], str] = {}
+        self._requested: dict[tuple[str, str | None, str], str] = {}
         # Of DAGs, the runs that go on as run id and partition, or why they are not known.
         self._active: dict[str, dict[str, str | None] | str] = {}
         self._fetch_dagster_run = cache(instance.get_run_by_id)
@@ -58,7 +58,7 @@ class Runs:
 
     def add(self, dag: Downstream, due: Due, run_id: str) -> None:
         """Add the DAG run that this tick has requested."""
-        self._led[dag.dag_id, due.partition, due.causes[-1].label] = run_id
+        self._requested[dag.dag_id, due.partition, due.causes[-1].label] = run_id
         if isinstance(active := self._active.get(dag.dag_id), dict):
             active[run_id] = due.partition
 
@@ -84,11 +84,11 @@ class Runs:
         except AirflowError as error:
             return str(error)
 
-    def find_obstacle(self, dag: Downstream, led: str | None) -> str | None:
+    def find_obstacle(self, dag: Downstream, earlier: str | None) -> str | None:
         """Find why no run of a DAG may begin, in words; None if one may.
 
         Args:
-            led: The DAG run that is to be cleared.
+            earlier: The DAG run that is to be cleared.
         """
         active = self._find_active(dag)
         if isinstance(active, str):
@@ -96,8 +96,8 @@ class Runs:
         is_bounded = dag.trigger.runs == "each" or dag.declaration.partitions is not None
         if len(active) >= (dag.trigger.at_once if is_bounded else 1):
             return f"runs of it go on: {join_names(sorted(active))}"
-        if led is not None and (led in active or self._goes_on(dag, led)):
-            return f"the run to clear goes on: {led}"
+        if earlier is not None and (earlier in active or self._goes_on(dag, earlier)):
+            return f"the run to clear goes on: {earlier}"
         return self._find_problem(dag.dag_id)
 
     def find_partitions(self, dag: Downstream) -> Collection[str | None]:
@@ -143,20 +143,20 @@ class Runs:
         runs = [] if isinstance(self._active_runs, str) else self._active_runs
         return any(run.key == (dag.dag_id, run_id) for run in runs)
 
-    def find_led(self, dag: Downstream, due: Due) -> str | None:
+    def find_earlier_run(self, dag: Downstream, due: Due) -> str | None:
         """Find the DAG run that an earlier end of the upstream run led to, if that matters."""
         label = due.causes[-1].label
         if dag.trigger.reruns == "follow" or not due.causes[-1].run_id:
             return None
-        if (begun := self._led.get((dag.dag_id, due.partition, label))) is not None:
+        if (begun := self._requested.get((dag.dag_id, due.partition, label))) is not None:
             return begun
         run = find_run_after(self._instance, dag.instance, dag.dag_id, label, due.partition)
         return run and self._find_run_id(dag, run)
 
-    def find_joint_run(self, dag: Downstream, due: Due) -> dg.DagsterRun | None:
+    def find_shared_run(self, dag: Downstream, due: Due) -> dg.DagsterRun | None:
         """Find the Dagster run that materialized the upstream, if it runs or has run the DAG after
         that: a person selected both, or a backfill did."""
-        place, memory = (dag.dag_id, due.partition), self._joint
+        place, memory = (dag.dag_id, due.partition), self._shared
         causes, run_id = memory.get(place, ((), ""))
         cause = due.causes[-1]
         if causes != due.causes:

@@ -143,10 +143,10 @@ class _EventSensor:
             for dag_id, dag in self.dags.items():
                 joined = {key for mark, key in dag.marks.items() if mark not in before.known}
                 if joined and is_whole:
-                    starter.tell_joined(dag, joined)
+                    starter.announce(dag, joined)
                 new = (event for event in events.get(dag_id, ()) if event.key not in joined)
                 waiting = before.dags.get(dag_id, {})
-                states[dag_id] = _take_in(starter, dag, waiting, new, may_repeat=may_repeat)
+                states[dag_id] = _add_events(starter, dag, waiting, new, may_repeat=may_repeat)
                 starter.start(dag, states[dag_id])
             known = frozenset(chain.from_iterable(dag.marks for dag in self.dags.values()))
             # Upstreams that are new count when all that has happened is read.
@@ -189,7 +189,7 @@ class _EventSensor:
         return max(start, cursor.position - WINDOW, 0)
 
 
-def _take_in(
+def _add_events(
     starter: Starter,
     dag: Downstream,
     waiting: Waiting,
@@ -205,15 +205,15 @@ def _take_in(
     """
     if may_repeat:
         before, waiting = waiting, decider.join(dag, waiting)
-        starter.note_dropped(dag, [each for each in before if each not in waiting])
+        starter.note_gone(dag, [each for each in before if each not in waiting])
         if dag.trigger.only_if:  # it may have passed over what comes first
-            starter.settle_requested(dag, waiting, set(waiting))
+            starter.drop_requested(dag, waiting, set(waiting))
     for event in events:
         if event.state == "drop" and event.key == dag.key:
             waiting.clear()
             continue
-        concerned = decider.find_concerned(dag, event)
+        concerned = decider.match_dependencies(dag, event)
         if may_repeat and dag.trigger.runs == "latest":
-            starter.settle_requested(dag, waiting, {partition for _, partition in concerned})
-        decider.take_in(dag, concerned, waiting, event)
+            starter.drop_requested(dag, waiting, {partition for _, partition in concerned})
+        decider.add_event(dag, concerned, waiting, event)
     return waiting

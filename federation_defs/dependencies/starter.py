@@ -24,8 +24,8 @@ from federation_defs.dependencies.decider import (
     Downstream,
     Due,
     Waiting,
+    drop_causes,
     find_due,
-    settle,
 )
 from federation_defs.dependencies.only_if import ask
 from federation_defs.dependencies.record import Run, Skip
@@ -51,11 +51,11 @@ class Memory:
     Attributes:
         lacking: What partitions lack, in words. Only an event about the partition, which is another
             cause, can change it.
-        joint: The Dagster runs that materialized upstreams and are to run the DAG as well.
+        shared: The Dagster runs that materialized upstreams and are to run the DAG as well.
     """
 
     lacking: dict[Place, tuple[tuple[Cause, ...], str]] = field(default_factory=dict)
-    joint: dict[Place, tuple[tuple[Cause, ...], str]] = field(default_factory=dict)
+    shared: dict[Place, tuple[tuple[Cause, ...], str]] = field(default_factory=dict)
 
 
 class Starter:
@@ -74,13 +74,13 @@ class Starter:
     ) -> None:
         self._instance = instance
         self._memory = memory
-        self._runs = Runs(client, instance, memory.joint, timing)
+        self._runs = Runs(client, instance, memory.shared, timing)
         self._timing = timing
         self._until = timing.monotonic() + _START_S
         self._requests: list[dg.RunRequest] = []
         self._events: list[_Event] = []
         self._waiting: list[str] = []
-        self._joined: list[str] = []
+        self._announced: list[str] = []
         self._has_succeeded = cache(self._fetch_has_succeeded)
 
     def start(self, dag: Downstream, waiting: Waiting) -> None:
@@ -105,34 +105,34 @@ class Starter:
             self._wait(dag, waiting, due, "this tick has taken long enough")
             return False
         if has_requested(self._instance, _build_run_key(dag, due)):
-            settle(waiting, due)  # the tick's cursor was not stored
+            drop_causes(waiting, due)  # the tick's cursor was not stored
             return True
-        led = self._runs.find_led(dag, due)
-        if led is not None and dag.trigger.reruns == "ignore":
-            settle(waiting, due)
+        earlier = self._runs.find_earlier_run(dag, due)
+        if earlier is not None and dag.trigger.reruns == "ignore":
+            drop_causes(waiting, due)
             return True
-        if (why := self._runs.find_obstacle(dag, led)) is not None:
+        if (why := self._runs.find_obstacle(dag, earlier)) is not None:
             self._wait(dag, waiting, due, why)
             return False
         if due.partition is not None and due.partition in self._runs.find_partitions(dag):
             self._wait(dag, waiting, due, "a run of this partition goes on")
             return True
-        joint = self._runs.find_joint_run(dag, due)
-        if joint is not None and not joint.is_finished:
-            self._wait(dag, waiting, due, f"Dagster run {joint.run_id} runs both")
+        shared = self._runs.find_shared_run(dag, due)
+        if shared is not None and not shared.is_finished:
+            self._wait(dag, waiting, due, f"Dagster run {shared.run_id} runs both")
             return True
-        if joint is not None:
-            settle(waiting, due)
+        if shared is not None:
+            drop_causes(waiting, due)
             return True
         if (answer := self._decide(dag, waiting, due)) is None:
             self._wait(dag, waiting, due, "`only_if` has not answered yet")
             return False
         if isinstance(answer, Run):
-            self._request(dag, due, answer.conf, led)
-        settle(waiting, due)
+            self._request(dag, due, answer.conf, earlier)
+        drop_causes(waiting, due)
         return True
 
-    def settle_requested(
+    def drop_requested(
         self, dag: Downstream, waiting: Waiting, partitions: Collection[str | None]
     ) -> None:
         """Remove what was requested of some partitions from what waits. The tick that did so may
@@ -141,18 +141,18 @@ class Starter:
         known = {each: waiting[each] for each in partitions if each in waiting}
         for due in find_due(dag, known):
             if has_requested(self._instance, _build_run_key(dag, due)):
-                settle(waiting, due)
+                drop_causes(waiting, due)
 
-    def note_dropped(self, dag: Downstream, partitions: Sequence[str | None]) -> None:
+    def note_gone(self, dag: Downstream, partitions: Sequence[str | None]) -> None:
         """Note which partitions waited that the DAG does not have any more."""
         if names := [partition for partition in partitions if partition is not None]:
             self._note(dag, f"dropped, as it has no such partitions now: {join_names(names)}")
 
-    def tell_joined(self, dag: Downstream, upstreams: Collection[dg.AssetKey]) -> None:
+    def announce(self, dag: Downstream, upstreams: Collection[dg.AssetKey]) -> None:
         """Tell, on the DAG's asset and in the tick, which dependencies count from now on."""
         names = [f"{edge.name} ({edge.state})" for edge, _ in dag.edges if edge.key in upstreams]
         self._events.append(build_start_observation(dag.instance, dag.dag_id, names))
-        self._joined.append(dag.dag_id)
+        self._announced.append(dag.dag_id)
 
     # What partitions lack
 
@@ -193,9 +193,9 @@ class Starter:
     def build_result(self, cursor: str) -> dg.SensorResult:
         """Build what the sensor returns."""
         reason = "; ".join(self._waiting) or "Nothing has happened upstream that starts a DAG."
-        if self._joined:
-            reason = f"What happens from now on counts for {join_names(self._joined)}."
-        is_told = self._requests or (self._events and not self._joined)
+        if self._announced:
+            reason = f"What happens from now on counts for {join_names(self._announced)}."
+        is_told = self._requests or (self._events and not self._announced)
         return dg.SensorResult(
             run_requests=self._requests,
             asset_events=self._events,

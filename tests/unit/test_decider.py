@@ -19,11 +19,11 @@ from federation_defs.dependencies.decider import (
     Downstream,
     State,
     Waiting,
-    find_concerned,
+    add_event,
+    drop_causes,
     find_due,
     join,
-    settle,
-    take_in,
+    match_dependencies,
 )
 from federation_defs.naming import build_asset_key
 
@@ -49,7 +49,7 @@ def read(
 ) -> Waiting:
     taken = dict(waiting)
     for event in events:
-        take_in(dag, find_concerned(dag, event), taken, event)
+        add_event(dag, match_dependencies(dag, event), taken, event)
     return taken
 
 
@@ -75,7 +75,7 @@ def test_two_of_one_upstream_and_one_of_the_other_are_one_run() -> None:
     waiting = read(dag, happen(A, 1), happen(A, 2), happen(B, 3))
     (due,) = find_due(dag, waiting)
     assert [cause.run_id for cause in due.causes] == ["run_2", "run_3"]
-    settle(waiting, due)
+    drop_causes(waiting, due)
     assert waiting == {}
 
 
