@@ -164,19 +164,19 @@ def _is_same(snapshot: Snapshot, other: Snapshot | None) -> bool:
     return other is not None and replace(snapshot, taken_at=other.taken_at) == other
 
 
-def _find_changes(snapshot: Snapshot, loaded: Snapshot | None) -> dict[str, set[str]]:
+def _find_changes(snapshot: Snapshot, loaded: Snapshot | None) -> dict[str, frozenset[str]]:
     """Find the DAGs for which a code location has to be reloaded, by what has changed."""
-    now = {*snapshot.dags, *snapshot.undescribed}
-    before = {*loaded.dags, *loaded.undescribed} if loaded else set[str]()
+    now = snapshot.selected_dag_ids
+    before = loaded.selected_dag_ids if loaded else frozenset[str]()
     partitions = loaded.partitions if loaded else {}
     changes = {
         "New": now - before,
         "Gone": before - now,
-        "With other partitions": {
+        "With other partitions": frozenset(
             dag_id
             for dag_id in snapshot.partitions
             if snapshot.partitions[dag_id] != partitions.get(dag_id)
-        },
+        ),
     }
     return {what: dag_ids for what, dag_ids in changes.items() if dag_ids}
 
@@ -192,7 +192,7 @@ def _evaluate(
     """
     name, loaded = component.member.name, component.snapshot
     changes = _find_changes(snapshot, loaded)
-    count = len({*snapshot.dags, *snapshot.undescribed})
+    count = len(snapshot.selected_dag_ids)
     said = [f"{what}: {join_names(sorted(dag_ids))}." for what, dag_ids in changes.items()]
     if not changes:
         said = [f"The code location knows all {count} DAGs."]

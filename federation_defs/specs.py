@@ -56,13 +56,12 @@ def build_specs(
         is_for_run: Return those of `referenced` only, and without conditions.
     """
     dags = snapshot.dags if snapshot else {}
-    undescribed = snapshot.undescribed if snapshot else ()
     specs = {}
     instances = {**others, declaration.name: declaration}
     unconditional, chosen = {*declaration.dags}, {*referenced}
     if not is_for_run:
         unconditional = {*select_decided_by_events(declaration.dags, instances), *undecided}
-        chosen |= {*dags, *undescribed, *declaration.dags}
+        chosen |= {*(snapshot.selected_dag_ids if snapshot else ()), *declaration.dags}
     for dag_id in sorted(chosen):
         declared = declaration.find_dag(dag_id)
         key = build_asset_key(declaration.name, dag_id)

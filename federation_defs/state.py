@@ -72,6 +72,11 @@ class Snapshot:
     partitions: Mapping[str, AutoPartitions] = field(default_factory=dict)
     format: Literal[1] = 1  # of the file; keys that are not known are ignored
 
+    @property
+    def selected_dag_ids(self) -> frozenset[str]:
+        """The DAGs that are assets whatever is declared."""
+        return frozenset([*self.dags, *self.undescribed])
+
     @cached_property
     def present_dag_ids(self) -> frozenset[str]:
         """Every DAG that the instance can run."""
