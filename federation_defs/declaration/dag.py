@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -27,33 +27,25 @@ UPSTREAM_CONF_KEY = "federation"  # of a conf with `pass_upstream`
 _FUNCTION = r"^\w+(\.\w+)*:\w+$"
 
 
-def _check_conf(conf: dict[str, Any]) -> dict[str, Any]:
-    for path, value in _walk(conf):
-        # Without the value, which may be a secret.
-        seen = f"is of type {type(value).__name__}"
-        if isinstance(value, float) and not math.isfinite(value):
-            seen = "is no finite number"
-        elif value is None or isinstance(value, str | bool | int | float):
-            continue
-        raise ValueError(f"{path} {seen}, which JSON does not have: write a text in quotes")
-    return conf
-
-
-def _walk(value: Any, path: str = "conf") -> Iterator[tuple[str, Any]]:
-    """Return all values inside of mappings and lists, with their paths.
-
-    Raises:
-        ValueError: A key is no text.
-    """
-    if isinstance(value, Mapping | list):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, item in items:
-            if isinstance(value, Mapping) and not isinstance(key, str):
+def _check_json(value: Any, path: str = "conf") -> Any:
+    """Return a value that JSON has, or refuse it without showing it: it may be a secret."""
+    seen = None
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
                 kind = type(key).__name__
                 raise ValueError(f"{path} has a key of type {kind}: write the key in quotes")
-            yield from _walk(item, f"{path}.{key}")
-    else:
-        yield path, value
+            _check_json(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_json(item, f"{path}.{number}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        seen = "is no finite number"
+    elif not isinstance(value, str | int | float | None):
+        seen = f"is of type {type(value).__name__}"
+    if seen is not None:
+        raise ValueError(f"{path} {seen}, which JSON does not have: write a text in quotes")
+    return value
 
 
 class TriggerDeclaration(Declaration):
@@ -90,7 +82,7 @@ class TriggerDeclaration(Declaration):
         description="Whether the conf of each run tells about the upstream runs that led to it, "
         "below the key `federation`.",
     )
-    conf: Annotated[dict[str, Any], AfterValidator(_check_conf)] = Field(
+    conf: Annotated[dict[str, Any], AfterValidator(_check_json)] = Field(
         default={},
         repr=False,  # it may hold secrets
         description="The conf of each run.",
