@@ -60,9 +60,17 @@ def build_refresh(
     if not refreshed:
         return dg.Definitions()
 
-    @dg.multi_asset_check(
-        name=REFRESH_OP_NAME, specs=_build_check_specs(refreshed), can_subset=True
-    )
+    specs = [
+        dg.AssetCheckSpec(
+            STATE_CHECK_NAME,
+            asset=key,
+            description=f"The code location was loaded with the DAGs that Airflow "
+            f"{component.member.name} has. Executing it refreshes the state.",
+        )
+        for key, component in refreshed.items()
+    ]
+
+    @dg.multi_asset_check(name=REFRESH_OP_NAME, specs=specs, can_subset=True)
     def refresh_states(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         keys = sorted(key.asset_key for key in context.selected_asset_check_keys)
         yield from _refresh([refreshed[key] for key in keys], context, timing or Timing())
@@ -91,56 +99,29 @@ def build_refresh(
     )
 
 
-def _build_check_specs(
-    refreshed: Mapping[dg.AssetKey, FederatedAirflow],
-) -> list[dg.AssetCheckSpec]:
-    return [
-        dg.AssetCheckSpec(
-            STATE_CHECK_NAME,
-            asset=key,
-            description=f"The code location was loaded with the DAGs that Airflow "
-            f"{component.member.name} has. Executing it refreshes the state.",
-        )
-        for key, component in refreshed.items()
-    ]
-
-
 def _refresh(
     components: Sequence[FederatedAirflow], context: dg.AssetCheckExecutionContext, timing: Timing
 ) -> Iterator[dg.AssetCheckResult]:
     """Store the states that have changed, reload the code location if it is to be, and evaluate the
     checks. What keeps one instance from being refreshed fails its check, and stops no other."""
     stored = _fetch_stored(components, context.instance)
-    both = list(zip(components, stored, strict=True))
-    calls = [partial(component.fetch, last) for component, last in both]
+    calls = [partial(component.fetch, last) for component, last in stored.items()]
     run_calls(calls, _MAX_FETCHES, timing.refresh_s)
-    versions: dict[str, str] = {}
-    results: list[tuple[FederatedAirflow, Snapshot | None, Snapshot | Exception]] = []
-    for component, last in both:
-        (outcome,) = component.fetched or [TimeoutError(f"not read in {timing.refresh_s:g} s")]
-        if isinstance(outcome, Snapshot) and not _is_same(outcome, last):
-            try:
-                # Only states that are not versioned are kept in the project, at its root.
-                version = asyncio.run(component.refresh_state(Path()))
-                versions[component.defs_state_config.key] = version
-            except Exception as error:  # noqa: BLE001 - of any storage
-                outcome = error
-        results.append((component, last, outcome))
-    restore_versions(context.instance, versions)
+    outcomes = _store_changed(stored, context.instance, timing)
     is_reloaded, problem = False, ""
     if any(
-        _find_changes(outcome, component.snapshot)
-        for component, _, outcome in results
-        if isinstance(outcome, Snapshot)
+        isinstance(outcome, Snapshot) and _find_changes(outcome, component.snapshot)
+        for component, outcome in outcomes.items()
     ):
         origin = context.run.remote_job_origin  # None in a process without a code location
         try:
             is_reloaded = origin is not None and _reload(origin.location_name)
         except ReloadFailedError as error:
             problem = str(error)
-    for component, last, outcome in results:
+    for component, outcome in outcomes.items():
         if isinstance(outcome, Snapshot):
             # If it had not taken the last version, no reload before had an effect.
+            last = stored[component]
             was_current = not (last and _find_changes(last, component.snapshot))
             yield _evaluate(component, outcome, problem, is_loaded=is_reloaded and was_current)
         else:
@@ -149,19 +130,38 @@ def _refresh(
 
 def _fetch_stored(
     components: Iterable[FederatedAirflow], instance: dg.DagsterInstance
-) -> list[Snapshot | None]:
+) -> dict[FederatedAirflow, Snapshot | None]:
     """Fetch the last states, which may be newer than those that were loaded."""
     keys = {component: component.defs_state_config.key for component in components}
     with TemporaryDirectory() as folder:
         newer, loaded = fetch_last_states(instance, keys.values(), Path(folder))
-        return [
-            component.snapshot if key in loaded else read_snapshot(newer.get(key))
+        return {
+            component: component.snapshot if key in loaded else read_snapshot(newer.get(key))
             for component, key in keys.items()
-        ]
+        }
 
 
-def _is_same(snapshot: Snapshot, other: Snapshot | None) -> bool:
-    return other is not None and replace(snapshot, taken_at=other.taken_at) == other
+def _store_changed(
+    stored: Mapping[FederatedAirflow, Snapshot | None], instance: dg.DagsterInstance, timing: Timing
+) -> dict[FederatedAirflow, Snapshot | Exception]:
+    """Store the fetched states that have changed. Return all of them, or what went wrong."""
+    versions: dict[str, str] = {}
+    outcomes: dict[FederatedAirflow, Snapshot | Exception] = {}
+    for component, last in stored.items():
+        (outcome,) = component.fetched or [TimeoutError(f"not read in {timing.refresh_s:g} s")]
+        outcomes[component] = outcome
+        if isinstance(outcome, Exception) or (
+            last is not None and replace(outcome, taken_at=last.taken_at) == last
+        ):
+            continue
+        try:
+            # Only states that are not versioned are kept in the project, at its root.
+            version = asyncio.run(component.refresh_state(Path()))
+            versions[component.defs_state_config.key] = version
+        except Exception as error:  # noqa: BLE001 - of any storage
+            outcomes[component] = error
+    restore_versions(instance, versions)
+    return outcomes
 
 
 def _find_changes(snapshot: Snapshot, loaded: Snapshot | None) -> dict[str, frozenset[str]]:
