@@ -105,7 +105,7 @@ def build_observation(
 
 
 def build_absence_observation(client: AirflowClient, run: DagRun, why: str) -> dg.AssetObservation:
-    """Return what tells that a success belongs to none of its DAG's partitions. It is no report."""
+    """Return the observation of a success without a partition. It does not count as its report."""
     key = build_asset_key(client.instance, run.dag_id)
     description = f"Run {run.run_id} belongs to no partition. {why}"
     return dg.AssetObservation(key, description, metadata=build_link_metadata(client, run))
@@ -191,7 +191,7 @@ def build_drop_observation(airflow: str, dag_id: str) -> dg.AssetObservation:
 def build_start_observation(
     airflow: str, dag_id: str, upstreams: Sequence[str]
 ) -> dg.AssetObservation:
-    """Return what tells that from now on, what happens to some upstreams may start a DAG."""
+    """Return the observation that some upstreams start a DAG from now on."""
     description = (
         f"Runs of this DAG follow {join_names(upstreams)} from now on. What happened before starts "
         "none: to make up for that, materialize what is missing."
@@ -207,7 +207,7 @@ def build_slow_observation(
     now: datetime,
     partition: RunPartition = _UNPARTITIONED,
 ) -> dg.AssetObservation:
-    """Return what tells that a run takes longer than `max_duration`.
+    """Return the observation of a run that takes longer than `max_duration`.
 
     Args:
         now: By Airflow's clock.
@@ -251,7 +251,7 @@ def _describe_duration(run: DagRun, limit_s: float, now: datetime) -> str:
 def build_late_observation(
     airflow: str, dag_id: str, deadline: datetime, window: timedelta
 ) -> dg.AssetObservation:
-    """Return what tells that no run of a DAG has succeeded by a deadline."""
+    """Return the observation of a deadline by which no run of a DAG has succeeded."""
     return dg.AssetObservation(
         build_asset_key(airflow, dag_id),
         _describe_lateness(deadline, window),
@@ -319,8 +319,8 @@ def build_gap_observations(
 
 
 def build_partitions_metadata(partitions: PartitionsDeclaration) -> Metadata:
-    """Return how partitions are declared, which an evaluation of the check `partitions` remembers
-    if it agrees with all that was reported."""
+    """Return the declaration of partitions, as metadata of an evaluation of the check `partitions`
+    that agrees with all that was reported."""
     return {PARTITIONS_LABEL: dg.MetadataValue.json(partitions.model_dump(mode="json"))}
 
 

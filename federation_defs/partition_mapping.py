@@ -48,10 +48,10 @@ class PartitionMapping:
     granularity: Granularity
 
     def build_dagster_mapping(self) -> dg.PartitionMapping | None:
-        """Return what tells Dagster about it, or None for its default.
+        """Return Dagster's mapping, or None for its default.
 
-        Dagster's mapping of time windows refuses two time zones (1.13): there, any partition is
-        told to depend on all.
+        Dagster's mapping of time windows refuses two time zones (1.13). With two, each partition
+        depends on all.
         """
         if self.upstream is None:
             return None

@@ -102,8 +102,8 @@ def resolve_declaration(
 def find_unknown_partitions(
     declaration: InstanceDeclaration, instances: Mapping[str, InstanceDeclaration]
 ) -> dict[str, list[str]]:
-    """Return the DAGs on which nothing can decide, since their own partitions or those of upstreams
-    are not known: by DAG id, what is not known of upstreams, as ends of sentences.
+    """Return the DAGs that nothing can start, because their own partitions or those of upstreams
+    are not known. By DAG id, a part of a sentence for each such upstream.
 
     Args:
         declaration: With all partitions in full, as those of `instances`.
@@ -127,7 +127,7 @@ def find_unknown_partitions(
 def describe_auto(
     declared: PartitionsDeclaration | None, known: AutoPartitions | None
 ) -> str | None:
-    """Return what is wrong with what the partitions of a DAG are taken from, as sentences."""
+    """Return what is wrong with the partitions of a DAG with `cron: auto`, as sentences."""
     if declared is None or not declared.is_auto:
         return None
     if known is None:

@@ -140,7 +140,7 @@ def describe_trigger(dag: DagDeclaration) -> str:
     if not dag.depends_on:
         return ""
     trigger = dag.trigger
-    what = _list(dag.depends_on, "and" if trigger.when == "all" else "or")
+    what = _describe_dependencies(dag.depends_on, "and" if trigger.when == "all" else "or")
     runs, several = "Runs", f", {trigger.at_once if trigger.at_once > 1 else 'one'} at a time"
     if dag.partitions is not None:
         runs, what = "Runs a partition", f"{what} for it"
@@ -163,7 +163,7 @@ def _describe_granularity(dag: DagDeclaration) -> str:
     return f" Of an upstream's partitions in its time it needs {needed}."
 
 
-def _list(dependencies: Sequence[DependencyDeclaration], link: str) -> str:
+def _describe_dependencies(dependencies: Sequence[DependencyDeclaration], link: str) -> str:
     """Return clauses such as "a/x or b/y has succeeded or c/z has failed"."""
     by_state: dict[str, list[str]] = {}
     for each in dependencies:

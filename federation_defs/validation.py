@@ -81,7 +81,7 @@ def _iterate_dags(members: Iterable[Member]) -> Iterator[tuple[Member, str, DagD
 
 
 def find_wrong_windows(member: Member, members: Sequence[Member]) -> dict[str, list[str]]:
-    """Return what can't line up in the time of a member's DAGs and their upstreams, by DAG id."""
+    """Return what is wrong with windows and partitions of dependencies, by DAG id of a member."""
     by_name = {member.name: member for member in members}
     found = {
         dag_id: [
@@ -197,8 +197,8 @@ def _find_wrong_windows(
     member: Member,
     by_name: Mapping[str, Member],
 ) -> Iterator[str]:
-    """Find what can't line up in the time of a DAG's partitions and an upstream's, as far as they
-    are in full."""
+    """Find what is wrong with the window of a dependency, and with the partitions of both sides, as
+    far as they are known."""
     name, window = dependency.name, dependency.window
     instance, dag_id = dependency.upstream or ("", "")
     known, is_elsewhere = by_name.get(instance), instance in member.declaration.elsewhere
