@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import cache, cached_property
-from typing import TypeAlias
 
 import dagster as dg
 
@@ -27,22 +26,38 @@ from federation_defs.timing import Timing
 
 _MAX_RUNS = 10 * SERVER_PAGE
 
-Place: TypeAlias = tuple[str, str | None]  # DAG and partition
+
+class Memory:
+    """What was found about partitions that wait, as long as their causes are the same. It only
+    saves queries."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str | None], tuple[tuple[Cause, ...], str]] = {}
+
+    def get(self, dag: Downstream, due: Due) -> str | None:
+        causes, found = self._found.get((dag.dag_id, due.partition), ((), None))
+        return found if causes == due.causes else None
+
+    def keep(self, dag: Downstream, due: Due, found: str | None) -> None:
+        """Remember what was found. None is not remembered."""
+        self._found.pop((dag.dag_id, due.partition), None)
+        if found is not None:
+            self._found[dag.dag_id, due.partition] = due.causes, found
 
 
 class Runs:
     """The runs of an instance's DAGs during one tick. Each query is made once, when it is needed.
 
     Args:
-        shared: The Dagster runs that materialized upstreams and are to run the DAG as well, as far
-            as earlier ticks know them, with the causes for which that was found. It is updated.
+        shared: The ids of Dagster runs that materialized upstreams and are to run the DAG as well.
+            It is updated.
     """
 
     def __init__(
         self,
         client: AirflowClient,
         instance: dg.DagsterInstance,
-        shared: dict[Place, tuple[tuple[Cause, ...], str]],
+        shared: Memory,
         timing: Timing,
     ) -> None:
         self._client = client
@@ -156,19 +171,16 @@ class Runs:
     def find_shared_run(self, dag: Downstream, due: Due) -> dg.DagsterRun | None:
         """Find the Dagster run that materialized the upstream, if it runs or has run the DAG after
         that: a person selected both, or a backfill did."""
-        place, memory = (dag.dag_id, due.partition), self._shared
-        causes, run_id = memory.get(place, ((), ""))
         cause = due.causes[-1]
-        if causes != due.causes:
+        if (run_id := self._shared.get(dag, due)) is None:
             event = fetch_event(self._instance, cause.edge.key, cause.position)
             run_id = event.record.run_id if event else ""
             if run_id and not is_planned_in(self._instance, run_id, dag.key, due.partition):
                 run_id = ""
-        memory.pop(place, None)
-        if (run := self._fetch_dagster_run(run_id) if run_id else None) is None:
-            return None
-        if not run.is_finished:
-            memory[place] = due.causes, run_id
+        run = self._fetch_dagster_run(run_id) if run_id else None
+        goes_on = run is not None and not run.is_finished
+        self._shared.keep(dag, due, run_id if goes_on else None)
+        if run is None or goes_on:
             return run
         launched_at = find_observation_in(self._instance, run_id, dag.key, due.partition)
         return run if launched_at > cause.position else None

@@ -30,7 +30,8 @@ from federation_defs.dagster_io.event_log import (
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration, suggest
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import WINDOW, Cursor, Downstream, Waiting
-from federation_defs.dependencies.starter import Memory, Starter
+from federation_defs.dependencies.runs import Memory
+from federation_defs.dependencies.starter import Starter
 from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_job_name, build_sensor_name
 from federation_defs.partition_mapping import build_mappings
@@ -105,7 +106,8 @@ class _EventSensor:
     Attributes:
         _last: The cursor that the last tick returned; None if it failed.
         _reached: Positions in the event log, and when they were reached.
-        _memory: What is known of partitions that wait.
+        _lacking: What partitions that wait lack.
+        _shared: The Dagster runs that run them together with their upstreams.
     """
 
     client: AirflowClient
@@ -113,7 +115,8 @@ class _EventSensor:
     timing: Timing
     _last: str | None = None
     _reached: deque[tuple[float, int]] = field(default_factory=deque)
-    _memory: Memory = field(default_factory=Memory)
+    _lacking: Memory = field(default_factory=Memory)
+    _shared: Memory = field(default_factory=Memory)
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """Evaluate the sensor.
@@ -138,7 +141,7 @@ class _EventSensor:
             cursor, events, is_whole = self._read(instance, before)
             if location and (events or before.dags):
                 refuse_second_location(instance, airflow, location, self.timing)
-            starter = Starter(self.client, instance, self._memory, self.timing)
+            starter = Starter(self.client, instance, self._lacking, self._shared, self.timing)
             states: dict[str, Waiting] = {}
             for dag_id, dag in self.dags.items():
                 joined = {key for mark, key in dag.marks.items() if mark not in before.known}

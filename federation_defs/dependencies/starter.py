@@ -4,7 +4,7 @@ when upstreams have the partitions that are needed, and as `only_if` and `reruns
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -29,7 +29,7 @@ from federation_defs.dependencies.decider import (
 )
 from federation_defs.dependencies.only_if import ask
 from federation_defs.dependencies.record import Run, Skip
-from federation_defs.dependencies.runs import Place, Runs
+from federation_defs.dependencies.runs import Memory, Runs
 from federation_defs.errors import DecisionError
 from federation_defs.events import build_decision_events, build_start_observation
 from federation_defs.naming import build_cause_tag, build_monitor_tags
@@ -43,38 +43,26 @@ _MAX_REFERENCES = 20  # PostgreSQL's index of tags takes 2,700 bytes (dagster 1.
 _Event = dg.AssetObservation | dg.AssetCheckEvaluation
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What is known of partitions that wait, and the causes for which that was found. It only saves
-    queries.
-
-    Attributes:
-        lacking: What partitions lack, in words. Only an event about the partition, which is another
-            cause, can change it.
-        shared: The Dagster runs that materialized upstreams and are to run the DAG as well.
-    """
-
-    lacking: dict[Place, tuple[tuple[Cause, ...], str]] = field(default_factory=dict)
-    shared: dict[Place, tuple[tuple[Cause, ...], str]] = field(default_factory=dict)
-
-
 class Starter:
     """Requests the runs of one tick.
 
     Args:
-        memory: Of earlier ticks. It is updated.
+        lacking: What partitions lack, in words. Only an event about the partition, which is another
+            cause, can change it. It is updated.
+        shared: As `Runs` takes it.
     """
 
     def __init__(
         self,
         client: AirflowClient,
         instance: dg.DagsterInstance,
-        memory: Memory,
+        lacking: Memory,
+        shared: Memory,
         timing: Timing,
     ) -> None:
         self._instance = instance
-        self._memory = memory
-        self._runs = Runs(client, instance, memory.shared, timing)
+        self._lacking = lacking
+        self._runs = Runs(client, instance, shared, timing)
         self._timing = timing
         self._until = timing.monotonic() + _START_S
         self._requests: list[dg.RunRequest] = []
@@ -168,14 +156,8 @@ class Starter:
             is_needed = edge.state == "success" and mapping and mapping.upstream is None
             if is_needed and not self._has_succeeded(edge.key):
                 return f"waits for the first success of {edge.name}"
-        place, memory = (dag.dag_id, due.partition), self._memory.lacking
-        causes, lacks = memory.get(place, ((), None))
-        if causes != due.causes or lacks is None:
-            lacks = self._fetch_lacking(dag, due.partition)
-            if lacks is None:
-                memory.pop(place, None)
-            else:
-                memory[place] = due.causes, lacks
+        lacks = self._lacking.get(dag, due) or self._fetch_lacking(dag, due.partition)
+        self._lacking.keep(dag, due, lacks)
         return lacks
 
     def _fetch_lacking(self, dag: Downstream, partition: str) -> str | None:
