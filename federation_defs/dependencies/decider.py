@@ -80,7 +80,8 @@ class Downstream:
     @cached_property
     def edges(self) -> list[tuple[DependencyDeclaration, PartitionMapping | None]]:
         """The dependencies, each with how the DAG's partitions depend on it, if it has some."""
-        return list(zip(self.declaration.depends_on, self.mappings or repeat(None)))  # noqa: B905
+        mappings = self.mappings or repeat(None, len(self.declaration.depends_on))
+        return list(zip(self.declaration.depends_on, mappings, strict=True))
 
     @cached_property
     def edges_by_name(self) -> dict[_Edge, DependencyDeclaration]:
