@@ -107,8 +107,10 @@ def _classify_upstreams(
             return "observed"
         return "detached" if upstream[0] == own and not declared.trigger.wait else "executed"
 
-    dags = {build_asset_key(*each): classify(each) for each in dag.upstreams}
-    return {**dags, **{dg.AssetKey(key): "asset" for key in dag.upstream_assets}}
+    found = {build_asset_key(*each): classify(each) for each in dag.upstreams}
+    for key in dag.upstream_assets:
+        found[dg.AssetKey(key)] = "asset"
+    return found
 
 
 def _describe(
