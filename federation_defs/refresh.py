@@ -32,7 +32,7 @@ from federation_defs.naming import (
 )
 from federation_defs.outcome import join_names
 from federation_defs.state import Snapshot, read_snapshot
-from federation_defs.threads import run_calls
+from federation_defs.threads import run_in_threads
 from federation_defs.timing import Timing
 from federation_defs.validation import find_absent_dags
 
@@ -112,8 +112,8 @@ def _refresh(
     checks. What keeps one instance from being refreshed fails its check, and stops no other."""
     stored = _fetch_stored(components, context.instance)
     both = list(zip(components, stored, strict=True))
-    calls = [partial(component.fetch, last) for component, last in both]
-    run_calls(calls, _MAX_FETCHES, timing.refresh_s)
+    fetches = [partial(component.fetch, last) for component, last in both]
+    run_in_threads(fetches, _MAX_FETCHES, timing.refresh_s)
     versions: dict[str, str] = {}
     results: list[tuple[FederatedAirflow, Snapshot | None, Snapshot | Exception]] = []
     for component, last in both:

@@ -83,6 +83,7 @@ class Timing:
     max_waiting_interval_s: float = 60.0
     first_look_s: float = 5.0  # of a tick, for asking the event log where to begin
     other_sensors_s: float = 5.0  # for what is known of other code locations' sensors
+    removed_sensor_s: float = 300.0  # since its last tick, a sensor is taken for removed
     # An event is stored within this time after the check that no Dagster run is about to store it.
     # A step that takes over a finished DAG run waits for longer before it looks for the event.
     owner_check_s: float = 4.0
@@ -116,7 +117,9 @@ class Timing:
     log_again_s: float = 600.0  # for a problem that lasts
     list_tasks_s: float = 15.0  # for the log
     runnable_cache_s: float = 5.0  # for a DAG that is neither paused nor broken
-    other_attempt_s: float = 2.0  # between two questions whether another attempt is over
+    # Between two questions whether another Dagster run of the same group is at work: an earlier
+    # attempt, or a re-execution.
+    run_group_s: float = 2.0
     status_s: float = 2.0  # between two questions whether the Dagster run is being canceled
     launch_end_s: float = 30.0  # for triggers under way when the Dagster run is canceled
     cancel_s: float = 50.0  # for stopping DAG runs; Dagster gives a canceled run a minute

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import dagster as dg
 
+from federation_defs.dagster_io.run_tags import fetch_runs
 from federation_defs.errors import DeclaredTwiceError
 from federation_defs.naming import build_sensor_name
 from federation_defs.timing import MAX_CLOCK_SKEW, Timing
@@ -29,8 +30,7 @@ _ACTIVE = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-STALE_AFTER_S = 300.0  # since its last tick, a sensor is taken for removed
-_LEFT_WITHIN_S = 7 * 86400.0
+_MAX_CURSOR_AGE_S = 7 * 86400.0  # of a sensor from whose code location an instance was moved
 _LAST_TICKS = 100
 
 # Of connections to PostgreSQL and MySQL. Dagster ends a tick after 60 s. Firewalls drop connections
@@ -140,7 +140,7 @@ def find_owner(
         name, location = _get_name(state)
         if name in names and state.is_running and location < code_location:
             found[location] = max(ticked_at, found.get(location, 0.0))
-    living = (each for each in found.items() if each[1] >= now - STALE_AFTER_S)
+    living = (each for each in found.items() if each[1] >= now - timing.removed_sensor_s)
     return min(living, default=None)
 
 
@@ -159,7 +159,7 @@ def refuse_second_location(
         raise DeclaredTwiceError(airflow, code_location, owner[0])
 
 
-def find_left_cursor(
+def find_moved_cursor(
     instance: dg.DagsterInstance, sensor_name: str, code_location: str, timing: Timing
 ) -> str | None:
     """Find the cursor of the sensor of this name in the code location from which it was moved.
@@ -177,8 +177,8 @@ def find_left_cursor(
         elif name == sensor_name and cursor:  # it has none where it was only refused
             found[ticked_at] = cursor
     last = max(found, default=0.0)
-    is_left = found and last >= now - _LEFT_WITHIN_S
-    return found[last] if is_left and not (own and _has_ticked(instance, own)) else None
+    is_moved = found and last >= now - _MAX_CURSOR_AGE_S
+    return found[last] if is_moved and not (own and _has_ticked(instance, own)) else None
 
 
 def _has_ticked(instance: dg.DagsterInstance, sensor: Any) -> bool:
@@ -281,12 +281,11 @@ def fetch_active_runs_in_worker() -> Sequence[dg.DagsterRun]:
     if context is None or context.accessed_defs_state_info is None:
         return []
     try:
-        instance = _open_instance(os.environ.get("DAGSTER_HOME"))
-        records = instance.get_run_records(dg.RunsFilter(statuses=_ACTIVE))
+        runs = fetch_runs(_open_instance(os.environ.get("DAGSTER_HOME")), statuses=_ACTIVE)
     except Exception:  # noqa: BLE001 - of any configuration and database
         return []
     own = context.code_location_name
-    origins = [(record.dagster_run, record.dagster_run.remote_job_origin) for record in records]
+    origins = [(run, run.remote_job_origin) for run in runs]
     return [run for run, origin in origins if not own or not origin or origin.location_name == own]
 
 

@@ -15,12 +15,13 @@ from federation_defs.checks import (
     repeat_evaluations,
     run_checks,
 )
-from federation_defs.dagster_io.deployment import STALE_AFTER_S, find_owner
-from federation_defs.dagster_io.heartbeat import Heartbeats, HeartbeatWatch
-from federation_defs.dagster_io.run_tags import CurrentRun, Target, is_only_request
+from federation_defs.dagster_io.current_run import CurrentRun
+from federation_defs.dagster_io.deployment import find_owner
+from federation_defs.dagster_io.heartbeat import HeartbeatMonitor, Heartbeats
+from federation_defs.dagster_io.run_tags import Target, is_only_request
 from federation_defs.declaration import DagDeclaration
 from federation_defs.errors import DeclaredTwiceError
-from federation_defs.execution.cancellation import CancellationWatcher
+from federation_defs.execution.cancellation import CancellationMonitor
 from federation_defs.execution.concurrency import ConcurrencyLimit
 from federation_defs.execution.launcher import Launcher, StepContext
 from federation_defs.execution.monitor import Monitor
@@ -89,11 +90,11 @@ def build_execution(
                 _log_safe_mode(shared, targets, reason)
             elif targets:
                 _refuse_second_location(context, client.instance, timing)
-                _wait_for_other_attempts(shared, beats)
+                _wait_for_run_group(shared, beats)
                 reporter = Reporter(shared, context, specs, outputs, targets)
                 launcher = Launcher(shared)
                 step = _Step(shared, targets, Monitor(shared, launcher, limit), reporter)
-                yield from step.run(CancellationWatcher(shared, launcher))
+                yield from step.run(CancellationMonitor(shared, launcher))
                 own -= {specs[target.dag_id].key for target in step.repeated}
             others = {key for key in context.selected_asset_check_keys if key.asset_key not in own}
             yield from run_checks(client, dags, others - by_sensors, context)
@@ -159,7 +160,7 @@ def find_other_location(
     can't be told from a pause between two ticks. Wait until it can: no sensor would request the run
     again.
     """
-    seen, until = None, timing.monotonic() + STALE_AFTER_S
+    seen, until = None, timing.monotonic() + timing.removed_sensor_s
     while owner := find_owner(instance, airflow, location, timing):
         if seen is None:
             log.info(
@@ -175,30 +176,29 @@ def find_other_location(
     return None
 
 
-def _wait_for_other_attempts(context: StepContext, heartbeats: Heartbeats) -> None:
+def _wait_for_run_group(context: StepContext, heartbeats: Heartbeats) -> None:
     """Wait while another attempt may launch or report DAG runs of this instance.
 
     Of several that wait, the one with the smallest id goes on. Each has announced itself, and looks
     for the others after a pause in which those can be seen that have announced themselves earlier.
     """
-    timing, logged = context.timing, list[str]()
-    watch = HeartbeatWatch(context.client.instance, timing, timing.other_attempt_s)
-    while not context.current_run.is_first:
-        timing.sleep(timing.other_attempt_s)
-        attempts = context.current_run.fetch_other_attempts()
-        watch.measure(attempts)
-        if not (others := [run.run_id for run in attempts if _is_before(run, context, watch)]):
+    timing, current_run, logged = context.timing, context.current_run, list[str]()
+    monitor = HeartbeatMonitor(context.client.instance, timing, timing.run_group_s)
+    while not current_run.is_first:
+        timing.sleep(timing.run_group_s)
+        group = current_run.fetch_run_group()
+        monitor.measure(group)
+        others = [
+            run.run_id
+            for run in filter(monitor.is_in_step, group)
+            if not monitor.is_waiting(run) or run.run_id < current_run.run_id
+        ]
+        if not others:
             break
         if others != logged:
             logged = others
             context.log.info(f"Waiting for {', '.join(others)}: another attempt at the same.")
     heartbeats.begin()
-
-
-def _is_before(run: dg.DagsterRun, context: StepContext, watch: HeartbeatWatch) -> bool:
-    if watch.is_in_step(run):
-        return not watch.is_waiting(run) or run.run_id < context.current_run.run_id
-    return False
 
 
 def _log_safe_mode(context: StepContext, targets: list[Target], reason: str) -> None:
@@ -234,7 +234,7 @@ class _Step:
             by_dag.setdefault(dag, {})[target.partition] = target
         self._upstreams = {target: self._find_upstreams(target, by_dag) for target in targets}
 
-    def run(self, cancellation: CancellationWatcher) -> Iterator[Event]:
+    def run(self, cancellation: CancellationMonitor) -> Iterator[Event]:
         """Run the targets, and yield their events as they come.
 
         Raises:

@@ -18,7 +18,7 @@ _CANCELED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 _ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE)
 
 
-class CancellationWatcher:
+class CancellationMonitor:
     """Stops the DAG runs of a step when its Dagster run is canceled.
 
     It polls the run's status in a thread that outlives the main one. Dagster (1.13) tells a worker

@@ -11,8 +11,9 @@ from threading import Condition
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag, DagRun, TriggerOptions
+from federation_defs.dagster_io.current_run import CurrentRun
 from federation_defs.dagster_io.event_log import fetch_upstream_events
-from federation_defs.dagster_io.run_tags import CurrentRun, Request, Target
+from federation_defs.dagster_io.run_tags import Request, Target
 from federation_defs.declaration import UPSTREAM_CONF_KEY, DagDeclaration, suggest
 from federation_defs.dependencies.record import UpstreamEvent
 from federation_defs.errors import (

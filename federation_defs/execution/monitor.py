@@ -9,9 +9,9 @@ from random import uniform
 from typing import TypeVar
 
 from federation_defs.airflow.models import Dag, DagRun, RunKey, TaskInstance
-from federation_defs.dagster_io.heartbeat import HeartbeatWatch
+from federation_defs.dagster_io.heartbeat import HeartbeatMonitor
 from federation_defs.dagster_io.reports import fetch_reported_runs
-from federation_defs.dagster_io.run_tags import Target, fetch_monitoring_runs
+from federation_defs.dagster_io.run_tags import Target, fetch_launching_runs
 from federation_defs.errors import (
     AirflowError,
     DagNotFoundError,
@@ -23,7 +23,7 @@ from federation_defs.execution.concurrency import ConcurrencyLimit
 from federation_defs.execution.launcher import Launcher, StepContext
 from federation_defs.execution.polling import MonitoredRun, fetch_runs, fetch_stuck_dags
 from federation_defs.outcome import Outcome, add_log_tails, fetch_outcome, name_task
-from federation_defs.threads import CallPool
+from federation_defs.threads import CallbackPool
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Monitor:
     """Launches targets, polls their DAG runs and fetches their outcomes.
 
     All requests are made in threads. The main thread only waits, so Dagster can interrupt it while
-    a trigger is under way. `CancellationWatcher` then waits for the trigger and stops its run.
+    a trigger is under way. `CancellationMonitor` then waits for the trigger and stops its run.
 
     Args:
         limit: The instance's `limits.max_active_runs`, if it has one.
@@ -57,9 +57,9 @@ class Monitor:
         self._launched: list[tuple[MonitoredRun, DagRun]] = []
         self._ended: list[MonitoredRun] = []
         threads = client.max_connections
-        self._calls = CallPool(threads, f"airflow-{client.instance}")
+        self._calls = CallbackPool(threads, f"airflow-{client.instance}")
         self._next_task_list = self._timing.monotonic() + self._timing.list_tasks_s
-        self._watch = HeartbeatWatch(client.instance, self._timing, self._timing.other_attempt_s)
+        self._heartbeats = HeartbeatMonitor(client.instance, self._timing, self._timing.run_group_s)
         self._is_closed = False
         self._waiting: set[Target] = set()  # for a free place, and it was logged
         self._problems: dict[tuple[type, Target | None], float] = {}
@@ -274,20 +274,18 @@ class Monitor:
         for run in self._runs.values():
             dag_run = run.dag_run
             if dag_run and dag_run.is_finished and not run.is_busy and now >= run.next_poll:
-                if run.is_shared and self._is_left_to_another(dag_run):
-                    run.next_poll = now + self._timing.other_attempt_s
+                if run.is_shared and self._is_reported_by_another(dag_run):
+                    run.next_poll = now + self._timing.run_group_s
                     continue
                 fetch = partial(self._fetch_outcome, dag_run)
                 self._submit(fetch, partial(self._on_outcome_fetched, run), run)
 
-    def _is_left_to_another(self, dag_run: DagRun) -> bool:
+    def _is_reported_by_another(self, dag_run: DagRun) -> bool:
         """Whether another Dagster run waits for a DAG run too, and has yet to report it."""
         instance, airflow = self._current_run.instance, self._client.instance
-        self._watch.measure(
-            record.dagster_run for record in fetch_monitoring_runs(instance, airflow)
-        )
+        self._heartbeats.measure(fetch_launching_runs(instance, airflow))
         # Not to attempts that wait for this one.
-        owners = self._current_run.find_earlier_owners(dag_run, self._watch.is_at_work)
+        owners = self._current_run.find_earlier_owners(dag_run, self._heartbeats.is_at_work)
         reported = fetch_reported_runs(instance, airflow, [dag_run])
         return bool(owners) and not reported.is_end_reported_by(owners, dag_run)
 

@@ -23,7 +23,7 @@ from federation_defs.errors import (
     UnreachableError,
 )
 from federation_defs.outcome import Outcome
-from federation_defs.threads import run_calls
+from federation_defs.threads import run_in_threads
 from federation_defs.timing import RetryPolicy, Timing
 
 _FINAL_ERRORS = (DagNotFoundError, DagPausedError, DagBrokenError, RunLostError)
@@ -212,5 +212,5 @@ def _fetch_by_key(
     found = {} if isinstance(listed, AirflowError) else listed
     missing = [key for key in keys if key not in found]
     threads = client.max_connections
-    fetched = run_calls([partial(catch, fetch, key) for key in missing], threads)
+    fetched = run_in_threads([partial(catch, fetch, key) for key in missing], threads)
     return {**found, **dict(zip(missing, fetched, strict=True))}

@@ -19,7 +19,7 @@ from federation_defs.outcome import (
     build_unknown_outcome,
     fetch_outcome,
 )
-from federation_defs.threads import run_calls
+from federation_defs.threads import run_in_threads
 from federation_defs.timing import Timing
 
 # Of more runs, tasks that only "Tries" needs are not fetched, nor logs: it would take too long.
@@ -68,7 +68,7 @@ class OutcomeFetcher:
         are_few = len(runs) <= _MAX_RUNS_WITH_DETAILS
         asked = [run for run in runs if are_few or self._needs_tasks(run)]
         calls = [partial(self._fetch, run) for run in asked]
-        results = run_calls(calls, self._threads, self._timing.find_rest_s(deadline) / 2)
+        results = run_in_threads(calls, self._threads, self._timing.find_rest_s(deadline) / 2)
         fetched = {run.key: outcome for run, outcome in zip(asked, results, strict=True)}
         outcomes: list[Outcome] = []
         blocked: set[str] = set()
@@ -116,6 +116,6 @@ class OutcomeFetcher:
         last = failed[-_MAX_RUNS_WITH_DETAILS:]
         calls = [partial(add_log_tails, self._client, outcome) for outcome in last]
         rest_s = self._timing.find_rest_s(deadline)
-        logged = filter(None, run_calls(calls, self._threads, rest_s))
+        logged = filter(None, run_in_threads(calls, self._threads, rest_s))
         by_run = {outcome.run.key: outcome for outcome in logged}
         return [by_run.get(outcome.run.key, outcome) for outcome in outcomes]

@@ -17,7 +17,7 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import FINISHED_STATES, DagRun, RunKey
 from federation_defs.errors import AirflowError, UnreachableError
 from federation_defs.observation.cursor import Batch
-from federation_defs.threads import run_calls
+from federation_defs.threads import run_in_threads
 from federation_defs.timing import MAX_CLOCK_SKEW, Timing
 
 _MIN_RUNS = 100
@@ -58,7 +58,7 @@ class Poller:
             UnreachableError: There was no answer before the deadline, among other reasons.
         """
         limit_s = self.timing.find_rest_s(deadline)
-        (batch,) = run_calls([lambda: self._fetch_changes(since, deadline)], 1, limit_s)
+        (batch,) = run_in_threads([lambda: self._fetch_changes(since, deadline)], 1, limit_s)
         if batch is None:
             reason = f"no complete answer within {limit_s:.0f} s"
             raise UnreachableError(self.client.instance, self.client.url, reason, is_late=True)
@@ -163,7 +163,7 @@ class DeferredRuns:
         chosen = sample(sorted(keys), min(len(keys), _DEFERRED_PER_TICK))
         calls = [partial(self._fetch, key) for key in chosen]
         rest_s = self._timing.find_rest_s(deadline)
-        answers = run_calls(calls, self._client.max_connections, rest_s)
+        answers = run_in_threads(calls, self._client.max_connections, rest_s)
         now, returned = self._timing.monotonic(), ReturnedRuns()
         known = self._failing_since.items()
         self._failing_since = {key: since for key, since in known if key in keys}

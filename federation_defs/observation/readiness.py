@@ -20,7 +20,7 @@ from federation_defs.naming import READY_CHECK_NAME, build_asset_key, build_chec
 from federation_defs.observation.alignment import FindPartitionProblem
 from federation_defs.observation.findings import Findings, Last
 from federation_defs.outcome import join_names
-from federation_defs.threads import run_calls
+from federation_defs.threads import run_in_threads
 from federation_defs.timing import Timing
 
 FindProblem = Callable[[str, str], str | None]
@@ -144,7 +144,7 @@ class Readiness:
             return known
         try:
             rest_s = self._timing.find_rest_s(deadline)
-            (dag,) = run_calls([partial(self._client.fetch_dag, dag_id)], 1, rest_s)
+            (dag,) = run_in_threads([partial(self._client.fetch_dag, dag_id)], 1, rest_s)
         except AirflowError:
             return known
         return dag.problem if dag else known

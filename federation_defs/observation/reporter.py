@@ -11,7 +11,7 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, RunKey
-from federation_defs.dagster_io.heartbeat import HeartbeatWatch
+from federation_defs.dagster_io.heartbeat import HeartbeatMonitor
 from federation_defs.dagster_io.reports import (
     END_LABEL,
     OUTCOME_LABEL,
@@ -61,7 +61,7 @@ class Reporter:
 
     client: AirflowClient
     partitionings: Mapping[str, Partitioning]
-    watch: HeartbeatWatch
+    watch: HeartbeatMonitor
     timing: Timing
     unknown: Collection[str] = ()
 

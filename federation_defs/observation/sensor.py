@@ -24,13 +24,13 @@ from federation_defs.airflow.models import DagRun
 from federation_defs.checks import build_absent_evaluation
 from federation_defs.dagster_io.deployment import (
     fetch_sensor_cursor,
-    find_left_cursor,
+    find_moved_cursor,
     has_sensor_threads,
     refuse_second_location,
     share_instance,
 )
 from federation_defs.dagster_io.event_log import find_known_assets
-from federation_defs.dagster_io.heartbeat import HeartbeatWatch, fail_orphaned_runs
+from federation_defs.dagster_io.heartbeat import HeartbeatMonitor, fail_orphaned_runs
 from federation_defs.dagster_io.reports import fetch_first_reported_end
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration, ObserveDeclaration
 from federation_defs.errors import AirflowError, DagNotFoundError, UnreachableError
@@ -112,7 +112,7 @@ def build_observation_sensor(
         observe.lookback,
         timing,
     )
-    watch = HeartbeatWatch(client.instance, timing, tick_interval_s)
+    watch = HeartbeatMonitor(client.instance, timing, tick_interval_s)
     declared = {dag_id for dag_id, dag in dags.items() if dag.declares_partitions}
     unknown = declared - partitionings.keys()
     reporter = Reporter(client, partitionings, watch, timing, unknown)
@@ -154,7 +154,7 @@ class _Observer:
     rules: Rules
     observe: ObserveDeclaration
     _reporter: Reporter
-    _watch: HeartbeatWatch
+    _watch: HeartbeatMonitor
     watchers: Watchers
     absent: Mapping[str, str]
     limits: Limits
@@ -358,7 +358,7 @@ class _Observer:
         oldest = now - lookback
         cursor = Cursor.from_json(tick.cursor, now)
         if cursor is None and tick.location:
-            left = find_left_cursor(tick.instance, self._name, tick.location, self.timing)
+            left = find_moved_cursor(tick.instance, self._name, tick.location, self.timing)
             cursor = Cursor.from_json(left, now)
         if cursor is None:
             if (first := self._find_first_end(tick.instance, oldest.timestamp())) is None:

@@ -21,7 +21,7 @@ from federation_defs.events import build_max_duration_check, build_slow_observat
 from federation_defs.naming import build_asset_key
 from federation_defs.observation.cursor import Ends
 from federation_defs.partitions import Partitioning, find_partition
-from federation_defs.threads import run_calls
+from federation_defs.threads import run_in_threads
 from federation_defs.timing import Timing
 
 _log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Slowness:
         self._list_at = time_s + max(self._interval_s, pause_s)
         find = partial(find_slow_runs, self._client, self._limits_s, now)
         try:
-            (slow,) = run_calls([find], 1, deadline - time_s)
+            (slow,) = run_in_threads([find], 1, deadline - time_s)
         except AirflowError as error:
             _log.warning("%s Slow runs that go on are not told meanwhile.", error)
             return []

@@ -13,8 +13,8 @@ import dagster as dg
 import pytest
 
 from federation_defs.dagster_io.heartbeat import (
+    HeartbeatMonitor,
     Heartbeats,
-    HeartbeatWatch,
     fail_orphaned_runs,
 )
 from federation_defs.naming import build_alive_tag, build_monitor_tags
@@ -50,13 +50,13 @@ class Observer:
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        self.watch = HeartbeatWatch("metrics", self.clock.timing, INTERVAL_S)
+        self.monitor = HeartbeatMonitor("metrics", self.clock.timing, INTERVAL_S)
 
     def look(self, seconds: float = 0.0) -> None:
         """Look now, and then each few seconds for so long."""
         until = self.clock.now_s + seconds
         while True:
-            fail_orphaned_runs(self.instance, "metrics", self.watch, lambda: LOG)
+            fail_orphaned_runs(self.instance, "metrics", self.monitor, lambda: LOG)
             if self.clock.now_s >= until:
                 return
             self.clock.now_s += INTERVAL_S
@@ -139,14 +139,14 @@ def test_time_in_which_the_observer_slept_is_no_silence(instance: dg.DagsterInst
 def test_an_outage_of_the_database_makes_no_living_run_silent(interval_s: float) -> None:
     """A worker writes its next heartbeat some seconds after it."""
     clock, run = Clock(), dg.DagsterRun("waiting", run_id=RUN_ID)
-    watch = HeartbeatWatch("metrics", clock.timing, interval_s)
+    monitor = HeartbeatMonitor("metrics", clock.timing, interval_s)
     for beat in range(10):
         run = run.with_tags({ALIVE_TAG: f"{RUN_ID} {beat}"})
-        watch.measure([run])
+        monitor.measure([run])
         clock.now_s += interval_s
     clock.now_s += 60
-    watch.measure([run])
-    assert watch.is_in_step(run)
+    monitor.measure([run])
+    assert monitor.is_in_step(run)
 
 
 def test_only_runs_at_work_count_as_waiting(instance: dg.DagsterInstance) -> None:
@@ -162,8 +162,8 @@ def test_only_runs_at_work_count_as_waiting(instance: dg.DagsterInstance) -> Non
 
     for heartbeat in ("", "another 1", "{} 1 waits", "{} 1", "{} 2"):
         start(heartbeat)
-    watch = HeartbeatWatch("metrics", Timing(), INTERVAL_S)
-    assert fail_orphaned_runs(instance, "metrics", watch, lambda: LOG) == 2
+    monitor = HeartbeatMonitor("metrics", Timing(), INTERVAL_S)
+    assert fail_orphaned_runs(instance, "metrics", monitor, lambda: LOG) == 2
 
 
 @pytest.mark.parametrize("step_name", ["python_asset", "warehouse__dags", "metrics__dags__dags"])
@@ -181,10 +181,10 @@ def test_a_run_is_in_a_step_from_its_first_heartbeat_on(instance: dg.DagsterInst
     def begin_late(observer: Observer, run_id: str) -> None:
         observer.look(60)
         before = fetch_run(instance, run_id)
-        assert observer.watch.is_silent(before)
-        assert not observer.watch.is_in_step(before)
+        assert observer.monitor.is_silent(before)
+        assert not observer.monitor.is_in_step(before)
         instance.add_run_tags(run_id, {ALIVE_TAG: f"{run_id} 1700000000"})
-        assert observer.watch.is_in_step(fetch_run(instance, run_id))
+        assert observer.monitor.is_in_step(fetch_run(instance, run_id))
 
     tags = build_monitor_tags("metrics") | {ALIVE_TAG: "of another attempt"}
     status = look_during_step(instance, "python_asset", tags, begin_late)

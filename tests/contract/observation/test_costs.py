@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import Pool
 
 from federation_defs.dagster_io.deployment import share_instance
-from federation_defs.dagster_io.heartbeat import HeartbeatWatch
+from federation_defs.dagster_io.heartbeat import HeartbeatMonitor
 from federation_defs.events import build_materialization
 from federation_defs.naming import build_alive_tag, build_monitor_tags, build_plan_tag
 from federation_defs.observation.reporter import Reporter
@@ -267,8 +267,8 @@ def test_a_run_whose_owner_ends_between_two_checks_is_stored_once(
         instance.report_run_canceled(owner)
 
     daemon.before_storing = end_step
-    watch = HeartbeatWatch("metrics", clock.timing, 5.0)
-    reporter = Reporter(daemon.client, {}, watch, clock.timing)
+    monitor = HeartbeatMonitor("metrics", clock.timing, 5.0)
+    reporter = Reporter(daemon.client, {}, monitor, clock.timing)
     reporter.report(instance, outcomes, math.inf, lambda: logging.getLogger(__name__))
     assert sorted(observed.reported) == [f"run_{number:03}" for number in range(120)]
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.dagster_io.heartbeat import HeartbeatWatch
+from federation_defs.dagster_io.heartbeat import HeartbeatMonitor
 from federation_defs.declaration import PartitionsDeclaration, SuccessDeclaration
 from federation_defs.naming import build_run_id
 from federation_defs.observation.reporter import Reporter
@@ -102,7 +102,7 @@ def test_any_run_is_reported_once(
     run = build_run(DAG, f"run {text}", state, conf=conf, **values)
     declared = cron and PartitionsDeclaration(cron=cron, start=date(2024, 1, 1))
     partitionings = {DAG: Partitioning(declared)} if declared else {}
-    reporter = Reporter(client, partitionings, HeartbeatWatch("metrics", Timing(), 5), Timing())
+    reporter = Reporter(client, partitionings, HeartbeatMonitor("metrics", Timing(), 5), Timing())
     outcomes = [Outcome(run, run.is_success, details=text), Outcome(OTHER_RUN, is_success=True)]
     with dg.DagsterInstance.ephemeral() as instance:
         for news in ([run, OTHER_RUN], []):

@@ -1,0 +1,95 @@
+"""The definitions of one instance: its assets, checks, sensors and jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+
+import dagster as dg
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.automation import build_automation_sensor, compute_interval
+from federation_defs.checks import build_checks
+from federation_defs.declaration import InstanceDeclaration
+from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
+from federation_defs.execution import build_execution
+from federation_defs.observation import (
+    FindPartitionProblem,
+    FindProblem,
+    build_observation_sensor,
+)
+from federation_defs.partition_mapping import build_mappings, select_decided_by_events
+from federation_defs.partitions import Partitioning
+
+
+def build_instance_defs(
+    client: AirflowClient,
+    declaration: InstanceDeclaration,
+    specs: Mapping[str, dg.AssetSpec],
+    absent: Mapping[str, str] = MappingProxyType({}),
+    instances: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
+    find_problem: FindProblem = lambda *_: None,
+    find_partition_problem: FindPartitionProblem = lambda _: None,
+    undecided: Collection[str] = (),
+    *,
+    is_for_run: bool = False,
+) -> dg.Definitions:
+    """Return an instance's assets, checks and sensors. Pure.
+
+    Args:
+        specs: Of its DAGs, by id. Without all of those that Dagster runs, none is run.
+        absent: Why DAGs can't run in the instance, by id.
+        instances: The declarations of all instances of the code location, by name.
+        find_problem: As `build_observation_sensor` takes it, as the next one.
+        undecided: The ids of DAGs that nothing starts.
+        is_for_run: Leave out sensors, and checks of DAGs that Dagster does not run.
+    """
+    instances = {**instances, declaration.name: declaration}
+    declared = declaration.downstreams
+    are_run = declared.keys() <= specs.keys()
+    downstreams = {dag_id: specs[dag_id] for dag_id in declared} if are_run else {}
+    rules = {dag_id: declaration.find_dag(dag_id).success_when for dag_id in specs}
+    observed = {
+        dag_id: declaration.find_dag(dag_id) for dag_id in specs if dag_id not in downstreams
+    }
+    assets: list[dg.AssetSpec | dg.AssetsDefinition] = [specs[dag_id] for dag_id in observed]
+    if downstreams:
+        limit = declaration.limits.max_active_runs
+        assets.append(build_execution(client, declaration.downstreams, downstreams, limit))
+    if is_for_run:
+        return dg.Definitions(assets=assets)
+    partitionings = {
+        dag_id: Partitioning(dag.partitions)
+        for dag_id, dag in declaration.dags.items()
+        if dag.partitions
+    }
+    sensors: list[dg.SensorDefinition] = [
+        build_observation_sensor(
+            client,
+            rules,
+            declaration.observe,
+            partitionings=partitionings,
+            dags=declaration.dags,
+            find_problem=find_problem,
+            find_partition_problem=find_partition_problem,
+            absent=absent,
+            instances=instances,
+        )
+    ]
+    decided = {dag_id: dag for dag_id, dag in declared.items() if dag_id not in undecided}
+    by_events = select_decided_by_events(decided, instances)
+    by_condition = [
+        spec.key
+        for dag_id, spec in downstreams.items()
+        if dag_id in decided and dag_id not in by_events
+    ]
+    interval_s = compute_interval(len(each.downstreams) for each in instances.values())
+    jobs = list[dg.JobDefinition]()
+    if by_condition:
+        sensors.append(build_automation_sensor(declaration.name, by_condition, interval_s))
+    if downstreams and by_events:
+        mappings = {dag_id: build_mappings(dag, instances) for dag_id, dag in by_events.items()}
+        sensors.append(build_event_sensor(client, by_events, mappings, interval_s))
+        jobs.append(build_drop_job(declaration.name, by_events.keys()))
+    checks = [build_checks(client, observed)] if observed else []
+    return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors, jobs=jobs)
