@@ -16,6 +16,7 @@ from federation_defs.execution import build_execution
 from federation_defs.observation import (
     FindPartitionProblem,
     FindProblem,
+    ObservedDags,
     build_observation_sensor,
 )
 from federation_defs.partition_mapping import build_mappings, select_decided_by_events
@@ -40,7 +41,7 @@ def build_instance_defs(
         specs: Of its DAGs, by id. Without all of those that Dagster runs, none is run.
         absent: Why DAGs can't run in the instance, by id.
         instances: The declarations of all instances of the code location, by name.
-        find_problem: As `build_observation_sensor` takes it, as the next one.
+        find_problem: As in `ObservedDags`, as the next one.
         undecided: The ids of DAGs that nothing starts.
         is_for_run: Leave out sensors, and checks of DAGs that Dagster does not run.
     """
@@ -63,19 +64,16 @@ def build_instance_defs(
         for dag_id, dag in declaration.dags.items()
         if dag.partitions
     }
-    sensors: list[dg.SensorDefinition] = [
-        build_observation_sensor(
-            client,
-            rules,
-            declaration.observe,
-            partitionings=partitionings,
-            dags=declaration.dags,
-            find_problem=find_problem,
-            find_partition_problem=find_partition_problem,
-            absent=absent,
-            instances=instances,
-        )
-    ]
+    dags = ObservedDags(
+        rules,
+        declaration.dags,
+        partitionings,
+        instances,
+        absent,
+        find_problem,
+        find_partition_problem,
+    )
+    sensors = [build_observation_sensor(client, dags, declaration.observe)]
     decided = {dag_id: dag for dag_id, dag in declared.items() if dag_id not in undecided}
     by_events = select_decided_by_events(decided, instances)
     by_condition = [

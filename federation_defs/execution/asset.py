@@ -85,12 +85,13 @@ def build_execution(
             if key.asset_key in own and key.name != CHECK_NAME
         }
         yield from repeat_evaluations(context.instance, by_sensors)
-        with Heartbeats(context.instance, context.run.run_id, client.instance, timing) as beats:
+        heartbeats = Heartbeats(context.instance, context.run.run_id, client.instance, timing)
+        with heartbeats:
             if (reason := find_safe_mode_reason(os.environ)) is not None:
                 _log_safe_mode(shared, targets, reason)
             elif targets:
                 _refuse_second_location(context, client.instance, timing)
-                _wait_for_run_group(shared, beats)
+                _wait_for_run_group(shared, heartbeats)
                 reporter = Reporter(shared, context, specs, outputs, targets)
                 launcher = Launcher(shared)
                 step = _Step(shared, targets, Monitor(shared, launcher, limit), reporter)

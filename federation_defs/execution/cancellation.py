@@ -31,7 +31,7 @@ class CancellationMonitor:
         self._launcher = launcher
         self._wake = threading.Event()
         self._is_closed = False
-        self._thread = threading.Thread(target=self._watch, name="cancellation")
+        self._thread = threading.Thread(target=self._poll_status, name="cancellation")
         self._thread.start()
 
     def stop_if_canceled(self) -> bool:
@@ -48,7 +48,7 @@ class CancellationMonitor:
         self._is_closed = True
         self._wake.set()
 
-    def _watch(self) -> None:
+    def _poll_status(self) -> None:
         timing, until = self._context.timing, math.inf
         while timing.monotonic() < until:
             self._wake.wait(timing.status_s)

@@ -141,7 +141,7 @@ class Launcher:
             upstream = [each.to_json() for each in self._fetch_upstream(target, request)]
             conf = {**conf, UPSTREAM_CONF_KEY: {"upstream": upstream}}
         run_id = self._current_run.build_run_id(target, number)
-        self._expect(target, run_id)
+        self._record_own_run(target, run_id)
         try:
             return self._client.trigger_run(target.dag_id, run_id, conf, options)
         except LogicalDateTakenError:
@@ -229,7 +229,7 @@ class Launcher:
     def _run_again(self, target: Target, run: DagRun, *, whole: bool) -> DagRun:
         """Clear a finished run: all its tasks, or the failed ones if there are any."""
         self._fetch_runnable_dag(run.dag_id)
-        self._expect(target, run.run_id)
+        self._record_own_run(target, run.run_id)
         self._current_run.plan_clear(target, run)
         again = run if whole else self._clear(self._client.clear_failed_tasks, run)
         return self._clear(self._client.clear_run, run) if again == run else again
@@ -274,7 +274,7 @@ class Launcher:
                     return error.stack_trace.strip().rpartition("\n")[2].strip()
         return ""
 
-    def _expect(self, target: Target, run_id: str) -> None:
+    def _record_own_run(self, target: Target, run_id: str) -> None:
         """Record that a run is ours, before it is triggered or cleared."""
         with self._changed:
             self._refuse_if_stopped()

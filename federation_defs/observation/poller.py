@@ -141,15 +141,17 @@ class ReturnedRuns:
     unreadable: dict[RunKey, str] = field(default_factory=dict)
 
 
+@dataclass
 class DeferredRuns:
     """Fetches the runs of one instance that were deferred and have no owner any more.
 
     A run that can't be read is tried again and holds up no other one.
     """
 
-    def __init__(self, client: AirflowClient, timing: Timing) -> None:
-        self._client = client
-        self._timing = timing
+    client: AirflowClient
+    timing: Timing
+
+    def __post_init__(self) -> None:
         self._failing_since: dict[RunKey, float] = {}
 
     def fetch(
@@ -161,10 +163,10 @@ class DeferredRuns:
             deadline: By the monotonic clock.
         """
         chosen = sample(sorted(keys), min(len(keys), _DEFERRED_PER_TICK))
-        calls = [partial(self._fetch, key) for key in chosen]
-        rest_s = self._timing.find_rest_s(deadline)
-        answers = run_in_threads(calls, self._client.max_connections, rest_s)
-        now, returned = self._timing.monotonic(), ReturnedRuns()
+        fetches = [partial(self._fetch, key) for key in chosen]
+        rest_s = self.timing.find_rest_s(deadline)
+        answers = run_in_threads(fetches, self.client.max_connections, rest_s)
+        now, returned = self.timing.monotonic(), ReturnedRuns()
         known = self._failing_since.items()
         self._failing_since = {key: since for key, since in known if key in keys}
         for key, answer in zip(chosen, answers, strict=True):
@@ -172,7 +174,7 @@ class DeferredRuns:
                 reason = str(answer or "no answer in time")
                 log().warning("The deferred run %s of DAG %s can't be read: %s", *key[::-1], reason)
                 since = self._failing_since.setdefault(key, now)
-                if self._timing.fetch_outcome.is_over(now - since):
+                if self.timing.fetch_outcome.is_over(now - since):
                     returned.unreadable[key] = reason
             elif isinstance(answer, DagRun) and answer.is_finished:
                 returned.finished.append(answer)
@@ -186,6 +188,6 @@ class DeferredRuns:
 
     def _fetch(self, key: RunKey) -> DagRun | AirflowError | Literal["absent"]:
         try:
-            return self._client.fetch_run(*key) or "absent"
+            return self.client.fetch_run(*key) or "absent"
         except AirflowError as error:
             return error

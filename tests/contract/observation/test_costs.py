@@ -24,6 +24,7 @@ from federation_defs.dagster_io.heartbeat import HeartbeatMonitor
 from federation_defs.events import build_materialization
 from federation_defs.naming import build_alive_tag, build_monitor_tags, build_plan_tag
 from federation_defs.observation.reporter import Reporter
+from federation_defs.observation.tick import Tick
 from federation_defs.outcome import Outcome
 from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
@@ -269,7 +270,8 @@ def test_a_run_whose_owner_ends_between_two_checks_is_stored_once(
     daemon.before_storing = end_step
     monitor = HeartbeatMonitor("metrics", clock.timing, 5.0)
     reporter = Reporter(daemon.client, {}, monitor, clock.timing)
-    reporter.report(instance, outcomes, math.inf, lambda: logging.getLogger(__name__))
+    tick = Tick(instance, "metrics", clock.timing, lambda: logging.getLogger(__name__))
+    reporter.report(tick, outcomes, math.inf)
     assert sorted(observed.reported) == [f"run_{number:03}" for number in range(120)]
 
 
