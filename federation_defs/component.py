@@ -21,7 +21,7 @@ from federation_defs.declaration.fields import (
     render_templates,
 )
 from federation_defs.errors import AirflowError, DeclarationError
-from federation_defs.instance_defs import build_instance_defs
+from federation_defs.instance_defs import build_assets, build_instance_defs
 from federation_defs.scaffolder import AirflowScaffolder
 from federation_defs.schedules import (
     describe_auto,
@@ -194,7 +194,7 @@ class FederatedAirflow(dg.StateBackedComponent):
             if not self.needed:
                 return dg.Definitions()
             specs = self.build_specs_for_run(self.needed, context)
-            return build_instance_defs(self.client, self.resolved, specs, is_for_run=True)
+            return dg.Definitions(assets=build_assets(self.client, self.resolved, specs))
         self._join_federation(context)
         name, snapshot = self.declaration.name, self.snapshot
         absent = find_absent_dags(name, snapshot, self.named)

@@ -23,6 +23,31 @@ from federation_defs.partition_mapping import build_mappings, select_decided_by_
 from federation_defs.partitions import Partitioning
 
 
+def build_assets(
+    client: AirflowClient, declaration: InstanceDeclaration, specs: Mapping[str, dg.AssetSpec]
+) -> list[dg.AssetSpec | dg.AssetsDefinition]:
+    """Return an instance's assets. Pure.
+
+    Args:
+        specs: Of its DAGs, by id. Without all of those that Dagster runs, none is run.
+    """
+    downstreams = _select_downstreams(declaration, specs)
+    assets: list[dg.AssetSpec | dg.AssetsDefinition] = [
+        spec for dag_id, spec in specs.items() if dag_id not in downstreams
+    ]
+    if downstreams:
+        limit = declaration.limits.max_active_runs
+        assets.append(build_execution(client, declaration.downstreams, downstreams, limit))
+    return assets
+
+
+def _select_downstreams(
+    declaration: InstanceDeclaration, specs: Mapping[str, dg.AssetSpec]
+) -> dict[str, dg.AssetSpec]:
+    are_run = declaration.downstreams.keys() <= specs.keys()
+    return {dag_id: specs[dag_id] for dag_id in declaration.downstreams} if are_run else {}
+
+
 def build_instance_defs(
     client: AirflowClient,
     declaration: InstanceDeclaration,
@@ -32,49 +57,37 @@ def build_instance_defs(
     find_problem: FindProblem = lambda *_: None,
     find_partition_problem: FindPartitionProblem = lambda _: None,
     undecided: Collection[str] = (),
-    *,
-    is_for_run: bool = False,
 ) -> dg.Definitions:
     """Return an instance's assets, checks and sensors. Pure.
 
     Args:
-        specs: Of its DAGs, by id. Without all of those that Dagster runs, none is run.
+        specs: As `build_assets` takes them.
         absent: Why DAGs can't run in the instance, by id.
         instances: The declarations of all instances of the code location, by name.
         find_problem: As in `ObservedDags`, as the next one.
         undecided: The ids of DAGs that nothing starts.
-        is_for_run: Leave out sensors, and checks of DAGs that Dagster does not run.
     """
     instances = {**instances, declaration.name: declaration}
-    declared = declaration.downstreams
-    are_run = declared.keys() <= specs.keys()
-    downstreams = {dag_id: specs[dag_id] for dag_id in declared} if are_run else {}
-    rules = {dag_id: declaration.find_dag(dag_id).success_when for dag_id in specs}
-    observed = {
-        dag_id: declaration.find_dag(dag_id) for dag_id in specs if dag_id not in downstreams
-    }
-    assets: list[dg.AssetSpec | dg.AssetsDefinition] = [specs[dag_id] for dag_id in observed]
-    if downstreams:
-        limit = declaration.limits.max_active_runs
-        assets.append(build_execution(client, declaration.downstreams, downstreams, limit))
-    if is_for_run:
-        return dg.Definitions(assets=assets)
-    partitionings = {
-        dag_id: Partitioning(dag.partitions)
-        for dag_id, dag in declaration.dags.items()
-        if dag.partitions
-    }
-    dags = ObservedDags(
-        rules,
+    downstreams = _select_downstreams(declaration, specs)
+    dags = {dag_id: declaration.find_dag(dag_id) for dag_id in specs}
+    observed = {dag_id: dag for dag_id, dag in dags.items() if dag_id not in downstreams}
+    observed_dags = ObservedDags(
+        {dag_id: dag.success_when for dag_id, dag in dags.items()},
         declaration.dags,
-        partitionings,
+        {
+            dag_id: Partitioning(dag.partitions)
+            for dag_id, dag in declaration.dags.items()
+            if dag.partitions
+        },
         instances,
         absent,
         find_problem,
         find_partition_problem,
     )
-    sensors = [build_observation_sensor(client, dags, declaration.observe)]
-    decided = {dag_id: dag for dag_id, dag in declared.items() if dag_id not in undecided}
+    sensors = [build_observation_sensor(client, observed_dags, declaration.observe)]
+    decided = {
+        dag_id: dag for dag_id, dag in declaration.downstreams.items() if dag_id not in undecided
+    }
     by_events = select_decided_by_events(decided, instances)
     by_condition = [
         spec.key
@@ -89,5 +102,9 @@ def build_instance_defs(
         mappings = {dag_id: build_mappings(dag, instances) for dag_id, dag in by_events.items()}
         sensors.append(build_event_sensor(client, by_events, mappings, interval_s))
         jobs.append(build_drop_job(declaration.name, by_events.keys()))
-    checks = [build_checks(client, observed)] if observed else []
-    return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors, jobs=jobs)
+    return dg.Definitions(
+        assets=build_assets(client, declaration, specs),
+        asset_checks=[build_checks(client, observed)] if observed else [],
+        sensors=sensors,
+        jobs=jobs,
+    )

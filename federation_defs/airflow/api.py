@@ -64,7 +64,7 @@ def retry_after_upgrade(
     """Call a method once more if the instance was upgraded in the meantime."""
 
     @wraps(method)
-    def call(self: Api, *args: P.args, **kwargs: P.kwargs) -> R:
+    def retried(self: Api, *args: P.args, **kwargs: P.kwargs) -> R:
         before = self.known_api_version
         try:
             return method(self, *args, **kwargs)
@@ -79,7 +79,7 @@ def retry_after_upgrade(
         except UpgradedError as error:  # a load balancer with both versions behind it
             raise UnreachableError(self.instance, self.url, _UPGRADING) from error
 
-    return call
+    return retried
 
 
 class AirflowApi:

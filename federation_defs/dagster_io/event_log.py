@@ -99,12 +99,12 @@ def fetch_materialized_partitions(
     """Fetch which of some partitions of an asset were ever materialized."""
     wanted, found = set(partitions), set[str]()
     while missing := sorted(wanted - found):
-        chosen = missing[:_PARTITIONS_PER_QUERY]
-        records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=chosen)
+        queried = missing[:_PARTITIONS_PER_QUERY]
+        records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=queried)
         page = instance.fetch_materializations(records, limit=_EVENTS_PER_QUERY).records
         found |= {record.partition_key for record in page if record.partition_key}
         if len(page) < _EVENTS_PER_QUERY:
-            wanted -= set(chosen) - found
+            wanted -= set(queried) - found
     return found
 
 

@@ -18,11 +18,8 @@ from types import MappingProxyType
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.dagster_io.deployment import (
-    find_moved_cursor,
-    refuse_second_location,
-    share_instance,
-)
+from federation_defs.dagster_io.code_locations import find_moved_cursor, refuse_second_location
+from federation_defs.dagster_io.deployment import share_instance
 from federation_defs.dagster_io.event_log import (
     AssetEvent,
     fetch_events,

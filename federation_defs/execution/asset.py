@@ -15,8 +15,8 @@ from federation_defs.checks import (
     repeat_evaluations,
     run_checks,
 )
+from federation_defs.dagster_io.code_locations import wait_for_owner
 from federation_defs.dagster_io.current_run import CurrentRun
-from federation_defs.dagster_io.deployment import find_owner
 from federation_defs.dagster_io.heartbeat import HeartbeatMonitor, Heartbeats
 from federation_defs.dagster_io.run_tags import Target, is_only_request
 from federation_defs.declaration import DagDeclaration
@@ -140,41 +140,12 @@ def _refuse_second_location(
     if (origin := context.run.remote_job_origin) is None:
         return
     location = origin.repository_origin.code_location_origin.location_name
-    other = find_other_location(context.instance, airflow, location, timing, context.log)
+    other = wait_for_owner(context.instance, airflow, location, timing, context.log)
     # The instance may have moved since the event sensor requested the run. In the other location,
     # that does not request it again.
     if other and not is_only_request(context.instance, context.run, airflow):
         error = DeclaredTwiceError(airflow, location, other)
         raise dg.Failure(f"{error} Nothing was triggered.", allow_retries=False)
-
-
-def find_other_location(
-    instance: dg.DagsterInstance,
-    airflow: str,
-    location: str,
-    timing: Timing,
-    log: dg.DagsterLogManager,
-) -> str | None:
-    """Find another code location that observes an Airflow instance, and so runs its DAGs.
-
-    If the instance has moved from it, its sensors do not tick any more. For some minutes, that
-    can't be told from a pause between two ticks. Wait until it can: no sensor would request the run
-    again.
-    """
-    seen, until = None, timing.monotonic() + timing.removed_sensor_s
-    while owner := find_owner(instance, airflow, location, timing):
-        if seen is None:
-            log.info(
-                f"Airflow '{airflow}' was observed by the code location '{owner[0]}' lately. "
-                "Waiting up to five minutes to see whether it still is."
-            )
-        elif owner[0] == seen[0] and owner != seen:
-            return owner[0]
-        elif timing.monotonic() > until:
-            break
-        seen = owner
-        timing.sleep(timing.max_tick_interval_s)
-    return None
 
 
 def _wait_for_run_group(context: StepContext, heartbeats: Heartbeats) -> None:
@@ -269,11 +240,11 @@ class _Step:
                     self._log.warning(f"{target.name} is skipped: it depends on {names}.")
                     order.done(target)
                     continue
-                if earlier := self._reporter.find_same_request(target):
+                if same_request := self._reporter.find_same_request(target):
                     self.repeated.add(target)
                     self._log.info(
-                        f"{target.name} is not launched again: Dagster run {earlier} has launched "
-                        "it for the same update, which Dagster has seen twice."
+                        f"{target.name} is not launched again: Dagster run {same_request} has "
+                        "launched it for the same update, which Dagster has seen twice."
                     )
                     yield from self._reporter.report_unmaterialized(target)
                     order.done(target)

@@ -57,7 +57,7 @@ class ConcurrencyLimit:
             AirflowError: The active runs could not be read.
         """
         with self._request_lock:
-            asked_at = self._timing.monotonic()
+            listed_at = self._timing.monotonic()
             found = self._client.fetch_active_runs(_MAX_RUNS, RUN_ID_PREFIX)
             if found is None or found.has_shrunk:  # there are more, or some may be missing
                 return set()
@@ -72,7 +72,7 @@ class ConcurrencyLimit:
                 self._reserved = {
                     key: visible_at
                     for key, visible_at in self._reserved.items()
-                    if key not in first_seen and visible_at > asked_at
+                    if key not in first_seen and visible_at > listed_at
                 }
                 free = self._max_active_runs - len(counted) - len(self._reserved)
                 free -= len(found.unreadable)

@@ -69,10 +69,10 @@ class OutcomeFetcher:
         fingerprints = {build_fingerprint(run) for run in runs}
         self._failing = {mark: self._failing[mark] for mark in fingerprints & self._failing.keys()}
         are_few = len(runs) <= _MAX_RUNS_WITH_DETAILS
-        asked = [run for run in runs if are_few or self._needs_tasks(run)]
-        fetches = [partial(self._fetch, run) for run in asked]
+        to_fetch = [run for run in runs if are_few or self._needs_tasks(run)]
+        fetches = [partial(self._fetch, run) for run in to_fetch]
         results = run_in_threads(fetches, self._threads, self.timing.find_rest_s(deadline) / 2)
-        fetched = {run.key: outcome for run, outcome in zip(asked, results, strict=True)}
+        fetched = {run.key: outcome for run, outcome in zip(to_fetch, results, strict=True)}
         outcomes: list[Outcome] = []
         blocked: set[str] = set()
         for run in runs:

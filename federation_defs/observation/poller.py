@@ -162,14 +162,14 @@ class DeferredRuns:
         Args:
             deadline: By the monotonic clock.
         """
-        chosen = sample(sorted(keys), min(len(keys), _DEFERRED_PER_TICK))
-        fetches = [partial(self._fetch, key) for key in chosen]
+        selected = sample(sorted(keys), min(len(keys), _DEFERRED_PER_TICK))
+        fetches = [partial(self._fetch, key) for key in selected]
         rest_s = self.timing.find_rest_s(deadline)
         answers = run_in_threads(fetches, self.client.max_connections, rest_s)
         now, returned = self.timing.monotonic(), ReturnedRuns()
         known = self._failing_since.items()
         self._failing_since = {key: since for key, since in known if key in keys}
-        for key, answer in zip(chosen, answers, strict=True):
+        for key, answer in zip(selected, answers, strict=True):
             if answer is None or isinstance(answer, AirflowError):
                 reason = str(answer or "no answer in time")
                 log().warning("The deferred run %s of DAG %s can't be read: %s", *key[::-1], reason)

@@ -19,11 +19,8 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
 from federation_defs.checks import build_absent_evaluation
-from federation_defs.dagster_io.deployment import (
-    find_moved_cursor,
-    has_sensor_threads,
-    share_instance,
-)
+from federation_defs.dagster_io.code_locations import find_moved_cursor
+from federation_defs.dagster_io.deployment import has_sensor_threads, share_instance
 from federation_defs.dagster_io.event_log import find_known_assets
 from federation_defs.dagster_io.heartbeat import HeartbeatMonitor, fail_orphaned_runs
 from federation_defs.dagster_io.reports import fetch_first_reported_end

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from federation_defs.dagster_io.deployment import fetch_sensor_cursor, refuse_second_location
+from federation_defs.dagster_io.code_locations import fetch_sensor_cursor, refuse_second_location
 from federation_defs.naming import build_sensor_name
 from federation_defs.observation.cursor import Cursor
 from federation_defs.timing import Timing

@@ -45,7 +45,7 @@ LAYERS = [
     ["dependencies", "dependencies.__init__", "dependencies.only_if"],
     ["dagster_io", "dagster_io.__init__", "dagster_io.heartbeat"],
     ["dagster_io.current_run", "dagster_io.deployment"],
-    ["dagster_io.run_tags"],
+    ["dagster_io.run_tags", "dagster_io.code_locations"],
     ["airlift"],
     ["airflow.client"],
     ["airflow.runs"],

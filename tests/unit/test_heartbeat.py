@@ -25,7 +25,7 @@ LOG = logging.getLogger(__name__)
 RUN_ID = str(uuid4())
 
 ALIVE_TAG = build_alive_tag("metrics")
-INTERVAL_S = 5.0  # of looks
+INTERVAL_S = 5.0  # of observations
 
 
 class Clock:
@@ -52,7 +52,7 @@ class Observer:
     def __post_init__(self) -> None:
         self.monitor = HeartbeatMonitor("metrics", self.clock.timing, INTERVAL_S)
 
-    def look(self, seconds: float = 0.0) -> None:
+    def observe(self, seconds: float = 0.0) -> None:
         """Look now, and then each few seconds for so long."""
         until = self.clock.now_s + seconds
         while True:
@@ -62,7 +62,7 @@ class Observer:
             self.clock.now_s += INTERVAL_S
 
 
-def look_during_step(
+def observe_step(
     instance: dg.DagsterInstance,
     step_name: str,
     tags: dict[str, str],
@@ -86,8 +86,8 @@ def look_during_step(
     return statuses[0]
 
 
-def look_for_a_minute(observer: Observer, _run_id: str) -> None:
-    observer.look(60)
+def observe_for_a_minute(observer: Observer, _run_id: str) -> None:
+    observer.observe(60)
 
 
 @pytest.mark.parametrize("step_name", ["metrics__dags", "metrics__dags_2"])
@@ -96,7 +96,7 @@ def test_a_run_whose_heartbeats_stop_during_our_step_is_failed(
     instance: dg.DagsterInstance, step_name: str, alive_at: str | None
 ) -> None:
     tags = build_monitor_tags("metrics") | ({} if alive_at is None else {ALIVE_TAG: alive_at})
-    status = look_during_step(instance, step_name, tags, look_for_a_minute)
+    status = observe_step(instance, step_name, tags, observe_for_a_minute)
     assert status is dg.DagsterRunStatus.FAILURE
 
 
@@ -104,7 +104,7 @@ def test_a_run_is_not_failed_before_its_heartbeats_are_overdue(
     instance: dg.DagsterInstance,
 ) -> None:
     tags = build_monitor_tags("metrics")
-    status = look_during_step(instance, "metrics__dags", tags, lambda seen, _: seen.look(40))
+    status = observe_step(instance, "metrics__dags", tags, lambda seen, _: seen.observe(40))
     assert status is dg.DagsterRunStatus.STARTED
 
 
@@ -116,10 +116,10 @@ def test_a_living_run_is_not_failed_however_wrong_its_clock_is(
         for beat in range(20):
             alive_at = f"{run_id} {time.time() + skew_s + 10 * beat:.0f}"
             instance.add_run_tags(run_id, {ALIVE_TAG: alive_at})
-            observer.look(10)
+            observer.observe(10)
 
     tags = build_monitor_tags("metrics")
-    status = look_during_step(instance, "metrics__dags", tags, live)
+    status = observe_step(instance, "metrics__dags", tags, live)
     assert status is dg.DagsterRunStatus.STARTED
 
 
@@ -127,12 +127,12 @@ def test_time_in_which_the_observer_slept_is_no_silence(instance: dg.DagsterInst
     """A laptop that was closed wakes up: the worker has not yet written its next heartbeat."""
 
     def sleep(observer: Observer, _run_id: str) -> None:
-        observer.look(20)
+        observer.observe(20)
         observer.clock.now_s += 3600
-        observer.look()
+        observer.observe()
 
     tags = build_monitor_tags("metrics")
-    assert look_during_step(instance, "metrics__dags", tags, sleep) is dg.DagsterRunStatus.STARTED
+    assert observe_step(instance, "metrics__dags", tags, sleep) is dg.DagsterRunStatus.STARTED
 
 
 @pytest.mark.parametrize("interval_s", [2, 10, 20, 23, 30, 60, 600])
@@ -171,15 +171,15 @@ def test_a_run_during_another_step_is_not_failed(
     instance: dg.DagsterInstance, step_name: str
 ) -> None:
     tags = build_monitor_tags("metrics")
-    status = look_during_step(instance, step_name, tags, look_for_a_minute)
+    status = observe_step(instance, step_name, tags, observe_for_a_minute)
     assert status is dg.DagsterRunStatus.STARTED
 
 
 def test_a_run_is_in_a_step_from_its_first_heartbeat_on(instance: dg.DagsterInstance) -> None:
-    """Its step began late, so that heartbeats had been missing when the observer looked last."""
+    """Its step began late, so that heartbeats had been missing when the observer measured last."""
 
     def begin_late(observer: Observer, run_id: str) -> None:
-        observer.look(60)
+        observer.observe(60)
         before = fetch_run(instance, run_id)
         assert observer.monitor.is_silent(before)
         assert not observer.monitor.is_in_step(before)
@@ -187,7 +187,7 @@ def test_a_run_is_in_a_step_from_its_first_heartbeat_on(instance: dg.DagsterInst
         assert observer.monitor.is_in_step(fetch_run(instance, run_id))
 
     tags = build_monitor_tags("metrics") | {ALIVE_TAG: "of another attempt"}
-    status = look_during_step(instance, "python_asset", tags, begin_late)
+    status = observe_step(instance, "python_asset", tags, begin_late)
     assert status is dg.DagsterRunStatus.STARTED
 
 
@@ -199,7 +199,7 @@ def fetch_run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
 
 def test_a_run_that_waits_for_another_airflow_is_not_failed(instance: dg.DagsterInstance) -> None:
     tags = build_monitor_tags("warehouse")
-    status = look_during_step(instance, "metrics__dags", tags, look_for_a_minute)
+    status = observe_step(instance, "metrics__dags", tags, observe_for_a_minute)
     assert status is dg.DagsterRunStatus.STARTED
 
 
@@ -213,9 +213,9 @@ def test_a_run_that_never_reaches_a_step_is_failed_in_the_end(
         waiting, status=dg.DagsterRunStatus.STARTED, tags=build_monitor_tags("metrics")
     )
     observer = Observer(instance)
-    observer.look(60)
+    observer.observe(60)
     assert instance.get_run_by_id(run.run_id) == run
-    observer.look(1800)
+    observer.observe(1800)
     ended = instance.get_run_by_id(run.run_id)
     assert ended is not None
     assert ended.is_failure

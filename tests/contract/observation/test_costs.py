@@ -304,7 +304,7 @@ def test_a_lost_cursor_of_many_dags_is_found_over_several_ticks(
     assert len(reports) == (4 if first_ended_ago < timedelta(days=7) else 1)
 
 
-def test_a_look_at_the_event_log_begins_anew_after_a_valid_cursor(
+def test_the_search_for_the_first_report_begins_anew_after_a_valid_cursor(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     """A person resets the cursor, brings it back, and later resets it once more."""

@@ -173,7 +173,7 @@ def test_it_is_shown_again_after_a_run_that_left_it_out(downstream: Downstream) 
     assert latest[key].status.value == "SUCCEEDED"
 
 
-def test_a_look_costs_few_queries_and_no_request_however_many_dags_there_are(
+def test_an_evaluation_costs_few_queries_and_no_request_however_many_dags_there_are(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     clock, dag_ids = FakeClock(), [f"dag_{number}" for number in range(60)]

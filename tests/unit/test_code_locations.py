@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData, TickStatus
 
-from federation_defs.dagster_io.deployment import find_moved_cursor, find_owner
+from federation_defs.dagster_io.code_locations import find_moved_cursor, find_owner
 from federation_defs.timing import Timing
 from tests.unit.sensors import store_sensor, store_tick
 
