@@ -76,11 +76,10 @@ class CurrentRun:
     def build_run_id(self, target: Target, number: int = 1) -> str:
         return build_run_id(self._root_run_id, target.partition, number)
 
-    def get_request(self, target: Target) -> Request | None:
+    def get_request(self, dag_id: str) -> Request | None:
         """What the event sensor asked of this Dagster run, or of the attempt before it."""
-        return read_request(self._run, self._airflow, target.dag_id) or read_request(
-            self._parent, self._airflow, target.dag_id
-        )
+        requests = (read_request(run, self._airflow, dag_id) for run in (self._run, self._parent))
+        return next(filter(None, requests), None)
 
     def owns(self, target: Target, run: DagRun) -> bool:
         """Whether this Dagster run, or an attempt before it, triggered or cleared the DAG run."""

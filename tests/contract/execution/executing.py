@@ -243,12 +243,12 @@ def meanwhile(act: Callable[[], object]) -> Iterator[None]:
 def wait_for_log(instance: dg.DagsterInstance, text: str) -> None:
     """Until a Dagster run that goes on tells this."""
 
-    def is_told() -> bool:
+    def is_logged() -> bool:
         runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
         logs = [entry for run in runs for entry in instance.all_logs(run.run_id)]
         return any(text in entry.user_message for entry in logs)
 
-    wait_for(is_told, f"a run tells: {text}", timeout_s=60, interval_s=0.02)
+    wait_for(is_logged, f"a run tells: {text}", timeout_s=60, interval_s=0.02)
 
 
 def _read_outcome(
