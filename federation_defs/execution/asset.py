@@ -74,7 +74,7 @@ def build_execution(
     )
     def run_dags(context: dg.AssetExecutionContext) -> Iterator[Event]:
         current_run = CurrentRun(context.instance, context.run, client.instance)
-        shared = StepContext(client, dags, current_run, context.log, timing)
+        step_context = StepContext(client, dags, current_run, context.log, timing)
         targets = _find_targets(context, client.instance, dags)
         # Of the DAGs that are run here, the reporter evaluates the check `dag_run`, and sensors the
         # others.
@@ -88,14 +88,15 @@ def build_execution(
         heartbeats = Heartbeats(context.instance, context.run.run_id, client.instance, timing)
         with heartbeats:
             if (reason := find_safe_mode_reason(os.environ)) is not None:
-                _log_safe_mode(shared, targets, reason)
+                _log_safe_mode(step_context, targets, reason)
             elif targets:
                 _refuse_second_location(context, client.instance, timing)
-                _wait_for_run_group(shared, heartbeats)
-                reporter = Reporter(shared, context, specs, outputs, targets)
-                launcher = Launcher(shared)
-                step = _Step(shared, targets, Monitor(shared, launcher, limit), reporter)
-                yield from step.run(CancellationMonitor(shared, launcher))
+                _wait_for_run_group(step_context, heartbeats)
+                reporter = Reporter(step_context, context, specs, outputs, targets)
+                launcher = Launcher(step_context)
+                monitor = Monitor(step_context, launcher, limit)
+                step = _Step(step_context, targets, monitor, reporter)
+                yield from step.run(CancellationMonitor(step_context, launcher))
                 own -= {specs[target.dag_id].key for target in step.repeated}
             others = {key for key in context.selected_asset_check_keys if key.asset_key not in own}
             yield from run_checks(client, dags, others - by_sensors, context)
