@@ -95,8 +95,8 @@ class ClientInstance(AirflowInstance):
             texts = self.client.fetch_dag_sources(dags.values())
             # Airlift needs a text, so a deleted file is an empty one.
             read = {token: texts.get(dag.dag_id, "") for token, dag in dags.items()}
-            if isinstance(asked := read[file_token], AirflowError):
-                raise asked
+            if isinstance(source := read[file_token], AirflowError):
+                raise source
             self._sources |= {tok: text for tok, text in read.items() if isinstance(text, str)}
         return self._sources[file_token]
 

@@ -12,8 +12,8 @@ import dagster as dg
 from federation_defs.naming import build_check_key, build_monitor_tags, build_sensor_name
 
 # What a tick costs the daemon (dagster 1.13, PostgreSQL): per sensor, and per asset.
-_SENSOR_S = 0.12
-_ASSET_S = 0.0025
+_COST_PER_SENSOR_S = 0.12
+_COST_PER_ASSET_S = 0.0025
 _MAX_INTERVAL_S = 25
 
 # A DAG that Dagster does not run, one that it runs, one of the same instance that it runs without
@@ -157,7 +157,7 @@ def compute_interval(downstreams: Iterable[int]) -> int:
         downstreams: Of each instance, the number of DAGs that depend on others.
     """
     counts = [count for count in downstreams if count]
-    round_s = len(counts) * _SENSOR_S + sum(counts) * _ASSET_S
+    round_s = len(counts) * _COST_PER_SENSOR_S + sum(counts) * _COST_PER_ASSET_S
     return max(1, round(min(1.5 * round_s, _MAX_INTERVAL_S)))
 
 

@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-import shlex
-import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from functools import cached_property, partial
 from pathlib import Path
-from types import MappingProxyType
 
 import dagster as dg
-from dagster.components import DefsStateConfig, ScaffoldRequest
+from dagster.components import DefsStateConfig
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from typing_extensions import override
 
 from federation_defs.airflow.client import AirflowClient, build_client
-from federation_defs.automation import build_automation_sensor, compute_interval
-from federation_defs.checks import build_checks
 from federation_defs.declaration import InstanceDeclaration, parse_declaration
 from federation_defs.declaration.fields import (
     find_unset_variables,
     find_variables,
     render_templates,
 )
-from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
 from federation_defs.errors import AirflowError, DeclarationError
-from federation_defs.execution import build_execution
-from federation_defs.observation import (
-    FindPartitionProblem,
-    FindProblem,
-    build_observation_sensor,
-)
-from federation_defs.partition_mapping import select_decided_by_events
-from federation_defs.partitions import Partitioning
+from federation_defs.instance_defs import build_assets, build_instance_defs
+from federation_defs.scaffolder import AirflowScaffolder
 from federation_defs.schedules import (
     describe_auto,
     find_auto_partitions,
@@ -44,7 +31,7 @@ from federation_defs.schedules import (
 )
 from federation_defs.specs import build_specs
 from federation_defs.state import Snapshot, fetch_snapshot, read_snapshot, write_snapshot
-from federation_defs.threads import run_calls
+from federation_defs.threads import run_in_threads
 from federation_defs.validation import (
     Member,
     find_absent_dags,
@@ -61,48 +48,6 @@ _log = logging.getLogger(__name__)
 _PLACEHOLDERS = {"url": "https://unset.invalid", "auth": {"type": "none"}}
 _STRICT_VARIABLE = "FEDERATION_STRICT"
 _MAX_FETCHES = 32  # snapshots at a time
-
-_DEFS_YAML = """\
-type: {type}
-
-attributes:
-  name: "{name}"
-  url: "{{{{ env.{prefix}_AIRFLOW_URL }}}}"
-  auth:
-    type: password  # Airflow 3; for Airflow 2: basic
-    username: "{{{{ env.{prefix}_AIRFLOW_USERNAME }}}}"
-    password: "{{{{ env.{prefix}_AIRFLOW_PASSWORD }}}}"
-  # select:
-  #   dag_ids: ["*"]
-  # dags:
-  #   a_dag_of_this_instance:
-  #     depends_on: [another_instance/a_dag_of_it]
-"""
-_NEXT_STEPS = """\
-Next:
-1. Set {variables}, in the environment or in .env.
-2. dg check yaml {path}
-3. dg utils refresh-defs-state  # signs in, and reads the DAGs
-4. dg check defs
-5. dg list defs  # each DAG is an asset
-"""
-
-
-class AirflowScaffolder(dg.Scaffolder):
-    """Writes a `defs.yaml` to start from. The instance is named after the folder."""
-
-    @override
-    def scaffold(self, request: ScaffoldRequest) -> None:
-        folder = request.target_path
-        ascii_name = unicodedata.normalize("NFKD", folder.name).encode("ascii", "ignore").decode()
-        name = re.sub(r"\W", "_", ascii_name)[:50].strip("_") or "airflow"
-        # A variable does not begin with a digit.
-        prefix = f"AIRFLOW_{name}" if name[0].isdigit() else name
-        text = _DEFS_YAML.format(type=request.type_name, name=name, prefix=prefix.upper())
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "defs.yaml").write_text(text)
-        variables, path = ", ".join(find_variables(text)), shlex.quote(os.path.relpath(folder))
-        print(_NEXT_STEPS.format(variables=variables, path=path))  # noqa: T201
 
 
 @dg.scaffold_with(AirflowScaffolder)
@@ -207,8 +152,8 @@ class FederatedAirflow(dg.StateBackedComponent):
                 if not component.is_loaded and component.defs_state_config.refresh_if_dev
             ]
             # Dagster tells this thread, and no other, where states are.
-            calls = [partial(each.fetch, each.read_last()) for each in {self, *others}]
-            run_calls(calls, min(len(calls), _MAX_FETCHES))
+            fetches = [partial(each.fetch, each.read_last()) for each in {self, *others}]
+            run_in_threads(fetches, _MAX_FETCHES)
         fetched = self.fetched.pop()
         if isinstance(fetched, Exception):
             raise fetched
@@ -249,7 +194,7 @@ class FederatedAirflow(dg.StateBackedComponent):
             if not self.needed:
                 return dg.Definitions()
             specs = self.build_specs_for_run(self.needed, context)
-            return build_instance_defs(self.client, self.resolved, specs, is_for_run=True)
+            return dg.Definitions(assets=build_assets(self.client, self.resolved, specs))
         self._join_federation(context)
         name, snapshot = self.declaration.name, self.snapshot
         absent = find_absent_dags(name, snapshot, self.named)
@@ -398,75 +343,3 @@ def _is_strict() -> bool:
         return TypeAdapter(bool).validate_python(value)
     except ValidationError:
         raise DeclarationError([f"{_STRICT_VARIABLE} is '{value}': write true or false."]) from None
-
-
-def build_instance_defs(
-    client: AirflowClient,
-    declaration: InstanceDeclaration,
-    specs: Mapping[str, dg.AssetSpec],
-    absent: Mapping[str, str] = MappingProxyType({}),
-    instances: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
-    find_problem: FindProblem = lambda *_: None,
-    find_partition_problem: FindPartitionProblem = lambda _: None,
-    undecided: Collection[str] = (),
-    *,
-    is_for_run: bool = False,
-) -> dg.Definitions:
-    """Return an instance's assets, checks and sensors. Pure.
-
-    Args:
-        specs: Of its DAGs, by id. Without all of those that Dagster runs, none is run.
-        absent: Why DAGs can't run in the instance, by id.
-        instances: The declarations of all instances of the code location, by name.
-        find_problem: As `build_observation_sensor` takes it, as the next one.
-        undecided: The ids of DAGs that nothing starts.
-        is_for_run: Leave out sensors, and checks of DAGs that Dagster does not run.
-    """
-    instances = {**instances, declaration.name: declaration}
-    declared = declaration.downstreams
-    are_run = declared.keys() <= specs.keys()
-    downstreams = {dag_id: specs[dag_id] for dag_id in declared} if are_run else {}
-    rules = {dag_id: declaration.find_dag(dag_id).success_when for dag_id in specs}
-    observed = {
-        dag_id: declaration.find_dag(dag_id) for dag_id in specs if dag_id not in downstreams
-    }
-    assets: list[dg.AssetSpec | dg.AssetsDefinition] = [specs[dag_id] for dag_id in observed]
-    if downstreams:
-        limit = declaration.limits.max_active_runs
-        assets.append(build_execution(client, declaration.downstreams, downstreams, limit))
-    if is_for_run:
-        return dg.Definitions(assets=assets)
-    partitionings = {
-        dag_id: Partitioning(dag.partitions)
-        for dag_id, dag in declaration.dags.items()
-        if dag.partitions
-    }
-    sensors: list[dg.SensorDefinition] = [
-        build_observation_sensor(
-            client,
-            rules,
-            declaration.observe,
-            partitionings=partitionings,
-            dags=declaration.dags,
-            find_problem=find_problem,
-            find_partition_problem=find_partition_problem,
-            absent=absent,
-            instances=instances,
-        )
-    ]
-    decided = {dag_id: dag for dag_id, dag in declared.items() if dag_id not in undecided}
-    by_events = select_decided_by_events(decided, instances)
-    by_condition = [
-        spec.key
-        for dag_id, spec in downstreams.items()
-        if dag_id in decided and dag_id not in by_events
-    ]
-    interval_s = compute_interval(len(each.downstreams) for each in instances.values())
-    jobs = list[dg.JobDefinition]()
-    if by_condition:
-        sensors.append(build_automation_sensor(declaration.name, by_condition, interval_s))
-    if downstreams and by_events:
-        sensors.append(build_event_sensor(client, by_events, instances, interval_s))
-        jobs.append(build_drop_job(declaration.name, by_events.keys()))
-    checks = [build_checks(client, observed)] if observed else []
-    return dg.Definitions(assets=assets, asset_checks=checks, sensors=sensors, jobs=jobs)

@@ -60,7 +60,7 @@ def load_federation(
         loaded = _load(path_within_project, refresh_cron)
     elif loaded is None or loaded.needed is not None:  # a code server has loaded everything
         runs = fetch_active_runs_in_worker()
-        if loaded is None or not loaded.serves(runs):
+        if loaded is None or not loaded.has_all_for(runs):
             loaded = _load(path_within_project, refresh_cron, runs)
     _loaded[path_within_project] = loaded
     return loaded.finish(executor)
@@ -84,7 +84,7 @@ class _Loaded:
         self._default = self.defs.executor or _build_executor(names)
         self._finished: tuple[object, dg.Definitions] | None = None
 
-    def serves(self, runs: Iterable[dg.DagsterRun]) -> bool:
+    def has_all_for(self, runs: Iterable[dg.DagsterRun]) -> bool:
         """Whether all that these runs need was built."""
         if self.needed is None:
             return True
@@ -94,10 +94,10 @@ class _Loaded:
 
     def finish(self, executor: dg.ExecutorDefinition | dg.Executor | None) -> dg.Definitions:
         """Return the definitions with an executor; for the same one, the same definitions."""
-        chosen = executor or self._default
-        if self._finished is None or self._finished[0] is not chosen:
-            own = dg.Definitions(executor=chosen, component_tree=self.tree)
-            self._finished = chosen, dg.Definitions.merge(_restore_checks(self.defs), own)
+        selected = executor or self._default
+        if self._finished is None or self._finished[0] is not selected:
+            own = dg.Definitions(executor=selected, component_tree=self.tree)
+            self._finished = selected, dg.Definitions.merge(_restore_checks(self.defs), own)
         return self._finished[1]
 
 

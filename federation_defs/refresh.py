@@ -32,7 +32,7 @@ from federation_defs.naming import (
 )
 from federation_defs.outcome import join_names
 from federation_defs.state import Snapshot, read_snapshot
-from federation_defs.threads import run_calls
+from federation_defs.threads import run_in_threads
 from federation_defs.timing import Timing
 from federation_defs.validation import find_absent_dags
 
@@ -106,7 +106,7 @@ def _refresh(
     checks. What keeps one instance from being refreshed fails its check, and stops no other."""
     stored = _fetch_stored(components, context.instance)
     calls = [partial(component.fetch, last) for component, last in stored.items()]
-    run_calls(calls, _MAX_FETCHES, timing.refresh_s)
+    run_in_threads(calls, _MAX_FETCHES, timing.refresh_s)
     outcomes = _store_changed(stored, context.instance, timing)
     is_reloaded, problem = False, ""
     if any(

@@ -107,7 +107,9 @@ def _classify_upstreams(
             return "observed"
         return "detached" if upstream[0] == own and not declared.trigger.wait else "executed"
 
-    found = {build_asset_key(*each): classify(each) for each in dag.upstreams}
+    found: dict[dg.AssetKey, Upstream] = {}
+    for upstream in dag.upstreams:
+        found[build_asset_key(*upstream)] = classify(upstream)
     for key in dag.upstream_assets:
         found[dg.AssetKey(key)] = "asset"
     return found

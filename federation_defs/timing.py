@@ -81,8 +81,9 @@ class Timing:
     # it, too.
     interval_per_waiting_run_s: float = 0.2
     max_waiting_interval_s: float = 60.0
-    first_look_s: float = 5.0  # of a tick, for asking the event log where to begin
+    find_first_end_s: float = 5.0  # of a tick, for asking the event log where to begin
     other_sensors_s: float = 5.0  # for what is known of other code locations' sensors
+    removed_sensor_s: float = 300.0  # since its last tick, a sensor is taken for removed
     # An event is stored within this time after the check that no Dagster run is about to store it.
     # A step that takes over a finished DAG run waits for longer before it looks for the event.
     owner_check_s: float = 4.0
@@ -94,13 +95,12 @@ class Timing:
     fetch_outcome: RetryPolicy = RetryPolicy(first_s=0.0, max_s=0.0, give_up_after_s=600.0)
     # Which runs go on for longer than a `max_duration`, with `poll_pause_s` of the shortest one.
     list_running_runs: RetryPolicy = RetryPolicy(first_s=5.0, max_s=60.0)
-    # After a deadline, before it is judged: Airflow shows the end of a run up to a second later.
+    # After a deadline, before it is evaluated: Airflow shows the end of a run up to a second later.
     late_row_s: float = 5.0
     # For the requests about slow runs, or about paused DAGs, which must not delay each other.
-    watch_s: float = 5.0
-    # Between two looks at what keeps DAGs from running, or at their partitions; longer if there are
-    # many instances.
-    look_s: float = 60.0
+    check_s: float = 5.0
+    # Between two evaluations of `ready`, or of `partitions`; longer if there are many instances.
+    check_interval_s: float = 60.0
 
     refresh_s: float = 600.0  # for the requests of all instances, by the refresh job
 
@@ -116,13 +116,15 @@ class Timing:
     log_again_s: float = 600.0  # for a problem that lasts
     list_tasks_s: float = 15.0  # for the log
     runnable_cache_s: float = 5.0  # for a DAG that is neither paused nor broken
-    other_attempt_s: float = 2.0  # between two questions whether another attempt is over
+    # Between two questions whether another Dagster run of the same group is at work: an earlier
+    # attempt, or a re-execution.
+    run_group_s: float = 2.0
     status_s: float = 2.0  # between two questions whether the Dagster run is being canceled
     launch_end_s: float = 30.0  # for triggers under way when the Dagster run is canceled
     cancel_s: float = 50.0  # for stopping DAG runs; Dagster gives a canceled run a minute
     # Before the stop of a DAG run is repeated: Airflow's scheduler may have overwritten it.
     repeat_stop_s: float = 3.0
-    after_main_s: float = 30.0  # cancellation is watched for after the main thread has ended
+    after_main_s: float = 30.0  # of polls of the status after the main thread has ended
 
     # Heartbeats
     heartbeat_s: float = 10.0

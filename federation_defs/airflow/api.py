@@ -36,7 +36,7 @@ from federation_defs.errors import (
     UnreachableError,
 )
 from federation_defs.redaction import clean_text
-from federation_defs.threads import SingleFlight, run_calls
+from federation_defs.threads import SingleFlight, run_in_threads
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def retry_after_upgrade(
     """Call a method once more if the instance was upgraded in the meantime."""
 
     @wraps(method)
-    def call(self: Api, *args: P.args, **kwargs: P.kwargs) -> R:
+    def retried(self: Api, *args: P.args, **kwargs: P.kwargs) -> R:
         before = self.known_api_version
         try:
             return method(self, *args, **kwargs)
@@ -79,7 +79,7 @@ def retry_after_upgrade(
         except UpgradedError as error:  # a load balancer with both versions behind it
             raise UnreachableError(self.instance, self.url, _UPGRADING) from error
 
-    return call
+    return retried
 
 
 class AirflowApi:
@@ -342,7 +342,7 @@ class AirflowApi:
 
     def _fetch_all(self, fetch: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """Fetch something for each item, in parallel, and return the results in order."""
-        return run_calls([partial(fetch, item) for item in items], self.max_connections)
+        return run_in_threads([partial(fetch, item) for item in items], self.max_connections)
 
 
 def is_json(response: requests.Response) -> bool:

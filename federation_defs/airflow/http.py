@@ -29,7 +29,7 @@ from federation_defs.declaration import HttpDeclaration, TlsDeclaration
 from federation_defs.errors import TlsError, UnreachableError
 from federation_defs.timing import Timing
 
-MAX_ATTEMPTS = 4
+MAX_TRIES = 4
 MAX_RETRY_AFTER_S = 10.0  # for a longer pause, the sensor or the run asks again later
 # 500 is included because Airflow on SQLite answers it while another process holds the lock.
 _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
@@ -120,13 +120,13 @@ class Transport:
             TlsError: The server's certificate was not trusted, or ours was refused.
         """
         content |= {"headers": {"Accept": accept} if accept else None, "stream": is_streamed}
-        attempts = MAX_ATTEMPTS if is_repeatable else 1
-        for attempt in range(1, attempts + 1):
-            pause_s = self.timing.retry_request.pause_s(attempt) * random.uniform(1, 1.5)  # noqa: S311
+        tries = MAX_TRIES if is_repeatable else 1
+        for number in range(1, tries + 1):
+            pause_s = self.timing.retry_request.pause_s(number) * random.uniform(1, 1.5)  # noqa: S311
             try:
                 response = self._send_once(method, path, auth=auth, **content)
             except UnreachableError as error:
-                if attempt == attempts or error.is_late:
+                if number == tries or error.is_late:
                     raise
             else:
                 retry_after_s = read_retry_after(response) or 0.0
@@ -136,10 +136,10 @@ class Transport:
                 if retry_after_s:  # for all threads, and also if this request is not repeated
                     self._rate_limiter.pause(retry_after_s)
                     pause_s = max(pause_s, retry_after_s)
-                if attempt == attempts:
+                if number == tries:
                     return response
             self.timing.sleep(pause_s)
-        raise AssertionError("the last attempt returns or raises")
+        raise AssertionError("the last try returns or raises")
 
     def _send_once(self, method: str, path: str, **content: Any) -> requests.Response:
         session = self._open_session()

@@ -18,6 +18,7 @@ Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all 
 `get_event_records`
     Of `event_log_storage`: tells what happened to all assets since a position, with one query.
     Public methods tell that of one asset, so that a quiet tick would make a query per dependency.
+    The method of this name of `DagsterInstance` is not public either, and deprecated.
 `get_instigator_state`
     Tells whether another process has taken over an observation. `all_instigator_state` does, too,
     but reads all sensors.
@@ -36,4 +37,6 @@ Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all 
     spends more time on new connections than on our queries.
 `report_run_failed`
     Ends a run whose worker died. In the public API only GraphQL can, which needs the webserver.
+
+One private module is imported, `definitions_load_context`, by `deployment.py`, which says why.
 """

@@ -1,24 +1,20 @@
-"""What a Dagster deployment runs besides this code location, and what this process is to it."""
+"""The Dagster deployment as this process sees it: its instance, the states of its components, and
+what a run worker has to load."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import dagster as dg
 
-from federation_defs.errors import DeclaredTwiceError
-from federation_defs.naming import build_sensor_name
-from federation_defs.timing import MAX_CLOCK_SKEW, Timing
+from federation_defs.dagster_io.run_tags import fetch_runs
 
 _log = logging.getLogger(__name__)
 
@@ -29,9 +25,6 @@ _ACTIVE = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-STALE_AFTER_S = 300.0  # since its last tick, a sensor is taken for removed
-_LEFT_WITHIN_S = 7 * 86400.0
-_LAST_TICKS = 100
 
 # Of connections to PostgreSQL and MySQL. Dagster ends a tick after 60 s. Firewalls drop connections
 # that are idle for some minutes.
@@ -41,8 +34,6 @@ _MAX_OVERFLOW = 20  # which are closed after use; one is kept per storage
 
 _lock = threading.Lock()
 _opened: list[tuple[object, dg.DagsterInstance]] = []  # with its reference; one at most
-# By instance, its sensors as they were stored at a time of the monotonic clock.
-_sensors: WeakKeyDictionary[dg.DagsterInstance, tuple[float, Sequence[Any]]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -95,127 +86,6 @@ def has_sensor_threads(instance: dg.DagsterInstance) -> bool:
     If it doesn't, a slow sensor delays all others.
     """
     return bool((instance.get_settings("sensors") or {}).get("use_threads"))
-
-
-def fetch_sensor_cursor(
-    instance: dg.DagsterInstance, sensor_name: str, code_location: str
-) -> str | None:
-    """Fetch the cursor that Dagster has stored of a sensor; None if there is none."""
-
-    def find(sensors: Sequence[Any]) -> Any:
-        wanted = sensor_name, code_location
-        return next((each for each in sensors if _get_name(each) == wanted), None)
-
-    _, known = _sensors.get(instance, (0.0, ()))
-    if (sensor := find(known) or find(_fetch_sensors(instance))) is None:
-        return None
-    state = instance.get_instigator_state(sensor.instigator_origin_id, sensor.selector_id)
-    return getattr(state and state.instigator_data, "cursor", None)
-
-
-def find_owner(
-    instance: dg.DagsterInstance,
-    airflow: str,
-    code_location: str,
-    timing: Timing,
-    max_age_s: float = 0.0,
-) -> tuple[str, float] | None:
-    """Find the other code location that observes an Airflow instance and runs its DAGs.
-
-    Of several locations that declare the instance, it is the alphabetically first. One whose
-    sensors of the instance are all off does not count, nor one where none has ticked for five
-    minutes: it was removed. All times are the daemon's.
-
-    Args:
-        max_age_s: How long ago this process may have read the sensors. It takes longer, the more
-            the deployment has.
-
-    Returns:
-        Its name, and when it has ticked; None if there is none.
-    """
-    names = {build_sensor_name(airflow, kind) for kind in ("observation", "automation", "events")}
-    now, found = 0.0, dict[str, float]()
-    for state, ticked_at in _fetch_ticked(instance, timing, max_age_s):
-        now = max(now, ticked_at)
-        name, location = _get_name(state)
-        if name in names and state.is_running and location < code_location:
-            found[location] = max(ticked_at, found.get(location, 0.0))
-    living = (each for each in found.items() if each[1] >= now - STALE_AFTER_S)
-    return min(living, default=None)
-
-
-def refuse_second_location(
-    instance: dg.DagsterInstance, airflow: str, code_location: str | None, timing: Timing
-) -> None:
-    """Raise an error in a sensor of an Airflow instance that another code location observes.
-
-    Raises:
-        DeclaredTwiceError: There is one.
-    """
-    max_age_s = timing.other_sensors_s
-    if code_location is None:
-        return
-    if owner := find_owner(instance, airflow, code_location, timing, max_age_s):
-        raise DeclaredTwiceError(airflow, code_location, owner[0])
-
-
-def find_left_cursor(
-    instance: dg.DagsterInstance, sensor_name: str, code_location: str, timing: Timing
-) -> str | None:
-    """Find the cursor of the sensor of this name in the code location from which it was moved.
-
-    None if this location's own sensor has ticked before, and did not fail, or no other has ticked
-    in the last seven days. Dagster keeps the cursors of sensors whose location was removed (1.13).
-    """
-    now, found, own = 0.0, dict[float, str](), None
-    for state, ticked_at in _fetch_ticked(instance, timing, timing.other_sensors_s):
-        now = max(now, ticked_at)
-        name, location = _get_name(state)
-        cursor = getattr(state.instigator_data, "cursor", None)
-        if name == sensor_name and location == code_location:
-            own = state
-        elif name == sensor_name and cursor:  # it has none where it was only refused
-            found[ticked_at] = cursor
-    last = max(found, default=0.0)
-    is_left = found and last >= now - _LEFT_WITHIN_S
-    return found[last] if is_left and not (own and _has_ticked(instance, own)) else None
-
-
-def _has_ticked(instance: dg.DagsterInstance, sensor: Any) -> bool:
-    """Whether one of a sensor's last ticks did not fail. What is stored of the sensor itself does
-    not tell: the daemon forgets the last success before each evaluation (1.13)."""
-    ids = sensor.instigator_origin_id, sensor.selector_id
-    ticks = instance.get_ticks(*ids, limit=_LAST_TICKS)
-    return any(tick.status.value in ("SUCCESS", "SKIPPED") for tick in ticks)
-
-
-def _fetch_ticked(
-    instance: dg.DagsterInstance, timing: Timing, max_age_s: float
-) -> Iterator[tuple[Any, float]]:
-    """Iterate over the stored sensors, with the time at which the last tick of each began; 0 if
-    none has. Without those that have ticked in the future: a clock was wrong then."""
-    until = (timing.utc_now() + MAX_CLOCK_SKEW).timestamp()
-    for state in _fetch_sensors(instance, max_age_s):
-        ticked_at = getattr(state.instigator_data, "last_tick_start_timestamp", None) or 0.0
-        if ticked_at <= until:
-            yield state, ticked_at
-
-
-def _fetch_sensors(instance: dg.DagsterInstance, max_age_s: float = 0.0) -> Sequence[Any]:
-    """Fetch the stored sensors and schedules of all code locations, or return what this process
-    fetched lately."""
-    now = time.monotonic()
-    fetched_at, sensors = _sensors.get(instance, (-math.inf, ()))
-    if now - fetched_at >= max_age_s:
-        sensors = instance.all_instigator_state()
-        _sensors[instance] = now, sensors
-    return sensors
-
-
-def _get_name(state: Any) -> tuple[str, str]:
-    """Return the name of a sensor, and of its code location."""
-    origin = state.origin
-    return origin.instigator_name, origin.repository_origin.code_location_origin.location_name
 
 
 def fetch_last_states(
@@ -281,12 +151,11 @@ def fetch_active_runs_in_worker() -> Sequence[dg.DagsterRun]:
     if context is None or context.accessed_defs_state_info is None:
         return []
     try:
-        instance = _open_instance(os.environ.get("DAGSTER_HOME"))
-        records = instance.get_run_records(dg.RunsFilter(statuses=_ACTIVE))
+        runs = fetch_runs(_open_instance(os.environ.get("DAGSTER_HOME")), statuses=_ACTIVE)
     except Exception:  # noqa: BLE001 - of any configuration and database
         return []
     own = context.code_location_name
-    origins = [(record.dagster_run, record.dagster_run.remote_job_origin) for record in records]
+    origins = [(run, run.remote_job_origin) for run in runs]
     return [run for run, origin in origins if not own or not origin or origin.location_name == own]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any, Literal
 
 import dagster as dg
@@ -28,6 +28,7 @@ from federation_defs.dagster_io.reports import (
     SIGNAL_LABEL,
     START_LABEL,
     StoredEvent,
+    read_end,
     read_text,
     read_time,
 )
@@ -65,10 +66,8 @@ class AssetEvent:
 
     @property
     def moment(self) -> datetime:
-        """When the run ended by its Airflow's clock, or if that is not known, when the event was
-        stored."""
-        end = read_time(self.record.asset_event, END_LABEL)
-        return end or datetime.fromtimestamp(self.record.timestamp, timezone.utc)
+        """When the run ended, as `read_end` reads it."""
+        return read_end(self.record)
 
 
 def find_known_assets(
@@ -82,9 +81,16 @@ def fetch_last_materializations(
     instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey]
 ) -> dict[dg.AssetKey, int]:
     """Fetch the position of the last materialization of each asset that has one."""
+    return {key: record.storage_id for key, record in _fetch_last(instance, keys).items()}
+
+
+def _fetch_last(
+    instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey]
+) -> dict[dg.AssetKey, dg.EventLogRecord]:
+    """Fetch the last materialization of each asset that has one."""
     entries = [each.asset_entry for each in instance.get_asset_records(list(keys))]
     found = {entry.asset_key: entry.last_materialization_record for entry in entries}
-    return {key: record.storage_id for key, record in found.items() if record is not None}
+    return {key: record for key, record in found.items() if record is not None}
 
 
 def fetch_materialized_partitions(
@@ -93,12 +99,12 @@ def fetch_materialized_partitions(
     """Fetch which of some partitions of an asset were ever materialized."""
     wanted, found = set(partitions), set[str]()
     while missing := sorted(wanted - found):
-        chosen = missing[:_PARTITIONS_PER_QUERY]
-        records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=chosen)
+        queried = missing[:_PARTITIONS_PER_QUERY]
+        records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=queried)
         page = instance.fetch_materializations(records, limit=_EVENTS_PER_QUERY).records
         found |= {record.partition_key for record in page if record.partition_key}
         if len(page) < _EVENTS_PER_QUERY:
-            wanted -= set(chosen) - found
+            wanted -= set(queried) - found
     return found
 
 
@@ -149,11 +155,8 @@ def fetch_event(instance: dg.DagsterInstance, key: dg.AssetKey, position: int) -
 def _build_event(key: dg.AssetKey, record: dg.EventLogRecord) -> AssetEvent:
     event, state = record.asset_event, "success"
     if not isinstance(event, dg.AssetMaterialization):
-        signal, outcome = (
-            read_text(event, SIGNAL_LABEL),
-            read_text(event, OUTCOME_LABEL),
-        )
-        state = "failure" if outcome == "failure" else signal
+        is_failure = read_text(event, OUTCOME_LABEL) == "failure"
+        state = "failure" if is_failure else read_text(event, SIGNAL_LABEL)
     if state not in ("success", "failure", "slow", "late", "drop"):
         state = "other"
     run_id = read_text(event, RUN_ID_LABEL) or record.run_id
@@ -169,9 +172,8 @@ def build_upstream_event(event: AssetEvent, upstream: str, downstream: str) -> U
     """
     assert event.state not in ("drop", "other")  # noqa: S101 - no dependency counts them
     stored = event.record.asset_event
-    end = read_time(stored, END_LABEL)
-    if end is None and event.state == "success":  # of an asset that is no DAG
-        end = datetime.fromtimestamp(event.record.timestamp, timezone.utc)
+    # Of an asset that is no DAG, it is when it was materialized.
+    end = event.moment if event.state == "success" else read_time(stored, END_LABEL)
     return UpstreamEvent(
         upstream=upstream,
         downstream=downstream,
@@ -227,9 +229,7 @@ def fetch_runs_planned_after(
     A run that materialized the upstream itself counts, too. Empty if no upstream has a
     materialization. "After" is by the order of the event log.
     """
-    entries = [each.asset_entry for each in instance.get_asset_records(list(upstream_keys))]
-    updates = [entry.last_materialization_record for entry in entries]
-    last = [update for update in updates if update is not None]
+    last = _fetch_last(instance, upstream_keys).values()
     planned = instance.fetch_planned_materializations(key, limit=_PLANNED_PER_QUERY).records
     return [
         record.run_id

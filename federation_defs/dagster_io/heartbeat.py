@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 
 import dagster as dg
 
-from federation_defs.dagster_io.run_tags import add_run_tags, fetch_monitoring_runs
+from federation_defs.dagster_io.run_tags import add_run_tags, fetch_launching_runs
 from federation_defs.naming import build_alive_tag, build_monitor_tags, build_op_name
 from federation_defs.timing import Timing
 
@@ -74,7 +74,7 @@ class Heartbeats:
                 _log.warning("A heartbeat of run %s failed.", self._run_id, exc_info=True)
 
 
-class HeartbeatWatch:
+class HeartbeatMonitor:
     """Measures for how long the heartbeats of Dagster runs have been missing.
 
     Args:
@@ -138,7 +138,7 @@ class HeartbeatWatch:
 def fail_orphaned_runs(
     instance: dg.DagsterInstance,
     airflow: str,
-    watch: HeartbeatWatch,
+    monitor: HeartbeatMonitor,
     log: Callable[[], logging.Logger],
 ) -> int:
     """Fail the started Dagster runs that wait for an Airflow instance and whose worker died, and
@@ -147,25 +147,24 @@ def fail_orphaned_runs(
         f"The worker of this run died while it waited for Airflow '{airflow}'. A retry adopts its "
         "DAG runs; without a retry, observation reports them."
     )
-    records = fetch_monitoring_runs(instance, airflow)
-    watch.measure(record.dagster_run for record in records)
-    for record in records:
-        run = record.dagster_run
+    runs = fetch_launching_runs(instance, airflow)
+    monitor.measure(runs)
+    for run in runs:
         is_started = run.status is dg.DagsterRunStatus.STARTED
-        if is_started and watch.is_silent(run) and _is_orphaned(instance, airflow, watch, run):
+        if is_started and monitor.is_silent(run) and _is_orphaned(instance, airflow, monitor, run):
             current = instance.get_run_by_id(run.run_id)
             if current is not None and not current.is_finished:
                 log().warning("Failing Dagster run %s. %s", run.run_id, message)
                 instance.report_run_failed(current, message)
-    return sum(watch.is_at_work(record.dagster_run) for record in records)
+    return sum(map(monitor.is_at_work, runs))
 
 
 def _is_orphaned(
-    instance: dg.DagsterInstance, airflow: str, watch: HeartbeatWatch, run: dg.DagsterRun
+    instance: dg.DagsterInstance, airflow: str, monitor: HeartbeatMonitor, run: dg.DagsterRun
 ) -> bool:
     """Whether a silent run should write heartbeats: it is in one of our steps, or in none."""
     if not (steps := instance.get_run_step_stats(run.run_id)):
-        return not watch.is_before_step(run)
+        return not monitor.is_before_step(run)
     # Dagster splits a multi_asset into name, name_2, … where dependencies cross.
     own_step = re.compile(re.escape(build_op_name(airflow, "dags")) + r"(_\d+)?")
     return any(step.end_time is None and own_step.fullmatch(step.step_key) for step in steps)

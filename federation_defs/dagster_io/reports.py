@@ -133,7 +133,7 @@ def fetch_first_reported_end(instance: dg.DagsterInstance, key: dg.AssetKey) -> 
     first = math.inf
     # All runs of a DAG may have failed, so that it has observations only.
     for fetch in (instance.fetch_materializations, instance.fetch_observations):
-        for record in _page(fetch, key, _FIRST_EVENTS, ascending=True):
+        for record in _fetch_pages(fetch, key, _FIRST_EVENTS, ascending=True):
             if report := _build_report(record):
                 first = min(first, record.timestamp if report.end is None else report.end)
                 break
@@ -181,11 +181,8 @@ def fetch_successes(
     found: list[Success] = []
     for record in _fetch_records(instance.fetch_materializations, key, since):
         event = record.asset_materialization
-        moment = read_time(event, END_LABEL) or datetime.fromtimestamp(
-            record.timestamp, timezone.utc
-        )
-        if event and moment >= since:
-            found.append(Success(moment, event.metadata))
+        if event and (end := read_end(record)) >= since:
+            found.append(Success(end, event.metadata))
     return sorted(found, key=lambda success: success.end)
 
 
@@ -266,10 +263,10 @@ def _fetch_records(
     """
     stored_since = max(0.0, since.timestamp() - MAX_CLOCK_SKEW.total_seconds())
     filters = dg.AssetRecordsFilter(asset_key=key, after_timestamp=stored_since)
-    return _page(fetch, filters, _EVENTS_PER_QUERY)
+    return _fetch_pages(fetch, filters, _EVENTS_PER_QUERY)
 
 
-def _page(
+def _fetch_pages(
     fetch: Callable[..., Any], filters: object, limit: int, *, ascending: bool = False
 ) -> Iterator[dg.EventLogRecord]:
     """Fetch an asset's events page by page, as far as they are asked for."""
@@ -295,6 +292,13 @@ def _build_report(record: dg.EventLogRecord) -> _Report | None:
 
 def _get_end(run: DagRun) -> float | None:
     return run.end_date and run.end_date.timestamp()
+
+
+def read_end(record: dg.EventLogRecord) -> datetime:
+    """Read when a run ended by its Airflow's clock, or if that is not known, when the event was
+    stored."""
+    end = read_time(record.asset_event, END_LABEL)
+    return end or datetime.fromtimestamp(record.timestamp, timezone.utc)
 
 
 def read_time(event: StoredEvent | None, label: str) -> datetime | None:

@@ -9,7 +9,7 @@ the Airflow instance's name; `naming.py` builds the keys.
     how many others may be waiting for a free place under `limits.max_active_runs`.
 `federation/alive_at.<instance>`
     The Dagster run's id, seconds since 1970 by the worker's clock, and "waits" while the step waits
-    for other attempts. Written by `Heartbeats` every few seconds. `HeartbeatWatch` reads only
+    for other attempts. Written by `Heartbeats` every few seconds. `HeartbeatMonitor` reads only
     whether it changes, so that clocks don't matter, and a text that a person writes is as good as
     another.
 `federation/runs_again.<instance>`
@@ -49,13 +49,12 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import takewhile
 from threading import Lock
 from typing import Any
 
 import dagster as dg
 
-from federation_defs.airflow.models import DagRun, RunKey
+from federation_defs.airflow.models import RunKey
 from federation_defs.naming import (
     build_cause_tag,
     build_dag_run_tag,
@@ -63,34 +62,25 @@ from federation_defs.naming import (
     build_monitor_tags,
     build_plan_tag,
     build_request_tag,
-    build_run_id,
     parse_root_run_id,
 )
 
-_ADOPTED = "adopted"
-_WRITES = 3
 _COMPRESSED = "zlib:"
 _MAX_PLAIN_CHARACTERS = 1000
-_UNREADABLE = (
-    AttributeError,
-    KeyError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    zlib.error,
-)  # edited by hand
-_ATTEMPTS = 10  # at one cause, of which the last ones are looked at
-_ROOT_TAG = "dagster/root_run_id"  # of a re-execution
+# What reading a tag raises that a person has edited.
+_INVALID = (AttributeError, KeyError, RecursionError, TypeError, ValueError, zlib.error)
+_RUNS_PER_CAUSE = 10  # the last ones
+ROOT_TAG = "dagster/root_run_id"  # of a re-execution
 _PARTITION_TAG = "dagster/partition"
 _RUN_KEY_TAG = "dagster/run_key"
-_NOT_ENDED = (
+NOT_ENDED = (
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 )
-_STARTED = (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
+STARTED = (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
 
 _lock = Lock()
 
@@ -110,12 +100,22 @@ def is_automation(run: dg.DagsterRun) -> bool:
     return "dagster/from_automation_condition" in run.tags
 
 
-def fetch_monitoring_runs(
-    instance: dg.DagsterInstance, airflow: str, limit: int | None = None
-) -> Sequence[dg.RunRecord]:
-    """Fetch the started Dagster runs that launch DAG runs of an Airflow instance."""
-    monitoring = dg.RunsFilter(statuses=_STARTED, tags=build_monitor_tags(airflow))
-    return instance.get_run_records(monitoring, limit=limit)
+def fetch_runs(
+    instance: dg.DagsterInstance, limit: int | None = None, **filters: Any
+) -> list[dg.DagsterRun]:
+    """Fetch the Dagster runs that a `dagster.RunsFilter` selects, the latest first."""
+    records = instance.get_run_records(dg.RunsFilter(**filters), limit=limit)
+    return [record.dagster_run for record in records]
+
+
+def fetch_launching_runs(
+    instance: dg.DagsterInstance,
+    airflow: str,
+    statuses: Sequence[dg.DagsterRunStatus] = STARTED,
+    limit: int | None = None,
+) -> list[dg.DagsterRun]:
+    """Fetch the Dagster runs that launch DAG runs of an Airflow instance."""
+    return fetch_runs(instance, limit, statuses=statuses, tags=build_monitor_tags(airflow))
 
 
 def find_owners(
@@ -131,37 +131,34 @@ def find_owners(
     """
     found: dict[RunKey, list[tuple[bool, str]]] = {key: [] for key in keys}
     roots = {key: parse_root_run_id(key[1]) for key in found}
-    for record in fetch_monitoring_runs(instance, airflow) if found else []:
-        owner = record.dagster_run
-        if not is_alive(owner):
-            continue
-        plans, root = _read_plans(owner, airflow), owner.tags.get(_ROOT_TAG, owner.run_id)
+    for owner in filter(is_alive, fetch_launching_runs(instance, airflow) if found else ()):
+        plans, root = read_plans(owner, airflow), owner.tags.get(ROOT_TAG, owner.run_id)
         planned = {(target.split(" [")[0], run_id) for target, (run_id, _) in plans.items()}
-        detached = _read_detached(owner, airflow)
+        detached = read_detached(owner, airflow)
         for key in found:
             if (roots[key] == root or key in planned) and key not in detached:
                 found[key].append((roots[key] != root, owner.run_id))
     return {key: [run_id for _, run_id in sorted(owners)] for key, owners in found.items()}
 
 
-def _read_plans(run: dg.DagsterRun | None, airflow: str) -> dict[str, tuple[str, str]]:
+def read_plans(run: dg.DagsterRun | None, airflow: str) -> dict[str, tuple[str, str]]:
     """Return run id and mark by target name."""
     try:
         plans = _unpack(run.tags.get(build_plan_tag(airflow), "{}")) if run else {}
         return {name: (str(run_id), str(mark)) for name, (run_id, mark) in plans.items()}
-    except _UNREADABLE:
+    except _INVALID:
         return {}
 
 
-def _read_detached(run: dg.DagsterRun, airflow: str) -> set[RunKey]:
+def read_detached(run: dg.DagsterRun, airflow: str) -> set[RunKey]:
     try:
         detached = _unpack(run.tags.get(build_detached_tag(airflow), "[]"))
         return {(str(dag_id), str(run_id)) for dag_id, run_id in detached}
-    except _UNREADABLE:
+    except _INVALID:
         return set()
 
 
-def _pack(value: Any) -> str:
+def pack(value: Any) -> str:
     text = json.dumps(value)
     if len(text) <= _MAX_PLAIN_CHARACTERS:
         return text
@@ -207,7 +204,7 @@ class Request:
         events = [[key.path, position] for key, position in self.events]
         date = self.logical_date and self.logical_date.isoformat()
         values = {"events": events, "conf": self.conf, "clears": self.clears, "date": date}
-        return {build_request_tag(airflow, dag_id): _pack(values)}
+        return {build_request_tag(airflow, dag_id): pack(values)}
 
 
 def read_request(run: dg.DagsterRun | None, airflow: str, dag_id: str) -> Request | None:
@@ -217,14 +214,13 @@ def read_request(run: dg.DagsterRun | None, airflow: str, dag_id: str) -> Reques
         events = [(dg.AssetKey(path), int(position)) for path, position in values["events"]]
         date = datetime.fromisoformat(values["date"]) if values["date"] else None
         return Request(events, values["conf"], values["clears"], date)
-    except _UNREADABLE:
+    except _INVALID:
         return None
 
 
 def fetch_active_requests(instance: dg.DagsterInstance, airflow: str) -> list[dg.DagsterRun]:
     """Fetch the Dagster runs that launch DAG runs of an Airflow, and that have not ended."""
-    active = dg.RunsFilter(statuses=_NOT_ENDED, tags=build_monitor_tags(airflow))
-    return [record.dagster_run for record in instance.get_run_records(active)]
+    return fetch_launching_runs(instance, airflow, NOT_ENDED)
 
 
 def get_partition(run: dg.DagsterRun) -> str | None:
@@ -240,17 +236,18 @@ def find_run_after(
     tags = {build_cause_tag(airflow, dag_id): cause}
     if partition is not None:
         tags[_PARTITION_TAG] = partition
-    filters = dg.RunsFilter(tags=tags)
-    runs = [record.dagster_run for record in instance.get_run_records(filters, limit=_ATTEMPTS)]
-    launched = build_dag_run_tag(airflow, dag_id)
-    led = (run for run in runs if launched in run.tags or run.status in _NOT_ENDED)
-    return next(led, None)
+    runs = fetch_runs(instance, tags=tags, limit=_RUNS_PER_CAUSE)
+    return next((run for run in runs if may_have_launched(run, airflow, dag_id)), None)
+
+
+def may_have_launched(run: dg.DagsterRun, airflow: str, dag_id: str) -> bool:
+    """Whether a Dagster run has launched a DAG, or may still do so."""
+    return build_dag_run_tag(airflow, dag_id) in run.tags or run.status in NOT_ENDED
 
 
 def has_requested(instance: dg.DagsterInstance, run_key: str) -> bool:
     """Whether Dagster has created the run that a sensor requested with this key."""
-    filters = dg.RunsFilter(tags={_RUN_KEY_TAG: run_key})
-    return bool(instance.get_run_records(filters, limit=1))
+    return bool(fetch_runs(instance, tags={_RUN_KEY_TAG: run_key}, limit=1))
 
 
 def is_only_request(instance: dg.DagsterInstance, run: dg.DagsterRun, airflow: str) -> bool:
@@ -259,155 +256,5 @@ def is_only_request(instance: dg.DagsterInstance, run: dg.DagsterRun, airflow: s
     key = run.tags.get(_RUN_KEY_TAG)
     if key is None or not any(tag.startswith(build_request_tag(airflow, "")) for tag in run.tags):
         return False
-    records = instance.get_run_records(dg.RunsFilter(tags={_RUN_KEY_TAG: key}))
-    roots = {record.dagster_run.root_run_id or record.dagster_run.run_id for record in records}
-    return roots <= {run.root_run_id or run.run_id}
-
-
-class CurrentRun:
-    """The Dagster run that executes this step: a first attempt, or a re-execution. Thread-safe.
-
-    Args:
-        airflow: The Airflow instance's name.
-
-    Attributes:
-        is_first: It is no re-execution.
-        is_automatic: It is a retry by Dagster.
-    """
-
-    def __init__(self, instance: dg.DagsterInstance, run: dg.DagsterRun, airflow: str) -> None:
-        self.instance = instance
-        self._run = run
-        self._airflow = airflow
-        self._root_run_id = run.root_run_id or run.run_id
-        self.run_id = run.run_id
-        self.is_first = run.parent_run_id is None
-        self.is_automatic = "dagster/retry_number" in run.tags
-        self._plan_tag = build_plan_tag(airflow)
-        # A re-execution from the UI need not have the tags of the attempt before it.
-        self._parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
-        parent = self._parent
-        # An earlier step of this run may have written tags since the run was loaded.
-        stored = instance.get_run_by_id(run.run_id) or run
-        self._plans = {**_read_plans(parent, airflow), **_read_plans(stored, airflow)}
-        if self._plans:
-            self._tag(self._plan_tag, _pack(self._plans))
-        self._own_plans: set[str] = set()
-        detached = _read_detached(stored, airflow)
-        is_inherited = parent is not None and detached == _read_detached(parent, airflow)
-        self._detached = [] if is_inherited else sorted(detached)
-        self._lock = Lock()
-        if is_inherited and detached:
-            self.detach()  # clears the tag
-
-    def build_run_id(self, target: Target, number: int = 1) -> str:
-        return build_run_id(self._root_run_id, target.partition, number)
-
-    def get_request(self, target: Target) -> Request | None:
-        """What the event sensor asked of this Dagster run, or of the attempt before it."""
-        return read_request(self._run, self._airflow, target.dag_id) or read_request(
-            self._parent, self._airflow, target.dag_id
-        )
-
-    def owns(self, target: Target, run: DagRun) -> bool:
-        """Whether this Dagster run, or an attempt before it, triggered or cleared the DAG run."""
-        is_triggered = parse_root_run_id(run.run_id) == self._root_run_id
-        run_id, mark = self._plans.get(target.name, ("", _ADOPTED))
-        return is_triggered or (run_id == run.run_id and mark != _ADOPTED)
-
-    def get_planned_run_id(self, target: Target) -> str | None:
-        """The run that an attempt adopted, or was about to clear, for this target."""
-        run_id, _ = self._plans.get(target.name, (None, ""))
-        return run_id
-
-    def is_clear_pending(self, target: Target, run: DagRun) -> bool:
-        """Whether a clear was planned and not made: the run is as it was when it was planned."""
-        return self._plans.get(target.name) == (run.run_id, _build_mark(run))
-
-    def has_planned_clear(self, target: Target) -> bool:
-        """Whether this very attempt planned to run the target's DAG run again."""
-        return target.name in self._own_plans
-
-    def plan_clear(self, target: Target, run: DagRun) -> None:
-        """Record that a finished run is about to be run again, before it is."""
-        self._own_plans.add(target.name)
-        self._write_plan(target, run, _build_mark(run))
-
-    def record_adoption(self, target: Target, run: DagRun) -> None:
-        """Record that a run which somebody else triggered is taken as the target's."""
-        self._write_plan(target, run, _ADOPTED)
-
-    def detach(self, *runs: RunKey) -> None:
-        """Leave DAG runs to observation, which then reports them."""
-        with self._lock:
-            self._detached += runs
-            self._tag(build_detached_tag(self._airflow), _pack(self._detached))
-
-    def tag_dag_run(self, dag_id: str, run_ids: list[str]) -> None:
-        more = f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else ""
-        self._tag(build_dag_run_tag(self._airflow, dag_id), f"{run_ids[0]}{more}")
-
-    def find_launched(self, target: Target, run_ids: Iterable[str]) -> str | None:
-        """Find which of some Dagster runs, the latest first, was requested by automation before
-        this one, was no re-execution, and has launched a target or may still do so."""
-        others = list(run_ids)
-        if self.run_id in others:
-            others = others[others.index(self.run_id) + 1 :]
-        if not others:
-            return None
-        launched = build_dag_run_tag(self._airflow, target.dag_id)
-        records = self.instance.get_run_records(dg.RunsFilter(run_ids=others))
-        runs = [record.dagster_run for record in records]
-        same = (
-            run.run_id
-            for run in runs
-            if is_automation(run)
-            and run.parent_run_id is None
-            and (launched in run.tags or run.status in _NOT_ENDED)
-        )
-        return next(same, None)
-
-    def fetch_other_attempts(self) -> list[dg.DagsterRun]:
-        """Fetch the other active Dagster runs of the same root."""
-        filters = (
-            dg.RunsFilter(run_ids=[self._root_run_id], statuses=_STARTED),
-            dg.RunsFilter(tags={_ROOT_TAG: self._root_run_id}, statuses=_STARTED),
-        )
-        records = [record for each in filters for record in self.instance.get_run_records(each)]
-        runs = [record.dagster_run for record in records]
-        return [run for run in runs if run.run_id != self._run.run_id]
-
-    def find_earlier_owners(
-        self, run: DagRun, is_alive: Callable[[dg.DagsterRun], bool]
-    ) -> list[str]:
-        """Find the living Dagster runs that report a DAG run in place of this one: the one that
-        triggered it, or of several that adopted it those with a smaller id."""
-        owners = find_owners(self.instance, self._airflow, [run.key], is_alive)[run.key]
-        return list(takewhile(lambda owner: owner != self._run.run_id, owners))
-
-    def count_active_runs(self) -> int:
-        """Count active Dagster runs that launch DAG runs of this Airflow: from 1 to 50."""
-        return max(1, len(fetch_monitoring_runs(self.instance, self._airflow, limit=50)))
-
-    def fetch_status(self) -> dg.DagsterRunStatus | None:
-        """Fetch this run's status; None if a person has deleted the run."""
-        run = self.instance.get_run_by_id(self._run.run_id)
-        return run.status if run else None
-
-    def _tag(self, key: str, value: str) -> None:
-        add_run_tags(self.instance, self._run.run_id, {key: value})
-
-    def _write_plan(self, target: Target, run: DagRun, mark: str) -> None:
-        with self._lock:
-            self._plans[target.name] = (run.run_id, mark)
-            plans = _pack(self._plans)
-            # A step in another process may write the run's tags at the same moment.
-            for _ in range(_WRITES):
-                self._tag(self._plan_tag, plans)
-                written = self.instance.get_run_by_id(self._run.run_id)
-                if written is None or written.tags.get(self._plan_tag) == plans:
-                    break
-
-
-def _build_mark(run: DagRun) -> str:
-    return f"{run.state} {run.end_date.isoformat() if run.end_date else ''}".rstrip()
+    same = fetch_runs(instance, tags={_RUN_KEY_TAG: key})
+    return {each.root_run_id or each.run_id for each in same} <= {run.root_run_id or run.run_id}

@@ -17,11 +17,8 @@ from types import MappingProxyType
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.dagster_io.deployment import (
-    find_left_cursor,
-    refuse_second_location,
-    share_instance,
-)
+from federation_defs.dagster_io.code_locations import find_moved_cursor, refuse_second_location
+from federation_defs.dagster_io.deployment import share_instance
 from federation_defs.dagster_io.event_log import (
     AssetEvent,
     fetch_events,
@@ -132,7 +129,7 @@ class _EventSensor:
             if stored is None and location:
                 refuse_second_location(instance, airflow, location, self.timing)
                 name = build_sensor_name(airflow, "events")
-                stored = find_left_cursor(instance, name, location, self.timing)
+                stored = find_moved_cursor(instance, name, location, self.timing)
             # The last tick failed, or was another process's: of this location, or of one that this
             # one was refused for.
             if may_repeat := stored != last:

@@ -15,12 +15,13 @@ from federation_defs.checks import (
     repeat_evaluations,
     run_checks,
 )
-from federation_defs.dagster_io.deployment import STALE_AFTER_S, find_owner
-from federation_defs.dagster_io.heartbeat import Heartbeats, HeartbeatWatch
-from federation_defs.dagster_io.run_tags import CurrentRun, Target, is_only_request
+from federation_defs.dagster_io.code_locations import wait_for_owner
+from federation_defs.dagster_io.current_run import CurrentRun
+from federation_defs.dagster_io.heartbeat import HeartbeatMonitor, Heartbeats
+from federation_defs.dagster_io.run_tags import Target, is_only_request
 from federation_defs.declaration import DagDeclaration
 from federation_defs.errors import DeclaredTwiceError
-from federation_defs.execution.cancellation import CancellationWatcher
+from federation_defs.execution.cancellation import CancellationMonitor
 from federation_defs.execution.concurrency import ConcurrencyLimit
 from federation_defs.execution.launcher import Launcher, StepContext
 from federation_defs.execution.monitor import Monitor
@@ -73,7 +74,7 @@ def build_execution(
     )
     def run_dags(context: dg.AssetExecutionContext) -> Iterator[Event]:
         current_run = CurrentRun(context.instance, context.run, client.instance)
-        shared = StepContext(client, dags, current_run, context.log, timing)
+        step_context = StepContext(client, dags, current_run, context.log, timing)
         targets = _find_targets(context, client.instance, dags)
         # Of the DAGs that are run here, the reporter evaluates the check `dag_run`, and sensors the
         # others.
@@ -84,16 +85,18 @@ def build_execution(
             if key.asset_key in own and key.name != CHECK_NAME
         }
         yield from repeat_evaluations(context.instance, by_sensors)
-        with Heartbeats(context.instance, context.run.run_id, client.instance, timing) as beats:
+        heartbeats = Heartbeats(context.instance, context.run.run_id, client.instance, timing)
+        with heartbeats:
             if (reason := find_safe_mode_reason(os.environ)) is not None:
-                _log_safe_mode(shared, targets, reason)
+                _log_safe_mode(step_context, targets, reason)
             elif targets:
                 _refuse_second_location(context, client.instance, timing)
-                _wait_for_other_attempts(shared, beats)
-                reporter = Reporter(shared, context, specs, outputs, targets)
-                launcher = Launcher(shared)
-                step = _Step(shared, targets, Monitor(shared, launcher, limit), reporter)
-                yield from step.run(CancellationWatcher(shared, launcher))
+                _wait_for_run_group(step_context, heartbeats)
+                reporter = Reporter(step_context, context, specs, outputs, targets)
+                launcher = Launcher(step_context)
+                monitor = Monitor(step_context, launcher, limit)
+                step = _Step(step_context, targets, monitor, reporter)
+                yield from step.run(CancellationMonitor(step_context, launcher))
                 own -= {specs[target.dag_id].key for target in step.repeated}
             others = {key for key in context.selected_asset_check_keys if key.asset_key not in own}
             yield from run_checks(client, dags, others - by_sensors, context)
@@ -138,7 +141,7 @@ def _refuse_second_location(
     if (origin := context.run.remote_job_origin) is None:
         return
     location = origin.repository_origin.code_location_origin.location_name
-    other = find_other_location(context.instance, airflow, location, timing, context.log)
+    other = wait_for_owner(context.instance, airflow, location, timing, context.log)
     # The instance may have moved since the event sensor requested the run. In the other location,
     # that does not request it again.
     if other and not is_only_request(context.instance, context.run, airflow):
@@ -146,59 +149,29 @@ def _refuse_second_location(
         raise dg.Failure(f"{error} Nothing was triggered.", allow_retries=False)
 
 
-def find_other_location(
-    instance: dg.DagsterInstance,
-    airflow: str,
-    location: str,
-    timing: Timing,
-    log: dg.DagsterLogManager,
-) -> str | None:
-    """Find another code location that observes an Airflow instance, and so runs its DAGs.
-
-    If the instance has moved from it, its sensors do not tick any more. For some minutes, that
-    can't be told from a pause between two ticks. Wait until it can: no sensor would request the run
-    again.
-    """
-    seen, until = None, timing.monotonic() + STALE_AFTER_S
-    while owner := find_owner(instance, airflow, location, timing):
-        if seen is None:
-            log.info(
-                f"Airflow '{airflow}' was observed by the code location '{owner[0]}' lately. "
-                "Waiting up to five minutes to see whether it still is."
-            )
-        elif owner[0] == seen[0] and owner != seen:
-            return owner[0]
-        elif timing.monotonic() > until:
-            break
-        seen = owner
-        timing.sleep(timing.max_tick_interval_s)
-    return None
-
-
-def _wait_for_other_attempts(context: StepContext, heartbeats: Heartbeats) -> None:
+def _wait_for_run_group(context: StepContext, heartbeats: Heartbeats) -> None:
     """Wait while another attempt may launch or report DAG runs of this instance.
 
     Of several that wait, the one with the smallest id goes on. Each has announced itself, and looks
     for the others after a pause in which those can be seen that have announced themselves earlier.
     """
-    timing, logged = context.timing, list[str]()
-    watch = HeartbeatWatch(context.client.instance, timing, timing.other_attempt_s)
-    while not context.current_run.is_first:
-        timing.sleep(timing.other_attempt_s)
-        attempts = context.current_run.fetch_other_attempts()
-        watch.measure(attempts)
-        if not (others := [run.run_id for run in attempts if _is_before(run, context, watch)]):
+    timing, current_run, logged = context.timing, context.current_run, list[str]()
+    monitor = HeartbeatMonitor(context.client.instance, timing, timing.run_group_s)
+    while not current_run.is_first:
+        timing.sleep(timing.run_group_s)
+        group = current_run.fetch_run_group()
+        monitor.measure(group)
+        others = [
+            run.run_id
+            for run in filter(monitor.is_in_step, group)
+            if not monitor.is_waiting(run) or run.run_id < current_run.run_id
+        ]
+        if not others:
             break
         if others != logged:
             logged = others
             context.log.info(f"Waiting for {', '.join(others)}: another attempt at the same.")
     heartbeats.begin()
-
-
-def _is_before(run: dg.DagsterRun, context: StepContext, watch: HeartbeatWatch) -> bool:
-    if watch.is_in_step(run):
-        return not watch.is_waiting(run) or run.run_id < context.current_run.run_id
-    return False
 
 
 def _log_safe_mode(context: StepContext, targets: list[Target], reason: str) -> None:
@@ -234,7 +207,7 @@ class _Step:
             by_dag.setdefault(dag, {})[target.partition] = target
         self._upstreams = {target: self._find_upstreams(target, by_dag) for target in targets}
 
-    def run(self, cancellation: CancellationWatcher) -> Iterator[Event]:
+    def run(self, cancellation: CancellationMonitor) -> Iterator[Event]:
         """Run the targets, and yield their events as they come.
 
         Raises:
@@ -268,11 +241,11 @@ class _Step:
                     self._log.warning(f"{target.name} is skipped: it depends on {names}.")
                     order.done(target)
                     continue
-                if earlier := self._reporter.find_same_request(target):
+                if same_request := self._reporter.find_same_request(target):
                     self.repeated.add(target)
                     self._log.info(
-                        f"{target.name} is not launched again: Dagster run {earlier} has launched "
-                        "it for the same update, which Dagster has seen twice."
+                        f"{target.name} is not launched again: Dagster run {same_request} has "
+                        "launched it for the same update, which Dagster has seen twice."
                     )
                     yield from self._reporter.report_unmaterialized(target)
                     order.done(target)

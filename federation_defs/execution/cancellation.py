@@ -18,7 +18,7 @@ _CANCELED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 _ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE)
 
 
-class CancellationWatcher:
+class CancellationMonitor:
     """Stops the DAG runs of a step when its Dagster run is canceled.
 
     It polls the run's status in a thread that outlives the main one. Dagster (1.13) tells a worker
@@ -31,7 +31,7 @@ class CancellationWatcher:
         self._launcher = launcher
         self._wake = threading.Event()
         self._is_closed = False
-        self._thread = threading.Thread(target=self._watch, name="cancellation")
+        self._thread = threading.Thread(target=self._poll_status, name="cancellation")
         self._thread.start()
 
     def stop_if_canceled(self) -> bool:
@@ -48,7 +48,7 @@ class CancellationWatcher:
         self._is_closed = True
         self._wake.set()
 
-    def _watch(self) -> None:
+    def _poll_status(self) -> None:
         timing, until = self._context.timing, math.inf
         while timing.monotonic() < until:
             self._wake.wait(timing.status_s)

@@ -40,24 +40,24 @@ class ConcurrencyLimit:
         self._timing = timing
         self._reserved: dict[RunKey, float] = {}  # the moment after which Airflow shows it
         self._first_seen: dict[RunKey, datetime] = {}
-        self._asking = Lock()  # held by one question at a time, while Airflow answers
+        self._request_lock = Lock()  # held while Airflow answers
         self._lock = Lock()  # of `_reserved`
 
     def reserve(self, wanted: Sequence[RunKey]) -> set[RunKey]:
-        """Reserve places for runs that are about to be launched, the first ones first.
+        """Reserve slots for runs that are about to be launched, the first ones first.
 
         Args:
             wanted: DAG id and run id of each. One whose run, or a later run of the same target
-                (`…__retry_2`), is active gets its place.
+                (`…__retry_2`), is active gets a slot.
 
         Returns:
-            Those that may be launched now. Their places are kept until `settle` or `release`.
+            Those that may be launched now. Their slots are kept until `settle` or `release`.
 
         Raises:
             AirflowError: The active runs could not be read.
         """
-        with self._asking:
-            asked_at = self._timing.monotonic()
+        with self._request_lock:
+            listed_at = self._timing.monotonic()
             found = self._client.fetch_active_runs(_MAX_RUNS, RUN_ID_PREFIX)
             if found is None or found.has_shrunk:  # there are more, or some may be missing
                 return set()
@@ -65,14 +65,14 @@ class ConcurrencyLimit:
             # 2.x does not tell since when a run is queued.
             first_seen = {run.key: self._first_seen.get(run.key, now) for run in active}
             self._first_seen = first_seen
-            admitted = {key for key in wanted if any(_is_run_of(key, run) for run in active)}
-            others = [key for key in wanted if key not in admitted]
+            launched = {key for key in wanted if any(_is_run_of(key, run) for run in active)}
+            others = [key for key in wanted if key not in launched]
             counted = [run for run in active if not self._is_overdue(run, now)]
             with self._lock:  # Airflow's list has the others by now
                 self._reserved = {
                     key: visible_at
                     for key, visible_at in self._reserved.items()
-                    if key not in first_seen and visible_at > asked_at
+                    if key not in first_seen and visible_at > listed_at
                 }
                 free = self._max_active_runs - len(counted) - len(self._reserved)
                 free -= len(found.unreadable)
@@ -81,7 +81,7 @@ class ConcurrencyLimit:
             launchable = others[: max(0, free)]
             with self._lock:
                 self._reserved |= dict.fromkeys(launchable, math.inf)
-            return admitted.union(launchable)
+            return launched.union(launchable)
 
     def settle(self, key: RunKey, run: DagRun, *, is_detached: bool) -> None:
         """Turn a reservation into the run that was launched, which Airflow's list has soon.

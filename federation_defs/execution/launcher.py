@@ -11,8 +11,9 @@ from threading import Condition
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag, DagRun, TriggerOptions
+from federation_defs.dagster_io.current_run import CurrentRun
 from federation_defs.dagster_io.event_log import fetch_upstream_events
-from federation_defs.dagster_io.run_tags import CurrentRun, Request, Target
+from federation_defs.dagster_io.run_tags import Target
 from federation_defs.declaration import UPSTREAM_CONF_KEY, DagDeclaration, suggest
 from federation_defs.dependencies.record import UpstreamEvent
 from federation_defs.errors import (
@@ -43,6 +44,15 @@ class StepContext:
     log: logging.Logger
     timing: Timing
 
+    def fetch_upstream_events(self, dag_id: str) -> list[UpstreamEvent]:
+        """Fetch the events for which a DAG was requested, in order; nothing if a person or an
+        automation condition requested it."""
+        if (request := self.current_run.get_request(dag_id)) is None:
+            return []
+        downstream = f"{self.client.instance}/{dag_id}"
+        instance = self.current_run.instance
+        return fetch_upstream_events(instance, self.dags[dag_id], request, downstream)
+
 
 class LaunchCanceledError(Exception):
     """The launch was dropped, because the Dagster run is being canceled."""
@@ -52,6 +62,7 @@ class Launcher:
     """Launches the DAG runs of a step, each once however often it is asked to. Thread-safe."""
 
     def __init__(self, context: StepContext) -> None:
+        self._context = context
         self._client = context.client
         self._current_run = context.current_run
         self._dags = context.dags
@@ -121,7 +132,7 @@ class Launcher:
 
     def _trigger(self, target: Target, note: str, number: int = 1) -> DagRun:
         declared, dag = self._dags[target.dag_id], self._fetch_runnable_dag(target.dag_id)
-        request, trigger = self._current_run.get_request(target), declared.trigger
+        request, trigger = self._current_run.get_request(target.dag_id), declared.trigger
         if request and request.clears and number == 1:
             owner = self._client.fetch_run(target.dag_id, request.clears)
             if owner and (ended := self._wait_for_end(target, owner)):
@@ -137,10 +148,11 @@ class Launcher:
         options = replace(options, note=note)
         conf = trigger.conf if request is None or request.conf is None else request.conf
         if trigger.pass_upstream:
-            upstream = [each.to_json() for each in self._fetch_upstream(target, request)]
+            events = self._context.fetch_upstream_events(target.dag_id)
+            upstream = [event.to_json() for event in events]
             conf = {**conf, UPSTREAM_CONF_KEY: {"upstream": upstream}}
         run_id = self._current_run.build_run_id(target, number)
-        self._expect(target, run_id)
+        self._record_own_run(target, run_id)
         try:
             return self._client.trigger_run(target.dag_id, run_id, conf, options)
         except LogicalDateTakenError:
@@ -179,15 +191,6 @@ class Launcher:
                 return None
             run = found
         return run
-
-    def _fetch_upstream(self, target: Target, request: Request | None) -> list[UpstreamEvent]:
-        """Fetch what led to the run, in order; nothing if a person requested it."""
-        if request is None:
-            return []
-        instance, dag = self._current_run.instance, self._dags[target.dag_id]
-        return fetch_upstream_events(
-            instance, dag, request, f"{self._client.instance}/{target.dag_id}"
-        )
 
     def _take_over(self, target: Target, owner: DagRun) -> DagRun:
         """Adopt the run that has the partition's logical date, or run it again."""
@@ -228,7 +231,7 @@ class Launcher:
     def _run_again(self, target: Target, run: DagRun, *, whole: bool) -> DagRun:
         """Clear a finished run: all its tasks, or the failed ones if there are any."""
         self._fetch_runnable_dag(run.dag_id)
-        self._expect(target, run.run_id)
+        self._record_own_run(target, run.run_id)
         self._current_run.plan_clear(target, run)
         again = run if whole else self._clear(self._client.clear_failed_tasks, run)
         return self._clear(self._client.clear_run, run) if again == run else again
@@ -273,7 +276,7 @@ class Launcher:
                     return error.stack_trace.strip().rpartition("\n")[2].strip()
         return ""
 
-    def _expect(self, target: Target, run_id: str) -> None:
+    def _record_own_run(self, target: Target, run_id: str) -> None:
         """Record that a run is ours, before it is triggered or cleared."""
         with self._changed:
             self._refuse_if_stopped()

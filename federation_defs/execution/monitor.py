@@ -9,9 +9,9 @@ from random import uniform
 from typing import TypeVar
 
 from federation_defs.airflow.models import Dag, DagRun, RunKey, TaskInstance
-from federation_defs.dagster_io.heartbeat import HeartbeatWatch
+from federation_defs.dagster_io.heartbeat import HeartbeatMonitor
 from federation_defs.dagster_io.reports import fetch_reported_runs
-from federation_defs.dagster_io.run_tags import Target, fetch_monitoring_runs
+from federation_defs.dagster_io.run_tags import Target, fetch_launching_runs
 from federation_defs.errors import (
     AirflowError,
     DagNotFoundError,
@@ -23,7 +23,7 @@ from federation_defs.execution.concurrency import ConcurrencyLimit
 from federation_defs.execution.launcher import Launcher, StepContext
 from federation_defs.execution.polling import MonitoredRun, fetch_runs, fetch_stuck_dags
 from federation_defs.outcome import Outcome, add_log_tails, fetch_outcome, name_task
-from federation_defs.threads import CallPool
+from federation_defs.threads import CallbackPool
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Monitor:
     """Launches targets, polls their DAG runs and fetches their outcomes.
 
     All requests are made in threads. The main thread only waits, so Dagster can interrupt it while
-    a trigger is under way. `CancellationWatcher` then waits for the trigger and stops its run.
+    a trigger is under way. `CancellationMonitor` then waits for the trigger and stops its run.
 
     Args:
         limit: The instance's `limits.max_active_runs`, if it has one.
@@ -56,13 +56,12 @@ class Monitor:
         self._runs: dict[Target, MonitoredRun] = {}
         self._launched: list[tuple[MonitoredRun, DagRun]] = []
         self._ended: list[MonitoredRun] = []
-        threads = client.max_connections
-        self._calls = CallPool(threads, f"airflow-{client.instance}")
+        self._pool = CallbackPool(client.max_connections, f"airflow-{client.instance}")
         self._next_task_list = self._timing.monotonic() + self._timing.list_tasks_s
-        self._watch = HeartbeatWatch(client.instance, self._timing, self._timing.other_attempt_s)
+        self._heartbeats = HeartbeatMonitor(client.instance, self._timing, self._timing.run_group_s)
         self._is_closed = False
-        self._waiting: set[Target] = set()  # for a free place, and it was logged
-        self._problems: dict[tuple[type, Target | None], float] = {}
+        self._logged_waiting: set[Target] = set()  # that they wait for a slot
+        self._logged_problems: dict[tuple[type, Target | None], float] = {}  # and when
 
     def add(self, target: Target, note: str) -> None:
         """Launch a target, and monitor its run from now on.
@@ -72,8 +71,8 @@ class Monitor:
         """
         now = self._timing.monotonic()
         first_key = target.dag_id, self._current_run.build_run_id(target)
-        trigger, is_admitted = self._dags[target.dag_id].trigger, self._limit is None
-        self._runs[target] = MonitoredRun(target, first_key, trigger, note, is_admitted, now, now)
+        trigger, has_slot = self._dags[target.dag_id].trigger, self._limit is None
+        self._runs[target] = MonitoredRun(target, first_key, trigger, note, has_slot, now, now)
 
     def wait(self) -> tuple[list[tuple[MonitoredRun, DagRun]], list[MonitoredRun]]:
         """Do what is due, and wait until a request is answered or something else is due.
@@ -86,7 +85,7 @@ class Monitor:
         self._launch_due(now)
         self._poll_due(now)
         self._fetch_outcomes_due(now)
-        self._calls.run_callbacks(self._get_pause_s())
+        self._pool.run_callbacks(self._get_pause_s())
         launched, ended = self._launched, self._ended
         self._launched, self._ended = [], []
         return launched, ended
@@ -96,7 +95,7 @@ class Monitor:
         self._is_closed = True
         for run in self._runs.values():
             self._release(run)
-        self._calls.close()
+        self._pool.close()
 
     def _get_pause_s(self) -> float:
         """Return the seconds until something is due; 0 if nothing is monitored."""
@@ -106,14 +105,14 @@ class Monitor:
         if self._is_polling():
             idle = [run for run in idle if not run.is_active]
         if self._is_reserving():
-            idle = [run for run in idle if run.is_admitted]
+            idle = [run for run in idle if run.has_slot]
         soonest = min((run.next_poll for run in idle), default=math.inf) - self._timing.monotonic()
         return min(self._timing.poll_run.max_s, max(0.0, soonest))
 
     def _submit(
-        self, call: Callable[[], T], callback: Callable[[T], None], *runs: MonitoredRun
+        self, function: Callable[[], T], callback: Callable[[T], None], *runs: MonitoredRun
     ) -> None:
-        """Make a call for some runs in a thread. An error is handled for each of them."""
+        """Run a function for some runs in a thread. An error is handled for each of them."""
 
         def on_answer(answer: T | AirflowError) -> None:
             for run in runs:
@@ -125,21 +124,21 @@ class Monitor:
 
         for run in runs:
             run.is_busy = True
-        self._calls.submit(call, on_answer)
+        self._pool.submit(function, on_answer)
 
     # Launching
 
     def _is_reserving(self) -> bool:
-        return any(run.is_busy and not run.is_admitted for run in self._runs.values())
+        return any(run.is_busy and not run.has_slot for run in self._runs.values())
 
     def _launch_due(self, now: float) -> None:
         due = [run for run in self._runs.values() if run.dag_run is None and now >= run.next_poll]
-        if self._limit and not self._is_reserving() and not all(run.is_admitted for run in due):
-            waiting = [run for run in self._runs.values() if not run.is_admitted]
+        if self._limit and not self._is_reserving() and not all(run.has_slot for run in due):
+            waiting = [run for run in self._runs.values() if not run.has_slot]
             reserve = partial(self._reserve, self._limit, [run.first_key for run in waiting])
             self._submit(reserve, partial(self._on_reserved, waiting), *waiting)
         for run in due:
-            if run.is_admitted and not run.is_busy:
+            if run.has_slot and not run.is_busy:
                 launch = partial(self._launcher.launch, run.target, run.note)
                 self._submit(launch, partial(self._on_launched, run), run)
 
@@ -152,30 +151,30 @@ class Monitor:
     def _on_reserved(self, waiting: list[MonitoredRun], reserved: set[RunKey]) -> None:
         now, policy = self._timing.monotonic(), self._timing.ask_for_slot
         for run in waiting:
-            run.since = run.next_poll = now  # time without a free place does not count
+            run.since = run.next_poll = now  # time without a slot does not count
             run.failing_since = run.unreachable_since = None
-            run.is_admitted = run.first_key in reserved
-        if not (others := [run for run in waiting if not run.is_admitted]):
+            run.has_slot = run.first_key in reserved
+        if not (others := [run for run in waiting if not run.has_slot]):
             return
         pause_s = min(policy.max_s, policy.first_s * self._current_run.count_active_runs())
         next_poll = now + pause_s * uniform(0.5, 1.5)  # noqa: S311 - so that waiters ask apart
         for run in others:
             run.next_poll = next_poll
-            if run.target not in self._waiting:
-                self._waiting.add(run.target)
+            if run.target not in self._logged_waiting:
+                self._logged_waiting.add(run.target)
                 self._log.info(
                     f"{run.target.name} waits for its turn: as many DAG runs of Airflow "
                     f"'{self._client.instance}' as are allowed go on."
                 )
 
     def _release(self, run: MonitoredRun) -> None:
-        """Give back a run's place, unless it is detached, and ask anew for the others."""
+        """Give back a run's slot, unless it is detached, and ask anew for the others."""
         if self._limit is None:
             return
         if not run.is_detached:
             self._limit.release(run.first_key, run.key)
         for other in self._runs.values():
-            if not other.is_admitted:
+            if not other.has_slot:
                 other.next_poll = self._timing.monotonic()
 
     def _on_launched(self, run: MonitoredRun, dag_run: DagRun) -> None:
@@ -208,12 +207,12 @@ class Monitor:
             for run in queued:
                 run.plan_pause_check(self._timing.check_paused, now)
             keys, dag_ids = [run.key for run in active], [run.target.dag_id for run in queued]
-            call = partial(self._poll, keys, dag_ids)
-            self._submit(call, partial(self._on_polled, active), *active)
+            poll = partial(self._poll, keys, dag_ids)
+            self._submit(poll, partial(self._on_polled, active), *active)
         if active and now >= self._next_task_list:
             self._next_task_list = math.inf  # one list at a time: answers may overtake each other
             fetch = partial(self._client.fetch_running_tasks, _MAX_RUNNING_TASKS)
-            self._calls.submit(fetch, self._on_tasks_listed)
+            self._pool.submit(fetch, self._on_tasks_listed)
 
     def _poll(self, keys: list[RunKey], queued_dag_ids: list[str]) -> _Polled:
         # The DAGs first: a run that is queued after its DAG was seen paused has not started.
@@ -274,20 +273,18 @@ class Monitor:
         for run in self._runs.values():
             dag_run = run.dag_run
             if dag_run and dag_run.is_finished and not run.is_busy and now >= run.next_poll:
-                if run.is_shared and self._is_left_to_another(dag_run):
-                    run.next_poll = now + self._timing.other_attempt_s
+                if run.is_shared and self._is_reported_by_another(dag_run):
+                    run.next_poll = now + self._timing.run_group_s
                     continue
                 fetch = partial(self._fetch_outcome, dag_run)
                 self._submit(fetch, partial(self._on_outcome_fetched, run), run)
 
-    def _is_left_to_another(self, dag_run: DagRun) -> bool:
+    def _is_reported_by_another(self, dag_run: DagRun) -> bool:
         """Whether another Dagster run waits for a DAG run too, and has yet to report it."""
         instance, airflow = self._current_run.instance, self._client.instance
-        self._watch.measure(
-            record.dagster_run for record in fetch_monitoring_runs(instance, airflow)
-        )
+        self._heartbeats.measure(fetch_launching_runs(instance, airflow))
         # Not to attempts that wait for this one.
-        owners = self._current_run.find_earlier_owners(dag_run, self._watch.is_at_work)
+        owners = self._current_run.find_earlier_owners(dag_run, self._heartbeats.is_at_work)
         reported = fetch_reported_runs(instance, airflow, [dag_run])
         return bool(owners) and not reported.is_end_reported_by(owners, dag_run)
 
@@ -306,24 +303,24 @@ class Monitor:
             f"still has run '{dag_run.run_id}' of DAG '{dag_run.dag_id}' {dag_run.state} after "
             f"{run.trigger.timeout:.0f} s, which is its `trigger.timeout`."
         )
-        left = RunLostError(self._client.instance, f"{message} The run goes on: {url}")
-        stopped = RunLostError(self._client.instance, f"{message} It was stopped: {url}")
+        goes_on = RunLostError(self._client.instance, f"{message} The run goes on: {url}")
+        is_stopped = RunLostError(self._client.instance, f"{message} It was stopped: {url}")
 
         def on_stopped(answer: DagRun | AirflowError) -> None:
             run.is_busy = False
             if isinstance(answer, AirflowError):
                 self._log.warning(f"It could not be stopped: {answer}")
-                self._give_up(run, left)
+                self._give_up(run, goes_on)
             elif answer.is_success:  # it ended after the last poll
                 self._update(run, answer)
             else:
-                self._give_up(run, stopped)
+                self._give_up(run, is_stopped)
 
         if run.trigger.on_timeout == "leave" or not self._current_run.owns(run.target, dag_run):
-            self._give_up(run, left)
+            self._give_up(run, goes_on)
         else:
             run.is_busy = True
-            self._calls.submit(partial(self._stop, dag_run), on_stopped)
+            self._pool.submit(partial(self._stop, dag_run), on_stopped)
 
     def _stop(self, dag_run: DagRun) -> DagRun:
         stopped = self._client.stop_run(*dag_run.key)
@@ -339,11 +336,11 @@ class Monitor:
             return
         # A trigger's error is the target's own; others are of the instance, and logged once.
         problem = type(error), run.target if isinstance(error, RunNotStartedError) else None
-        if now - self._problems.get(problem, -math.inf) >= self._timing.log_again_s:
-            self._problems[problem] = now
+        if now - self._logged_problems.get(problem, -math.inf) >= self._timing.log_again_s:
+            self._logged_problems[problem] = now
             self._log.warning(f"{error} Waiting on.")
         timing = self._timing
-        run.plan_poll(timing.unexpected_answer if run.is_admitted else timing.ask_for_slot, now)
+        run.plan_poll(timing.unexpected_answer if run.has_slot else timing.ask_for_slot, now)
 
     def _give_up(self, run: MonitoredRun, error: AirflowError) -> None:
         run.error = error

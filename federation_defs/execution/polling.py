@@ -23,7 +23,7 @@ from federation_defs.errors import (
     UnreachableError,
 )
 from federation_defs.outcome import Outcome
-from federation_defs.threads import run_calls
+from federation_defs.threads import run_in_threads
 from federation_defs.timing import RetryPolicy, Timing
 
 _FINAL_ERRORS = (DagNotFoundError, DagPausedError, DagBrokenError, RunLostError)
@@ -42,7 +42,7 @@ class MonitoredRun:
     Attributes:
         first_key: The key that its first trigger gives it.
         note: The note that the DAG run gets in Airflow.
-        is_admitted: `limits.max_active_runs` leaves room for it.
+        has_slot: `limits.max_active_runs` leaves a slot for it.
         since: When the wait began, from which `trigger.timeout` counts.
         next_poll: When to launch it, to poll it, or to fetch its outcome.
         is_busy: A request for it is under way.
@@ -57,7 +57,7 @@ class MonitoredRun:
     first_key: RunKey
     trigger: TriggerDeclaration
     note: str
-    is_admitted: bool
+    has_slot: bool
     since: float
     next_poll: float
     next_pause_check: float = 0.0
@@ -106,7 +106,7 @@ class MonitoredRun:
         An unreachable instance is waited for until the deadline. Unexpected answers, a missing
         credential and failing triggers end the wait after `timing.unexpected_answer`, and at once
         if they refuse a trigger. What only a person can change ends it at once. While the run
-        waits for a free place there is no deadline, and no trigger to be refused.
+        waits for a slot there is no deadline, and no trigger to be refused.
         """
         if isinstance(error, _FINAL_ERRORS):
             return error
@@ -118,13 +118,13 @@ class MonitoredRun:
             self.unreachable_since = now
         elif now - self.unreachable_since > timing.forgive_after_s:
             self.failing_since = None
-        is_launching = self.dag_run is None and self.is_admitted
+        is_launching = self.dag_run is None and self.has_slot
         if is_launching and not isinstance(error, _RETRIED_AT_LAUNCH):
             return error
         failing_s = 0.0 if self.failing_since is None else now - self.failing_since
         if not is_unreachable and timing.unexpected_answer.is_over(failing_s):
             return error
-        if now < self.deadline or not self.is_admitted:
+        if now < self.deadline or not self.has_slot:
             return None
         if self.dag_run is None or not self.is_active:
             return error
@@ -199,9 +199,9 @@ def _fetch_by_key(
         fetch_list: Fetches the list, or nothing if it has more entries than it is given.
     """
 
-    def catch(call: Callable[[A], R], argument: A) -> R | AirflowError:
+    def catch(function: Callable[[A], R], argument: A) -> R | AirflowError:
         try:
-            return call(argument)
+            return function(argument)
         except UnreachableError:
             raise
         except AirflowError as error:
@@ -212,5 +212,5 @@ def _fetch_by_key(
     found = {} if isinstance(listed, AirflowError) else listed
     missing = [key for key in keys if key not in found]
     threads = client.max_connections
-    fetched = run_calls([partial(catch, fetch, key) for key in missing], threads)
+    fetched = run_in_threads([partial(catch, fetch, key) for key in missing], threads)
     return {**found, **dict(zip(missing, fetched, strict=True))}

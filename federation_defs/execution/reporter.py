@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import dagster as dg
 
 from federation_defs.airflow.models import DagRun
-from federation_defs.dagster_io.event_log import fetch_runs_planned_after, fetch_upstream_events
+from federation_defs.dagster_io.event_log import fetch_runs_planned_after
 from federation_defs.dagster_io.reports import (
     fetch_last_durations,
     fetch_last_run_link,
@@ -65,6 +65,7 @@ class Reporter:
         outputs: Mapping[str, str],
         targets: Sequence[Target],
     ) -> None:
+        self._step = context
         self._client = context.client
         self._current_run = context.current_run
         self._dags = context.dags
@@ -83,12 +84,10 @@ class Reporter:
         url = os.environ.get(URL_VARIABLE, "").rstrip("/")
         link = f" {url}/runs/{run.run_id}" if url else ""
         lines = [f"Triggered by Dagster run {run.run_id}, {_describe_cause(run)}.{link}"]
-        if (request := self._current_run.get_request(Target(dag_id))) is not None:
-            dag, downstream = self._dags[dag_id], f"{self._client.instance}/{dag_id}"
-            for each in fetch_upstream_events(self._instance, dag, request, downstream):
-                what = f"{each.upstream} ({each.state})"
-                lines.append(f"After {what}: run {each.run_id} {each.link or ''}".rstrip())
-        else:
+        for each in self._step.fetch_upstream_events(dag_id):
+            what = f"{each.upstream} ({each.state})"
+            lines.append(f"After {what}: run {each.run_id} {each.link or ''}".rstrip())
+        if self._current_run.get_request(dag_id) is None:
             lines += self._describe_updates(dag_id)
         note = "\n".join(lines)
         return note if len(note) <= _MAX_NOTE else note[: _MAX_NOTE - 1] + "…"

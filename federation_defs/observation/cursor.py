@@ -22,13 +22,13 @@ _LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True)
-class JudgedDeadlines:
-    """Up to when it was judged whether DAGs were late. All times are by the server's clock.
+class EvaluatedDeadlines:
+    """Up to when it was evaluated whether DAGs were late. All times are by the server's clock.
 
     Attributes:
         until: Of all DAGs whose declaration was known then.
-        known: Fingerprints of these declarations. A new one is judged from its first sight on.
-        behind: The same as `until`, of DAGs that could not be judged up to it, by id.
+        known: Fingerprints of these declarations. A new one is evaluated from its first sight on.
+        behind: The same as `until`, of DAGs that could not be evaluated up to it, by id.
     """
 
     until: datetime
@@ -40,7 +40,7 @@ class JudgedDeadlines:
         return {"until": self.until.isoformat(), "known": _encode(self.known), "behind": behind}
 
     @staticmethod
-    def from_json(content: Any, now: datetime) -> JudgedDeadlines | None:
+    def from_json(content: Any, now: datetime) -> EvaluatedDeadlines | None:
         """Parse them; None if there are none, or if they are not valid."""
         try:
             until, known = _parse_time(content["until"]), _decode(content["known"])
@@ -48,7 +48,7 @@ class JudgedDeadlines:
             is_valid = max([until, *behind.values()]) <= now + MAX_CLOCK_SKEW
         except _INVALID:
             return None
-        return JudgedDeadlines(until, known, behind) if is_valid else None
+        return EvaluatedDeadlines(until, known, behind) if is_valid else None
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Cursor:
     deferred: tuple[RunKey, ...] = ()
     absent: tuple[str, ...] = ()
     observer: str = ""
-    deadlines: JudgedDeadlines | None = None
+    deadlines: EvaluatedDeadlines | None = None
     begun_at: datetime | None = None
 
     def to_json(self) -> str:
@@ -101,7 +101,7 @@ class Cursor:
             keys = [(str(dag_id), str(run_id)) for dag_id, run_id in content["held"]]
             absent = tuple(map(str, content.get("absent", ())))
             observer = str(content.get("observer", ""))
-            deadlines = JudgedDeadlines.from_json(content.get("deadlines"), now)
+            deadlines = EvaluatedDeadlines.from_json(content.get("deadlines"), now)
             begun = content.get("begun_at")
             begun_at = None if begun is None else _parse_time(begun)
             is_valid = content["version"] == VERSION and since <= now + MAX_CLOCK_SKEW
@@ -146,14 +146,13 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Ends:
+class EndedRuns:
     """What one poll knows of the ends of runs.
 
     Attributes:
         now: By Airflow's clock.
         settled: Runs whose events are stored now; those of each DAG sorted by their ends.
-        news: Those of them that may not have been known before: their events were stored just now,
-            or they ended after there was a cursor.
+        news: Those of them whose events were stored just now.
         unsettled: When runs ended whose events are not stored yet; None if that is not known.
         is_whole: Whether all runs that ended before `now` are known.
     """
@@ -198,6 +197,6 @@ def advance(
     # Only what the poll still finds: a state that is set back by hand is a change once more.
     known = cursor.seen | {build_fingerprint(run) for run in (*settled, *batch.unreadable)}
     seen = known & found.keys()
-    left = {key for fingerprint, key in found.items() if fingerprint not in seen}
-    since = batch.next_since if left <= set(deferred) else cursor.since
+    unsettled = {key for fingerprint, key in found.items() if fingerprint not in seen}
+    since = batch.next_since if unsettled <= set(deferred) else cursor.since
     return replace(cursor, since=since, seen=seen, deferred=tuple(sorted(deferred)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 
@@ -19,7 +20,7 @@ from federation_defs.outcome import (
     build_unknown_outcome,
     fetch_outcome,
 )
-from federation_defs.threads import run_calls
+from federation_defs.threads import run_in_threads
 from federation_defs.timing import Timing
 
 # Of more runs, tasks that only "Tries" needs are not fetched, nor logs: it would take too long.
@@ -41,21 +42,23 @@ def select_runs(runs: Iterable[DagRun], at_most: int) -> list[DagRun]:
     return ordered[:at_most]
 
 
+@dataclass
 class OutcomeFetcher:
     """Fetches the outcomes of one instance's runs."""
 
-    def __init__(self, client: AirflowClient, rules: Rules, timing: Timing) -> None:
-        self._client = client
-        self._rules = rules
-        self._timing = timing
-        self._threads = client.max_connections
+    client: AirflowClient
+    rules: Rules
+    timing: Timing
+
+    def __post_init__(self) -> None:
+        self._threads = self.client.max_connections
         # By fingerprint, runs whose tasks can't be fetched: since when, and why.
         self._failing: dict[bytes, tuple[float, str]] = {}
 
     def fetch(self, runs: Sequence[DagRun], deadline: float) -> list[Outcome]:
         """Fetch the outcomes of runs, in the same order.
 
-        An outcome that can't be fetched is left out for a later call, and so are those of later
+        An outcome that can't be fetched is left out for a later tick, and so are those of later
         runs of its DAG.
 
         Args:
@@ -66,10 +69,10 @@ class OutcomeFetcher:
         fingerprints = {build_fingerprint(run) for run in runs}
         self._failing = {mark: self._failing[mark] for mark in fingerprints & self._failing.keys()}
         are_few = len(runs) <= _MAX_RUNS_WITH_DETAILS
-        asked = [run for run in runs if are_few or self._needs_tasks(run)]
-        calls = [partial(self._fetch, run) for run in asked]
-        results = run_calls(calls, self._threads, self._timing.find_rest_s(deadline) / 2)
-        fetched = {run.key: outcome for run, outcome in zip(asked, results, strict=True)}
+        to_fetch = [run for run in runs if are_few or self._needs_tasks(run)]
+        fetches = [partial(self._fetch, run) for run in to_fetch]
+        results = run_in_threads(fetches, self._threads, self.timing.find_rest_s(deadline) / 2)
+        fetched = {run.key: outcome for run, outcome in zip(to_fetch, results, strict=True)}
         outcomes: list[Outcome] = []
         blocked: set[str] = set()
         for run in runs:
@@ -85,19 +88,19 @@ class OutcomeFetcher:
         self._failing.clear()
 
     def _needs_tasks(self, run: DagRun) -> bool:
-        return not run.is_success or self._rules[run.dag_id] is not None
+        return not run.is_success or self.rules[run.dag_id] is not None
 
     def _fetch(self, run: DagRun) -> Outcome | None:
         """Fetch a run's outcome; None if that is not possible at present."""
-        fingerprint, rule = build_fingerprint(run), self._rules[run.dag_id]
+        fingerprint, rule = build_fingerprint(run), self.rules[run.dag_id]
         reason = "no answer in time"
-        since, _ = self._failing.setdefault(fingerprint, (self._timing.monotonic(), reason))
+        since, _ = self._failing.setdefault(fingerprint, (self.timing.monotonic(), reason))
         try:
-            outcome = fetch_outcome(self._client, run, rule)
+            outcome = fetch_outcome(self.client, run, rule)
             if rule is None or outcome.is_success:
                 return outcome
             # If the run was cleared since the poll, these are not the tasks of its end.
-            current = self._client.fetch_run(run.dag_id, run.run_id)
+            current = self.client.fetch_run(run.dag_id, run.run_id)
         except AirflowError as error:
             self._failing[fingerprint] = (since, str(error))
             return None
@@ -106,16 +109,16 @@ class OutcomeFetcher:
     def _build_without_tasks(self, run: DagRun) -> Outcome | None:
         """Return the outcome of a run whose tasks were not fetched; None to try again later."""
         since, reason = self._failing.get(build_fingerprint(run), (math.inf, ""))
-        is_over = self._timing.fetch_outcome.is_over(self._timing.monotonic() - since)
+        is_over = self.timing.fetch_outcome.is_over(self.timing.monotonic() - since)
         if self._needs_tasks(run) and not is_over:
             return None
-        return build_unknown_outcome(run, self._rules[run.dag_id], reason)
+        return build_unknown_outcome(run, self.rules[run.dag_id], reason)
 
     def _add_logs(self, outcomes: Sequence[Outcome], deadline: float) -> list[Outcome]:
         failed = [outcome for outcome in outcomes if not outcome.is_success]
         last = failed[-_MAX_RUNS_WITH_DETAILS:]
-        calls = [partial(add_log_tails, self._client, outcome) for outcome in last]
-        rest_s = self._timing.find_rest_s(deadline)
-        logged = filter(None, run_calls(calls, self._threads, rest_s))
+        fetches = [partial(add_log_tails, self.client, outcome) for outcome in last]
+        rest_s = self.timing.find_rest_s(deadline)
+        logged = filter(None, run_in_threads(fetches, self._threads, rest_s))
         by_run = {outcome.run.key: outcome for outcome in logged}
         return [by_run.get(outcome.run.key, outcome) for outcome in outcomes]

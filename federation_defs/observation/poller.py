@@ -17,7 +17,7 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import FINISHED_STATES, DagRun, RunKey
 from federation_defs.errors import AirflowError, UnreachableError
 from federation_defs.observation.cursor import Batch
-from federation_defs.threads import run_calls
+from federation_defs.threads import run_in_threads
 from federation_defs.timing import MAX_CLOCK_SKEW, Timing
 
 _MIN_RUNS = 100
@@ -58,7 +58,7 @@ class Poller:
             UnreachableError: There was no answer before the deadline, among other reasons.
         """
         limit_s = self.timing.find_rest_s(deadline)
-        (batch,) = run_calls([lambda: self._fetch_changes(since, deadline)], 1, limit_s)
+        (batch,) = run_in_threads([lambda: self._fetch_changes(since, deadline)], 1, limit_s)
         if batch is None:
             reason = f"no complete answer within {limit_s:.0f} s"
             raise UnreachableError(self.client.instance, self.client.url, reason, is_late=True)
@@ -141,15 +141,17 @@ class ReturnedRuns:
     unreadable: dict[RunKey, str] = field(default_factory=dict)
 
 
+@dataclass
 class DeferredRuns:
     """Fetches the runs of one instance that were deferred and have no owner any more.
 
     A run that can't be read is tried again and holds up no other one.
     """
 
-    def __init__(self, client: AirflowClient, timing: Timing) -> None:
-        self._client = client
-        self._timing = timing
+    client: AirflowClient
+    timing: Timing
+
+    def __post_init__(self) -> None:
         self._failing_since: dict[RunKey, float] = {}
 
     def fetch(
@@ -160,19 +162,19 @@ class DeferredRuns:
         Args:
             deadline: By the monotonic clock.
         """
-        chosen = sample(sorted(keys), min(len(keys), _DEFERRED_PER_TICK))
-        calls = [partial(self._fetch, key) for key in chosen]
-        rest_s = self._timing.find_rest_s(deadline)
-        answers = run_calls(calls, self._client.max_connections, rest_s)
-        now, returned = self._timing.monotonic(), ReturnedRuns()
+        selected = sample(sorted(keys), min(len(keys), _DEFERRED_PER_TICK))
+        fetches = [partial(self._fetch, key) for key in selected]
+        rest_s = self.timing.find_rest_s(deadline)
+        answers = run_in_threads(fetches, self.client.max_connections, rest_s)
+        now, returned = self.timing.monotonic(), ReturnedRuns()
         known = self._failing_since.items()
         self._failing_since = {key: since for key, since in known if key in keys}
-        for key, answer in zip(chosen, answers, strict=True):
+        for key, answer in zip(selected, answers, strict=True):
             if answer is None or isinstance(answer, AirflowError):
                 reason = str(answer or "no answer in time")
                 log().warning("The deferred run %s of DAG %s can't be read: %s", *key[::-1], reason)
                 since = self._failing_since.setdefault(key, now)
-                if self._timing.fetch_outcome.is_over(now - since):
+                if self.timing.fetch_outcome.is_over(now - since):
                     returned.unreadable[key] = reason
             elif isinstance(answer, DagRun) and answer.is_finished:
                 returned.finished.append(answer)
@@ -186,6 +188,6 @@ class DeferredRuns:
 
     def _fetch(self, key: RunKey) -> DagRun | AirflowError | Literal["absent"]:
         try:
-            return self._client.fetch_run(*key) or "absent"
+            return self.client.fetch_run(*key) or "absent"
         except AirflowError as error:
             return error

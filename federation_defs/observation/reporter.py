@@ -11,7 +11,7 @@ import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, RunKey
-from federation_defs.dagster_io.heartbeat import HeartbeatWatch
+from federation_defs.dagster_io.heartbeat import HeartbeatMonitor
 from federation_defs.dagster_io.reports import (
     END_LABEL,
     OUTCOME_LABEL,
@@ -27,6 +27,7 @@ from federation_defs.events import (
     build_missing_events,
     build_unreadable_run_observation,
 )
+from federation_defs.observation.tick import Tick
 from federation_defs.outcome import Outcome
 from federation_defs.partitions import Partitioning, RunPartition, find_partition
 from federation_defs.timing import Timing
@@ -61,7 +62,7 @@ class Reporter:
 
     client: AirflowClient
     partitionings: Mapping[str, Partitioning]
-    watch: HeartbeatWatch
+    heartbeats: HeartbeatMonitor
     timing: Timing
     unknown: Collection[str] = ()
 
@@ -75,89 +76,82 @@ class Reporter:
         A Dagster run that has reported a DAG run, or given it up, may live on to wait for others.
         """
         keys = [run.key for run in runs]
-        owners = find_owners(instance, self.client.instance, keys, self.watch.is_in_step)
+        owners = find_owners(instance, self.client.instance, keys, self.heartbeats.is_in_step)
         owned = [run for run in runs if owners[run.key]]
         reported = fetch_reported_runs(instance, self.client.instance, owned)
         return {run.key for run in owned if not reported.is_reported_by(owners[run.key], run)}
 
     def find_orphans(self, instance: dg.DagsterInstance, keys: Collection[RunKey]) -> set[RunKey]:
         """Find those of the deferred runs whose owners are not alive any more."""
-        owners = find_owners(instance, self.client.instance, keys, self.watch.is_in_step)
+        owners = find_owners(instance, self.client.instance, keys, self.heartbeats.is_in_step)
         return {key for key in keys if not owners[key]}
 
     def report(
-        self,
-        instance: dg.DagsterInstance,
-        outcomes: Sequence[Outcome],
-        deadline: float,
-        log: Callable[[], logging.Logger],
-        is_current: Callable[[], bool] = lambda: True,
+        self, tick: Tick, outcomes: Sequence[Outcome], deadline: float
     ) -> tuple[list[DagRun], list[DagRun]]:
-        """Store the events that the event log lacks.
+        """Store the events that the event log lacks, unless another process has taken over.
 
         Args:
             outcomes: Those of each DAG in the order to report them.
-            deadline: By the monotonic clock. Later outcomes are left for another call.
-            is_current: Whether no other process has taken over.
+            deadline: By the monotonic clock. Later outcomes are left for another tick.
 
         Returns:
             The runs whose events the event log holds now, and those of them that are news.
         """
         settled: list[DagRun] = []
         news: list[DagRun] = []
-        left, now = list(outcomes), self.timing.monotonic
-        known = _Known()
-        while left and now() < deadline:
-            size, progress = self._runs_per_check, len(settled)
-            chunk, left = left[:size], left[size:]
-            until = now() + self.timing.owner_check_s
-            if not is_current():
+        start, now, known = 0, self.timing.monotonic, _Known()
+        while start < len(outcomes) and now() < deadline:
+            size, until = self._runs_per_check, now() + self.timing.owner_check_s
+            if not tick.is_current():
                 break
-            owned = self._check(instance, chunk, left, known, until)
-            for number, outcome in enumerate(chunk):
+            owned = self._check(tick.instance, outcomes[start:], size, known, until)
+            before = start
+            for outcome in outcomes[start : start + size]:
                 if now() > min(until, deadline) and size > 1:
-                    left = chunk[number:] + left
                     break
+                start += 1
                 if outcome.run.key in owned:
                     continue
-                events = self._build_events(outcome, known.reported, log)
+                events = self._build_events(outcome, known.reported, tick.log)
                 for event in events:
-                    instance.report_runless_asset_event(event)
+                    tick.instance.report_runless_asset_event(event)
                 if events:
                     news.append(outcome.run)
                 settled.append(outcome.run)
-            is_slow = len(settled) == progress and not owned
+            is_slow = start == before and not owned
             self._runs_per_check = max(1, size // 2) if is_slow else min(_RUNS_PER_CHECK, 2 * size)
         return settled, news
 
     def _check(
         self,
         instance: dg.DagsterInstance,
-        chunk: Sequence[Outcome],
-        left: Sequence[Outcome],
+        outcomes: Sequence[Outcome],
+        size: int,
         known: _Known,
         until: float,
     ) -> set[RunKey]:
-        """Find the runs of a chunk that have owners, and make known what was reported of its DAGs.
+        """Find which of the next runs have owners, and make known what was reported of their DAGs.
 
         The event log is read once for all runs of a DAG. It is read again before a step can have
         reported one that had no owner then: the step announces itself, and waits for
         `timing.takeover_s`.
 
         Args:
-            left: What follows after the chunk.
-            until: When the last event of the chunk is stored at the latest.
+            outcomes: All that are not reported yet.
+            size: The number of the next ones.
+            until: When the last event of these is stored at the latest.
         """
-        runs = [outcome.run for outcome in chunk]
-        oldest = until - self.timing.takeover_s
-        stale = {run.dag_id for run in runs if known.read_at.get(run.dag_id, -math.inf) <= oldest}
-        unread = [outcome.run for outcome in (*chunk, *left) if outcome.run.dag_id in stale]
+        next_runs = [outcome.run for outcome in outcomes[:size]]
+        oldest, read_at = until - self.timing.takeover_s, known.read_at
+        stale = {run.dag_id for run in next_runs if read_at.get(run.dag_id, -math.inf) <= oldest}
+        unread = [outcome.run for outcome in outcomes if outcome.run.dag_id in stale]
         checked_at = self.timing.monotonic()
-        owned = self.find_owned(instance, {run.key: run for run in (*runs, *unread)}.values())
+        owned = self.find_owned(instance, {run.key: run for run in (*next_runs, *unread)}.values())
         known.reported.update(fetch_reported_runs(instance, self.client.instance, unread))
         # A run that has an owner may have none, and be reported, at the next check.
         known.read_at |= dict.fromkeys(stale - {dag_id for dag_id, _ in owned}, checked_at)
-        return owned & {run.key for run in runs}
+        return owned & {run.key for run in next_runs}
 
     def report_unreadable(
         self, instance: dg.DagsterInstance, reasons: Mapping[RunKey, str]

@@ -7,14 +7,11 @@ storing the events and the cursor, reports nothing twice.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from functools import partial
-from types import MappingProxyType
 from uuid import uuid4
 
 import dagster as dg
@@ -22,31 +19,26 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
 from federation_defs.checks import build_absent_evaluation
-from federation_defs.dagster_io.deployment import (
-    fetch_sensor_cursor,
-    find_left_cursor,
-    has_sensor_threads,
-    refuse_second_location,
-    share_instance,
-)
+from federation_defs.dagster_io.code_locations import find_moved_cursor
+from federation_defs.dagster_io.deployment import has_sensor_threads, share_instance
 from federation_defs.dagster_io.event_log import find_known_assets
-from federation_defs.dagster_io.heartbeat import HeartbeatWatch, fail_orphaned_runs
+from federation_defs.dagster_io.heartbeat import HeartbeatMonitor, fail_orphaned_runs
 from federation_defs.dagster_io.reports import fetch_first_reported_end
-from federation_defs.declaration import DagDeclaration, InstanceDeclaration, ObserveDeclaration
+from federation_defs.declaration import ObserveDeclaration
 from federation_defs.errors import AirflowError, DagNotFoundError, UnreachableError
 from federation_defs.events import build_gap_observations
 from federation_defs.naming import build_asset_key, build_sensor_name
-from federation_defs.observation.cursor import Cursor, advance, build_fingerprint
+from federation_defs.observation.checks import Checks, ObservedDags
+from federation_defs.observation.cursor import Cursor, EndedRuns, advance, build_fingerprint
 from federation_defs.observation.outcomes import OutcomeFetcher, select_runs
-from federation_defs.observation.pace import Pace
+from federation_defs.observation.poll_interval import PollInterval
 from federation_defs.observation.poller import DeferredRuns, Poller
 from federation_defs.observation.reporter import Reporter
-from federation_defs.observation.watchers import Ends, FindPartitionProblem, FindProblem, Watchers
-from federation_defs.outcome import Rules, join_names
-from federation_defs.partitions import Partitioning
+from federation_defs.observation.tick import Tick
+from federation_defs.outcome import join_names
 from federation_defs.timing import Timing
 
-_DAGS_PER_TICK = 20  # of which it is asked whether they are absent
+_DAGS_PER_TICK = 20  # of which Airflow is asked whether they are absent
 _MIN_GAP = timedelta(hours=1)  # reporting a history may take this long
 
 
@@ -65,58 +57,23 @@ class Limits:
 
 def build_observation_sensor(
     client: AirflowClient,
-    rules: Rules,
+    dags: ObservedDags,
     observe: ObserveDeclaration,
-    *,
-    partitionings: Mapping[str, Partitioning],
-    dags: Mapping[str, DagDeclaration] = MappingProxyType({}),
-    find_problem: FindProblem = lambda *_: None,
-    find_partition_problem: FindPartitionProblem = lambda _: None,
-    absent: Mapping[str, str] = MappingProxyType({}),
-    instances: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
     limits: Limits = Limits(),
     timing: Timing = Timing(),  # noqa: B008 - frozen
 ) -> dg.SensorDefinition:
-    """Build the sensor that reports the finished runs of an instance.
-
-    Args:
-        rules: Of all DAGs that are assets. Runs of other DAGs are not reported.
-        partitionings: Of DAGs that have partitions, by DAG id.
-        dags: What is declared of DAGs, by id: when they are slow or late, and what they depend on.
-        find_problem: Returns why a DAG can't run by the last refresh, given instance and DAG id, as
-            the end of a sentence; None if nothing is known to be wrong with it.
-        find_partition_problem: Returns what is wrong with the partitions of a DAG by the last
-            refresh, given its id, in sentences; None if nothing is known to be wrong with them.
-        absent: What is wrong with DAGs that the instance did not have at the last refresh, by id.
-            Their checks fail once, unless the instance has them by now.
-        instances: The declarations of all instances of the code location, by name.
-    """
+    """Build the sensor that reports the finished runs of an instance."""
     fair_s = min(
-        max(1, len(instances)) * timing.interval_per_instance_s, timing.max_fair_interval_s
+        max(1, len(dags.instances)) * timing.interval_per_instance_s, timing.max_fair_interval_s
     )
     timing = replace(
         timing,
         max_tick_interval_s=max(fair_s, timing.max_tick_interval_s),
-        look_s=max(20 * fair_s, timing.look_s),
+        check_interval_s=max(20 * fair_s, timing.check_interval_s),
     )
-    interval_s = max(fair_s, observe.interval)
-    observe = observe.model_copy(update={"interval": interval_s})
-    tick_interval_s = min(interval_s, timing.max_tick_interval_s)
-    watchers = Watchers(
-        client,
-        dags,
-        partitionings,
-        instances,
-        find_problem,
-        find_partition_problem,
-        observe.lookback,
-        timing,
-    )
-    watch = HeartbeatWatch(client.instance, timing, tick_interval_s)
-    declared = {dag_id for dag_id, dag in dags.items() if dag.declares_partitions}
-    unknown = declared - partitionings.keys()
-    reporter = Reporter(client, partitionings, watch, timing, unknown)
-    observer = _Observer(client, rules, observe, reporter, watch, watchers, absent, limits, timing)
+    observe = observe.model_copy(update={"interval": max(fair_s, observe.interval)})
+    tick_interval_s = min(observe.interval, timing.max_tick_interval_s)
+    observer = _Observer(client, dags, observe, limits, timing, tick_interval_s)
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "observation"),
         evaluation_fn=observer.tick,
@@ -128,21 +85,6 @@ def build_observation_sensor(
     )
 
 
-@dataclass(frozen=True)
-class _Tick:
-    """What Dagster hands a tick.
-
-    Attributes:
-        location: The name of the code location; None in tests.
-        log: Opens the tick's log.
-    """
-
-    instance: dg.DagsterInstance
-    cursor: str | None
-    location: str | None
-    log: Callable[[], logging.Logger]
-
-
 @dataclass
 class _Observer:
     """The state of one instance's sensor, as long as the process lasts.
@@ -151,25 +93,27 @@ class _Observer:
     """
 
     client: AirflowClient
-    rules: Rules
+    dags: ObservedDags
     observe: ObserveDeclaration
-    _reporter: Reporter
-    _watch: HeartbeatWatch
-    watchers: Watchers
-    absent: Mapping[str, str]
     limits: Limits
     timing: Timing
+    tick_interval_s: float
 
     def __post_init__(self) -> None:
+        client, dags, timing = self.client, self.dags, self.timing
         overlap = timedelta(seconds=self.observe.overlap)
-        self._poller = Poller(self.client, self.rules, overlap, self.limits.runs, self.timing)
-        self._outcomes = OutcomeFetcher(self.client, self.rules, self.timing)
-        self._pace = Pace(self.timing, self.observe.interval)
-        self._deferred = DeferredRuns(self.client, self.timing)
-        self._unchecked = list(self.absent)
-        self._unasked: list[dg.AssetKey] | None = None  # for their first reports
+        self._poller = Poller(client, dags.rules, overlap, self.limits.runs, timing)
+        self._outcomes = OutcomeFetcher(client, dags.rules, timing)
+        self._interval = PollInterval(timing, self.observe.interval)
+        self._deferred = DeferredRuns(client, timing)
+        self._heartbeats = HeartbeatMonitor(client.instance, timing, self.tick_interval_s)
+        unknown = {dag_id for dag_id, dag in dags.declared.items() if dag.declares_partitions}
+        unknown -= dags.partitionings.keys()
+        self._reporter = Reporter(client, dags.partitionings, self._heartbeats, timing, unknown)
+        self._checks = Checks(client, dags, self.observe.lookback, timing)
+        self._unchecked = list(dags.absent)
+        self._unread: list[dg.AssetKey] | None = None  # for their first reports
         self._first_end = math.inf
-        self._name = build_sensor_name(self.client.instance, "observation")
         self._id = uuid4().hex
         self._lock = threading.Lock()
 
@@ -184,40 +128,38 @@ class _Observer:
             return dg.SkipReason("The tick before this one goes on.")
         try:
             with share_instance(context) as instance:
-                # Opening the log opens another instance (dagster 1.13): it waits for a message.
                 origin = context.code_location_origin
-                location = origin and origin.location_name
-                tick = _Tick(instance, context.cursor, location, lambda: context.log)
-                waiting = fail_orphaned_runs(instance, self.client.instance, self._watch, tick.log)
-                with self._pace.tick(waiting) as reason:
+                tick = Tick(
+                    instance,
+                    self.client.instance,
+                    self.timing,
+                    # This opens another instance (dagster 1.13): it waits for a message.
+                    lambda: context.log,
+                    self._id,
+                    context.cursor,
+                    origin and origin.location_name,
+                )
+                waiting = fail_orphaned_runs(instance, tick.airflow, self._heartbeats, tick.log)
+                with self._interval.tick(waiting) as reason:
                     return dg.SkipReason(reason) if reason else self._poll_and_record(tick)
         finally:
             self._lock.release()
 
-    def _poll_and_record(self, tick: _Tick) -> dg.SensorResult | dg.SkipReason:
+    def _poll_and_record(self, tick: Tick) -> dg.SensorResult | dg.SkipReason:
         try:
             result = self._poll_repeatedly(tick)
         except AirflowError as error:
             # The cursor stays: runs that end meanwhile are reported later.
             self._outcomes.forget_failures()
             self._deferred.forget_failures()
-            reason = self._pace.record_error(error)
+            reason = self._interval.record_error(error)
             if isinstance(error, UnreachableError):
                 return dg.SkipReason(reason)
             raise
-        self._pace.record_success()
+        self._interval.record_success()
         return result
 
-    def _is_current(self, tick: _Tick) -> bool:
-        """Whether no other process observes the instance by now: the code server may have been
-        replaced while this tick goes on."""
-        if tick.location is None:
-            return True
-        stored = fetch_sensor_cursor(tick.instance, self._name, tick.location)
-        cursor = Cursor.from_json(stored, self.timing.utc_now())
-        return cursor is not None and cursor.observer == self._id
-
-    def _poll_repeatedly(self, tick: _Tick) -> dg.SensorResult:
+    def _poll_repeatedly(self, tick: Tick) -> dg.SensorResult:
         """Poll until a run is reported. Dagster's daemon evaluates a sensor every 5 s at best."""
         timing = self.timing
         poll_at = timing.monotonic()
@@ -225,90 +167,56 @@ class _Observer:
         result, has_news = self._poll(tick)
         if has_news or not has_sensor_threads(tick.instance):
             return result
-        with self._pace.repeat_polls() as may_repeat:
+        with self._interval.repeat_polls() as may_repeat:
             while may_repeat and not has_news:
                 now = timing.monotonic()
-                poll_at = max(poll_at + self._pace.interval_s, now)
+                poll_at = max(poll_at + self._interval.seconds, now)
                 if poll_at > last_poll_at:
                     break
                 timing.sleep(poll_at - now)
                 result, has_news = self._poll(tick)
         return result
 
-    def _poll(self, tick: _Tick) -> tuple[dg.SensorResult, bool]:
+    def _poll(self, tick: Tick) -> tuple[dg.SensorResult, bool]:
         """Poll once, and return whether there was news. A finished run passes each module once,
         from the poller to the cursor."""
-        instance, monotonic, share = tick.instance, self.timing.monotonic, self._pace.share
+        instance, monotonic, share = tick.instance, self.timing.monotonic, self._interval.time_share
         deadline = monotonic() + share * self.timing.tick_s
         if (beginning := self._read_cursor(tick)) is None:
             return dg.SensorResult(skip_reason="The event log is asked where to begin."), True
         cursor, gap = beginning
         if tick.location and cursor.observer != self._id:
             return self._take_over(cursor, gap), True
-        with self._pace.poll():
+        with self._interval.poll():
             cursor = self._report_absent_dags(cursor, instance, deadline)
             batch = self._poller.poll(cursor.since, deadline)
         found = {build_fingerprint(run): run for run in batch.runs}
         new = [run for fingerprint, run in found.items() if fingerprint not in cursor.seen]
         owned = self._reporter.find_owned(instance, new)
-        deferred = {key for key in cursor.deferred if key[0] in self.rules}
+        deferred = {key for key in cursor.deferred if key[0] in self.dags.rules}
         orphans = self._reporter.find_orphans(instance, deferred - {run.key for run in new})
         returned = self._deferred.fetch(orphans, (monotonic() + deadline) / 2, tick.log)
         ready = [run for run in (*new, *returned.finished) if run.key not in owned]
         if ready:
-            refuse_second_location(instance, self.client.instance, tick.location, self.timing)
+            tick.refuse_second_location()
         selected = select_runs(ready, self.limits.reports)
         outcomes = self._outcomes.fetch(selected, deadline)
         report_until = monotonic() + share * self.timing.report_s
-        is_current = partial(self._is_current, tick)
-        settled, news = self._reporter.report(
-            instance, outcomes, report_until, tick.log, is_current
-        )
+        settled, news = self._reporter.report(tick, outcomes, report_until)
         rows = [row for row in batch.unreadable if build_fingerprint(row) not in cursor.seen]
         unreadable = {row.key: row.reason for row in rows if row.key} | returned.unreadable
-        odd = self._reporter.report_unreadable(instance, unreadable)
+        unreadable_news = self._reporter.report_unreadable(instance, unreadable)
         deferred -= {*returned.gone, *returned.unreadable, *(run.key for run in settled)}
         cursor = advance(cursor, batch, deferred | owned, settled)
-        unsettled = dict.fromkeys(deferred | owned) | {
-            run.key: run.end_date for run in (*new, *ready)
-        }
+        unsettled = dict.fromkeys(deferred | owned)
+        unsettled |= {run.key: run.end_date for run in (*new, *ready)}
         for run in settled:
             unsettled.pop(run.key, None)
-        ends = Ends(
-            batch.next_since,
-            settled,
-            self._select_unknown(cursor, settled, news),
-            unsettled,
-            is_whole=batch.is_last,
-        )
-        may_tell = partial(self._may_tell, tick)
-        judged, is_told = self.watchers.watch(
-            instance, ends, cursor.deadlines, report_until, may_tell, tick.log
-        )
-        cursor = replace(cursor, deadlines=judged)
+        ended_runs = EndedRuns(batch.next_since, settled, news, unsettled, batch.is_last)
+        cursor, is_signaled = self._checks.evaluate(tick, ended_runs, cursor, report_until)
         summary = self._summarize(news, backlog=len(ready) - len(settled))
-        result = dg.SensorResult(
-            asset_events=gap,
-            skip_reason=None if gap else summary,
-            cursor=cursor.to_json(),
-        )
-        return result, bool(news or odd or is_told)
-
-    def _select_unknown(
-        self, cursor: Cursor, settled: Sequence[DagRun], news: Sequence[DagRun]
-    ) -> list[DagRun]:
-        """Select the settled runs that are news, or would be if a tick had not crashed."""
-        keys, begun_at = {run.key for run in news}, cursor.begun_at
-        return [
-            run
-            for run in settled
-            if run.key in keys or begun_at is None or (run.end_date and run.end_date > begun_at)
-        ]
-
-    def _may_tell(self, tick: _Tick) -> bool:
-        airflow = self.client.instance
-        refuse_second_location(tick.instance, airflow, tick.location, self.timing)
-        return self._is_current(tick)
+        has_news = bool(news or unreadable_news or is_signaled)
+        return _build_result(cursor, gap, summary), has_news
 
     def _take_over(self, cursor: Cursor, gap: Sequence[dg.AssetObservation]) -> dg.SensorResult:
         """Make this process the one that observes the instance, and report nothing yet.
@@ -317,17 +225,13 @@ class _Observer:
         the stored cursor that it is not current any more, before this one's next tick begins.
         """
         reason = f"This code server observes Airflow '{self.client.instance}' from now on."
-        return dg.SensorResult(
-            asset_events=gap,
-            skip_reason=None if gap else reason,
-            cursor=replace(cursor, observer=self._id).to_json(),
-        )
+        return _build_result(replace(cursor, observer=self._id), gap, reason)
 
     def _report_absent_dags(
         self, cursor: Cursor, instance: dg.DagsterInstance, deadline: float
     ) -> Cursor:
         """Fail the checks of DAGs that the instance does not have, and name them in the cursor."""
-        absent = {dag_id for dag_id in cursor.absent if dag_id in self.absent}
+        absent = {dag_id for dag_id in cursor.absent if dag_id in self.dags.absent}
         until = (self.timing.monotonic() + deadline) / 2
         for _ in range(min(len(self._unchecked), _DAGS_PER_TICK)):
             if self.timing.monotonic() > until:
@@ -336,7 +240,7 @@ class _Observer:
                 try:
                     self.client.fetch_dag(dag_id)
                 except DagNotFoundError:
-                    why = self.absent[dag_id]
+                    why = self.dags.absent[dag_id]
                     event = build_absent_evaluation(self.client.instance, dag_id, why)
                     instance.report_runless_asset_event(event)
                     absent.add(dag_id)
@@ -346,11 +250,12 @@ class _Observer:
     def _summarize(self, news: Sequence[DagRun], backlog: int) -> str:
         airflow = self.client.instance
         names = join_names([f"{run.dag_id} {run.run_id}" for run in news])
-        told = f"Reported {len(news)} runs of Airflow '{airflow}': {names}."
-        summary = told if news else f"No run of Airflow '{airflow}' has ended since the last tick."
+        summary = f"No run of Airflow '{airflow}' has ended since the last tick."
+        if news:
+            summary = f"Reported {len(news)} runs of Airflow '{airflow}': {names}."
         return f"{summary} {backlog} more wait for the next tick." if backlog else summary
 
-    def _read_cursor(self, tick: _Tick) -> tuple[Cursor, list[dg.AssetObservation]] | None:
+    def _read_cursor(self, tick: Tick) -> tuple[Cursor, list[dg.AssetObservation]] | None:
         """Return the cursor, and observations of the gap if an outage exceeded `lookback`. None if
         there is no cursor, and the event log has to be asked further."""
         airflow, now = self.client.instance, self.timing.utc_now()
@@ -358,8 +263,9 @@ class _Observer:
         oldest = now - lookback
         cursor = Cursor.from_json(tick.cursor, now)
         if cursor is None and tick.location:
-            left = find_left_cursor(tick.instance, self._name, tick.location, self.timing)
-            cursor = Cursor.from_json(left, now)
+            name = build_sensor_name(airflow, "observation")
+            moved = find_moved_cursor(tick.instance, name, tick.location, self.timing)
+            cursor = Cursor.from_json(moved, now)
         if cursor is None:
             if (first := self._find_first_end(tick.instance, oldest.timestamp())) is None:
                 return None
@@ -367,11 +273,12 @@ class _Observer:
             if first < math.inf:
                 since = max(oldest, datetime.fromtimestamp(first, timezone.utc))
             tick.log().info("There is no valid cursor. Looking back to %s.", since)
-            return Cursor(since, begun_at=now if self.watchers.has_limits else None), []
-        self._unasked = None
+            has_limits = any(dag.max_duration for dag in self.dags.declared.values())
+            return Cursor(since, begun_at=now if has_limits else None), []
+        self._unread = None
         if cursor.since >= oldest - max(lookback / 7, _MIN_GAP):
             return cursor, []
-        gap = build_gap_observations(airflow, self.rules, cursor.since, oldest)
+        gap = build_gap_observations(airflow, self.dags.rules, cursor.since, oldest)
         tick.log().warning(
             "Airflow '%s' was not observed from %s to %s.", airflow, cursor.since, oldest
         )
@@ -385,15 +292,22 @@ class _Observer:
             oldest: An earlier end is as good as another.
         """
         timing = self.timing
-        until = timing.monotonic() + timing.first_look_s
-        if self._unasked is None:
-            keys = [build_asset_key(self.client.instance, dag_id) for dag_id in self.rules]
-            self._unasked, self._first_end = find_known_assets(instance, keys), math.inf
-        while self._unasked and self._first_end > oldest:
+        until = timing.monotonic() + timing.find_first_end_s
+        if self._unread is None:
+            keys = [build_asset_key(self.client.instance, dag_id) for dag_id in self.dags.rules]
+            self._unread, self._first_end = find_known_assets(instance, keys), math.inf
+        while self._unread and self._first_end > oldest:
             if timing.monotonic() > until:
                 return None
-            end = fetch_first_reported_end(instance, self._unasked[-1])
+            end = fetch_first_reported_end(instance, self._unread[-1])
             self._first_end = min(self._first_end, end)
-            self._unasked.pop()
-        self._unasked = None
+            self._unread.pop()
+        self._unread = None
         return self._first_end
+
+
+def _build_result(
+    cursor: Cursor, gap: Sequence[dg.AssetObservation], summary: str
+) -> dg.SensorResult:
+    reason = None if gap else summary  # Dagster takes either events or a reason
+    return dg.SensorResult(asset_events=gap, skip_reason=reason, cursor=cursor.to_json())

@@ -13,7 +13,7 @@ import pytest
 from dagster.components import ScaffoldRequest
 from dagster.components.scaffold.scaffold import NoParams
 
-from federation_defs.component import AirflowScaffolder
+from federation_defs.scaffolder import AirflowScaffolder
 from tests.contract.clients import ACCOUNT
 from tests.contract.fakes.airflow import FakeAirflow
 from tests.unit.project import Project, build_keys

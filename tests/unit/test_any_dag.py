@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from federation_defs.airflow.client import build_client
-from federation_defs.component import build_instance_defs
 from federation_defs.execution import build_execution
+from federation_defs.instance_defs import build_instance_defs
 from federation_defs.naming import build_asset_key
 from federation_defs.specs import build_specs
 from tests.unit.build import build_dag_snapshot, build_declaration, build_snapshot

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from federation_defs.observation.cursor import (
     Batch,
     Cursor,
-    JudgedDeadlines,
+    EvaluatedDeadlines,
     advance,
     build_fingerprint,
 )
@@ -64,8 +64,8 @@ def test_a_cursor_of_another_version_or_from_the_future_is_not_valid() -> None:
 
 def test_what_is_known_of_deadlines_is_kept() -> None:
     known = frozenset({bytes(8), b"12345678"})
-    judged = JudgedDeadlines(LATER, known, {"a": NOON})
-    cursor = Cursor(NOON, deadlines=judged)
+    evaluated = EvaluatedDeadlines(LATER, known, {"a": NOON})
+    cursor = Cursor(NOON, deadlines=evaluated)
     assert Cursor.from_json(cursor.to_json(), NOON) == cursor
     stored = json.loads(cursor.to_json())
     deadlines = stored["deadlines"]

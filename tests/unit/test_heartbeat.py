@@ -13,8 +13,8 @@ import dagster as dg
 import pytest
 
 from federation_defs.dagster_io.heartbeat import (
+    HeartbeatMonitor,
     Heartbeats,
-    HeartbeatWatch,
     fail_orphaned_runs,
 )
 from federation_defs.naming import build_alive_tag, build_monitor_tags
@@ -25,7 +25,7 @@ LOG = logging.getLogger(__name__)
 RUN_ID = str(uuid4())
 
 ALIVE_TAG = build_alive_tag("metrics")
-INTERVAL_S = 5.0  # of looks
+INTERVAL_S = 5.0  # of observations
 
 
 class Clock:
@@ -50,19 +50,19 @@ class Observer:
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        self.watch = HeartbeatWatch("metrics", self.clock.timing, INTERVAL_S)
+        self.monitor = HeartbeatMonitor("metrics", self.clock.timing, INTERVAL_S)
 
-    def look(self, seconds: float = 0.0) -> None:
+    def observe(self, seconds: float = 0.0) -> None:
         """Look now, and then each few seconds for so long."""
         until = self.clock.now_s + seconds
         while True:
-            fail_orphaned_runs(self.instance, "metrics", self.watch, lambda: LOG)
+            fail_orphaned_runs(self.instance, "metrics", self.monitor, lambda: LOG)
             if self.clock.now_s >= until:
                 return
             self.clock.now_s += INTERVAL_S
 
 
-def look_during_step(
+def observe_step(
     instance: dg.DagsterInstance,
     step_name: str,
     tags: dict[str, str],
@@ -86,8 +86,8 @@ def look_during_step(
     return statuses[0]
 
 
-def look_for_a_minute(observer: Observer, _run_id: str) -> None:
-    observer.look(60)
+def observe_for_a_minute(observer: Observer, _run_id: str) -> None:
+    observer.observe(60)
 
 
 @pytest.mark.parametrize("step_name", ["metrics__dags", "metrics__dags_2"])
@@ -96,7 +96,7 @@ def test_a_run_whose_heartbeats_stop_during_our_step_is_failed(
     instance: dg.DagsterInstance, step_name: str, alive_at: str | None
 ) -> None:
     tags = build_monitor_tags("metrics") | ({} if alive_at is None else {ALIVE_TAG: alive_at})
-    status = look_during_step(instance, step_name, tags, look_for_a_minute)
+    status = observe_step(instance, step_name, tags, observe_for_a_minute)
     assert status is dg.DagsterRunStatus.FAILURE
 
 
@@ -104,7 +104,7 @@ def test_a_run_is_not_failed_before_its_heartbeats_are_overdue(
     instance: dg.DagsterInstance,
 ) -> None:
     tags = build_monitor_tags("metrics")
-    status = look_during_step(instance, "metrics__dags", tags, lambda seen, _: seen.look(40))
+    status = observe_step(instance, "metrics__dags", tags, lambda seen, _: seen.observe(40))
     assert status is dg.DagsterRunStatus.STARTED
 
 
@@ -116,10 +116,10 @@ def test_a_living_run_is_not_failed_however_wrong_its_clock_is(
         for beat in range(20):
             alive_at = f"{run_id} {time.time() + skew_s + 10 * beat:.0f}"
             instance.add_run_tags(run_id, {ALIVE_TAG: alive_at})
-            observer.look(10)
+            observer.observe(10)
 
     tags = build_monitor_tags("metrics")
-    status = look_during_step(instance, "metrics__dags", tags, live)
+    status = observe_step(instance, "metrics__dags", tags, live)
     assert status is dg.DagsterRunStatus.STARTED
 
 
@@ -127,26 +127,26 @@ def test_time_in_which_the_observer_slept_is_no_silence(instance: dg.DagsterInst
     """A laptop that was closed wakes up: the worker has not yet written its next heartbeat."""
 
     def sleep(observer: Observer, _run_id: str) -> None:
-        observer.look(20)
+        observer.observe(20)
         observer.clock.now_s += 3600
-        observer.look()
+        observer.observe()
 
     tags = build_monitor_tags("metrics")
-    assert look_during_step(instance, "metrics__dags", tags, sleep) is dg.DagsterRunStatus.STARTED
+    assert observe_step(instance, "metrics__dags", tags, sleep) is dg.DagsterRunStatus.STARTED
 
 
 @pytest.mark.parametrize("interval_s", [2, 10, 20, 23, 30, 60, 600])
 def test_an_outage_of_the_database_makes_no_living_run_silent(interval_s: float) -> None:
     """A worker writes its next heartbeat some seconds after it."""
     clock, run = Clock(), dg.DagsterRun("waiting", run_id=RUN_ID)
-    watch = HeartbeatWatch("metrics", clock.timing, interval_s)
+    monitor = HeartbeatMonitor("metrics", clock.timing, interval_s)
     for beat in range(10):
         run = run.with_tags({ALIVE_TAG: f"{RUN_ID} {beat}"})
-        watch.measure([run])
+        monitor.measure([run])
         clock.now_s += interval_s
     clock.now_s += 60
-    watch.measure([run])
-    assert watch.is_in_step(run)
+    monitor.measure([run])
+    assert monitor.is_in_step(run)
 
 
 def test_only_runs_at_work_count_as_waiting(instance: dg.DagsterInstance) -> None:
@@ -162,8 +162,8 @@ def test_only_runs_at_work_count_as_waiting(instance: dg.DagsterInstance) -> Non
 
     for heartbeat in ("", "another 1", "{} 1 waits", "{} 1", "{} 2"):
         start(heartbeat)
-    watch = HeartbeatWatch("metrics", Timing(), INTERVAL_S)
-    assert fail_orphaned_runs(instance, "metrics", watch, lambda: LOG) == 2
+    monitor = HeartbeatMonitor("metrics", Timing(), INTERVAL_S)
+    assert fail_orphaned_runs(instance, "metrics", monitor, lambda: LOG) == 2
 
 
 @pytest.mark.parametrize("step_name", ["python_asset", "warehouse__dags", "metrics__dags__dags"])
@@ -171,23 +171,23 @@ def test_a_run_during_another_step_is_not_failed(
     instance: dg.DagsterInstance, step_name: str
 ) -> None:
     tags = build_monitor_tags("metrics")
-    status = look_during_step(instance, step_name, tags, look_for_a_minute)
+    status = observe_step(instance, step_name, tags, observe_for_a_minute)
     assert status is dg.DagsterRunStatus.STARTED
 
 
 def test_a_run_is_in_a_step_from_its_first_heartbeat_on(instance: dg.DagsterInstance) -> None:
-    """Its step began late, so that heartbeats had been missing when the observer looked last."""
+    """Its step began late, so that heartbeats had been missing when the observer measured last."""
 
     def begin_late(observer: Observer, run_id: str) -> None:
-        observer.look(60)
+        observer.observe(60)
         before = fetch_run(instance, run_id)
-        assert observer.watch.is_silent(before)
-        assert not observer.watch.is_in_step(before)
+        assert observer.monitor.is_silent(before)
+        assert not observer.monitor.is_in_step(before)
         instance.add_run_tags(run_id, {ALIVE_TAG: f"{run_id} 1700000000"})
-        assert observer.watch.is_in_step(fetch_run(instance, run_id))
+        assert observer.monitor.is_in_step(fetch_run(instance, run_id))
 
     tags = build_monitor_tags("metrics") | {ALIVE_TAG: "of another attempt"}
-    status = look_during_step(instance, "python_asset", tags, begin_late)
+    status = observe_step(instance, "python_asset", tags, begin_late)
     assert status is dg.DagsterRunStatus.STARTED
 
 
@@ -199,7 +199,7 @@ def fetch_run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
 
 def test_a_run_that_waits_for_another_airflow_is_not_failed(instance: dg.DagsterInstance) -> None:
     tags = build_monitor_tags("warehouse")
-    status = look_during_step(instance, "metrics__dags", tags, look_for_a_minute)
+    status = observe_step(instance, "metrics__dags", tags, observe_for_a_minute)
     assert status is dg.DagsterRunStatus.STARTED
 
 
@@ -213,9 +213,9 @@ def test_a_run_that_never_reaches_a_step_is_failed_in_the_end(
         waiting, status=dg.DagsterRunStatus.STARTED, tags=build_monitor_tags("metrics")
     )
     observer = Observer(instance)
-    observer.look(60)
+    observer.observe(60)
     assert instance.get_run_by_id(run.run_id) == run
-    observer.look(1800)
+    observer.observe(1800)
     ended = instance.get_run_by_id(run.run_id)
     assert ended is not None
     assert ended.is_failure

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation_defs.dagster_io.heartbeat import HeartbeatWatch
-from federation_defs.dagster_io.run_tags import CurrentRun, Target, find_owners
+from federation_defs.dagster_io.current_run import CurrentRun
+from federation_defs.dagster_io.heartbeat import HeartbeatMonitor
+from federation_defs.dagster_io.run_tags import Target, find_owners
 from federation_defs.naming import (
     build_alive_tag,
     build_detached_tag,
@@ -114,8 +115,8 @@ def test_a_dag_run_is_left_to_another_attempt_only_if_that_is_at_work(
         )
     stored = instance.get_run_by_id(own)
     assert stored is not None
-    watch = HeartbeatWatch("metrics", Timing(), 5)
+    monitor = HeartbeatMonitor("metrics", Timing(), 5)
     dag_run = build_run("daily", build_run_id(root))
     current = CurrentRun(instance, stored, "metrics")
-    found = current.find_earlier_owners(dag_run, watch.is_at_work)
+    found = current.find_earlier_owners(dag_run, monitor.is_at_work)
     assert found == ([other] if heartbeat.endswith("0") else [])

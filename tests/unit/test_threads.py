@@ -6,12 +6,12 @@ from threading import Event
 
 import pytest
 
-from federation_defs.threads import run_calls
+from federation_defs.threads import run_in_threads
 
 
 def test_results_are_returned_in_order() -> None:
-    assert run_calls([lambda: "a", lambda: "b", lambda: "c"], 2, 60) == ["a", "b", "c"]
-    assert run_calls([], 2, 60) == []
+    assert run_in_threads([lambda: "a", lambda: "b", lambda: "c"], 2, 60) == ["a", "b", "c"]
+    assert run_in_threads([], 2, 60) == []
 
 
 def test_a_call_that_is_not_done_in_time_gives_none_and_is_not_waited_for() -> None:
@@ -21,7 +21,7 @@ def test_a_call_that_is_not_done_in_time_gives_none_and_is_not_waited_for() -> N
         started.set()
         return released.wait(60)
 
-    results = run_calls([hang], 1, 0.05)
+    results = run_in_threads([hang], 1, 0.05)
     assert not released.is_set()
     released.set()
     assert results == [None]
@@ -34,7 +34,7 @@ def test_a_call_that_has_not_started_in_time_never_does() -> None:
         released.wait(60)
         first_is_over.set()
 
-    results = run_calls([hang, second_started.set], 1, 0.05)
+    results = run_in_threads([hang, second_started.set], 1, 0.05)
     assert results == [None, None]
     released.set()
     assert first_is_over.wait(60)
@@ -47,4 +47,4 @@ def test_an_error_in_time_is_raised() -> None:
         raise LookupError("no")
 
     with pytest.raises(LookupError, match="no"):
-        run_calls([fail], 1, 60)
+        run_in_threads([fail], 1, 60)

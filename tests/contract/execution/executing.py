@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.dagster_io.run_tags import CurrentRun
+from federation_defs.dagster_io.current_run import CurrentRun
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.execution import build_execution
 from federation_defs.execution.launcher import StepContext
@@ -33,7 +33,7 @@ FAST = Timing(
     poll_run=RetryPolicy(first_s=0.02, max_s=0.2),
     unexpected_answer=RetryPolicy(first_s=0.02, max_s=0.2, give_up_after_s=600),
     ask_for_slot=RetryPolicy(first_s=0.05, max_s=0.2),
-    other_attempt_s=0.05,
+    run_group_s=0.05,
     status_s=0.1,
     repeat_stop_s=0.05,
     takeover_s=0.05,
@@ -243,12 +243,12 @@ def meanwhile(act: Callable[[], object]) -> Iterator[None]:
 def wait_for_log(instance: dg.DagsterInstance, text: str) -> None:
     """Until a Dagster run that goes on tells this."""
 
-    def is_told() -> bool:
+    def is_logged() -> bool:
         runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
         logs = [entry for run in runs for entry in instance.all_logs(run.run_id)]
         return any(text in entry.user_message for entry in logs)
 
-    wait_for(is_told, f"a run tells: {text}", timeout_s=60, interval_s=0.02)
+    wait_for(is_logged, f"a run tells: {text}", timeout_s=60, interval_s=0.02)
 
 
 def _read_outcome(

@@ -13,9 +13,10 @@ import dagster as dg
 import pytest
 from werkzeug import Response
 
-from federation_defs.dagster_io.run_tags import CurrentRun, Target
+from federation_defs.dagster_io.current_run import CurrentRun
+from federation_defs.dagster_io.run_tags import Target
 from federation_defs.errors import DagNotFoundError
-from federation_defs.execution.cancellation import CancellationWatcher
+from federation_defs.execution.cancellation import CancellationMonitor
 from federation_defs.execution.launcher import LaunchCanceledError, Launcher
 from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow
@@ -113,7 +114,7 @@ def test_the_dag_run_of_a_canceled_run_is_stopped_though_the_database_was_away_f
     context = build_context(airflow_v2.client, [DAG], current_run)
     launcher = Launcher(context)
     launcher.launch(Target(DAG), "a note")
-    watcher = CancellationWatcher(context, launcher)
+    watcher = CancellationMonitor(context, launcher)
     try:
         (run,) = airflow_v2.database.runs
         wait_for(lambda: run.state == "failed", "it is stopped", interval_s=0.02)

@@ -16,7 +16,7 @@ import dagster as dg
 import pytest
 from werkzeug import Response
 
-from federation_defs.dagster_io.run_tags import CurrentRun
+from federation_defs.dagster_io.current_run import CurrentRun
 from federation_defs.execution.concurrency import ConcurrencyLimit
 from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow

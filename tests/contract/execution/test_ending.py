@@ -63,8 +63,11 @@ def test_a_run_that_succeeds_just_before_it_is_stopped_is_a_success(
     def succeed() -> None:
         airflow_v2.database.finish_run(airflow_v2.database.runs[0])
 
-    looks = before_acting(lambda: None), before_acting(succeed)  # the last one, and the stop's own
-    for fault in looks:
+    queries = (
+        before_acting(lambda: None),
+        before_acting(succeed),
+    )  # the last one, and the stop's own
+    for fault in queries:
         airflow_v2.server.fail_next(asks("GET", RUN), fault)
     executed = materialize(airflow_v2.client, {DAG: CANCEL}, instance)
     assert executed.materialized == [DAG]

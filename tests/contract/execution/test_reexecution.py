@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dagster as dg
 
-from federation_defs.dagster_io.run_tags import CurrentRun, Target
+from federation_defs.dagster_io.current_run import CurrentRun
+from federation_defs.dagster_io.run_tags import Target
 from federation_defs.execution.launcher import Launcher
 from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow

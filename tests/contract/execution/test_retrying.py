@@ -208,8 +208,8 @@ def test_a_new_run_whose_answer_is_lost_is_stopped_with_a_canceled_run(
     retried.dag.polls = math.inf
 
     def lose_sight_and_cancel() -> None:
-        look = asks("GET", f"{TRIGGER}/.*retry_2")
-        airflow_v2.server.fail_next(look, hang_up, times=4)  # is it there after all?
+        query = asks("GET", f"{TRIGGER}/.*retry_2")
+        airflow_v2.server.fail_next(query, hang_up, times=4)  # is it there after all?
         cancel(instance)
 
     airflow_v2.server.fail_next(asks("POST", TRIGGER), after_acting(lose_sight_and_cancel))

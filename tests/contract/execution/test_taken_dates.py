@@ -121,9 +121,9 @@ def test_a_cleared_run_is_stopped_with_the_dagster_run(
 ) -> None:
     """It had been over: what goes on is of our making."""
     run = add_run(airflow_v2, polls=math.inf)
-    look = asks("GET", RUN)
-    airflow_v2.server.fail_next(look, before_acting(lambda: None), times=2)  # ours? and cleared?
-    airflow_v2.server.fail_next(look, before_acting(partial(cancel, instance)))
+    query = asks("GET", RUN)
+    airflow_v2.server.fail_next(query, before_acting(lambda: None), times=2)  # ours? and cleared?
+    airflow_v2.server.fail_next(query, before_acting(partial(cancel, instance)))
     executed = run_day(airflow_v2, instance, PERSON)
     assert executed.status is dg.DagsterRunStatus.CANCELED
     assert run.state == "failed"

@@ -84,11 +84,11 @@ def test_each_run_is_fetched_by_itself_where_the_list_of_active_runs_is_long(
         airflow.database.add_dag(dag_id, polls=3)
     executed = materialize(airflow.client, [DAG, OTHER], instance)
     assert sorted(executed.materialized) == [DAG, OTHER]
-    looks = [query for query in read_list_queries(airflow) if query["offset"] == "0"]
-    others = [query for query in read_list_queries(airflow) if query not in looks]
+    first_pages = [query for query in read_list_queries(airflow) if query["offset"] == "0"]
+    others = [query for query in read_list_queries(airflow) if query not in first_pages]
     # Whether there is a run beyond the first page.
     assert {(query["offset"], query["limit"]) for query in others} <= {("100", "1")}
-    assert airflow.server.count("GET", ANY_RUN) >= 2 * len(looks)
+    assert airflow.server.count("GET", ANY_RUN) >= 2 * len(first_pages)
 
 
 def read_list_queries(airflow: Airflow) -> list[dict[str, str]]:
@@ -128,7 +128,7 @@ def test_states_and_running_tasks_are_logged_when_they_change(
 ) -> None:
     airflow.database.add_dag(DAG, polls=math.inf)
 
-    def look_on() -> None:
+    def proceed() -> None:
         wait_for_log(instance, f"{DAG} runs extract.")
         (run,) = airflow.database.runs
         with airflow.database.lock:
@@ -136,7 +136,7 @@ def test_states_and_running_tasks_are_logged_when_they_change(
         wait_for_log(instance, f"{DAG} runs load.")
         airflow.database.finish_run(run)
 
-    with meanwhile(look_on):
+    with meanwhile(proceed):
         executed = materialize(airflow.client, [DAG], instance, timing=EAGER)
     url = airflow.client.build_run_url(DAG, airflow.database.runs[0].run_id)
     states = [line for line in executed.log if line.startswith(f"{DAG} is ")]

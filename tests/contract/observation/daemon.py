@@ -23,7 +23,7 @@ from federation_defs.declaration import (
 )
 from federation_defs.events import AssetEvent
 from federation_defs.naming import CHECK_NAME, build_asset_key, build_check_key
-from federation_defs.observation import Limits, build_observation_sensor
+from federation_defs.observation import Limits, ObservedDags, build_observation_sensor
 from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
 from tests.contract.dagster_plus import as_server
@@ -107,15 +107,18 @@ class Daemon:
         """Replace the code server, whose memory is lost."""
         self.sensor = build_observation_sensor(
             self.client,
-            self.rules,
+            ObservedDags(
+                rules=self.rules,
+                declared=self.dags,
+                partitionings=self.partitionings,
+                instances=self.instances,
+                absent={},
+                find_problem=lambda *dag: self.problems.get(dag),
+                find_partition_problem=self.partition_problems.get,
+            ),
             self._observe,
-            partitionings=self.partitionings,
-            dags=self.dags,
-            find_problem=lambda *dag: self.problems.get(dag),
-            find_partition_problem=self.partition_problems.get,
-            instances=self.instances,
-            limits=self._limits,
-            timing=self._timing,
+            self._limits,
+            self._timing,
         )
 
     def build_context(self) -> dg.SensorEvaluationContext:

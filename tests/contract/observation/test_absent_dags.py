@@ -7,8 +7,8 @@ from collections.abc import Callable
 import dagster as dg
 import pytest
 
-from federation_defs.component import build_instance_defs
 from federation_defs.declaration import InstanceDeclaration
+from federation_defs.instance_defs import build_instance_defs
 from federation_defs.naming import build_asset_key
 from federation_defs.specs import build_specs
 from tests.contract.conftest import Airflow

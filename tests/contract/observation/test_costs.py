@@ -20,10 +20,11 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import Pool
 
 from federation_defs.dagster_io.deployment import share_instance
-from federation_defs.dagster_io.heartbeat import HeartbeatWatch
+from federation_defs.dagster_io.heartbeat import HeartbeatMonitor
 from federation_defs.events import build_materialization
 from federation_defs.naming import build_alive_tag, build_monitor_tags, build_plan_tag
 from federation_defs.observation.reporter import Reporter
+from federation_defs.observation.tick import Tick
 from federation_defs.outcome import Outcome
 from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
@@ -267,9 +268,10 @@ def test_a_run_whose_owner_ends_between_two_checks_is_stored_once(
         instance.report_run_canceled(owner)
 
     daemon.before_storing = end_step
-    watch = HeartbeatWatch("metrics", clock.timing, 5.0)
-    reporter = Reporter(daemon.client, {}, watch, clock.timing)
-    reporter.report(instance, outcomes, math.inf, lambda: logging.getLogger(__name__))
+    monitor = HeartbeatMonitor("metrics", clock.timing, 5.0)
+    reporter = Reporter(daemon.client, {}, monitor, clock.timing)
+    tick = Tick(instance, "metrics", clock.timing, lambda: logging.getLogger(__name__))
+    reporter.report(tick, outcomes, math.inf)
     assert sorted(observed.reported) == [f"run_{number:03}" for number in range(120)]
 
 
@@ -302,7 +304,7 @@ def test_a_lost_cursor_of_many_dags_is_found_over_several_ticks(
     assert len(reports) == (4 if first_ended_ago < timedelta(days=7) else 1)
 
 
-def test_a_look_at_the_event_log_begins_anew_after_a_valid_cursor(
+def test_the_search_for_the_first_report_begins_anew_after_a_valid_cursor(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     """A person resets the cursor, brings it back, and later resets it once more."""

@@ -105,8 +105,8 @@ def test_a_retry_does_not_report_again_what_observation_reported(
 ) -> None:
     """The first attempt died; the DAG run that it had started succeeded without it."""
     crossing.metrics.database.dags["b1"].polls = None
-    look = asks("GET", "/dags/b1/dagRuns/[^/]+")
-    crossing.metrics.server.fail_next(look, before_acting(interrupt))
+    query = asks("GET", "/dags/b1/dagRuns/[^/]+")
+    crossing.metrics.server.fail_next(query, before_acting(interrupt))
     first = crossing.attempts.execute()
     run = crossing.find_run("b1")
     crossing.metrics.database.finish_run(run)

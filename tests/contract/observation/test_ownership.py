@@ -119,13 +119,13 @@ def test_a_deferred_run_that_is_deleted_is_forgotten(airflow_v2: Airflow, daemon
 
 
 def test_runs_without_an_owner_are_not_deferred(airflow_v2: Airflow, daemon: Daemon) -> None:
-    def look(context: dg.OpExecutionContext) -> None:
+    def finish_runs(context: dg.OpExecutionContext) -> None:
         finish_run_of(airflow_v2, context.run_id)
         others = airflow_v2.database.start_run(DAG, "manual__by_a_person")
         airflow_v2.database.finish_run(others)
         assert daemon.tick() == ["manual__by_a_person"]
 
-    assert run_owner(daemon.instance, look).success
+    assert run_owner(daemon.instance, finish_runs).success
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.dagster_io.heartbeat import HeartbeatWatch
+from federation_defs.dagster_io.heartbeat import HeartbeatMonitor
 from federation_defs.declaration import PartitionsDeclaration, SuccessDeclaration
 from federation_defs.naming import build_run_id
 from federation_defs.observation.reporter import Reporter
+from federation_defs.observation.tick import Tick
 from federation_defs.outcome import Outcome
 from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
@@ -102,14 +103,12 @@ def test_any_run_is_reported_once(
     run = build_run(DAG, f"run {text}", state, conf=conf, **values)
     declared = cron and PartitionsDeclaration(cron=cron, start=date(2024, 1, 1))
     partitionings = {DAG: Partitioning(declared)} if declared else {}
-    reporter = Reporter(client, partitionings, HeartbeatWatch("metrics", Timing(), 5), Timing())
+    reporter = Reporter(client, partitionings, HeartbeatMonitor("metrics", Timing(), 5), Timing())
     outcomes = [Outcome(run, run.is_success, details=text), Outcome(OTHER_RUN, is_success=True)]
     with dg.DagsterInstance.ephemeral() as instance:
+        tick = Tick(instance, "metrics", Timing(), lambda: LOG)
         for news in ([run, OTHER_RUN], []):
-            assert reporter.report(instance, outcomes, math.inf, lambda: LOG) == (
-                [run, OTHER_RUN],
-                news,
-            )
+            assert reporter.report(tick, outcomes, math.inf) == ([run, OTHER_RUN], news)
         reports = [*fetch_reported_runs(instance, KEY), *fetch_reported_observations(instance, KEY)]
     results = sorted([outcome.result for outcome in outcomes])
     assert sorted(str(report["Outcome"].value) for report in reports) == results

@@ -253,7 +253,7 @@ def test_a_list_of_running_runs_that_is_never_answered_delays_neither_deadlines_
     for dag_id in (DAG, "quick"):
         airflow_v2.database.add_dag(dag_id)
     clock = FakeClock()
-    timing = replace(clock.timing, watch_s=0.2, late_row_s=0.0, utc_now=airflow_v2.database.now)
+    timing = replace(clock.timing, check_s=0.2, late_row_s=0.0, utc_now=airflow_v2.database.now)
     begin = datetime.now(timezone.utc).replace(minute=0, second=0) - timedelta(hours=1)
     airflow_v2.database.stopped_at = begin
     daemon = Daemon(airflow_v2.client, [DAG, "quick"], instance, timing=timing)

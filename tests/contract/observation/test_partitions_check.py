@@ -40,7 +40,7 @@ DAYS = ["2025-02-03", "2025-02-04", "2025-02-05"]
 END = {"date": "data_interval_end"}
 
 
-class Watched:
+class Partitioned:
     """A fake Airflow with a partitioned DAG, and its daemon."""
 
     def __init__(self, airflow: Airflow, instance: dg.DagsterInstance) -> None:
@@ -68,8 +68,8 @@ class Watched:
         for day in DAYS:
             self.run(at(day), at(day) + timedelta(days=1))
 
-    def look(self) -> tuple[bool, dg.AssetCheckSeverity, str]:
-        """Return the check after the next look."""
+    def evaluate(self) -> tuple[bool, dg.AssetCheckSeverity, str]:
+        """Return the check after its next evaluation."""
         self.clock.advance(120)
         self.daemon.tick()
         last = fetch_evaluations(self.instance, KEY, PARTITIONS_CHECK_NAME)[-1]
@@ -84,47 +84,47 @@ PASSED = (True, ERROR, NOTHING)
 
 
 @pytest.fixture
-def watched(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Watched:
+def partitioned(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Partitioned:
     """One that has reported three days, and found them right."""
-    watched = Watched(airflow_v2, instance)
-    watched.run_days()
-    assert watched.look() == PASSED
-    return watched
+    partitioned = Partitioned(airflow_v2, instance)
+    partitioned.run_days()
+    assert partitioned.evaluate() == PASSED
+    return partitioned
 
 
 def test_partitions_that_agree_with_their_declaration_pass_and_are_compared_once(
-    watched: Watched,
+    partitioned: Partitioned,
 ) -> None:
-    comparisons = count_calls(watched.instance, "get_latest_storage_id_by_partition")
-    watched.look()
-    watched.daemon.restart()
-    watched.daemon.cursor = None
-    assert watched.look() == PASSED
-    assert watched.count == 1
+    comparisons = count_calls(partitioned.instance, "get_latest_storage_id_by_partition")
+    partitioned.evaluate()
+    partitioned.daemon.restart()
+    partitioned.daemon.cursor = None
+    assert partitioned.evaluate() == PASSED
+    assert partitioned.count == 1
     assert comparisons == []
 
 
-def test_what_the_last_refresh_found_is_an_error_until_it_ends(watched: Watched) -> None:
-    watched.daemon.partition_problems[DAG] = "Its schedule has changed."
-    assert watched.look() == (False, ERROR, "Its schedule has changed.")
-    del watched.daemon.partition_problems[DAG]
-    assert watched.look() == PASSED
+def test_what_the_last_refresh_found_is_an_error_until_it_ends(partitioned: Partitioned) -> None:
+    partitioned.daemon.partition_problems[DAG] = "Its schedule has changed."
+    assert partitioned.evaluate() == (False, ERROR, "Its schedule has changed.")
+    del partitioned.daemon.partition_problems[DAG]
+    assert partitioned.evaluate() == PASSED
 
 
 def test_a_dag_whose_schedule_does_not_tell_its_partitions_has_the_check_too(
-    watched: Watched,
+    partitioned: Partitioned,
 ) -> None:
-    declared = watched.dag
-    watched.daemon.dags = {DAG: declared.model_copy(update={"partitions": None})}
-    watched.daemon.partitionings = {}
-    watched.daemon.partition_problems[DAG] = "Its partitions are not known yet."
-    watched.daemon.restart()
-    assert watched.look() == (False, ERROR, "Its partitions are not known yet.")
+    declared = partitioned.dag
+    partitioned.daemon.dags = {DAG: declared.model_copy(update={"partitions": None})}
+    partitioned.daemon.partitionings = {}
+    partitioned.daemon.partition_problems[DAG] = "Its partitions are not known yet."
+    partitioned.daemon.restart()
+    assert partitioned.evaluate() == (False, ERROR, "Its partitions are not known yet.")
     # What it knew is not forgotten.
-    watched.declare(DAILY)
-    watched.daemon.partition_problems.clear()
-    comparisons = count_calls(watched.instance, "get_latest_storage_id_by_partition")
-    assert (watched.look(), comparisons) == (PASSED, [])
+    partitioned.declare(DAILY)
+    partitioned.daemon.partition_problems.clear()
+    comparisons = count_calls(partitioned.instance, "get_latest_storage_id_by_partition")
+    assert (partitioned.evaluate(), comparisons) == (PASSED, [])
 
 
 UPSTREAMS = InstanceDeclaration.model_validate(
@@ -138,10 +138,10 @@ UPSTREAMS = InstanceDeclaration.model_validate(
 UNFIT = r"looks at the latest partition only of warehouse/hourly \(`0 \* \* \* \*`\)"
 
 
-def test_cadences_that_do_not_fit_are_a_warning(watched: Watched) -> None:
-    watched.daemon.instances = {"warehouse": UPSTREAMS}
-    watched.declare(DAILY, depends_on=["warehouse/hourly"], granularity="last")
-    passed, severity, description = watched.look()
+def test_cadences_that_do_not_fit_are_a_warning(partitioned: Partitioned) -> None:
+    partitioned.daemon.instances = {"warehouse": UPSTREAMS}
+    partitioned.declare(DAILY, depends_on=["warehouse/hourly"], granularity="last")
+    passed, severity, description = partitioned.evaluate()
     assert (passed, severity) == (False, WARN)
     assert re.search(UNFIT, description)
 
@@ -176,10 +176,10 @@ MOVED_BY_A_DAY = "2025-02-03 (now 2025-02-02), 2025-02-04 (now 2025-02-03)"
     ],
 )
 def test_partitions_that_hold_the_run_of_another_one_since_a_change_are_an_error(
-    watched: Watched, change: dict[str, str], moved: str
+    partitioned: Partitioned, change: dict[str, str], moved: str
 ) -> None:
-    watched.declare({**DAILY, **change})
-    passed, severity, description = watched.look()
+    partitioned.declare({**DAILY, **change})
+    passed, severity, description = partitioned.evaluate()
     assert (passed, severity) == (False, ERROR)
     assert description.startswith(
         "3 of 3 reported partitions that were compared hold a run that belongs to another one "
@@ -201,21 +201,23 @@ def test_partitions_that_hold_the_run_of_another_one_since_a_change_are_an_error
         END,  # a run of Airflow 2, whose interval is the window
     ],
 )
-def test_a_change_that_loses_nothing_passes(watched: Watched, change: dict[str, str]) -> None:
-    watched.declare({**DAILY, **change})
-    assert watched.look() == PASSED
-    assert watched.look() == PASSED
-    assert watched.count == 2  # the second one remembers the declaration
+def test_a_change_that_loses_nothing_passes(
+    partitioned: Partitioned, change: dict[str, str]
+) -> None:
+    partitioned.declare({**DAILY, **change})
+    assert partitioned.evaluate() == PASSED
+    assert partitioned.evaluate() == PASSED
+    assert partitioned.count == 2  # the second one remembers the declaration
 
 
 def test_a_date_that_tells_another_partition_is_an_error(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    watched = Watched(airflow_v2, instance)
-    watched.run(at("2025-02-04"), at("2025-02-04"))  # as in Airflow 3
-    assert watched.look() == PASSED
-    watched.declare({**DAILY, **END})
-    passed, _, description = watched.look()
+    partitioned = Partitioned(airflow_v2, instance)
+    partitioned.run(at("2025-02-04"), at("2025-02-04"))  # as in Airflow 3
+    assert partitioned.evaluate() == PASSED
+    partitioned.declare({**DAILY, **END})
+    passed, _, description = partitioned.evaluate()
     assert not passed
     assert "2025-02-04 (now 2025-02-03)" in description
 
@@ -233,115 +235,119 @@ def test_a_date_that_tells_another_partition_is_an_error(
     ],
 )
 def test_partitions_that_are_none_any_more_are_a_warning(
-    watched: Watched, change: dict[str, str], gone: str
+    partitioned: Partitioned, change: dict[str, str], gone: str
 ) -> None:
-    watched.declare({**DAILY, **change})
-    passed, severity, description = watched.look()
+    partitioned.declare({**DAILY, **change})
+    passed, severity, description = partitioned.evaluate()
     assert (passed, severity) == (False, WARN)
     assert description.startswith(gone)
     assert "2025-02-04" in description
 
 
-def test_a_change_that_is_taken_back_passes_again(watched: Watched) -> None:
-    watched.declare(HOURLY)
-    assert not watched.look()[0]
-    watched.declare(DAILY)
-    assert watched.look() == PASSED
+def test_a_change_that_is_taken_back_passes_again(partitioned: Partitioned) -> None:
+    partitioned.declare(HOURLY)
+    assert not partitioned.evaluate()[0]
+    partitioned.declare(DAILY)
+    assert partitioned.evaluate() == PASSED
 
 
-def test_partitions_that_are_reported_again_agree_again(watched: Watched) -> None:
+def test_partitions_that_are_reported_again_agree_again(partitioned: Partitioned) -> None:
     tokyo = {**DAILY, "timezone": "America/New_York"}
-    watched.declare(tokyo)
-    assert "3 of 3" in watched.look()[2]
-    assert "3 of 3" in watched.look()[2]
+    partitioned.declare(tokyo)
+    assert "3 of 3" in partitioned.evaluate()[2]
+    assert "3 of 3" in partitioned.evaluate()[2]
     for number, day in enumerate(DAYS, 1):
         begin = Partitioning(PartitionsDeclaration.model_validate(tokyo))
         window = begin.definition.time_window_for_partition_key(day)
-        watched.run(window.start, window.end)
-        seen = watched.look()
+        partitioned.run(window.start, window.end)
+        seen = partitioned.evaluate()
         assert seen == PASSED if number == 3 else f"{3 - number} of 3" in seen[2]
 
 
-def test_a_problem_is_not_looked_for_again_until_something_is_reported(watched: Watched) -> None:
-    watched.declare(HOURLY)
-    assert not watched.look()[0]
-    count = watched.count
-    comparisons = count_calls(watched.instance, "get_latest_storage_id_by_partition")
-    watched.look()
-    watched.look()
-    assert (comparisons, watched.count) == ([], count)
-    watched.run(at("2025-02-06"), at("2025-02-07"))
-    watched.look()
+def test_a_problem_is_not_looked_for_again_until_something_is_reported(
+    partitioned: Partitioned,
+) -> None:
+    partitioned.declare(HOURLY)
+    assert not partitioned.evaluate()[0]
+    count = partitioned.count
+    comparisons = count_calls(partitioned.instance, "get_latest_storage_id_by_partition")
+    partitioned.evaluate()
+    partitioned.evaluate()
+    assert (comparisons, partitioned.count) == ([], count)
+    partitioned.run(at("2025-02-06"), at("2025-02-07"))
+    partitioned.evaluate()
     assert len(comparisons) == 1
 
 
-def execute_check(watched: Watched, *, tags: Mapping[str, str]) -> None:
-    client, key = watched.airflow.client, build_check_key(KEY, PARTITIONS_CHECK_NAME)
+def execute_check(partitioned: Partitioned, *, tags: Mapping[str, str]) -> None:
+    client, key = partitioned.airflow.client, build_check_key(KEY, PARTITIONS_CHECK_NAME)
     selection = dg.AssetSelection.checks(key)
     job = dg.define_asset_job("check", selection, executor_def=dg.in_process_executor)
-    checks = [build_checks(client, {DAG: watched.dag})]
+    checks = [build_checks(client, {DAG: partitioned.dag})]
     defs = dg.Definitions(assets=[dg.AssetSpec(KEY)], asset_checks=checks, jobs=[job])
-    run = defs.resolve_job_def("check").execute_in_process(instance=watched.instance, tags=tags)
+    run = defs.resolve_job_def("check").execute_in_process(instance=partitioned.instance, tags=tags)
     assert run.success
 
 
 @pytest.mark.parametrize("tag", ["dagster/schedule_name", "dagster/sensor_name"])
-def test_executing_the_check_each_night_accepts_nothing(watched: Watched, tag: str) -> None:
-    watched.declare(HOURLY)
-    seen = watched.look()
+def test_executing_the_check_each_night_accepts_nothing(partitioned: Partitioned, tag: str) -> None:
+    partitioned.declare(HOURLY)
+    seen = partitioned.evaluate()
     assert not seen[0]
-    execute_check(watched, tags={tag: "nightly"})
-    assert watched.look() == seen
+    execute_check(partitioned, tags={tag: "nightly"})
+    assert partitioned.evaluate() == seen
 
 
-def test_a_person_accepts_what_was_reported_by_executing_the_check(watched: Watched) -> None:
-    watched.declare(HOURLY)
-    assert not watched.look()[0]
-    execute_check(watched, tags={})
-    assert watched.look() == PASSED
-    watched.daemon.restart()
-    assert watched.look() == PASSED
-    watched.declare({**HOURLY, "cron": "0 6 * * *"})
-    assert not watched.look()[0]
+def test_a_person_accepts_what_was_reported_by_executing_the_check(
+    partitioned: Partitioned,
+) -> None:
+    partitioned.declare(HOURLY)
+    assert not partitioned.evaluate()[0]
+    execute_check(partitioned, tags={})
+    assert partitioned.evaluate() == PASSED
+    partitioned.daemon.restart()
+    assert partitioned.evaluate() == PASSED
+    partitioned.declare({**HOURLY, "cron": "0 6 * * *"})
+    assert not partitioned.evaluate()[0]
 
 
-def test_a_run_of_the_dag_accepts_nothing(watched: Watched) -> None:
+def test_a_run_of_the_dag_accepts_nothing(partitioned: Partitioned) -> None:
     upstream = {"depends_on": ["warehouse/up"]}
-    watched.declare({**DAILY, "timezone": "America/New_York"}, **upstream)
-    assert not watched.look()[0]
+    partitioned.declare({**DAILY, "timezone": "America/New_York"}, **upstream)
+    assert not partitioned.evaluate()[0]
     dags = {DAG: {"partitions": {**DAILY, "timezone": "America/New_York"}, **upstream}}
-    materialize(watched.airflow.client, dags, watched.instance, tags=of("2025-03-01"))
-    passed, _, description = watched.look()
+    materialize(partitioned.airflow.client, dags, partitioned.instance, tags=of("2025-03-01"))
+    passed, _, description = partitioned.evaluate()
     assert not passed
     assert "3 of 4" in description
 
 
 def test_what_was_accepted_stays_so_while_a_run_is_going_to_evaluate_the_check(
-    watched: Watched,
+    partitioned: Partitioned,
 ) -> None:
-    watched.declare(HOURLY)
-    watched.look()
-    execute_check(watched, tags={})
+    partitioned.declare(HOURLY)
+    partitioned.evaluate()
+    execute_check(partitioned, tags={})
     planned = AssetCheckEvaluationPlanned(asset_key=KEY, check_name=PARTITIONS_CHECK_NAME)
     event = DagsterEvent(
         DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED.value, "any", event_specific_data=planned
     )
-    run = create_run_for_test(watched.instance, job_name="any")
-    watched.instance.report_dagster_event(event, run.run_id)
-    assert watched.look() == PASSED
+    run = create_run_for_test(partitioned.instance, job_name="any")
+    partitioned.instance.report_dagster_event(event, run.run_id)
+    assert partitioned.evaluate() == PASSED
 
 
 def test_of_many_partitions_some_are_compared(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    watched = Watched(airflow_v2, instance)
-    watched.declare({**HOURLY})
+    partitioned = Partitioned(airflow_v2, instance)
+    partitioned.declare({**HOURLY})
     for number in range(120):
         partition = f"{at('2025-02-03') + timedelta(hours=number):%Y-%m-%d-%H:%M}"
         instance.report_runless_asset_event(dg.AssetMaterialization(KEY, partition=partition))
-    assert watched.look() == PASSED
-    watched.declare({**HOURLY, "start": "2025-02-04"})
-    _, _, description = watched.look()
+    assert partitioned.evaluate() == PASSED
+    partitioned.declare({**HOURLY, "start": "2025-02-04"})
+    _, _, description = partitioned.evaluate()
     assert description.startswith("10 of 50 reported partitions")
     assert "2025-02-03-00:00, " in description
 
@@ -350,13 +356,13 @@ def test_of_many_partitions_some_are_compared(
 def test_what_a_person_reported_is_right_as_long_as_the_partition_is_there(
     airflow_v2: Airflow, instance: dg.DagsterInstance, partition: str
 ) -> None:
-    watched = Watched(airflow_v2, instance)
+    partitioned = Partitioned(airflow_v2, instance)
     instance.report_runless_asset_event(dg.AssetMaterialization(KEY, partition=partition))
     instance.report_runless_asset_event(dg.AssetMaterialization(KEY))
-    assert watched.look() == PASSED
+    assert partitioned.evaluate() == PASSED
 
 
-def test_a_look_costs_few_queries_however_many_dags_there_are(
+def test_an_evaluation_costs_few_queries_however_many_dags_there_are(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     clock, dag_ids = FakeClock(), [f"dag_{number}" for number in range(60)]

@@ -17,50 +17,50 @@ _repeated_polls = threading.BoundedSemaphore(3)
 _retries = threading.BoundedSemaphore(2)
 
 
-class Pace:
-    """The ticks of one instance.
+class PollInterval:
+    """The interval between two polls of one instance, and how long a tick may take.
 
     - After errors there are pauses: none after the first, then longer and longer. Of all instances
       that failed twice in a row, a few are asked at a time.
     - Ticks within a long interval do not poll.
     - The more Dagster runs wait for the instance, the rarer its polls: each run polls it, too.
-    - A tick that has waited for its turn polls once, and takes a share of the usual time.
+    - A tick that began late polls once, and takes a share of the usual time.
 
     Args:
-        interval_s: Between polls, if nothing of this is the case.
+        usual_s: The interval, if nothing of this is the case.
 
     Attributes:
-        interval_s: Between polls at present.
-        share: Of the time that a tick may take.
+        seconds: The present interval.
+        time_share: Of the time that a tick may take.
     """
 
-    def __init__(self, timing: Timing, interval_s: float) -> None:
+    def __init__(self, timing: Timing, usual_s: float) -> None:
         self._timing = timing
-        self._usual_s = self.interval_s = interval_s
-        self._tick_interval_s = min(interval_s, timing.max_tick_interval_s)
-        self.share = 1.0
-        self._has_turn = False
+        self._usual_s = self.seconds = usual_s
+        self._tick_interval_s = min(usual_s, timing.max_tick_interval_s)
+        self.time_share = 1.0
+        self._is_retry = False
         self._ended_at = self._polled_at = -math.inf
         self.record_success()
 
     @contextmanager
     def tick(self, waiting_runs: int) -> Iterator[str | None]:
         """Begin a tick, and yield why it does not poll; None if it does."""
-        timing, now, is_retry = self._timing, self._timing.monotonic(), self._errors > 0
+        timing, now = self._timing, self._timing.monotonic()
         tick_at = self._ended_at + max(self._tick_interval_s, timing.daemon_loop_s)
-        waited_s = now - max(tick_at, self._polled_at + self._usual_s)
-        is_late = timing.late_tick_s < waited_s < math.inf
-        self.share = timing.late_tick_share if is_late and not is_retry else 1.0
+        late_s = now - max(tick_at, self._polled_at + self._usual_s)
+        is_late = timing.late_tick_s < late_s < math.inf
+        self.time_share = timing.late_tick_share if is_late and not self._errors else 1.0
         polite_s = waiting_runs * timing.interval_per_waiting_run_s
-        self.interval_s = max(self._usual_s, min(polite_s, timing.max_waiting_interval_s))
+        self.seconds = max(self._usual_s, min(polite_s, timing.max_waiting_interval_s))
         reason = self._describe_pause(now) or self._describe_interval(now, waiting_runs)
         if reason is None and self._errors > 1:
-            self._has_turn = _retries.acquire(blocking=False)
-            reason = None if self._has_turn else f"{self._reason} when it is its turn.)"
+            self._is_retry = _retries.acquire(blocking=False)
+            reason = None if self._is_retry else f"{self._reason} when it is its turn.)"
         try:
             yield reason
         finally:
-            self._end_turn()
+            self._end_retry()
             self._ended_at = timing.monotonic()
 
     def _describe_pause(self, now: float) -> str | None:
@@ -70,32 +70,32 @@ class Pace:
     def _describe_interval(self, now: float, waiting_runs: int) -> str | None:
         """Return why a tick within the interval does not poll."""
         # One second less, as ticks are not evenly spaced.
-        pause_s = self._polled_at + self.interval_s - 1 - now
-        if self.interval_s <= self._tick_interval_s or pause_s <= 0:
+        pause_s = self._polled_at + self.seconds - 1 - now
+        if self.seconds <= self._tick_interval_s or pause_s <= 0:
             return None
-        is_polite = self.interval_s > self._usual_s
-        polite = f"{waiting_runs} Dagster runs poll the instance"
-        why = polite if is_polite else f"The interval is {self.interval_s:.0f} s"
+        why = f"The interval is {self.seconds:.0f} s"
+        if self.seconds > self._usual_s:
+            why = f"{waiting_runs} Dagster runs poll the instance"
         return f"{why}: observed in {pause_s:.0f} s."
 
     @contextmanager
     def poll(self) -> Iterator[None]:
-        """Ask the instance for news. Once it has answered, another one has its turn."""
+        """Ask the instance for news. Once it has answered, another one may be asked again."""
         self._polled_at = self._timing.monotonic()
         try:
             yield
         finally:
-            self._end_turn()
+            self._end_retry()
 
-    def _end_turn(self) -> None:
-        if self._has_turn:
-            self._has_turn = False
+    def _end_retry(self) -> None:
+        if self._is_retry:
+            self._is_retry = False
             _retries.release()
 
     @contextmanager
     def repeat_polls(self) -> Iterator[bool]:
         """Yield whether this tick may poll several times."""
-        is_frequent = self.interval_s <= self._timing.last_poll_s and self.share == 1.0
+        is_frequent = self.seconds <= self._timing.last_poll_s and self.time_share == 1.0
         may_repeat = is_frequent and _repeated_polls.acquire(blocking=False)
         try:
             yield may_repeat

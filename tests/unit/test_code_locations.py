@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData, TickStatus
 
-from federation_defs.dagster_io.deployment import find_left_cursor, find_owner
+from federation_defs.dagster_io.code_locations import find_moved_cursor, find_owner
 from federation_defs.timing import Timing
 from tests.unit.sensors import store_sensor, store_tick
 
@@ -99,35 +99,39 @@ def test_a_removed_location_is_no_obstacle_where_the_own_sensor_is_stopped(
 
 def test_a_clock_that_was_wrong_once_hides_no_location(instance: dg.DagsterInstance) -> None:
     Sensor("removed", "warehouse__observation", ticked_s_ago=-86_400).store(instance)
-    Sensor("core", cursor="left").store(instance)
+    Sensor("core", cursor="moved").store(instance)
     assert find_owner(instance, "metrics", "sales", TIMING) == ("core", NOW - 5)
-    assert find_left_cursor(instance, SENSOR, "sales", TIMING) == "left"
+    assert find_moved_cursor(instance, SENSOR, "sales", TIMING) == "moved"
 
 
 @pytest.mark.parametrize(
-    ("left", "own", "expected"),
+    ("moved", "own", "expected"),
     [
-        (Sensor("sales", cursor="left"), None, "left"),
-        (Sensor("sales", cursor="left", status=InstigatorStatus.STOPPED), None, "left"),
-        (Sensor("sales", cursor="left", ticked_s_ago=8 * 86_400), None, None),
-        (Sensor("sales", "metrics__events", cursor="left"), None, None),
-        (Sensor("sales", cursor="left"), Sensor("finance", ticked_s_ago=1), "left"),  # refused
-        (Sensor("sales", cursor="left"), Sensor("core"), "left"),
+        (Sensor("sales", cursor="moved"), None, "moved"),
+        (Sensor("sales", cursor="moved", status=InstigatorStatus.STOPPED), None, "moved"),
+        (Sensor("sales", cursor="moved", ticked_s_ago=8 * 86_400), None, None),
+        (Sensor("sales", "metrics__events", cursor="moved"), None, None),
+        (Sensor("sales", cursor="moved"), Sensor("finance", ticked_s_ago=1), "moved"),  # refused
+        (Sensor("sales", cursor="moved"), Sensor("core"), "moved"),
         # As long as both locations declared it.
-        (Sensor("sales", cursor="left"), Sensor("core", ended=(FAILURE, FAILURE)), "left"),
+        (Sensor("sales", cursor="moved"), Sensor("core", ended=(FAILURE, FAILURE)), "moved"),
         # Where a person has reset the cursor of a sensor, it is not that of long ago again.
-        (Sensor("sales", cursor="left"), Sensor("core", ended=(TickStatus.SUCCESS,)), None),
-        (Sensor("sales", cursor="left"), Sensor("core", ended=(TickStatus.SKIPPED, FAILURE)), None),
+        (Sensor("sales", cursor="moved"), Sensor("core", ended=(TickStatus.SUCCESS,)), None),
+        (
+            Sensor("sales", cursor="moved"),
+            Sensor("core", ended=(TickStatus.SKIPPED, FAILURE)),
+            None,
+        ),
         (Sensor("core", cursor="own"), None, None),
     ],
 )
 def test_the_first_tick_in_a_location_finds_the_cursor_that_another_one_has_left(
-    instance: dg.DagsterInstance, left: Sensor, own: Sensor | None, expected: str | None
+    instance: dg.DagsterInstance, moved: Sensor, own: Sensor | None, expected: str | None
 ) -> None:
     Sensor("other", "warehouse__observation", cursor="another").store(instance)
-    for sensor in filter(None, (left, own)):
+    for sensor in filter(None, (moved, own)):
         sensor.store(instance)
-    assert find_left_cursor(instance, SENSOR, "core", TIMING) == expected
+    assert find_moved_cursor(instance, SENSOR, "core", TIMING) == expected
 
 
 def test_of_several_locations_the_one_that_ticked_last_has_left_the_cursor(
@@ -135,4 +139,4 @@ def test_of_several_locations_the_one_that_ticked_last_has_left_the_cursor(
 ) -> None:
     Sensor("sales", cursor="older", ticked_s_ago=500).store(instance)
     Sensor("finance", cursor="newer", ticked_s_ago=400).store(instance)
-    assert find_left_cursor(instance, SENSOR, "core", TIMING) == "newer"
+    assert find_moved_cursor(instance, SENSOR, "core", TIMING) == "newer"

@@ -1,11 +1,13 @@
-"""Finds what is wrong with the partitions of DAGs: the check `partitions`."""
+"""The check `partitions`: what is wrong with the partitions of DAGs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import dagster as dg
+from typing_extensions import override
 
 from federation_defs.dagster_io.event_log import (
     fetch_completed_evaluations,
@@ -14,85 +16,73 @@ from federation_defs.dagster_io.event_log import (
 from federation_defs.dagster_io.reports import fetch_reported_partitions
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.events import PARTITIONS_LABEL, build_partitions_metadata
-from federation_defs.naming import PARTITIONS_CHECK_NAME, build_asset_key, build_check_key
-from federation_defs.observation.findings import Findings, Last
+from federation_defs.naming import PARTITIONS_CHECK_NAME, build_asset_key
+from federation_defs.observation.periodic_check import Evaluations, Findings, PeriodicCheck
 from federation_defs.outcome import join_names
 from federation_defs.partitions import Partitioning
 
 FindPartitionProblem: TypeAlias = Callable[[str], str | None]
 
 _PARTITIONS_PER_DAG = 50  # that are compared with what is declared
-_UNFIT = 1.5  # times as often; days of 25 hours are no more
+_TOO_FREQUENT = 1.5  # times as often; days of 25 hours are no more
 
 
-class Alignment:
-    """Evaluates the check of the DAGs of one instance that have partitions.
+@dataclass
+class PartitionsCheck(PeriodicCheck):
+    """The check of the DAGs of one instance that have partitions.
 
     What was reported is compared with the declaration when that has changed. What it has changed
     from need not be known: a report has the dates of its run, by which the run belongs to another
     partition now. If all agrees, or a person has accepted it, the evaluation of the check remembers
     the declaration, and nothing is compared again until it changes once more.
 
-    Args:
-        partitionings: By DAG id; None of a DAG whose schedule has to tell, and does not.
-        find_partition_problem: Returns what is wrong with the declaration of a DAG's partitions by
-            the last refresh, given its id, as sentences.
-        unfit: Why upstreams have partitions too often, by DAG id.
+    Attributes:
+        partitionings: By DAG id, without those of a DAG whose schedule has to tell, and does not.
+        find_problem: The `find_partition_problem` of `ObservedDags`.
+        too_frequent: Why upstreams have partitions too often, by DAG id.
     """
 
-    def __init__(
-        self,
-        airflow: str,
-        partitionings: Mapping[str, Partitioning | None],
-        find_partition_problem: FindPartitionProblem,
-        unfit: Mapping[str, str],
-    ) -> None:
-        self._airflow = airflow
-        self._partitionings = partitionings
-        self._find_problem = find_partition_problem
-        self._unfit = unfit
+    name = PARTITIONS_CHECK_NAME
+    partitionings: Mapping[str, Partitioning]
+    find_problem: FindPartitionProblem
+    too_frequent: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         # What was found of DAGs whose reports don't agree, and the position of the last one.
         self._compared: dict[str, tuple[int | None, Findings]] = {}
 
+    @override
     def evaluate(
-        self, instance: dg.DagsterInstance, chosen: Sequence[str], last: Last, _deadline: float
+        self, instance: dg.DagsterInstance, dag_ids: Sequence[str], last: Evaluations, until: float
     ) -> Iterator[dg.AssetCheckEvaluation]:
-        """Evaluate the check of some DAGs.
-
-        Args:
-            last: Their last evaluations, by asset.
-        """
-        keys = {dag_id: build_asset_key(self._airflow, dag_id) for dag_id in chosen}
+        keys = {dag_id: self.build_key(dag_id) for dag_id in dag_ids}
         # Dagster shows none of a check that a run is going to evaluate. What is remembered counts.
-        hidden = [
-            build_check_key(key, PARTITIONS_CHECK_NAME) for key in keys.values() if key not in last
-        ]
-        completed = fetch_completed_evaluations(instance, hidden) if hidden else {}
-        last = {**last, **{key.asset_key: completed[key] for key in completed}}
+        hidden = [key for key in keys.values() if key not in last]
+        last = {**last, **(fetch_completed_evaluations(instance, hidden) if hidden else {})}
         changed = {
-            dag_id: partitioning
+            dag_id: self.partitionings[dag_id]
             for dag_id, key in keys.items()
-            if (partitioning := self._partitionings[dag_id]) is not None
-            and not _is_remembered(partitioning, last.get(key))
+            if dag_id in self.partitionings
+            and not _is_remembered(self.partitionings[dag_id], last.get(key))
         }
-        changed_keys = [keys[dag_id] for dag_id in changed]
-        positions = fetch_last_materializations(instance, changed_keys) if changed else {}
+        changed_assets = [keys[dag_id].asset_key for dag_id in changed]
+        positions = fetch_last_materializations(instance, changed_assets) if changed else {}
         for dag_id, key in keys.items():
             findings = Findings()
             metadata = last[key].metadata if key in last else {}
-            if problem := self._find_problem(dag_id):
+            if problem := self.find_problem(dag_id):
                 findings.errors.append(problem)
             if (partitioning := changed.get(dag_id)) is not None:
-                compared = self._compare(instance, dag_id, partitioning, positions.get(key))
+                position = positions.get(key.asset_key)
+                compared = self._compare(instance, dag_id, partitioning, position)
                 findings.errors += compared.errors
                 findings.warnings += compared.warnings
-                is_new = not (compared.errors or compared.warnings)
-                metadata = build_partitions_metadata(partitioning.declaration) if is_new else {}
-            if dag_id in self._unfit:
-                findings.warnings.append(self._unfit[dag_id])
-            check = build_check_key(key, PARTITIONS_CHECK_NAME)
-            nothing = "Nothing is wrong with its partitions."
-            yield findings.build_evaluation(check, nothing, metadata)
+                agrees = not (compared.errors or compared.warnings)
+                metadata = build_partitions_metadata(partitioning.declaration) if agrees else {}
+            if dag_id in self.too_frequent:
+                findings.warnings.append(self.too_frequent[dag_id])
+            yield findings.build_evaluation(key, "Nothing is wrong with its partitions.", metadata)
 
     def _compare(
         self,
@@ -104,7 +94,7 @@ class Alignment:
         """Compare what was reported with the declaration, unless nothing was reported since."""
         known = self._compared.get(dag_id)
         if known is None or known[0] != position:
-            key = build_asset_key(self._airflow, dag_id)
+            key = build_asset_key(self.airflow, dag_id)
             known = self._compared[dag_id] = position, _find_changed(instance, key, partitioning)
         return known[1]
 
@@ -145,7 +135,7 @@ def _find_changed(
     return findings
 
 
-def find_unfit_cadences(
+def find_too_frequent_upstreams(
     dags: Mapping[str, DagDeclaration], instances: Mapping[str, InstanceDeclaration]
 ) -> dict[str, str]:
     """Return why upstreams have partitions too often for DAGs that look at the latest of them only,
@@ -175,7 +165,7 @@ def find_unfit_cadences(
         faster = [
             f"{name} (`{each.declaration.cron}`)"
             for name, each in upstreams.items()
-            if each.cadence_s * _UNFIT < slowest.cadence_s
+            if each.cadence_s * _TOO_FREQUENT < slowest.cadence_s
         ]
         if faster:
             found[dag_id] = (

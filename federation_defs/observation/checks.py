@@ -1,0 +1,131 @@
+"""The checks that observation evaluates besides `dag_run`, and the signals that DAGs are slow or
+late."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.declaration import DagDeclaration, InstanceDeclaration
+from federation_defs.errors import DeclaredTwiceError
+from federation_defs.observation.cursor import Cursor, EndedRuns
+from federation_defs.observation.deadline_check import DeadlineCheck
+from federation_defs.observation.max_duration_check import MaxDurationCheck
+from federation_defs.observation.partitions_check import (
+    FindPartitionProblem,
+    PartitionsCheck,
+    find_too_frequent_upstreams,
+)
+from federation_defs.observation.ready_check import FindProblem, ReadyCheck
+from federation_defs.observation.tick import Tick
+from federation_defs.outcome import Rules
+from federation_defs.partition_mapping import select_decided_by_events
+from federation_defs.partitions import Partitioning
+from federation_defs.timing import Timing
+
+
+@dataclass(frozen=True)
+class ObservedDags:
+    """What is known of the DAGs of one instance.
+
+    Attributes:
+        rules: Of all DAGs that are assets. Runs of other DAGs are not reported.
+        declared: What is declared of them, by DAG id.
+        partitionings: Of DAGs that have partitions, by DAG id.
+        instances: The declarations of all instances of the code location, by name.
+        absent: What is wrong with DAGs that the instance did not have at the last refresh, by id.
+            Their checks fail once, unless the instance has them by now.
+        find_problem: Returns why a DAG can't run by the last refresh, given instance and DAG id, as
+            the end of a sentence; None if nothing is known to be wrong with it.
+        find_partition_problem: Returns what is wrong with the partitions of a DAG by the last
+            refresh, or with those that it depends on, given its id, in sentences; None if nothing
+            is known to be wrong with them.
+    """
+
+    rules: Rules
+    declared: Mapping[str, DagDeclaration]
+    partitionings: Mapping[str, Partitioning]
+    instances: Mapping[str, InstanceDeclaration]
+    absent: Mapping[str, str]
+    find_problem: FindProblem
+    find_partition_problem: FindPartitionProblem
+
+
+class Checks:
+    """Evaluates the checks of the DAGs of one instance that declare `max_duration`, `deadline`,
+    `depends_on` or `partitions`. Costs nothing for others."""
+
+    def __init__(
+        self, client: AirflowClient, dags: ObservedDags, lookback_s: float, timing: Timing
+    ) -> None:
+        airflow, declared = client.instance, dags.declared.items()
+        limits_s = {dag_id: dag.max_duration for dag_id, dag in declared if dag.max_duration}
+        deadlines = {dag_id: dag.deadline for dag_id, dag in declared if dag.deadline}
+        downstreams = {dag_id: dag for dag_id, dag in declared if dag.depends_on}
+        partitioned = {dag_id: dag for dag_id, dag in declared if dag.declares_partitions}
+        by_events = select_decided_by_events(downstreams, dags.instances)
+        too_frequent = find_too_frequent_upstreams(dags.declared, dags.instances)
+        self._timing = timing
+        self._max_duration = MaxDurationCheck(client, limits_s, dags.partitionings, timing)
+        self._deadline = DeadlineCheck(airflow, deadlines, lookback_s, timing)
+        self._ready = ReadyCheck(
+            airflow,
+            downstreams,
+            timing,
+            client,
+            by_events,
+            dags.find_problem,
+            dags.find_partition_problem,
+            too_frequent,
+        )
+        self._partitions = PartitionsCheck(
+            airflow,
+            partitioned,
+            timing,
+            dags.partitionings,
+            dags.find_partition_problem,
+            too_frequent,
+        )
+
+    def evaluate(
+        self, tick: Tick, ended_runs: EndedRuns, cursor: Cursor, deadline: float
+    ) -> tuple[Cursor, bool]:
+        """Store what has changed. What goes wrong here is logged, and holds up no report.
+
+        Args:
+            deadline: By the monotonic clock. What is left then is evaluated in a later tick.
+
+        Returns:
+            The cursor, which says up to when deadlines were evaluated, and whether a DAG was
+            signaled to be slow or late.
+        """
+        is_late = is_slow = False
+        with _logging_errors("which DAGs are late", tick.log):
+            evaluated, is_late = self._deadline.evaluate(
+                tick, ended_runs, cursor.deadlines, deadline
+            )
+            cursor = replace(cursor, deadlines=evaluated)
+        with _logging_errors("what keeps DAGs from running", tick.log):
+            self._ready.evaluate_due(tick, self._limit(deadline))
+        with _logging_errors("what is wrong with partitions", tick.log):
+            self._partitions.evaluate_due(tick, self._limit(deadline))
+        with _logging_errors("which runs are slow", tick.log):
+            limit, begun_at = self._limit(deadline), cursor.begun_at
+            is_slow = self._max_duration.evaluate(tick, ended_runs, begun_at, limit)
+        return cursor, is_slow or is_late
+
+    def _limit(self, deadline: float) -> float:
+        return min(deadline, self._timing.monotonic() + self._timing.check_s)
+
+
+@contextmanager
+def _logging_errors(what: str, log: Callable[[], logging.Logger]) -> Iterator[None]:
+    try:
+        yield
+    except DeclaredTwiceError:
+        raise
+    except Exception:  # noqa: BLE001 - logged; the reports of other ticks must not wait for it
+        log().exception("It is not known %s. The next tick tries again.", what)

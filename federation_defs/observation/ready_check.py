@@ -1,0 +1,135 @@
+"""The check `ready`: what keeps DAGs from running when their upstreams succeed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TypeAlias
+
+import dagster as dg
+from typing_extensions import override
+
+from federation_defs.airflow.client import AirflowClient
+from federation_defs.dagster_io.event_log import (
+    fetch_last_evaluations,
+    fetch_last_materializations,
+    fetch_last_request,
+)
+from federation_defs.declaration import DependencyDeclaration
+from federation_defs.errors import AirflowError
+from federation_defs.naming import READY_CHECK_NAME, build_asset_key, build_check_key
+from federation_defs.observation.partitions_check import FindPartitionProblem
+from federation_defs.observation.periodic_check import Evaluations, Findings, PeriodicCheck
+from federation_defs.outcome import join_names
+from federation_defs.threads import run_in_threads
+
+FindProblem: TypeAlias = Callable[[str, str], str | None]
+
+
+@dataclass
+class ReadyCheck(PeriodicCheck):
+    """The check of the DAGs of one instance that depend on others.
+
+    What the event log holds is as of now. The state of a DAG in its Airflow is as of the last
+    refresh, so that a DAG that is paused later is not known to be. If it is bad, and the DAG one of
+    this instance, Airflow is asked whether it still is.
+
+    Attributes:
+        by_events: The ids of the DAGs on which the event sensor decides.
+        find_problem: As in `ObservedDags`.
+        find_partition_problem: As in `ObservedDags`.
+        too_frequent: Why upstreams have partitions too often for a DAG without, by DAG id.
+    """
+
+    name = READY_CHECK_NAME
+    client: AirflowClient
+    by_events: Collection[str]
+    find_problem: FindProblem
+    find_partition_problem: FindPartitionProblem
+    too_frequent: Mapping[str, str]
+
+    @override
+    def evaluate(
+        self, instance: dg.DagsterInstance, dag_ids: Sequence[str], last: Evaluations, until: float
+    ) -> Iterator[dg.AssetCheckEvaluation]:
+        edges = {dag_id: self._find_needed(dag_id) for dag_id in dag_ids}
+        keys = {dag_id: {edge.key for edge in needed} for dag_id, needed in edges.items()}
+        checks = {
+            build_check_key(key)
+            for dag_id in filter(self._waits_for_all, dag_ids)
+            for key in keys[dag_id]
+        }
+        updates = fetch_last_materializations(instance, set().union(*keys.values()))
+        outcomes = fetch_last_evaluations(instance, checks)
+        find_problem = cache(partial(self._find_present_problem, until))
+        for dag_id in dag_ids:
+            dag, findings = self.dags[dag_id], Findings()
+            if problem := find_problem(self.airflow, dag_id):
+                findings.errors.append(f"The DAG {problem}.")
+            for upstream in dag.upstreams:
+                if problem := find_problem(*upstream):
+                    findings.errors.append(f"{'/'.join(upstream)} {problem}.")
+            findings.warnings += [
+                f"{edge.name} has never {'succeeded' if edge.upstream else 'been materialized'}."
+                for edge in edges[dag_id]
+                if edge.key not in updates
+            ]
+            if dag.partitions is None and dag_id in self.too_frequent:
+                findings.warnings.append(self.too_frequent[dag_id])
+            if dag.partitions is None and (problem := self.find_partition_problem(dag_id)):
+                findings.errors.append(problem)
+            elif self._waits_for_all(dag_id):
+                self._find_awaited(instance, dag_id, updates, outcomes, findings)
+            yield findings.build_evaluation(
+                self.build_key(dag_id), "Nothing keeps it from running."
+            )
+
+    def _waits_for_all(self, dag_id: str) -> bool:
+        """Whether the DAG's automation condition waits until several upstreams have succeeded."""
+        return dag_id not in self.by_events and self.dags[dag_id].trigger.when == "all"
+
+    def _find_awaited(
+        self,
+        instance: dg.DagsterInstance,
+        dag_id: str,
+        updates: Mapping[dg.AssetKey, int],
+        outcomes: Evaluations,
+        findings: Findings,
+    ) -> None:
+        """Find what the DAG's automation condition waits for.
+
+        Args:
+            updates: Positions of the last materializations in the event log.
+            outcomes: The last evaluations of the checks `dag_run`.
+        """
+        names = {edge.key: edge.name for edge in self.dags[dag_id].depends_on}
+        for key, name in names.items():
+            last = outcomes.get(build_check_key(key))
+            if last is not None and not last.passed:
+                findings.warnings.append(f"The last run of {name} failed.")
+        requested_at = fetch_last_request(instance, build_asset_key(self.airflow, dag_id))
+        is_new = {key: position > requested_at for key, position in updates.items()}
+        waiting = [name for key, name in names.items() if is_new.get(key) is False]
+        if waiting and any(is_new.get(key) for key in names):
+            findings.notes.append(f"It waits for the next success of {join_names(waiting)}.")
+
+    def _find_needed(self, dag_id: str) -> list[DependencyDeclaration]:
+        """Find the dependencies without whose successes the DAG never runs. Of several, of which
+        any starts a run by an event, none is needed, unless partitions are what is needed."""
+        dag = self.dags[dag_id]
+        is_any = dag_id in self.by_events and dag.trigger.when == "any"
+        if is_any and (dag.partitions is None or dag.trigger.runs == "each"):
+            return []
+        return [edge for edge in dag.depends_on if edge.state == "success"]
+
+    def _find_present_problem(self, until: float, airflow: str, dag_id: str) -> str | None:
+        known = self.find_problem(airflow, dag_id)
+        if known is None or airflow != self.airflow:
+            return known
+        try:
+            rest_s = self.timing.find_rest_s(until)
+            (dag,) = run_in_threads([partial(self.client.fetch_dag, dag_id)], 1, rest_s)
+        except AirflowError:
+            return known
+        return dag.problem if dag else known
