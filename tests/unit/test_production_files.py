@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +103,24 @@ def test_only_its_user_can_read_what_has_the_password_of_the_database(tmp_path: 
     users.chmod(0o644)
     written.write()
     assert users.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_taken_port_is_named_with_the_variable_that_sets_another(tmp_path: Path) -> None:
+    program = ROOT / "airflow_instances" / "production.py"
+    folders = ["--home", tmp_path / "home", "--project", ROOT]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        ended = subprocess.run(
+            [sys.executable, program, *folders, "--port", str(port)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    expected = (
+        rf"Port {port}, meant for dagster, is taken. "
+        r"Choose another with 'make demo-production DAGSTER_PORT=\d+'.\n"
+    )
+    assert re.fullmatch(expected, ended.stderr)
+    assert ended.returncode == 2
+    assert not (tmp_path / "home").exists()
