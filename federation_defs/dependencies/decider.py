@@ -289,22 +289,26 @@ def dump(cursor: Cursor) -> str:
 
 
 def load(text: str | None) -> Cursor | None:
-    """Return the cursor; None if it can't be read, as after an edit by hand."""
+    """Return the cursor; None if it can't be read, as after an edit by hand. Of a version to come,
+    what has another form is left out."""
     try:
         values = json.loads(text or "")
         version = int(values["version"])
         position, seen = int(values["position"]), frozenset(map(int, values["seen"]))
         marks = str(values.get("known", ""))
         edges = [(str(key), str(state)) for key, state in values.get("edges", ())]
-        dags = values["dags"].items()
+        dags = {
+            str(dag_id): [states] if version == 1 else list(states)
+            for dag_id, states in values["dags"].items()
+        }
     except _UNREADABLE:
         return None
     waiting: dict[str, Waiting] = {}
-    for dag_id, states in dags:
-        for each in [states] if version == 1 else states:
+    for dag_id, states in dags.items():
+        for each in states:
             with suppress(*_UNREADABLE):
                 partition, state = _load_state_1(each) if version == 1 else _load_state(each, edges)
-                waiting.setdefault(str(dag_id), {})[partition] = state
+                waiting.setdefault(dag_id, {})[partition] = state
     known = {marks[start : start + _MARK] for start in range(0, len(marks), _MARK)}
     return Cursor(position, seen, waiting, frozenset(known), version)
 
