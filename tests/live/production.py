@@ -71,9 +71,9 @@ class DagsterProduction(DagsterDev):
             self.load_error = str(error)
         return False
 
-    def wait_until_loaded(self, what: str) -> None:
+    def wait_until_loaded(self, what: str, timeout_s: float = 240) -> None:
         try:
-            super().wait_until_loaded(what)
+            super().wait_until_loaded(what, timeout_s)
         except AssertionError as error:
             raise AssertionError(f"{error}. The last error was: {self.load_error}") from error
 

@@ -1,4 +1,5 @@
-"""What `make demo-production` writes before it starts anything. `make soak` runs it."""
+"""What `make demo-production` writes and checks before it starts anything, and what the live tests
+say of a code location that it can't load. `make soak` runs it."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,6 +16,8 @@ from supervisor.options import ServerOptions
 
 from federation_defs.command import main
 from tests.conftest import ROOT
+from tests.live.production import DagsterProduction
+from tests.processes import LoggedProcess
 
 WRITE = """
 import sys
@@ -124,3 +128,21 @@ def test_a_taken_port_is_named_with_the_variable_that_sets_another(tmp_path: Pat
     assert re.fullmatch(expected, ended.stderr)
     assert ended.returncode == 2
     assert not (tmp_path / "home").exists()
+
+
+class Unloadable(DagsterProduction):
+    """A deployment with a code location that can't be loaded."""
+
+    def fetch_locations(self) -> list[dict[str, Any]]:
+        error = {"__typename": "PythonError", "message": "there is no instance 'warehose'"}
+        return [{"name": "metrics", "loadStatus": "LOADED", "locationOrLoadError": error}]
+
+
+def test_a_code_location_that_can_not_be_loaded_is_told_with_its_error(tmp_path: Path) -> None:
+    dagster = Unloadable(tmp_path, {})
+    dagster.process = LoggedProcess(["sleep", "600"], dagster.log, tmp_path, {})
+    try:
+        with pytest.raises(AssertionError, match=r"all is loaded\. The last error .*'warehose'"):
+            dagster.wait_until_loaded("all is loaded", timeout_s=0)
+    finally:
+        dagster.close()
