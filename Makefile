@@ -24,8 +24,6 @@ WITH_HISTORIES := $(addprefix tests/contract/,observation/test_observation_histo
 	test_all_histories.py dependencies/test_event_histories.py dependencies/test_partitions.py)
 # The worker that is through takes tests of the other one.
 PARALLEL := -n 2 --dist worksteal
-# Not those of partitions: a dependency on another code location writes them once more.
-ON_PRODUCTION := $(addprefix tests/live/,test_federation.py test_execution_chaos.py test_interruptions.py)
 AIRFLOWS_ONLY := "-m 'real_airflows and not dagster_dev and not soak' tests/contract tests/live"
 WITH_DAGSTER := "-m 'dagster_dev and not soak' tests/live"
 # Keep the output of each target together, if this make can.
@@ -71,7 +69,7 @@ soak: install-tests storages ## the long tests: storages, histories, bursts, kil
 	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(RUN) pytest -q -s -m "" tests/live/test_airflow_restarts.py
 	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_AWAY_S=60 $(RUN) pytest -q -s -m soak tests/live/test_production.py
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(RUN) pytest -q -s -m soak tests/live/test_hour.py
-	@$(RUN) pytest -q --deployment production -m dagster_dev $(ON_PRODUCTION)
+	@$(RUN) pytest -q --deployment production -m dagster_dev tests/live
 	@$(RUN) pytest -q -s -m soak $(addprefix --ignore tests/live/,test_airflow_restarts.py test_production.py test_hour.py)
 	@$(MAKE) --no-print-directory bench-fleet
 	@echo

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from settings import REPOSITORY
+from settings import REPOSITORY, SettingsError, check_ports
 
 # The instances of each team. A team has a project and a code server of its own.
 TEAMS: Mapping[str, Sequence[str]] = {"warehouse": ["warehouse"], "metrics": ["metrics"]}
@@ -313,6 +313,12 @@ def main() -> None:
     home = options.home.resolve()
     database = (options.database or _choose_database_folder(home)).resolve()
     production = Production(home, database, options.project.resolve(), options.port)
+    # A webserver of another demo would answer there, and be taken for this one's.
+    try:
+        check_ports({"dagster": production.port}, "demo-production")
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from error
     (home / "logs").mkdir(parents=True, exist_ok=True)
     create_database(production)
     create_projects(production)

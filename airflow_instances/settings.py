@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,41 @@ def read_settings() -> DemoSettings:
         home=home.expanduser().resolve(),
         dags=_find_dags(),
     )
+
+
+def check_ports(ports: Mapping[str, int], target: str = "demo") -> None:
+    """Check that all ports are free and different.
+
+    Args:
+        ports: The port of each server, by the server's name. `NAME_PORT` sets it.
+        target: What make starts.
+
+    Raises:
+        SettingsError: A port is in use, or set for two servers.
+    """
+    for name, port in ports.items():
+        if list(ports.values()).count(port) > 1:
+            problem = f"Port {port} is set for {name} and for another."
+        elif not _is_free(port):
+            problem = f"Port {port}, meant for {name}, is taken."
+        else:
+            continue
+        first = port + 1000 if port < 60_000 else port - 1000
+        other = next(each for each in range(first, 65536) if _is_free(each))
+        raise SettingsError(
+            f"{problem} Choose another with 'make {target} {name.upper()}_PORT={other}'."
+        )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        # As the servers do, so that closed connections of an earlier start don't count.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 @dataclass(frozen=True)

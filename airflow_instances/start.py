@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -21,7 +20,7 @@ import psutil
 from instances import AirflowInstance, build_instances
 from processes import ProcessRunner, kill_processes
 from readiness import DAGSTER_KINDS, dagster_executable
-from settings import REPOSITORY, SettingsError, read_settings
+from settings import REPOSITORY, SettingsError, check_ports, read_settings
 
 _READINESS = "readiness"
 
@@ -50,23 +49,6 @@ def check_installation(instances: list[AirflowInstance], dagster_kind: str | Non
     for executable in executables:
         if not executable.exists():
             raise CannotStartError(f"There is no {executable}. Run 'make install'.")
-
-
-def check_ports(ports: dict[str, int]) -> None:
-    """Check that all ports are free and different.
-
-    Args:
-        ports: The port of each server, by the server's name.
-
-    Raises:
-        CannotStartError: A port is in use, or set for two servers.
-    """
-    for name, port in ports.items():
-        remedy = f"Choose another with 'make demo {name.upper()}_PORT={_find_free_port(port)}'."
-        if list(ports.values()).count(port) > 1:
-            raise CannotStartError(f"Port {port} is set for {name} and for another. {remedy}")
-        if not _is_free(port):
-            raise CannotStartError(f"Port {port}, meant for {name}, is taken. {remedy}")
 
 
 def prepare_all(instances: list[AirflowInstance]) -> None:
@@ -152,21 +134,6 @@ def _run_step(instance: AirflowInstance, command: list[str], text: str, log: Pat
         raise ProcessFailedError(step, finished.returncode, log)
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as listener:
-        # As the servers do, so that closed connections of an earlier start don't count.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def _find_free_port(port: int) -> int:
-    return next(other for other in range(port + 1000, 65536) if _is_free(other))
-
-
 def _print(line: str) -> None:
     print(line, flush=True)
 
@@ -192,7 +159,8 @@ def main() -> int:
         instances = build_instances(demo)
         check_installation(instances, dagster_kind)
         ports = {instance.name: instance.settings.port for instance in instances}
-        check_ports(ports | ({"dagster": demo.dagster_port} if dagster_kind else {}))
+        ports |= {"dagster": demo.dagster_port} if dagster_kind else {}
+        check_ports(ports, "demo-production" if dagster_kind == "production" else "demo")
         # Not readable for other users: it holds password hashes and keys.
         demo.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         prepare_all(instances)

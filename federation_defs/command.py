@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None, load_s: float = 300.0) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     about = (
         "Check the declarations of several projects, a code location each, as one federation. "
-        "Neither an Airflow nor a secret is needed."
+        "Neither an Airflow nor a secret is needed, so that each DAG id that a `select` matches is "
+        "taken for that of a DAG."
     )
     check = commands.add_parser("check", help=about, description=about)
     check.add_argument(

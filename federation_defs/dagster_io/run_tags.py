@@ -30,7 +30,7 @@ the Airflow instance's name; `naming.py` builds the keys.
     JSON, `{"events": [[asset path, position], ...], "conf": {...}, "clears": run id, "date": ISO
     8601}`: the events of the event log for which the DAG is started, the newest last; the conf that
     its `only_if` gave; the DAG run to clear in place of a new one; the logical date. All but the
-    events may be null. Written by the event sensor. Read by the step.
+    events may be null or left out. Written by the event sensor. Read by the step.
 `federation/after.<instance>.<DAG id>`
     The upstream, its state and the run id of the newest of these events. Written by the event
     sensor, which finds by it what an upstream run has led to. For people, too.
@@ -212,8 +212,8 @@ def read_request(run: dg.DagsterRun | None, airflow: str, dag_id: str) -> Reques
     try:
         values = _unpack(run.tags[build_request_tag(airflow, dag_id)]) if run else {}
         events = [(dg.AssetKey(path), int(position)) for path, position in values["events"]]
-        date = datetime.fromisoformat(values["date"]) if values["date"] else None
-        return Request(events, values["conf"], values["clears"], date)
+        date = values.get("date") and datetime.fromisoformat(values["date"])
+        return Request(events, values.get("conf"), values.get("clears"), date)
     except _INVALID:
         return None
 

@@ -80,9 +80,9 @@ class DagsterDev(DagsterApi):
         self.process = LoggedProcess(self.build_command(), self.log, cwd=self.project, env=self.env)
         self.wait_until_loaded("Dagster has loaded the project")
 
-    def wait_until_loaded(self, what: str) -> None:
+    def wait_until_loaded(self, what: str, timeout_s: float = 240) -> None:
         """Return when all code locations are loaded. `what` is for the error."""
-        wait_for(self.is_loaded, what, timeout_s=240)
+        wait_for(self.is_loaded, what, timeout_s)
 
     def is_loaded(self) -> bool:
         """Whether all code locations are loaded. An error of one fails the test."""

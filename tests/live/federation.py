@@ -18,9 +18,9 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
 from tests.conftest import Airflows
 from tests.live.dagster_api import Materialization
-from tests.live.dagster_dev import DagsterDev, declare_dags, editing_declaration
+from tests.live.dagster_dev import DagsterDev, editing_declaration
 from tests.live.lossy_proxy import LossyProxy
-from tests.live.periods import DECLARED as PERIODS
+from tests.live.periods import declare_periods
 from tests.live.steered import declare_steered_dags
 from tests.waiting import wait_for
 
@@ -231,8 +231,7 @@ def start_federation(
         for name in NAMES:
             declare_test_dags(dagster.project, name)
         declare_steered_dags(dagster.project)
-        if not dagster.has_teams:  # partitions of other locations are declared once more
-            declare_dags(dagster.project, PERIODS)
+        declare_periods(dagster.project, has_teams=dagster.has_teams)
         stack.callback(dagster.close)
         dagster.start()
         for proxy in proxies.values():

@@ -7,6 +7,12 @@ warehouse/hourly_clicks ──▶ metrics/daily_clicks
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import yaml
+
+from tests.live.dagster_dev import declare_dags
+
 DECLARED = {
     "warehouse": """
         daily_load:
@@ -35,3 +41,19 @@ DECLARED = {
           trigger: {at_once: 3}
     """,
 }
+
+
+def declare_periods(project: Path, *, has_teams: bool) -> None:
+    """Add the DAGs to a project.
+
+    Args:
+        has_teams: The upstreams are those of another code location, whose partitions are declared
+            beside the dependency once more.
+    """
+    dags = {name: yaml.safe_load(text) for name, text in DECLARED.items()}
+    for dag in [dag for each in dags.values() for dag in each.values()] if has_teams else ():
+        for number, upstream in enumerate(dag.get("depends_on", ())):
+            name, dag_id = upstream.split("/")
+            partitions = {**dags[name][dag_id]["partitions"]}
+            dag["depends_on"][number] = {"dag": upstream, "partitions": partitions}
+    declare_dags(project, {name: yaml.safe_dump(each) for name, each in dags.items()})

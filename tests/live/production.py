@@ -19,15 +19,15 @@ from tests.conftest import ROOT
 from tests.live.dagster_dev import DagsterDev, copy_project
 from tests.processes import find_free_port
 
-# The processes of each part, by what their command line has. A code server has two of them.
-PARTS = {
+# The processes of each part, by what their command line has. A code server has two of them, and is
+# the parent of run workers.
+DAGSTER = {
     "webserver": ["dagster-webserver"],
     "daemon": ["dagster-daemon"],
     "code servers": ["code-server start", "dagster api grpc"],
-    "pooler": ["pgbouncer"],
-    "database": ["bin/postgres -D"],
     "run workers": ["multiprocessing.spawn"],
 }
+PARTS = {**DAGSTER, "pooler": ["pgbouncer"], "database": ["bin/postgres -D"]}
 _PASSWORD = "DAGSTER_PG_PASSWORD"
 
 
@@ -71,14 +71,28 @@ class DagsterProduction(DagsterDev):
             self.load_error = str(error)
         return False
 
-    def wait_until_loaded(self, what: str) -> None:
+    def wait_until_loaded(self, what: str, timeout_s: float = 240) -> None:
         try:
-            super().wait_until_loaded(what)
+            super().wait_until_loaded(what, timeout_s)
         except AssertionError as error:
             raise AssertionError(f"{error}. The last error was: {self.load_error}") from error
 
+    def start(self) -> None:
+        if self.process is None:
+            super().start()
+            return
+        self._find_supervisor().send_signal(signal.SIGCONT)
+        self.wait_until_loaded("Dagster has loaded the projects again")
+
+    def kill(self) -> None:
+        """Kill all of Dagster until it is started again. Its database goes on."""
+        self._find_supervisor().send_signal(signal.SIGSTOP)
+        for part in DAGSTER:
+            self.kill_part(part)
+
     def close(self) -> None:
-        super().close()
+        if self.process and self.process.is_running:
+            self.process.kill_tree()
         shutil.rmtree(self.database)
 
     @contextmanager
@@ -105,10 +119,15 @@ class DagsterProduction(DagsterDev):
     @contextmanager
     def keeping_down(self, name: str) -> Iterator[None]:
         """Kill a part that is started again only at the end of the block."""
-        (supervisor,) = self._find_processes("bin/supervisord")
+        supervisor = self._find_supervisor()
         supervisor.send_signal(signal.SIGSTOP)
         try:
             self.kill_part(name)
             yield
         finally:
             supervisor.send_signal(signal.SIGCONT)
+
+    def _find_supervisor(self) -> psutil.Process:
+        """Return the process that starts the others again."""
+        (supervisor,) = self._find_processes("bin/supervisord")
+        return supervisor

@@ -71,6 +71,14 @@ class Production(Federation):
         reported = Counter(self.list_reports(name, dag_id))
         assert {run_id: reported[run_id] for run_id in run_ids} == dict.fromkeys(run_ids, 1)
 
+    def _describe_runs(self) -> list[str]:
+        """Return the status and the tags of all Dagster runs."""
+        return [
+            f"{run.run_id} {run.status.value}, root {run.root_run_id}: "
+            + ", ".join(f"{key}={value}" for key, value in run.tags.items())
+            for run in self.event_log.get_runs()
+        ]
+
     def assert_each_followed_once(self, relayed: list[str], since: datetime) -> list[DagRun]:
         """Wait until runs have followed these, check that one did for each, and return them."""
         metrics = self.clients["metrics"]
@@ -79,7 +87,10 @@ class Production(Federation):
             runs = fetch_runs(metrics, since, {RELAYED})
             return [run.run_id for run in runs] if len(runs) >= len(relayed) else None
 
-        followers = wait_for(find_followers, f"{len(relayed)} runs follow", timeout_s=300)
+        try:
+            followers = wait_for(find_followers, f"{len(relayed)} runs follow", timeout_s=300)
+        except AssertionError as error:
+            raise AssertionError(f"{error}. Dagster has {self._describe_runs()}") from error
         for run_id in followers:
             wait_for_state(metrics, RELAYED, run_id, "success")
         self.settle("metrics", RELAYED)

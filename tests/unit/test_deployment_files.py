@@ -87,7 +87,6 @@ def test_a_run_worker_of_each_team_is_a_job_that_kubernetes_knows(team: Mapping[
                 "env_secrets": [secret["name"] for secret in team["envSecrets"]],
                 "image_pull_policy": image["pullPolicy"],
                 "resources": team["resources"],
-                "security_context": team["securityContext"],
                 "run_k8s_config": raw,
             }
         }
@@ -108,6 +107,11 @@ def test_a_run_worker_of_each_team_is_a_job_that_kubernetes_knows(team: Mapping[
     assert {env.name for env in container.env} >= {each["name"] for each in team["env"]}
     assert container.resources.limits == team["resources"]["limits"]
     assert pod.termination_grace_period_seconds == 60
+    # Those of the code server, which the chart does not hand on.
+    of_pod, of_container = pod.security_context, container.security_context
+    assert of_pod.run_as_non_root is team["podSecurityContext"]["runAsNonRoot"]
+    assert of_pod.run_as_user == team["podSecurityContext"]["runAsUser"]
+    assert of_container.allow_privilege_escalation is False
 
 
 def test_a_team_has_the_variables_and_the_module_of_its_own_project() -> None:

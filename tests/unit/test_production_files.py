@@ -1,10 +1,14 @@
-"""What `make demo-production` writes before it starts anything. `make soak` runs it."""
+"""What `make demo-production` writes and checks before it starts anything, and what the live tests
+say of a code location that it can't load. `make soak` runs it."""
 
 from __future__ import annotations
 
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +16,8 @@ from supervisor.options import ServerOptions
 
 from federation_defs.command import main
 from tests.conftest import ROOT
+from tests.live.production import DagsterProduction
+from tests.processes import LoggedProcess
 
 WRITE = """
 import sys
@@ -101,3 +107,42 @@ def test_only_its_user_can_read_what_has_the_password_of_the_database(tmp_path: 
     users.chmod(0o644)
     written.write()
     assert users.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_taken_port_is_named_with_the_variable_that_sets_another(tmp_path: Path) -> None:
+    program = ROOT / "airflow_instances" / "production.py"
+    folders = ["--home", tmp_path / "home", "--project", ROOT]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        ended = subprocess.run(
+            [sys.executable, program, *folders, "--port", str(port)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    expected = (
+        rf"Port {port}, meant for dagster, is taken. "
+        r"Choose another with 'make demo-production DAGSTER_PORT=\d+'.\n"
+    )
+    assert re.fullmatch(expected, ended.stderr)
+    assert ended.returncode == 2
+    assert not (tmp_path / "home").exists()
+
+
+class Unloadable(DagsterProduction):
+    """A deployment with a code location that can't be loaded."""
+
+    def fetch_locations(self) -> list[dict[str, Any]]:
+        error = {"__typename": "PythonError", "message": "there is no instance 'warehose'"}
+        return [{"name": "metrics", "loadStatus": "LOADED", "locationOrLoadError": error}]
+
+
+def test_a_code_location_that_can_not_be_loaded_is_told_with_its_error(tmp_path: Path) -> None:
+    dagster = Unloadable(tmp_path, {})
+    dagster.process = LoggedProcess(["sleep", "600"], dagster.log, tmp_path, {})
+    try:
+        with pytest.raises(AssertionError, match=r"all is loaded\. The last error .*'warehose'"):
+            dagster.wait_until_loaded("all is loaded", timeout_s=0)
+    finally:
+        dagster.close()

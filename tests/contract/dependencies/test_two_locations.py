@@ -26,7 +26,8 @@ from federation_defs.naming import build_asset_key
 from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.dependencies.reacting import DAG, EventDaemon, report
-from tests.contract.execution.executing import FAST, build_assets
+from tests.contract.execution.automating import Automation
+from tests.contract.execution.executing import FAST, SOURCE, build_assets, materialize
 from tests.unit.sensors import store_sensor
 
 LOAD, OTHER = "warehouse/load", "warehouse/other"
@@ -119,3 +120,45 @@ def test_a_run_that_was_requested_before_a_move_goes_on_unless_the_other_locatio
     for each in (request, by_hand):
         assert not sales.create_run(each, timing)()
     assert len(airflow_v2.database.runs) == 1
+
+
+def test_conditions_of_a_moved_instance_begin_anew(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Dagster keeps what they wait for by location."""
+    airflow_v2.database.add_dag(DAG, polls=0)
+    sales = Automation(airflow_v2, instance, {DAG: {}})
+    sales.update_upstream()
+    assert sales.tick()
+    sales.update_upstream()  # after its sensor was switched off
+    core = Automation(airflow_v2, instance, {DAG: {}})
+    assert not core.tick()
+    assert core.runs == ["success"]
+    by_hand = materialize(airflow_v2.client, [DAG], instance)
+    assert by_hand.success
+    core.update_upstream()
+    assert core.tick()
+    assert core.runs == ["success"] * 3
+    for _ in range(2):  # moved back: what the other location has answered starts no DAG
+        sales.tick()
+    assert sales.runs == ["success"] * 3
+    sales.update_upstream()
+    assert sales.tick()
+    assert sales.runs == ["success"] * 4
+
+
+def test_a_condition_that_waits_for_all_forgets_in_a_move_which_upstreams_have_succeeded(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    other = build_asset_key("warehouse", "other")
+    both = {"depends_on": [SOURCE, "warehouse/other"], "trigger": {"when": "all"}}
+    sales = Automation(airflow_v2, instance, {DAG: both})
+    sales.update_upstream()
+    assert not sales.tick()
+    core = Automation(airflow_v2, instance, {DAG: both})
+    instance.report_runless_asset_event(dg.AssetMaterialization(other))
+    assert not core.tick()
+    core.update_upstream()
+    assert core.tick()
+    assert core.runs == ["success"]
