@@ -131,6 +131,6 @@ def test_what_a_project_does_when_it_is_loaded_hides_neither_the_others_nor_show
 def test_a_project_that_hangs_is_given_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    core = build(tmp_path, "core", "warehouse", {})
-    assert main(["check", core], load_s=0.1) == 1
-    assert f"{core}: it can't be loaded: that takes more than 0.1 s" in capsys.readouterr().out
+    hanging = write(tmp_path, "hanging", "import time\ntime.sleep(600)")
+    assert main(["check", hanging], load_s=0.1) == 1
+    assert f"{hanging}: it can't be loaded: that takes more than 0.1 s" in capsys.readouterr().out
