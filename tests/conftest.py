@@ -1,4 +1,4 @@
-"""The demo's two real Airflows, which contract tests and live tests share."""
+"""What all tests share: options, and the demo's two real Airflows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from dotenv import dotenv_values
 
 from federation_defs.airflow.client import AirflowClient, build_client
@@ -93,6 +95,22 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """An empty project, whose module can be imported."""
     monkeypatch.syspath_prepend(tmp_path)
     return Project(tmp_path, f"project_of_{tmp_path.name}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_revisions_once() -> Iterator[None]:
+    """Let alembic read the revisions of Dagster's tables once, not for each instance."""
+    read, known = ScriptDirectory.from_config, dict[str | None, ScriptDirectory]()
+
+    def read_once(config: Config) -> ScriptDirectory:
+        location = config.get_main_option("script_location")
+        if location not in known:
+            known[location] = read(config)
+        return known[location]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", read_once)
+        yield
 
 
 @pytest.fixture(scope="session")

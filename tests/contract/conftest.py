@@ -13,8 +13,6 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 
 from federation_defs.airflow.client import AirflowClient
 from tests.conftest import Airflows
@@ -67,22 +65,6 @@ class Airflow:
 
 
 StartAirflow = Callable[..., Airflow]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def read_revisions_once() -> Iterator[None]:
-    """Let alembic read the revisions of Dagster's tables once, not for each run's SQLite file."""
-    read, known = ScriptDirectory.from_config, dict[str | None, ScriptDirectory]()
-
-    def read_once(config: Config) -> ScriptDirectory:
-        location = config.get_main_option("script_location")
-        if location not in known:
-            known[location] = read(config)
-        return known[location]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ScriptDirectory, "from_config", read_once)
-        yield
 
 
 @pytest.fixture(scope="session")
