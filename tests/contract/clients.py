@@ -71,7 +71,10 @@ class FakeClock:
 
 
 class BlockingClock(FakeClock):
-    """A clock that stands still, so that threads sleep until it is released."""
+    """A clock that stands still, so that threads sleep until it is released.
+
+    A wait that fails releases it, so that no thread waits for a deadline of its own after that.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,14 +88,20 @@ class BlockingClock(FakeClock):
         with self._asleep:
             self.sleeps_s.append(seconds)
             self._asleep.notify_all()
-        assert self._released.wait(60)
+        self._expect(self._released.wait(60), "nobody has released the clock")
 
     def wait_for_sleepers(self, count: int) -> None:
         with self._asleep:
-            assert self._asleep.wait_for(lambda: len(self.sleeps_s) >= count, 60)
+            are_asleep = self._asleep.wait_for(lambda: len(self.sleeps_s) >= count, 60)
+        self._expect(are_asleep, f"{len(self.sleeps_s)} of {count} threads sleep")
 
     def release(self) -> None:
         self._released.set()
+
+    def _expect(self, is_so: bool, seen: str) -> None:
+        if not is_so:
+            self.release()
+            raise AssertionError(f"after 60 s, {seen}")
 
 
 def clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:
