@@ -1,9 +1,10 @@
-"""A Dagster deployment of several processes: a code server for each project, a webserver and a
-daemon."""
+"""A Dagster deployment of several processes: a daemon, and a code server for each project, which is
+refused what Dagster+ refuses in user code. The tests ask GraphQL without a webserver."""
 
 from __future__ import annotations
 
-import shutil
+import asyncio
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,15 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import requests
+import pytest
 import yaml
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster_graphql.schema import create_schema
 
 from tests.conftest import ROOT
+from tests.contract.dagster_plus import IN_USER_CODE
+from tests.contract.storages import CLOUD
 from tests.live.dagster_api import DagsterApi
 from tests.processes import LoggedProcess, find_free_port
 from tests.waiting import wait_for
 
 _BIN = Path(sys.executable).parent
+_UNREACHABLE = "DagsterUserCodeUnreachableError"
 _CHECKS = """
 query ($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
   assetChecksOrError { ... on AssetChecks { checks { name executionForLatestMaterialization {
@@ -40,10 +47,13 @@ class Deployment(DagsterApi):
         self.folder = folder
         self.home = folder / "dagster"
         self.home.mkdir()
-        shutil.copy(ROOT / "deployment" / "dagster.yaml", self.home)
+        settings = yaml.safe_load((ROOT / "deployment" / "dagster.yaml").read_text())
+        (self.home / "dagster.yaml").write_text(yaml.safe_dump(settings | CLOUD))
         self.env = {**env, "DAGSTER_HOME": str(self.home)}
+        self._schema = create_schema()
+        self._workspace: WorkspaceProcessContext | None = None
         # Processes that create a SQLite storage at the same time get in each other's way (1.13).
-        dg.DagsterInstance.from_config(str(self.home)).dispose()
+        self._open_instance().dispose()
 
     @contextmanager
     def run(self, projects: Mapping[str, Path], broken: Iterable[str] = ()) -> Iterator[None]:
@@ -61,22 +71,30 @@ class Deployment(DagsterApi):
                 address = ["--host", "127.0.0.1", "--port", str(port), "--location-name", name]
                 module = ["--module-name", f"{path.name}.definitions"]
                 command = ["dagster", "api", "grpc", *address, *module, "--lazy-load-user-code"]
-                stack.callback(_stop, self._start(f"code {name}", command, path))
+                stack.callback(_stop, self._start(f"code {name}", command, path, "1"))
             workspace = self.folder / "workspace.yaml"
             entries = [
                 {"grpc_server": {"host": "127.0.0.1", "port": port, "location_name": name}}
                 for name, port in servers.items()
             ]
             workspace.write_text(yaml.safe_dump({"load_from": entries}))
-            self.port = find_free_port()
-            address = ["--host", "127.0.0.1", "--port", str(self.port)]
-            command = ["dagster-webserver", "-w", str(workspace), *address]
-            webserver = self._start("webserver", command, self.folder)
-            stack.callback(_stop, webserver)
-            self._wait_until_loaded(webserver, set(broken))
+            instance = stack.enter_context(self._open_instance())
+            target = WorkspaceFileTarget([str(workspace)])
+            self._workspace = stack.enter_context(WorkspaceProcessContext(instance, target))
+            self._wait_until_loaded(self._workspace, set(broken))
             command = ["dagster-daemon", "run", "-w", str(workspace)]
             stack.callback(_stop, self._start("daemon", command, self.folder))
             yield
+
+    def query(self, query: str, **variables: Any) -> dict[str, Any]:
+        """Return the data of a GraphQL response without errors."""
+        assert self._workspace
+        context = self._workspace.create_request_context()
+        asked = self._schema.execute_async(query, context_value=context, variable_values=variables)
+        result = asyncio.run(asked)
+        assert not result.errors, result.errors
+        assert result.data
+        return result.data
 
     def fetch_check(self, instance: str, dag_id: str, name: str) -> str | None:
         """Return what the last evaluation of a DAG's check says; None if there is none."""
@@ -107,7 +125,7 @@ class Deployment(DagsterApi):
         wait_for(have_ticked, f"{names} have ended {count} ticks")
 
     def _fetch_ticks(self, name: str) -> list[Any]:
-        with dg.DagsterInstance.from_config(str(self.home)) as instance:
+        with self._open_instance() as instance:
             return [
                 tick
                 for state in instance.all_instigator_state()
@@ -117,28 +135,29 @@ class Deployment(DagsterApi):
                 )
             ]
 
-    def _start(self, name: str, command: Sequence[str], folder: Path) -> LoggedProcess:
-        env = {**self.env, "PYTHONPATH": str(folder)}
+    def _open_instance(self) -> dg.DagsterInstance:
+        """Open its Dagster instance in this process, as a webserver does."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv(IN_USER_CODE, raising=False)
+            return dg.DagsterInstance.from_config(str(self.home))
+
+    def _start(
+        self, name: str, command: Sequence[str], folder: Path, is_user_code: str = ""
+    ) -> LoggedProcess:
+        paths = f"{folder}{os.pathsep}{ROOT}"
+        env = {**self.env, "PYTHONPATH": paths, IN_USER_CODE: is_user_code}
         log = self.folder / f"{name}.log"
         return LoggedProcess([_BIN / command[0], *command[1:]], log, cwd=folder, env=env)
 
-    def _wait_until_loaded(self, webserver: LoggedProcess, broken: set[str]) -> None:
+    def _wait_until_loaded(self, workspace: WorkspaceProcessContext, broken: set[str]) -> None:
         def is_loaded() -> bool:
-            assert webserver.is_running, webserver.read_log()[-3000:]
-            try:
-                entries = self.fetch_locations()
-            except requests.ConnectionError:
+            entries = workspace.create_request_context().get_code_location_entries()
+            failed = {name: each.load_error for name, each in entries.items() if each.load_error}
+            if any(_UNREACHABLE in error.to_string() for error in failed.values()):
+                workspace.refresh_workspace()  # a code server starts
                 return False
-            results = {each["name"]: each["locationOrLoadError"] for each in entries}
-            failed = {
-                name: each["message"]
-                for name, each in results.items()
-                if each and each["__typename"] == "PythonError"
-            }
-            if any("DagsterUserCodeUnreachableError" in each for each in failed.values()):
-                return False  # a code server that starts
-            assert failed.keys() <= broken, results
-            return failed.keys() == broken and all(results.values())
+            assert failed.keys() == broken, failed
+            return True
 
         wait_for(is_loaded, "the code locations are loaded", timeout_s=240)
 

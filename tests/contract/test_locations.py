@@ -1,5 +1,6 @@
-"""Two code locations of one deployment, each with Airflows of its own. Dagster is real: two code
-servers over gRPC, a webserver and a daemon. The Airflows are fakes."""
+"""Two code locations of one deployment, each with Airflows of its own. Dagster is real: a daemon,
+and code servers over gRPC with their run workers, which are refused what Dagster+ refuses. The
+Airflows are fakes."""
 
 from __future__ import annotations
 
@@ -17,6 +18,9 @@ from tests.contract.deployment import Deployment
 from tests.contract.fakes.airflow import FakeAirflow
 from tests.unit.project import Project
 from tests.waiting import wait_for
+
+# Of servers that start, and of one that can't load its project.
+pytestmark = pytest.mark.filterwarnings("ignore:Error loading repository location")
 
 DAILY = {"cron": "0 0 * * *", "start": "2026-01-01", "date": "logical_date"}
 FAST = {"observe": {"interval": 1}, "http": NO_RATE_LIMIT}
