@@ -59,11 +59,13 @@ class World(Protocol):
         api: "v1" or "v2".
         client: What is tested; its account may do everything.
         dag_id: A DAG without a schedule whose runs end within seconds.
+        poll_s: How long to wait before a run is asked for again.
     """
 
     api: str
     client: AirflowClient
     dag_id: str
+    poll_s: float
 
     def connect_with_password(self, password: str) -> AirflowClient:
         """Build a client for the same account with another password."""
@@ -98,7 +100,7 @@ def wait_for_end(world: World, run_id: str, dag_id: str | None = None) -> DagRun
         run = world.client.fetch_run(dag_id or world.dag_id, run_id)
         return run if run is not None and run.is_finished else None
 
-    return wait_for(find_end, f"run {run_id} is over", interval_s=0.1)
+    return wait_for(find_end, f"run {run_id} is over", interval_s=world.poll_s)
 
 
 def start_endless_run(world: World) -> tuple[DagRun, TaskInstance]:
@@ -112,7 +114,7 @@ def start_endless_run(world: World) -> tuple[DagRun, TaskInstance]:
         run = world.client.fetch_run("endless", run_id)  # after them, so that it runs, too
         return (run, working[0]) if run is not None and working else None
 
-    return wait_for(find_task, "a task is running", interval_s=0.2)
+    return wait_for(find_task, "a task is running", interval_s=world.poll_s)
 
 
 def make_date() -> datetime:
@@ -125,6 +127,7 @@ class FakeWorld:
     """A fake Airflow, whose runs end when they are polled for the second time."""
 
     dag_id = "load_customers"
+    poll_s = 0.01
 
     def __init__(self, server: FakeAirflow) -> None:
         self.server = server
@@ -168,6 +171,8 @@ class RealWorld:
         client: With an account that may do everything.
         username: That account's.
     """
+
+    poll_s = 0.4  # each request costs a real one a part of a core
 
     def __init__(self, client: AirflowClient, dag_id: str, username: str) -> None:
         self.api = client.api_version.api
