@@ -1,6 +1,7 @@
 """A real code server and real run workers whose storages refuse what those of Dagster+ refuse.
 
-Daemon and webserver, which Dagster+ runs itself, may do everything.
+Daemon and webserver, which Dagster+ runs itself, may do everything. `make soak` runs it;
+`tests/contract/test_locations.py` shows the same over fake Airflows.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from tests.live.federation import (
     replace_dags,
     utc_now,
 )
+
+pytestmark = pytest.mark.soak
 
 RELAY = Dependency(UNWATCHED, UNWATCHED)
 
