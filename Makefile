@@ -26,8 +26,8 @@ WITH_HISTORIES := $(addprefix tests/contract/,observation/test_observation_histo
 PARALLEL := -n 2 --dist worksteal
 AIRFLOWS_ONLY := "-m 'real_airflows and not dagster_dev and not soak' tests/contract tests/live"
 WITH_DAGSTER := "-m 'dagster_dev and not soak' tests/live"
-# Keep the output of each target together, if this make can.
-AT_ONCE := --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
+# Keep the output of each target together, if this make can. What they need is installed.
+AT_ONCE := --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync) INSTALLED=yes
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -80,7 +80,8 @@ soak: install-tests storages ## the long tests: storages, histories, bursts, kil
 screenshot: install ## the README's picture, of the running demo
 	@$(RUN) python -m docs.screenshot
 
-check: lint types dg ## everything that needs no running Airflow, and no tests
+check: install ## everything that needs no running Airflow, and no tests
+	@$(MAKE) $(AT_ONCE) lint types dg
 
 lint: install ## ruff: rules and layout
 	@$(RUN) ruff check .
@@ -127,9 +128,11 @@ dagster-dev: install ## the tests that need real Airflows and a real dagster dev
 	@$(RUN) python -m tests.with_airflows $(WITH_DAGSTER)
 
 install: $(UV) .env ## the project's environment, and one per Airflow of the demo
+ifneq ($(origin INSTALLED),command line)
 	@$(SYNC)
 	@$(SYNC) --project airflow_instances/warehouse
 	@$(SYNC) --project airflow_instances/metrics
+endif
 
 install-tests: install ## also an Airflow 3 with the auth manager of Airflow 2
 	@UV_PROJECT_ENVIRONMENT=.venv-fab $(SYNC) --group fab --project airflow_instances/metrics
