@@ -37,6 +37,7 @@ LONG_TIMEOUTS: dict[str, Any] = {
     "answer_timeout": 60,
     **NO_RATE_LIMIT,
 }
+DEADLINE_S = 300  # only matters when a test fails, and has room for a machine that is busy
 FAST_RETRIES = Timing(retry_request=RetryPolicy(first_s=0.001, max_s=0.001))
 
 # The variables of a machine's environment that requests, OpenSSL and the clouds' packages read.
@@ -88,11 +89,11 @@ class BlockingClock(FakeClock):
         with self._asleep:
             self.sleeps_s.append(seconds)
             self._asleep.notify_all()
-        self._expect(self._released.wait(60), "nobody has released the clock")
+        self._expect(self._released.wait(DEADLINE_S), "nobody has released the clock")
 
     def wait_for_sleepers(self, count: int) -> None:
         with self._asleep:
-            are_asleep = self._asleep.wait_for(lambda: len(self.sleeps_s) >= count, 60)
+            are_asleep = self._asleep.wait_for(lambda: len(self.sleeps_s) >= count, DEADLINE_S)
         self._expect(are_asleep, f"{len(self.sleeps_s)} of {count} threads sleep")
 
     def release(self) -> None:
@@ -101,7 +102,7 @@ class BlockingClock(FakeClock):
     def _expect(self, is_so: bool, seen: str) -> None:
         if not is_so:
             self.release()
-            raise AssertionError(f"after 60 s, {seen}")
+            raise AssertionError(f"after {DEADLINE_S} s, {seen}")
 
 
 def clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.http import RateLimiter
 from federation_defs.errors import AirflowError
 from tests.contract.clients import (
+    DEADLINE_S,
     NO_RATE_LIMIT,
     BlockingClock,
     FakeClock,
@@ -43,7 +44,7 @@ def test_no_window_has_more_requests_than_its_share(
     limiter = RateLimiter(per_minute, clock.timing)
     with ThreadPoolExecutor(threads) as pool:
         for acquired in [pool.submit(limiter.acquire) for _ in range(per_minute * 2)]:
-            acquired.result(timeout=60)
+            acquired.result(timeout=DEADLINE_S)
     starts = sorted(clock.sleeps_s)
     burst = max(1, per_minute // 4)
     per_second = max(1, per_minute - burst) / 60
@@ -99,7 +100,7 @@ def ask_in_threads(client: AirflowClient, threads: int, times: int) -> Iterator[
         calls = [pool.submit(ask) for _ in range(threads)]
         yield
         for call in calls:
-            call.result(timeout=60)
+            call.result(timeout=DEADLINE_S)
 
 
 def test_no_more_requests_arrive_than_declared_whatever_they_are_for() -> None:
