@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,8 +20,12 @@ from tests.live.production import DagsterProduction
 
 # The first test waits for the start of two Airflows and of Dagster, on a busy machine for minutes.
 TIMEOUT_S = 1200
-# These come first, one after the other: see `actions`.
-AT_ONCE = ["test_federation.py", "test_browser.py", "test_dependencies.py"]
+# These come first, in this order. What some look at happens during the tests of others: see
+# `actions` and `outage`.
+FIRST = [
+    *("test_federation.py", "test_browser.py", "test_dependencies.py"),
+    *("test_interruptions.py", "test_time.py"),
+]
 DEPLOYMENTS = {"dev": DagsterDev, "production": DagsterProduction}  # of the option --deployment
 
 
@@ -32,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(TIMEOUT_S))
             if "federation" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.dagster_dev)
-    items.sort(key=lambda item: (*AT_ONCE, item.path.name).index(item.path.name))
+    items.sort(key=lambda item: (*FIRST, item.path.name).index(item.path.name))
 
 
 @pytest.fixture(scope="session")
@@ -53,14 +58,34 @@ def actions(
 
     It begins when the first module asks for it, and goes on during the tests of other modules.
     """
-    functions = [item.obj for item in request.session.items if isinstance(item, pytest.Function)]
-    modules = {sys.modules[function.__module__] for function in functions}
     with ThreadPoolExecutor() as pool:
         yield {
             module.__name__: pool.submit(module.act, federation, tmp_path_factory.mktemp("act"))
-            for module in modules
+            for module in find_modules(request.session)
             if hasattr(module, "act")
         }
+
+
+@pytest.fixture(scope="session")
+def outage(
+    request: pytest.FixtureRequest, federation: Federation, actions: Mapping[str, Future[Any]]
+) -> None:
+    """All of Dagster is killed and started again, when all actions are over.
+
+    Meanwhile happens what modules have as their function `act_without_dagster`.
+    """
+    wait(actions.values())
+    federation.dagster.kill()
+    for module in find_modules(request.session):
+        if hasattr(module, "act_without_dagster"):
+            module.act_without_dagster(federation)
+    federation.dagster.start()
+
+
+def find_modules(session: pytest.Session) -> set[ModuleType]:
+    """Return the modules whose tests run."""
+    functions = [item.obj for item in session.items if isinstance(item, pytest.Function)]
+    return {sys.modules[function.__module__] for function in functions}
 
 
 def on(*names: str) -> pytest.MarkDecorator:

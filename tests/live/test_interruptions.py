@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -43,14 +44,17 @@ VISIBLE_WITHIN_S = 2.0  # after its end, a run may be missing from Airflow's lis
 
 
 @pytest.fixture(scope="module")
-def interruption(federation: Federation) -> datetime:
+def interruption(
+    request: pytest.FixtureRequest, federation: Federation, actions: Mapping[str, Future[Any]]
+) -> datetime:
     """Kill and restart Dagster while one downstream DAG is running and another is requested.
 
     Returns:
         A time just before the upstream DAGs were triggered.
     """
-    since, metrics = utc_now(), federation.clients["metrics"]
-    set_duration(metrics, 20, RUNNING.downstream)
+    wait(actions.values())
+    since = utc_now()
+    set_duration(federation.clients["metrics"], 20, RUNNING.downstream)
     federation.run_upstream(RUNNING)
     federation.wait_for_downstream(RUNNING, since, "running")
     federation.run_upstream(REQUESTED)
@@ -59,10 +63,12 @@ def interruption(federation: Federation) -> datetime:
         "a run is requested",
         interval_s=0.1,
     )
-    federation.dagster.kill()
-    set_duration(metrics, 0, RUNNING.downstream)
-    federation.dagster.start()
+    request.getfixturevalue("outage")
     return since
+
+
+def act_without_dagster(federation: Federation) -> None:
+    set_duration(federation.clients["metrics"], 0, RUNNING.downstream)
 
 
 @pytest.mark.usefixtures("interruption")

@@ -1,19 +1,20 @@
 """Periods of the past that lead to the same periods in the other Airflow, whoever ran them.
 
-A fixture starts everything at once, and the tests look at what followed (`periods.py` has the
-declarations).
+All that happens, if possible during the tests of other modules, does so in `act` and
+`act_without_dagster`, and the tests look at what followed (`periods.py` has the declarations).
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
@@ -21,9 +22,9 @@ import pytest
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, TriggerOptions
-from tests.conftest import ROOT, Airflows
+from tests.conftest import ROOT
 from tests.live.dagster_api import Materialization
-from tests.live.federation import Federation, fetch_runs, utc_now, wait_for_state
+from tests.live.federation import Federation, fetch_runs, utc_now
 from tests.processes import LoggedProcess
 from tests.waiting import wait_for
 
@@ -32,12 +33,12 @@ Interval = tuple[datetime, datetime]
 BERLIN = ZoneInfo("Europe/Berlin")
 DAY = timedelta(days=1)
 # Each Airflow has its own way to run days of the past again, and Dagster has a third.
-DAYS_OF_AIRFLOW_2 = [date(2025, 5, 10), date(2025, 5, 11), date(2025, 5, 12)]
-DAYS_OF_AIRFLOW_3 = [date(2025, 6, 10), date(2025, 6, 11), date(2025, 6, 12)]
+DAYS_OF_AIRFLOW_2 = [date(2025, 5, 10), date(2025, 5, 11)]
+DAYS_OF_AIRFLOW_3 = [date(2025, 6, 10), date(2025, 6, 11)]
 DAYS_OF_DAGSTER = [date(2025, 7, 10), date(2025, 7, 11)]
 # Of runs that Airflow 2's scheduler takes when they are cleared: those of its backfills it leaves.
 DAYS_OF_TRIGGERS = [date(2025, 9, 10), date(2025, 9, 11)]
-DAYS_AWAY = [date(2025, 8, 10), date(2025, 8, 11), date(2025, 8, 12)]
+DAYS_AWAY = [date(2025, 8, 10), date(2025, 8, 11)]
 # With the number of its hours, and one of them whose run is the last one to end.
 SHORT_DAY, LONG_DAY = (date(2025, 3, 30), 23, 2), (date(2025, 10, 26), 25, 3)
 
@@ -76,6 +77,16 @@ class Past:
         """Return how often each partition was reported."""
         return Counter(event.partition for event in self._fetch_materializations(name, dag_id))
 
+    def wait_for_reports(
+        self, name: str, dag_id: str, days: Collection[date], count: int = 1
+    ) -> None:
+        """Return when each of these days was reported so often."""
+        wait_for(
+            lambda: all(self.count_reports(name, dag_id)[str(day)] >= count for day in days),
+            f"{dag_id} is reported for {days}",
+            timeout_s=300,
+        )
+
     def _fetch_materializations(self, name: str, dag_id: str) -> list[Materialization]:
         return self.federation.fetch_materializations(name, dag_id, self.since)
 
@@ -103,19 +114,20 @@ def build_hours(day: date, count: int) -> list[Interval]:
 
 def run_intervals(client: AirflowClient, dag_id: str, intervals: Sequence[Interval]) -> None:
     """Run a DAG of an Airflow 2 for some intervals, and return when all runs have succeeded."""
+    since, run_ids = utc_now(), [f"test__{uuid4()}" for _ in intervals]
 
-    def run(interval: Interval) -> None:
-        run_id, options = f"test__{uuid4()}", TriggerOptions(interval[0], interval)
-        client.trigger_run(dag_id, run_id, options=options)
-        wait_for_state(client, dag_id, run_id, "success")
+    def have_succeeded() -> bool:
+        runs = fetch_runs(client, since, {dag_id})
+        return set(run_ids) <= {run.run_id for run in runs if run.is_success}
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(run, intervals))
+    for run_id, interval in zip(run_ids, intervals, strict=True):
+        client.trigger_run(dag_id, run_id, options=TriggerOptions(interval[0], interval))
+    wait_for(have_succeeded, f"{len(run_ids)} runs of {dag_id} have succeeded")
 
 
-def start_backfill_in_airflow_2(airflows: Airflows, folder: Path) -> LoggedProcess:
+def start_backfill_in_airflow_2(demo_home: str, folder: Path) -> LoggedProcess:
     """Start the command, which runs the tasks itself, beside the scheduler."""
-    home = Path(airflows.env["DEMO_HOME"]) / "warehouse"
+    home = Path(demo_home) / "warehouse"
     programs = ROOT / "airflow_instances" / "warehouse" / ".venv" / "bin"
     env = {
         "AIRFLOW_HOME": str(home),
@@ -163,16 +175,12 @@ def clear(client: AirflowClient, dag_id: str, first: datetime, last: datetime) -
     assert response.ok, response.text
 
 
-@pytest.fixture(scope="module")
-def past(
-    federation: Federation, airflows: Airflows, tmp_path_factory: pytest.TempPathFactory
-) -> Past:
+def act(federation: Federation, folder: Path) -> Past:
     warehouse, metrics = federation.clients["warehouse"], federation.clients["metrics"]
     federation.wait_for_ticks(1)  # what is before a sensor's first tick counts for nothing
     since = utc_now()
     past = Past(federation, since, [])
-    folder = tmp_path_factory.mktemp("backfill")
-    in_airflow_2 = start_backfill_in_airflow_2(airflows, folder)
+    in_airflow_2 = start_backfill_in_airflow_2(federation.dagster.env["DEMO_HOME"], folder)
     backfill_in_airflow_3(metrics)
     federation.dagster.backfill("metrics", "daily_report", list(map(str, DAYS_OF_DAGSTER)))
     run_intervals(warehouse, "daily_load", [build_interval(day) for day in DAYS_OF_TRIGGERS])
@@ -180,21 +188,14 @@ def past(
     last_hours = [hours[day].pop(number) for day, _, number in (SHORT_DAY, LONG_DAY)]
     run_intervals(warehouse, "hourly_clicks", [each for day in hours.values() for each in day])
 
-    def wait_for_reports(name: str, dag_id: str, days: Collection[date], count: int = 1) -> None:
-        wait_for(
-            lambda: all(past.count_reports(name, dag_id)[str(day)] >= count for day in days),
-            f"{dag_id} is reported for {days}",
-            timeout_s=300,
-        )
-
-    wait_for_reports("warehouse", "daily_archive", DAYS_OF_AIRFLOW_3)
+    past.wait_for_reports("warehouse", "daily_archive", DAYS_OF_AIRFLOW_3)
     first, *_, last = DAYS_OF_AIRFLOW_3
     clear(metrics, "daily_measure", begin_of(first + DAY), begin_of(last + DAY))
-    wait_for_reports("warehouse", "daily_export", DAYS_OF_TRIGGERS)
+    past.wait_for_reports("warehouse", "daily_export", DAYS_OF_TRIGGERS)
     clear(warehouse, "daily_load", *map(begin_of, DAYS_OF_TRIGGERS))
     assert in_airflow_2.wait(300) == 0, in_airflow_2.read_log()
-    wait_for_reports("warehouse", "daily_export", DAYS_OF_DAGSTER)
-    wait_for_reports("warehouse", "daily_export", DAYS_OF_AIRFLOW_2)
+    past.wait_for_reports("warehouse", "daily_export", DAYS_OF_DAGSTER)
+    past.wait_for_reports("warehouse", "daily_export", DAYS_OF_AIRFLOW_2)
     wait_for(
         lambda: past.count_reports("warehouse", "hourly_clicks").total() == 46,
         "all hours but the last ones are reported",
@@ -202,13 +203,24 @@ def past(
     federation.wait_for_ticks(1)
     past.before_last.extend(fetch_runs(metrics, since, {"daily_clicks"}))
     run_intervals(warehouse, "hourly_clicks", last_hours)
-    wait_for_reports("metrics", "daily_clicks", [SHORT_DAY[0], LONG_DAY[0]])
-    wait_for_reports("warehouse", "daily_archive", DAYS_OF_AIRFLOW_3, 2)
-    wait_for_reports("warehouse", "daily_export", DAYS_OF_TRIGGERS, 2)
-    federation.dagster.kill()
-    run_intervals(warehouse, "daily_load", [build_interval(day) for day in DAYS_AWAY])
-    federation.dagster.start()
-    wait_for_reports("warehouse", "daily_export", DAYS_AWAY)
+    past.wait_for_reports("metrics", "daily_clicks", [SHORT_DAY[0], LONG_DAY[0]])
+    past.wait_for_reports("warehouse", "daily_archive", DAYS_OF_AIRFLOW_3, 2)
+    past.wait_for_reports("warehouse", "daily_export", DAYS_OF_TRIGGERS, 2)
+    return past
+
+
+def act_without_dagster(federation: Federation) -> None:
+    days = [build_interval(day) for day in DAYS_AWAY]
+    run_intervals(federation.clients["warehouse"], "daily_load", days)
+
+
+@pytest.fixture(scope="module")
+def past(
+    federation: Federation, actions: Mapping[str, Future[Any]], request: pytest.FixtureRequest
+) -> Past:
+    past: Past = actions[__name__].result()
+    request.getfixturevalue("outage")
+    past.wait_for_reports("warehouse", "daily_export", DAYS_AWAY)
     federation.wait_for_ticks()
     federation.wait_until_idle("warehouse", "daily_archive", "daily_export")
     federation.wait_until_idle("metrics", "daily_report", "daily_clicks")
