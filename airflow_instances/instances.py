@@ -268,8 +268,10 @@ class Airflow2Instance(AirflowInstance):
             "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "300",
             "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
             # With the default of 1 s a small run mostly waits. Below 0.25 s the loop keeps a core
-            # busy.
-            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.25",
+            # busy. The tests have longer pauses, which cost less CPU time.
+            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": os.environ.get(
+                "DEMO_SCHEDULER_IDLE_S", "0.25"
+            ),
             "AIRFLOW__WEBSERVER__BASE_URL": self.settings.url,
             # On a busy machine the workers start slowly. After the default of 120 s the web server
             # would exit.

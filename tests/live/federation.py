@@ -192,7 +192,7 @@ def wait_for_state(
         return run if run is not None and run.state in states else None
 
     what = f"{dag_id} {run_id} is {' or '.join(states)}"
-    return wait_for(find, what, timeout_s, interval_s=0.1)
+    return wait_for(find, what, timeout_s, interval_s=0.3)
 
 
 def fetch_runs(client: AirflowClient, since: datetime, dag_ids: Collection[str]) -> list[DagRun]:
