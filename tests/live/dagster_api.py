@@ -187,7 +187,7 @@ class DagsterApi:
         launched = self.query(_BACKFILL, params=params)["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
 
-    def wait_for_run(self, run_id: str, timeout_s: float = 120) -> str:
+    def wait_for_run(self, run_id: str, timeout_s: float = 300) -> str:
         """Return the status with which a run ends."""
 
         def find_end() -> str | None:
