@@ -188,7 +188,7 @@ def run_checks(
         else:
             context.log.info(f"DAG {dag_id} has no finished run in Airflow '{client.instance}'.")
     if errors:
-        raise dg.Failure("\n".join(errors))
+        raise dg.Failure("\n".join(errors), allow_retries=False)
 
 
 def _evaluate(

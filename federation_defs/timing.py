@@ -122,6 +122,9 @@ class Timing:
     status_s: float = 2.0  # between two questions whether the Dagster run is being canceled
     launch_end_s: float = 30.0  # for triggers under way when the Dagster run is canceled
     cancel_s: float = 50.0  # for stopping DAG runs; Dagster gives a canceled run a minute
+    # Before a step is repeated after an error that is not Airflow's, as of Dagster's database; no
+    # longer than `heartbeat_lost_s`, as nothing writes heartbeats meanwhile.
+    repeat_step_s: float = 15.0
     # Before the stop of a DAG run is repeated: Airflow's scheduler may have overwritten it.
     repeat_stop_s: float = 3.0
     after_main_s: float = 30.0  # of polls of the status after the main thread has ended
@@ -131,7 +134,8 @@ class Timing:
     # A worker without a heartbeat for so long is dead. `dagster-daemon run -m` replaces the code
     # server, which measures it, every minute.
     heartbeat_lost_s: float = 45.0
-    first_heartbeat_lost_s: float = 1800.0  # before the first step, which may wait for its turn
+    next_step_lost_s: float = 240.0  # between steps, and before the end of the Dagster run
+    waiting_step_lost_s: float = 1800.0  # while a process or resources start, or a slot is missing
 
     def find_rest_s(self, deadline: float) -> float:
         """The time until a deadline by the monotonic clock."""

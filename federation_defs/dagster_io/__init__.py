@@ -6,6 +6,8 @@ Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all 
     Tags are the only state of a run that outlives its worker. No public method writes them.
 `all_instigator_state`
     Tells which sensors run in other code locations. In the public API only GraphQL does.
+`all_logs`
+    Tells whether a step waits for its turn. No public method tells the events of a run.
 `defs_state_storage`
     Tells the last state of a component. What the component itself reads is as old as the last load.
 `event_log_storage`

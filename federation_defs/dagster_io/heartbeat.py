@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import dagster as dg
 
@@ -23,6 +23,10 @@ from federation_defs.naming import build_alive_tag, build_monitor_tags, build_op
 from federation_defs.timing import Timing
 
 _WAITS = " waits"
+# What Dagster stores before a step begins: its process starts, or it waits for a slot of its pool.
+_ANNOUNCING = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.STEP_WORKER_STARTING}
+_INITIALIZING = dg.DagsterEventType.RESOURCE_INIT_STARTED
+_INITIALIZED = dg.DagsterEventType.RESOURCE_INIT_SUCCESS
 
 _log = logging.getLogger(__name__)
 
@@ -121,10 +125,14 @@ class HeartbeatMonitor:
         """Whether the step of a run waits for other attempts, and has launched nothing."""
         return run.tags.get(self._tag, "").endswith(_WAITS)
 
-    def is_before_step(self, run: dg.DagsterRun) -> bool:
-        """Whether none of our steps has begun, and one may still begin."""
-        is_over = self._get_silence_s(run) > self._timing.first_heartbeat_lost_s
-        return not self._has_heartbeat(run) and not is_over
+    def is_overdue(self, run: dg.DagsterRun, *, waits: bool) -> bool:
+        """Whether a run in none of our steps should have gone on.
+
+        Args:
+            waits: Whether one of its steps may wait for its turn.
+        """
+        lost_s = self._timing.waiting_step_lost_s if waits else self._timing.next_step_lost_s
+        return self._get_silence_s(run) > lost_s
 
     def _get_silence_s(self, run: dg.DagsterRun) -> float:
         last, silence_s = self._silences.get(run.run_id, (None, 0.0))
@@ -144,8 +152,8 @@ def fail_orphaned_runs(
     """Fail the started Dagster runs that wait for an Airflow instance and whose worker died, and
     return how many are at work: they poll it."""
     message = (
-        f"The worker of this run died while it waited for Airflow '{airflow}'. A retry adopts its "
-        "DAG runs; without a retry, observation reports them."
+        f"The worker of this run died, or has lost Dagster's database. A retry adopts its DAG runs "
+        f"in Airflow '{airflow}'; without a retry, observation reports them."
     )
     runs = fetch_launching_runs(instance, airflow)
     monitor.measure(runs)
@@ -162,9 +170,25 @@ def fail_orphaned_runs(
 def _is_orphaned(
     instance: dg.DagsterInstance, airflow: str, monitor: HeartbeatMonitor, run: dg.DagsterRun
 ) -> bool:
-    """Whether a silent run should write heartbeats: it is in one of our steps, or in none."""
-    if not (steps := instance.get_run_step_stats(run.run_id)):
-        return not monitor.is_before_step(run)
-    # Dagster splits a multi_asset into name, name_2, … where dependencies cross.
-    own_step = re.compile(re.escape(build_op_name(airflow, "dags")) + r"(_\d+)?")
-    return any(step.end_time is None and own_step.fullmatch(step.step_key) for step in steps)
+    """Whether a silent run should write heartbeats, as it is in one of our steps, or should have
+    gone on, as none of its steps is at work or waits."""
+    begun = [step for step in instance.get_run_step_stats(run.run_id) if step.start_time]
+    if at_work := [step.step_key for step in begun if step.end_time is None]:
+        # Dagster splits a multi_asset into name, name_2, … where dependencies cross.
+        own_step = re.compile(re.escape(build_op_name(airflow, "dags")) + r"(_\d+)?")
+        return any(own_step.fullmatch(step_key) for step_key in at_work)
+    waits = _may_wait(instance, run.run_id, {step.step_key for step in begun})
+    return monitor.is_overdue(run, waits=waits)
+
+
+def _may_wait(instance: dg.DagsterInstance, run_id: str, begun: Collection[str]) -> bool:
+    """Whether a run without a step at work may wait for a step's turn, or for its resources.
+
+    Args:
+        begun: The steps that have begun.
+    """
+    kinds = {*_ANNOUNCING, _INITIALIZING, _INITIALIZED}
+    events = instance.all_logs(run_id, of_type=kinds)
+    if events and events[-1].get_dagster_event().event_type is _INITIALIZING:
+        return True
+    return any(event.step_key and event.step_key not in begun for event in events)

@@ -140,12 +140,13 @@ class InstanceDeclaration(Declaration):
 
     @model_validator(mode="after")
     def _require_dates_in_airflow_2(self) -> InstanceDeclaration:
-        for dag_id, dag in self.dags.items() if self.api == "v1" else ():
-            if dag.trigger.logical_date == "none":
-                raise ValueError(
-                    f"dags.{dag_id}.trigger.logical_date: in Airflow 2 (`api: v1`) every run has a "
-                    "logical date; remove the key"
-                )
+        dags = self.dags.items() if self.api == "v1" else ()
+        wrong = [dag_id for dag_id, dag in dags if dag.trigger.logical_date == "none"]
+        if wrong:
+            keys = ", ".join(f"dags.{dag_id}.trigger.logical_date" for dag_id in wrong)
+            raise ValueError(
+                f"{keys}: in Airflow 2 (`api: v1`) every run has a logical date; remove the key"
+            )
         return self
 
     @model_validator(mode="wrap")

@@ -88,14 +88,14 @@ class Downstream:
         return {_name(edge): edge for edge in self.declaration.depends_on}
 
     @cached_property
-    def marks(self) -> dict[str, dg.AssetKey]:
-        """The upstreams by their marks, which stand for them in the cursor, whatever states count.
+    def marks(self) -> dict[dg.AssetKey, str]:
+        """The marks of the upstreams, which stand for them in the cursor, whatever states count.
 
         Dagster stores the cursor at each tick, so a mark is short: one of 16 million. An upstream
         that is new, and by chance has the mark of another one, counts from the last tick on and is
         not told.
         """
-        return {self._build_mark(edge.key): edge.key for edge in self.declaration.depends_on}
+        return {edge.key: self._build_mark(edge.key) for edge in self.declaration.depends_on}
 
     def _build_mark(self, upstream: dg.AssetKey) -> str:
         name = json.dumps([self.dag_id, upstream.path])
@@ -207,11 +207,16 @@ def add_event(
     Args:
         concerned: What the event is about.
     """
+    queued = set[str | None]()
     for edge, partition in concerned:
+        if partition in queued:  # one run, whichever dependencies it counts for
+            continue
         # Removed and added: of what this event updates, the earliest partition comes first.
         state = _add(dag, edge, waiting.pop(partition, State()), event)
         if state.causes:
             waiting[partition] = state
+        if dag.trigger.runs == "each" and _counts(edge, event):
+            queued.add(partition)
 
 
 def _add(dag: Downstream, edge: DependencyDeclaration, state: State, event: AssetEvent) -> State:
@@ -308,17 +313,17 @@ def load(text: str | None, dags: Mapping[str, Downstream]) -> Cursor | None:
         int(values["version"])  # every cursor of the sensor has one
         position, seen = int(values["position"]), frozenset(map(int, values["seen"]))
         marks = str(values.get("known", ""))
-        edges = [(str(key), str(state)) for key, state in values.get("edges", ())]
-        stored = {str(dag_id): list(states) for dag_id, states in values["dags"].items()}
     except _UNREADABLE:
         return None
     waiting: dict[str, Waiting] = {}
-    for dag_id in stored.keys() & dags.keys():
-        for each in stored[dag_id]:
-            with suppress(*_UNREADABLE):
-                partition, state = _load_state(dags[dag_id], each, edges)
-                if state.causes:
-                    waiting.setdefault(dag_id, {})[partition] = state
+    for dag_id, dag in dags.items():
+        with suppress(*_UNREADABLE):
+            edges = [(str(key), str(state)) for key, state in values["edges"]]
+            for each in values["dags"].get(dag_id, ()):
+                with suppress(*_UNREADABLE):
+                    partition, state = _load_state(dag, each, edges)
+                    if state.causes:
+                        waiting.setdefault(dag_id, {})[partition] = state
     known = {marks[start : start + _MARK] for start in range(0, len(marks), _MARK)}
     return Cursor(position, seen, waiting, frozenset(known))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from types import MappingProxyType
 
 import dagster as dg
@@ -141,14 +140,14 @@ class _EventSensor:
             starter = Starter(self.client, instance, self._lacking, self._shared, self.timing)
             states: dict[str, Waiting] = {}
             for dag_id, dag in self.dags.items():
-                joined = {key for mark, key in dag.marks.items() if mark not in before.known}
+                joined = {key for key, mark in dag.marks.items() if mark not in before.known}
                 if joined and is_whole:
                     starter.announce(dag, joined)
                 new = (event for event in events.get(dag_id, ()) if event.key not in joined)
                 waiting = before.dags.get(dag_id, {})
                 states[dag_id] = _add_events(starter, dag, waiting, new, may_repeat=may_repeat)
                 starter.start(dag, states[dag_id])
-            known = frozenset(chain.from_iterable(dag.marks for dag in self.dags.values()))
+            known = frozenset(mark for dag in self.dags.values() for mark in dag.marks.values())
             # Upstreams that are new count when all that has happened is read.
             known = known if is_whole else known & before.known
             self._last = decider.dump(replace(cursor, dags=states, known=known))
@@ -161,7 +160,7 @@ class _EventSensor:
         each DAG, in order, and whether these are all."""
         concerned: dict[dg.AssetKey, list[str]] = {}
         for dag_id, dag in self.dags.items():
-            for key in {dag.key, *dag.marks.values()}:
+            for key in {dag.key, *dag.marks}:
                 concerned.setdefault(key, []).append(dag_id)
         found: dict[str, list[AssetEvent]] = {}
         after = self._find_start(cursor)

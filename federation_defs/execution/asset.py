@@ -38,6 +38,7 @@ from federation_defs.redaction import redact
 from federation_defs.safety import find_safe_mode_reason
 from federation_defs.timing import Timing
 
+_MAX_REPEATS = 5
 _PARTITION_TAGS = {"dagster/partition", "dagster/asset_partition_range_start"}
 
 
@@ -71,6 +72,9 @@ def build_execution(
         name=build_op_name(client.instance, "dags"),
         ins={name: dg.In(dg.Nothing) for name in inputs},
         out={name: dg.Out(dg.Nothing, is_required=False) for name in (*outputs.values(), *checks)},
+        # After an error of Dagster's database. All that Airflow answers is a failure that Dagster
+        # does not retry, and a step that is repeated takes over its DAG runs.
+        retry_policy=dg.RetryPolicy(_MAX_REPEATS, timing.repeat_step_s),
     )
     def run_dags(context: dg.AssetExecutionContext) -> Iterator[Event]:
         current_run = CurrentRun(context.instance, context.run, client.instance)

@@ -88,7 +88,7 @@ class Production(Federation):
             return [run.run_id for run in runs] if len(runs) >= len(relayed) else None
 
         try:
-            followers = wait_for(find_followers, f"{len(relayed)} runs follow", timeout_s=300)
+            followers = wait_for(find_followers, f"{len(relayed)} runs follow", timeout_s=600)
         except AssertionError as error:
             raise AssertionError(f"{error}. Dagster has {self._describe_runs()}") from error
         for run_id in followers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from federation_defs.declaration import DagDeclaration
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import (
     WINDOW,
+    Cause,
     Cursor,
     Downstream,
     State,
@@ -103,9 +105,35 @@ def test_a_cursor_is_read_as_it_was_written() -> None:
     waiting: dict[str, Waiting] = {"ä [1]": {None: failing}}
     waiting["b"] = read(dags["b"], happen(A, 3), happen(A, 4))
     waiting["c"] = {"2026-01-01": waiting["b"][None], "2026-01-02": failing}
-    known = frozenset(mark for dag in dags.values() for mark in dag.marks)
+    known = frozenset(mark for dag in dags.values() for mark in dag.marks.values())
     cursor = Cursor(8, frozenset({3, 4, 7}), waiting, known)
     assert decider.load(decider.dump(cursor), dags) == cursor
+
+
+def test_a_cursor_with_latches_beside_queues_is_read() -> None:
+    """As it was written before both became one."""
+    dag = declare(A, when="all", only_if="math:isfinite")
+    ((edge, dependency),) = dag.edges_by_name.items()
+    states = {"c": [[None, [[0, 7, "run_7"]], [], 1]], "of another form": 1, "d": {"causes": []}}
+    values = {"version": 3, "position": 8, "seen": [8], "known": "", "edges": [edge]}
+    dags = {"c": dag, "of another form": dag, "d": dag}
+    cursor = decider.load(json.dumps({**values, "dags": states}), dags)
+    waiting: Waiting = {None: State((Cause(dependency, 7, "run_7"),), 1)}
+    assert cursor == Cursor(8, frozenset({8}), {"c": waiting})
+    assert decider.load(json.dumps({**values, "dags": []}), dags) == Cursor(8, frozenset({8}))
+
+
+def test_upstreams_whose_marks_are_the_same_all_count() -> None:
+    first, second = "warehouse/load_09217", "warehouse/load_09249"
+    dag = replace(declare(first, second), dag_id="customer_metrics")
+    assert len(dag.marks) == 2
+    assert len(set(dag.marks.values())) == 1, "the test needs two of one mark"
+    assert find_positions(dag, read(dag, happen(first, 1))) == [1]
+
+
+def test_an_event_that_counts_for_two_dependencies_is_one_run() -> None:
+    dag = declare({"asset": ["a", "dag", "x"]}, {"dag": A, "state": "finished"}, runs="each")
+    assert find_positions(dag, read(dag, happen(A, 1))) == [1]
 
 
 def test_what_waits_for_dags_and_dependencies_that_are_gone_is_dropped() -> None:

@@ -7,10 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.dependency import NodeHandle
+from dagster._core.events import DagsterEvent, EngineEventData
+from dagster._core.execution.plan.handle import StepHandle
+from dagster._core.execution.plan.objects import StepSuccessData
 
 from federation_defs.dagster_io.heartbeat import (
     HeartbeatMonitor,
@@ -203,22 +208,65 @@ def test_a_run_that_waits_for_another_airflow_is_not_failed(instance: dg.Dagster
     assert status is dg.DagsterRunStatus.STARTED
 
 
-def test_a_run_that_never_reaches_a_step_is_failed_in_the_end(
+OWN, OTHER = "metrics__dags", "python_asset"
+BEGUN = (None, dg.DagsterEventType.RUN_START, None)
+BEGINS = dg.DagsterEventType.STEP_START
+ENDED = dg.DagsterEventType.STEP_SUCCESS, StepSuccessData(10.0)
+ENGINE = dg.DagsterEventType.ENGINE_EVENT, EngineEventData()
+RESOURCES = dg.DagsterEventType.RESOURCE_INIT_STARTED, EngineEventData()
+RESOURCES_READY = dg.DagsterEventType.RESOURCE_INIT_SUCCESS, EngineEventData()
+STARTING = dg.DagsterEventType.STEP_WORKER_STARTING, EngineEventData(marker_start="step_process")
+
+
+@pytest.mark.parametrize(
+    ("events", "failed_within_s"),
+    [
+        ([BEGUN], (240, 300)),
+        ([BEGUN, (None, *RESOURCES), (None, *RESOURCES_READY)], (240, 300)),
+        ([BEGUN, (None, *ENGINE), (OWN, BEGINS, None), (OWN, *ENDED), (None, *ENGINE)], (240, 300)),
+        ([BEGUN, (None, *RESOURCES)], (1800, 1860)),
+        ([BEGUN, (OWN, *STARTING)], (1800, 1860)),
+        ([BEGUN, (OWN, *ENGINE), (OTHER, BEGINS, None), (OTHER, *ENDED)], (1800, 1860)),
+        ([BEGUN, (OWN, BEGINS, None), (OWN, *ENDED), (OTHER, *STARTING)], (1800, 1860)),
+        ([BEGUN, (OTHER, BEGINS, None)], None),
+        ([BEGUN, (OWN, BEGINS, None), (OWN, *ENDED), (OTHER, BEGINS, None)], None),
+    ],
+    ids=[
+        "before its steps",
+        "after its resources",
+        "after its steps",
+        "resources start",
+        "its process starts",
+        "it waits for a slot",
+        "the next process starts",
+        "in another step",
+        "in another step afterwards",
+    ],
+)
+@pytest.mark.parametrize("had_heartbeats", [False, True])
+def test_a_run_that_does_not_go_on_is_failed_in_the_end(
     instance: dg.DagsterInstance,
+    events: list[tuple[str | None, dg.DagsterEventType, Any]],
+    failed_within_s: tuple[int, int] | None,
+    had_heartbeats: bool,
 ) -> None:
     @dg.job
     def waiting() -> None: ...
 
-    run = instance.create_run_for_job(
-        waiting, status=dg.DagsterRunStatus.STARTED, tags=build_monitor_tags("metrics")
-    )
+    tags = build_monitor_tags("metrics")
+    tags |= {ALIVE_TAG: f"{RUN_ID} 1700000000"} if had_heartbeats else {}
+    status = dg.DagsterRunStatus.STARTING
+    instance.create_run_for_job(waiting, run_id=RUN_ID, status=status, tags=tags)
+    for step_key, kind, data in events:
+        handle = StepHandle(NodeHandle(step_key, None)) if step_key else None
+        event = DagsterEvent(kind.value, "waiting", handle, event_specific_data=data)
+        instance.report_dagster_event(event, RUN_ID)
     observer = Observer(instance)
-    observer.observe(60)
-    assert instance.get_run_by_id(run.run_id) == run
-    observer.observe(1800)
-    ended = instance.get_run_by_id(run.run_id)
-    assert ended is not None
-    assert ended.is_failure
+    first, last = failed_within_s or (3600, 3600)
+    observer.observe(first)
+    assert fetch_run(instance, RUN_ID).status is dg.DagsterRunStatus.STARTED
+    observer.observe(last - first)
+    assert fetch_run(instance, RUN_ID).is_failure == (failed_within_s is not None)
 
 
 def test_heartbeats_continue_after_a_database_error(

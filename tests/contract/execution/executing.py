@@ -35,6 +35,7 @@ FAST = Timing(
     ask_for_slot=RetryPolicy(first_s=0.05, max_s=0.2),
     run_group_s=0.05,
     status_s=0.1,
+    repeat_step_s=0.05,
     repeat_stop_s=0.05,
     takeover_s=0.05,
 )

@@ -190,9 +190,7 @@ def test_a_re_execution_does_not_wait_for_ever_for_an_attempt_whose_worker_died(
 ) -> None:
     """It died during a step of somebody else's, so that no observation fails it."""
     airflow_v2.database.add_dag(DAG, polls=0)
-    attempts = Attempts(
-        airflow_v2.client, [DAG], instance, heartbeat_lost_s=0.3, first_heartbeat_lost_s=0.3
-    )
+    attempts = Attempts(airflow_v2.client, [DAG], instance, heartbeat_lost_s=0.3)
     first = attempts.execute()
     root = instance.get_run_by_id(first.run_id)
     assert root is not None
