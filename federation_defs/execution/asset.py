@@ -72,11 +72,18 @@ def build_execution(
         name=build_op_name(client.instance, "dags"),
         ins={name: dg.In(dg.Nothing) for name in inputs},
         out={name: dg.Out(dg.Nothing, is_required=False) for name in (*outputs.values(), *checks)},
-        # After an error of Dagster's database. All that Airflow answers is a failure that Dagster
-        # does not retry, and a step that is repeated takes over its DAG runs.
-        retry_policy=dg.RetryPolicy(_MAX_REPEATS, timing.repeat_step_s),
     )
     def run_dags(context: dg.AssetExecutionContext) -> Iterator[Event]:
+        try:
+            yield from run(context)
+        except (dg.Failure, dg.DagsterError):
+            raise
+        except Exception as error:
+            # An error of Dagster's database. A step that is repeated takes over its DAG runs. A
+            # policy of the op would repeat a canceled one, too (dagster 1.13).
+            raise dg.RetryRequested(_MAX_REPEATS, timing.repeat_step_s) from error
+
+    def run(context: dg.AssetExecutionContext) -> Iterator[Event]:
         current_run = CurrentRun(context.instance, context.run, client.instance)
         step_context = StepContext(client, dags, current_run, context.log, timing)
         targets = _find_targets(context, client.instance, dags)

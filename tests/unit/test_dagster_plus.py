@@ -33,6 +33,9 @@ KEY = dg.AssetKey("any")
 CALLS: dict[str, Callable[[dg.DagsterInstance, dg.DagsterRun], object]] = {
     "add_run_tags": lambda instance, run: instance.add_run_tags(run.run_id, {"a": "b"}),
     "all_instigator_state": lambda instance, _: instance.all_instigator_state(),
+    "all_logs": lambda instance, run: instance.all_logs(
+        run.run_id, of_type={dg.DagsterEventType.ENGINE_EVENT}
+    ),
     "defs_state_storage": lambda instance, _: fetch_last_states(instance, ["any"], Path()),
     "event_log_storage": lambda instance, _: (
         instance.event_log_storage.get_latest_asset_check_execution_by_key(
