@@ -1,9 +1,9 @@
 """Heartbeats of Dagster runs that wait for Airflow, and what becomes of a run without them.
 
 Some run launchers have no health check (`DefaultRunLauncher`, dagster 1.13). There, a Dagster run
-whose worker was killed stays started for ever. The observation sensor fails such runs. With run
-retries enabled, as in the shipped dagster.yaml, Dagster retries a failed run. The retry adopts the
-DAG run, because its run id is the same.
+whose worker was killed, or could not store how it ended, stays started for ever. The observation
+sensor fails such runs. With run retries enabled, as in the shipped dagster.yaml, Dagster retries a
+failed run. The retry adopts the DAG run, because its run id is the same.
 
 No clocks of two machines are compared. The sensor judges by its own clock for how long the tag
 `federation/alive_at.<instance>` has not changed.
