@@ -12,7 +12,7 @@ from werkzeug import Response
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import AirflowError, SignInRefusedError
 from tests.contract.clients import (
-    SHORT_TIMEOUTS,
+    LONG_TIMEOUTS,
     SIGN_INS,
     ProxiedAirflow,
     call_within,
@@ -23,20 +23,19 @@ from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import Act, answer
 
 THREADS = 32
-PATIENT: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 10, "answer_timeout": 20}
 TOKEN = "/auth/token"
 
 
 @pytest.fixture
 def proxied() -> Iterator[ProxiedAirflow]:
     """A client that has not asked for anything yet, and 250 DAGs: three pages."""
-    with start_proxied_airflow(**PATIENT) as proxied:
+    with start_proxied_airflow(**LONG_TIMEOUTS) as proxied:
         for number in range(249):
             proxied.server.database.add_dag(f"zebra_{number:03}")
         proxied.server.asked.clear()
         proxied.proxy.close_idle()
         proxied.proxy.total = proxied.proxy.peak = 0
-        fresh = proxied.declare_client(**PATIENT)
+        fresh = proxied.declare_client(**LONG_TIMEOUTS)
         yield ProxiedAirflow(proxied.server, proxied.proxy, fresh)
 
 
@@ -112,11 +111,11 @@ def test_concurrent_triggers_start_one_run_each(proxied: ProxiedAirflow) -> None
 @pytest.mark.parametrize("api", ["v1", "v2"])
 def test_one_connection_is_enough_for_all(api: str) -> None:
     """Signing in, renewing and paging in parallel need no second one."""
-    with start_proxied_airflow(api, max_connections=1, **PATIENT) as proxied:
+    with start_proxied_airflow(api, max_connections=1, **LONG_TIMEOUTS) as proxied:
         for number in range(249):
             proxied.server.database.add_dag(f"zebra_{number:03}")
         proxied.proxy.peak = 0
-        client = proxied.declare_client(max_connections=1, **PATIENT)
+        client = proxied.declare_client(max_connections=1, **LONG_TIMEOUTS)
         lists = ask_at_once(8, lambda _: client.fetch_dags())
         proxied.server.change_secret()
         lists += ask_at_once(8, lambda _: client.fetch_dags())
@@ -130,7 +129,7 @@ def test_a_wrong_password_is_not_tried_by_every_thread(proxied: ProxiedAirflow) 
     client = declare_client(
         proxied.proxy.url,
         {**SIGN_INS["v2"], "password": "wrong"},
-        http={**SHORT_TIMEOUTS, **PATIENT},
+        http=LONG_TIMEOUTS,
     )
     told = ask_at_once(THREADS, lambda _: client.fetch_dags())
     assert {type(error) for error in told} == {SignInRefusedError}

@@ -16,6 +16,7 @@ from federation_defs.errors import TlsError, UnreachableError
 from tests.conftest import ROOT
 from tests.contract.airflow.test_tls import Authority, assert_works, connect
 from tests.contract.clients import (
+    LONG_TIMEOUTS,
     SHORT_TIMEOUTS,
     Stopwatch,
     clear_environment,
@@ -160,7 +161,7 @@ def test_http_to_an_https_port_asks_whether_the_address_is_right(
 ) -> None:
     url = server.url.replace("https", "http")
     with pytest.raises(UnreachableError, match="is its `url` right") as error:
-        declare_client(url, OPEN, http=SHORT_TIMEOUTS).session.request(
+        declare_client(url, OPEN, http=LONG_TIMEOUTS).session.request(
             "PATCH", "/"
         )  # which is not repeated
     assert PASSWORD not in format_error_chain(error.value)
@@ -186,7 +187,7 @@ def test_a_read_that_breaks_in_the_middle_of_tls_is_repeated(
 
 def test_a_deadline_holds_over_tls_too(secure: FaultProxy, authority: Authority) -> None:
     tls = {"ca_bundle": authority.bundle}
-    client = declare_client(secure.url, http={**SHORT_TIMEOUTS, "answer_timeout": 0.5}, tls=tls)
+    client = declare_client(secure.url, http={**LONG_TIMEOUTS, "answer_timeout": 2}, tls=tls)
     assert_works(client)
     secure.fail_next(trickle(10, 0.1))
     with Stopwatch() as took, pytest.raises(UnreachableError, match="timed out"):
@@ -220,9 +221,7 @@ def test_threads_do_not_deadlock_on_a_server_with_one_worker(
         start_reverse_proxy(airflow, tls=context, has_one_worker=True) as server,
         ThreadPoolExecutor(8) as pool,
     ):
-        client = declare_client(
-            server.url, http=SHORT_TIMEOUTS, tls={"ca_bundle": authority.bundle}
-        )
+        client = declare_client(server.url, http=LONG_TIMEOUTS, tls={"ca_bundle": authority.bundle})
         assert_works(client)
         asking = [pool.submit(client.fetch_dags) for _ in range(24)]
         errors = [dags.exception(timeout=60) for dags in asking]
