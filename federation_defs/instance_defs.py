@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.automation import build_automation_sensor, compute_interval
 from federation_defs.checks import build_checks
 from federation_defs.declaration import InstanceDeclaration
-from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
 from federation_defs.execution import build_execution
-from federation_defs.observation import (
-    FindPartitionProblem,
-    FindProblem,
-    ObservedDags,
-    build_observation_sensor,
-)
 from federation_defs.partition_mapping import select_decided_by_events
 from federation_defs.partitions import Partitioning
+
+if TYPE_CHECKING:
+    from federation_defs.observation import FindPartitionProblem, FindProblem
 
 
 def build_assets(
@@ -67,6 +63,11 @@ def build_instance_defs(
         find_problem: As in `ObservedDags`, as the next one.
         undecided: The ids of DAGs that nothing starts.
     """
+    # The sensors are not imported by run workers, whose start is the user's waiting time.
+    from federation_defs.automation import build_automation_sensor, compute_interval
+    from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
+    from federation_defs.observation import ObservedDags, build_observation_sensor
+
     instances = {**instances, declaration.name: declaration}
     downstreams = _select_downstreams(declaration, specs)
     dags = {dag_id: declaration.find_dag(dag_id) for dag_id in specs}
