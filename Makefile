@@ -62,20 +62,39 @@ bench-fleet: install ## fleets of up to 200 Airflows (stubs), ours and dagster-a
 bench-automation: install ## a tick of an automation sensor, our condition and eager(), 3 minutes
 	@$(RUN) python -m tests.bench.automation
 
-soak: install-tests storages ## the long tests: storages, histories, bursts, kills, an hour, sign-ins, benchmarks
-	@HISTORIES=$(HISTORIES) $(RUN) pytest -q -s $(WITH_HISTORIES)
-	@BURST_RUNS=$(BURST_RUNS) BURST_ROUNDS=$(BURST_ROUNDS) CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_BURST=$(CHAOS_BURST) \
-		$(RUN) pytest -q -s -m dagster_dev tests/live
-	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(RUN) pytest -q -s -m "" tests/live/test_airflow_restarts.py
-	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_AWAY_S=60 $(RUN) pytest -q -s -m soak tests/live/test_production.py
-	@SOAK_MINUTES=$(SOAK_MINUTES) $(RUN) pytest -q -s -m soak tests/live/test_hour.py
-	@$(RUN) pytest -q --deployment production -m dagster_dev tests/live
-	@$(RUN) pytest -q -s -m soak $(addprefix --ignore tests/live/,test_airflow_restarts.py test_production.py test_hour.py)
-	@$(MAKE) --no-print-directory bench-fleet
+# `make -k soak` does not stop at a part that fails. Each part can be run alone, as make soak-hour.
+SOAK_PARTS := $(addprefix soak-,histories dagster restarts kills hour production others)
+.PHONY: $(SOAK_PARTS)
+
+soak: storages $(SOAK_PARTS) bench-fleet ## the long tests: storages, histories, bursts, kills, an hour, sign-ins, benchmarks
 	@echo
 	@echo "The soak has passed: all storages; $(HISTORIES) histories; $(BURST_ROUNDS) bursts of $(BURST_RUNS) runs and $(CHAOS_ROUNDS) rounds of kills,"
 	@echo "cancels and triggers with Dagster; Airflow restarts; $(SOAK_MINUTES) minutes of a deployment; sign-ins to 7 setups of Airflow;"
 	@echo "4 benchmarks."
+
+$(SOAK_PARTS): install-tests
+
+soak-histories:
+	@HISTORIES=$(HISTORIES) $(RUN) pytest -q -s $(WITH_HISTORIES)
+
+soak-dagster:
+	@BURST_RUNS=$(BURST_RUNS) BURST_ROUNDS=$(BURST_ROUNDS) CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_BURST=$(CHAOS_BURST) \
+		$(RUN) pytest -q -s -m dagster_dev tests/live
+
+soak-restarts:
+	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(RUN) pytest -q -s -m "" tests/live/test_airflow_restarts.py
+
+soak-kills:
+	@CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_AWAY_S=60 $(RUN) pytest -q -s -m soak tests/live/test_production.py
+
+soak-hour:
+	@SOAK_MINUTES=$(SOAK_MINUTES) $(RUN) pytest -q -s -m soak tests/live/test_hour.py
+
+soak-production:
+	@$(RUN) pytest -q --deployment production -m dagster_dev tests/live
+
+soak-others:
+	@$(RUN) pytest -q -s -m soak $(addprefix --ignore tests/live/,test_airflow_restarts.py test_production.py test_hour.py)
 
 screenshot: install ## the README's picture, of the running demo
 	@$(RUN) python -m docs.screenshot
