@@ -117,7 +117,7 @@ def test_no_more_requests_arrive_than_declared_whatever_they_are_for() -> None:
         with ask_in_threads(client, threads=1, times=4):
             pass
         assert server.count("POST", "/auth/token") == 4
-        # So many times that none ends with what is left of the burst, however late the others start.
+        # So often that none ends within the burst, however late the others start.
         with ask_in_threads(client, threads=8, times=40):
             clock.wait_for_sleepers(8)
             arrived = len(server.asked)
