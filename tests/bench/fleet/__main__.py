@@ -11,15 +11,16 @@ Sizes from L on are kept in PostgreSQL, behind PgBouncer.
 - worker: CPU seconds and memory (PSS, which counts shared memory once) of a run worker, at the
   moment in which its trigger arrives at the Airflow. The run is launched by hand, in a deployment
   without a daemon, so that nothing else happens. Airlift's steps are processes of their own, which
-  count too.
+  count too. The contender "floor" is the smallest Dagster run that triggers a DAG, without our code
+  and a client library (`smallest_worker.py`).
 - server: CPU seconds and memory of a code server, from its start until it has told all that it has,
   as to a webserver. Ours has its state on disk. Airlift's reads the Airflows.
 - idle: CPU seconds a minute of code server, daemon, webserver, run workers, PostgreSQL and
   PgBouncer while nothing ends, after every instance was polled twice, and Dagster's daemon has
   stored of each asset how fresh it is; and in that time, the longest time between two polls of an
   instance, and between two ticks of a sensor that decides when its DAGs run: by conditions or by
-  events. The contender "floor" has the same sensors, which do nothing: it is what the intervals
-  cost in Dagster itself.
+  events. The floor has the same sensors, which do nothing: it is what the intervals cost in
+  Dagster itself.
 - latency: seconds from the end of an upstream run to the trigger of its downstream DAG. Runs of
   upstream DAGs end one after the other at a fixed rate. Downstream runs take 2 seconds. An end
   without a trigger two minutes after the last end counts as infinite.
@@ -131,7 +132,9 @@ def measure(options: argparse.Namespace) -> None:
 def measure_contender(contender: Contender, table: Table, options: argparse.Namespace) -> None:
     size, name = contender.fleet.name, contender.name
     starts = {"worker": measure_worker, "server": measure_server}
-    for kind in [kind for kind in starts if kind in options.only and name != "floor"]:
+    if name == "floor":
+        del starts["server"]
+    for kind in [kind for kind in starts if kind in options.only]:
         try:
             table.show(size, name, kind, starts[kind](contender, options.rounds))
         except FAILURES as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import time
@@ -31,6 +32,7 @@ from tests.bench.fleet.sizes import (
     refresh_state,
 )
 from tests.bench.projects import DEFAULTS, SHIPPED
+from tests.contract.fakes.airflow import PASSWORD, USERNAME
 from tests.contract.postgres import PostgresServer
 
 WORKER_S = 300  # from the launch to the trigger, at most
@@ -55,10 +57,11 @@ MODULES = {
     "floor": "tests.bench.fleet.floor",
     "airlift": "tests.bench.fleet.tutorial",
 }
+SMALLEST_WORKER = "tests.bench.fleet.smallest_worker"
 
 
 class Contender:
-    """The definitions of ours, of airlift, or of sensors that do nothing (floor), on one fleet.
+    """The definitions of ours, of airlift, or of what Dagster itself costs (floor), on one fleet.
 
     Args:
         folder: Created for all that it writes.
@@ -105,12 +108,15 @@ class Contender:
         self.airflows.stop()
 
     @contextmanager
-    def deploy(self, settings: str | None = None) -> Iterator[Deployment]:
+    def deploy(
+        self, settings: str | None = None, module: str | None = None
+    ) -> Iterator[Deployment]:
         """Build an empty deployment, and end its processes.
 
         Args:
             settings: The dagster.yaml, without storage; those that the contender recommends if it
                 is None.
+            module: The definitions; those of the contender if it is None.
         """
         self._homes += 1
         home = self._folder / f"home-{self._homes}"
@@ -118,8 +124,13 @@ class Contender:
         if self._postgres is not None:
             url = self._postgres.create_database(f"{self.name}_{self.fleet.name}_{self._homes}")
             chosen["storage"] = {"postgres": {"postgres_url": url}}
-        env = {**build_environment(self.airflows.url), SIZE_VARIABLE: self.fleet.name}
-        module, settings = MODULES[self.name], yaml.safe_dump(chosen)
+        env = {
+            **build_environment(self.airflows.url),
+            SIZE_VARIABLE: self.fleet.name,
+            "FLEET_ACCOUNT": json.dumps({"username": USERNAME, "password": PASSWORD}),
+            "FLEET_DOWNSTREAMS": json.dumps(list(self.fleet.upstreams)),
+        }
+        module, settings = module or MODULES[self.name], yaml.safe_dump(chosen)
         deployment = Deployment(self._project, module, home, settings, env)
         with dg.DagsterInstance.from_config(str(home)) as instance:
             instance.get_runs(limit=1)  # creates the tables
@@ -143,7 +154,8 @@ def measure_server(contender: Contender, rounds: int) -> Figure:
 
 def measure_worker(contender: Contender, rounds: int) -> Figure:
     """Measure run workers until their triggers, in a deployment where nothing else happens."""
-    with contender.deploy(_UNQUEUED) as deployment:
+    module = SMALLEST_WORKER if contender.name == "floor" else None
+    with contender.deploy(_UNQUEUED, module) as deployment:
         deployment.start_code_server()
         deployment.start_webserver()
         meter, rows = LoadMeter(), []
