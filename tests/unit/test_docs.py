@@ -40,6 +40,14 @@ def test_relative_links_resolve(page: Path) -> None:
             assert anchor in find_anchors(linked), target
 
 
+@pytest.mark.parametrize("walk", ["A run ended", "A DAG is due", "Building the definitions"])
+def test_a_walk_passes_each_module_once(walk: str) -> None:
+    section = ARCHITECTURE.split(f"\n## {walk}\n")[1].split("\n## ")[0]
+    steps = re.findall(r"^\| \d+ \| `([\w/]+\.py)` \|", section, re.MULTILINE)
+    assert len(steps) > 5
+    assert len(steps) == len(set(steps))
+
+
 def test_every_module_named_in_the_architecture_exists() -> None:
     named = set(re.findall(r"`([\w/]+\.py)`", ARCHITECTURE))
     assert named
