@@ -38,6 +38,18 @@ def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("active trigger", "passive sensing", "data-aware", "handshake"),
+        *("granularity mismatch", "backfill", "partial success", "environments"),
+    ],
+)
+def test_each_pattern_has_a_picture_and_a_declaration(pattern: str) -> None:
+    (section,) = re.findall(rf"^## [^\n]*{pattern}\n(.*?)^## ", PAGE, re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^```(\w+)$", section, re.MULTILINE)[:2] == ["text", "yaml"]
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_declarations_are_accepted_or_refused_as_the_page_says(block: Block) -> None:
     check_block(block)
