@@ -286,6 +286,9 @@ class RunLostError(AirflowError):
     """A DAG run that we waited for was deleted, or exceeded its time-out."""
 
 
+RUN_ANEW = "Materialize the asset again for a new run."  # of a run that was deleted
+
+
 def quote_detail(detail: str) -> str:
     """Return Airflow's own words as they follow a status: at most 300 characters."""
     return f": {detail[:300]}" if detail else ""

@@ -333,7 +333,8 @@ def _find_key_format(schedule: Schedule) -> str:
         datetime.strptime(key, _KEY_FORMAT)
     except ValueError:
         raise ValueError(
-            f"the last partition key, '{key}', has not Airflow's default format; write `key_format`"
+            f"the last partition key, '{key}', does not have Airflow's default format; write "
+            "`key_format`"
         ) from None
     return _KEY_FORMAT
 
@@ -352,7 +353,7 @@ def _find_start(
         is_trigger: The first run fires at the first tick, not at the end of a first interval.
     """
     if schedule.start_date is None:
-        raise ValueError("Airflow tells no start date; write `start`")
+        raise ValueError("Airflow shows no start date; write `start`")
     _check_number(schedule.start_date, window, "since its start date")
     first = find_next_window(windows, schedule.start_date)
     if is_trigger:

@@ -124,13 +124,15 @@ def read_snapshot(path: Path | None) -> Snapshot | None:
         if isinstance(content, dict) and {each["loc"][:1] for each in problems} == {
             ("partitions",)
         }:
-            _log.warning("Ignoring the partitions in a state. A refresh finds them out again.")
+            _log.warning("Ignoring the partitions in %s. A refresh finds them out again.", path)
             return _ADAPTER.validate_python({**content, "partitions": {}})
         problem = problems[0]
         reason = f"{problem['loc']} {problem['msg']}"
     except (OSError, RecursionError, ValueError) as error:
         reason = str(error)
-    _log.warning("Ignoring a state that can't be read: %a. A refresh replaces it.", reason)
+    _log.warning(
+        "Ignoring the state %s: it can't be read (%a). A refresh replaces it.", path, reason
+    )
     return None
 
 

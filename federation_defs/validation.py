@@ -23,6 +23,9 @@ _MANY = 10  # absent DAGs: to look for similar names takes 0.05 s each, in an in
 _LONGEST_CHAIN = 5  # DAGs
 _MOST_WINDOWS = 10_000  # as hours of a year
 _UNFIT = 1.5  # times as often; days of 25 hours are no more
+_CHECK_TOGETHER = "If another project declares it, check that project, too."
+_DECLARE_THERE = "; add it to `dags` or `select` there"
+_RESTORE = "Restore the DAG, or remove its id from the declarations."
 _NEEDED_KEYS = {"late": "deadline", "slow": "max_duration"}  # of an upstream, by state
 
 
@@ -102,8 +105,8 @@ def _find_shared_names(members: Sequence[Member]) -> Iterator[str]:
         state = re.sub(r"[^A-Za-z0-9._-]", "__", member.declaration.state_key).casefold()
         if (other := by_name.setdefault(member.name.casefold(), member)) is not member:
             yield (
-                f"{member.source}: name: '{member.name}' is the name of {other.source} too, apart "
-                "from case at most. Give each Airflow its own: asset keys begin with it."
+                f"{member.source}: name: '{member.name}' is the name of {other.source} too (upper "
+                "and lower case are the same). Give each Airflow its own: asset keys begin with it."
             )
         elif (other := by_state.setdefault(state, member)) is not member:
             yield (
@@ -123,7 +126,7 @@ def _find_wrong_elsewhere(by_name: Mapping[str, Member], *, is_whole: bool) -> I
                     f"{other.source}; remove it"
                 )
             elif other is None and is_whole:
-                hint = _suggest_or_list(name, by_name)
+                hint = _suggest_or_list(name, by_name, _CHECK_TOGETHER)
                 yield f"{member.source}: elsewhere: no project declares '{name}'{hint}"
 
 
@@ -148,9 +151,8 @@ def _find_wrong_dependency(
         )
     if upstream is None and not is_elsewhere:
         known = {*by_name, *member.declaration.elsewhere}
-        hint = _suggest_or_list(instance, known)
-        if not is_whole and not suggest(instance, known):
-            hint += f" If another code location declares it, write `elsewhere: [{instance}]`."
+        remedy = f"If another code location declares it, write `elsewhere: [{instance}]`."
+        hint = _suggest_or_list(instance, known, _CHECK_TOGETHER if is_whole else remedy)
         yield f"there is no Airflow instance '{instance}'{hint}"
     if upstream is None:
         return
@@ -187,7 +189,7 @@ def _find_unselected(members: Sequence[Member]) -> Iterator[str]:
         if upstream not in declaration.dags and not is_selected(upstream, None, declaration.select):
             yield (
                 f"{member.locate(dag_id)}.depends_on: {other.source} neither declares nor "
-                f"selects '{upstream}'{suggest(upstream, declaration.dags) or '.'}"
+                f"selects '{upstream}'{suggest(upstream, declaration.dags) or _DECLARE_THERE}"
             )
 
 
@@ -215,7 +217,10 @@ def _find_wrong_windows(
             if partitions is None
             else partitions.model_dump(mode="json", exclude_defaults=True)
         )
-        yield f"the partitions of {name} are declared otherwise in {known.source}: {declared}"
+        yield (
+            f"the partitions of {name} are declared otherwise in {known.source}; write those "
+            f"beside `dag: {name}`: {declared}"
+        )
         return
     if dag.partitions.is_auto:
         return
@@ -297,9 +302,11 @@ def find_absent_dags(
     for dag_id in sorted(absent):
         what = f"Airflow '{instance}' has no DAG '{dag_id}'"
         if dag_id in snapshot.dags:
-            what += ": its file has gone, or does not parse."
+            what += f": its file has gone, or does not parse. {_RESTORE}"
         elif len(absent) <= _MANY:
-            what += _suggest_or_list(dag_id, snapshot.present_dag_ids)
+            what += _suggest_or_list(dag_id, snapshot.present_dag_ids, _RESTORE)
+        else:
+            what += f". {_RESTORE}"
         problems[dag_id] = f"{', '.join(named[dag_id])}: {what}"
     return problems
 
@@ -314,11 +321,12 @@ def find_dateless_triggers(member: Member, snapshot: Snapshot | None) -> Iterato
             )
 
 
-def _suggest_or_list(name: str, known: Iterable[str]) -> str:
-    """Return the most similar name, or the first known names, as the end of a sentence."""
+def _suggest_or_list(name: str, known: Iterable[str], remedy: str) -> str:
+    """Return the most similar name, or the first known names and what else may help, as the end of
+    a sentence."""
     names = sorted(known)
     listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    return suggest(name, names) or f"; there is {listed}."
+    return suggest(name, names) or f"; there is {listed}. {remedy}"
 
 
 def _find_cycles(members: Sequence[Member]) -> Iterator[str]:

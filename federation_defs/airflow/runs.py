@@ -37,6 +37,7 @@ from federation_defs.airflow.pages import Page, parse_rows
 from federation_defs.airflow.session import read_detail
 from federation_defs.airflow.versions import V2, build_path, build_run_path, parse_version
 from federation_defs.errors import (
+    RUN_ANEW,
     AirflowError,
     DagNotFoundError,
     LogicalDateTakenError,
@@ -322,8 +323,8 @@ class RunEndpoints(AirflowApi):
 
     def _check_done(self, response: requests.Response, dag_id: str, run_id: str, verb: str) -> None:
         if is_absent(response):
-            missing = f"has no run '{run_id}' of DAG '{dag_id}' to {verb}. Was it deleted there?"
-            raise RunLostError(self.instance, missing)
+            missing = f"has no run '{run_id}' of DAG '{dag_id}' to {verb}: it was deleted there."
+            raise RunLostError(self.instance, f"{missing} {RUN_ANEW}")
         if response.status_code != 200:
             raise self.session.build_error(response)
 

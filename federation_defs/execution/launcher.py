@@ -17,6 +17,7 @@ from federation_defs.dagster_io.run_tags import Target
 from federation_defs.declaration import UPSTREAM_CONF_KEY, DagDeclaration, suggest
 from federation_defs.dependencies.record import UpstreamEvent
 from federation_defs.errors import (
+    RUN_ANEW,
     DagBrokenError,
     DagNotFoundError,
     DagPausedError,
@@ -183,7 +184,8 @@ class Launcher:
                 url = self._client.build_run_url(*run.key)
                 message = (
                     f"still has run '{run.run_id}' of DAG '{run.dag_id}' {run.state} after "
-                    f"{timeout_s:.0f} s (`trigger.timeout`), which was to be cleared: {url}"
+                    f"{timeout_s:.0f} s (`trigger.timeout`), and it was to be cleared. When it has "
+                    f"ended, re-execute this Dagster run: {url}"
                 )
                 raise RunLostError(self._client.instance, message)
             timing.sleep(timing.poll_run.poll_pause_s(elapsed_s))
@@ -240,8 +242,8 @@ class Launcher:
         clear(*run.key)
         if (cleared := self._client.fetch_run(*run.key)) is not None:
             return cleared
-        message = f"lost run '{run.run_id}' of DAG '{run.dag_id}'."
-        raise RunLostError(self._client.instance, message)
+        message = f"no longer has run '{run.run_id}' of DAG '{run.dag_id}', which we have cleared."
+        raise RunLostError(self._client.instance, f"{message} {RUN_ANEW}")
 
     def _fetch_runnable_dag(self, dag_id: str) -> Dag:
         """Fetch a DAG, once for all partitions that are launched at about the same time.

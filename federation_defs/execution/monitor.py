@@ -301,7 +301,8 @@ class Monitor:
         url = self._client.build_run_url(*dag_run.key)
         message = (
             f"still has run '{dag_run.run_id}' of DAG '{dag_run.dag_id}' {dag_run.state} after "
-            f"{run.trigger.timeout:.0f} s, which is its `trigger.timeout`."
+            f"{run.trigger.timeout:.0f} s, which is its `trigger.timeout`: raise that if it needs "
+            "longer."
         )
         goes_on = RunLostError(self._client.instance, f"{message} The run goes on: {url}")
         is_stopped = RunLostError(self._client.instance, f"{message} It was stopped: {url}")

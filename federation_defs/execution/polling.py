@@ -13,6 +13,7 @@ from federation_defs.airflow.models import Dag, DagRun, RunKey
 from federation_defs.dagster_io.run_tags import Target
 from federation_defs.declaration import TriggerDeclaration
 from federation_defs.errors import (
+    RUN_ANEW,
     AirflowError,
     CredentialError,
     DagBrokenError,
@@ -153,9 +154,8 @@ def fetch_runs(
     def fetch(key: RunKey) -> DagRun:
         if (run := client.fetch_run(*key)) is not None:
             return run
-        remedy = "it was deleted while we waited. Materialize the asset again for a new run."
-        message = f"no longer has run '{key[1]}' of DAG '{key[0]}': {remedy}"
-        raise RunLostError(client.instance, message)
+        message = f"no longer has run '{key[1]}' of DAG '{key[0]}': it was deleted while we waited."
+        raise RunLostError(client.instance, f"{message} {RUN_ANEW}")
 
     return _fetch_by_key(client, keys, fetch_active, fetch)
 

@@ -99,6 +99,7 @@ def test_partitions_that_changed_in_one_location_only_are_found_where_all_are_kn
     there = declare("warehouse", "core", {"load": {"partitions": {**DAILY, "start": "2025-01-01"}}})
     (problem,) = find_problems([here, there], is_whole=True)
     assert "are declared otherwise in core/defs/warehouse/defs.yaml" in problem
+    assert "write those beside `dag: warehouse/load`" in problem
     assert "2025-01-01" in problem
 
 
@@ -119,7 +120,8 @@ def test_a_dag_elsewhere_is_declared_or_selected_there(
     there = declare("warehouse", "core", dags, select=select)
     problems = find_problems([depend("warehouse/load"), there], is_whole=True)
     assert bool(problems) != is_asset
-    assert all("neither declares nor selects 'load'" in each for each in problems)
+    said = "neither declares nor selects 'load'; add it to `dags` or `select` there"
+    assert all(said in each for each in problems)
 
 
 def build_automation(partitions: dg.PartitionsDefinition | None) -> dg.Definitions:

@@ -59,7 +59,9 @@ EXAMPLES = [
         "sales", "revenue", "dagster__1", f"{TRIGGER}: 500: database is locked"
     ),
     errors.RunLostError(
-        "sales", "has no run 'dagster__1' of DAG 'revenue' to clear. Was it deleted there?"
+        "sales",
+        "has no run 'dagster__1' of DAG 'revenue' to clear: it was deleted there. "
+        f"{errors.RUN_ANEW}",
     ),
 ]
 

@@ -44,7 +44,7 @@ def test_an_unreadable_file_is_ignored_with_a_warning(
     path = tmp_path / "state"
     path.write_bytes(content)
     assert read_snapshot(path) is None
-    assert "Ignoring a state that can't be read" in caplog.text
+    assert f"Ignoring the state {path}: it can't be read (" in caplog.text
     write_snapshot(SNAPSHOT, path)
     assert read_snapshot(path) == SNAPSHOT
 
@@ -56,10 +56,8 @@ def test_partitions_that_can_not_be_read_leave_the_dags(
     for partitions in ([], {"a": {"declared": {"cron": "auto", "start": None}, "resolved": None}}):
         path.write_text(json.dumps({**asdict(SNAPSHOT), "partitions": partitions}))
         assert read_snapshot(path) == SNAPSHOT
-    assert (
-        caplog.messages
-        == ["Ignoring the partitions in a state. A refresh finds them out again."] * 2
-    )
+    warning = f"Ignoring the partitions in {path}. A refresh finds them out again."
+    assert caplog.messages == [warning] * 2
 
 
 def test_a_folder_in_place_of_the_file_is_ignored(tmp_path: Path) -> None:

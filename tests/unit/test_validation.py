@@ -245,7 +245,7 @@ def test_an_absent_declared_dag_is_named_with_the_known_ones() -> None:
     metrics = build_member("metrics", zzz=["metrics/b"])
     assert find_absent("metrics", build_snapshot("b", "c"), metrics) == {
         "zzz": "defs/metrics/defs.yaml: dags.zzz: Airflow 'metrics' has no DAG 'zzz'; there is "
-        "b, c."
+        "b, c. Restore the DAG, or remove its id from the declarations."
     }
 
 
@@ -254,7 +254,7 @@ def test_a_dag_without_a_file_is_absent_and_no_typing_error() -> None:
     snapshot = build_snapshot("a", build_dag_snapshot("b", is_present=False))
     assert find_absent("metrics", snapshot, metrics) == {
         "b": "defs/metrics/defs.yaml: dags.b: Airflow 'metrics' has no DAG 'b': its file has gone, "
-        "or does not parse."
+        "or does not parse. Restore the DAG, or remove its id from the declarations."
     }
 
 
