@@ -4,9 +4,10 @@ Tags outlive the worker. They are the only state that executing keeps in Dagster
 the Airflow instance's name; `naming.py` builds the keys.
 
 `federation/waits_for.<instance>`
-    "true". Written by `Heartbeats` when a step begins. Read by observation, which finds by it
-    runs whose worker died and runs that took over DAG runs of others, and by a step, which counts
-    how many others may be waiting for a free place under `limits.max_active_runs`.
+    "true". Written by the sensor that requests the run, and by `Heartbeats` when a step begins.
+    Read by observation, which finds by it runs whose worker died and runs that took over DAG runs
+    of others, and by a step, which counts how many others may be waiting for a free place under
+    `limits.max_active_runs`.
 `federation/alive_at.<instance>`
     The Dagster run's id, seconds since 1970 by the worker's clock, and "waits" while the step waits
     for other attempts. Written by `Heartbeats` every few seconds. `HeartbeatMonitor` reads only
