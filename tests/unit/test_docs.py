@@ -8,6 +8,11 @@ from urllib.parse import unquote
 
 import pytest
 
+from federation_defs.airflow.http import MAX_RETRY_AFTER_S
+from federation_defs.dependencies.only_if import TIMEOUT_S
+from federation_defs.observation.sensor import Limits
+from federation_defs.timing import Timing
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "federation_defs"
 PAGES = [
@@ -38,6 +43,30 @@ def test_relative_links_resolve(page: Path) -> None:
         assert linked.exists(), target
         if anchor:
             assert anchor in find_anchors(linked), target
+
+
+TIMING = Timing()
+FIGURES = [
+    ("observing", f"{TIMING.interval_per_instance_s:g} seconds times the number of instances"),
+    ("observing", f"up to {TIMING.max_fair_interval_s:g} seconds"),
+    ("observing", f"{TIMING.interval_per_waiting_run_s:g} seconds times their number"),
+    ("observing", f"has {TIMING.tick_s * TIMING.late_tick_share:g} seconds for all its requests"),
+    ("observing", f"A tick has {TIMING.tick_s:g} seconds for its requests"),
+    ("observing", f"at most {Limits().reports:,} runs and for {TIMING.report_s:g} seconds"),
+    ("observing", f"Of more than {Limits().runs:,} runs, the oldest are read first"),
+    ("observing", f"have been missing for {TIMING.heartbeat_lost_s:g} seconds"),
+    ("architecture", f"at most {TIMING.owner_check_s:g} seconds before it stores an event"),
+    ("architecture", f"waits for {TIMING.takeover_s:g} seconds before it reads the event log"),
+    ("executing", f"every {TIMING.poll_run.max_s:g} seconds for long runs"),
+    ("executing", f"within {TIMING.check_paused.first_s:g} seconds at first"),
+    ("connecting", f"`Retry-After` up to {MAX_RETRY_AFTER_S:g} s"),
+    ("errors", f"took more than {TIMEOUT_S:g} seconds"),
+]
+
+
+@pytest.mark.parametrize(("page", "figure"), FIGURES)
+def test_a_page_has_the_figure_of_the_code(page: str, figure: str) -> None:
+    assert figure in " ".join((ROOT / "docs" / f"{page}.md").read_text().split())
 
 
 @pytest.mark.parametrize("walk", ["A run ended", "A DAG is due", "Building the definitions"])
