@@ -75,7 +75,7 @@ soak: storages $(SOAK_PARTS) bench-fleet ## the long tests: storages, histories,
 $(SOAK_PARTS): install-tests
 
 soak-histories:
-	@HISTORIES=$(HISTORIES) $(RUN) pytest -q -s $(WITH_HISTORIES)
+	@HISTORIES=$(HISTORIES) $(RUN) pytest -q $(WITH_HISTORIES)
 
 soak-dagster:
 	@BURST_RUNS=$(BURST_RUNS) BURST_ROUNDS=$(BURST_ROUNDS) CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_BURST=$(CHAOS_BURST) \

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 from werkzeug import Response
 
-from federation_defs.naming import build_asset_key
+from federation_defs.naming import RUN_ID_PREFIX, build_asset_key
 from federation_defs.timing import RetryPolicy
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import FAST, materialize, meanwhile, wait_for_log
@@ -275,7 +275,9 @@ def test_an_upgrade_in_mid_list_is_one_materialization_of_each(
     upgraded.server.fail_next(asks("GET", LIST), upgraded.upgrade_after)
     executed = materialize(upgraded.client, dag_ids, instance)
     assert sorted(executed.materialized) == dag_ids
-    assert upgraded.server.count("POST", ".*/dagRuns") == 4
+    # A trigger may be refused first, by the API that is there no more.
+    runs = [run for run in upgraded.server.database.runs if run.run_id.startswith(RUN_ID_PREFIX)]
+    assert sorted(run.dag_id for run in runs) == dag_ids
 
 
 def test_an_instance_that_is_away_for_long_in_mid_wait_is_waited_for(
