@@ -36,8 +36,8 @@ _KEY_FORMAT = "%Y-%m-%dT%H:%M:%S"  # of a `CronPartitionTimetable` that sets non
 _CRONS = {"@quarterly": "0 0 1 */3 *"}  # which Dagster does not know by name
 _DELTA = re.compile(r"(?:(?P<days>\d+) days?, )?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d)")
 _QUOTED = re.compile(r"""["']([\w/+-]+)["']""")
-_TELLS_UTC = re.compile(r"\butc\b", re.IGNORECASE)
-_TELLS_ZONE = re.compile(r"\b(\w+_)?tz\w*|\b\w*time_?zone\w*|\bzoneinfo\b", re.IGNORECASE)
+_UTC_MENTION = re.compile(r"\butc\b", re.IGNORECASE)
+_ZONE_MENTION = re.compile(r"\b(\w+_)?tz\w*|\b\w*time_?zone\w*|\bzoneinfo\b", re.IGNORECASE)
 _HOURLY = re.compile(r"@hourly|\S+ \* \* \* \*")  # at the same minutes in (nearly) all time zones
 _QUARTER, _DAY, _HOUR = timedelta(days=91), timedelta(days=1), timedelta(hours=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -265,8 +265,8 @@ def _find_zones(schedule: Schedule, cron: str, source: str | AirflowError | None
             f"Airflow does not show the DAG's file, with its time zone{why}; write `timezone`"
         )
     named = [zone for zone in _QUOTED.findall(source) if zone in find_timezones()]
-    is_told = named or _TELLS_UTC.search(source) or _HOURLY.fullmatch(cron)
-    if not is_told and (word := _TELLS_ZONE.search(source)):
+    is_known = named or _UTC_MENTION.search(source) or _HOURLY.fullmatch(cron)
+    if not is_known and (word := _ZONE_MENTION.search(source)):
         raise ValueError(
             f"the DAG's file has a time zone of another file ('{word[0]}'); write `timezone`"
         )

@@ -151,7 +151,7 @@ class InstanceDeclaration(Declaration):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _hide_inputs(
+    def _redact_inputs(
         cls, value: Any, validate: ModelWrapValidatorHandler[InstanceDeclaration]
     ) -> InstanceDeclaration:
         """Leave what was declared out of errors. Dagster builds an error of its own from ours, with
@@ -159,17 +159,16 @@ class InstanceDeclaration(Declaration):
         try:
             return validate(value)
         except ValidationError as error:
-            problems = error.errors(include_url=False)
-            hidden = [
+            redacted = [
                 InitErrorDetails(
                     type=problem["type"],
                     loc=problem["loc"],
                     input="***",
                     ctx=problem.get("ctx", {}),
                 )
-                for problem in problems
+                for problem in error.errors(include_url=False)
             ]
-            raise ValidationError.from_exception_data(error.title, hidden) from None
+            raise ValidationError.from_exception_data(error.title, redacted) from None
 
     @property
     def state_key(self) -> str:
