@@ -129,10 +129,10 @@ class Sampler:
         self._thread.join()
 
     def _run(self) -> None:
-        seen, at = len(self._quiet.asked), 0.0
+        seen, at = len(self._quiet.requests), 0.0
         while not self._is_stopped.wait(0.1):
             self.peak_mb = max(self.peak_mb, self._contender.read_rss_mb())
-            now, count = time.monotonic(), len(self._quiet.asked)
+            now, count = time.monotonic(), len(self._quiet.requests)
             if count != seen:
                 if at:  # from its first request on
                     self.longest_gap_s = max(self.longest_gap_s, now - at)

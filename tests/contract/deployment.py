@@ -90,8 +90,10 @@ class Deployment(DagsterApi):
         """Return the data of a GraphQL response without errors."""
         assert self._workspace
         context = self._workspace.create_request_context()
-        asked = self._schema.execute_async(query, context_value=context, variable_values=variables)
-        result = asyncio.run(asked)
+        execution = self._schema.execute_async(
+            query, context_value=context, variable_values=variables
+        )
+        result = asyncio.run(execution)
         assert not result.errors, result.errors
         assert result.data
         return result.data

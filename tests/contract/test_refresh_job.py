@@ -258,9 +258,9 @@ def test_executing_one_check_refreshes_one_instance(deployment: Deployment) -> N
     with FakeAirflow("v1") as other:
         deployment.project.declare("other", other.url, SIGN_INS["v1"], VERSIONED)
         deployment.load()
-        asked = other.count("GET", "/dags")
+        requests = other.count("GET", "/dags")
         assert deployment.refresh("sales").success
-        assert other.count("GET", "/dags") == asked
+        assert other.count("GET", "/dags") == requests
     assert list(deployment.find_versions()) == ["FederatedAirflow[sales]"]
 
 
@@ -369,18 +369,18 @@ def test_what_the_account_may_not_see_is_told_and_loses_no_dag(
 @pytest.fixture
 def reloads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """A webserver that says that it has reloaded a code location, and does nothing."""
-    asked: list[str] = []
+    requests: list[str] = []
     entry = {"name": "core", "locationOrLoadError": {"__typename": "RepositoryLocation"}}
     said = {"data": {"reloadRepositoryLocation": {"__typename": "WorkspaceLocationEntry", **entry}}}
 
     def reload(environ: dict[str, Any], start_response: Any) -> Any:
         variables = Request(environ).get_json()["variables"]
-        asked.append(variables["repositoryLocationName"])
+        requests.append(variables["repositoryLocationName"])
         return Response(json.dumps(said), content_type="application/json")(environ, start_response)
 
     with serve(reload) as url:
         monkeypatch.setenv("FEDERATION_RELOAD_URL", url)
-        yield asked
+        yield requests
 
 
 def test_a_reload_without_effect_is_found_out_whatever_else_changes(

@@ -77,8 +77,8 @@ def test_more_active_runs_than_the_limit_give_none(airflow: Airflow) -> None:
     assert len({run.run_id for run in fetch_active(airflow.client, 250)}) == 250
     before = airflow.server.count("GET", "/dags/~/dagRuns")
     assert airflow.client.fetch_active_runs(249) is None
-    asked = airflow.server.count("GET", "/dags/~/dagRuns") - before
-    assert asked == 2  # for a page, and for the first run too many
+    requests = airflow.server.count("GET", "/dags/~/dagRuns") - before
+    assert requests == 2  # for a page, and for the first run too many
 
 
 def test_no_active_runs_are_an_empty_list(airflow: Airflow) -> None:

@@ -146,7 +146,7 @@ def test_an_argument_that_is_not_passed_on_is_an_error(airflow: Airflow) -> None
     for more in dropped:
         with pytest.raises(TypeError, match="only params, json and an Accept header"):
             session.request("POST", url, **more)
-    assert airflow.server.asked == []
+    assert airflow.server.requests == []
 
 
 def test_an_error_is_the_clients_own(airflow: Airflow) -> None:
@@ -215,7 +215,7 @@ def test_nothing_is_changed_in_safe_mode(
     monkeypatch.setenv("FEDERATION_TRIGGERS", "off")
     with pytest.raises(TriggersOffError, match=r"was not asked to answer \w+ /api/v\d/dags"):
         change(airlift)
-    assert {asked.method for asked in airflow.server.asked} <= {"GET"}
+    assert {request.method for request in airflow.server.requests} <= {"GET"}
 
 
 def list_tasks(airflow: Airflow, fault: Fault) -> list[TaskInstance]:
@@ -269,5 +269,7 @@ def test_sources_are_prefetched_in_parallel(
     assert airflow.server.count("GET", "/dagSources/.*") == 1  # who asks for one gets one
     sources = [airlift.get_dag_source_code(token) for token in tokens]
     assert sources == [f"# {number}" for number in range(100)]
-    connections = {a.connection for a in airflow.server.asked if a.path.startswith("/dagSources")}
+    connections = {
+        a.connection for a in airflow.server.requests if a.path.startswith("/dagSources")
+    }
     assert len(connections) > 1

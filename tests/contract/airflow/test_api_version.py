@@ -35,7 +35,7 @@ def test_a_declared_api_is_not_replaced_by_the_actual_one(
     upgraded: Upgraded, read: Callable[[AirflowClient], Any]
 ) -> None:
     pinned = upgraded.connect(api=OTHER[upgraded.server.api])
-    upgraded.server.asked.clear()
+    upgraded.server.requests.clear()
     for _ in range(2):
         with pytest.raises(UnexpectedAnswerError, match="404"):
             read(pinned)
@@ -59,7 +59,7 @@ def test_a_declared_api_needs_no_version_request(
     upgraded: Upgraded, read: Callable[[AirflowClient], Any]
 ) -> None:
     pinned = upgraded.connect(api=upgraded.server.api)
-    upgraded.server.asked.clear()
+    upgraded.server.requests.clear()
     assert read(pinned) == read(upgraded.client)
     assert upgraded.server.count("GET", ".*/version") == 0
 

@@ -45,7 +45,7 @@ def test_an_identity_signs_in_once_for_many_requests(mwaa: Mwaa) -> None:
     for _ in range(5):
         assert_works(client)
     assert client.trigger_run("load_customers", "mine").run_id == "mine"
-    ((path, headers, _),) = mwaa.aws.asked
+    ((path, headers, _),) = mwaa.aws.requests
     assert path == f"/webtoken/{ENVIRONMENT}"
     assert "eu-west-1" in headers["Authorization"], "signed for another region"
     assert mwaa.server.logins == [mwaa.aws.token]
@@ -73,7 +73,7 @@ def test_a_session_that_ends_after_hours_is_signed_in_to_again(mwaa: Mwaa, end: 
     clock.advance(3600)
     assert_works(client)
     assert client.trigger_run("load_customers", "mine").run_id == "mine"
-    assert len(mwaa.server.logins) == len(mwaa.aws.asked) == 2
+    assert len(mwaa.server.logins) == len(mwaa.aws.requests) == 2
 
 
 @pytest.mark.parametrize("api", ["v2"])
@@ -148,12 +148,12 @@ def test_a_missing_permission_after_hours_causes_one_login(mwaa: Mwaa) -> None:
 def test_many_threads_sign_in_once(mwaa: Mwaa) -> None:
     client = mwaa.declare_client()
     with ThreadPoolExecutor(16) as threads:
-        asking = [threads.submit(client.fetch_dags) for _ in range(48)]
-        assert {len(dags.result(timeout=30)) for dags in asking} == {1}
+        pending = [threads.submit(client.fetch_dags) for _ in range(48)]
+        assert {len(dags.result(timeout=30)) for dags in pending} == {1}
         mwaa.server.end_sessions()
-        asking = [threads.submit(client.fetch_dags) for _ in range(48)]
-        assert {len(dags.result(timeout=30)) for dags in asking} == {1}
-    assert len(mwaa.server.logins) == len(mwaa.aws.asked) == 2
+        pending = [threads.submit(client.fetch_dags) for _ in range(48)]
+        assert {len(dags.result(timeout=30)) for dags in pending} == {1}
+    assert len(mwaa.server.logins) == len(mwaa.aws.requests) == 2
 
 
 @pytest.mark.parametrize("api", ["v2"])

@@ -77,7 +77,7 @@ class Composer:
         """Parts of the key, line by line, and whatever was signed with it."""
         account = json.loads(self.key_file.read_text())
         lines = account["private_key"].splitlines()[1:-1]
-        return lines + [body for _, _, body in self.google.asked]
+        return lines + [body for _, _, body in self.google.requests]
 
     def declare_client(self, timing: Timing = FAST_RETRIES, **auth: Any) -> AirflowClient:
         declared = {"type": "composer", "credentials_file": str(self.key_file), **auth}
@@ -103,9 +103,9 @@ def assert_works(client: AirflowClient) -> None:
 def test_a_service_account_gets_one_token_for_many_requests_and_threads(composer: Composer) -> None:
     client = composer.declare_client()
     with ThreadPoolExecutor(16) as threads:
-        asking = [threads.submit(client.fetch_dags) for _ in range(48)]
-        assert {len(dags.result(timeout=30)) for dags in asking} == {1}
-    assert len(composer.google.asked) == 1
+        pending = [threads.submit(client.fetch_dags) for _ in range(48)]
+        assert {len(dags.result(timeout=30)) for dags in pending} == {1}
+    assert len(composer.google.requests) == 1
 
 
 def test_a_token_is_renewed_before_it_expires(composer: Composer) -> None:
@@ -115,16 +115,16 @@ def test_a_token_is_renewed_before_it_expires(composer: Composer) -> None:
     assert_works(client)
     clock.advance(800)
     assert_works(client)
-    assert len(composer.google.asked) == 1
+    assert len(composer.google.requests) == 1
     clock.advance(101)
     assert_works(client)
-    assert len(composer.google.asked) == 2
+    assert len(composer.google.requests) == 2
 
 
 def test_a_token_that_is_refused_is_renewed(composer: Composer) -> None:
     client = composer.declare_client()
     assert_works(client)
-    composer.google.asked.append(("nobody", {}, ""))  # which makes the last token worthless
+    composer.google.requests.append(("nobody", {}, ""))  # which makes the last token worthless
     assert_works(client)
     assert composer.server.count("GET", "/dags") == 3
 
@@ -133,7 +133,7 @@ def test_an_account_that_airflow_does_not_know_is_reported(composer: Composer) -
     composer.server.refuses = True
     with pytest.raises(SignInRefusedError, match=ACCOUNT_HINT):
         composer.declare_client().fetch_dags()
-    assert len(composer.google.asked) <= 2
+    assert len(composer.google.requests) <= 2
 
 
 def test_the_default_credentials_are_those_of_the_environment(
@@ -209,7 +209,7 @@ def test_no_secret_is_in_what_a_debugger_shows(composer: Composer) -> None:
 
 def test_a_clouds_package_is_imported_lazily_and_its_absence_reported_early() -> None:
     """In a process of its own, where no other test has loaded them yet."""
-    asked = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", ASK_WITHOUT],
         cwd=ROOT,
         capture_output=True,
@@ -217,10 +217,10 @@ def test_a_clouds_package_is_imported_lazily_and_its_absence_reported_early() ->
         timeout=60,
         check=False,
     )
-    assert asked.returncode == 0, asked.stderr[-2000:]
-    loaded, *told = asked.stdout.splitlines()
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    loaded, *printed = finished.stdout.splitlines()
     assert loaded == "set()"
-    for line, extra in zip(told, ("mwaa", "composer", "composer"), strict=True):
+    for line, extra in zip(printed, ("mwaa", "composer", "composer"), strict=True):
         assert line.startswith("Airflow 'metrics' is declared with")
         assert f"type: {extra}" in line
         assert f"pip install 'federation-defs[{extra}]'" in line

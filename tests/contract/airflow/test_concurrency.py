@@ -32,7 +32,7 @@ def proxied() -> Iterator[ProxiedAirflow]:
     with start_proxied_airflow(**LONG_TIMEOUTS) as proxied:
         for number in range(249):
             proxied.server.database.add_dag(f"zebra_{number:03}")
-        proxied.server.asked.clear()
+        proxied.server.requests.clear()
         proxied.proxy.close_idle()
         proxied.proxy.total = proxied.proxy.peak = 0
         fresh = proxied.declare_client(**LONG_TIMEOUTS)
@@ -143,8 +143,8 @@ def test_a_request_that_fails_leaves_the_others_alone(proxied: ProxiedAirflow) -
 
 
 def test_a_page_that_fails_fails_the_list_and_not_the_next_one(proxied: ProxiedAirflow) -> None:
-    def is_the_second_page(asked: Any) -> bool:
-        return asked.path == "/dags" and asked.query.get("offset") == "100"
+    def is_the_second_page(request: Any) -> bool:
+        return request.path == "/dags" and request.query.get("offset") == "100"
 
     proxied.server.fail_next(is_the_second_page, answer(403, {"detail": "not this one"}))
     with pytest.raises(AirflowError, match="not this one"):

@@ -94,7 +94,7 @@ def test_a_trigger_whose_dates_are_all_taken_is_given_up(fake_world: FakeWorld) 
     fake_world.server.fail_next(TRIGGER, TAKEN, times=99)
     with pytest.raises(LogicalDateTakenError, match=r"another run .* \(409: already exists\)"):
         fake_world.client.trigger_run(DAG, make_run_id())
-    assert sum(map(TRIGGER, fake_world.server.asked)) == MAX_NOW_TRIES
+    assert sum(map(TRIGGER, fake_world.server.requests)) == MAX_NOW_TRIES
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["before the second", "after the second"])

@@ -81,8 +81,8 @@ def broken() -> Iterator[Broken]:
         proxied["refused"].proxy.refuse()
         proxied["no sign-in"].proxy.fail_all(reset(), "POST /auth/token")
         with Stopwatch() as took:
-            asking = {name: threads.submit(client.fetch_dags) for name, client in clients.items()}
-            errors = {name: dags.exception(timeout=30) for name, dags in asking.items()}
+            pending = {name: threads.submit(client.fetch_dags) for name, client in clients.items()}
+            errors = {name: dags.exception(timeout=30) for name, dags in pending.items()}
         proxied["refused"].proxy.listen()
         yield Broken(proxied, errors, took.seconds)
 
@@ -202,8 +202,8 @@ def test_requests_at_a_time_to_a_server_that_stalls_do_not_queue_for_its_time_ou
     proxied.proxy.fail_all(stall(), asked)
     client = proxied.declare_client(read_timeout=2)
     with Stopwatch() as took, ThreadPoolExecutor(6) as threads:
-        asking = [threads.submit(client.fetch_dags) for _ in range(6)]
-        errors = [dags.exception(timeout=30) for dags in asking]
+        pending = [threads.submit(client.fetch_dags) for _ in range(6)]
+        errors = [dags.exception(timeout=30) for dags in pending]
     assert {type(error) for error in errors} == {UnreachableError}
     assert took.seconds < 10
 
@@ -241,8 +241,8 @@ def assert_all_serve(proxied: ProxiedAirflow, connections: int) -> None:
 
     proxied.server.fail_next(asks("GET", "/dags"), meet, times=connections)
     with ThreadPoolExecutor(connections) as threads:
-        asking = [threads.submit(proxied.client.fetch_dags) for _ in range(connections)]
-        assert [len(dags.result(timeout=10)) for dags in asking] == [1] * connections
+        pending = [threads.submit(proxied.client.fetch_dags) for _ in range(connections)]
+        assert [len(dags.result(timeout=10)) for dags in pending] == [1] * connections
 
 
 def test_the_proxy_passes_all_on_when_nothing_is_wrong() -> None:

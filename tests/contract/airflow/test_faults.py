@@ -41,7 +41,9 @@ def trigger(client: AirflowClient) -> Any:
 def test_requests_to_airflow_3_share_a_connection(airflow_v2: Airflow) -> None:
     for _ in range(20):
         airflow_v2.client.fetch_dags()
-    connections = {asked.connection for asked in airflow_v2.server.asked if asked.path == "/dags"}
+    connections = {
+        request.connection for request in airflow_v2.server.requests if request.path == "/dags"
+    }
     assert len(connections) == 1
 
 
@@ -213,11 +215,11 @@ def test_an_instance_that_stalls_holds_no_other_up(start_airflow: StartAirflow) 
     slow.client.fetch_version()
     with ThreadPoolExecutor() as threads, Stall() as stall:
         slow.server.fail_next(asks("GET", "/dags"), stall)
-        asking = threads.submit(slow.client.fetch_dags)
+        pending = threads.submit(slow.client.fetch_dags)
         stall.wait_until_entered()
         assert quick.client.fetch_dags() == []
-        assert not asking.done()
-    assert asking.result(timeout=10) == []
+        assert not pending.done()
+    assert pending.result(timeout=10) == []
 
 
 def test_a_server_that_says_to_come_back_in_an_hour_is_neither_slept_for_nor_asked_again(

@@ -17,7 +17,7 @@ from federation_defs.errors import (
 )
 from tests.contract.clients import call_within
 from tests.contract.conftest import Airflow
-from tests.contract.fakes.airflow import Asked, Predicate, asks
+from tests.contract.fakes.airflow import Predicate, ReceivedRequest, asks
 from tests.contract.fakes.faults import Act, answer, edit
 
 DAGS = asks("GET", "/dags")
@@ -26,8 +26,8 @@ DAGS = asks("GET", "/dags")
 def asks_at(offset: int) -> Predicate:
     """Whether a request is for the page of the list of DAGs that begins there."""
 
-    def is_it(asked: Asked) -> bool:
-        return DAGS(asked) and asked.query.get("offset", "0") == str(offset)
+    def is_it(request: ReceivedRequest) -> bool:
+        return DAGS(request) and request.query.get("offset", "0") == str(offset)
 
     return is_it
 

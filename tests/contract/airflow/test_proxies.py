@@ -67,7 +67,7 @@ def test_http_goes_by_the_proxy_that_the_environment_names(
     airflow: FakeAirflow, proxy: ForwardProxy
 ) -> None:
     assert_works(declare_client(airflow.url, http=LONG_TIMEOUTS))
-    assert [line.partition("?")[0].split()[:2] for line in proxy.asked] == [
+    assert [line.partition("?")[0].split()[:2] for line in proxy.requests] == [
         ["GET", f"{airflow.url}/api/v2/version"],
         ["POST", f"{airflow.url}/auth/token"],
         ["GET", f"{airflow.url}/api/v2/dags"],
@@ -80,7 +80,7 @@ def test_https_goes_through_the_proxy_unread(
     client = connect(secure.url, ca_bundle=authority.bundle)
     assert_works(client)
     host = secure.url.removeprefix("https://")
-    assert {line.rpartition(" ")[0] for line in proxy.asked} == {f"CONNECT {host}"}
+    assert {line.rpartition(" ")[0] for line in proxy.requests} == {f"CONNECT {host}"}
 
 
 def test_a_host_of_no_proxy_is_asked_directly(
@@ -88,7 +88,7 @@ def test_a_host_of_no_proxy_is_asked_directly(
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "example.com,127.0.0.1")
     assert_works(declare_client(airflow.url, http=LONG_TIMEOUTS))
-    assert proxy.asked == []
+    assert proxy.requests == []
 
 
 def test_the_proxys_account_is_for_the_proxy_alone(
@@ -103,7 +103,7 @@ def test_the_proxys_account_is_for_the_proxy_alone(
         monkeypatch.setenv(name, proxy.build_url(ACCOUNT))
     assert_works(declare_client(airflow.url, http=LONG_TIMEOUTS))
     assert_works(connect(secure.url, ca_bundle=authority.bundle))
-    assert not [headers for headers in secure.asked if "Proxy-Authorization" in headers]
+    assert not [headers for headers in secure.requests if "Proxy-Authorization" in headers]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -144,7 +144,7 @@ def test_a_proxy_that_stalls_is_given_up_at_its_time_out_and_not_tried_again(
         call_within(20, client.fetch_dags)
     assert took.seconds < 10
     assert error.value.is_late
-    assert len(proxy.asked) == 1
+    assert len(proxy.requests) == 1
 
 
 def test_a_proxy_that_no_connection_reaches_is_not_tried_again(

@@ -120,8 +120,8 @@ def test_no_more_requests_arrive_than_declared_whatever_they_are_for() -> None:
         # So often that none ends within the burst, however late the others start.
         with ask_in_threads(client, threads=8, times=40):
             clock.wait_for_sleepers(8)
-            arrived = len(server.asked)
-            kinds = {asked.path for asked in server.asked}
+            arrived = len(server.requests)
+            kinds = {request.path for request in server.requests}
             clock.release()
     assert arrived == 40
     assert kinds == {"/version", "/auth/token", "/dags"}

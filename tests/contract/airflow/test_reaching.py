@@ -75,8 +75,8 @@ def test_requests_carry_user_agent_and_accept_headers(airflow: FakeAirflow) -> N
     with start_reverse_proxy(airflow) as server:
         assert_works(connect(airflow, server.url))
     expected = f"federation-defs/{version('federation-defs')}"
-    assert {headers["User-Agent"] for headers in server.asked} == {expected}
-    assert {headers["Accept"] for headers in server.asked} == {"application/json"}
+    assert {headers["User-Agent"] for headers in server.requests} == {expected}
+    assert {headers["Accept"] for headers in server.requests} == {"application/json"}
 
 
 @pytest.mark.parametrize("where", [".netrc", "another"])
@@ -94,10 +94,10 @@ def test_an_account_of_netrc_is_not_sent(
         open_client = declare_client(server.url, {"type": "none"}, http=LONG_TIMEOUTS)
         open_client.fetch_version()
         open_client.session.request("GET", f"/api/{airflow.api}/dags")
-    sent = {headers.get("Authorization", "nothing").split()[0] for headers in server.asked}
+    sent = {headers.get("Authorization", "nothing").split()[0] for headers in server.requests}
     assert sent == {"nothing", "Basic" if airflow.api == "v1" else "Bearer"}
     assert not [
-        headers for headers in server.asked if "aW50cnVkZXI" in headers.get("Authorization", "")
+        headers for headers in server.requests if "aW50cnVkZXI" in headers.get("Authorization", "")
     ]
 
 
@@ -107,12 +107,12 @@ def test_a_cookie_that_the_server_sets_is_not_kept(airflow: FakeAirflow, attribu
     with start_reverse_proxy(airflow) as server:
         server.sets = {"Set-Cookie": f"session=of-the-web-pages{attributes}"}
         assert_works(connect(airflow, server.url))
-    assert not [headers for headers in server.asked if "Cookie" in headers]
+    assert not [headers for headers in server.requests if "Cookie" in headers]
 
 
 def test_nothing_is_sent_before_it_is_asked_for(airflow: FakeAirflow) -> None:
     connect(airflow, airflow.url)
-    assert airflow.asked == []
+    assert airflow.requests == []
 
 
 def test_an_account_may_have_letters_of_any_language(airflow: FakeAirflow) -> None:

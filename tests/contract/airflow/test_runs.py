@@ -130,11 +130,11 @@ def test_more_changed_runs_than_asked_for_are_only_counted(airflow: Airflow) -> 
     for _ in range(250):
         airflow.database.start_run("load_customers")
     airflow.client.fetch_dag("load_customers")
-    before = len(airflow.server.asked)
+    before = len(airflow.server.requests)
     changed = airflow.client.fetch_changed_runs(an_hour_ago(), at_most=249)
     assert (changed.total, len(changed.entries)) == (250, 100)
     assert not changed.is_whole
-    assert len(airflow.server.asked) == before + 2  # a page, and the first one too many
+    assert len(airflow.server.requests) == before + 2  # a page, and the first one too many
     changed = airflow.client.fetch_changed_runs(an_hour_ago(), at_most=250)
     assert (changed.total, len(changed.entries), changed.is_whole) == (250, 250, True)
 

@@ -78,7 +78,7 @@ def shared() -> Iterator[ProxiedAirflow]:
 @pytest.fixture
 def proxied(shared: ProxiedAirflow) -> ProxiedAirflow:
     """One for all tests: a client goes on after whatever it has read."""
-    shared.server.asked.clear()
+    shared.server.requests.clear()
     shared.server.database.runs.clear()
     return shared
 
@@ -174,7 +174,7 @@ def fetch_after(proxied: ProxiedAirflow, status: int, headers: dict[str, str]) -
     auth = SIGN_INS[proxied.server.api]
     client = declare_client(proxied.proxy.url, auth, clock.timing, http=LONG_TIMEOUTS)
     client.fetch_version()
-    proxied.server.asked.clear()
+    proxied.server.requests.clear()
     proxied.server.fail_next(asks("GET", "/dags"), answer(status, {}, headers))
     assert_works(client)
     assert proxied.server.count("GET", "/dags") == 2

@@ -101,7 +101,7 @@ def test_an_unknown_authority_is_not_trusted_and_the_key_that_helps_is_named(
 ) -> None:
     with refuses(r"certificate verify failed.*tls\.ca_bundle"):
         connect(secure.url).fetch_dags()
-    assert secure.asked == []
+    assert secure.requests == []
 
 
 def test_a_declared_authority_is_trusted(secure: ReverseProxy, authority: Authority) -> None:

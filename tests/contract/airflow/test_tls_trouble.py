@@ -205,8 +205,8 @@ def test_a_server_that_is_silent_in_the_handshake_is_given_up_by_all_threads_in_
         http = {**SHORT_TIMEOUTS, "connect_timeout": 2, "read_timeout": 2}
         client = declare_client(url, TOKEN, http=http, api="v2")
         with Stopwatch() as took:
-            asking = [threads.submit(client.fetch_dags) for _ in range(6)]
-            errors = [dags.exception(timeout=30) for dags in asking]
+            pending = [threads.submit(client.fetch_dags) for _ in range(6)]
+            errors = [dags.exception(timeout=30) for dags in pending]
     assert {type(error) for error in errors} == {UnreachableError}
     assert took.seconds < 10
 
@@ -223,8 +223,8 @@ def test_threads_do_not_deadlock_on_a_server_with_one_worker(
     ):
         client = declare_client(server.url, http=LONG_TIMEOUTS, tls={"ca_bundle": authority.bundle})
         assert_works(client)
-        asking = [pool.submit(client.fetch_dags) for _ in range(24)]
-        errors = [dags.exception(timeout=60) for dags in asking]
+        pending = [pool.submit(client.fetch_dags) for _ in range(24)]
+        errors = [dags.exception(timeout=60) for dags in pending]
     assert {error for error in errors if error is not None} == set()
 
 
@@ -236,7 +236,7 @@ def test_threads_that_all_load_our_certificate_do_not_end_the_process(
     both, _, _ = authority.issue_client_cert()
     with FaultProxy(f"http://127.0.0.1:{find_free_port()}") as nobody:
         url = nobody.url.replace("http", "https")
-        asked = subprocess.run(
+        finished = subprocess.run(
             [sys.executable, "-c", CONNECT_IN_THREADS, url, authority.bundle, both],
             # Few authorities are soon loaded.
             env={**os.environ, "SSL_CERT_FILE": authority.bundle, "SSL_CERT_DIR": "/nonexistent"},
@@ -246,4 +246,4 @@ def test_threads_that_all_load_our_certificate_do_not_end_the_process(
             timeout=300,
             check=False,
         )
-    assert (asked.returncode, asked.stdout) == (0, "{'refused'}\n"), asked.stderr[-2000:]
+    assert (finished.returncode, finished.stdout) == (0, "{'refused'}\n"), finished.stderr[-2000:]

@@ -81,8 +81,8 @@ def test_a_program_is_run_once_for_many_requests_and_threads(
 ) -> None:
     client = connect(server.url, program.command)
     with ThreadPoolExecutor(16) as threads:
-        asking = [threads.submit(client.fetch_dags) for _ in range(64)]
-        assert {len(dags.result(timeout=20)) for dags in asking} == {1}
+        pending = [threads.submit(client.fetch_dags) for _ in range(64)]
+        assert {len(dags.result(timeout=20)) for dags in pending} == {1}
     assert program.runs == 1
 
 
@@ -94,8 +94,8 @@ def test_a_program_is_run_again_when_its_token_is_refused(
     server.token = "another-secret"
     program.output.write_text(server.token)
     with ThreadPoolExecutor(16) as threads:
-        asking = [threads.submit(client.fetch_dags) for _ in range(32)]
-        assert {len(dags.result(timeout=20)) for dags in asking} == {1}
+        pending = [threads.submit(client.fetch_dags) for _ in range(32)]
+        assert {len(dags.result(timeout=20)) for dags in pending} == {1}
     assert program.runs == 2
 
 
@@ -166,6 +166,6 @@ def test_a_program_with_a_null_in_its_arguments_is_named(
 @pytest.mark.parametrize("argument", ["$HOME", "$(id)", "`id`", "a;id", "*", "~", "%s"])
 def test_no_shell_reads_a_command(server: TokenAirflow, argument: str) -> None:
     server.token = argument
-    with start_reverse_proxy(server) as asked:
-        assert_works(connect(asked.url, ["/bin/echo", argument]))
-    assert f"Bearer {argument}" in {headers.get("Authorization") for headers in asked.asked}
+    with start_reverse_proxy(server) as proxy:
+        assert_works(connect(proxy.url, ["/bin/echo", argument]))
+    assert f"Bearer {argument}" in {headers.get("Authorization") for headers in proxy.requests}

@@ -21,7 +21,7 @@ from tests.contract.clients import (
     declare_client,
     format_error_chain,
 )
-from tests.contract.fakes.airflow import Asked, asks
+from tests.contract.fakes.airflow import ReceivedRequest, asks
 from tests.contract.fakes.faults import Act, answer
 from tests.contract.fakes.sign_ins import TokenAirflow, build_jwt, build_timed_jwt
 from tests.waiting import wait_for
@@ -83,8 +83,8 @@ def test_a_declared_token_that_expires_fails_a_list_in_its_middle(server: TokenA
         client.fetch_dags()
 
 
-def is_the_second_page(asked: Asked) -> bool:
-    return asked.path == "/dags" and asked.query.get("offset") == "100"
+def is_the_second_page(request: ReceivedRequest) -> bool:
+    return request.path == "/dags" and request.query.get("offset") == "100"
 
 
 def test_a_password_renews_a_token_that_ends_in_the_middle_of_a_list(server: TokenAirflow) -> None:
@@ -99,7 +99,7 @@ def test_a_password_renews_a_token_that_ends_in_the_middle_of_a_list(server: Tok
         return response
 
     client.fetch_dag("load_customers")
-    server.fail_next(lambda asked: asked.path == "/dags", renew)
+    server.fail_next(lambda request: request.path == "/dags", renew)
     assert len({dag.dag_id for dag in client.fetch_dags()}) == 250
     assert server.count("POST", "/auth/token") == 2
 
@@ -110,7 +110,7 @@ def test_a_password_renews_tokens_that_end_in_the_middle_of_a_wait(server: Token
     client.trigger_run("load_customers", "mine")
     numbers = count(1)
 
-    def end_each_fifth(_: Asked) -> bool:
+    def end_each_fifth(_: ReceivedRequest) -> bool:
         if next(numbers) % 5 == 0:
             server.token = f"secret-{next(numbers)}"
         return False

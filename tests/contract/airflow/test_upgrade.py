@@ -51,9 +51,9 @@ def test_a_client_reads_after_an_upgrade_what_a_new_client_reads(
 def test_the_new_api_is_detected_once(upgraded: Upgraded) -> None:
     upgraded.upgrade()
     upgraded.client.fetch_dag(DAG)
-    asked = len(upgraded.server.asked)
+    before = len(upgraded.server.requests)
     upgraded.client.fetch_dag(DAG)
-    assert len(upgraded.server.asked) == asked + 1
+    assert len(upgraded.server.requests) == before + 1
 
 
 def test_a_run_is_started_once_though_the_upgrade_came_first(upgraded: Upgraded) -> None:

@@ -136,8 +136,8 @@ def test_deleting_the_record_of_the_dagster_run_leaves_its_dag_run(
         # As the webserver does it, which Dagster+ does not refuse anything.
         as_server(instance.run_storage).delete_run(record.dagster_run.run_id)
         as_server(instance.event_log_storage).delete_events(record.dagster_run.run_id)
-        requests = len(airflow_v2.server.asked)
-        wait_for(lambda: len(airflow_v2.server.asked) > requests + 5, "it is polled on")
+        requests = len(airflow_v2.server.requests)
+        wait_for(lambda: len(airflow_v2.server.requests) > requests + 5, "it is polled on")
         assert run.state == "running"
         airflow_v2.database.finish_run(run)
 

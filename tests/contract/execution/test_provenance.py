@@ -136,8 +136,8 @@ def test_the_link_is_told_before_the_dag_run_ends(
         seen.extend(record.asset_observation for record in records if record.asset_observation)
         airflow.database.finish_run(airflow.database.runs[0])
 
-    asked = asks("GET", f"/dags/{DAG}/dagRuns/[^/]+")
-    airflow.server.fail_next(asked, before_acting(read_and_finish))
+    poll = asks("GET", f"/dags/{DAG}/dagRuns/[^/]+")
+    airflow.server.fail_next(poll, before_acting(read_and_finish))
     executed = materialize(airflow.client, [DAG], instance)
     assert executed.success
     (observation,) = seen

@@ -119,11 +119,11 @@ def test_nothing_is_cleared_by_a_re_execution(
     attempts = Attempts(airflow_v2.client, [DAG], instance)
     first = attempts.execute()
     monkeypatch.setenv(SWITCH, "off")
-    asked = airflow_v2.server.count("POST", ".*")
+    requests = airflow_v2.server.count("POST", ".*")
     attempts.execute(first)
     (run,) = airflow_v2.database.runs
     assert (run.state, run.tasks[-1].try_number) == ("failed", 1)
-    assert airflow_v2.server.count("POST", "/dags/.*") == 1 <= asked
+    assert airflow_v2.server.count("POST", "/dags/.*") == 1 <= requests
 
 
 def test_runs_that_others_started_are_observed_nevertheless(

@@ -67,8 +67,8 @@ def count_logs(instance: dg.DagsterInstance, text: str) -> int:
 
 def note_state(airflow: Airflow, read: Counter[str], act: Act) -> Response:
     """Of the run that is asked for."""
-    asked = airflow.server.asked[-1].path.split("/")
-    run = airflow.database.find_run(asked[2], asked[4])
+    path = airflow.server.requests[-1].path.split("/")
+    run = airflow.database.find_run(path[2], path[4])
     assert run is not None
     read[run.state] += 1
     return act()
@@ -92,7 +92,7 @@ def test_each_run_is_fetched_by_itself_where_the_list_of_active_runs_is_long(
 
 
 def read_list_queries(airflow: Airflow) -> list[dict[str, str]]:
-    return [asked.query for asked in airflow.server.asked if asked.path == LIST]
+    return [request.query for request in airflow.server.requests if request.path == LIST]
 
 
 def test_each_run_is_fetched_by_itself_if_the_list_is_refused(

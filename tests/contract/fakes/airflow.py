@@ -29,7 +29,7 @@ PASSWORD = "open-sesame"
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReceivedRequest:
     """A request that arrived.
 
     Attributes:
@@ -43,12 +43,14 @@ class Asked:
     connection: int
 
 
-Predicate = Callable[[Asked], bool]
+Predicate = Callable[[ReceivedRequest], bool]
 
 
 def asks(method: str, pattern: str) -> Predicate:
     """Return a predicate for requests with this method and a path that matches."""
-    return lambda asked: asked.method == method and re.fullmatch(pattern, asked.path) is not None
+    return lambda received: (
+        received.method == method and re.fullmatch(pattern, received.path) is not None
+    )
 
 
 class FakeAirflow:
@@ -69,7 +71,7 @@ class FakeAirflow:
         takes_tokens: As some hosts' 2.x do: a token signs in there too.
         gateway: What somebody in front of it answers to all who are not signed in, whatever they
             ask for; None if there is nobody.
-        asked: All requests so far.
+        requests: All requests so far.
     """
 
     def __init__(self, api: str, port: int = 0) -> None:
@@ -81,7 +83,7 @@ class FakeAirflow:
         self.password = PASSWORD
         self.takes_tokens = False
         self.gateway: Callable[[], Response] | None = None
-        self.asked: list[Asked] = []
+        self.requests: list[ReceivedRequest] = []
         self.connections: set[socket.socket] = set()
         self._secret = 1
         self._faults: list[tuple[Predicate, Fault]] = []
@@ -154,16 +156,16 @@ class FakeAirflow:
 
     def count(self, method: str, pattern: str) -> int:
         """Return the number of such requests."""
-        return sum(map(asks(method, pattern), list(self.asked)))
+        return sum(map(asks(method, pattern), list(self.requests)))
 
     def respond(self, request: Request, connection: int) -> Response | None:
         """Answer a request, or let a fault do so."""
         with self._lock:
             api = self.turns.popleft() if self.turns else self.api
             path = request.path.removeprefix(f"/api/{api}")
-            asked = Asked(request.method, path, request.args.to_dict(), connection)
-            self.asked.append(asked)
-            planned = next((fault for fault in self._faults if fault[0](asked)), None)
+            received = ReceivedRequest(request.method, path, request.args.to_dict(), connection)
+            self.requests.append(received)
+            planned = next((fault for fault in self._faults if fault[0](received)), None)
             if planned is not None:
                 self._faults.remove(planned)
         return planned[1](lambda: self._act(api, request)) if planned else self._act(api, request)

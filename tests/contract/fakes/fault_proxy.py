@@ -107,7 +107,7 @@ def trickle_chunks(count: int, pause_s: float) -> Fault:
 class _Connection:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    is_asking: bool = False
+    is_answer_due: bool = False
     fault: Fault | None = None
 
 
@@ -149,15 +149,15 @@ class FaultProxy:
     def port(self) -> int:
         return self._port
 
-    def fail_next(self, fault: Fault, asked: str = "", times: int = 1) -> None:
+    def fail_next(self, fault: Fault, pattern: str = "", times: int = 1) -> None:
         """Damage the next answers to requests whose first line matches a pattern."""
         with self._lock:
-            self._planned += [(re.compile(asked.encode()), fault)] * times
+            self._planned += [(re.compile(pattern.encode()), fault)] * times
 
-    def fail_all(self, fault: Fault, asked: str = "") -> None:
+    def fail_all(self, fault: Fault, pattern: str = "") -> None:
         """Damage all answers to such requests, until `mend()`."""
         with self._lock:
-            self._standing.append((re.compile(asked.encode()), fault))
+            self._standing.append((re.compile(pattern.encode()), fault))
 
     def mend(self) -> None:
         """Let answers pass again. Those that stall go on stalling."""
@@ -223,7 +223,7 @@ class FaultProxy:
 
     async def _close_idle(self) -> None:
         for connection in list(self._connections):
-            if not connection.is_asking:
+            if not connection.is_answer_due:
                 connection.writer.close()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -265,21 +265,21 @@ class FaultProxy:
     async def _pass_requests(self, connection: _Connection, server: asyncio.StreamWriter) -> None:
         while data := await connection.reader.read(65536):
             self.received += data
-            if not connection.is_asking:
-                connection.is_asking, connection.fault = True, self._choose_fault(data)
+            if not connection.is_answer_due:
+                connection.is_answer_due, connection.fault = True, self._choose_fault(data)
             server.write(data)
             await server.drain()
 
     async def _pass_answers(self, connection: _Connection, server: asyncio.StreamReader) -> None:
         while data := await server.read(65536):
             if connection.fault is None:
-                connection.is_asking = False
+                connection.is_answer_due = False
                 connection.writer.write(data)
                 await connection.writer.drain()
             else:
                 answer = await self._read_answer(data, server, connection.writer)
                 await connection.fault(answer)
-                connection.is_asking, connection.fault = False, None
+                connection.is_answer_due, connection.fault = False, None
 
     async def _read_answer(
         self, data: bytes, server: asyncio.StreamReader, client: asyncio.StreamWriter
@@ -298,4 +298,6 @@ class FaultProxy:
                 if planned[0].match(request):
                     self._planned.remove(planned)
                     return planned[1]
-            return next((fault for asked, fault in self._standing if asked.match(request)), None)
+            return next(
+                (fault for pattern, fault in self._standing if pattern.match(request)), None
+            )

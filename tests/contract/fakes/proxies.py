@@ -25,19 +25,19 @@ class ReverseProxy:
     """A WSGI application that forwards requests to a fake Airflow.
 
     Attributes:
-        asked: The headers of all requests.
+        requests: The headers of all requests.
         sets: Headers that every answer has besides.
     """
 
     def __init__(self, server: FakeAirflow) -> None:
         self.url = ""
-        self.asked: list[dict[str, str]] = []
+        self.requests: list[dict[str, str]] = []
         self.sets: dict[str, str] = {}
         self._server = server
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         request = Request(environ)
-        self.asked.append(dict(request.headers))
+        self.requests.append(dict(request.headers))
         response = self._server.respond(request, 0) or Response(status=502)
         response.headers.update(self.sets)
         return response(environ, start_response)
@@ -102,7 +102,7 @@ class ForwardProxy(ThreadingHTTPServer):
     Attributes:
         account: Name and password, with a colon between, that it wants; None if it wants none.
         stalls: It takes requests and does nothing about them.
-        asked: The first lines of all requests.
+        requests: The first lines of all requests.
     """
 
     daemon_threads = True
@@ -112,7 +112,7 @@ class ForwardProxy(ThreadingHTTPServer):
         self.account: str | None = None
         self.stalls = False
         self.ended = Event()
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     def build_url(self, account: str = "") -> str:
         return f"http://{account}{'@' if account else ''}127.0.0.1:{self.server_port}"
@@ -174,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _may_pass(self) -> bool:
         proxy = cast("ForwardProxy", self.server)
-        proxy.asked.append(self.requestline)
+        proxy.requests.append(self.requestline)
         if proxy.stalls:
             proxy.ended.wait(30)
             self.close_connection = True

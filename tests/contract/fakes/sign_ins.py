@@ -87,17 +87,17 @@ class HttpService:
 
     Attributes:
         answer: What it says, if not what it is there for.
-        asked: All requests, as (path, headers, body).
+        requests: All requests, as (path, headers, body).
     """
 
     url: str = ""
     answer: Callable[[], Response] | None = None
-    asked: list[tuple[str, dict[str, str], str]] = field(default_factory=list)
+    requests: list[tuple[str, dict[str, str], str]] = field(default_factory=list)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         request = Request(environ)
         body = request.get_data(as_text=True)
-        self.asked.append((request.path, dict(request.headers), body))
+        self.requests.append((request.path, dict(request.headers), body))
         answer = self.answer() if self.answer else self.give(request.path)
         return answer(environ, start_response)
 
@@ -123,7 +123,7 @@ class FakeAws(HttpService):
     @property
     def token(self) -> str:
         """The last web login token."""
-        return f"web-login-token-{len(self.asked)}"
+        return f"web-login-token-{len(self.requests)}"
 
     def give(self, path: str) -> Response:
         if path != f"/webtoken/{ENVIRONMENT}":
@@ -238,7 +238,7 @@ class FakeGoogle(HttpService):
 
     @property
     def token(self) -> str:
-        return f"google-access-token-{len(self.asked)}"
+        return f"google-access-token-{len(self.requests)}"
 
     def give(self, path: str) -> Response:
         assert path == "/token"

@@ -74,9 +74,9 @@ def test_a_quiet_tick_asks_dagster_one_thing_however_many_dags_there_are(
         for dag_id in dag_ids:
             airflow_v2.database.finish_run(airflow_v2.database.start_run(dag_id, "mine"))
         assert [len(server.tick()) for _ in range(3)] == [0, number, 0]
-        requests = len(airflow_v2.server.asked)
+        requests = len(airflow_v2.server.requests)
         counts.append(count_statements(server))
-        assert len(airflow_v2.server.asked) == requests + 1
+        assert len(airflow_v2.server.requests) == requests + 1
     assert counts == [1, 1]
 
 
@@ -288,7 +288,7 @@ def test_a_lost_cursor_of_many_dags_is_found_over_several_ticks(
     assert len(Daemon(airflow_v2.client, dag_ids, instance, **declared).tick()) == 20
     add_run(airflow_v2, "mine", timedelta(hours=25), dag_ids[0])
     daemon = Daemon(airflow_v2.client, dag_ids, instance, timing=clock.timing)
-    asked = count_calls(instance, "fetch_materializations")  # by key: where to begin
+    calls = count_calls(instance, "fetch_materializations")  # by key: where to begin
     fetch = vars(instance)["fetch_materializations"]
 
     def fetch_slowly(*args: Any, **kwargs: Any) -> Any:
@@ -299,7 +299,7 @@ def test_a_lost_cursor_of_many_dags_is_found_over_several_ticks(
     reports = []
     while not any(reports):
         reports.append(daemon.tick())
-        assert sum(isinstance(each, dg.AssetKey) for each, *_ in asked) <= 6 * len(reports)
+        assert sum(isinstance(each, dg.AssetKey) for each, *_ in calls) <= 6 * len(reports)
     assert reports[-1] == ["mine"]
     assert len(reports) == (4 if first_ended_ago < timedelta(days=7) else 1)
 
@@ -314,7 +314,7 @@ def test_the_search_for_the_first_report_begins_anew_after_a_valid_cursor(
         add_run(airflow_v2, "first", timedelta(minutes=30), dag_id)
     daemon = Daemon(airflow_v2.client, dag_ids, instance, timing=clock.timing)
     assert len(daemon.tick()) == 10
-    asked = count_calls(instance, "fetch_materializations")
+    calls = count_calls(instance, "fetch_materializations")
     fetch = vars(instance)["fetch_materializations"]
 
     def fetch_slowly(*args: Any, **kwargs: Any) -> Any:
@@ -324,11 +324,11 @@ def test_the_search_for_the_first_report_begins_anew_after_a_valid_cursor(
     vars(instance)["fetch_materializations"] = fetch_slowly
     valid, daemon.cursor = daemon.cursor, None
     assert daemon.tick() == []
-    assert 0 < len(asked) < 10
+    assert 0 < len(calls) < 10
     daemon.cursor = valid
     daemon.tick()
-    asked.clear()
+    calls.clear()
     daemon.cursor = None
     while daemon.cursor is None:
         daemon.tick()
-    assert sum(isinstance(each, dg.AssetKey) for each, *_ in asked) == 10
+    assert sum(isinstance(each, dg.AssetKey) for each, *_ in calls) == 10

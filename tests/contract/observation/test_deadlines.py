@@ -272,11 +272,11 @@ def test_until_a_deadline_is_over_it_costs_neither_requests_nor_queries(
 ) -> None:
     for now in (SIX - HOUR, SIX - MINUTE):
         watched.set_clocks(now)
-        requests = len(airflow_v2.server.asked)
+        requests = len(airflow_v2.server.requests)
         with recording_statements() as statements:
             watched.daemon.tick()
         assert len(statements) == 1  # for the Dagster runs of the instance
-        assert len(airflow_v2.server.asked) == requests + 1
+        assert len(airflow_v2.server.requests) == requests + 1
 
 
 def test_an_end_that_is_no_time_holds_up_nothing(watched: Watched) -> None:

@@ -92,9 +92,9 @@ def test_a_poll_that_finds_only_reported_runs_is_one_request(observed: Observed)
     for number in range(50):
         observed.add_run(f"run {number}")
     observed.daemon.tick()
-    before = len(observed.server.asked)
+    before = len(observed.server.requests)
     observed.daemon.tick()
-    assert len(observed.server.asked) == before + 1
+    assert len(observed.server.requests) == before + 1
 
 
 def test_a_run_that_is_cleared_and_ends_again_is_a_second_event(observed: Observed) -> None:

@@ -184,13 +184,13 @@ def test_an_evaluation_costs_few_queries_and_no_request_however_many_dags_there_
     counts, checked = list[int](), list[int]()
     for _ in range(6):
         clock.advance(61)
-        before = len(airflow_v2.server.asked)
+        before = len(airflow_v2.server.requests)
         with recording_statements() as statements:
             daemon.tick()
         counts.append(len(statements))
         checked.append(len(daemon.stored))
         if len(counts) > 1:
-            assert len(airflow_v2.server.asked) == before + 1
+            assert len(airflow_v2.server.requests) == before + 1
     assert checked == [50, 10, 0, 0, 0, 0]
     assert max(counts[2:]) <= 4
     clock.advance(5)

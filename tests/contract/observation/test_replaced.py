@@ -73,11 +73,11 @@ def test_with_a_long_interval_a_code_server_that_lives_for_a_minute_reports(
             reported += server.tick()
             clock.advance(10)
     assert reported == ["mine", "another"]
-    requests = len(observed.server.asked)
+    requests = len(observed.server.requests)
     with recording_statements() as statements:
         server.evaluate()
     assert len(statements) == 1
-    assert len(observed.server.asked) == requests
+    assert len(observed.server.requests) == requests
 
 
 def test_a_code_server_that_was_replaced_amid_a_tick_reports_no_more(

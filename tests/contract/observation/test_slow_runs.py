@@ -214,29 +214,29 @@ def test_a_slow_run_of_dagster_is_told_by_observation(watched_v2: Watched) -> No
 def test_running_runs_are_listed_rarely_and_only_for_dags_with_a_limit(watched_v2: Watched) -> None:
     server = watched_v2.airflow.server
     watched_v2.daemon.tick()
-    before = len(server.asked)
+    before = len(server.requests)
     for _ in range(6):
         watched_v2.clock.advance(10)
         watched_v2.daemon.tick()
-    assert len(server.asked) == before + 6 + 1
+    assert len(server.requests) == before + 6 + 1
     watched_v2.daemon.dags = {DAG: DagDeclaration(max_duration="200s")}  # pyright: ignore[reportArgumentType]
     watched_v2.daemon.restart()
     watched_v2.daemon.tick()
-    before = len(server.asked)
+    before = len(server.requests)
     for _ in range(6):
         watched_v2.clock.advance(10)
         watched_v2.daemon.tick()
-    assert len(server.asked) == before + 6 + 6
+    assert len(server.requests) == before + 6 + 6
     watched_v2.daemon.dags = {DAG: DagDeclaration()}
     watched_v2.daemon.restart()
-    before = len(server.asked)
+    before = len(server.requests)
     watched_v2.tick()
-    assert len(server.asked) == before + 1
+    assert len(server.requests) == before + 1
 
 
 def test_a_list_of_running_runs_that_fails_holds_up_no_report(watched_v2: Watched) -> None:
     forbidden = answer(403, {"detail": "Forbidden"})
-    is_list = lambda asked: asked.query.get("state") == "running"  # noqa: E731
+    is_list = lambda request: request.query.get("state") == "running"  # noqa: E731
     watched_v2.airflow.server.fail_next(is_list, forbidden)
     watched_v2.start("slow", LIMIT * 2)
     watched_v2.database.finish_run(watched_v2.start("mine", timedelta(minutes=1)))
@@ -264,16 +264,16 @@ def test_a_list_of_running_runs_that_is_never_answered_delays_neither_deadlines_
     }
     daemon.restart()
     server = airflow_v2.server
-    server.fail_next(lambda asked: asked.query.get("state") == "running", lag(60), times=1000)
-    asked = list[int]()
+    server.fail_next(lambda request: request.query.get("state") == "running", lag(60), times=1000)
+    requests = list[int]()
     for number in range(14):
         clock.advance(5)
         airflow_v2.database.stopped_at = begin + timedelta(seconds=5 * number)
-        before = len(server.asked)
+        before = len(server.requests)
         daemon.tick()
-        asked.append(len(server.asked) - before)
+        requests.append(len(server.requests) - before)
     assert fetch_signals(instance, KEY) != []
-    assert sum(asked[1:]) - len(asked[1:]) == 3  # after the sign-in
+    assert sum(requests[1:]) - len(requests[1:]) == 3  # after the sign-in
 
 
 def test_a_run_that_ends_in_time_hides_no_slow_one_that_goes_on(watched_v2: Watched) -> None:

@@ -138,10 +138,10 @@ def test_an_unreachable_instance_is_polled_less_and_less(
     clock.advance(5)
     assert "UTC; asked again in 10 s.)" in skip_reason(daemon.evaluate())
     airflow_v2.server.start()
-    requests = len(airflow_v2.server.asked)
+    requests = len(airflow_v2.server.requests)
     clock.advance(9)
     assert "asked again in 1 s" in skip_reason(daemon.evaluate())
-    assert len(airflow_v2.server.asked) == requests
+    assert len(airflow_v2.server.requests) == requests
     clock.advance(1)
     assert isinstance(daemon.evaluate(), dg.SensorResult)
 
@@ -158,7 +158,7 @@ def test_an_instance_that_refuses_us_fails_the_tick_and_is_then_left_alone(
     for _ in range(2):
         with pytest.raises(SignInRefusedError, match="METRICS_PASSWORD"):
             daemon.evaluate()
-    requests = len(airflow.server.asked)
+    requests = len(airflow.server.requests)
     for _ in range(3):
         assert "METRICS_PASSWORD" in skip_reason(daemon.evaluate())
-    assert len(airflow.server.asked) == requests
+    assert len(airflow.server.requests) == requests
