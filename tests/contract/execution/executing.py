@@ -1,4 +1,4 @@
-"""Helpers that run an instance's DAGs with Dagster: `materialize`, and re-executions."""
+"""Run an instance's DAGs with Dagster: `materialize`, and `DagsterJob` for re-executions."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ def build_context(
 
 @dataclass(frozen=True)
 class ExecutedRun:
-    """How a Dagster run went.
+    """What happened in a Dagster run.
 
     Attributes:
-        log: What it told, in order.
+        log: Its messages, in order.
         materialized: DAG ids, in order.
-        metadata: Of each of them.
-        failure: The step's failure as a person reads it; None if there was none.
-        failure_metadata: What comes with it.
+        metadata: Of their materializations, by DAG id.
+        failure: The message of the step's failure; None if it succeeded.
+        failure_metadata: The metadata of that failure.
     """
 
     run_id: str
@@ -130,13 +130,13 @@ def materialize(
 
 
 def fail_after(give_up_after_s: float) -> Timing:
-    """Build a timing that bears unexpected answers for so long."""
+    """Build a timing that gives up on unexpected answers after a time."""
     policy = replace(FAST.unexpected_answer, give_up_after_s=give_up_after_s)
     return replace(FAST, unexpected_answer=policy)
 
 
 def build_job(airflows: Sequence[Mapping[str, Any]]) -> dg.JobDefinition:
-    """The job over the DAGs of some instances; Dagster calls this for each attempt at it."""
+    """Build the job over the DAGs of some instances. Dagster calls this for each execution."""
     assets = [
         build_assets(
             connect(airflow["url"], SIGN_INS[airflow["api"]], PASSWORD, airflow["name"]),
@@ -150,8 +150,8 @@ def build_job(airflows: Sequence[Mapping[str, Any]]) -> dg.JobDefinition:
     return dg.Definitions(assets, jobs=[job]).resolve_job_def("attempt")
 
 
-class Attempts:
-    """One Dagster run of some DAGs, and its re-executions.
+class DagsterJob:
+    """A Dagster job over some DAGs, which can be executed and re-executed.
 
     Args:
         declared: What is declared of each of the DAGs.
@@ -177,11 +177,11 @@ class Attempts:
     @classmethod
     def of(
         cls, instance: dg.DagsterInstance, *airflows: tuple[AirflowClient, Mapping[str, Any]]
-    ) -> Attempts:
-        """At DAGs of several instances, or with declarations of their own."""
-        attempts = cls(airflows[0][0], [], instance)
-        attempts._airflows = [_describe(client, dags) for client, dags in airflows]
-        return attempts
+    ) -> DagsterJob:
+        """Build a job over DAGs of several instances, or with declarations of their own."""
+        job = cls(airflows[0][0], [], instance)
+        job._airflows = [_describe(client, dags) for client, dags in airflows]
+        return job
 
     def execute(
         self,
@@ -190,10 +190,12 @@ class Attempts:
         *,
         is_from_failure: bool = False,
     ) -> ExecutedRun:
-        """A first attempt, or one that re-executes another: all of it, or what did not succeed.
+        """Execute the job, or re-execute a run of it.
 
         Args:
-            tags: Besides those of the parent, which Dagster gives to a re-execution too.
+            parent: The run to re-execute; None for a new run.
+            tags: Added to those of the parent, which a re-execution inherits.
+            is_from_failure: Only the steps that did not succeed are re-executed.
         """
         before = self._instance.get_run_by_id(parent.run_id) if parent else None
         inherited = before.tags.items() if before else ()
@@ -234,7 +236,7 @@ def _describe(
 
 @contextmanager
 def meanwhile(act: Callable[[], object]) -> Iterator[None]:
-    """Does something in another thread, and fails if that fails."""
+    """Call a function in another thread, and raise what it raises."""
     with ThreadPoolExecutor(1) as threads:
         done = threads.submit(act)
         yield
@@ -242,14 +244,14 @@ def meanwhile(act: Callable[[], object]) -> Iterator[None]:
 
 
 def wait_for_log(instance: dg.DagsterInstance, text: str) -> None:
-    """Until a Dagster run that goes on tells this."""
+    """Wait until the log of a started Dagster run contains a text."""
 
     def is_logged() -> bool:
         runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
         logs = [entry for run in runs for entry in instance.all_logs(run.run_id)]
         return any(text in entry.user_message for entry in logs)
 
-    wait_for(is_logged, f"a run tells: {text}", timeout_s=60, interval_s=0.02)
+    wait_for(is_logged, f"a run logs: {text}", timeout_s=60, interval_s=0.02)
 
 
 def _read_outcome(

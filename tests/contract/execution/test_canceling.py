@@ -22,7 +22,7 @@ from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow
 from tests.contract.dagster_plus import as_server
 from tests.contract.execution.executing import (
-    Attempts,
+    DagsterJob,
     build_context,
     materialize,
     meanwhile,
@@ -233,15 +233,15 @@ def test_an_interruption_is_no_cancellation_and_leaves_the_dag_run_to_the_next_a
 ) -> None:
     """The machine of the worker is shut down, say."""
     dag = airflow_v2.database.add_dag(DAG, polls=math.inf)
-    attempts = Attempts(airflow_v2.client, [DAG], instance)
+    job = DagsterJob(airflow_v2.client, [DAG], instance)
     airflow_v2.server.fail_next(asks("GET", RUN), before_acting(interrupt))
-    first = attempts.execute()
+    first = job.execute()
     assert first.status is FAILURE
     (run,) = airflow_v2.database.runs
     assert (run.state, airflow_v2.server.count("PATCH", ".*")) == ("running", 0)
     assert "Interrupted, and not canceled: DAG runs that were started go on." in first.log
     airflow_v2.database.finish_after(run, polls=1)
-    second = attempts.execute(first, {"dagster/retry_number": "1"})
+    second = job.execute(first, {"dagster/retry_number": "1"})
     assert second.metadata[DAG]["Run ID"].value == build_run_id(first.run_id)
     assert (dag.outcome, len(airflow_v2.database.runs)) == ("success", 1)
 
@@ -250,12 +250,12 @@ def test_a_dag_run_that_goes_on_when_the_next_attempt_is_canceled_is_stopped(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=math.inf)
-    attempts = Attempts(airflow_v2.client, [DAG], instance)
+    job = DagsterJob(airflow_v2.client, [DAG], instance)
     airflow_v2.server.fail_next(asks("GET", RUN), before_acting(interrupt))
-    first = attempts.execute()
+    first = job.execute()
     airflow_v2.server.fail_next(asks("GET", f"/dags/{DAG}/dagRuns/.*"), lag(0))  # finds it
     cancel_at(airflow_v2, instance)
-    assert attempts.execute(first).status is CANCELED
+    assert job.execute(first).status is CANCELED
     assert [run.state for run in airflow_v2.database.runs] == ["failed"]
 
 

@@ -22,7 +22,7 @@ from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import (
     FAST,
-    Attempts,
+    DagsterJob,
     fail_after,
     materialize,
     meanwhile,
@@ -357,12 +357,12 @@ def test_a_re_execution_needs_no_place_for_a_run_that_is_active(
     """Also for a new run (`on_retry: new_run`) of one that failed."""
     add_dags(airflow_v2, FIVE[:1], polls=None)
     declared = {"trigger": {"wait": False, "on_retry": "new_run"}}
-    attempts = Attempts(airflow_v2.client, FIVE[:1], instance, declared, max_active_runs=1)
-    last = attempts.execute()
+    job = DagsterJob(airflow_v2.client, FIVE[:1], instance, declared, max_active_runs=1)
+    last = job.execute()
     if number == 2:
         airflow_v2.database.finish_run(airflow_v2.database.runs[0], "failed")
-        last = attempts.execute(last)
-    again = attempts.execute(last)
+        last = job.execute(last)
+    again = job.execute(last)
     assert again.success
     assert not any("waits for its turn" in line for line in again.log)
     assert len(airflow_v2.database.runs) == number

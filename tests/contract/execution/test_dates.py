@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from tests.contract.conftest import Airflow, StartAirflow
-from tests.contract.execution.executing import Attempts, materialize
+from tests.contract.execution.executing import DagsterJob, materialize
 
 DAG = "daily_report"
 NONE = {"trigger": {"logical_date": "none"}}
@@ -59,11 +59,11 @@ def test_a_cleared_run_keeps_its_date_and_a_new_one_has_its_own(
     airflow: Airflow, instance: dg.DagsterInstance, on_retry: str
 ) -> None:
     dag = airflow.database.add_dag(DAG, polls=0, needs_date=True, outcome="failed")
-    attempts = Attempts(airflow.client, [DAG], instance, {"trigger": {"on_retry": on_retry}})
-    first = attempts.execute()
+    job = DagsterJob(airflow.client, [DAG], instance, {"trigger": {"on_retry": on_retry}})
+    first = job.execute()
     (date,) = [run.logical_date for run in airflow.database.runs]
     dag.outcome, dag.polls = "success", 2
-    assert attempts.execute(first).materialized == [DAG]
+    assert job.execute(first).materialized == [DAG]
     dates = [run.logical_date for run in airflow.database.runs]
     assert dates[0] == date
     assert None not in dates

@@ -9,7 +9,7 @@ import dagster as dg
 
 from federation_defs.naming import build_asset_key, build_run_id
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import Attempts, materialize
+from tests.contract.execution.executing import DagsterJob, materialize
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import hang_up_after_acting
 from tests.contract.observation.daemon import Daemon, fetch_reported_run_ids
@@ -77,9 +77,9 @@ def test_a_re_execution_starts_no_second_run(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=math.inf)
-    attempts = Attempts(airflow_v2.client, [DAG], instance, DETACHED)
-    first = attempts.execute()
-    assert attempts.execute(first).success
+    job = DagsterJob(airflow_v2.client, [DAG], instance, DETACHED)
+    first = job.execute()
+    assert job.execute(first).success
     (run,) = airflow_v2.database.runs
     airflow_v2.database.finish_run(run)
     daemon = Daemon(airflow_v2.client, [DAG], instance)

@@ -10,7 +10,7 @@ import pytest
 from federation_defs.naming import build_run_id
 from federation_defs.timing import RetryPolicy
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import FAST, Attempts, fail_after, materialize
+from tests.contract.execution.executing import FAST, DagsterJob, fail_after, materialize
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import LOGIN_PAGE, Fault, answer, hang_up
 
@@ -113,13 +113,13 @@ def test_a_re_execution_adopts_a_run_that_appeared_late(
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=0)
     airflow_v2.server.fail_next(asks("POST", TRIGGER), answer(504), times=99)
-    attempts = Attempts(airflow_v2.client, [DAG], instance, give_up_after_s=0.1)
-    first = attempts.execute()
+    job = DagsterJob(airflow_v2.client, [DAG], instance, give_up_after_s=0.1)
+    first = job.execute()
     assert "re-execute that" in (first.failure or "")
     airflow_v2.server.forget_faults()
     late = airflow_v2.database.start_run(DAG, build_run_id(first.run_id))
     airflow_v2.database.finish_run(late)
-    assert attempts.execute(first).materialized == [DAG]
+    assert job.execute(first).materialized == [DAG]
     assert len(airflow_v2.database.runs) == 1
 
 

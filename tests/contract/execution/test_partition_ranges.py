@@ -9,7 +9,7 @@ from werkzeug import Response
 
 from federation_defs.naming import build_asset_key, build_run_id
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import Attempts, materialize, meanwhile
+from tests.contract.execution.executing import DagsterJob, materialize, meanwhile
 from tests.contract.execution.interrupting import before_answering, interrupt
 from tests.contract.execution.partitioned import (
     DAG,
@@ -88,12 +88,12 @@ def test_a_partition_that_fails_does_not_stop_the_others_and_is_all_that_is_run_
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=1)
     airflow_v2.server.fail_next(POST, have_failed(airflow_v2.database, DAYS[2]), times=5)
-    attempts = Attempts(airflow_v2.client, [DAG], instance, declare())
-    first = attempts.execute(tags=RANGE)
+    job = DagsterJob(airflow_v2.client, [DAG], instance, declare())
+    first = job.execute(tags=RANGE)
     assert not first.success
     assert f"{build_run_id(first.run_id, DAYS[2])}" in (first.failure or "")
     assert instance.get_materialized_partitions(KEY) == {*DAYS} - {DAYS[2]}
-    second = attempts.execute(first, RANGE)
+    second = job.execute(first, RANGE)
     assert second.success
     partitions = [partition for partition, _ in read_partitions(instance)]
     assert sorted(partition or "" for partition in partitions) == DAYS
@@ -105,11 +105,11 @@ def test_a_retry_adopts_all_partitions_of_a_range(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=1)
-    attempts = Attempts(airflow_v2.client, [DAG], instance, declare())
+    job = DagsterJob(airflow_v2.client, [DAG], instance, declare())
     airflow_v2.server.fail_next(asks("GET", "/dags/~/dagRuns"), before_answering(interrupt))
-    first = attempts.execute(tags=RANGE)
+    first = job.execute(tags=RANGE)
     assert not first.success
-    second = attempts.execute(first, {**RANGE, "dagster/retry_number": "1"})
+    second = job.execute(first, {**RANGE, "dagster/retry_number": "1"})
     assert second.success
     assert airflow_v2.server.count("POST", ".*") == 1 + 5  # and the sign-in
     assert instance.get_materialized_partitions(KEY) == set(DAYS)

@@ -10,7 +10,7 @@ import pytest
 
 from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import Attempts, materialize
+from tests.contract.execution.executing import DagsterJob, materialize
 from tests.contract.execution.partitioned import (
     BERLIN,
     DAG,
@@ -143,12 +143,12 @@ def test_a_re_execution_adopts_the_run_of_its_partition(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG)
-    attempts = Attempts(airflow_v2.client, [DAG], instance, declare(timeout="1s"))
-    first = attempts.execute(tags=of("2025-02-03"))
+    job = DagsterJob(airflow_v2.client, [DAG], instance, declare(timeout="1s"))
+    first = job.execute(tags=of("2025-02-03"))
     assert "still has run" in (first.failure or "")
     (run,) = airflow_v2.database.runs
     airflow_v2.database.finish_after(run, polls=1)
-    second = attempts.execute(first, of("2025-02-03"))
+    second = job.execute(first, of("2025-02-03"))
     assert second.materialized == [DAG]
     assert read_partitions(instance) == [("2025-02-03", run.run_id)]
     assert airflow_v2.server.count("POST", TRIGGER) == 1

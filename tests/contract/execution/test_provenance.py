@@ -9,7 +9,7 @@ import pytest
 
 from federation_defs.naming import build_asset_key, build_run_id
 from tests.contract.conftest import Airflow, StartAirflow
-from tests.contract.execution.executing import Attempts, ExecutedRun, materialize
+from tests.contract.execution.executing import DagsterJob, ExecutedRun, materialize
 from tests.contract.execution.interrupting import before_acting
 from tests.contract.execution.partitioned import declare, of_range
 from tests.contract.fakes.airflow import asks
@@ -156,8 +156,8 @@ def test_the_note_of_a_re_execution_is_the_first_attempts(
 ) -> None:
     """It is the run's: what it was cleared for is in Dagster."""
     dag = airflow_v2.database.add_dag(DAG, polls=0, outcome="failed")
-    attempts = Attempts(airflow_v2.client, [DAG], instance)
-    first = attempts.execute()
+    job = DagsterJob(airflow_v2.client, [DAG], instance)
+    first = job.execute()
     dag.outcome = "success"
-    assert attempts.execute(first).success
+    assert job.execute(first).success
     assert f"Dagster run {first.run_id}," in read_note(airflow_v2)

@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import Attempts, materialize
+from tests.contract.execution.executing import DagsterJob, materialize
 from tests.contract.fakes.airflow import PASSWORD, VIEWER, asks
 from tests.contract.fakes.faults import answer
 from tests.contract.worlds import SIGN_INS, connect
@@ -49,11 +49,11 @@ def test_a_missing_permission_to_clear_is_named(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=0, outcome="failed")
-    attempts = Attempts(airflow_v2.client, [DAG], instance)
-    first = attempts.execute()
+    job = DagsterJob(airflow_v2.client, [DAG], instance)
+    first = job.execute()
     forbidden = answer(403, {"detail": "Forbidden"})
     airflow_v2.server.fail_next(asks("POST", ".*/clearTaskInstances"), forbidden)
-    second = attempts.execute(first)
+    second = job.execute(first)
     assert "lacks the permission to clear tasks" in (second.failure or "")
     assert airflow_v2.server.count("POST", ".*/clearTaskInstances") == 1
 
@@ -95,10 +95,10 @@ def test_a_failed_run_is_not_cleared_while_its_file_does_not_parse(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     dag = airflow_v2.database.add_dag(DAG, polls=0, outcome="failed")
-    attempts = Attempts(airflow_v2.client, [DAG], instance)
-    first = attempts.execute()
+    job = DagsterJob(airflow_v2.client, [DAG], instance)
+    first = job.execute()
     dag.has_import_errors = True
-    second = attempts.execute(first)
+    second = job.execute(first)
     assert "can't import the file" in (second.failure or "")
     assert airflow_v2.database.runs[0].state == "failed"
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.contract.conftest import Airflow
 from tests.contract.execution.automating import DAG, TAGS, UPSTREAM, Automation, build_key
-from tests.contract.execution.executing import Attempts, materialize
+from tests.contract.execution.executing import DagsterJob, materialize
 
 FOLLOWING = "a_report"
 
@@ -93,8 +93,8 @@ def test_a_repeated_request_that_is_executed_again_is_a_run(
     airflow_v2.database.add_dag(DAG, polls=0)
     update(instance)
     materialize(airflow_v2.client, [DAG], instance, tags=TAGS)
-    attempts = Attempts(airflow_v2.client, [DAG], instance)
-    repeated = attempts.execute(tags=TAGS)
+    job = DagsterJob(airflow_v2.client, [DAG], instance)
+    repeated = job.execute(tags=TAGS)
     assert len(airflow_v2.database.runs) == 1
-    assert attempts.execute(repeated).materialized == [DAG]
+    assert job.execute(repeated).materialized == [DAG]
     assert len(airflow_v2.database.runs) == 2

@@ -10,7 +10,7 @@ import pytest
 
 from federation_defs.naming import build_asset_key, build_run_id
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import Attempts, ExecutedRun
+from tests.contract.execution.executing import DagsterJob, ExecutedRun
 from tests.contract.execution.interrupting import after_acting, cancel, instead_of_acting, interrupt
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.database import RunRow
@@ -34,13 +34,13 @@ def read_tries(run: RunRow) -> dict[str, int]:
 
 
 class Retried:
-    """A DAG that failed at its first run, and the attempts at it."""
+    """A DAG whose first run failed, and the job that runs it."""
 
     def __init__(self, airflow: Airflow, instance: dg.DagsterInstance, on_retry: str) -> None:
         self.airflow = airflow
         self.dag = airflow.database.add_dag(DAG, polls=0, outcome="failed")
-        self.attempts = Attempts(airflow.client, [DAG], instance, declare(on_retry))
-        self.first = self.attempts.execute()
+        self.job = DagsterJob(airflow.client, [DAG], instance, declare(on_retry))
+        self.first = self.job.execute()
         assert "Failed tasks: load" in (self.first.failure or "")
 
     @property
@@ -52,7 +52,7 @@ class Retried:
 
     def execute_after_mending(self, parent: ExecutedRun, **tags: str) -> ExecutedRun:
         self.dag.outcome = "success"
-        return self.attempts.execute(parent, tags)
+        return self.job.execute(parent, tags)
 
 
 def test_all_tasks_run_again_with_clear_all(airflow: Airflow, instance: dg.DagsterInstance) -> None:
@@ -67,7 +67,7 @@ def test_each_re_execution_starts_another_run_with_new_run(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     retried = Retried(airflow, instance, "new_run")
-    second = retried.attempts.execute(retried.first)
+    second = retried.job.execute(retried.first)
     assert "Failed tasks: load" in (second.failure or "")
     third = retried.execute_after_mending(second)
     ids = [retried.build_run_id(number) for number in (1, 2, 3)]
@@ -86,10 +86,10 @@ def test_a_new_run_that_goes_on_is_adopted_by_a_retry(
     retried = Retried(airflow_v2, instance, "new_run")
     retried.dag.polls = None
     airflow_v2.server.fail_next(asks("POST", TRIGGER), after_acting(interrupt))
-    second = retried.attempts.execute(retried.first)
+    second = retried.job.execute(retried.first)
     assert (second.success, len(retried.run_ids)) == (False, 2)
     airflow_v2.database.finish_after(airflow_v2.database.runs[-1], polls=1)
-    third = retried.attempts.execute(second)
+    third = retried.job.execute(second)
     assert third.metadata[DAG]["Run ID"].value == retried.build_run_id(2)
     assert len(retried.run_ids) == 2
 
@@ -109,7 +109,7 @@ def test_a_new_run_that_failed_is_left_failed_by_dagsters_own_retry(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     retried = Retried(airflow_v2, instance, "new_run")
-    second = retried.attempts.execute(retried.first)
+    second = retried.job.execute(retried.first)
     third = retried.execute_after_mending(second, **RETRY)
     assert (third.success, retried.run_ids[2:]) == (False, [])
     assert retried.build_run_id(2) in (third.failure or "")
@@ -122,7 +122,7 @@ def test_a_clear_that_a_worker_died_before_is_made_by_dagsters_own_retry(
     """A person wanted it, and it was put down before it was to be done."""
     retried = Retried(airflow, instance, on_retry)
     airflow.server.fail_next(asks("POST", CLEAR), instead_of_acting(interrupt))
-    second = retried.attempts.execute(retried.first)
+    second = retried.job.execute(retried.first)
     (run,) = airflow.database.runs
     assert (second.success, run.state, read_tries(run)["load"]) == (False, "failed", 1)
     third = retried.execute_after_mending(second, **RETRY)
@@ -143,7 +143,7 @@ def test_a_clear_that_a_worker_died_after_is_not_made_again(
         interrupt()
 
     airflow.server.fail_next(asks("POST", CLEAR), after_acting(fail_again_and_die))
-    second = retried.attempts.execute(retried.first)
+    second = retried.job.execute(retried.first)
     assert (second.success, read_tries(run)["load"]) == (False, 2)
     third = retried.execute_after_mending(second, **RETRY)
     assert "Failed tasks: load" in (third.failure or "")
@@ -157,7 +157,7 @@ def test_a_new_run_that_a_worker_died_before_is_started_by_dagsters_own_retry(
 ) -> None:
     retried = Retried(airflow_v2, instance, "new_run")
     airflow_v2.server.fail_next(asks("POST", TRIGGER), instead_of_acting(interrupt))
-    second = retried.attempts.execute(retried.first)
+    second = retried.job.execute(retried.first)
     assert (second.success, len(retried.run_ids)) == (False, 1)
     third = retried.execute_after_mending(second, **RETRY)
     assert third.materialized == [DAG]
@@ -169,7 +169,7 @@ def test_a_new_run_that_a_worker_died_after_is_not_started_again(
 ) -> None:
     retried = Retried(airflow_v2, instance, "new_run")
     airflow_v2.server.fail_next(asks("POST", TRIGGER), after_acting(interrupt))
-    second = retried.attempts.execute(retried.first)
+    second = retried.job.execute(retried.first)
     assert (second.success, len(retried.run_ids)) == (False, 2)
     third = retried.execute_after_mending(second, **RETRY)
     assert (third.success, len(retried.run_ids)) == (False, 2)
@@ -184,7 +184,7 @@ def test_a_clear_whose_answer_is_lost_is_made_once(
     retried = Retried(airflow_v2, instance, "clear_failed")
     retried.dag.outcome, retried.dag.polls = executed, polls
     airflow_v2.server.fail_next(asks("POST", CLEAR), fault)
-    second = retried.attempts.execute(retried.first)
+    second = retried.job.execute(retried.first)
     assert second.success is (executed == "success")
     (run,) = airflow_v2.database.runs
     assert read_tries(run) == {"extract": 1, "load": 2}
@@ -196,7 +196,7 @@ def test_a_new_run_whose_answer_is_lost_is_started_once(
 ) -> None:
     retried = Retried(airflow_v2, instance, "new_run")
     airflow_v2.server.fail_next(asks("POST", TRIGGER), fault)
-    second = retried.attempts.execute(retried.first)
+    second = retried.job.execute(retried.first)
     assert "Failed tasks: load" in (second.failure or "")
     assert retried.run_ids == [retried.build_run_id(1), retried.build_run_id(2)]
 
@@ -213,7 +213,7 @@ def test_a_new_run_whose_answer_is_lost_is_stopped_with_a_canceled_run(
         cancel(instance)
 
     airflow_v2.server.fail_next(asks("POST", TRIGGER), after_acting(lose_sight_and_cancel))
-    second = retried.attempts.execute(retried.first)
+    second = retried.job.execute(retried.first)
     assert second.status is dg.DagsterRunStatus.CANCELED
     assert [run.state for run in airflow_v2.database.runs] == ["failed", "failed"]
 
@@ -224,6 +224,6 @@ def test_a_tag_that_somebody_edited_is_ignored(
     retried = Retried(airflow_v2, instance, "clear_failed")
     for spoiled in ("", "[]", '{"customer_metrics": 1}', '{"customer_metrics": ["a"]}'):
         tags = {"federation/runs_again.metrics": spoiled, **RETRY}
-        second = retried.attempts.execute(retried.first, tags)
+        second = retried.job.execute(retried.first, tags)
         assert "Failed tasks: load" in (second.failure or "")
     assert read_tries(airflow_v2.database.runs[0])["load"] == 1

@@ -9,7 +9,7 @@ import pytest
 
 from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import Attempts, ExecutedRun, materialize
+from tests.contract.execution.executing import DagsterJob, ExecutedRun, materialize
 from tests.contract.execution.partitioned import declare, of_range
 from tests.contract.observation.daemon import Daemon
 
@@ -116,11 +116,11 @@ def test_nothing_is_cleared_by_a_re_execution(
     airflow_v2: Airflow, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     airflow_v2.database.add_dag(DAG, polls=0, outcome="failed")
-    attempts = Attempts(airflow_v2.client, [DAG], instance)
-    first = attempts.execute()
+    job = DagsterJob(airflow_v2.client, [DAG], instance)
+    first = job.execute()
     monkeypatch.setenv(SWITCH, "off")
     requests = airflow_v2.server.count("POST", ".*")
-    attempts.execute(first)
+    job.execute(first)
     (run,) = airflow_v2.database.runs
     assert (run.state, run.tasks[-1].try_number) == ("failed", 1)
     assert airflow_v2.server.count("POST", "/dags/.*") == 1 <= requests

@@ -8,7 +8,7 @@ from werkzeug import Response
 from federation_defs.declaration import SuccessDeclaration
 from federation_defs.naming import build_asset_key, build_run_id
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import TIMEOUT, Attempts, materialize
+from tests.contract.execution.executing import TIMEOUT, DagsterJob, materialize
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.database import RunRow
 from tests.contract.fakes.faults import Act, Fault, answer, hang_up
@@ -133,10 +133,10 @@ def test_a_green_run_without_its_data_is_run_again_by_a_re_execution(
 ) -> None:
     """Nothing failed, so there is nothing to clear but all of it."""
     add_green_dag_without_its_data(airflow)
-    attempts = Attempts(airflow.client, [DAG], instance, LOAD)
-    first = attempts.execute()
+    job = DagsterJob(airflow.client, [DAG], instance, LOAD)
+    first = job.execute()
     assert "ended without its data" in (first.failure or "")
-    second = attempts.execute(first)
+    second = job.execute(first)
     assert second.materialized == [DAG]
     assert second.metadata[DAG]["Run ID"].value == build_run_id(first.run_id)
     (run,) = airflow.database.runs
@@ -148,8 +148,8 @@ def test_of_a_green_run_whose_task_failed_a_re_execution_runs_that_task_again(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     add_green_dag_without_its_data(airflow, "failed")
-    attempts = Attempts(airflow.client, [DAG], instance, LOAD)
-    second = attempts.execute(attempts.execute())
+    job = DagsterJob(airflow.client, [DAG], instance, LOAD)
+    second = job.execute(job.execute())
     assert second.materialized == [DAG]
     (run,) = airflow.database.runs
     assert read_tries(run) == {"extract": 1, "load": 2, "clean_up": 1}
@@ -162,8 +162,8 @@ def test_a_green_run_whose_missing_task_was_skipped_is_run_again_though_its_clea
     airflow_v2.database.add_dag(DAG, polls=0, tasks=TASKS)
     ended = end_with(airflow_v2, load="skipped", clean_up="failed")
     airflow_v2.server.fail_next(asks("GET", TASKS_OF_A_RUN), ended)
-    attempts = Attempts(airflow_v2.client, [DAG], instance, LOAD)
-    first = attempts.execute()
+    job = DagsterJob(airflow_v2.client, [DAG], instance, LOAD)
+    first = job.execute()
 
     def skip_again(act: Act) -> Response:
         """What was skipped stays so while it is not cleared."""
@@ -174,17 +174,17 @@ def test_a_green_run_whose_missing_task_was_skipped_is_run_again_though_its_clea
 
     is_run = asks("GET", f"{TRIGGER}/[^/]+(/taskInstances)?")
     airflow_v2.server.fail_next(is_run, skip_again, times=99)
-    assert attempts.execute(first).materialized == [DAG]
+    assert job.execute(first).materialized == [DAG]
 
 
 def test_a_failed_run_that_has_its_data_is_adopted_and_not_cleared(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow_v2.database.add_dag(DAG, tasks=TASKS)
-    attempts = Attempts(airflow_v2.client, [DAG], instance, {**TIMEOUT, **LOAD})
-    first = attempts.execute()
+    job = DagsterJob(airflow_v2.client, [DAG], instance, {**TIMEOUT, **LOAD})
+    first = job.execute()
     assert "still has run" in (first.failure or "")
     (run,) = airflow_v2.database.runs
     airflow_v2.database.finish_run(run, "failed")
-    assert attempts.execute(first).materialized == [DAG]
+    assert job.execute(first).materialized == [DAG]
     assert airflow_v2.server.count("POST", ".*clear.*") == 0

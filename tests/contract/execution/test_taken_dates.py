@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import Attempts, ExecutedRun, materialize
+from tests.contract.execution.executing import DagsterJob, ExecutedRun, materialize
 from tests.contract.execution.interrupting import (
     after_acting,
     before_acting,
@@ -166,11 +166,11 @@ def test_a_taken_date_is_cleared_once_though_the_worker_dies_and_the_run_is_re_e
 
     fault = after_acting(die) if acts else instead_of_acting(die)
     airflow_v2.server.fail_next(asks("POST", CLEAR), fault)
-    attempts = Attempts(airflow_v2.client, [DAG], instance, declare())
-    first = attempts.execute(tags=PERSON)
+    job = DagsterJob(airflow_v2.client, [DAG], instance, declare())
+    first = job.execute(tags=PERSON)
     assert not first.success
     assert read_tries(run) == ([2, 2] if acts else [1, 1])
-    second = attempts.execute(first, {**PERSON, **more})
+    second = job.execute(first, {**PERSON, **more})
     assert second.materialized == [DAG]
     assert read_tries(run) == [2, 2]
     assert read_partitions(instance) == [(DAY, RUN_ID)]
@@ -182,13 +182,13 @@ def test_a_cleared_run_that_fails_again_is_cleared_again_only_by_a_person(
     run = add_run(airflow_v2, polls=0)
     dag = airflow_v2.database.dags[DAG]
     dag.outcome = "failed"
-    attempts = Attempts(airflow_v2.client, [DAG], instance, declare())
-    first = attempts.execute(tags=PERSON)
+    job = DagsterJob(airflow_v2.client, [DAG], instance, declare())
+    first = job.execute(tags=PERSON)
     assert (first.success, read_tries(run)) == (False, [2, 2])
-    second = attempts.execute(first, {**PERSON, **RETRY})
+    second = job.execute(first, {**PERSON, **RETRY})
     assert (second.success, read_tries(run)) == (False, [2, 2])
     dag.outcome = "success"
-    third = attempts.execute(second, PERSON)
+    third = job.execute(second, PERSON)
     assert third.materialized == [DAG]
     assert read_tries(run) == [2, 3]  # what had failed
 

@@ -12,7 +12,7 @@ import pytest
 from federation_defs.naming import build_alive_tag
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import (
-    Attempts,
+    DagsterJob,
     ExecutedRun,
     materialize,
     meanwhile,
@@ -38,12 +38,12 @@ def test_a_run_that_was_stopped_is_run_again_whole(
 ) -> None:
     """Airflow has set to skipped what had not begun, and would leave it so."""
     dag = airflow.database.add_dag(DAG, polls=math.inf, tasks=("extract", "load", "publish"))
-    attempts = Attempts(airflow.client, [DAG], instance, CUT_SHORT)
-    first = attempts.execute()
+    job = DagsterJob(airflow.client, [DAG], instance, CUT_SHORT)
+    first = job.execute()
     (run,) = airflow.database.runs
     assert [task.state for task in run.tasks] == ["failed", "skipped", "skipped"]
     dag.polls = 1
-    second = attempts.execute(first)
+    second = job.execute(first)
     assert second.materialized == [DAG]
     assert [task.state for task in run.tasks] == ["success"] * 3
 
@@ -52,14 +52,14 @@ def test_of_a_run_with_a_branch_that_was_not_taken_only_the_failed_tasks_run_aga
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     dag = airflow_v2.database.add_dag(DAG, polls=0, outcome="failed", tasks=("a", "b", "load"))
-    attempts = Attempts(airflow_v2.client, [DAG], instance)
-    first = attempts.execute()
+    job = DagsterJob(airflow_v2.client, [DAG], instance)
+    first = job.execute()
     (run,) = airflow_v2.database.runs
     run.tasks[1].state = "skipped"
     assert run.end_date is not None
     run.tasks[1].end_date = run.end_date.replace(year=run.end_date.year - 1)
     dag.outcome = "success"
-    assert attempts.execute(first).materialized == [DAG]
+    assert job.execute(first).materialized == [DAG]
     assert read_tries(run) == [1, 1, 2]
 
 
@@ -70,11 +70,11 @@ def test_a_re_execution_neither_clears_nor_reports_an_adopted_run_again(
     airflow_v2.database.finish_after(run, polls=1)
     other = airflow_v2.database.add_dag(OTHER, polls=0, outcome="failed")
     dags = {DAG: declare(), OTHER: declare()}
-    attempts = Attempts.of(instance, (airflow_v2.client, dags))
-    first = attempts.execute(tags=PERSON)
+    job = DagsterJob.of(instance, (airflow_v2.client, dags))
+    first = job.execute(tags=PERSON)
     assert (first.success, first.materialized) == (False, [DAG])
     other.outcome = "success"
-    second = attempts.execute(first)
+    second = job.execute(first)
     assert (second.success, second.materialized) == (True, [OTHER])
     assert airflow_v2.server.count("POST", CLEAR) == 0
     assert read_tries(run) == [1, 1]
@@ -113,12 +113,12 @@ def test_of_two_attempts_at_once_the_later_waits_for_the_earlier(
 ) -> None:
     """Dagster's own retry and a person's: both would report the run that ends."""
     airflow_v2.database.add_dag(DAG, polls=math.inf)
-    attempts = Attempts(airflow_v2.client, [DAG], instance, {"trigger": {"timeout": "1s"}})
-    first = attempts.execute()
-    attempts = Attempts(airflow_v2.client, [DAG], instance)
+    job = DagsterJob(airflow_v2.client, [DAG], instance, {"trigger": {"timeout": "1s"}})
+    first = job.execute()
+    job = DagsterJob(airflow_v2.client, [DAG], instance)
     (run,) = airflow_v2.database.runs
     with ThreadPoolExecutor(2) as threads:
-        both = [threads.submit(attempts.execute, first) for _ in range(2)]
+        both = [threads.submit(job.execute, first) for _ in range(2)]
         wait_for_log(instance, "another attempt at the same")
         airflow_v2.database.finish_run(run)
         executed = [one.result(60) for one in both]
@@ -157,10 +157,10 @@ def test_a_run_that_observation_is_about_to_report_is_not_reported_by_a_retry_to
     """Observation has found no owner, then the retry begins, then observation stores its events."""
     airflow_v2.database.add_dag(DAG, polls=math.inf)
     short = {"trigger": {"timeout": "1s"}}
-    first = Attempts(airflow_v2.client, [DAG], instance, short).execute()
+    first = DagsterJob(airflow_v2.client, [DAG], instance, short).execute()
     (run,) = airflow_v2.database.runs
     airflow_v2.database.finish_run(run, state)
-    retry = Attempts(airflow_v2.client, [DAG], instance, takeover_s=2)
+    retry = DagsterJob(airflow_v2.client, [DAG], instance, takeover_s=2)
     daemon = Daemon(airflow_v2.client, [DAG], instance)
     begun: list[Future[ExecutedRun]] = []
     with ThreadPoolExecutor(1) as threads:
@@ -190,8 +190,8 @@ def test_a_re_execution_does_not_wait_for_ever_for_an_attempt_whose_worker_died(
 ) -> None:
     """It died during a step of somebody else's, so that no observation fails it."""
     airflow_v2.database.add_dag(DAG, polls=0)
-    attempts = Attempts(airflow_v2.client, [DAG], instance, heartbeat_lost_s=0.3)
-    first = attempts.execute()
+    job = DagsterJob(airflow_v2.client, [DAG], instance, heartbeat_lost_s=0.3)
+    first = job.execute()
     root = instance.get_run_by_id(first.run_id)
     assert root is not None
 
@@ -209,7 +209,7 @@ def test_a_re_execution_does_not_wait_for_ever_for_an_attempt_whose_worker_died(
         root_run_id=first.run_id,
         tags=tags,
     )
-    again = attempts.execute(first)
+    again = job.execute(first)
     assert again.success
     waits = f"Waiting for {run_id}: another attempt at the same." in again.log
     assert waits == (alive_at is not None)

@@ -10,7 +10,7 @@ import pytest
 
 from federation_defs.naming import build_asset_key
 from tests.contract.conftest import Airflow, StartAirflow
-from tests.contract.execution.executing import Attempts
+from tests.contract.execution.executing import DagsterJob
 from tests.contract.execution.interrupting import before_acting, interrupt
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.database import RunRow
@@ -27,7 +27,7 @@ class Crossing:
 
     metrics: Airflow
     notices: Airflow
-    attempts: Attempts
+    job: DagsterJob
 
     def find_run(self, dag_id: str) -> RunRow:
         airflow = self.notices if dag_id == "c1" else self.metrics
@@ -56,8 +56,8 @@ def crossing(start_airflow: StartAirflow, instance: dg.DagsterInstance) -> Cross
     for dag_id in M_DAGS:
         metrics.database.add_dag(dag_id, polls=0)
     notices.database.add_dag("c1", polls=0)
-    attempts = Attempts.of(instance, (metrics.client, M_DAGS), (notices.client, N_DAGS))
-    return Crossing(metrics, notices, attempts)
+    job = DagsterJob.of(instance, (metrics.client, M_DAGS), (notices.client, N_DAGS))
+    return Crossing(metrics, notices, job)
 
 
 def assert_reported_once(crossing: Crossing, instance: dg.DagsterInstance) -> None:
@@ -75,7 +75,7 @@ def assert_reported_once(crossing: Crossing, instance: dg.DagsterInstance) -> No
 def test_a_chain_across_instances_runs_in_its_order(
     crossing: Crossing, instance: dg.DagsterInstance
 ) -> None:
-    executed = crossing.attempts.execute()
+    executed = crossing.job.execute()
     assert executed.materialized == CHAIN
     runs = [crossing.find_run(dag_id) for dag_id in CHAIN]
     for before, after in pairwise(runs):
@@ -91,11 +91,11 @@ def test_a_re_execution_continues_a_broken_chain_and_materializes_nothing_twice(
 ) -> None:
     done = CHAIN[: CHAIN.index(failing)]
     crossing.fail(failing)
-    first = crossing.attempts.execute()
+    first = crossing.job.execute()
     assert (first.success, first.materialized) == (False, done)
     assert crossing.ran == {*done, failing}
     crossing.mend(failing)
-    second = crossing.attempts.execute(first, is_from_failure=is_from_failure)
+    second = crossing.job.execute(first, is_from_failure=is_from_failure)
     assert (second.success, second.materialized) == (True, CHAIN[len(done) :])
     assert_reported_once(crossing, instance)
 
@@ -107,11 +107,11 @@ def test_a_retry_does_not_report_again_what_observation_reported(
     crossing.metrics.database.dags["b1"].polls = None
     query = asks("GET", "/dags/b1/dagRuns/[^/]+")
     crossing.metrics.server.fail_next(query, before_acting(interrupt))
-    first = crossing.attempts.execute()
+    first = crossing.job.execute()
     run = crossing.find_run("b1")
     crossing.metrics.database.finish_run(run)
     assert Daemon(crossing.metrics.client, list(M_DAGS), instance).tick() == [run.run_id]
-    second = crossing.attempts.execute(first)
+    second = crossing.job.execute(first)
     assert (second.success, second.materialized) == (True, ["c1", "b2"])
     assert_reported_once(crossing, instance)
 
@@ -127,11 +127,11 @@ def test_a_failed_branch_does_not_stop_the_other(
         for dag_id in dags:
             airflow.database.add_dag(dag_id, polls=0)
     metrics.database.dags["bad"].outcome = "failed"
-    attempts = Attempts.of(instance, (metrics.client, m_dags), (notices.client, n_dags))
-    first = attempts.execute()
+    job = DagsterJob.of(instance, (metrics.client, m_dags), (notices.client, n_dags))
+    first = job.execute()
     assert first.materialized == ["good"]
     metrics.database.dags["bad"].outcome = "success"
-    second = attempts.execute(first, is_from_failure=True)
+    second = job.execute(first, is_from_failure=True)
     assert (second.success, sorted(second.materialized)) == (
         True,
         ["after_bad", "after_good", "bad"],
