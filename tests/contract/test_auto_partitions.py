@@ -156,7 +156,7 @@ def test_nothing_starts_a_dag_of_which_the_partitions_are_not_known(federation: 
     assert federation.find_sensors() == {"sales__observation", "sales__events"}
 
 
-def test_a_schedule_that_changes_is_told_and_changes_nothing(federation: Federation) -> None:
+def test_a_schedule_that_changes_is_reported_and_changes_nothing(federation: Federation) -> None:
     before, _ = federation.load()
     federation.dag.plan = AT_SIX
     for _ in range(2):
@@ -177,7 +177,7 @@ def test_a_refresh_by_hand_keeps_what_was_found_out(federation: Federation) -> N
     assert federation.load()[0] == build("0 0 * * *", "2026-02-28")
 
 
-def test_a_schedule_that_tells_no_partitions_any_more_changes_nothing(
+def test_a_schedule_that_no_longer_gives_partitions_changes_nothing(
     federation: Federation,
 ) -> None:
     before, _ = federation.load()
@@ -209,7 +209,9 @@ def test_an_earlier_start_adds_partitions_and_a_later_one_takes_none(
         assert federation.load() == (build("0 0 * * *", start), None)
 
 
-def test_a_schedule_that_tells_no_partitions_says_what_to_write(federation: Federation) -> None:
+def test_for_a_schedule_that_gives_no_partitions_the_problem_says_what_to_write(
+    federation: Federation,
+) -> None:
     federation.dag.plan = BY_ASSETS
     partitions, problem = federation.load()
     assert partitions is None
@@ -220,7 +222,7 @@ def test_a_schedule_that_tells_no_partitions_says_what_to_write(federation: Fede
     assert federation.load() == (build("0 0 * * *", "2026-02-28"), None)
 
 
-def test_what_can_not_line_up_by_a_schedule_is_told_and_no_error_at_load(
+def test_partitions_that_can_not_line_up_by_a_schedule_fail_a_check_and_not_the_load(
     federation: Federation,
 ) -> None:
     upstream = {"dag": "sales/load", "window": "last"}

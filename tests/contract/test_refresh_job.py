@@ -146,7 +146,7 @@ def test_the_check_names_dags_that_are_new_or_gone_until_a_load_knows_them(
     assert deployment.check("sales")[0]
 
 
-def test_where_a_dag_that_has_gone_is_named_is_said(
+def test_the_check_says_where_a_dag_that_is_gone_is_named(
     deployment: Deployment, sales: FakeAirflow
 ) -> None:
     deployment.project.declare("metrics", report=["sales/load"])
@@ -238,7 +238,7 @@ def test_an_error_that_nobody_foresaw_stops_the_refresh_of_one_instance(
 
 
 @pytest.mark.usefixtures("sales")
-def test_an_airflow_that_answers_too_late_is_told_by_its_check(deployment: Deployment) -> None:
+def test_the_check_of_an_airflow_that_answers_too_late_says_so(deployment: Deployment) -> None:
     deployment.load()
     tree = dg.ComponentTree.for_project(deployment.project.path)
     tree.build_defs(tree.defs_module_path)
@@ -351,7 +351,7 @@ def test_the_project_may_have_an_asset_called_state(deployment: Deployment) -> N
     assert {dg.AssetKey(["sales", "state"]), build_state_asset_key("sales")} <= keys
 
 
-def test_what_the_account_may_not_see_is_told_and_loses_no_dag(
+def test_what_the_account_may_not_see_is_reported_and_loses_no_dag(
     deployment: Deployment, sales: FakeAirflow
 ) -> None:
     deployment.load()
@@ -400,7 +400,7 @@ def test_a_reload_without_effect_is_found_out_whatever_else_changes(
     assert deployment.check("sales")[0]
 
 
-def test_the_effect_of_a_reload_is_told_for_each_instance(
+def test_the_effect_of_a_reload_is_reported_for_each_instance(
     deployment: Deployment, sales: FakeAirflow, reloads: list[str]
 ) -> None:
     with FakeAirflow("v1") as other:
@@ -440,7 +440,7 @@ def test_what_the_check_does_not_show_is_stored_and_reloads_nothing(
         ("http://127.0.0.1:1", "Connection refused"),
     ],
 )
-def test_a_reload_that_fails_is_told_without_the_address(
+def test_a_reload_that_fails_is_reported_without_the_address(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch, url: str, why: str
 ) -> None:
     monkeypatch.setenv("FEDERATION_RELOAD_URL", url)

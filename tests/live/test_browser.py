@@ -122,7 +122,7 @@ def find_row(page: Page, label: str) -> Locator:
     return page.get_by_role("row").filter(has=page.get_by_role("cell", name=label, exact=True))
 
 
-def test_a_failed_check_is_red_and_tells_why(
+def test_a_failed_check_is_red_and_says_why(
     page: Page, federation: Federation, failed_run: str
 ) -> None:
     warehouse = federation.clients["warehouse"]

@@ -40,7 +40,7 @@ def test_projects_that_fit_together_pass_without_secrets(
     )
 
 
-def test_all_that_is_wrong_between_projects_is_said_at_once(
+def test_all_that_is_wrong_between_projects_is_listed_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     late = {"dag": "warehouse/load", "state": "late"}

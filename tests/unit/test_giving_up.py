@@ -51,14 +51,14 @@ def test_an_unreachable_instance_is_waited_for_until_the_deadline() -> None:
     assert errors == [None, None, None, UNREACHABLE]
 
 
-def test_at_the_deadline_an_active_run_is_told_with_its_last_known_state() -> None:
+def test_at_the_deadline_an_active_run_is_reported_with_its_last_known_state() -> None:
     run = build_monitored(build_run("load", "run", "running"))
     (error,) = fail(run, (10, UNREACHABLE))
     assert isinstance(error, RunLostError)
     assert "it was running when we heard of it last" in str(error)
 
 
-def test_at_the_deadline_a_finished_run_is_told_with_the_error() -> None:
+def test_at_the_deadline_a_finished_run_is_reported_with_the_error() -> None:
     run = build_monitored(build_run("load", "run", "success"))
     assert fail(run, (10, UNREACHABLE)) == [UNREACHABLE]
 
@@ -69,7 +69,7 @@ def test_a_trigger_that_may_yet_succeed_is_tried_for_some_minutes(error: Airflow
     assert fail(build_monitored(), *((hour, error) for hour in hours)) == [None, None, error]
 
 
-def test_unexpected_answers_about_a_run_are_borne_for_some_minutes() -> None:
+def test_unexpected_answers_about_a_run_are_retried_for_some_minutes() -> None:
     run = build_monitored(build_run("load", "run", "running"))
     errors = fail(run, (1, UNEXPECTED), (1.01 + GIVE_UP_H, UNEXPECTED))
     assert errors == [None, UNEXPECTED]

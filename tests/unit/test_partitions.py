@@ -198,7 +198,7 @@ DAILY = "`0 0 * * *` (UTC) from 2025-01-01 on, with keys as %Y-%m-%d, by data_in
         ("2025-02-03", "2025-2-3", "Its partition key is '2025-2-3'."),
     ],
 )
-def test_a_run_of_no_partition_tells_its_date_or_key_and_what_is_declared(
+def test_the_reason_why_a_run_has_no_partition_names_its_date_or_key_and_what_is_declared(
     moment: str | None, key: str | None, seen: str
 ) -> None:
     partition = build().find_partition(run_at(moment, key))

@@ -138,7 +138,7 @@ class Unloadable(DagsterProduction):
         return [{"name": "metrics", "loadStatus": "LOADED", "locationOrLoadError": error}]
 
 
-def test_a_code_location_that_can_not_be_loaded_is_told_with_its_error(tmp_path: Path) -> None:
+def test_a_code_location_that_can_not_be_loaded_is_reported_with_its_error(tmp_path: Path) -> None:
     dagster = Unloadable(tmp_path, {})
     dagster.process = LoggedProcess(["sleep", "600"], dagster.log, tmp_path, {})
     try:

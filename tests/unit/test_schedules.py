@@ -51,7 +51,7 @@ def test_auto_is_a_text_or_a_cron_expression_beside_other_keys() -> None:
 
 
 @pytest.mark.parametrize("zone", ["Europe/London", "Europe/Lisbon"])
-def test_two_time_zones_of_one_offset_are_told_apart_by_a_person(zone: str) -> None:
+def test_a_person_chooses_between_two_time_zones_of_one_offset(zone: str) -> None:
     """In winter London has the time of UTC."""
     source = f"tz = '{zone}'"
     found = resolve(at(WINTER), source)
@@ -64,7 +64,7 @@ def test_two_time_zones_of_one_offset_are_told_apart_by_a_person(zone: str) -> N
         assert told.resolved["timezone"] == written
 
 
-def test_in_summer_the_next_run_tells_the_time_zone() -> None:
+def test_in_summer_the_next_run_shows_the_time_zone() -> None:
     found = resolve(at(SUMMER - timedelta(hours=1)), IN_LONDON)
     assert found.resolved is not None
     assert found.resolved["timezone"] == "Europe/London"

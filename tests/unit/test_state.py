@@ -123,7 +123,7 @@ def test_many_refreshes_at_once_leave_one_snapshot(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_snapshot_tells_why_a_dag_can_not_run() -> None:
+def test_a_snapshot_says_why_a_dag_can_not_run() -> None:
     snapshot = build_snapshot(
         "runs",
         build_dag_snapshot("paused", is_paused=True),

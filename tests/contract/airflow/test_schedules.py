@@ -197,7 +197,7 @@ def resolve(world: World, *names: str, **declared: str) -> dict[str, AutoPartiti
     }
 
 
-def test_partitions_are_told_by_each_kind_of_schedule_or_what_to_write(scheduled: World) -> None:
+def test_each_kind_of_schedule_gives_partitions_or_says_what_to_write(scheduled: World) -> None:
     kinds = KINDS[scheduled.api]
     for name, found in resolve(scheduled, *kinds).items():
         expected = kinds[name][-1]

@@ -434,7 +434,7 @@ def test_the_dagster_runs_that_launch_runs_of_the_instance_are_counted(
     assert CurrentRun(instance, run, "metrics").count_active_runs() == 2
 
 
-def test_an_airflow_real_or_not_tells_which_runs_are_ours(world: World) -> None:
+def test_real_and_fake_airflows_alike_return_the_runs_that_are_ours(world: World) -> None:
     client, own, other = world.client, f"dagster__{uuid4()}", make_run_id()
     wanted = ("endless", f"dagster__{uuid4()}")
     for run_id in (own, other):

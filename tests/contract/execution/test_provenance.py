@@ -125,7 +125,7 @@ def test_the_tag_of_a_range_has_one_run_and_how_many_more_there_are(
     assert run.tags[TAG].endswith(" and 2 more")
 
 
-def test_the_link_is_told_before_the_dag_run_ends(
+def test_the_link_is_reported_before_the_dag_run_ends(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag(DAG, polls=math.inf)

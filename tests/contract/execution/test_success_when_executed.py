@@ -85,7 +85,7 @@ def test_a_green_dag_without_its_data_fails_the_run_and_names_success_when(
     assert (evaluation.passed, evaluation.metadata["State"].value) == (False, "success")
 
 
-def test_the_task_that_is_missing_is_told_with_the_end_of_its_log(
+def test_the_task_that_is_missing_is_reported_with_the_end_of_its_log(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     add_green_dag_without_its_data(airflow_v2, "failed")
@@ -106,7 +106,7 @@ def test_what_depends_on_a_dag_without_its_data_is_skipped(
     assert [run.dag_id for run in airflow_v2.database.runs] == [DAG]
 
 
-def test_tasks_that_are_not_told_for_now_are_waited_for(
+def test_tasks_that_airflow_does_not_return_yet_are_waited_for(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     airflow.database.add_dag(DAG, polls=0, outcome="failed", tasks=TASKS)

@@ -179,7 +179,7 @@ def test_the_first_poll_reaches_back_as_far_as_declared(
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_what_the_event_sensor_tells_before_the_first_poll_is_no_report_of_a_run(
+def test_an_observation_of_the_event_sensor_before_the_first_poll_is_no_report_of_a_run(
     airflow: Airflow, instance: dg.DagsterInstance, is_first: bool
 ) -> None:
     on_failure = {"depends_on": [{"dag": "warehouse/load", "state": "failure"}]}
@@ -192,7 +192,7 @@ def test_what_the_event_sensor_tells_before_the_first_poll_is_no_report_of_a_run
     assert daemon.tick() == ["10_h_ago", "5_h_ago"]
 
 
-def test_after_a_cursor_is_lost_the_first_report_of_a_run_is_found_behind_what_else_was_told(
+def test_after_a_lost_cursor_the_first_report_of_a_run_is_found_behind_other_events(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
     for _ in range(50):

@@ -178,7 +178,7 @@ def test_the_report_of_a_run_of_no_partition_says_why(
     )
 
 
-def test_a_success_of_no_partition_is_told_once_and_is_one_materialization(
+def test_a_success_without_a_partition_is_reported_once_and_is_one_materialization(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
     run_id = add_run(airflow_v2, run_type="manual", **as_airflow_3("2025-02-03T13:37:01"))
@@ -194,7 +194,7 @@ def test_a_success_of_no_partition_is_told_once_and_is_one_materialization(
     ("moment", "partition"),
     [("2025-02-03", "2025-02-03"), ("2024-12-31", None), ("2025-02-03T13:37:01", None)],
 )
-def test_a_slow_run_is_told_with_its_partition_or_why_it_has_none(
+def test_a_slow_run_is_signaled_with_its_partition_or_why_it_has_none(
     airflow_v2: Airflow, instance: dg.DagsterInstance, moment: str, partition: str | None
 ) -> None:
     airflow_v2.database.add_dag(DAG)

@@ -29,7 +29,7 @@ LIMIT = timedelta(hours=1)
 LIST = "/dags/~/dagRuns"
 
 
-class Watched:
+class ObservedDag:
     """A fake Airflow with a DAG whose runs may take an hour, and the daemon that observes it."""
 
     def __init__(self, airflow: Airflow, instance: dg.DagsterInstance) -> None:
@@ -54,197 +54,205 @@ class Watched:
         self.daemon.tick()
 
     @property
-    def told(self) -> list[str]:
+    def signaled(self) -> list[str]:
         found = fetch_signals(self.instance, KEY)
         assert {str(metadata["Signal"].value) for metadata in found} <= {"slow"}
         return [str(metadata["Run ID"].value) for metadata in found]
 
     @property
-    def checked(self) -> list[tuple[str, bool]]:
+    def evaluations(self) -> list[tuple[str, bool]]:
         found = fetch_evaluations(self.instance, KEY, MAX_DURATION_CHECK_NAME)
         return [(str(each.metadata["Run ID"].value), bool(each.passed)) for each in found]
 
 
 @pytest.fixture
-def watched(airflow: Airflow, instance: dg.DagsterInstance) -> Watched:
-    return Watched(airflow, instance)
+def observed(airflow: Airflow, instance: dg.DagsterInstance) -> ObservedDag:
+    return ObservedDag(airflow, instance)
 
 
 @pytest.fixture
-def watched_v2(airflow_v2: Airflow, instance: dg.DagsterInstance) -> Watched:
-    return Watched(airflow_v2, instance)
+def observed_v2(airflow_v2: Airflow, instance: dg.DagsterInstance) -> ObservedDag:
+    return ObservedDag(airflow_v2, instance)
 
 
-def test_a_run_that_goes_on_for_too_long_is_told_once_while_it_does(watched: Watched) -> None:
-    watched.start("quick", LIMIT - timedelta(minutes=1))
-    slow = watched.start("slow", LIMIT + timedelta(minutes=1))
+def test_a_run_that_takes_too_long_is_signaled_once_while_it_runs(observed: ObservedDag) -> None:
+    observed.start("quick", LIMIT - timedelta(minutes=1))
+    slow = observed.start("slow", LIMIT + timedelta(minutes=1))
     for _ in range(3):
-        watched.tick()
-    assert watched.told == ["slow"]
-    assert watched.checked == [("slow", False)]
-    (metadata,) = fetch_signals(watched.instance, KEY)
+        observed.tick()
+    assert observed.signaled == ["slow"]
+    assert observed.evaluations == [("slow", False)]
+    (metadata,) = fetch_signals(observed.instance, KEY)
     assert slow.start_date is not None
     assert metadata["Start"].value == slow.start_date.timestamp()
-    assert metadata["Link to run"].value == watched.airflow.client.build_run_url(DAG, "slow")
+    assert metadata["Link to run"].value == observed.airflow.client.build_run_url(DAG, "slow")
     assert metadata["State"].value == "running"
-    (evaluation,) = fetch_evaluations(watched.instance, KEY, MAX_DURATION_CHECK_NAME)
+    (evaluation,) = fetch_evaluations(observed.instance, KEY, MAX_DURATION_CHECK_NAME)
     assert re.fullmatch(
         r"Run slow has been running for 36\d\d s, longer than `max_duration` \(3600 s\)\.",
         evaluation.description or "",
     )
 
 
-def test_dags_that_depend_on_slow_runs_are_told_all_about_them(watched_v2: Watched) -> None:
-    slow = watched_v2.start("slow", LIMIT * 2)
+def test_dags_that_depend_on_slow_runs_get_all_that_is_known_of_them(
+    observed_v2: ObservedDag,
+) -> None:
+    slow = observed_v2.start("slow", LIMIT * 2)
     slow.conf = {"day": "2026-01-02"}
-    watched_v2.tick()
-    read, _ = fetch_events(watched_v2.instance, after=0, limit=10)
+    observed_v2.tick()
+    read, _ = fetch_events(observed_v2.instance, after=0, limit=10)
     (event,) = [each for each in read if each.state in ("slow", "late")]
     record = build_upstream_event(event, f"metrics/{DAG}", "metrics/clean_up")
     assert (record.state, record.run_id, record.conf) == ("slow", "slow", slow.conf)
     assert (record.start, record.end) == (slow.start_date, None)
-    assert record.link == watched_v2.airflow.client.build_run_url(DAG, "slow")
+    assert record.link == observed_v2.airflow.client.build_run_url(DAG, "slow")
 
 
-def test_the_next_run_that_ends_in_time_passes_the_check(watched: Watched) -> None:
-    slow = watched.start("slow", LIMIT * 2)
-    watched.tick()
-    watched.database.finish_run(slow)
-    watched.tick()
-    quick = watched.start("quick", timedelta(minutes=5))
-    watched.tick()
-    assert watched.checked == [("slow", False), ("slow", False)]
-    watched.database.finish_run(quick)
-    watched.tick()
-    assert watched.checked[2:] == [("quick", True)]
-    assert watched.told == ["slow"]
+def test_the_next_run_that_ends_in_time_passes_the_check(observed: ObservedDag) -> None:
+    slow = observed.start("slow", LIMIT * 2)
+    observed.tick()
+    observed.database.finish_run(slow)
+    observed.tick()
+    quick = observed.start("quick", timedelta(minutes=5))
+    observed.tick()
+    assert observed.evaluations == [("slow", False), ("slow", False)]
+    observed.database.finish_run(quick)
+    observed.tick()
+    assert observed.evaluations[2:] == [("quick", True)]
+    assert observed.signaled == ["slow"]
 
 
 @pytest.mark.parametrize("how", ["restart", "lost cursor", "lost cursor and restart"])
-def test_a_slow_run_is_not_told_again_after_a(watched_v2: Watched, how: str) -> None:
-    watched_v2.start("slow", LIMIT * 2)
-    watched_v2.tick()
+def test_a_slow_run_is_not_signaled_again_after_a(observed_v2: ObservedDag, how: str) -> None:
+    observed_v2.start("slow", LIMIT * 2)
+    observed_v2.tick()
     if "cursor" in how:
-        watched_v2.daemon.cursor = None
+        observed_v2.daemon.cursor = None
     if "restart" in how:
-        watched_v2.daemon.restart()
-    watched_v2.tick()
-    assert watched_v2.told == ["slow"]
-    assert watched_v2.checked == [("slow", False)]
+        observed_v2.daemon.restart()
+    observed_v2.tick()
+    assert observed_v2.signaled == ["slow"]
+    assert observed_v2.evaluations == [("slow", False)]
 
 
 @pytest.mark.parametrize("killed_after", [0, 1, 2])
-def test_a_crash_while_it_is_told_neither_loses_nor_repeats_it(
-    watched_v2: Watched, killed_after: int
+def test_a_crash_while_it_is_signaled_neither_loses_nor_repeats_it(
+    observed_v2: ObservedDag, killed_after: int
 ) -> None:
-    watched_v2.start("slow", LIMIT * 2)
-    watched_v2.clock.advance(61)
-    watched_v2.daemon.tick(killed_after=killed_after)
-    watched_v2.tick()
-    assert watched_v2.told == ["slow"]
+    observed_v2.start("slow", LIMIT * 2)
+    observed_v2.clock.advance(61)
+    observed_v2.daemon.tick(killed_after=killed_after)
+    observed_v2.tick()
+    assert observed_v2.signaled == ["slow"]
 
 
-def test_two_processes_tell_it_once(watched_v2: Watched) -> None:
+def test_two_processes_signal_it_once(observed_v2: ObservedDag) -> None:
     other = Daemon(
-        watched_v2.airflow.client, [DAG], watched_v2.instance, timing=watched_v2.clock.timing
+        observed_v2.airflow.client, [DAG], observed_v2.instance, timing=observed_v2.clock.timing
     )
-    other.dags = watched_v2.daemon.dags
+    other.dags = observed_v2.daemon.dags
     other.restart()
-    watched_v2.start("slow", LIMIT * 2)
-    watched_v2.tick()
+    observed_v2.start("slow", LIMIT * 2)
+    observed_v2.tick()
     other.tick()
-    assert watched_v2.told == ["slow"]
+    assert observed_v2.signaled == ["slow"]
 
 
-def test_a_slow_run_that_is_cleared_and_runs_again_is_another_one(watched: Watched) -> None:
-    run = watched.start("mine", LIMIT * 2)
-    watched.tick()
-    watched.database.finish_run(run)
-    watched.database.clear(run)
-    watched.tick()
-    assert watched.told == ["mine"]
-    run.state, run.start_date = "running", watched.database.now() - LIMIT * 1.5
-    watched.tick()
-    assert watched.told == ["mine", "mine"]
+def test_a_slow_run_that_is_cleared_and_runs_again_is_another_one(observed: ObservedDag) -> None:
+    run = observed.start("mine", LIMIT * 2)
+    observed.tick()
+    observed.database.finish_run(run)
+    observed.database.clear(run)
+    observed.tick()
+    assert observed.signaled == ["mine"]
+    run.state, run.start_date = "running", observed.database.now() - LIMIT * 1.5
+    observed.tick()
+    assert observed.signaled == ["mine", "mine"]
 
 
-def test_a_run_that_was_slow_while_nobody_looked_is_told_with_its_end(watched_v2: Watched) -> None:
+def test_a_run_that_was_slow_between_two_ticks_is_signaled_when_it_has_ended(
+    observed_v2: ObservedDag,
+) -> None:
     for number, taken in enumerate([LIMIT * 2, LIMIT / 2]):
-        watched_v2.database.finish_run(watched_v2.start(f"run_{number}", taken))
-    watched_v2.tick()
-    watched_v2.tick()
-    assert watched_v2.told == ["run_0"]
-    assert watched_v2.checked == [("run_1", True)]
+        observed_v2.database.finish_run(observed_v2.start(f"run_{number}", taken))
+    observed_v2.tick()
+    observed_v2.tick()
+    assert observed_v2.signaled == ["run_0"]
+    assert observed_v2.evaluations == [("run_1", True)]
 
 
-def test_time_is_measured_by_the_clock_of_the_airflow(watched_v2: Watched) -> None:
-    watched_v2.database.skew = -timedelta(minutes=50)
-    watched_v2.start("quick", LIMIT - timedelta(minutes=20))
-    watched_v2.start("slow", LIMIT + timedelta(minutes=1))
-    watched_v2.tick()
-    assert watched_v2.told == ["slow"]
+def test_time_is_measured_by_the_clock_of_the_airflow(observed_v2: ObservedDag) -> None:
+    observed_v2.database.skew = -timedelta(minutes=50)
+    observed_v2.start("quick", LIMIT - timedelta(minutes=20))
+    observed_v2.start("slow", LIMIT + timedelta(minutes=1))
+    observed_v2.tick()
+    assert observed_v2.signaled == ["slow"]
 
 
-def test_an_airflow_whose_clock_is_ahead_is_told_no_run_too_early(watched_v2: Watched) -> None:
+def test_with_an_airflow_whose_clock_is_ahead_no_run_is_signaled_too_early(
+    observed_v2: ObservedDag,
+) -> None:
     """Its answers may carry the clock of a proxy, which is ahead of that of the database."""
-    watched_v2.database.skew = timedelta(minutes=30)
-    watched_v2.start("quick", LIMIT - timedelta(minutes=1))
-    watched_v2.tick()
-    assert watched_v2.told == []
+    observed_v2.database.skew = timedelta(minutes=30)
+    observed_v2.start("quick", LIMIT - timedelta(minutes=1))
+    observed_v2.tick()
+    assert observed_v2.signaled == []
 
 
-def test_slow_runs_of_other_dags_are_not_told(watched_v2: Watched) -> None:
-    watched_v2.database.add_dag("other")
-    watched_v2.database.start_run("other").start_date = watched_v2.database.now() - LIMIT * 9
-    watched_v2.tick()
-    assert fetch_signals(watched_v2.instance, dg.AssetKey(["metrics", "dag", "other"])) == []
+def test_slow_runs_of_other_dags_are_not_signaled(observed_v2: ObservedDag) -> None:
+    observed_v2.database.add_dag("other")
+    observed_v2.database.start_run("other").start_date = observed_v2.database.now() - LIMIT * 9
+    observed_v2.tick()
+    assert fetch_signals(observed_v2.instance, dg.AssetKey(["metrics", "dag", "other"])) == []
 
 
-def test_a_slow_run_of_dagster_is_told_by_observation(watched_v2: Watched) -> None:
-    watched_v2.database.dags[DAG].polls = 0
-    watched_v2.tick()
-    materialize(watched_v2.airflow.client, [DAG], watched_v2.instance)
-    (run,) = watched_v2.database.runs
+def test_a_slow_run_of_dagster_is_signaled_by_observation(observed_v2: ObservedDag) -> None:
+    observed_v2.database.dags[DAG].polls = 0
+    observed_v2.tick()
+    materialize(observed_v2.airflow.client, [DAG], observed_v2.instance)
+    (run,) = observed_v2.database.runs
     assert run.end_date is not None
     run.start_date = run.end_date - LIMIT * 2
-    watched_v2.tick()
-    assert watched_v2.told == [run.run_id]
+    observed_v2.tick()
+    assert observed_v2.signaled == [run.run_id]
 
 
-def test_running_runs_are_listed_rarely_and_only_for_dags_with_a_limit(watched_v2: Watched) -> None:
-    server = watched_v2.airflow.server
-    watched_v2.daemon.tick()
+def test_running_runs_are_listed_rarely_and_only_for_dags_with_a_limit(
+    observed_v2: ObservedDag,
+) -> None:
+    server = observed_v2.airflow.server
+    observed_v2.daemon.tick()
     before = len(server.requests)
     for _ in range(6):
-        watched_v2.clock.advance(10)
-        watched_v2.daemon.tick()
+        observed_v2.clock.advance(10)
+        observed_v2.daemon.tick()
     assert len(server.requests) == before + 6 + 1
-    watched_v2.daemon.dags = {DAG: DagDeclaration(max_duration="200s")}  # pyright: ignore[reportArgumentType]
-    watched_v2.daemon.restart()
-    watched_v2.daemon.tick()
+    observed_v2.daemon.dags = {DAG: DagDeclaration(max_duration="200s")}  # pyright: ignore[reportArgumentType]
+    observed_v2.daemon.restart()
+    observed_v2.daemon.tick()
     before = len(server.requests)
     for _ in range(6):
-        watched_v2.clock.advance(10)
-        watched_v2.daemon.tick()
+        observed_v2.clock.advance(10)
+        observed_v2.daemon.tick()
     assert len(server.requests) == before + 6 + 6
-    watched_v2.daemon.dags = {DAG: DagDeclaration()}
-    watched_v2.daemon.restart()
+    observed_v2.daemon.dags = {DAG: DagDeclaration()}
+    observed_v2.daemon.restart()
     before = len(server.requests)
-    watched_v2.tick()
+    observed_v2.tick()
     assert len(server.requests) == before + 1
 
 
-def test_a_list_of_running_runs_that_fails_holds_up_no_report(watched_v2: Watched) -> None:
+def test_a_list_of_running_runs_that_fails_delays_no_report(observed_v2: ObservedDag) -> None:
     forbidden = answer(403, {"detail": "Forbidden"})
     is_list = lambda request: request.query.get("state") == "running"  # noqa: E731
-    watched_v2.airflow.server.fail_next(is_list, forbidden)
-    watched_v2.start("slow", LIMIT * 2)
-    watched_v2.database.finish_run(watched_v2.start("mine", timedelta(minutes=1)))
-    watched_v2.clock.advance(61)
-    assert watched_v2.daemon.tick() == ["mine"]
-    assert watched_v2.told == []
-    watched_v2.tick()
-    assert watched_v2.told == ["slow"]
+    observed_v2.airflow.server.fail_next(is_list, forbidden)
+    observed_v2.start("slow", LIMIT * 2)
+    observed_v2.database.finish_run(observed_v2.start("mine", timedelta(minutes=1)))
+    observed_v2.clock.advance(61)
+    assert observed_v2.daemon.tick() == ["mine"]
+    assert observed_v2.signaled == []
+    observed_v2.tick()
+    assert observed_v2.signaled == ["slow"]
 
 
 def test_a_list_of_running_runs_that_is_never_answered_delays_neither_deadlines_nor_every_tick(
@@ -276,30 +284,34 @@ def test_a_list_of_running_runs_that_is_never_answered_delays_neither_deadlines_
     assert sum(requests[1:]) - len(requests[1:]) == 3  # after the sign-in
 
 
-def test_a_run_that_ends_in_time_hides_no_slow_one_that_goes_on(watched_v2: Watched) -> None:
-    slow = watched_v2.start("slow", LIMIT * 2)
-    watched_v2.tick()
-    watched_v2.database.finish_run(watched_v2.start("quick", timedelta(minutes=1)))
-    watched_v2.tick()
-    assert watched_v2.checked == [("slow", False)]
-    watched_v2.database.finish_run(slow)
-    watched_v2.tick()
-    watched_v2.database.finish_run(watched_v2.start("next", timedelta(minutes=1)))
-    watched_v2.tick()
-    assert watched_v2.checked == [("slow", False), ("slow", False), ("next", True)]
+def test_a_run_that_ends_in_time_hides_no_slow_run_that_is_still_running(
+    observed_v2: ObservedDag,
+) -> None:
+    slow = observed_v2.start("slow", LIMIT * 2)
+    observed_v2.tick()
+    observed_v2.database.finish_run(observed_v2.start("quick", timedelta(minutes=1)))
+    observed_v2.tick()
+    assert observed_v2.evaluations == [("slow", False)]
+    observed_v2.database.finish_run(slow)
+    observed_v2.tick()
+    observed_v2.database.finish_run(observed_v2.start("next", timedelta(minutes=1)))
+    observed_v2.tick()
+    assert observed_v2.evaluations == [("slow", False), ("slow", False), ("next", True)]
 
 
-def test_a_lost_cursor_tells_no_old_run_that_was_reported(watched_v2: Watched) -> None:
+def test_after_a_lost_cursor_no_old_run_that_was_reported_is_signaled(
+    observed_v2: ObservedDag,
+) -> None:
     """It ended before there was a `max_duration`."""
-    declared = watched_v2.daemon.dags
-    watched_v2.daemon.dags = {DAG: DagDeclaration()}
-    watched_v2.daemon.restart()
-    watched_v2.tick()
-    watched_v2.database.finish_run(watched_v2.start("old", LIMIT * 2))
-    watched_v2.tick()
-    watched_v2.daemon.dags = declared
-    watched_v2.daemon.restart()
-    watched_v2.daemon.cursor = None
-    watched_v2.tick()
-    watched_v2.tick()
-    assert watched_v2.told == []
+    declared = observed_v2.daemon.dags
+    observed_v2.daemon.dags = {DAG: DagDeclaration()}
+    observed_v2.daemon.restart()
+    observed_v2.tick()
+    observed_v2.database.finish_run(observed_v2.start("old", LIMIT * 2))
+    observed_v2.tick()
+    observed_v2.daemon.dags = declared
+    observed_v2.daemon.restart()
+    observed_v2.daemon.cursor = None
+    observed_v2.tick()
+    observed_v2.tick()
+    assert observed_v2.signaled == []
