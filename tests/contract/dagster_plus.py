@@ -83,8 +83,8 @@ def as_server(storage: T) -> T:
 def find_refused(client: type) -> frozenset[str]:
     """Return the methods and properties of a class that do nothing but raise an error.
 
-    They are told by their source. To call them would need arguments of the right types for each,
-    and could not tell a refusal from the error of a missing connection.
+    They are found by their source. Calling them would need arguments of the right types for each,
+    and a refusal would look like the error of a missing connection.
     """
     names = [name for name in dir(client) if not name.startswith("__")]
     return frozenset(name for name in names if _is_refusing(inspect.getattr_static(client, name)))

@@ -1,4 +1,4 @@
-"""What happens to the assets of a Dagster instance, told by a test as steps and daemons would."""
+"""Events of assets in a Dagster instance, stored by a test as steps and daemons store them."""
 
 from __future__ import annotations
 

@@ -291,9 +291,9 @@ def test_what_is_wrong_is_a_warning_at_load_and_an_error_in_strict_mode(
     monkeypatch.setenv("FEDERATION_STRICT", "true")
     with pytest.raises(Exception, match=r"defs\.yaml") as refused:
         federation.load()
-    told = "".join(traceback.format_exception(refused.value))
-    assert "DeclarationError: 1 problem in the declarations" in told
-    assert "dags.load.partitions: Its schedule does not tell" in told
+    message = "".join(traceback.format_exception(refused.value))
+    assert "DeclarationError: 1 problem in the declarations" in message
+    assert "dags.load.partitions: Its schedule does not tell" in message
     federation.dag.plan = DAILY
     federation.load()
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.parse_obj_as. is deprecated")
 
 
 def read_variables(printed: str, url: str) -> dict[str, str]:
-    """Return the variables that a person is told to set, with the values of a fake Airflow."""
+    """Return the variables that the scaffolder names, with the values of a fake Airflow."""
     values = {"URL": url, "USERNAME": ACCOUNT["username"], "PASSWORD": ACCOUNT["password"]}
     names = re.findall(r"[A-Z]\w*_AIRFLOW_(?:URL|USERNAME|PASSWORD)", printed)
     return {name: values[name.rpartition("_")[2]] for name in names}

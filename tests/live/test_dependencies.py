@@ -114,7 +114,7 @@ def fetch_run(client: AirflowClient, dag_id: str, run_id: str) -> DagRun:
 
 
 def read_causes(run: DagRun) -> list[dict[str, Any]]:
-    """Return what the conf of a run tells about the upstream runs that led to it."""
+    """Return what the conf of a run says about the upstream runs that led to it."""
     return run.conf["federation"]["upstream"]
 
 

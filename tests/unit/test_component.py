@@ -174,7 +174,7 @@ def test_an_error_of_dagsters_about_a_key_quotes_no_secret(
     project.declare("warehouse", auth=auth)
     with pytest.raises(Exception, match="Error while loading component") as refused:
         project.load_asset_keys()
-    told = "".join(traceback.format_exception(refused.value))
-    assert "defs.yaml:" in told
-    assert "auth" in told
-    assert "s3cret-word" not in told
+    message = "".join(traceback.format_exception(refused.value))
+    assert "defs.yaml:" in message
+    assert "auth" in message
+    assert "s3cret-word" not in message

@@ -81,7 +81,7 @@ CALLS: dict[str, Callable[[dg.DagsterInstance, dg.DagsterRun], object]] = {
 def find_used(paths: Iterable[Path]) -> set[str]:
     """Return the members of `DagsterInstance` that modules use, public or not.
 
-    They are told by their names alone, whatever object they are a member of.
+    They are found by their names alone, whatever object they are a member of.
     """
     members = {name for name in dir(dg.DagsterInstance) if not name.startswith("_")}
     used = {

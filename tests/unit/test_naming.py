@@ -78,7 +78,7 @@ def test_a_run_id_of_another_trigger_contains_no_dagster_run(run_id: str) -> Non
     assert parse_root_run_id(run_id) is None
 
 
-# Ids that Dagster's names tell apart no longer, or refuse.
+# Ids that become equal as Dagster's names, or that Dagster refuses.
 DAG_IDS = st.one_of(
     st.text(st.characters(exclude_categories=()), max_size=6),
     st.from_regex(r"(a|A)[.\-_]?(b|__dag_run|__2)?(__dag_run)?", fullmatch=True),

@@ -327,7 +327,7 @@ def test_what_is_wrong_with_partitions_is_refused_with_what_to_write(
 
 
 def test_whether_partitions_are_declared_outlasts_copies_and_defaults() -> None:
-    """A DAG whose schedule does not tell its partitions is copied without them, as declared."""
+    """A DAG whose schedule gives no partitions is copied without them, as declared."""
     auto, none = declare(partitions="auto"), declare(partitions=None)
     assert auto.model_copy(update={"partitions": None}).declares_partitions
     assert not none.model_copy().declares_partitions

@@ -59,9 +59,9 @@ def test_a_person_chooses_between_two_time_zones_of_one_offset(zone: str) -> Non
     assert found.problem is not None
     assert f"a tick of '0 0 * * *' in UTC and in {zone}; write `timezone`" in found.problem
     for written in ("UTC", zone):
-        told = resolve(at(WINTER), source, timezone=written)
-        assert told.resolved is not None
-        assert told.resolved["timezone"] == written
+        partitions = resolve(at(WINTER), source, timezone=written)
+        assert partitions.resolved is not None
+        assert partitions.resolved["timezone"] == written
 
 
 def test_in_summer_the_next_run_shows_the_time_zone() -> None:

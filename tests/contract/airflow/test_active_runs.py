@@ -1,4 +1,4 @@
-"""What the client tells of what goes on, on an Airflow of either API, fake or real."""
+"""Active runs as the client reads them, from Airflows of both APIs, fake and real."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_alternating_api_versions_are_reported_as_an_upgrade(upgraded: Upgraded)
 @pytest.mark.parametrize("answered", [401, 403, 302])
 @pytest.mark.parametrize("api", ["v1", "v2"])
 def test_a_gateway_that_wants_the_sign_in_for_everything_gets_it(api: str, answered: int) -> None:
-    """Airflow itself tells its version to anybody."""
+    """Airflow itself returns its version without a sign-in."""
 
     def ask_to_sign_in() -> Response:
         there = {"Location": "https://login.example.com/"} if answered == 302 else None
@@ -161,7 +161,7 @@ def test_a_gateway_that_refuses_the_sign_in_is_no_wrong_address(answered: int) -
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("body", [{}, {"status": "ok"}, [], {"version": None}])
 def test_an_invalid_version_is_an_error_and_no_hang(airflow: Airflow, body: object) -> None:
-    """To tell of it, the version would be asked for, by the one who is asking for it."""
+    """The error names the version, and must not fetch it for that."""
     airflow.server.fail_next(asks("GET", ".*/version"), answer(200, body), times=2)
     with pytest.raises(UnexpectedAnswerError, match="/version"):
         connect_to(airflow.server).fetch_dags()

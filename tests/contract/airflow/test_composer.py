@@ -53,7 +53,7 @@ for module, auth in (("boto3", mwaa), ("google.auth", composer), ("google", comp
 
 
 class GoogleAirflow(TokenAirflow):
-    """It takes the last token that Google gave out, unless it is told to take none."""
+    """It accepts the last token that Google issued, unless a test makes it accept none."""
 
     def __init__(self, google: FakeGoogle) -> None:
         super().__init__()

@@ -131,8 +131,8 @@ def test_a_wrong_password_is_not_tried_by_every_thread(proxied: ProxiedAirflow) 
         {**SIGN_INS["v2"], "password": "wrong"},
         http=LONG_TIMEOUTS,
     )
-    told = ask_at_once(THREADS, lambda _: client.fetch_dags())
-    assert {type(error) for error in told} == {SignInRefusedError}
+    errors = ask_at_once(THREADS, lambda _: client.fetch_dags())
+    assert {type(error) for error in errors} == {SignInRefusedError}
     assert proxied.server.count("POST", TOKEN) < THREADS / 2
 
 

@@ -1,4 +1,4 @@
-"""What the client tells of DAGs, on an Airflow of either API version, fake or real."""
+"""DAGs as the client reads them, from Airflows of both APIs, fake and real."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_a_trigger_whose_answer_gets_lost_is_adopted_and_not_sent_again(api: str
 def test_a_trigger_is_adopted_though_the_look_for_its_run_is_cut_once(
     proxied: ProxiedAirflow, fault: Fault
 ) -> None:
-    """Each fault is judged by itself: a time-out before says nothing about a reset after it."""
+    """Each fault counts by itself: a time-out before it says nothing about a reset after it."""
     proxied.proxy.fail_next(fault, POSTED)
     proxied.proxy.fail_next(reset(), "GET .*/dagRuns/mine")
     assert proxied.client.trigger_run("load_customers", "mine").run_id == "mine"

@@ -1,4 +1,4 @@
-"""What goes wrong between client and Airflow: told by name, repeated only where that is safe."""
+"""Faults between client and Airflow: named in errors, and retried only where that is safe."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_body_that_airflow_3_refuses_is_reported_in_its_words(airflow_v2: Airf
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (answer(200, LOGIN_PAGE), "text/html.* instead of JSON. Is there a login page"),
         (answer(200, ["not", "an", "object"]), "answered GET"),
@@ -175,15 +175,15 @@ def test_a_body_that_airflow_3_refuses_is_reported_in_its_words(airflow_v2: Airf
     ids=["a login page", "a list", "half an answer"],
 )
 def test_an_answer_that_is_not_airflows_is_reported(
-    airflow: Airflow, fault: Fault, told: str
+    airflow: Airflow, fault: Fault, message: str
 ) -> None:
     airflow.database.add_dag("load_customers")
     airflow.database.start_run("load_customers", "mine")
     airflow.client.fetch_version()
     airflow.server.fail_next(asks("GET", f"/dags|{RUN}"), fault, times=2)
-    with pytest.raises(UnexpectedAnswerError, match=told):
+    with pytest.raises(UnexpectedAnswerError, match=message):
         airflow.client.fetch_dags()
-    with pytest.raises(UnexpectedAnswerError, match=told):
+    with pytest.raises(UnexpectedAnswerError, match=message):
         airflow.client.fetch_run("load_customers", "mine")
 
 

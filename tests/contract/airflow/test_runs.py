@@ -1,4 +1,4 @@
-"""What the client tells of runs and does to them, on an Airflow of either API, fake or real."""
+"""Runs as the client reads and changes them, on Airflows of both APIs, fake and real."""
 
 from __future__ import annotations
 

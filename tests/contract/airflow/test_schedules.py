@@ -49,7 +49,7 @@ QUARTER = ("2026-07-01T00:00:00+00:00", "2026-10-01T00:00:00+00:00")
 WEEK = ("2026-11-15T00:00:00+00:00", "2026-11-22T00:00:00+00:00")
 MINUTE = ("2026-11-22T03:28:00+00:00", "2026-11-22T03:29:00+00:00")
 BERLIN = {"start_date": "2026-02-28T23:00:00+00:00"}
-# By kind: schedule, dates of the next run, what else is told, and the keys or what is wrong.
+# By kind: schedule, dates of the next run, what else Airflow returns, and the keys or the problem.
 Kind = tuple[str | None, tuple[str | None, str | None], Mapping[str, Any], Mapping[str, str] | str]
 BOTH: dict[str, Kind] = {
     "cron_interval": ("30 5 * * *", DAY_IN_BERLIN, BERLIN, IN_BERLIN),

@@ -92,7 +92,7 @@ def describe(content: Any) -> Any:
 
 
 def find_differences(real: Any, fake: Any, at: str = "answer") -> list[str]:
-    """What a reader of both could tell them apart by. Null and an empty list are of any kind."""
+    """Return the differences between two answers. Null and an empty list match any type."""
     if "NoneType" in (real, fake) or [] in (real, fake):
         return []
     if isinstance(real, dict) and isinstance(fake, dict) and not at.endswith(("conf", "fields")):

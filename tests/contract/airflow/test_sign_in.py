@@ -1,4 +1,5 @@
-"""Signing in: tokens fetched once and renewed once, refusals told apart, secrets never told."""
+"""Signing in: tokens are fetched once and renewed once, refusals have distinct errors, and secrets
+are never shown."""
 
 from __future__ import annotations
 
@@ -166,22 +167,22 @@ def test_no_secret_is_in_any_error_or_log(
         server.fail_next(asks("GET", "/dags"), fault)
         with pytest.raises(AirflowError) as error:
             client.fetch_dags()
-        assert not [secret for secret in secrets if secret in _tell_all(error.value)]
+        assert not [secret for secret in secrets if secret in _join_messages(error.value)]
     server.fail_next(asks("POST", ANY), hang_up)
     with pytest.raises(RunNotStartedError) as error:
         client.trigger_run("load_customers", "mine")
-    told = _tell_all(error.value) + caplog.text
+    messages = _join_messages(error.value) + caplog.text
     assert caplog.text
-    assert not [secret for secret in secrets if secret in told]
+    assert not [secret for secret in secrets if secret in messages]
 
 
-def _tell_all(error: BaseException | None) -> str:
-    """The error and all that it came from, as a traceback would show them."""
-    told = ""
+def _join_messages(error: BaseException | None) -> str:
+    """Return the messages of an error and of its causes, as a traceback shows them."""
+    messages = ""
     while error is not None:
-        told += f"{error!r} {error} "
+        messages += f"{error!r} {error} "
         error = error.__cause__ or error.__context__
-    return told
+    return messages
 
 
 @pytest.mark.parametrize("kind", ["basic", "password", "token"])

@@ -1,4 +1,4 @@
-"""What the client tells of the tasks of a run, and of what they said, fake or real."""
+"""Task instances and their logs as the client reads them, from fake and real Airflows."""
 
 from __future__ import annotations
 

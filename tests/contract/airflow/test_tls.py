@@ -1,4 +1,4 @@
-"""TLS: whom the client trusts, what it shows of itself, and how it tells what is wrong."""
+"""TLS: which certificates the client trusts and sends, and its errors."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def assert_works(client: AirflowClient) -> None:
     assert [dag.dag_id for dag in client.fetch_dags()] == ["load_customers"]
 
 
-def refuses(told: str) -> AbstractContextManager[pytest.ExceptionInfo[TlsError]]:
-    return pytest.raises(TlsError, match=rf"Airflow 'metrics' can't be trusted at .*{told}")
+def refuses(problem: str) -> AbstractContextManager[pytest.ExceptionInfo[TlsError]]:
+    return pytest.raises(TlsError, match=rf"Airflow 'metrics' can't be trusted at .*{problem}")
 
 
 def test_an_unknown_authority_is_not_trusted_and_the_key_that_helps_is_named(

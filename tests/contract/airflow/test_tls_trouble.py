@@ -110,7 +110,7 @@ def test_a_file_that_is_not_there_is_named(
 def test_a_file_that_holds_no_such_thing_is_named(
     server: ReverseProxy, authority: Authority, tmp_path: Path, which: str, content: str
 ) -> None:
-    """OpenSSL's own words, `no start line`, tell nobody which of three files it was."""
+    """OpenSSL's own message, `no start line`, does not name which of three files it was."""
     path = tmp_path / "else.pem"
     path.write_text(content)
     with pytest.raises(TlsError, match=str(path)):

@@ -1,4 +1,4 @@
-"""Tokens that end or are none: renewed in time, told without a word of what they hold."""
+"""Tokens that expire or are invalid: renewed in time, and never quoted in an error."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Interruptions of a run worker: a person cancels the run, or its machine goes away.
 
-Dagster tells a worker by a signal, which raises an error in its main thread wherever that is. Here
-the test's process is the worker; the signal comes while the fake Airflow is asked for something, so
-that the step is at work for sure.
+Dagster cancels a worker by a signal, which raises an error in its main thread. Here the test's
+process is the worker. The signal comes during a request to the fake Airflow, so that the step is
+surely running.
 """
 
 from __future__ import annotations

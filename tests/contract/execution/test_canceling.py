@@ -287,8 +287,8 @@ def test_a_dag_run_that_can_not_be_stopped_is_logged_with_its_link(
     assert executed.status is CANCELED
     (run,) = airflow_v2.database.runs
     url = airflow_v2.client.build_run_url(DAG, run.run_id)
-    (told,) = [line for line in executed.log if f"may go on: {url}" in line]
-    assert "503" in told
+    (warning,) = [line for line in executed.log if f"may go on: {url}" in line]
+    assert "503" in warning
 
 
 def test_a_cancellation_between_two_events_of_the_step_stops_the_dag_run_too(

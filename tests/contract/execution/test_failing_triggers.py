@@ -90,7 +90,7 @@ def test_no_secret_of_the_conf_is_in_airflows_words(
     airflow_v2.database.add_dag(DAG)
     conf = {"token": "s3cret-word", "tokens": 5}
     words = f"database is locked [parameters: {conf}]"
-    said = answer(500, {"detail": f"{words:.<294}s3cret-word"})  # longer than what is told
+    said = answer(500, {"detail": f"{words:.<294}s3cret-word"})  # longer than what is quoted
     airflow_v2.server.fail_next(asks("POST", TRIGGER), said, times=99)
     dags = {DAG: {"trigger": {"conf": conf}}}
     executed = materialize(airflow_v2.client, dags, instance, timing=fail_after(0.1))

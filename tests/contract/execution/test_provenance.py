@@ -51,8 +51,8 @@ def test_the_note_has_no_link_without_a_dagster_url(
 ) -> None:
     monkeypatch.delenv("FEDERATION_DAGSTER_URL", raising=False)
     executed = run_with(airflow_v2, instance)
-    told = f"Triggered by Dagster run {executed.run_id}, which a person launched."
-    assert read_note(airflow_v2) == told
+    note = f"Triggered by Dagster run {executed.run_id}, which a person launched."
+    assert read_note(airflow_v2) == note
 
 
 @pytest.mark.parametrize(

@@ -53,13 +53,13 @@ def test_what_would_have_been_triggered_is_logged_without_secrets(
     monkeypatch.setenv(SWITCH, "off")
     conf = {"source": "federation", "api_password": "open-sesame-7"}
     executed = run_dag(airflow, instance, conf=conf)
-    (told,) = [line for line in executed.log if line.startswith("Nothing is triggered")]
-    assert told.startswith(
+    (warning,) = [line for line in executed.log if line.startswith("Nothing is triggered")]
+    assert warning.startswith(
         f"Nothing is triggered, for FEDERATION_TRIGGERS is 'off'. DAG {DAG} of Airflow 'metrics' "
         f"would have been, as run {build_run_id(executed.run_id)} with conf "
     )
-    assert "federation" in told
-    assert "open-sesame-7" not in told
+    assert "federation" in warning
+    assert "open-sesame-7" not in warning
     assert_untouched(airflow)
 
 

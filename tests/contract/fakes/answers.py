@@ -278,7 +278,7 @@ def build_log_lines(log: list[str], error: str | None) -> list[dict[str, Any]]:
         *({"event": line, "level": "info"} for line in log),
     ]
     if error:
-        told = {"exc_type": "ValueError", "exc_value": error, "frames": []}
+        detail = {"exc_type": "ValueError", "exc_value": error, "frames": []}
         failed = {"event": "Task failed with exception", "level": "error"}
-        lines.append(failed | {"error_detail": [told]})
+        lines.append(failed | {"error_detail": [detail]})
     return lines

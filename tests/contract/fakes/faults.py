@@ -1,4 +1,4 @@
-"""Faults that a fake Airflow can be told to make.
+"""Faults that a test plans for a fake Airflow.
 
 A fault is given the server's own way to answer, and gives what is sent instead; None is a
 connection that is closed without an answer.

@@ -225,7 +225,7 @@ def test_the_history_of_a_newly_selected_dag_is_not_reported(
 def test_a_cursor_that_is_lost_after_an_outage_loses_no_run(
     airflow: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    """The event log tells where to start, and what was reported."""
+    """The event log says where to start, and what was reported."""
     add_run(airflow, "first", timedelta(hours=30))
     daemon = build_daemon(airflow, instance, lookback_on_first_start="31h")
     assert daemon.tick() == ["first"]

@@ -35,7 +35,7 @@ def test_a_success_is_one_materialization_with_the_runs_metadata(
     lag_s = seen.pop("Lag (s)")
     assert isinstance(lag_s, float)
     assert -3 < lag_s < 10  # it ends 2.5 s after it began just now
-    if airflow.server.api == "v2":  # 2.x does not tell when a run was queued
+    if airflow.server.api == "v2":  # 2.x does not say when a run was queued
         assert seen.pop("Queued") == run.queued_at.timestamp()
         assert seen.pop("Queue time (s)") == 0
     assert seen == {

@@ -170,11 +170,11 @@ def test_the_report_of_a_run_of_no_partition_says_why(
     assert failure["No partition"].value == explain("2024-12-30")
     assert "No partition" not in other
     observations = instance.fetch_observations(KEY, limit=9, ascending=True).records
-    told, *failures = observations
+    absence, *failures = observations
     assert [record.partition_key for record in failures] == [None, "2025-02-03"]
-    assert told.asset_observation
+    assert absence.asset_observation
     assert f"belongs to no partition. {explain('2024-12-31')}" in str(
-        told.asset_observation.description
+        absence.asset_observation.description
     )
 
 

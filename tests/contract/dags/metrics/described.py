@@ -1,4 +1,4 @@
-"""A DAG with all that an Airflow tells of one, which no day but 29 February starts by itself."""
+"""A DAG with every field that Airflow returns of one. Its schedule is 29 February only."""
 
 # pyright: reportMissingImports=false, reportUnusedExpression=false
 
