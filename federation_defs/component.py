@@ -80,7 +80,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         self.fetched: list[Snapshot | Exception] = []  # and not written yet; one at most
         self.snapshot: Snapshot | None = None
         self.resolved = declaration  # with all partitions in full, once the state was read
-        self.is_resolved = False  # in a run worker: the state was read, if it tells partitions
+        self.is_resolved = False  # in a run worker: the state was read, if partitions need it
         self.undecided: Mapping[str, Sequence[str]] = {}  # why nothing starts DAGs, by DAG id
         self._defs_state = declaration.defs_state
 
@@ -151,7 +151,7 @@ class FederatedAirflow(dg.StateBackedComponent):
                 for component in self.federation
                 if not component.is_loaded and component.defs_state_config.refresh_if_dev
             ]
-            # Dagster tells this thread, and no other, where states are.
+            # Only this thread has the context in which Dagster finds states.
             fetches = [partial(each.fetch, each.read_last()) for each in {self, *others}]
             run_in_threads(fetches, _MAX_FETCHES)
         fetched = self.fetched.pop()
@@ -225,7 +225,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         self, dag_ids: Collection[str], context: dg.ComponentLoadContext | None
     ) -> dict[str, dg.AssetSpec]:
         """Return the asset specs of some DAGs as a run worker needs them: from the declarations,
-        and from states where only these tell partitions of the DAGs or of what they depend on."""
+        and from states where partitions of the DAGs, or of their upstreams, are `auto`."""
         dags = map(self.declaration.find_dag, dag_ids)
         involved = {self.member.name, *(name for dag in dags for name, _ in dag.upstreams)}
         for component in self.federation or [self]:
@@ -325,7 +325,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         return " ".join(problems) or None
 
     def _find_partition_problems(self) -> Iterator[str]:
-        """Find what is wrong with partitions, as far as the state of the instance tells."""
+        """Find what is wrong with partitions, as far as the state of the instance shows."""
         dag_ids = {*find_auto_partitions(self.declaration), *self.undecided}
         for dag_id in sorted(dag_ids) if self.snapshot else ():
             if problem := self.find_partition_problem(dag_id):

@@ -4,8 +4,8 @@ an evaluation of the check.
 Both the Dagster run that triggered a DAG run and the observation sensor write them, with the same
 metadata. By that metadata each finds in the event log what the other has written.
 
-The evaluation is stored first. The other event tells that the run was reported, so that a crash
-between the two loses neither. Between them, an observation tells if a success has no partition.
+The evaluation is stored first. The other event marks the run as reported, so that a crash between
+the two loses neither. Between them, an observation says why a success has no partition.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def build_missing_events(
     is_new = reported.lacks_materialization_of(outcome)
     build = build_materialization if is_new else build_observation
     events = [build_check_evaluation(client, outcome), build(client, outcome, partition)]
-    if is_new and partition.absence:  # a materialization has no words
+    if is_new and partition.absence:  # a materialization shows no description
         events.insert(1, build_absence_observation(client, outcome.run, partition.absence))
     return events
 

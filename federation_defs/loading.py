@@ -41,8 +41,8 @@ def load_federation(
       to describe them to the UI (dagster 1.13, `ComponentRootComponent`): 1.3 s.
     - What was loaded is kept, as Dagster asks for the definitions twice.
     - A run worker builds only the instances whose DAGs are run, and what they depend on. It builds
-      everything if it can't be told what its run needs, or if it may need more, as a job of the
-      project's own, and checks of DAGs that Dagster does not run.
+      everything if it does not know what its run needs, or if the run may need more: a job of the
+      project's own, or checks of DAGs that Dagster does not run.
     - Steps that only wait for DAGs run in the run worker. Dagster's default executor would start
       another process for each, 3 s later and 150 MB larger, and at most one per core at a time.
 
@@ -52,8 +52,8 @@ def load_federation(
         executor: Of all runs, in place of that. (`dagster.Definitions.merge` refuses a second one.)
             An executor that definitions in the folder set is taken without being passed.
         refresh_cron: When to refresh the states of instances that have them in
-            `VERSIONED_STATE_STORAGE`, in UTC. By default each hour, at a minute that the name of
-            the project tells: Dagster (1.13) may lose one of two versions stored at a time.
+            `VERSIONED_STATE_STORAGE`, in UTC. By default each hour, at a minute that depends on the
+            project's name: Dagster (1.13) may lose one of two versions stored at the same time.
     """
     loaded = _loaded.get(path_within_project)
     if not is_reconstruction():

@@ -63,7 +63,7 @@ class Partitioning:
         No clock decides: a run of a window that has not begun belongs to the partition that Dagster
         will add for it. A run by hand at any moment belongs to none: it may load anything. A run
         before the first partition belongs to none, and neither does one so
-        near the year 9999 that Dagster can't tell its window.
+        near the year 9999 that Dagster can't compute its window.
         """
         date = self.read_date(run)
         if run.partition_key is not None:

@@ -89,7 +89,7 @@ def has_secrets(value: Any, *, is_secret: bool = False) -> bool:
 
 
 def redact_text(text: str, conf: Any) -> str:
-    """Return Airflow's words about a conf, or a body that holds one, with `***` for each of its
+    """Return Airflow's message about a conf, or a body that holds one, with `***` for each of its
     secrets.
 
     Quoting may change a secret that contains white space, quotes, backslashes, `&<>` or non-ASCII

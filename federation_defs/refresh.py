@@ -1,5 +1,5 @@
-"""The job that refreshes the states of instances, and tells what the code location does not know
-yet.
+"""The job that refreshes the states of instances, and the checks that show whether the code
+location was loaded with them.
 
 Where states are versioned, a refresh stores a version, and each load of the code location reads the
 last one. So a person, or the webserver, has to reload the code location for new DAGs to be assets.
@@ -193,31 +193,31 @@ def _evaluate(
     name, loaded = component.member.name, component.snapshot
     changes = _find_changes(snapshot, loaded)
     count = len(snapshot.selected_dag_ids)
-    said = [f"{what}: {join_names(sorted(dag_ids))}." for what, dag_ids in changes.items()]
+    sentences = [f"{what}: {join_names(sorted(dag_ids))}." for what, dag_ids in changes.items()]
     if not changes:
-        said = [f"The code location knows all {count} DAGs."]
+        sentences = [f"The code location knows all {count} DAGs."]
     elif is_loaded:
-        said.append("The code location was reloaded.")
+        sentences.append("The code location was reloaded.")
     else:
         as_of = loaded.taken_at if loaded else "their declaration"
-        said.append(f"Reload the code location; until then it has the DAGs as of {as_of}.")
-        said += [problem] if problem else []
-    said += find_absent_dags(name, snapshot, component.named).values()
+        sentences.append(f"Reload the code location; until then it has the DAGs as of {as_of}.")
+        sentences += [problem] if problem else []
+    sentences += find_absent_dags(name, snapshot, component.named).values()
     passed = is_loaded or not changes
-    return _build_result(name, said, passed, {"DAGs": count, "As of": snapshot.taken_at})
+    return _build_result(name, sentences, passed, {"DAGs": count, "As of": snapshot.taken_at})
 
 
 def _build_failure(name: str, error: Exception, log: Logger) -> dg.AssetCheckResult:
     """Build the evaluation of an instance that could not be refreshed."""
     is_known = isinstance(error, AirflowError)
-    said = str(error) if is_known else f"Airflow '{name}' can't be refreshed: {error!r}."
-    log.warning(said, exc_info=None if is_known else error)
-    return _build_result(name, [said, "Its state stays as it is."])
+    message = str(error) if is_known else f"Airflow '{name}' can't be refreshed: {error!r}."
+    log.warning(message, exc_info=None if is_known else error)
+    return _build_result(name, [message, "Its state stays as it is."])
 
 
 def _build_result(
     name: str,
-    said: Iterable[str],
+    sentences: Iterable[str],
     passed: bool = False,
     metadata: Mapping[str, int | str] = MappingProxyType({}),
 ) -> dg.AssetCheckResult:
@@ -226,7 +226,7 @@ def _build_result(
         check_name=STATE_CHECK_NAME,
         passed=passed,
         severity=dg.AssetCheckSeverity.WARN,
-        description=" ".join(said),
+        description=" ".join(sentences),
         metadata=metadata,
     )
 

@@ -1,12 +1,11 @@
-"""What the schedule of a DAG in its Airflow says about its partitions: `cron: auto`. Pure.
+"""Resolves `cron: auto`: the partitions that the schedule of a DAG in its Airflow implies. Pure.
 
 The partition of a run is the window between two ticks that ends when the run fires. With data
 intervals, its logical date is the start of that window; a cron trigger gives all its dates the end.
-So both kinds line up, and the logical date of the next run tells them apart.
+So both kinds line up, and the logical date of the next run distinguishes them.
 
-Airflow (2.11, 3.3) tells neither the class of a timetable nor its time zone: the `timezone` of a
-DAG's details is the server's default. So the next run has to confirm what is taken, and nothing is
-taken if it confirms two time zones.
+Airflow (2.11, 3.3) returns neither the class of a timetable nor its time zone: the `timezone` of a
+DAG's details is the server's default. So the next run has to confirm a time zone, and only one.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class AutoPartitions:
 
     Attributes:
         declared: The keys that were written when this was found out.
-        resolved: The keys in full; None if they can't be told.
+        resolved: The keys in full; None if the schedule does not determine them.
         problem: What is wrong and what to do, as sentences; None if nothing is.
     """
 
@@ -63,7 +62,7 @@ class AutoPartitions:
     problem: str | None = None
 
     def build(self) -> PartitionsDeclaration | None:
-        """Return the declaration in full; None if it can't be told, or is refused by now."""
+        """Return the declaration in full; None if it is not resolved, or no longer valid."""
         try:
             return PartitionsDeclaration.model_validate(self.resolved) if self.resolved else None
         except ValidationError:
@@ -193,7 +192,8 @@ def _resolve(
 
     Raises:
         AirflowError: The file can't be read.
-        ValueError: It is not told for sure. Says why and what to write, as the end of a sentence.
+        ValueError: The schedule does not determine it. Says why and what to write, as the end of a
+            sentence.
     """
     values = declared.model_dump(exclude_unset=True, exclude_none=True)
     values["cron"] = cron = _find_cron(schedule)
@@ -296,13 +296,13 @@ def _find_windows(
             found.setdefault(ticks, (windows, window))
     fitting = [windows.timezone for windows, _ in found.values()]
     if len(fitting) != 1 and last not in fitting:
-        said = (
+        found_ticks = (
             f"a tick of '{cron}' in {' and in '.join(fitting)}"
             if fitting
             else f"no tick of '{cron}' in {' or '.join(zones)}"
         )
         raise ValueError(
-            f"the next run is due at {fires_at:%Y-%m-%dT%H:%M:%S}Z, {said}; write `timezone`"
+            f"the next run is due at {fires_at:%Y-%m-%dT%H:%M:%S}Z, {found_ticks}; write `timezone`"
         )
     return next(iter(found.values()))
 

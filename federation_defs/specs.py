@@ -118,13 +118,13 @@ def _classify_upstreams(
 def _describe(
     instance: str, dag_id: str, declared: DagDeclaration, dag: DagSnapshot | None
 ) -> dict[str, Any]:
-    """Return the fields of a spec that tell what Airflow says about the DAG, and when it runs."""
+    """Return the fields of a spec that describe the DAG, as Airflow does, and when it runs."""
     default = f"Materialized by each successful run of DAG {dag_id} in Airflow {instance}."
-    said = [(dag and dag.description) or default, describe_trigger(declared)]
+    paragraphs = [(dag and dag.description) or default, describe_trigger(declared)]
     fields: dict[str, Any] = {
         "kinds": {"airflow", "dag"},
         "metadata": {"Dag ID": dag_id},
-        "description": "\n\n".join(filter(None, said)),
+        "description": "\n\n".join(filter(None, paragraphs)),
     }
     if dag is None:
         return fields
@@ -149,15 +149,15 @@ def describe_trigger(dag: DagDeclaration) -> str:
     if dag.partitions is not None:
         runs, what = "Runs a partition", f"{what} for it"
     if trigger.runs == "each":
-        said = f"{runs} once for each time that {what}, in that order{several}"
+        sentence = f"{runs} once for each time that {what}, in that order{several}"
     elif trigger.when == "all" and len(dag.depends_on) > 1:
-        said = f"{runs} when {what}, all since its last run"
+        sentence = f"{runs} when {what}, all since its last run"
     else:
-        said = f"{runs} when {what}"
+        sentence = f"{runs} when {what}"
     if dag.partitions is not None and trigger.runs == "latest":
-        said += several
+        sentence += several
     condition = f", if {trigger.only_if} says so" if trigger.only_if else ""
-    return f"{said}{condition}.{_describe_granularity(dag)}{_RERUNS[trigger.reruns]}"
+    return f"{sentence}{condition}.{_describe_granularity(dag)}{_RERUNS[trigger.reruns]}"
 
 
 def _describe_granularity(dag: DagDeclaration) -> str:

@@ -321,7 +321,7 @@ class BasicAuth(HTTPBasicAuth, SignIn):
             self._has_session_worked = True
             return False
         # The session expired, or is not accepted, or a permission is missing. The request is sent
-        # again with name and password, which tells these apart.
+        # again with name and password, which shows which one it was.
         with self._lock:
             if self._cookie == sent:
                 self._cookie = None

@@ -177,7 +177,7 @@ class Transport:
 
     @contextmanager
     def _describing_errors(self) -> Iterator[None]:
-        """Turn errors of requests into ours."""
+        """Raise our errors in place of those of requests."""
         handled = sys.exc_info()[1]  # an error that the caller is handling, not the cause of ours
         try:
             yield

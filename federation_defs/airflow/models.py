@@ -69,11 +69,11 @@ def describe_problem(is_paused: bool, has_import_errors: bool) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The schedule of a DAG, as its details tell it.
+    """The schedule of a DAG, as its details show it.
 
     Attributes:
         text: As `Dag.schedule`. A time delta is a text such as "1 day, 0:00:00".
-        timezone: The server's default, of dates that have none. The DAG's own is not told.
+        timezone: The server's default. Airflow does not return the DAG's own.
         start_date: None in 2.x if the default arguments of its tasks have it.
         next_logical_date: Of the next scheduled run; None if the DAG is partitioned (3.2).
         next_fires_at: When the next scheduled run is due; None if there is none.

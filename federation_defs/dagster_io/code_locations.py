@@ -1,4 +1,4 @@
-"""Which code location of a deployment observes an Airflow instance, told by the sensors that
+"""Finds the code location of a deployment that observes an Airflow instance, by the sensors that
 Dagster has stored of all locations."""
 
 from __future__ import annotations
@@ -94,9 +94,8 @@ def wait_for_owner(
 ) -> str | None:
     """Find the other code location that observes an Airflow instance, and so runs its DAGs.
 
-    If the instance has moved from it, its sensors do not tick any more. For some minutes, that
-    can't be told from a pause between two ticks. Wait until it can: no sensor would request the run
-    again.
+    If the instance has moved away from it, its sensors no longer tick. For some minutes, that looks
+    like a pause between two ticks. Wait until it is clear: no sensor would request the run again.
     """
     seen, until = None, timing.monotonic() + timing.removed_sensor_s
     while owner := find_owner(instance, airflow, location, timing):
@@ -137,8 +136,8 @@ def find_moved_cursor(
 
 
 def _has_ticked(instance: dg.DagsterInstance, sensor: Any) -> bool:
-    """Whether one of a sensor's last ticks did not fail. What is stored of the sensor itself does
-    not tell: the daemon forgets the last success before each evaluation (1.13)."""
+    """Whether one of a sensor's last ticks did not fail. The stored sensor does not show it: the
+    daemon forgets the last success before each evaluation (1.13)."""
     ids = sensor.instigator_origin_id, sensor.selector_id
     ticks = instance.get_ticks(*ids, limit=_LAST_TICKS)
     return any(tick.status.value in ("SUCCESS", "SKIPPED") for tick in ticks)

@@ -106,7 +106,7 @@ class CurrentRun:
         self._write_plan(target, run, _build_mark(run))
 
     def record_adoption(self, target: Target, run: DagRun) -> None:
-        """Record that a run which somebody else triggered is taken as the target's."""
+        """Record that a run which this Dagster run did not trigger is the target's."""
         self._write_plan(target, run, _ADOPTED)
 
     def detach(self, *runs: RunKey) -> None:

@@ -133,7 +133,7 @@ def restore_versions(instance: dg.DagsterInstance, versions: Mapping[str, str]) 
 
 def is_reconstruction() -> bool:
     """Whether Dagster asks for definitions that it has loaded before: in a run worker, and once
-    more in a code server. False where that can't be told."""
+    more in a code server. False if that is not known."""
     context = _get_load_context()
     return context is not None and context.load_type.value == "RECONSTRUCTION"
 
@@ -167,7 +167,7 @@ def _open_instance(_home: str | None) -> dg.DagsterInstance:
 def _get_load_context() -> Any:
     """Return Dagster's `DefinitionsLoadContext`; None if this version has no such thing.
 
-    Nothing public tells whether Dagster initializes or reconstructs (1.13).
+    No public API shows whether Dagster initializes or reconstructs (1.13).
     """
     try:
         from dagster._core.definitions import definitions_load_context

@@ -1,5 +1,5 @@
 """Queries of Dagster's event log: what happened to assets, in which order, which Dagster runs were
-created for them, and what their checks said.
+created for them, and the last evaluations of their checks.
 
 Of the evaluations of asset checks only the last one is read: Dagster+ doesn't serve their history
 to user code.

@@ -5,7 +5,7 @@ whose worker was killed, or could not store how it ended, stays started for ever
 sensor fails such runs. With run retries enabled, as in the shipped dagster.yaml, Dagster retries a
 failed run. The retry adopts the DAG run, because its run id is the same.
 
-No clocks of two machines are compared. The sensor judges by its own clock for how long the tag
+No clocks of two machines are compared. The sensor measures by its own clock for how long the tag
 `federation/alive_at.<instance>` has not changed.
 """
 

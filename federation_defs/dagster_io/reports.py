@@ -1,4 +1,4 @@
-"""What the event log says about DAG runs: how they ended, and what was told of them before.
+"""What the event log says about DAG runs: how they ended, and which signals were given.
 
 Reads the metadata that `events.py` writes to materializations and observations.
 """
@@ -189,7 +189,7 @@ def fetch_successes(
 def fetch_signals(
     instance: dg.DagsterInstance, key: dg.AssetKey, since: datetime
 ) -> set[tuple[str, str, float]]:
-    """Fetch what was told of a DAG since a time: ("slow", run id, start of the run) and
+    """Fetch the signals about a DAG since a time: ("slow", run id, start of the run) and
     ("late", "", deadline), both times in seconds since 1970."""
     found: set[tuple[str, str, float]] = set()
     for record in _fetch_records(instance.fetch_observations, key, since):

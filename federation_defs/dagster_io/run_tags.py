@@ -17,7 +17,7 @@ the Airflow instance's name; `naming.py` builds the keys.
     JSON, `{target name: [run id, mark]}`, for DAG runs that this Dagster run did not trigger or is
     about to clear. The mark is "adopted" for a run that is taken as it is, else the state and end
     date of the run before it was cleared. Written by `CurrentRun` before it acts. Read by
-    re-executions, which tell by the mark whether the clear was made, and by observation, which
+    re-executions, which see by the mark whether the clear was made, and by observation, which
     leaves these runs to their Dagster run.
 `federation/no_longer_waits_for.<instance>`
     JSON, `[[DAG id, run id], ...]`, for DAG runs that the Dagster run won't report. Written by

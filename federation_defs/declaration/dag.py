@@ -263,7 +263,7 @@ class DagDeclaration(Declaration):
 
     @property
     def declares_partitions(self) -> bool:
-        """Whether the DAG has partitions, or would have if its schedule told which."""
+        """Whether the DAG has partitions, or `partitions: auto` that are not resolved yet."""
         return "partitions" in self.model_fields_set
 
     @property

@@ -21,9 +21,9 @@ _ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE)
 class CancellationMonitor:
     """Stops the DAG runs of a step when its Dagster run is canceled.
 
-    It polls the run's status in a thread that outlives the main one. Dagster (1.13) tells a worker
-    by a signal that raises in the main thread, wherever that is. While Dagster stores an event,
-    the signal ends the step without closing it, and a second signal would end the stopping.
+    It polls the run's status in a thread that outlives the main one. Dagster (1.13) cancels a
+    worker by a signal that raises in the main thread, wherever that is. While Dagster stores an
+    event, the signal ends the step without closing it. A second signal would end the stopping.
     """
 
     def __init__(self, context: StepContext, launcher: Launcher) -> None:

@@ -62,7 +62,7 @@ class ConcurrencyLimit:
             if found is None or found.has_shrunk:  # there are more, or some may be missing
                 return set()
             active, now = found.entries, found.server_time or self._timing.utc_now()
-            # 2.x does not tell since when a run is queued.
+            # 2.x does not return since when a run is queued.
             first_seen = {run.key: self._first_seen.get(run.key, now) for run in active}
             self._first_seen = first_seen
             launched = {key for key in wanted if any(_is_run_of(key, run) for run in active)}
@@ -84,10 +84,10 @@ class ConcurrencyLimit:
             return launched.union(launchable)
 
     def settle(self, key: RunKey, run: DagRun, *, is_detached: bool) -> None:
-        """Turn a reservation into the run that was launched, which Airflow's list has soon.
+        """Replace a reservation by the run that was launched, which Airflow soon lists.
 
-        A run with an id of somebody else's, which was cleared or adopted, is never counted there.
-        It counts here until it is released; if it is detached, only for a moment.
+        A run that was cleared or adopted, and whose id is not ours, is not in that list. It counts
+        here until it is released, or, if it is detached, for `timing.launch_visible_s`.
         """
         is_listed = is_detached or run.run_id.startswith(RUN_ID_PREFIX)
         visible_at = self._timing.monotonic() + self._timing.launch_visible_s

@@ -1,4 +1,4 @@
-"""Launching DAG runs: a new one, or one that an earlier attempt or somebody else has started."""
+"""Launches DAG runs: triggers a new one, or adopts or clears an existing one."""
 
 from __future__ import annotations
 

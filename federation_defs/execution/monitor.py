@@ -60,7 +60,7 @@ class Monitor:
         self._next_task_list = self._timing.monotonic() + self._timing.list_tasks_s
         self._heartbeats = HeartbeatMonitor(client.instance, self._timing, self._timing.run_group_s)
         self._is_closed = False
-        self._logged_waiting: set[Target] = set()  # that they wait for a slot
+        self._logged_waiting: set[Target] = set()  # for a slot
         self._logged_problems: dict[tuple[type, Target | None], float] = {}  # and when
 
     def add(self, target: Target, note: str) -> None:
@@ -144,7 +144,7 @@ class Monitor:
 
     def _reserve(self, limit: ConcurrencyLimit, keys: list[RunKey]) -> set[RunKey]:
         reserved = limit.reserve(keys)
-        if self._is_closed:  # nobody launches them any more
+        if self._is_closed:  # they are not launched any more
             limit.release(*reserved)
         return reserved
 
@@ -199,7 +199,7 @@ class Monitor:
 
     def _poll_due(self, now: float) -> None:
         active = [run for run in self._runs.values() if run.is_active]
-        # All at once, as one request tells of all of them.
+        # All at once, with one request.
         if not self._is_polling() and any(now >= run.next_poll for run in active):
             queued = [run for run in active if run.is_queued]
             if not any(now >= run.next_pause_check for run in queued):

@@ -152,14 +152,14 @@ class EndedRuns:
     Attributes:
         now: By Airflow's clock.
         settled: Runs whose events are stored now; those of each DAG sorted by their ends.
-        news: Those of them whose events were stored just now.
+        newly_reported: Those of them whose events this tick stored.
         unsettled: When runs ended whose events are not stored yet; None if that is not known.
         is_whole: Whether all runs that ended before `now` are known.
     """
 
     now: datetime
     settled: Sequence[DagRun]
-    news: Sequence[DagRun]
+    newly_reported: Sequence[DagRun]
     unsettled: Mapping[RunKey, datetime | None]
     is_whole: bool
 

@@ -73,7 +73,7 @@ class DeadlineCheck:
         oldest = now - timedelta(seconds=self.lookback_s)
         evaluated = evaluated or EvaluatedDeadlines(now)
         behind: dict[str, datetime] = {}
-        has_news = False
+        has_stored = False
         for dag_id in self.deadlines:
             since = evaluated.behind.get(dag_id, evaluated.until)
             if self._digests[dag_id] not in evaluated.known:
@@ -89,12 +89,12 @@ class DeadlineCheck:
                 behind[dag_id] = known[-1] if known else since
             if known:
                 self._evaluate_due(tick.instance, dag_id, known)
-                has_news = True
+                has_stored = True
             if dag_id in self._ended:
                 self._ended.discard(dag_id)
-                has_news |= self._evaluate_last(tick.instance, dag_id)
+                has_stored |= self._evaluate_last(tick.instance, dag_id)
         known_now = frozenset(self._digests.values())
-        return EvaluatedDeadlines(max(evaluated.until, now), known_now, behind), has_news
+        return EvaluatedDeadlines(max(evaluated.until, now), known_now, behind), has_stored
 
     def _find_due(self, dag_id: str, since: datetime, now: datetime) -> list[datetime]:
         """Find the deadlines to evaluate, oldest first."""

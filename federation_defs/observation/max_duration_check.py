@@ -35,9 +35,9 @@ _Start: TypeAlias = tuple[str, str, float]  # DAG id, run id, and the start in s
 class MaxDurationCheck:
     """The check of the DAGs of one instance that declare a `max_duration`.
 
-    A run is signaled as slow while it goes on. If it ends before that is seen, or while nobody
-    observes, it is signaled with its end. A run that is cleared and runs again is another one: it
-    has another start.
+    A run is signaled as slow while it runs. If it ends before the next list of running runs, it is
+    signaled with its end. A run that is cleared and runs again is another one: it has another
+    start.
 
     Attributes:
         limits_s: `max_duration` by DAG id.
@@ -53,7 +53,7 @@ class MaxDurationCheck:
         shortest_s = min(self.limits_s.values(), default=math.inf)
         self._interval_s = self.timing.list_running_runs.poll_pause_s(shortest_s)
         self._list_at, self._failures = -math.inf, 0
-        self._running: set[_Start] = set()  # slow ones, when they were listed last
+        self._running: set[_Start] = set()  # slow ones, as of the last list
         self._signaled: set[_Start] = set()  # that this process knows of; the event log knows all
 
     def evaluate(
@@ -69,33 +69,33 @@ class MaxDurationCheck:
         """
         now = ended_runs.now
         ended = [run for run in ended_runs.settled if run.dag_id in self.limits_s]
-        news_keys = {run.key for run in ended_runs.news}
+        new_keys = {run.key for run in ended_runs.newly_reported}
         slow = [
             run
             for run in ended
             if run.measure_s(now) > self.limits_s[run.dag_id]
             and (
-                run.key in news_keys
+                run.key in new_keys
                 or begun_at is None
                 or (run.end_date is not None and run.end_date > begun_at)
             )
         ]
-        news = self._find_unsignaled(tick.instance, [*slow, *self._find_running(now, until)])
-        # While a slow run goes on, another one that ends in time does not pass the check.
+        unsignaled = self._find_unsignaled(tick.instance, [*slow, *self._find_running(now, until)])
+        # While a slow run is running, another one that ends in time does not pass the check.
         self._running -= set(map(_identify, ended))
         failing = {dag_id for dag_id, *_ in self._running}
         last = {run.dag_id: run for run in ended if run.dag_id not in failing}.values()
-        checked = [*last, *(run for run in news if not run.is_finished)]
-        if not (checked or news) or not tick.may_store():
+        checked = [*last, *(run for run in unsignaled if not run.is_finished)]
+        if not (checked or unsignaled) or not tick.may_store():
             return False
         for run in checked:
             check = build_max_duration_check(self.client, run, self.limits_s[run.dag_id], now)
             tick.instance.report_runless_asset_event(check)
-        for run in news:
+        for run in unsignaled:
             limit_s, partition = self.limits_s[run.dag_id], find_partition(self.partitionings, run)
             event = build_slow_observation(self.client, run, limit_s, now, partition)
             tick.instance.report_runless_asset_event(event)
-        self._signaled.update(map(_identify, news))
+        self._signaled.update(map(_identify, unsignaled))
         return True
 
     def _find_running(self, now: datetime, until: float) -> list[DagRun]:
@@ -111,7 +111,7 @@ class MaxDurationCheck:
         try:
             (slow,) = run_in_threads([find], 1, until - time_s)
         except AirflowError as error:
-            _log.warning("%s Slow runs that go on are not signaled meanwhile.", error)
+            _log.warning("%s Until it succeeds, slow runs are signaled when they end.", error)
             return []
         if slow is None:
             return []

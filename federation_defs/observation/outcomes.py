@@ -33,7 +33,7 @@ def select_runs(runs: Iterable[DagRun], at_most: int) -> list[DagRun]:
     """Select the runs to report now, sorted by their ends, those without an end last.
 
     If there are too many, they are sorted within each DAG only, and DAGs with few runs come first:
-    their news does not wait behind the history of another DAG.
+    their runs do not wait behind the history of another DAG.
     """
     ordered = sorted(runs, key=lambda run: (run.end_date or _NO_END, run.run_id))
     if len(ordered) > at_most:

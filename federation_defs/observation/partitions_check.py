@@ -37,7 +37,7 @@ class PartitionsCheck(PeriodicCheck):
     the declaration, and nothing is compared again until it changes once more.
 
     Attributes:
-        partitionings: By DAG id, without those of a DAG whose schedule has to tell, and does not.
+        partitionings: By DAG id. DAGs with `cron: auto` have none until it is resolved.
         find_problem: The `find_partition_problem` of `ObservedDags`.
         too_frequent: Why upstreams have partitions too often, by DAG id.
     """

@@ -27,7 +27,7 @@ class PollInterval:
     - A tick that began late polls once, and takes a share of the usual time.
 
     Args:
-        usual_s: The interval, if nothing of this is the case.
+        usual_s: The interval if none of these applies.
 
     Attributes:
         seconds: The present interval.
@@ -80,7 +80,7 @@ class PollInterval:
 
     @contextmanager
     def poll(self) -> Iterator[None]:
-        """Ask the instance for news. Once it has answered, another one may be asked again."""
+        """Mark a poll. Once the instance has answered, another one may be retried."""
         self._polled_at = self._timing.monotonic()
         try:
             yield

@@ -128,11 +128,11 @@ class Poller:
 
 @dataclass
 class ReturnedRuns:
-    """What became of some deferred runs.
+    """Deferred runs that were fetched.
 
     Attributes:
         finished: To be reported.
-        gone: They were deleted, or run again: their end is news by itself.
+        gone: They were deleted, or are running again. Their next end is reported as a new one.
         unreadable: They could not be read for too long, with the reason.
     """
 

@@ -96,10 +96,11 @@ class Reporter:
             deadline: By the monotonic clock. Later outcomes are left for another tick.
 
         Returns:
-            The runs whose events the event log holds now, and those of them that are news.
+            The runs whose events the event log holds now, and those of them whose events were not
+            there before.
         """
         settled: list[DagRun] = []
-        news: list[DagRun] = []
+        newly_reported: list[DagRun] = []
         start, now, known = 0, self.timing.monotonic, _Known()
         while start < len(outcomes) and now() < deadline:
             size, until = self._runs_per_check, now() + self.timing.owner_check_s
@@ -117,11 +118,11 @@ class Reporter:
                 for event in events:
                     tick.instance.report_runless_asset_event(event)
                 if events:
-                    news.append(outcome.run)
+                    newly_reported.append(outcome.run)
                 settled.append(outcome.run)
             is_slow = start == before and not owned
             self._runs_per_check = max(1, size // 2) if is_slow else min(_RUNS_PER_CHECK, 2 * size)
-        return settled, news
+        return settled, newly_reported
 
     def _check(
         self,
@@ -157,14 +158,14 @@ class Reporter:
         self, instance: dg.DagsterInstance, reasons: Mapping[RunKey, str]
     ) -> list[RunKey]:
         """Store an observation of each run that can't be read, with the reason, and return the runs
-        that are news."""
+        that had none."""
         airflow, labels = self.client.instance, {OUTCOME_LABEL: UNREADABLE}
         reported = fetch_reports(instance, airflow, dict.fromkeys(reasons))
-        news = [key for key in reasons if reported.lacks_unreadable(key)]
-        for key in news:
+        newly_reported = [key for key in reasons if reported.lacks_unreadable(key)]
+        for key in newly_reported:
             event = build_unreadable_run_observation(airflow, key, reasons[key], labels)
             instance.report_runless_asset_event(event)
-        return news
+        return newly_reported
 
     def _build_events(
         self, outcome: Outcome, reported: ReportedRuns, log: Callable[[], logging.Logger]

@@ -164,22 +164,22 @@ class _Observer:
         timing = self.timing
         poll_at = timing.monotonic()
         last_poll_at = poll_at + timing.last_poll_s
-        result, has_news = self._poll(tick)
-        if has_news or not has_sensor_threads(tick.instance):
+        result, has_new_events = self._poll(tick)
+        if has_new_events or not has_sensor_threads(tick.instance):
             return result
         with self._interval.repeat_polls() as may_repeat:
-            while may_repeat and not has_news:
+            while may_repeat and not has_new_events:
                 now = timing.monotonic()
                 poll_at = max(poll_at + self._interval.seconds, now)
                 if poll_at > last_poll_at:
                     break
                 timing.sleep(poll_at - now)
-                result, has_news = self._poll(tick)
+                result, has_new_events = self._poll(tick)
         return result
 
     def _poll(self, tick: Tick) -> tuple[dg.SensorResult, bool]:
-        """Poll once, and return whether there was news. A finished run passes each module once,
-        from the poller to the cursor."""
+        """Poll once, and return whether an event was stored. A finished run passes each module
+        once, from the poller to the cursor."""
         instance, monotonic, share = tick.instance, self.timing.monotonic, self._interval.time_share
         deadline = monotonic() + share * self.timing.tick_s
         if (beginning := self._read_cursor(tick)) is None:
@@ -202,21 +202,21 @@ class _Observer:
         selected = select_runs(ready, self.limits.reports)
         outcomes = self._outcomes.fetch(selected, deadline)
         report_until = monotonic() + share * self.timing.report_s
-        settled, news = self._reporter.report(tick, outcomes, report_until)
+        settled, newly_reported = self._reporter.report(tick, outcomes, report_until)
         rows = [row for row in batch.unreadable if build_fingerprint(row) not in cursor.seen]
         unreadable = {row.key: row.reason for row in rows if row.key} | returned.unreadable
-        unreadable_news = self._reporter.report_unreadable(instance, unreadable)
+        newly_unreadable = self._reporter.report_unreadable(instance, unreadable)
         deferred -= {*returned.gone, *returned.unreadable, *(run.key for run in settled)}
         cursor = advance(cursor, batch, deferred | owned, settled)
         unsettled = dict.fromkeys(deferred | owned)
         unsettled |= {run.key: run.end_date for run in (*new, *ready)}
         for run in settled:
             unsettled.pop(run.key, None)
-        ended_runs = EndedRuns(batch.next_since, settled, news, unsettled, batch.is_last)
+        ended_runs = EndedRuns(batch.next_since, settled, newly_reported, unsettled, batch.is_last)
         cursor, is_signaled = self._checks.evaluate(tick, ended_runs, cursor, report_until)
-        summary = self._summarize(news, backlog=len(ready) - len(settled))
-        has_news = bool(news or unreadable_news or is_signaled)
-        return _build_result(cursor, gap, summary), has_news
+        summary = self._summarize(newly_reported, backlog=len(ready) - len(settled))
+        has_new_events = bool(newly_reported or newly_unreadable or is_signaled)
+        return _build_result(cursor, gap, summary), has_new_events
 
     def _take_over(self, cursor: Cursor, gap: Sequence[dg.AssetObservation]) -> dg.SensorResult:
         """Make this process the one that observes the instance, and report nothing yet.
@@ -247,12 +247,12 @@ class _Observer:
             self._unchecked.pop()
         return replace(cursor, absent=tuple(sorted(absent)))
 
-    def _summarize(self, news: Sequence[DagRun], backlog: int) -> str:
+    def _summarize(self, newly_reported: Sequence[DagRun], backlog: int) -> str:
         airflow = self.client.instance
-        names = join_names([f"{run.dag_id} {run.run_id}" for run in news])
+        names = join_names([f"{run.dag_id} {run.run_id}" for run in newly_reported])
         summary = f"No run of Airflow '{airflow}' has ended since the last tick."
-        if news:
-            summary = f"Reported {len(news)} runs of Airflow '{airflow}': {names}."
+        if newly_reported:
+            summary = f"Reported {len(newly_reported)} runs of Airflow '{airflow}': {names}."
         return f"{summary} {backlog} more wait for the next tick." if backlog else summary
 
     def _read_cursor(self, tick: Tick) -> tuple[Cursor, list[dg.AssetObservation]] | None:
