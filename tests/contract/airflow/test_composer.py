@@ -21,7 +21,6 @@ from tests.conftest import ROOT
 from tests.contract.clients import (
     ACCOUNT_HINT,
     FAST_RETRIES,
-    LONG_TIMEOUTS,
     FakeClock,
     call_within,
     clear_environment,
@@ -32,7 +31,6 @@ from tests.contract.fakes.endpoints import build_json
 from tests.contract.fakes.sign_ins import FakeGoogle, TokenAirflow
 from tests.processes import find_free_port
 
-PATIENT = LONG_TIMEOUTS
 ASK_WITHOUT = """
 import sys
 from federation_defs.errors import MissingExtraError
@@ -81,7 +79,7 @@ class Composer:
 
     def declare_client(self, timing: Timing = FAST_RETRIES, **auth: Any) -> AirflowClient:
         declared = {"type": "composer", "credentials_file": str(self.key_file), **auth}
-        return declare_client(self.server.url, declared, timing, http=PATIENT)
+        return declare_client(self.server.url, declared, timing)
 
 
 @pytest.fixture

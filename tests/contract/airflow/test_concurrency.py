@@ -12,7 +12,6 @@ from werkzeug import Response
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import AirflowError, SignInRefusedError
 from tests.contract.clients import (
-    LONG_TIMEOUTS,
     SIGN_INS,
     ProxiedAirflow,
     call_within,
@@ -29,13 +28,13 @@ TOKEN = "/auth/token"
 @pytest.fixture
 def proxied() -> Iterator[ProxiedAirflow]:
     """A client that has not asked for anything yet, and 250 DAGs: three pages."""
-    with start_proxied_airflow(**LONG_TIMEOUTS) as proxied:
+    with start_proxied_airflow() as proxied:
         for number in range(249):
             proxied.server.database.add_dag(f"zebra_{number:03}")
         proxied.server.requests.clear()
         proxied.proxy.close_idle()
         proxied.proxy.total = proxied.proxy.peak = 0
-        fresh = proxied.declare_client(**LONG_TIMEOUTS)
+        fresh = proxied.declare_client()
         yield ProxiedAirflow(proxied.server, proxied.proxy, fresh)
 
 
@@ -111,11 +110,11 @@ def test_concurrent_triggers_start_one_run_each(proxied: ProxiedAirflow) -> None
 @pytest.mark.parametrize("api", ["v1", "v2"])
 def test_one_connection_is_enough_for_all(api: str) -> None:
     """Signing in, renewing and paging in parallel need no second one."""
-    with start_proxied_airflow(api, max_connections=1, **LONG_TIMEOUTS) as proxied:
+    with start_proxied_airflow(api, max_connections=1) as proxied:
         for number in range(249):
             proxied.server.database.add_dag(f"zebra_{number:03}")
         proxied.proxy.peak = 0
-        client = proxied.declare_client(max_connections=1, **LONG_TIMEOUTS)
+        client = proxied.declare_client(max_connections=1)
         lists = ask_at_once(8, lambda _: client.fetch_dags())
         proxied.server.change_secret()
         lists += ask_at_once(8, lambda _: client.fetch_dags())
@@ -129,7 +128,6 @@ def test_a_wrong_password_is_not_tried_by_every_thread(proxied: ProxiedAirflow) 
     client = declare_client(
         proxied.proxy.url,
         {**SIGN_INS["v2"], "password": "wrong"},
-        http=LONG_TIMEOUTS,
     )
     errors = ask_at_once(THREADS, lambda _: client.fetch_dags())
     assert {type(error) for error in errors} == {SignInRefusedError}

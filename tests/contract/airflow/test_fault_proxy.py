@@ -51,7 +51,7 @@ def proxied() -> Iterator[ProxiedAirflow]:
 
 def assert_works(proxied: ProxiedAirflow) -> None:
     proxied.proxy.mend()
-    dags = call_within(5, proxied.client.fetch_dags)
+    dags = call_within(60, proxied.client.fetch_dags)
     assert [dag.dag_id for dag in dags] == ["load_customers"]
 
 
@@ -124,7 +124,7 @@ def test_a_connection_that_never_stands_is_given_up_at_its_time_out_and_not_trie
         for waiter in waiting:
             waiter.close()
     assert error.value.is_late
-    assert 0.4 < took.seconds < 10
+    assert 1.9 < took.seconds < 10
 
 
 def test_a_read_whose_connection_breaks_is_repeated() -> None:
@@ -136,7 +136,7 @@ def test_a_read_whose_connection_breaks_is_repeated() -> None:
         assert proxied.server.count("GET", "/dags") == 3
         assert took.seconds < 10
 
-    check_all_faults(BREAKS, check, read_timeout=5)
+    check_all_faults(BREAKS, check)
 
 
 @pytest.mark.parametrize("api", ["v1", "v2"])
@@ -152,18 +152,17 @@ def test_a_trigger_whose_answer_gets_lost_is_adopted_and_not_sent_again(api: str
         assert took.seconds < 10
         assert_works(proxied)
 
-    check_all_faults(BREAKS | STALLS, check, api)
+    check_all_faults(BREAKS | STALLS, check, api, **SHORT_TIMEOUTS)
 
 
 @pytest.mark.parametrize("fault", [reset(), stall()], ids=["reset", "stall"])
-def test_a_trigger_is_adopted_though_the_look_for_its_run_is_cut_once(
-    proxied: ProxiedAirflow, fault: Fault
-) -> None:
+def test_a_trigger_is_adopted_though_the_look_for_its_run_is_cut_once(fault: Fault) -> None:
     """Each fault counts by itself: a time-out before it says nothing about a reset after it."""
-    proxied.proxy.fail_next(fault, POSTED)
-    proxied.proxy.fail_next(reset(), "GET .*/dagRuns/mine")
-    assert proxied.client.trigger_run("load_customers", "mine").run_id == "mine"
-    assert proxied.server.count("POST", TRIGGER) == 1
+    with start_proxied_airflow(**SHORT_TIMEOUTS) as proxied:
+        proxied.proxy.fail_next(fault, POSTED)
+        proxied.proxy.fail_next(reset(), "GET .*/dagRuns/mine")
+        assert proxied.client.trigger_run("load_customers", "mine").run_id == "mine"
+        assert proxied.server.count("POST", TRIGGER) == 1
 
 
 def test_a_trigger_that_was_not_done_is_reported_and_sent_once(proxied: ProxiedAirflow) -> None:
@@ -180,17 +179,17 @@ def test_a_read_that_stalls_is_given_up_at_its_time_out_and_not_tried_again() ->
         with Stopwatch() as took, pytest.raises(UnreachableError, match="timed out") as error:
             proxied.client.fetch_dags()
         assert error.value.is_late
-        assert 0.4 < took.seconds < 10
+        assert 1.9 < took.seconds < 10
         assert proxied.server.count("GET", "/dags") == 2
         assert_works(proxied)
 
-    check_all_faults(STALLS, check)
+    check_all_faults(STALLS, check, **SHORT_TIMEOUTS)
 
 
 def test_a_sign_in_that_stalls_is_given_up_at_its_time_out(proxied: ProxiedAirflow) -> None:
     proxied.proxy.fail_next(stall(), "POST /auth/token")
     with Stopwatch() as took, pytest.raises(UnreachableError, match="timed out"):
-        proxied.declare_client().fetch_dags()
+        proxied.declare_client(**SHORT_TIMEOUTS).fetch_dags()
     assert took.seconds < 10
 
 
@@ -200,7 +199,7 @@ def test_requests_at_a_time_to_a_server_that_stalls_do_not_queue_for_its_time_ou
 ) -> None:
     """Concurrent callers share one request and its error."""
     proxied.proxy.fail_all(stall(), asked)
-    client = proxied.declare_client(read_timeout=2)
+    client = proxied.declare_client(**SHORT_TIMEOUTS)
     with Stopwatch() as took, ThreadPoolExecutor(6) as threads:
         pending = [threads.submit(client.fetch_dags) for _ in range(6)]
         errors = [dags.exception(timeout=30) for dags in pending]
@@ -222,13 +221,13 @@ def test_connections_that_the_server_closed_meanwhile_cost_no_request(
 def test_no_fault_takes_a_connection_from_the_pool() -> None:
     def check(proxied: ProxiedAirflow, fault: Fault) -> None:
         proxied.proxy.fail_all(fault)
-        for _ in range(4):
+        for _ in range(3):
             with pytest.raises(UnreachableError):
                 proxied.client.session.request("PATCH", "/api/v2/dags")
         assert_works(proxied)
         assert_all_serve(proxied, connections=2)
 
-    check_all_faults(BREAKS | STALLS, check, max_connections=2, read_timeout=0.8)
+    check_all_faults(BREAKS | STALLS, check, max_connections=2, **SHORT_TIMEOUTS)
 
 
 def assert_all_serve(proxied: ProxiedAirflow, connections: int) -> None:
@@ -236,13 +235,13 @@ def assert_all_serve(proxied: ProxiedAirflow, connections: int) -> None:
     meeting = Barrier(connections)
 
     def meet(act: Act) -> Response:
-        meeting.wait(2)
+        meeting.wait(60)
         return act()
 
     proxied.server.fail_next(asks("GET", "/dags"), meet, times=connections)
     with ThreadPoolExecutor(connections) as threads:
         pending = [threads.submit(proxied.client.fetch_dags) for _ in range(connections)]
-        assert [len(dags.result(timeout=10)) for dags in pending] == [1] * connections
+        assert [len(dags.result(timeout=60)) for dags in pending] == [1] * connections
 
 
 def test_the_proxy_passes_all_on_when_nothing_is_wrong() -> None:

@@ -14,7 +14,7 @@ from federation_defs.airflow.runs import MAX_LOG_BYTES
 from federation_defs.errors import UnreachableError
 from federation_defs.outcome import LOG_TAIL_LINES, Outcome, add_log_tails
 from tests.contract.clients import (
-    LONG_TIMEOUTS,
+    SHORT_TIMEOUTS,
     SIGN_INS,
     ProxiedAirflow,
     call_within,
@@ -37,7 +37,7 @@ def failed(airflow: Airflow) -> Airflow:
     """A fake Airflow with a failed run, and a client for a machine that is slow."""
     airflow.database.add_dag("a")
     airflow.database.finish_run(airflow.database.start_run("a", "mine"), "failed")
-    http = {**LONG_TIMEOUTS, "read_timeout": 120, "answer_timeout": 500, "max_connections": 1}
+    http = {"read_timeout": 120, "answer_timeout": 500, "max_connections": 1}
     client = declare_client(airflow.server.url, SIGN_INS[airflow.server.api], http=http)
     client.fetch_version()
     return Airflow(airflow.server, client)
@@ -159,14 +159,14 @@ def test_a_log_that_breaks_off_is_an_error_and_leaves_the_connection(api: str) -
         database = proxied.server.database
         run = database.finish_run(database.start_run("load_customers", "mine"), "failed")
         run.tasks[-1].log = ["0123456789"] * 1000
-        for _ in range(3):
+        for _ in range(2):
             proxied.proxy.fail_next(fault, "GET .*/logs/1")
             with pytest.raises(UnreachableError):
                 proxied.client.fetch_log("load_customers", "mine", TASK)
         log = proxied.client.fetch_log("load_customers", "mine", TASK)
         assert log.count("0123456789") == 1000
 
-    check_all_faults(faults, check, api, max_connections=1)
+    check_all_faults(faults, check, api, max_connections=1, **SHORT_TIMEOUTS)
 
 
 @pytest.mark.parametrize("fault", [answer(500, {"detail": "no"}), answer(503, "<h1>busy</h1>")])

@@ -11,7 +11,6 @@ import pytest
 from federation_defs.errors import AirflowError, UnreachableError
 from tests.contract.airflow.test_tls import Authority, assert_works, connect
 from tests.contract.clients import (
-    LONG_TIMEOUTS,
     SHORT_TIMEOUTS,
     Stopwatch,
     call_within,
@@ -66,7 +65,7 @@ def secure(airflow: FakeAirflow, authority: Authority) -> Iterator[ReverseProxy]
 def test_http_goes_by_the_proxy_that_the_environment_names(
     airflow: FakeAirflow, proxy: ForwardProxy
 ) -> None:
-    assert_works(declare_client(airflow.url, http=LONG_TIMEOUTS))
+    assert_works(declare_client(airflow.url))
     assert [line.partition("?")[0].split()[:2] for line in proxy.requests] == [
         ["GET", f"{airflow.url}/api/v2/version"],
         ["POST", f"{airflow.url}/auth/token"],
@@ -87,7 +86,7 @@ def test_a_host_of_no_proxy_is_asked_directly(
     airflow: FakeAirflow, proxy: ForwardProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "example.com,127.0.0.1")
-    assert_works(declare_client(airflow.url, http=LONG_TIMEOUTS))
+    assert_works(declare_client(airflow.url))
     assert proxy.requests == []
 
 
@@ -101,7 +100,7 @@ def test_the_proxys_account_is_for_the_proxy_alone(
     proxy.account = ACCOUNT
     for name in ("HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, proxy.build_url(ACCOUNT))
-    assert_works(declare_client(airflow.url, http=LONG_TIMEOUTS))
+    assert_works(declare_client(airflow.url))
     assert_works(connect(secure.url, ca_bundle=authority.bundle))
     assert not [headers for headers in secure.requests if "Proxy-Authorization" in headers]
 
@@ -116,7 +115,7 @@ def test_a_proxy_that_refuses_us_is_reported_by_its_status_and_without_its_passw
     caplog.set_level(logging.DEBUG)
     proxy.account = "clerk:another"
     monkeypatch.setenv(f"{scheme.upper()}_PROXY", proxy.build_url(ACCOUNT))
-    session = declare_client(f"{scheme}://airflow.example.com", OPEN, http=LONG_TIMEOUTS).session
+    session = declare_client(f"{scheme}://airflow.example.com", OPEN).session
     with pytest.raises(AirflowError, match="407") as error:
         raise session.build_error(session.request("PATCH", "/"))
     assert "proxy-secret" not in format_error_chain(error.value) + caplog.text
@@ -128,7 +127,7 @@ def test_a_proxy_that_is_down_is_reported_as_the_proxy(
 ) -> None:
     gone = f"http://{ACCOUNT}@127.0.0.1:{find_free_port()}"
     monkeypatch.setenv(f"{scheme.upper()}_PROXY", gone)
-    client = declare_client(f"{scheme}://airflow.example.com", OPEN, http=LONG_TIMEOUTS)
+    client = declare_client(f"{scheme}://airflow.example.com", OPEN)
     with pytest.raises(UnreachableError, match=r"the proxy: Connection refused") as error:
         client.session.request("PATCH", "/")  # which is not repeated
     assert "proxy-secret" not in format_error_chain(error.value)
@@ -173,7 +172,7 @@ def test_an_invalid_proxy_address_is_reported_without_its_password(
     monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://{ACCOUNT}@{address}")
-    client = declare_client("http://airflow.example.com", OPEN, http=LONG_TIMEOUTS)
+    client = declare_client("http://airflow.example.com", OPEN)
     with pytest.raises(AirflowError) as error:
         client.session.request("PATCH", "/")
     assert "proxy-secret" not in format_error_chain(error.value)
@@ -186,7 +185,7 @@ def test_hosts_that_go_by_no_proxy_and_other_programs_proxies_are_no_address_of_
 ) -> None:
     monkeypatch.setenv("NO_PROXY", hosts)
     monkeypatch.setenv("KUBE_PROXY", "a:b:c")
-    client = declare_client(airflow.url, http=LONG_TIMEOUTS)
+    client = declare_client(airflow.url)
     assert [dag.dag_id for dag in client.fetch_dags()] == ["load_customers"]
 
 
@@ -194,7 +193,7 @@ def test_a_socks_proxy_is_reported_as_unsupported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
-    client = declare_client("http://airflow.example.com", OPEN, http=LONG_TIMEOUTS)
+    client = declare_client("http://airflow.example.com", OPEN)
     with pytest.raises(UnreachableError, match=r"the proxy: .* no http address"):
         client.session.request("PATCH", "/")
 
@@ -202,13 +201,11 @@ def test_a_socks_proxy_is_reported_as_unsupported(
 def test_no_deadline_and_no_refusal_takes_a_connection_from_a_proxys_pool(
     airflow: FakeAirflow, proxy: ForwardProxy
 ) -> None:
-    client = declare_client(
-        airflow.url, http={**SHORT_TIMEOUTS, "read_timeout": 1, "max_connections": 2}
-    )
+    client = declare_client(airflow.url, http={**SHORT_TIMEOUTS, "max_connections": 2})
     assert_works(client)
     proxy.stalls = True
-    for _ in range(4):
+    for _ in range(3):
         with pytest.raises(UnreachableError):
-            call_within(5, client.fetch_dags)
+            call_within(60, client.fetch_dags)
     proxy.stalls = False
-    assert len(call_within(5, client.fetch_dags)) == 1
+    assert len(call_within(60, client.fetch_dags)) == 1

@@ -13,7 +13,6 @@ from federation_defs.airflow.http import RateLimiter
 from federation_defs.errors import AirflowError
 from tests.contract.clients import (
     DEADLINE_S,
-    NO_RATE_LIMIT,
     BlockingClock,
     FakeClock,
     declare_client,
@@ -130,7 +129,7 @@ def test_no_more_requests_arrive_than_declared_whatever_they_are_for() -> None:
 def test_a_server_that_asks_for_a_pause_is_left_alone_by_all_threads() -> None:
     clock = BlockingClock()
     with FakeAirflow("v2") as server:
-        client = declare_client(server.url, timing=clock.timing, http=NO_RATE_LIMIT)
+        client = declare_client(server.url, timing=clock.timing)
         client.fetch_dags()
         server.fail_next(asks("GET", "/dags"), answer(429, {}, {"Retry-After": "3"}))
         with ask_in_threads(client, threads=1, times=1):

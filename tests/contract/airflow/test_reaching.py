@@ -10,7 +10,7 @@ import pytest
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import UnexpectedAnswerError
-from tests.contract.clients import LONG_TIMEOUTS, SIGN_INS, clear_environment, declare_client
+from tests.contract.clients import SIGN_INS, clear_environment, declare_client
 from tests.contract.fakes.airflow import FakeAirflow
 from tests.contract.fakes.fault_proxy import FaultProxy
 from tests.contract.fakes.proxies import start_reverse_proxy
@@ -30,7 +30,7 @@ def airflow(request: pytest.FixtureRequest) -> Iterator[FakeAirflow]:
 
 
 def connect(airflow: FakeAirflow, url: str) -> AirflowClient:
-    return declare_client(url, SIGN_INS[airflow.api], http=LONG_TIMEOUTS)
+    return declare_client(url, SIGN_INS[airflow.api])
 
 
 def assert_works(client: AirflowClient) -> None:
@@ -91,7 +91,7 @@ def test_an_account_of_netrc_is_not_sent(
         monkeypatch.setenv("NETRC", str(netrc))
     with start_reverse_proxy(airflow) as server:
         assert_works(connect(airflow, server.url))
-        open_client = declare_client(server.url, {"type": "none"}, http=LONG_TIMEOUTS)
+        open_client = declare_client(server.url, {"type": "none"})
         open_client.fetch_version()
         open_client.session.request("GET", f"/api/{airflow.api}/dags")
     sent = {headers.get("Authorization", "nothing").split()[0] for headers in server.requests}
@@ -119,7 +119,7 @@ def test_an_account_may_have_letters_of_any_language(airflow: FakeAirflow) -> No
     """HTTP says nothing of them; Airflow, and so we, take names and passwords for UTF-8."""
     airflow.password = "pässwörd-ł€-パスワード"
     account = {**SIGN_INS[airflow.api], "password": airflow.password}
-    assert_works(declare_client(airflow.url, account, http=LONG_TIMEOUTS))
+    assert_works(declare_client(airflow.url, account))
 
 
 def test_ids_of_any_letters_reach_the_server_as_they_are(airflow: FakeAirflow) -> None:

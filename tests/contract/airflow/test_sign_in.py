@@ -17,6 +17,7 @@ from federation_defs.errors import (
     SignInRefusedError,
     UnexpectedAnswerError,
 )
+from tests.contract.clients import format_error_chain
 from tests.contract.conftest import Airflow, StartAirflow
 from tests.contract.fakes.airflow import PASSWORD, asks
 from tests.contract.fakes.faults import LOGIN_PAGE, answer, cut_short, hang_up
@@ -167,22 +168,13 @@ def test_no_secret_is_in_any_error_or_log(
         server.fail_next(asks("GET", "/dags"), fault)
         with pytest.raises(AirflowError) as error:
             client.fetch_dags()
-        assert not [secret for secret in secrets if secret in _join_messages(error.value)]
+        assert not [secret for secret in secrets if secret in format_error_chain(error.value)]
     server.fail_next(asks("POST", ANY), hang_up)
     with pytest.raises(RunNotStartedError) as error:
         client.trigger_run("load_customers", "mine")
-    messages = _join_messages(error.value) + caplog.text
+    messages = format_error_chain(error.value) + caplog.text
     assert caplog.text
     assert not [secret for secret in secrets if secret in messages]
-
-
-def _join_messages(error: BaseException | None) -> str:
-    """Return the messages of an error and of its causes, as a traceback shows them."""
-    messages = ""
-    while error is not None:
-        messages += f"{error!r} {error} "
-        error = error.__cause__ or error.__context__
-    return messages
 
 
 @pytest.mark.parametrize("kind", ["basic", "password", "token"])

@@ -17,7 +17,7 @@ from urllib3.exceptions import InsecureRequestWarning
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import TlsError
-from tests.contract.clients import LONG_TIMEOUTS, SIGN_INS, clear_environment, declare_client
+from tests.contract.clients import SIGN_INS, clear_environment, declare_client
 from tests.contract.fakes.airflow import FakeAirflow
 from tests.contract.fakes.proxies import ReverseProxy, start_reverse_proxy
 
@@ -85,7 +85,7 @@ def secure(airflow: FakeAirflow, authority: Authority) -> Iterator[ReverseProxy]
 
 
 def connect(url: str, **tls: Any) -> AirflowClient:
-    return declare_client(url, SIGN_INS["v2"], http=LONG_TIMEOUTS, tls=tls)
+    return declare_client(url, SIGN_INS["v2"], tls=tls)
 
 
 def assert_works(client: AirflowClient) -> None:

@@ -16,7 +16,6 @@ from federation_defs.errors import TlsError, UnreachableError
 from tests.conftest import ROOT
 from tests.contract.airflow.test_tls import Authority, assert_works, connect
 from tests.contract.clients import (
-    LONG_TIMEOUTS,
     SHORT_TIMEOUTS,
     Stopwatch,
     clear_environment,
@@ -44,7 +43,7 @@ CONNECT_IN_THREADS = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from federation_defs.errors import UnreachableError
-from tests.contract.clients import NO_RATE_LIMIT, declare_client
+from tests.contract.clients import declare_client
 
 def connect(_):
     try:
@@ -53,7 +52,7 @@ def connect(_):
         return "refused"
 
 tls = {"ca_bundle": sys.argv[2], "client_cert": sys.argv[3]}
-http = {"max_connections": 32, **NO_RATE_LIMIT}
+http = {"max_connections": 32}
 client = declare_client(sys.argv[1], {"type": "none"}, http=http, tls=tls)
 with ThreadPoolExecutor(32) as threads:
     print(set(threads.map(connect, range(500))))
@@ -161,9 +160,7 @@ def test_http_to_an_https_port_asks_whether_the_address_is_right(
 ) -> None:
     url = server.url.replace("https", "http")
     with pytest.raises(UnreachableError, match="is its `url` right") as error:
-        declare_client(url, OPEN, http=LONG_TIMEOUTS).session.request(
-            "PATCH", "/"
-        )  # which is not repeated
+        declare_client(url, OPEN).session.request("PATCH", "/")  # which is not repeated
     assert PASSWORD not in format_error_chain(error.value)
 
 
@@ -187,7 +184,7 @@ def test_a_read_that_breaks_in_the_middle_of_tls_is_repeated(
 
 def test_a_deadline_holds_over_tls_too(secure: FaultProxy, authority: Authority) -> None:
     tls = {"ca_bundle": authority.bundle}
-    client = declare_client(secure.url, http={**LONG_TIMEOUTS, "answer_timeout": 2}, tls=tls)
+    client = declare_client(secure.url, http={"answer_timeout": 2}, tls=tls)
     assert_works(client)
     secure.fail_next(trickle(10, 0.1))
     with Stopwatch() as took, pytest.raises(UnreachableError, match="timed out"):
@@ -202,8 +199,7 @@ def test_a_server_that_is_silent_in_the_handshake_is_given_up_by_all_threads_in_
         silent.bind(("127.0.0.1", 0))
         silent.listen(20)
         url = f"https://127.0.0.1:{silent.getsockname()[1]}"
-        http = {**SHORT_TIMEOUTS, "connect_timeout": 2, "read_timeout": 2}
-        client = declare_client(url, TOKEN, http=http, api="v2")
+        client = declare_client(url, TOKEN, http=SHORT_TIMEOUTS, api="v2")
         with Stopwatch() as took:
             pending = [threads.submit(client.fetch_dags) for _ in range(6)]
             errors = [dags.exception(timeout=30) for dags in pending]
@@ -221,7 +217,7 @@ def test_threads_do_not_deadlock_on_a_server_with_one_worker(
         start_reverse_proxy(airflow, tls=context, has_one_worker=True) as server,
         ThreadPoolExecutor(8) as pool,
     ):
-        client = declare_client(server.url, http=LONG_TIMEOUTS, tls={"ca_bundle": authority.bundle})
+        client = declare_client(server.url, tls={"ca_bundle": authority.bundle})
         assert_works(client)
         pending = [pool.submit(client.fetch_dags) for _ in range(24)]
         errors = [dags.exception(timeout=60) for dags in pending]

@@ -13,7 +13,6 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import CredentialError, SignInRefusedError
 from tests.contract.clients import (
     ACCOUNT_HINT,
-    LONG_TIMEOUTS,
     FakeClock,
     declare_client,
     format_error_chain,
@@ -69,7 +68,7 @@ def program(tmp_path: Path) -> Program:
 
 
 def connect(url: str, command: list[str]) -> AirflowClient:
-    return declare_client(url, {"type": "token", "token_command": command}, http=LONG_TIMEOUTS)
+    return declare_client(url, {"type": "token", "token_command": command})
 
 
 def assert_works(client: AirflowClient) -> None:
@@ -114,7 +113,7 @@ def test_a_program_is_run_again_before_its_token_expires(
 ) -> None:
     clock = FakeClock()
     auth = {"type": "token", "token_command": program.command}
-    client = declare_client(server.url, auth, clock.timing, http=LONG_TIMEOUTS)
+    client = declare_client(server.url, auth, clock.timing)
     server.token = build_timed_jwt(1000)
     program.output.write_text(server.token)
     assert_works(client)

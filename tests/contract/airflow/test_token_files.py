@@ -10,7 +10,7 @@ import pytest
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.errors import CredentialError, SignInRefusedError
-from tests.contract.clients import ACCOUNT_HINT, LONG_TIMEOUTS, declare_client, format_error_chain
+from tests.contract.clients import ACCOUNT_HINT, declare_client, format_error_chain
 from tests.contract.fakes.sign_ins import TokenAirflow
 
 SECRET = "secret-of-the-vault"
@@ -40,9 +40,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def connect(server: TokenAirflow, path: Path) -> AirflowClient:
-    return declare_client(
-        server.url, {"type": "token", "token_file": str(path)}, http=LONG_TIMEOUTS
-    )
+    return declare_client(server.url, {"type": "token", "token_file": str(path)})
 
 
 def assert_works(client: AirflowClient) -> None:

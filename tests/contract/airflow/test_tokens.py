@@ -16,7 +16,6 @@ from federation_defs.declaration import InstanceDeclaration, parse_declaration
 from federation_defs.errors import AirflowError, DeclarationError, SignInRefusedError
 from tests.contract.clients import (
     ACCOUNT_HINT,
-    LONG_TIMEOUTS,
     FakeClock,
     declare_client,
     format_error_chain,
@@ -50,7 +49,7 @@ def server() -> Iterator[TokenAirflow]:
 
 
 def connect(server: TokenAirflow, **token: Any) -> AirflowClient:
-    return declare_client(server.url, {"type": "token", **token}, http=LONG_TIMEOUTS)
+    return declare_client(server.url, {"type": "token", **token})
 
 
 def assert_works(client: AirflowClient) -> None:
@@ -90,7 +89,7 @@ def is_the_second_page(request: ReceivedRequest) -> bool:
 def test_a_password_renews_a_token_that_ends_in_the_middle_of_a_list(server: TokenAirflow) -> None:
     for number in range(249):
         server.database.add_dag(f"zebra_{number:03}")
-    client = declare_client(server.url, http=LONG_TIMEOUTS)
+    client = declare_client(server.url)
     server.fail_next(is_the_second_page, answer(401, EXPIRED))
 
     def renew(act: Act) -> Response:
@@ -106,7 +105,7 @@ def test_a_password_renews_a_token_that_ends_in_the_middle_of_a_list(server: Tok
 
 def test_a_password_renews_tokens_that_end_in_the_middle_of_a_wait(server: TokenAirflow) -> None:
     server.database.add_dag("load_customers", polls=20)
-    client = declare_client(server.url, http=LONG_TIMEOUTS)
+    client = declare_client(server.url)
     client.trigger_run("load_customers", "mine")
     numbers = count(1)
 
@@ -130,7 +129,7 @@ def test_a_password_renews_a_token_before_it_expires_whatever_the_servers_clock(
     server: TokenAirflow, skew_s: float
 ) -> None:
     clock, numbers = FakeClock(), count(1)
-    client = declare_client(server.url, timing=clock.timing, http=LONG_TIMEOUTS)
+    client = declare_client(server.url, timing=clock.timing)
 
     def issue_token(act: Act) -> Response:
         server.token = build_timed_jwt(1000, next(numbers), skew_s)
@@ -149,7 +148,7 @@ def test_a_password_renews_a_token_before_it_expires_whatever_the_servers_clock(
 @pytest.mark.parametrize("claims", ODD_CLAIMS.values(), ids=ODD_CLAIMS.keys())
 def test_a_token_with_odd_claims_is_used_until_it_is_refused(claims: str) -> None:
     with TokenAirflow(build_jwt(claims)) as server:
-        client = declare_client(server.url, http=LONG_TIMEOUTS)
+        client = declare_client(server.url)
         assert_works(client)
         assert_works(client)
         assert server.count("POST", "/auth/token") == 1
@@ -189,7 +188,7 @@ def test_a_declaration_that_can_not_hold_says_so_without_the_token(wrong: dict[s
 def test_no_secret_is_in_what_a_debugger_shows(server: TokenAirflow, auth: dict[str, Any]) -> None:
     values = {"name": "metrics", "url": server.url, "auth": auth}
     declaration = InstanceDeclaration.model_validate(values)
-    client = declare_client(server.url, auth, http=LONG_TIMEOUTS)
+    client = declare_client(server.url, auth)
     client.fetch_version()
     session = client.session
     shown = f"{client!r} {session!r} {session.transport!r} {vars(session)} {build_bearer(SECRET)!r}"

@@ -20,7 +20,7 @@ from werkzeug.utils import redirect
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.timing import Timing
-from tests.contract.clients import FAST_RETRIES, LONG_TIMEOUTS, clear_environment, declare_client
+from tests.contract.clients import FAST_RETRIES, clear_environment, declare_client
 from tests.contract.fakes.airflow import PASSWORD, USERNAME, FakeAirflow
 from tests.contract.fakes.endpoints import build_json
 from tests.contract.fakes.faults import LOGIN_PAGE
@@ -68,7 +68,6 @@ class TokenAirflow(FakeAirflow):
         return response
 
 
-PATIENT = LONG_TIMEOUTS  # boto3 takes its time to load
 ENVIRONMENT = "analytics"
 SECRET_KEY = "aws-secret-access-key"
 _LOGINS = {"v1": ("/aws_mwaa/login", "session"), "v2": ("/pluginsv2/aws_mwaa/login", "_token")}
@@ -203,7 +202,7 @@ class Mwaa:
         self, url: str = "", timing: Timing = FAST_RETRIES, **auth: Any
     ) -> AirflowClient:
         declared = {"type": "mwaa", "environment": ENVIRONMENT, "region": "eu-west-1", **auth}
-        return declare_client(url or self.server.url, declared, timing, http=PATIENT)
+        return declare_client(url or self.server.url, declared, timing)
 
 
 @contextmanager
