@@ -189,16 +189,17 @@ def find_next_window(
     definition: dg.TimeWindowPartitionsDefinition, moment: datetime.datetime
 ) -> dg.TimeWindow:
     """Return the first window that begins at a time or later, also before the first partition."""
-    window = definition.get_next_partition_window(moment, respect_bounds=False)
-    assert window is not None  # noqa: S101 - without bounds, there is always one
-    return window
+    return _require(definition.get_next_partition_window(moment, respect_bounds=False))
 
 
 def find_last_window(
     definition: dg.TimeWindowPartitionsDefinition, moment: datetime.datetime
 ) -> dg.TimeWindow:
     """Return the last window that ends at a time or earlier, also before the first partition."""
-    window = definition.get_prev_partition_window(moment, respect_bounds=False)
+    return _require(definition.get_prev_partition_window(moment, respect_bounds=False))
+
+
+def _require(window: dg.TimeWindow | None) -> dg.TimeWindow:
     assert window is not None  # noqa: S101 - without bounds, there is always one
     return window
 

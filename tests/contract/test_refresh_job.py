@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -76,8 +77,12 @@ class Deployment:
         return execute_run(job, run, self.instance)
 
     def check(self, name: str) -> tuple[bool, str]:
-        """Refresh all, and return what the check of an instance says."""
+        """Refresh all, and return whether the check of an instance passed, and what it says."""
         return find_evaluation(self.refresh(), name)
+
+    def check_fails(self, name: str) -> str:
+        """Refresh all, and return what the failed check of an instance says."""
+        return find_failure(self.refresh(), name)
 
     def find_versions(self) -> dict[str, str]:
         storage: Any = self.instance.defs_state_storage
@@ -93,6 +98,12 @@ def find_evaluation(result: dg.JobExecutionResult, name: str) -> tuple[bool, str
     )
     assert evaluation.check_name == STATE_CHECK_NAME
     return evaluation.passed, evaluation.description or ""
+
+
+def find_failure(result: dg.JobExecutionResult, name: str) -> str:
+    passed, description = find_evaluation(result, name)
+    assert not passed
+    return description
 
 
 def find_dags(repository: dg.RepositoryDefinition, name: str) -> set[str]:
@@ -111,21 +122,33 @@ def deployment(project: Project, instance: dg.DagsterInstance) -> Deployment:
     return Deployment(project, instance)
 
 
+@contextmanager
+def declare_airflow(deployment: Deployment, name: str, api: str) -> Iterator[FakeAirflow]:
+    """Start an Airflow, and declare it as an instance that was never reached."""
+    with FakeAirflow(api) as server:
+        deployment.project.declare(name, server.url, SIGN_INS[api], VERSIONED)
+        yield server
+
+
 @pytest.fixture
 def sales(deployment: Deployment) -> Iterator[FakeAirflow]:
-    """An Airflow with a DAG, which is declared and was never reached."""
-    with FakeAirflow("v2") as server:
+    """An Airflow with a DAG."""
+    with declare_airflow(deployment, "sales", "v2") as server:
         server.database.add_dag("load")
-        deployment.project.declare("sales", server.url, SIGN_INS["v2"], VERSIONED)
+        yield server
+
+
+@pytest.fixture
+def other(deployment: Deployment) -> Iterator[FakeAirflow]:
+    """An Airflow without a DAG."""
+    with declare_airflow(deployment, "other", "v1") as server:
         yield server
 
 
 @pytest.mark.usefixtures("sales")
 def test_a_load_after_a_refresh_has_the_dags_of_the_airflow(deployment: Deployment) -> None:
     assert find_dags(deployment.load(), "sales") == set()
-    passed, said = deployment.check("sales")
-    assert not passed
-    assert said.startswith("New: load. Reload the code location")
+    assert deployment.check_fails("sales").startswith("New: load. Reload the code location")
     assert find_dags(deployment.load(), "sales") == {"load"}
     assert deployment.check("sales") == (True, "The code location knows all 1 DAGs.")
 
@@ -139,9 +162,9 @@ def test_the_check_names_dags_that_are_new_or_gone_until_a_load_knows_them(
     sales.database.add_dag("publish")
     sales.database.dags.pop("load")
     for _ in range(2):
-        passed, said = deployment.check("sales")
-        assert not passed
-        assert said.startswith("New: publish. Gone: load. Reload the code location; until then it")
+        assert deployment.check_fails("sales").startswith(
+            "New: publish. Gone: load. Reload the code location; until then it"
+        )
     assert find_dags(deployment.load(), "sales") == {"publish"}
     assert deployment.check("sales")[0]
 
@@ -154,8 +177,11 @@ def test_the_check_says_where_a_dag_that_is_gone_is_named(
     deployment.refresh()
     sales.database.add_dag("publish")
     sales.database.dags.pop("load")
-    _, said = deployment.check("sales")
-    assert "metrics/defs.yaml: dags.report.depends_on: Airflow 'sales' has no DAG 'load'" in said
+    description = deployment.check_fails("sales")
+    assert (
+        "metrics/defs.yaml: dags.report.depends_on: Airflow 'sales' has no DAG 'load'"
+        in description
+    )
 
 
 def test_a_state_is_stored_only_if_it_has_changed(
@@ -196,9 +222,8 @@ def test_a_version_that_another_process_has_undone_is_the_last_one_again(
 def test_an_airflow_that_is_down_keeps_its_state_and_no_other_from_being_refreshed(
     deployment: Deployment, sales: FakeAirflow
 ) -> None:
-    with FakeAirflow("v1") as server:
+    with declare_airflow(deployment, "down", "v1") as server:
         server.database.add_dag("load_orders")
-        deployment.project.declare("down", server.url, SIGN_INS["v1"], VERSIONED)
         deployment.load()
         deployment.refresh()
     repository = deployment.load()
@@ -207,32 +232,26 @@ def test_an_airflow_that_is_down_keeps_its_state_and_no_other_from_being_refresh
     sales.database.add_dag("publish")
     result = deployment.refresh()
     assert result.success
-    passed, said = find_evaluation(result, "down")
-    assert not passed
-    assert f"Airflow 'down' did not answer at {server.url}" in said
-    assert said.endswith("Its state stays as it is.")
+    description = find_failure(result, "down")
+    assert f"Airflow 'down' did not answer at {server.url}" in description
+    assert description.endswith("Its state stays as it is.")
     assert "New: publish." in find_evaluation(result, "sales")[1]
     changed = {key for key, version in deployment.find_versions().items() if version != before[key]}
     assert changed == {"FederatedAirflow[sales]"}
     assert find_dags(deployment.load(), "down") == {"load_orders"}
 
 
-@pytest.mark.usefixtures("sales")
-def test_an_error_that_nobody_foresaw_stops_the_refresh_of_one_instance(
-    deployment: Deployment,
-) -> None:
-    with FakeAirflow("v1") as other:
-        deployment.project.declare("other", other.url, SIGN_INS["v1"], VERSIONED)
-        deployment.load()
-        # Its state can't be stored.
-        folder = find_state_folder(deployment, "other")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.touch()
-        result = deployment.refresh()
+@pytest.mark.usefixtures("sales", "other")
+def test_an_unexpected_error_stops_the_refresh_of_one_instance(deployment: Deployment) -> None:
+    deployment.load()
+    # Its state can't be stored.
+    folder = find_state_folder(deployment, "other")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.touch()
+    result = deployment.refresh()
     assert result.success
-    passed, said = find_evaluation(result, "other")
-    assert not passed
-    assert said.startswith("Airflow 'other' can't be refreshed: FileExistsError(")
+    description = find_failure(result, "other")
+    assert description.startswith("Airflow 'other' can't be refreshed: FileExistsError(")
     assert find_evaluation(result, "sales")[1].startswith("New: load.")
     assert list(deployment.find_versions()) == ["FederatedAirflow[sales]"]
 
@@ -254,13 +273,13 @@ def test_the_check_of_an_airflow_that_answers_too_late_says_so(deployment: Deplo
 
 
 @pytest.mark.usefixtures("sales")
-def test_executing_one_check_refreshes_one_instance(deployment: Deployment) -> None:
-    with FakeAirflow("v1") as other:
-        deployment.project.declare("other", other.url, SIGN_INS["v1"], VERSIONED)
-        deployment.load()
-        requests = other.count("GET", "/dags")
-        assert deployment.refresh("sales").success
-        assert other.count("GET", "/dags") == requests
+def test_executing_one_check_refreshes_one_instance(
+    deployment: Deployment, other: FakeAirflow
+) -> None:
+    deployment.load()
+    requests = other.count("GET", "/dags")
+    assert deployment.refresh("sales").success
+    assert other.count("GET", "/dags") == requests
     assert list(deployment.find_versions()) == ["FederatedAirflow[sales]"]
 
 
@@ -287,9 +306,7 @@ def test_a_version_that_was_lost_is_no_state_and_the_job_replaces_it(
     assert find_dags(deployment.load(), "sales") == set()
     assert "The state of Airflow 'sales' can't be read or written: No state found" in caplog.text
     assert "Using the declared DAGs." in caplog.text
-    passed, said = deployment.check("sales")
-    assert not passed
-    assert said.startswith("New: load.")
+    assert deployment.check_fails("sales").startswith("New: load.")
     assert deployment.find_versions() != first
     assert find_dags(deployment.load(), "sales") == {"load"}
 
@@ -358,9 +375,7 @@ def test_what_the_account_may_not_see_is_reported_and_loses_no_dag(
     deployment.refresh()
     before = deployment.find_versions()
     sales.fail_next(asks("GET", "/dags"), answer(403))
-    passed, said = deployment.check("sales")
-    assert not passed
-    assert said.startswith("Airflow 'sales' forbids GET /api/v2/dags")
+    assert deployment.check_fails("sales").startswith("Airflow 'sales' forbids GET /api/v2/dags")
     assert deployment.find_versions() == before
     repository = deployment.load()
     assert build_asset_key("sales", "load") in repository.asset_graph.get_all_asset_keys()
@@ -390,9 +405,9 @@ def test_a_reload_without_effect_is_found_out_whatever_else_changes(
     assert deployment.check("sales") == (True, "New: load. The code location was reloaded.")
     sales.database.add_dag("publish")
     for _ in range(2):
-        passed, said = deployment.check("sales")
-        assert not passed
-        assert said.startswith("New: load, publish. Reload the code location;")
+        assert deployment.check_fails("sales").startswith(
+            "New: load, publish. Reload the code location;"
+        )
         dag = sales.database.dags["load"]
         dag.is_paused = not dag.is_paused
     assert reloads == ["core"] * 3
@@ -401,14 +416,12 @@ def test_a_reload_without_effect_is_found_out_whatever_else_changes(
 
 
 def test_the_effect_of_a_reload_is_reported_for_each_instance(
-    deployment: Deployment, sales: FakeAirflow, reloads: list[str]
+    deployment: Deployment, sales: FakeAirflow, other: FakeAirflow, reloads: list[str]
 ) -> None:
-    with FakeAirflow("v1") as other:
-        deployment.project.declare("other", other.url, SIGN_INS["v1"], VERSIONED)
-        deployment.load()
-        deployment.refresh("sales")  # and is not reloaded
-        other.database.add_dag("load_orders")
-        result = deployment.refresh()
+    deployment.load()
+    deployment.refresh("sales")  # and is not reloaded
+    other.database.add_dag("load_orders")
+    result = deployment.refresh()
     assert find_evaluation(result, "sales")[1].startswith("New: load. Reload the code location;")
     reloaded = "New: load_orders. The code location was reloaded."
     assert find_evaluation(result, "other") == (True, reloaded)
@@ -447,10 +460,9 @@ def test_a_reload_that_fails_is_reported_without_the_address(
     deployment.load()
     result = deployment.refresh()
     assert result.success
-    passed, said = find_evaluation(result, "sales")
-    assert not passed
-    assert said.startswith("New: load. Reload the code location;")
-    assert "The code location 'core' was not reloaded: " in said
-    assert why in said
-    assert "pa55" not in said
-    assert "pa/ss" not in said
+    description = find_failure(result, "sales")
+    assert description.startswith("New: load. Reload the code location;")
+    assert "The code location 'core' was not reloaded: " in description
+    assert why in description
+    assert "pa55" not in description
+    assert "pa/ss" not in description
