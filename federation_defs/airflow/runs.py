@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -155,16 +155,6 @@ class RunEndpoints(AirflowApi):
         """Fetch a run, or None if there is none of this id."""
         response = self._get(build_run_path(dag_id, run_id))
         return None if is_absent(response) else self._read(response, parse_dag_run)
-
-    @retry_after_upgrade
-    def fetch_runs(self, keys: Iterable[RunKey]) -> dict[RunKey, DagRun]:
-        """Fetch runs by (DAG id, run id). Those that do not exist are left out.
-
-        One request each, several at a time, since neither API takes a list of run ids.
-        """
-        wanted = list(dict.fromkeys(keys))
-        runs = self._fetch_all(lambda key: self.fetch_run(*key), wanted)
-        return {key: run for key, run in zip(wanted, runs, strict=True) if run is not None}
 
     @retry_after_upgrade
     def trigger_run(

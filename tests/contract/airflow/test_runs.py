@@ -35,34 +35,9 @@ def an_hour_ago() -> datetime:
     return datetime.now(timezone.utc) - timedelta(hours=1)
 
 
-def test_an_unknown_run_is_none(fake_world: FakeWorld) -> None:
-    assert fake_world.client.fetch_run(fake_world.dag_id, make_run_id()) is None
-
-
-def test_several_runs_are_fetched_without_those_that_do_not_exist(
-    world: World,
-) -> None:
-    keys = [(world.dag_id, make_run_id()) for _ in range(3)]
-    for dag_id, run_id in keys:
-        world.client.trigger_run(dag_id, run_id)
-    unknown = [(world.dag_id, make_run_id()), ("nobody_knows_it", keys[0][1])]
-    runs = world.client.fetch_runs([*keys, *unknown])
-    assert [*runs] == keys
-    assert [(run.dag_id, run.run_id) for run in runs.values()] == keys
-    for _, run_id in keys:
-        wait_for_end(world, run_id)
-
-
-def test_no_ids_give_no_runs(fake_world: FakeWorld) -> None:
-    assert fake_world.client.fetch_runs([]) == {}
-
-
-def test_a_run_that_is_asked_for_twice_is_read_once(airflow: Airflow) -> None:
-    airflow.database.add_dag("load_customers")
-    airflow.database.start_run("load_customers", "mine")
-    key = ("load_customers", "mine")
-    assert set(airflow.client.fetch_runs(iter([key, key]))) == {key}
-    assert airflow.server.count("GET", "/dags/load_customers/dagRuns/mine") == 1
+def test_an_unknown_run_is_none(world: World) -> None:
+    assert world.client.fetch_run(world.dag_id, make_run_id()) is None
+    assert world.client.fetch_run("nobody_knows_it", make_run_id()) is None
 
 
 def test_a_new_run_is_among_the_changed_ones_and_so_is_its_end(world: World) -> None:

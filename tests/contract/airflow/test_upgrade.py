@@ -32,7 +32,7 @@ READS: dict[str, Callable[[AirflowClient], Any]] = {
     "a DAG": lambda client: client.fetch_dag(DAG),
     "the import errors": lambda client: client.fetch_import_errors(),
     "a run": lambda client: client.fetch_run(*RUN),
-    "some runs": lambda client: client.fetch_runs([RUN, (DAG, "none")]),
+    "an unknown run": lambda client: client.fetch_run(DAG, "none"),
     "what changed": lambda client: client.fetch_changed_runs(SINCE).entries,
     "a log": read_log,
     "the assets": lambda client: client.fetch_assets(),
