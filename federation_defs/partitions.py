@@ -61,9 +61,9 @@ class Partitioning:
         """Return the partition of a run, from its partition key or else its declared date.
 
         No clock decides: a run of a window that has not begun belongs to the partition that Dagster
-        will add for it. A run by hand at any moment belongs to none: it may load anything. A run
-        before the first partition belongs to none, and neither does one so
-        near the year 9999 that Dagster can't compute its window.
+        will add for it. A run by hand at any moment belongs to none: it may load anything. Neither
+        does a run before the first partition, nor one so near the year 9999 that Dagster can't
+        compute its window.
         """
         date = self.read_date(run)
         if run.partition_key is not None:
@@ -78,10 +78,6 @@ class Partitioning:
             if key is not None and run.run_type == _BY_HAND and not self._is_tick(date):
                 key, seen = None, f"{seen} It was started by hand, and no partition begins then."
         return RunPartition(key, None if key else f"{seen} Partitions are of {self.describe()}.")
-
-    @property
-    def cadence_s(self) -> float:
-        return self.declaration.cadence_s
 
     def read_date(self, run: DatedRun) -> datetime | None:
         """Return the date that decides the partition of a run without a partition key."""

@@ -79,7 +79,7 @@ class TriggerDeclaration(Declaration):
     )
     pass_upstream: Switch = Field(
         default=False,
-        description="Whether the conf of each run tells about the upstream runs that led to it, "
+        description="Whether the conf of each run describes the upstream runs that led to it, "
         "below the key `federation`.",
     )
     conf: Annotated[dict[str, Any], AfterValidator(_check_json)] = Field(
@@ -171,8 +171,8 @@ class DagDeclaration(Declaration):
     )
     max_duration: Duration | None = Field(
         default=None,
-        description="How long a run may take, as 2h. A run that goes on for longer is slow, which "
-        "is told while it does.",
+        description="How long a run may take, as 2h. A run that takes longer is slow, which is "
+        "signaled while it runs.",
     )
     deadline: DeadlineDeclaration | None = Field(
         default=None,

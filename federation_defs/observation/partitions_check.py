@@ -147,14 +147,14 @@ def find_too_frequent_upstreams(
     found: dict[str, str] = {}
     for dag_id, dag in dags.items():
         upstreams = {
-            f"{instance}/{upstream}": Partitioning(partitions)
+            f"{instance}/{upstream}": partitions
             for instance, upstream in dag.upstreams
             if instance in instances
             and (partitions := instances[instance].find_dag(upstream).partitions)
         }
         slowest, why, remedy = None, "", ""
         if dag.partitions and dag.granularity == "last":
-            slowest, why = Partitioning(dag.partitions), "With `granularity: last`, a partition"
+            slowest, why = dag.partitions, "With `granularity: last`, a partition"
             remedy = "write `granularity: all`"
         elif not dag.partitions and dag.trigger.when == "all" and upstreams:
             slowest = max(upstreams.values(), key=lambda each: each.cadence_s)
@@ -163,13 +163,13 @@ def find_too_frequent_upstreams(
         if slowest is None:
             continue
         faster = [
-            f"{name} (`{each.declaration.cron}`)"
+            f"{name} (`{each.cron}`)"
             for name, each in upstreams.items()
             if each.cadence_s * _TOO_FREQUENT < slowest.cadence_s
         ]
         if faster:
             found[dag_id] = (
-                f"{why} for each tick of `{slowest.declaration.cron}` looks at the latest "
+                f"{why} for each tick of `{slowest.cron}` looks at the latest "
                 f"partition only of {', '.join(faster)}. If it needs all of them, {remedy}."
             )
     return found

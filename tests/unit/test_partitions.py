@@ -288,4 +288,5 @@ def test_the_partition_of_any_run_holds_its_date_or_is_explained(
 def test_the_cadence_is_the_mean_time_between_two_partitions(
     cron: str, shortest_d: float, longest_d: float
 ) -> None:
-    assert shortest_d < build(cron, timezone="Europe/Berlin").cadence_s / 86400 < longest_d
+    declaration = build(cron, timezone="Europe/Berlin").declaration
+    assert shortest_d < declaration.cadence_s / 86400 < longest_d
