@@ -30,7 +30,7 @@ LOG = logging.getLogger(__name__)
 RUN_ID = str(uuid4())
 
 ALIVE_TAG = build_alive_tag("metrics")
-INTERVAL_S = 5.0  # of observations
+INTERVAL_S = 20.0  # of observations, less than half of what a silence may last
 
 
 class Clock:
