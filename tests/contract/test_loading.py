@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.reconstruct import ReconstructableRepository
+from dagster._core.execution.api import execute_run_iterator
 
 from federation_defs import load_federation
 from federation_defs.naming import build_asset_key
@@ -47,15 +49,23 @@ def project(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     return project
 
 
-def starts_processes(project: Project, job: str, *selected: dg.AssetKey) -> bool:
-    """Execute a job as a run worker does; return whether its steps had processes of their own."""
+def starts_processes(project: Project, name: str, *selected: dg.AssetKey) -> bool:
+    """Execute a job as a run worker does; return whether its steps have processes of their own. The
+    first of these is not waited for."""
     module = f"{project.defs.parent.name}.definitions"
     repository = ReconstructableRepository.for_module(module, "defs", str(project.path))
     with dg.DagsterInstance.local_temp(str(project.path)) as instance:
-        job_def = repository.get_reconstructable_job(job)
-        result = dg.execute_job(job_def, instance, asset_selection=selected or None)
-        assert result.success
-        return any(event.event_type_value == "STEP_WORKER_STARTING" for event in result.all_events)
+        job = repository.get_reconstructable_job(name)
+        if selected:
+            job = job.get_subset(asset_selection=frozenset(selected))
+        run = instance.create_run_for_job(job.get_definition(), asset_selection=frozenset(selected))
+        events: Any = execute_run_iterator(job, run, instance)  # a generator
+        has_process = any(event.event_type_value == "STEP_WORKER_STARTING" for event in events)
+        events.close()
+        ended = instance.get_run_by_id(run.run_id)
+        assert ended
+        assert ended.is_success != has_process
+        return has_process
 
 
 def test_only_runs_of_our_steps_alone_stay_in_the_process_of_the_run_worker(
