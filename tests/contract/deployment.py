@@ -52,8 +52,12 @@ class Deployment(DagsterApi):
         self.env = {**env, "DAGSTER_HOME": str(self.home)}
         self._schema = create_schema()
         self._workspace: WorkspaceProcessContext | None = None
-        # Processes that create a SQLite storage at the same time get in each other's way (1.13).
-        self._open_instance().dispose()
+        # Before the others start: processes that create a SQLite storage at the same time get in
+        # each other's way (1.13).
+        self._instance = self._open_instance()
+
+    def close(self) -> None:
+        self._instance.dispose()
 
     @contextmanager
     def run(self, projects: Mapping[str, Path], broken: Iterable[str] = ()) -> Iterator[None]:
@@ -78,9 +82,8 @@ class Deployment(DagsterApi):
                 for name, port in servers.items()
             ]
             workspace.write_text(yaml.safe_dump({"load_from": entries}))
-            instance = stack.enter_context(self._open_instance())
             target = WorkspaceFileTarget([str(workspace)])
-            self._workspace = stack.enter_context(WorkspaceProcessContext(instance, target))
+            self._workspace = stack.enter_context(WorkspaceProcessContext(self._instance, target))
             self._wait_until_loaded(self._workspace, set(broken))
             command = ["dagster-daemon", "run", "-w", str(workspace)]
             stack.callback(_stop, self._start("daemon", command, self.folder))
@@ -114,28 +117,21 @@ class Deployment(DagsterApi):
         """Return when sensors of these names have begun and ended this many ticks from now on."""
         begin = time.time()
 
-        def have_ticked() -> bool:
-            return all(
-                sum(
-                    tick.timestamp > begin and tick.status.value != "STARTED"
-                    for tick in self._fetch_ticks(name)
-                )
-                >= count
-                for name in names
-            )
+        def has_ticked(name: str) -> bool:
+            ended = [tick for tick in self._fetch_ticks(name) if tick.status.value != "STARTED"]
+            return sum(tick.timestamp > begin for tick in ended) >= count
 
-        wait_for(have_ticked, f"{names} have ended {count} ticks")
+        for name in names:
+            wait_for(lambda name=name: has_ticked(name), f"{name} has ended {count} ticks")
 
     def _fetch_ticks(self, name: str) -> list[Any]:
-        with self._open_instance() as instance:
-            return [
-                tick
-                for state in instance.all_instigator_state()
-                if state.instigator_name == name
-                for tick in instance.get_ticks(
-                    state.instigator_origin_id, state.selector_id, limit=10
-                )
-            ]
+        instance = self._instance
+        return [
+            tick
+            for state in instance.all_instigator_state()
+            if state.instigator_name == name
+            for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=10)
+        ]
 
     def _open_instance(self) -> dg.DagsterInstance:
         """Open its Dagster instance in this process, as a webserver does."""

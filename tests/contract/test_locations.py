@@ -32,6 +32,7 @@ class Locations:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder = folder
         self.dagster = Deployment(folder, {"FEDERATION_TRIGGERS": "on"})
+        stack.callback(self.dagster.close)
         self.airflows = {
             name: stack.enter_context(FakeAirflow(api))
             for name, api in {"warehouse": "v1", "metrics": "v2"}.items()
