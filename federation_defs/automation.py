@@ -162,7 +162,7 @@ def compute_interval(downstreams: Iterable[int]) -> int:
 
 
 def build_automation_sensor(
-    instance: str, keys: Sequence[dg.AssetKey], interval_s: int = 1
+    instance: str, keys: Sequence[dg.AssetKey], interval_s: int
 ) -> dg.AutomationConditionSensorDefinition:
     """Return the sensor that requests an instance's downstream DAGs.
 

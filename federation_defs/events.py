@@ -62,14 +62,13 @@ _NOT_STORABLE = re.compile('"__|NaN|Infinity')
 
 PARTITIONS_LABEL = "Partitions"  # of an evaluation of the check of that name
 _MAX_CONF_CHARACTERS = 10_000  # of JSON; it is stored with each event
-_UNPARTITIONED = RunPartition()
 
 
 def build_missing_events(
     client: AirflowClient,
     outcome: Outcome,
     reported: ReportedRuns,
-    partition: RunPartition = _UNPARTITIONED,
+    partition: RunPartition,
 ) -> list[AssetEvent]:
     """Return the events of an outcome that the event log lacks, in the order to store them."""
     if not reported.lacks_report_of(outcome):
@@ -83,7 +82,7 @@ def build_missing_events(
 
 
 def build_materialization(
-    client: AirflowClient, outcome: Outcome, partition: RunPartition = _UNPARTITIONED
+    client: AirflowClient, outcome: Outcome, partition: RunPartition
 ) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         asset_key=build_asset_key(client.instance, outcome.run.dag_id),
@@ -93,7 +92,7 @@ def build_materialization(
 
 
 def build_observation(
-    client: AirflowClient, outcome: Outcome, partition: RunPartition = _UNPARTITIONED
+    client: AirflowClient, outcome: Outcome, partition: RunPartition
 ) -> dg.AssetObservation:
     """Return the report of a run that is no success, or that was materialized before."""
     return dg.AssetObservation(
@@ -115,7 +114,7 @@ def build_unreadable_run_observation(
     airflow: str,
     key: RunKey,
     reason: str,
-    labels: Mapping[str, dg.MetadataValue | str | None] = {},
+    labels: Mapping[str, dg.MetadataValue | str | None],
 ) -> dg.AssetObservation:
     """Return the report of a run of which nothing else can be reported.
 
@@ -205,7 +204,7 @@ def build_slow_observation(
     run: DagRun,
     limit_s: float,
     now: datetime,
-    partition: RunPartition = _UNPARTITIONED,
+    partition: RunPartition,
 ) -> dg.AssetObservation:
     """Return the observation of a run that takes longer than `max_duration`.
 

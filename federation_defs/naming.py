@@ -97,7 +97,7 @@ def build_output_names(dag_ids: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def build_check_output_name(output_name: str, check_name: str = CHECK_NAME) -> str:
+def build_check_output_name(output_name: str, check_name: str) -> str:
     """Return the name of the output that holds a check of an output's asset."""
     return f"{output_name}__{check_name}"
 

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from federation_defs.naming import (
+    CHECK_NAME,
     build_asset_key,
     build_check_output_name,
     build_dag_id,
@@ -92,7 +93,8 @@ DAG_IDS = st.one_of(
 def test_output_names_of_any_dags_and_their_checks_are_valid_and_unique(dag_ids: set[str]) -> None:
     names = build_output_names(dag_ids)
     assert names.keys() == dag_ids
-    outputs = [*names.values(), *map(build_check_output_name, names.values())]
+    checks = (build_check_output_name(name, CHECK_NAME) for name in names.values())
+    outputs = [*names.values(), *checks]
     assert len(set(outputs)) == len(outputs)
     assert all(map(is_valid_name, outputs))
 

@@ -26,6 +26,7 @@ from federation_defs.naming import build_alive_tag, build_monitor_tags, build_pl
 from federation_defs.observation.reporter import Reporter
 from federation_defs.observation.tick import Tick
 from federation_defs.outcome import Outcome
+from federation_defs.partitions import RunPartition
 from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.observation.daemon import (
@@ -237,7 +238,9 @@ def test_the_event_log_is_read_again_before_a_step_can_have_taken_over_a_run(
             daemon.before_storing = take_over
         else:
             clock.advance(16)
-            report(build_materialization(daemon.client, Outcome(run, is_success=True)))
+            report(
+                build_materialization(daemon.client, Outcome(run, is_success=True), RunPartition())
+            )
 
     daemon.before_storing = take_over
     daemon.evaluate()
@@ -264,7 +267,7 @@ def test_a_run_whose_owner_ends_between_two_checks_is_stored_once(
             daemon.before_storing = end_step
             return
         clock.advance(2)
-        report(build_materialization(daemon.client, outcomes[100]))
+        report(build_materialization(daemon.client, outcomes[100], RunPartition()))
         instance.report_run_canceled(owner)
 
     daemon.before_storing = end_step

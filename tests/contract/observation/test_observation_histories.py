@@ -21,6 +21,7 @@ from federation_defs.naming import build_asset_key
 from federation_defs.observation import Limits
 from federation_defs.observation.cursor import Cursor
 from federation_defs.outcome import Outcome
+from federation_defs.partitions import RunPartition
 from tests.contract.fakes.airflow import FakeAirflow, asks
 from tests.contract.fakes.database import RunRow
 from tests.contract.fakes.faults import hang_up
@@ -117,9 +118,10 @@ class Histories(RuleBasedStateMachine):
         """Report a run that was observed before the outage."""
         found = self.daemon.client.fetch_run(run.dag_id, run.run_id)
         assert found is not None
-        outcome = Outcome(found, found.is_success)
-        for build in (build_check_evaluation, build_materialization):
-            self.instance.report_runless_asset_event(build(self.daemon.client, outcome))
+        client, outcome = self.daemon.client, Outcome(found, found.is_success)
+        self.instance.report_runless_asset_event(build_check_evaluation(client, outcome))
+        materialization = build_materialization(client, outcome, RunPartition())
+        self.instance.report_runless_asset_event(materialization)
 
     def start(self, dag_id: str) -> RunRow:
         self.count += 1

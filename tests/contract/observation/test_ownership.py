@@ -13,6 +13,7 @@ from federation_defs.dagster_io.heartbeat import Heartbeats
 from federation_defs.events import build_check_evaluation, build_materialization
 from federation_defs.naming import build_asset_key, build_run_id
 from federation_defs.outcome import Outcome
+from federation_defs.partitions import RunPartition
 from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import materialize
@@ -59,7 +60,7 @@ def report_as_the_owner(airflow: Airflow, dagster_run_id: str) -> Iterator[Any]:
     assert run is not None
     outcome = Outcome(run, run.is_success)
     yield build_check_evaluation(airflow.client, outcome)
-    yield build_materialization(airflow.client, outcome)
+    yield build_materialization(airflow.client, outcome, RunPartition())
 
 
 def test_a_run_is_deferred_while_its_owner_lives_and_reported_when_the_owner_failed(
