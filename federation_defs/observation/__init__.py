@@ -5,7 +5,11 @@ now) and `reporter` (what the event log lacks, and what a Dagster run reports it
 advances. `checks` evaluates the other checks of DAGs, and signals that runs are slow or DAGs late.
 """
 
-from federation_defs.observation.checks import FindPartitionProblem, FindProblem, ObservedDags
+from federation_defs.observation.periodic_check import (
+    FindPartitionProblem,
+    FindProblem,
+    ObservedDags,
+)
 from federation_defs.observation.sensor import Limits, build_observation_sensor
 
 __all__ = [

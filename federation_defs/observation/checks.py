@@ -4,54 +4,24 @@ late."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.errors import DeclaredTwiceError
 from federation_defs.observation.cursor import Cursor, EndedRuns
 from federation_defs.observation.deadline_check import DeadlineCheck
 from federation_defs.observation.max_duration_check import MaxDurationCheck
 from federation_defs.observation.partitions_check import (
-    FindPartitionProblem,
     PartitionsCheck,
     find_too_frequent_upstreams,
 )
-from federation_defs.observation.ready_check import FindProblem, ReadyCheck
+from federation_defs.observation.periodic_check import ObservedDags
+from federation_defs.observation.ready_check import ReadyCheck
 from federation_defs.observation.tick import Tick
-from federation_defs.outcome import Rules
 from federation_defs.partition_mapping import select_decided_by_events
-from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
-
-
-@dataclass(frozen=True)
-class ObservedDags:
-    """What is known of the DAGs of one instance.
-
-    Attributes:
-        rules: Of all DAGs that are assets. Runs of other DAGs are not reported.
-        declared: What is declared of them, by DAG id.
-        partitionings: Of DAGs that have partitions, by DAG id.
-        instances: The declarations of all instances of the code location, by name.
-        absent: What is wrong with DAGs that the instance did not have at the last refresh, by id.
-            Their checks fail once, unless the instance has them by now.
-        find_problem: Returns why a DAG can't run by the last refresh, given instance and DAG id, as
-            the end of a sentence; None if nothing is known to be wrong with it.
-        find_partition_problem: Returns what is wrong with the partitions of a DAG by the last
-            refresh, or with those that it depends on, given its id, in sentences; None if nothing
-            is known to be wrong with them.
-    """
-
-    rules: Rules
-    declared: Mapping[str, DagDeclaration]
-    partitionings: Mapping[str, Partitioning]
-    instances: Mapping[str, InstanceDeclaration]
-    absent: Mapping[str, str]
-    find_problem: FindProblem
-    find_partition_problem: FindPartitionProblem
 
 
 class Checks:
@@ -72,23 +42,9 @@ class Checks:
         self._max_duration = MaxDurationCheck(client, limits_s, dags.partitionings, timing)
         self._deadline = DeadlineCheck(airflow, deadlines, lookback_s, timing)
         self._ready = ReadyCheck(
-            airflow,
-            downstreams,
-            timing,
-            client,
-            by_events,
-            dags.find_problem,
-            dags.find_partition_problem,
-            too_frequent,
+            airflow, downstreams, timing, dags, too_frequent, client, by_events
         )
-        self._partitions = PartitionsCheck(
-            airflow,
-            partitioned,
-            timing,
-            dags.partitionings,
-            dags.find_partition_problem,
-            too_frequent,
-        )
+        self._partitions = PartitionsCheck(airflow, partitioned, timing, dags, too_frequent)
 
     def evaluate(
         self, tick: Tick, ended_runs: EndedRuns, cursor: Cursor, deadline: float

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
 from typing_extensions import override
@@ -21,13 +19,10 @@ from federation_defs.observation.periodic_check import Evaluations, Findings, Pe
 from federation_defs.outcome import join_names
 from federation_defs.partitions import Partitioning
 
-FindPartitionProblem: TypeAlias = Callable[[str], str | None]
-
 _PARTITIONS_PER_DAG = 50  # that are compared with what is declared
 _TOO_FREQUENT = 1.5  # times as often; days of 25 hours are no more
 
 
-@dataclass
 class PartitionsCheck(PeriodicCheck):
     """The check of the DAGs of one instance that have partitions.
 
@@ -35,17 +30,9 @@ class PartitionsCheck(PeriodicCheck):
     from need not be known: a report has the dates of its run, by which the run belongs to another
     partition now. If all agrees, or a person has accepted it, the evaluation of the check remembers
     the declaration, and nothing is compared again until it changes once more.
-
-    Attributes:
-        partitionings: By DAG id. DAGs with `cron: auto` have none until it is resolved.
-        find_problem: The `find_partition_problem` of `ObservedDags`.
-        too_frequent: Why upstreams have partitions too often, by DAG id.
     """
 
     name = PARTITIONS_CHECK_NAME
-    partitionings: Mapping[str, Partitioning]
-    find_problem: FindPartitionProblem
-    too_frequent: Mapping[str, str]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,18 +47,18 @@ class PartitionsCheck(PeriodicCheck):
         # Dagster shows none of a check that a run is going to evaluate. What is remembered counts.
         hidden = [key for key in keys.values() if key not in last]
         last = {**last, **(fetch_completed_evaluations(instance, hidden) if hidden else {})}
+        partitionings = self.observed.partitionings
         changed = {
-            dag_id: self.partitionings[dag_id]
+            dag_id: partitionings[dag_id]
             for dag_id, key in keys.items()
-            if dag_id in self.partitionings
-            and not _is_remembered(self.partitionings[dag_id], last.get(key))
+            if dag_id in partitionings and not _is_remembered(partitionings[dag_id], last.get(key))
         }
         changed_assets = [keys[dag_id].asset_key for dag_id in changed]
         positions = fetch_last_materializations(instance, changed_assets) if changed else {}
         for dag_id, key in keys.items():
             findings = Findings()
             metadata = last[key].metadata if key in last else {}
-            if problem := self.find_problem(dag_id):
+            if problem := self.observed.find_partition_problem(dag_id):
                 findings.errors.append(problem)
             if (partitioning := changed.get(dag_id)) is not None:
                 position = positions.get(key.asset_key)

@@ -6,7 +6,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar, TypeAlias
@@ -14,14 +14,48 @@ from typing import Any, ClassVar, TypeAlias
 import dagster as dg
 
 from federation_defs.dagster_io.event_log import fetch_last_evaluations
-from federation_defs.declaration import DagDeclaration
+from federation_defs.declaration import DagDeclaration, InstanceDeclaration
 from federation_defs.naming import build_asset_key, build_check_key
 from federation_defs.observation.tick import Tick
+from federation_defs.outcome import Rules
+from federation_defs.partitions import Partitioning
 from federation_defs.timing import Timing
 
 _DAGS_AT_ONCE = 50
 
 Evaluations: TypeAlias = Mapping[dg.AssetCheckKey, dg.AssetCheckEvaluation]
+
+
+FindProblem: TypeAlias = Callable[[str, str], str | None]
+FindPartitionProblem: TypeAlias = Callable[[str], str | None]
+
+
+@dataclass(frozen=True)
+class ObservedDags:
+    """What is known of the DAGs of one instance.
+
+    Attributes:
+        rules: Of all DAGs that are assets. Runs of other DAGs are not reported.
+        declared: What is declared of them, by DAG id.
+        partitionings: Of DAGs that have partitions, by DAG id; with `cron: auto`, once it is
+            resolved.
+        instances: The declarations of all instances of the code location, by name.
+        absent: What is wrong with DAGs that the instance did not have at the last refresh, by id.
+            Their checks fail once, unless the instance has them by now.
+        find_problem: Returns why a DAG can't run by the last refresh, given instance and DAG id, as
+            the end of a sentence; None if nothing is known to be wrong with it.
+        find_partition_problem: Returns what is wrong with the partitions of a DAG by the last
+            refresh, or with those that it depends on, given its id, in sentences; None if nothing
+            is known to be wrong with them.
+    """
+
+    rules: Rules
+    declared: Mapping[str, DagDeclaration]
+    partitionings: Mapping[str, Partitioning]
+    instances: Mapping[str, InstanceDeclaration]
+    absent: Mapping[str, str]
+    find_problem: FindProblem
+    find_partition_problem: FindPartitionProblem
 
 
 @dataclass
@@ -67,12 +101,16 @@ class PeriodicCheck(ABC):
         name: Of the check.
         airflow: The instance's name.
         dags: The declarations of the DAGs that have the check, by DAG id.
+        observed: All DAGs of the instance.
+        too_frequent: Why upstreams have partitions too often, by DAG id.
     """
 
     name: ClassVar[str]
     airflow: str
     dags: Mapping[str, DagDeclaration]
     timing: Timing
+    observed: ObservedDags
+    too_frequent: Mapping[str, str]
 
     def __post_init__(self) -> None:
         self._queue = deque(self.dags)

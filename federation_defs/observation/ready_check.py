@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TypeAlias
 
 import dagster as dg
 from typing_extensions import override
@@ -19,12 +18,9 @@ from federation_defs.dagster_io.event_log import (
 from federation_defs.declaration import DependencyDeclaration
 from federation_defs.errors import AirflowError
 from federation_defs.naming import READY_CHECK_NAME, build_asset_key, build_check_key
-from federation_defs.observation.partitions_check import FindPartitionProblem
 from federation_defs.observation.periodic_check import Evaluations, Findings, PeriodicCheck
 from federation_defs.outcome import join_names
 from federation_defs.threads import run_in_threads
-
-FindProblem: TypeAlias = Callable[[str, str], str | None]
 
 
 @dataclass
@@ -37,17 +33,11 @@ class ReadyCheck(PeriodicCheck):
 
     Attributes:
         by_events: The ids of the DAGs on which the event sensor decides.
-        find_problem: As in `ObservedDags`.
-        find_partition_problem: As in `ObservedDags`.
-        too_frequent: Why upstreams have partitions too often for a DAG without, by DAG id.
     """
 
     name = READY_CHECK_NAME
     client: AirflowClient
     by_events: Collection[str]
-    find_problem: FindProblem
-    find_partition_problem: FindPartitionProblem
-    too_frequent: Mapping[str, str]
 
     @override
     def evaluate(
@@ -77,7 +67,7 @@ class ReadyCheck(PeriodicCheck):
             ]
             if dag.partitions is None and dag_id in self.too_frequent:
                 findings.warnings.append(self.too_frequent[dag_id])
-            if dag.partitions is None and (problem := self.find_partition_problem(dag_id)):
+            if dag.partitions is None and (problem := self.observed.find_partition_problem(dag_id)):
                 findings.errors.append(problem)
             elif self._waits_for_all(dag_id):
                 self._find_awaited(instance, dag_id, updates, outcomes, findings)
@@ -124,7 +114,7 @@ class ReadyCheck(PeriodicCheck):
         return [edge for edge in dag.depends_on if edge.state == "success"]
 
     def _find_present_problem(self, until: float, airflow: str, dag_id: str) -> str | None:
-        known = self.find_problem(airflow, dag_id)
+        known = self.observed.find_problem(airflow, dag_id)
         if known is None or airflow != self.airflow:
             return known
         try:

@@ -28,9 +28,10 @@ from federation_defs.declaration import ObserveDeclaration
 from federation_defs.errors import AirflowError, DagNotFoundError, UnreachableError
 from federation_defs.events import build_gap_observations
 from federation_defs.naming import build_asset_key, build_sensor_name
-from federation_defs.observation.checks import Checks, ObservedDags
+from federation_defs.observation.checks import Checks
 from federation_defs.observation.cursor import Cursor, EndedRuns, advance, build_fingerprint
 from federation_defs.observation.outcomes import OutcomeFetcher, select_runs
+from federation_defs.observation.periodic_check import ObservedDags
 from federation_defs.observation.poll_interval import PollInterval
 from federation_defs.observation.poller import DeferredRuns, Poller
 from federation_defs.observation.reporter import Reporter
