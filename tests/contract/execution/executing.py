@@ -111,18 +111,22 @@ def materialize(
     tags: Mapping[str, str] | None = None,
     max_active_runs: int | None = None,
     timing: Timing = FAST,
+    is_printed: bool = True,
 ) -> ExecutedRun:
     """Materialize DAGs of an instance: those selected, or all.
 
     Args:
         tags: Of the Dagster run.
+        is_printed: Whether its log is printed.
     """
     declared = dags if isinstance(dags, Mapping) else {dag_id: {} for dag_id in dags}
     keys = [build_asset_key(client.instance, dag_id) for dag_id in selection or declared]
+    silent = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     result = dg.materialize(
         [build_assets(client, declared, max_active_runs, timing)],
         selection=dg.AssetSelection.assets(*keys),
         instance=instance,
+        run_config=None if is_printed else silent,
         tags=tags,
         raise_on_error=False,
     )
