@@ -138,7 +138,7 @@ def _find_wrong_dependency(
     is_whole: bool,
 ) -> Iterator[str]:
     match dependency.asset:
-        case [instance, "dag", dag_id] if instance in by_name:
+        case [instance, "dag", dag_id] if instance in {*by_name, *member.declaration.elsewhere}:
             yield f"the asset {dependency.name} is a DAG; write {instance}/{dag_id}"
     if dependency.upstream is None:
         return
