@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cache, cached_property
+from typing import TypeVar
 
 import dagster as dg
 
@@ -22,14 +23,16 @@ from federation_defs.errors import AirflowError
 from federation_defs.naming import RUN_ID_PREFIX, build_run_id
 from federation_defs.outcome import join_names
 from federation_defs.partitions import Partitioning
+from federation_defs.threads import run_in_threads
 from federation_defs.timing import Timing
 
+T = TypeVar("T")
 _MAX_RUNS = 10 * SERVER_PAGE
 
 
 class Memory:
-    """What was found about partitions that wait, as long as their causes are the same. It only
-    saves queries."""
+    """What was found about runs that are due, as long as their causes are the same. It only saves
+    queries."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str | None], tuple[tuple[Cause, ...], str]] = {}
@@ -51,6 +54,7 @@ class Runs:
     Args:
         shared: The ids of Dagster runs that materialized upstreams and are to run the DAG as well.
             It is updated.
+        deadline: By the monotonic clock, for Airflow's answers.
     """
 
     def __init__(
@@ -59,11 +63,13 @@ class Runs:
         instance: dg.DagsterInstance,
         shared: Memory,
         timing: Timing,
+        deadline: float,
     ) -> None:
         self._client = client
         self._instance = instance
         self._shared = shared
         self._timing = timing
+        self._deadline = deadline
         # By DAG, partition and cause, what this tick requested.
         self._requested: dict[tuple[str, str | None, str], str] = {}
         # Of DAGs, the runs that go on as run id and partition, or why they are not known.
@@ -84,20 +90,28 @@ class Runs:
     @cached_property
     def _active_runs(self) -> list[DagRun] | str:
         """The active DAG runs with ids of ours, or why they are not known."""
-        try:
-            page = self._client.fetch_active_runs(_MAX_RUNS, RUN_ID_PREFIX)
-        except AirflowError as error:
-            return str(error)
-        if page is None or page.has_shrunk:
-            return f"Airflow '{self._client.instance}' has too many active runs to count them"
-        return page.entries
+        too_many = f"Airflow '{self._client.instance}' has too many active runs to count them"
+        page = self._ask(
+            lambda: self._client.fetch_active_runs(_MAX_RUNS, RUN_ID_PREFIX) or too_many
+        )
+        if isinstance(page, str):
+            return page
+        return too_many if page.has_shrunk else page.entries
 
     def _fetch_problem(self, dag_id: str) -> str | None:
         """Fetch why Airflow would not run a DAG at present; None if it would."""
+        dag = self._ask(lambda: self._client.fetch_dag(dag_id))
+        return dag if isinstance(dag, str) else dag.problem
+
+    def _ask(self, fetch: Callable[[], T]) -> T | str:
+        """Return what Airflow answers, or why there is no answer in the time of this tick."""
+        rest_s = max(0.0, self._timing.find_rest_s(self._deadline))
         try:
-            return self._client.fetch_dag(dag_id).problem
+            (answer,) = run_in_threads([fetch], 1, rest_s)
         except AirflowError as error:
             return str(error)
+        late = f"Airflow '{self._client.instance}' has not answered in the time that a tick has"
+        return late if answer is None else answer
 
     def find_obstacle(self, dag: Downstream, earlier: str | None) -> str | None:
         """Find why no run of a DAG may begin, in words; None if one may.
