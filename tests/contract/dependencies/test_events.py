@@ -270,8 +270,7 @@ def test_what_waits_for_a_dependency_that_is_taken_out_is_dropped_and_told_once(
         assert daemon.tick() == []
         assert f"1 wait, the first is {OTHER} failure one" in daemon.skip_reason
     dropped = (
-        "Dropped what waited to start a run of this DAG, as it is declared otherwise now: "
-        f"{LOAD} (failure)."
+        f"Dropped what waited to start a run of this DAG and starts it no longer: {LOAD} (failure)."
     )
     assert list_dropped(instance) == [dropped]
 
