@@ -210,7 +210,7 @@ def _build_windows(cron: str, timezone: str) -> dg.TimeWindowPartitionsDefinitio
     )
 
 
-def refuse_same(dependencies: list[DependencyDeclaration]) -> list[DependencyDeclaration]:
+def refuse_duplicates(dependencies: list[DependencyDeclaration]) -> list[DependencyDeclaration]:
     """Refuse dependencies that say the same."""
     states: defaultdict[tuple[str | None, ...], set[State]] = defaultdict(set)
     for each in dependencies:

@@ -33,10 +33,10 @@ from federation_defs.partition_mapping import PartitionMapping, find_window
 
 # An event may become visible after others with larger positions: PostgreSQL and MySQL number rows
 # before they commit them. So many positions are read again.
-WINDOW = 200
+REREAD_POSITIONS = 200
 
 VERSION = 3
-_MARK = 4  # characters
+_FINGERPRINT_LENGTH = 4
 _UNREADABLE = (
     AttributeError,
     LookupError,
@@ -88,18 +88,19 @@ class Downstream:
         return {_name(edge): edge for edge in self.declaration.depends_on}
 
     @cached_property
-    def marks(self) -> dict[dg.AssetKey, str]:
-        """The marks of the upstreams, which stand for them in the cursor, whatever states count.
+    def fingerprints(self) -> dict[dg.AssetKey, str]:
+        """The fingerprints of the upstreams, by which the cursor names them, whatever states count.
 
-        Dagster stores the cursor at each tick, so a mark is short: one of 16 million. An upstream
-        that is new, and by chance has the mark of another one, counts from the last tick on and is
-        not told.
+        Dagster stores the cursor at each tick, so they are short: 16 million are possible. A new
+        upstream that has the fingerprint of another one counts from the last tick on, and no
+        observation says so.
         """
-        return {edge.key: self._build_mark(edge.key) for edge in self.declaration.depends_on}
+        return {edge.key: self._build_fingerprint(edge.key) for edge in self.declaration.depends_on}
 
-    def _build_mark(self, upstream: dg.AssetKey) -> str:
+    def _build_fingerprint(self, upstream: dg.AssetKey) -> str:
         name = json.dumps([self.dag_id, upstream.path])
-        return urlsafe_b64encode(hashlib.sha256(name.encode()).digest()).decode()[:_MARK]
+        digest = urlsafe_b64encode(hashlib.sha256(name.encode()).digest())
+        return digest.decode()[:_FINGERPRINT_LENGTH]
 
     def has_partition(self, partition: str | None) -> bool:
         """Whether a partition, which may be yet to come, is one of the DAG's; of a DAG without, it
@@ -167,7 +168,7 @@ class Cursor:
         position: In the event log, up to which it was read.
         seen: The positions of events that were read, of the last ones.
         dags: What waits, by DAG id.
-        known: The marks of the upstreams whose events count. Those of others are history.
+        followed: The fingerprints of the upstreams whose events count. Those of others are history.
         dropped: What waited, and was dropped because declarations have changed, by DAG id: for
             each event, its dependency in words. It is not stored.
     """
@@ -175,13 +176,13 @@ class Cursor:
     position: int
     seen: frozenset[int] = frozenset()
     dags: Mapping[str, Waiting] = field(default_factory=dict)
-    known: frozenset[str] = frozenset()
+    followed: frozenset[str] = frozenset()
     dropped: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def advance(self, position: int, read: Collection[int]) -> Cursor:
         """Return the cursor after events at these positions were read, all up to one of them."""
         position = max(position, self.position)
-        seen = {each for each in self.seen.union(read) if each > position - WINDOW}
+        seen = {each for each in self.seen.union(read) if each > position - REREAD_POSITIONS}
         return replace(self, position=position, seen=frozenset(seen))
 
 
@@ -292,7 +293,7 @@ def dump(cursor: Cursor) -> str:
         "version": VERSION,
         "position": cursor.position,
         "seen": sorted(cursor.seen),
-        "known": "".join(sorted(cursor.known)),
+        "known": "".join(sorted(cursor.followed)),
         "edges": list(edges),
         "dags": dags,
     }
@@ -310,7 +311,7 @@ def load(text: str | None, dags: Mapping[str, Downstream]) -> Cursor | None:
         values = json.loads(text or "")
         int(values["version"])  # every cursor of the sensor has one
         position, seen = int(values["position"]), frozenset(map(int, values["seen"]))
-        marks = str(values.get("known", ""))
+        known = str(values.get("known", ""))
     except _UNREADABLE:
         return None
     waiting: dict[str, Waiting] = {}
@@ -322,8 +323,9 @@ def load(text: str | None, dags: Mapping[str, Downstream]) -> Cursor | None:
                 kept, gone = _load_waiting(dags.get(dag_id), rows, edges)
                 waiting |= {dag_id: kept} if kept else {}
                 dropped |= {dag_id: gone} if gone else {}
-    known = {marks[start : start + _MARK] for start in range(0, len(marks), _MARK)}
-    return Cursor(position, seen, waiting, frozenset(known), dropped)
+    starts = range(0, len(known), _FINGERPRINT_LENGTH)
+    followed = frozenset(known[start : start + _FINGERPRINT_LENGTH] for start in starts)
+    return Cursor(position, seen, waiting, followed, dropped)
 
 
 def _load_waiting(

@@ -30,7 +30,7 @@ T = TypeVar("T")
 _MAX_RUNS = 10 * SERVER_PAGE
 
 
-class Memory:
+class DueCache:
     """What was found about runs that are due, as long as their causes are the same. It only saves
     queries."""
 
@@ -61,7 +61,7 @@ class Runs:
         self,
         client: AirflowClient,
         instance: dg.DagsterInstance,
-        shared: Memory,
+        shared: DueCache,
         timing: Timing,
         deadline: float,
     ) -> None:
@@ -77,7 +77,7 @@ class Runs:
         self._fetch_dagster_run = cache(instance.get_run_by_id)
         self._find_problem = cache(self._fetch_problem)
 
-    def add(self, dag: Downstream, due: Due, run_id: str) -> None:
+    def add_requested(self, dag: Downstream, due: Due, run_id: str) -> None:
         """Add the DAG run that this tick has requested."""
         self._requested[dag.dag_id, due.partition, due.causes[-1].label] = run_id
         if isinstance(active := self._active.get(dag.dag_id), dict):
@@ -125,11 +125,11 @@ class Runs:
         is_bounded = dag.trigger.runs == "each" or dag.declaration.partitions is not None
         if len(active) >= (dag.trigger.at_once if is_bounded else 1):
             return f"runs of it go on: {join_names(sorted(active))}"
-        if earlier is not None and (earlier in active or self._goes_on(dag, earlier)):
+        if earlier is not None and (earlier in active or self._is_active(dag, earlier)):
             return f"the run to clear goes on: {earlier}"
         return self._find_problem(dag.dag_id)
 
-    def find_partitions(self, dag: Downstream) -> Collection[str | None]:
+    def find_active_partitions(self, dag: Downstream) -> Collection[str | None]:
         """Find the partitions of a DAG whose runs go on, as far as that is known."""
         active = self._find_active(dag)
         return () if isinstance(active, str) else active.values()
@@ -167,7 +167,7 @@ class Runs:
                 active.setdefault(run.run_id, partition)
         return active
 
-    def _goes_on(self, dag: Downstream, run_id: str) -> bool:
+    def _is_active(self, dag: Downstream, run_id: str) -> bool:
         """Whether a DAG run goes on in Airflow, also one that is older than its time-out."""
         runs = [] if isinstance(self._active_runs, str) else self._active_runs
         return any(run.key == (dag.dag_id, run_id) for run in runs)

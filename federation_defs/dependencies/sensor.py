@@ -25,8 +25,8 @@ from federation_defs.dagster_io.event_log import (
 )
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration, suggest
 from federation_defs.dependencies import decider
-from federation_defs.dependencies.decider import WINDOW, Cursor, Downstream, Waiting
-from federation_defs.dependencies.runs import Memory
+from federation_defs.dependencies.decider import REREAD_POSITIONS, Cursor, Downstream, Waiting
+from federation_defs.dependencies.runs import DueCache
 from federation_defs.dependencies.starter import Starter, drop_requested
 from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_job_name, build_sensor_name
@@ -98,7 +98,7 @@ class _EventSensor:
     """The state of one instance's sensor, as long as the process lasts. It only saves queries.
 
     Attributes:
-        _last: The cursor that the last tick returned; None if it failed.
+        _last: The cursor that the last tick returned; None if it failed, or has not read all.
         _reached: Positions in the event log, and when they were reached.
         _lacking: What partitions that wait lack.
         _shared: The Dagster runs that run them together with their upstreams.
@@ -110,8 +110,8 @@ class _EventSensor:
     timing: Timing
     _last: str | None = None
     _reached: deque[tuple[float, int]] = field(default_factory=deque)
-    _lacking: Memory = field(default_factory=Memory)
-    _shared: Memory = field(default_factory=Memory)
+    _lacking: DueCache = field(default_factory=DueCache)
+    _shared: DueCache = field(default_factory=DueCache)
     _begin: str | None = None
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
@@ -140,15 +140,17 @@ class _EventSensor:
             starter = Starter(self.client, instance, self._lacking, self._shared, self.timing)
             for dag_id, events in before.dropped.items():
                 starter.report_dropped(dag_id, events)
-            followed = {mark for dag in self.dags.values() for mark in dag.marks.values()}
+            followed = {each for dag in self.dags.values() for each in dag.fingerprints.values()}
             if is_whole:  # upstreams that are new count when all that has happened is read
                 for dag in self.dags.values():
-                    starter.report_new_upstreams(dag, before.known)
+                    starter.report_new_upstreams(dag, before.followed)
             else:
-                followed &= before.known
+                followed &= before.followed
             self._start(starter, cursor)
-            self._last = decider.dump(replace(cursor, known=frozenset(followed)))
-            return starter.build_result(self._last)
+            text = decider.dump(replace(cursor, followed=frozenset(followed)))
+            # What is read later may have led to runs in a tick whose cursor was not stored.
+            self._last = text if is_whole else None
+            return starter.build_result(text)
 
     def _read(
         self,
@@ -166,7 +168,7 @@ class _EventSensor:
         """
         downstreams: dict[dg.AssetKey, list[Downstream]] = {}
         for dag in self.dags.values():
-            followed = (key for key, mark in dag.marks.items() if mark in before.known)
+            followed = [key for key, each in dag.fingerprints.items() if each in before.followed]
             for key in {dag.key, *followed}:
                 downstreams.setdefault(key, []).append(dag)
         waiting = {dag_id: before.dags.get(dag_id, {}) for dag_id in self.dags}
@@ -190,7 +192,7 @@ class _EventSensor:
                 break
         if may_repeat:
             for dag_id, dag in self.dags.items():
-                drop_requested(instance, dag, waiting[dag_id], waiting[dag_id])
+                drop_requested(instance, dag, waiting[dag_id])
         return cursor, is_whole
 
     def _start(self, starter: Starter, cursor: Cursor) -> None:
@@ -214,7 +216,7 @@ class _EventSensor:
             self._reached.popleft()
         reached_at, position = self._reached[0]
         start = position if now - reached_at >= self.timing.late_event_s else 0
-        return max(start, cursor.position - WINDOW, 0)
+        return max(start, cursor.position - REREAD_POSITIONS, 0)
 
 
 def _add_event(

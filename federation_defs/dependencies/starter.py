@@ -28,7 +28,7 @@ from federation_defs.dependencies.decider import (
 )
 from federation_defs.dependencies.only_if import ask
 from federation_defs.dependencies.record import Run, Skip
-from federation_defs.dependencies.runs import Memory, Runs
+from federation_defs.dependencies.runs import DueCache, Runs
 from federation_defs.errors import DecisionError
 from federation_defs.events import (
     build_decision_events,
@@ -39,8 +39,8 @@ from federation_defs.naming import build_cause_tag, build_monitor_tags
 from federation_defs.outcome import join_names
 from federation_defs.timing import Timing
 
-_MAX_FAILURES = 3  # of `only_if`, about one event
-_MAX_REFERENCES = 20  # PostgreSQL's index of tags takes 2,700 bytes (dagster 1.13)
+_MAX_ONLY_IF_FAILURES = 3  # about one event
+_MAX_TAGGED_EVENTS = 20  # PostgreSQL's index of tags takes 2,700 bytes (dagster 1.13)
 
 _Event = dg.AssetObservation | dg.AssetCheckEvaluation
 
@@ -57,17 +57,18 @@ class _Obstacle(NamedTuple):
 
 
 def drop_requested(
-    instance: dg.DagsterInstance, dag: Downstream, waiting: Waiting, among: Waiting
+    instance: dg.DagsterInstance, dag: Downstream, waiting: Waiting, among: Waiting | None = None
 ) -> None:
     """Remove from what waits the causes of runs that were requested by a tick whose cursor was not
     stored. With `when: all`, the next event would otherwise lead to another run for them.
 
     Args:
-        among: The part of it to look at.
+        among: The part of it to look at; None for all.
     """
-    due = {_build_run_key(dag, due): due for due in find_due(dag, among)}
-    for key in find_requested(instance, list(due)):
-        drop_causes(waiting, due[key])
+    due = find_due(dag, waiting if among is None else among)
+    by_key = {_build_run_key(dag, each): each for each in due}
+    for key in find_requested(instance, list(by_key)):
+        drop_causes(waiting, by_key[key])
 
 
 class Starter:
@@ -83,8 +84,8 @@ class Starter:
         self,
         client: AirflowClient,
         instance: dg.DagsterInstance,
-        lacking: Memory,
-        shared: Memory,
+        lacking: DueCache,
+        shared: DueCache,
         timing: Timing,
     ) -> None:
         self._airflow = client.instance
@@ -96,7 +97,7 @@ class Starter:
         self._requests: list[dg.RunRequest] = []
         self._events: list[_Event] = []
         self._notes: list[str] = []
-        self._announced: list[str] = []
+        self._newly_followed: list[str] = []
         self._unanswered = set[str]()  # DAGs whose `only_if` gave no answer in this tick
         self._has_succeeded = cache(self._fetch_has_succeeded)
 
@@ -108,16 +109,16 @@ class Starter:
     def start(self, dag: Downstream, waiting: Waiting) -> None:
         """Request as many of a DAG's due runs as may begin now, and remove them from what waits."""
         lacking: list[str] = []
-        held: list[tuple[Due, str]] = []
+        held: tuple[Due, str] | None = None  # the first that waits though it lacks nothing
         has_begun = False
         for due in find_due(dag, waiting):
             if self.is_over and not self._lacking.get(dag, due):
-                held.append((due, "this tick has taken long enough"))
+                held = held or (due, "this tick has taken long enough")
                 break
             if lacks := self._find_lacking(dag, due):
                 lacking.append(f"{due.partition} {lacks}")
             elif obstacle := self._start(dag, waiting, due):
-                held.append((due, obstacle.why))
+                held = held or (due, obstacle.why)
                 if obstacle.is_of_dag:
                     break
             else:
@@ -125,11 +126,11 @@ class Starter:
                 drop_causes(waiting, due)
                 self._lacking.keep(dag, due, None)
         if held:
-            self._note_held(dag, waiting, *held[0])
+            self._note_held(dag, waiting, *held)
         if lacking:
             self._note(dag, join_names(lacking))
         elif not held and not has_begun:
-            self._note_latched(dag, waiting)
+            self._note_missing_upstreams(dag, waiting)
 
     def _start(self, dag: Downstream, waiting: Waiting, due: Due) -> _Obstacle | None:
         """Request a due run, or pass it over. If neither can be done now, return why."""
@@ -138,7 +139,7 @@ class Starter:
             return None
         if (why := self._runs.find_obstacle(dag, earlier)) is not None:
             return _Obstacle(why)
-        if due.partition is not None and due.partition in self._runs.find_partitions(dag):
+        if due.partition is not None and due.partition in self._runs.find_active_partitions(dag):
             return _Obstacle("a run of this partition goes on", is_of_dag=False)
         if (shared := self._runs.find_shared_run(dag, due)) is not None:
             runs_both = f"Dagster run {shared.run_id} runs both"
@@ -149,20 +150,20 @@ class Starter:
             self._request(dag, due, answer.conf, earlier)
         return None
 
-    def report_new_upstreams(self, dag: Downstream, known: Collection[str]) -> None:
+    def report_new_upstreams(self, dag: Downstream, followed: Collection[str]) -> None:
         """Tell, on the DAG's asset and in the tick, which dependencies count from now on.
 
         Args:
-            known: The marks of the upstreams that count already.
+            followed: The fingerprints of the upstreams that count already.
         """
         names = [
             f"{edge.name} ({edge.state})"
             for edge, _ in dag.edges
-            if dag.marks[edge.key] not in known
+            if dag.fingerprints[edge.key] not in followed
         ]
         if names:
             self._events.append(build_start_observation(dag.instance, dag.dag_id, names))
-            self._announced.append(dag.dag_id)
+            self._newly_followed.append(dag.dag_id)
 
     def report_dropped(self, dag_id: str, events: Sequence[str]) -> None:
         """Tell, on a DAG's asset and in the tick, what waited and starts the DAG no longer.
@@ -210,8 +211,8 @@ class Starter:
     def build_result(self, cursor: str) -> dg.SensorResult:
         """Build what the sensor returns."""
         notes = self._notes or ["Nothing has happened upstream that starts a DAG."]
-        if self._announced:
-            new = f"What happens from now on counts for {join_names(self._announced)}."
+        if self._newly_followed:
+            new = f"What happens from now on counts for {join_names(self._newly_followed)}."
             notes = [new, *self._notes]
         return dg.SensorResult(
             run_requests=self._requests,
@@ -224,7 +225,7 @@ class Starter:
         self, dag: Downstream, due: Due, conf: Mapping[str, Any] | None, clears: str | None
     ) -> None:
         airflow, last = dag.instance, due.causes[-1]
-        events = [(each.edge.key, each.position) for each in due.causes[-_MAX_REFERENCES:]]
+        events = [(each.edge.key, each.position) for each in due.causes[-_MAX_TAGGED_EVENTS:]]
         request = Request(events, conf, clears, self._find_logical_date(dag, last))
         self._requests.append(
             dg.RunRequest(
@@ -238,7 +239,8 @@ class Starter:
                 },
             )
         )
-        self._runs.add(dag, due, clears or _build_run_key(dag, due))  # its id is not known yet
+        # The id of a new run is not known yet.
+        self._runs.add_requested(dag, due, clears or _build_run_key(dag, due))
 
     def _find_logical_date(self, dag: Downstream, cause: Cause) -> datetime | None:
         """Find the logical date of the upstream run, if the DAG's run is to have it."""
@@ -268,7 +270,7 @@ class Starter:
             said = problem = str(error)
             pending.failures += 1
             self._unanswered.add(dag.dag_id)
-            answer = Skip(said) if pending.failures >= _MAX_FAILURES else None
+            answer = Skip(said) if pending.failures >= _MAX_ONLY_IF_FAILURES else None
         self._events += build_decision_events(
             dag.key,
             cause.edge.name,
@@ -281,7 +283,7 @@ class Starter:
 
     # What waits
 
-    def _note_latched(self, dag: Downstream, waiting: Waiting) -> None:
+    def _note_missing_upstreams(self, dag: Downstream, waiting: Waiting) -> None:
         """Note which dependencies a DAG still waits for, if others have counted since its last
         run."""
         notes: list[str] = []

@@ -16,7 +16,7 @@ from federation_defs.dagster_io.event_log import AssetEvent
 from federation_defs.declaration import DagDeclaration
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import (
-    WINDOW,
+    REREAD_POSITIONS,
     Cause,
     Cursor,
     Downstream,
@@ -78,7 +78,7 @@ def test_what_is_remembered_of_what_was_read_does_not_grow() -> None:
     cursor = Cursor(0)
     for position in range(10_000):
         cursor = cursor.advance(position, {position})
-    assert len(cursor.seen) == WINDOW
+    assert len(cursor.seen) == REREAD_POSITIONS
 
 
 def test_two_of_one_upstream_and_one_of_the_other_are_one_run() -> None:
@@ -115,8 +115,8 @@ def test_a_cursor_is_read_as_it_was_written() -> None:
     waiting: dict[str, Waiting] = {"ä [1]": {None: failing}}
     waiting["b"] = read(dags["b"], happen(A, 3), happen(A, 4))
     waiting["c"] = {"2026-01-01": waiting["b"][None], "2026-01-02": failing}
-    known = frozenset(mark for dag in dags.values() for mark in dag.marks.values())
-    cursor = Cursor(8, frozenset({3, 4, 7}), waiting, known)
+    followed = frozenset(each for dag in dags.values() for each in dag.fingerprints.values())
+    cursor = Cursor(8, frozenset({3, 4, 7}), waiting, followed)
     assert decider.load(decider.dump(cursor), dags) == cursor
 
 
@@ -133,11 +133,11 @@ def test_a_cursor_with_latches_beside_queues_is_read() -> None:
     assert decider.load(json.dumps({**values, "dags": []}), dags) == Cursor(8, frozenset({8}))
 
 
-def test_upstreams_whose_marks_are_the_same_all_count() -> None:
+def test_upstreams_whose_fingerprints_are_the_same_all_count() -> None:
     first, second = "warehouse/load_09217", "warehouse/load_09249"
     dag = replace(declare(first, second), dag_id="customer_metrics")
-    assert len(dag.marks) == 2
-    assert len(set(dag.marks.values())) == 1, "the test needs two of one mark"
+    assert len(dag.fingerprints) == 2
+    assert len(set(dag.fingerprints.values())) == 1, "the test needs two that are the same"
     assert find_positions(dag, read(dag, happen(first, 1))) == [1]
 
 
