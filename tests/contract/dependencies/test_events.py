@@ -74,6 +74,25 @@ def test_a_tick_that_is_repeated_after_a_crash_requests_the_same_run(
     assert len(airflow.database.runs) == 1
 
 
+def test_a_backlog_that_is_read_in_several_ticks_after_a_crash_leads_to_no_run_twice(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    trigger = {"when": "all", "pass_upstream": True}
+    daemon = start(airflow_v2, instance, {"depends_on": [LOAD, OTHER], "trigger": trigger})
+    report(instance, LOAD, "success", "one")
+    for _ in range(501):  # more than one query has
+        report(instance, "warehouse/third", "failure", "any")
+    report(instance, OTHER, "success", "two")
+    before = daemon.cursor
+    assert daemon.tick() == [f"{OTHER} success two"]
+    daemon.cursor = before
+    report(instance, LOAD, "success", "three")
+    one_query = replace(FAST, read_events_s=0)
+    daemon.sensor = build_event_sensor(daemon.client, daemon.dags, timing=one_query)
+    assert [daemon.tick() for _ in range(3)] == [[], [], []]
+    assert f"waits for {OTHER}" in daemon.skip_reason
+
+
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_as_many_runs_as_declared_are_active_at_once_also_if_they_are_not_waited_for(
     airflow: Airflow, instance: dg.DagsterInstance, at_once: int
