@@ -288,9 +288,10 @@ class Starter:
         run."""
         notes: list[str] = []
         for partition, pending in waiting.items():
-            counted = [cause.edge for cause in pending.causes.values()]
+            # By identity: to compare all with each other would take seconds if there are many.
+            counted = {id(cause.edge) for cause in pending.causes.values()}
             missing = [
-                f"{edge.name} ({edge.state})" for edge, _ in dag.edges if edge not in counted
+                f"{edge.name} ({edge.state})" for edge, _ in dag.edges if id(edge) not in counted
             ]
             which = "" if partition is None else f"{partition} "
             notes.append(f"{which}waits for {join_names(missing)}")
