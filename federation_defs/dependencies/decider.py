@@ -23,11 +23,7 @@ from typing import Any, TypeAlias
 import dagster as dg
 
 from federation_defs.dagster_io.event_log import AssetEvent
-from federation_defs.declaration import (
-    DagDeclaration,
-    DependencyDeclaration,
-    TriggerDeclaration,
-)
+from federation_defs.declaration import DagDeclaration, DependencyDeclaration, TriggerDeclaration
 from federation_defs.naming import build_asset_key, build_dag_id
 from federation_defs.partition_mapping import PartitionMapping, find_window
 
@@ -37,14 +33,7 @@ REREAD_POSITIONS = 200
 
 VERSION = 3
 _FINGERPRINT_LENGTH = 4
-_UNREADABLE = (
-    AttributeError,
-    LookupError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+_UNREADABLE = (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
 _OPPOSITE = {"success": "failure", "failure": "success"}
 
 # A dependency in the cursor: the upstream's asset key as JSON, and the state that counts.
@@ -335,19 +324,19 @@ def _load_waiting(
     that are gone, and with one event of each dependency unless `runs: each`. Return also what was
     left out, in words."""
     waiting, gone = Waiting(), list[str]()
+    is_latest = dag is not None and dag.trigger.runs == "latest"
     for row in rows:
         with suppress(*_UNREADABLE):
             partition, latched, queue, failures = row  # latches and queues were apart once
             partition = None if partition is None else str(partition)
-            is_known = dag is not None and dag.has_partition(partition)
-            causes: dict[Any, Cause] = {}
+            declared = dag.edges_by_name if dag and dag.has_partition(partition) else {}
+            causes: dict[_Edge | int, Cause] = {}
             for number, position, run_id in sorted([*latched, *queue], key=itemgetter(1)):
-                edge = dag.edges_by_name.get(edges[number]) if dag and is_known else None
-                if dag is None or edge is None:
-                    gone.append(_describe(edges[number], partition))
-                    continue
-                cause = Cause(edge, int(position), str(run_id))
-                causes[edges[number] if dag.trigger.runs == "latest" else position] = cause
+                name = edges[number]
+                if edge := declared.get(name):
+                    causes[name if is_latest else position] = Cause(edge, position, str(run_id))
+                else:
+                    gone.append(_describe(name, partition))
             if causes:
                 by_position = {cause.position: cause for cause in causes.values()}
                 waiting[partition] = Pending(by_position, int(failures))

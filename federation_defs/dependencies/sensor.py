@@ -18,11 +18,7 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.dagster_io.code_locations import find_moved_cursor, refuse_second_location
 from federation_defs.dagster_io.deployment import share_instance
-from federation_defs.dagster_io.event_log import (
-    AssetEvent,
-    fetch_events,
-    fetch_last_position,
-)
+from federation_defs.dagster_io.event_log import AssetEvent, fetch_events, fetch_last_position
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration, suggest
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import REREAD_POSITIONS, Cursor, Downstream, Waiting
