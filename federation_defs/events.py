@@ -187,6 +187,23 @@ def build_drop_observation(airflow: str, dag_id: str) -> dg.AssetObservation:
     return dg.AssetObservation(key, description, metadata={SIGNAL_LABEL: "drop"})
 
 
+def build_dropped_observation(
+    airflow: str, dag_id: str, events: Sequence[str]
+) -> dg.AssetObservation:
+    """Return the observation that events were dropped that waited to start a DAG, and start it no
+    longer, as it is declared otherwise, or its partitions are not known.
+
+    Args:
+        events: The dependency of each, in words.
+    """
+    names = join_names(list(dict.fromkeys(events)))
+    description = (
+        f"Dropped what waited to start a run of this DAG and starts it no longer: {names}."
+    )
+    key = build_asset_key(airflow, dag_id)
+    return dg.AssetObservation(key, description, metadata={"Dropped events": len(events)})
+
+
 def build_start_observation(
     airflow: str, dag_id: str, upstreams: Sequence[str]
 ) -> dg.AssetObservation:

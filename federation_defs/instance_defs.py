@@ -99,8 +99,10 @@ def build_instance_defs(
     jobs = list[dg.JobDefinition]()
     if by_condition:
         sensors.append(build_automation_sensor(declaration.name, by_condition, interval_s))
-    if downstreams and by_events:
+    # Also while all are undecided: it reads on, so what happens meanwhile starts nothing later.
+    if downstreams and (by_events or undecided):
         sensors.append(build_event_sensor(client, by_events, instances, interval_s))
+    if downstreams and by_events:
         jobs.append(build_drop_job(declaration.name, by_events.keys()))
     return dg.Definitions(
         assets=build_assets(client, declaration, specs),

@@ -102,6 +102,13 @@ class Timing:
     # Between two evaluations of `ready`, or of `partitions`; longer if there are many instances.
     check_interval_s: float = 60.0
 
+    # The event sensor. Dagster ends a tick after 60 s, and does not store its cursor then.
+    read_events_s: float = 15.0  # of a tick, for reading what has happened upstream
+    # For starting runs after that. An `only_if` that is asked by then takes 10 s more.
+    start_dags_s: float = 20.0
+    # For so long after an event, others with smaller positions may become visible.
+    late_event_s: float = 10.0
+
     refresh_s: float = 600.0  # for the requests of all instances, by the refresh job
 
     # Execution

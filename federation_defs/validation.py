@@ -19,10 +19,12 @@ from federation_defs.declaration import (
 from federation_defs.dependencies.only_if import check_function
 from federation_defs.state import Snapshot, is_selected
 
-_MANY = 10  # absent DAGs: to look for similar names takes 0.05 s each, in an instance with 500
-_LONGEST_CHAIN = 5  # DAGs
-_MOST_WINDOWS = 10_000  # as hours of a year
-_UNFIT = 1.5  # times as often; days of 25 hours are no more
+_MAX_SUGGESTIONS = 10  # of names for absent DAGs; each takes 0.05 s in an instance with 500
+_MAX_CYCLES = 10
+_MAX_CHAIN = 5  # in DAGs
+# How many times as long a partition may be as one that it needs.
+_MAX_LENGTH_RATIO = 10_000  # hours of a year are fewer
+_MAX_RATIO_FOR_EACH = 1.5  # with `runs: each`; a day of 25 hours is no longer
 _CHECK_TOGETHER = "If another project declares it, check that project, too."
 _DECLARE_THERE = "; add it to `dags` or `select` there"
 _RESTORE = "Restore the DAG, or remove its id from the declarations."
@@ -138,7 +140,7 @@ def _find_wrong_dependency(
     is_whole: bool,
 ) -> Iterator[str]:
     match dependency.asset:
-        case [instance, "dag", dag_id] if instance in by_name:
+        case [instance, "dag", dag_id] if instance in {*by_name, *member.declaration.elsewhere}:
             yield f"the asset {dependency.name} is a DAG; write {instance}/{dag_id}"
     if dependency.upstream is None:
         return
@@ -257,13 +259,13 @@ def _find_wrong_ratio(ratio: float, name: str, dag: DagDeclaration) -> Iterator[
     Args:
         ratio: Of the lengths of their partitions, the DAG's to the upstream's.
     """
-    if max(ratio, 1 / ratio) > _MOST_WINDOWS:
+    if max(ratio, 1 / ratio) > _MAX_LENGTH_RATIO:
         longer, shorter = ("this DAG", name) if ratio > 1 else (name, "this DAG")
         yield (
             f"a partition of {longer} has the time of {max(ratio, 1 / ratio):.0f} partitions of "
             f"{shorter}; put a DAG between them whose partitions are days"
         )
-    if dag.trigger.runs == "each" and ratio > _UNFIT:
+    if dag.trigger.runs == "each" and ratio > _MAX_RATIO_FOR_EACH:
         yield (
             f"with `runs: each`, each of the {ratio:.0f} partitions of {name} that a partition of "
             "this DAG needs would run it; remove `runs`"
@@ -303,7 +305,7 @@ def find_absent_dags(
         what = f"Airflow '{instance}' has no DAG '{dag_id}'"
         if dag_id in snapshot.dags:
             what += f": its file has gone, or does not parse. {_RESTORE}"
-        elif len(absent) <= _MANY:
+        elif len(absent) <= _MAX_SUGGESTIONS:
             what += _suggest_or_list(dag_id, snapshot.present_dag_ids, _RESTORE)
         else:
             what += f". {_RESTORE}"
@@ -331,7 +333,7 @@ def _suggest_or_list(name: str, known: Iterable[str], remedy: str) -> str:
 
 def _find_cycles(members: Sequence[Member]) -> Iterator[str]:
     edges = _build_edges(members)
-    for _ in range(_MANY):
+    for _ in range(_MAX_CYCLES):
         try:
             TopologicalSorter(edges).prepare()
         except CycleError as error:
@@ -358,7 +360,7 @@ def find_deep_chains(members: Sequence[Member]) -> Iterator[str]:
         depths[dag] = 1 + max((depths[upstream] for upstream in edges.get(dag, ())), default=0)
     seen: set[str] = set()
     for dag in sorted(depths, key=lambda dag: (-depths[dag], dag)):
-        if depths[dag] <= _LONGEST_CHAIN:
+        if depths[dag] <= _MAX_CHAIN:
             return
         chain = [dag]
         while chain[-1] not in seen and (upstreams := edges.get(chain[-1])):

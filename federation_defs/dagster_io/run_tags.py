@@ -71,6 +71,7 @@ _MAX_PLAIN_CHARACTERS = 1000
 # What reading a tag raises that a person has edited.
 _INVALID = (AttributeError, KeyError, RecursionError, TypeError, ValueError, zlib.error)
 _RUNS_PER_CAUSE = 10  # the last ones
+_KEYS_PER_QUERY = 200
 ROOT_TAG = "dagster/root_run_id"  # of a re-execution
 _PARTITION_TAG = "dagster/partition"
 _RUN_KEY_TAG = "dagster/run_key"
@@ -246,9 +247,13 @@ def may_have_launched(run: dg.DagsterRun, airflow: str, dag_id: str) -> bool:
     return build_dag_run_tag(airflow, dag_id) in run.tags or run.status in NOT_ENDED
 
 
-def has_requested(instance: dg.DagsterInstance, run_key: str) -> bool:
-    """Whether Dagster has created the run that a sensor requested with this key."""
-    return bool(fetch_runs(instance, tags={_RUN_KEY_TAG: run_key}, limit=1))
+def find_requested(instance: dg.DagsterInstance, run_keys: Sequence[str]) -> set[str]:
+    """Find those of some run keys with which sensors have requested a run that Dagster created."""
+    found = set[str]()
+    for start in range(0, len(run_keys), _KEYS_PER_QUERY):
+        tags = {_RUN_KEY_TAG: run_keys[start : start + _KEYS_PER_QUERY]}
+        found |= {run.tags[_RUN_KEY_TAG] for run in fetch_runs(instance, tags=tags)}
+    return found
 
 
 def is_only_request(instance: dg.DagsterInstance, run: dg.DagsterRun, airflow: str) -> bool:

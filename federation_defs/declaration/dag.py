@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from federation_defs.declaration.dependency import (
     DeadlineDeclaration,
     DependencyDeclaration,
-    refuse_same,
+    refuse_duplicates,
 )
 from federation_defs.declaration.fields import Count, Declaration, Duration, Switch
 from federation_defs.declaration.partitions import PartitionsDeclaration
@@ -146,7 +146,7 @@ class SuccessDeclaration(Declaration):
 class DagDeclaration(Declaration):
     """What is declared of one DAG."""
 
-    depends_on: Annotated[list[DependencyDeclaration], AfterValidator(refuse_same)] = Field(
+    depends_on: Annotated[list[DependencyDeclaration], AfterValidator(refuse_duplicates)] = Field(
         default=[],
         description="What starts this DAG: successes of DAGs, as instance/dag_id, or what else is "
         "written in full.",

@@ -203,15 +203,16 @@ class DeadlineDeclaration(Declaration):
 
 @cache
 def _build_windows(cron: str, timezone: str) -> dg.TimeWindowPartitionsDefinition:
-    """Return what tells the ticks of a cron expression: Dagster has nothing else public for it."""
-    start = datetime.datetime(2026, 1, 1)  # outside of which windows are told as well
+    """Return the windows between the ticks of a cron expression, for which Dagster has no other
+    public function (1.13)."""
+    start = datetime.datetime(2026, 1, 1)  # any: there are windows before it as well
     return dg.TimeWindowPartitionsDefinition(
         cron_schedule=cron, start=start, timezone=timezone, fmt="%Y-%m-%d-%H:%M"
     )
 
 
-def refuse_same(dependencies: list[DependencyDeclaration]) -> list[DependencyDeclaration]:
-    """Refuse dependencies that say the same."""
+def refuse_duplicates(dependencies: list[DependencyDeclaration]) -> list[DependencyDeclaration]:
+    """Refuse dependencies that count the same events of an upstream."""
     states: defaultdict[tuple[str | None, ...], set[State]] = defaultdict(set)
     for each in dependencies:
         seen = states[(each.dag, *(each.asset or ()))]

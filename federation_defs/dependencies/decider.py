@@ -17,35 +17,24 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import dagster as dg
 
 from federation_defs.dagster_io.event_log import AssetEvent
-from federation_defs.declaration import (
-    DagDeclaration,
-    DependencyDeclaration,
-    TriggerDeclaration,
-)
-from federation_defs.naming import build_asset_key
+from federation_defs.declaration import DagDeclaration, DependencyDeclaration, TriggerDeclaration
+from federation_defs.naming import build_asset_key, build_dag_id
 from federation_defs.partition_mapping import PartitionMapping, find_window
 
 # An event may become visible after others with larger positions: PostgreSQL and MySQL number rows
 # before they commit them. So many positions are read again.
-WINDOW = 200
+REREAD_POSITIONS = 200
 
 VERSION = 3
-_MARK = 4  # characters
-_UNREADABLE = (
-    AttributeError,
-    LookupError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-_CONTRARY = {"success": "failure", "failure": "success"}
+_FINGERPRINT_LENGTH = 4
+_UNREADABLE = (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
+_OPPOSITE = {"success": "failure", "failure": "success"}
 
 # A dependency in the cursor: the upstream's asset key as JSON, and the state that counts.
 _Edge: TypeAlias = tuple[str, str]
@@ -88,18 +77,19 @@ class Downstream:
         return {_name(edge): edge for edge in self.declaration.depends_on}
 
     @cached_property
-    def marks(self) -> dict[dg.AssetKey, str]:
-        """The marks of the upstreams, which stand for them in the cursor, whatever states count.
+    def fingerprints(self) -> dict[dg.AssetKey, str]:
+        """The fingerprints of the upstreams, by which the cursor names them, whatever states count.
 
-        Dagster stores the cursor at each tick, so a mark is short: one of 16 million. An upstream
-        that is new, and by chance has the mark of another one, counts from the last tick on and is
-        not told.
+        Dagster stores the cursor at each tick, so they are short: 16 million are possible. A new
+        upstream that has the fingerprint of another one counts from the last tick on, and no
+        observation says so.
         """
-        return {edge.key: self._build_mark(edge.key) for edge in self.declaration.depends_on}
+        return {edge.key: self._build_fingerprint(edge.key) for edge in self.declaration.depends_on}
 
-    def _build_mark(self, upstream: dg.AssetKey) -> str:
+    def _build_fingerprint(self, upstream: dg.AssetKey) -> str:
         name = json.dumps([self.dag_id, upstream.path])
-        return urlsafe_b64encode(hashlib.sha256(name.encode()).digest()).decode()[:_MARK]
+        digest = urlsafe_b64encode(hashlib.sha256(name.encode()).digest())
+        return digest.decode()[:_FINGERPRINT_LENGTH]
 
     def has_partition(self, partition: str | None) -> bool:
         """Whether a partition, which may be yet to come, is one of the DAG's; of a DAG without, it
@@ -141,22 +131,22 @@ class Due:
     causes: tuple[Cause, ...]
 
 
-@dataclass(frozen=True)
-class State:
+@dataclass
+class Pending:
     """What waits to start a DAG, or a partition of it.
 
     Attributes:
-        causes: With `runs: latest`, the last event of each dependency since the last run. With
-            `runs: each`, all events.
+        causes: By position. With `runs: latest`, the last event of each dependency since the last
+            run. With `runs: each`, all events.
         failures: How often in a row `only_if` gave no answer about what is next.
     """
 
-    causes: tuple[Cause, ...] = ()
+    causes: dict[int, Cause] = field(default_factory=dict)
     failures: int = 0
 
 
-# What waits to start a DAG, by its partitions; of a DAG without, by None. Without empty states.
-Waiting: TypeAlias = dict[str | None, State]
+# What waits to start a DAG, by its partitions; of a DAG without, by None. Nothing in it is empty.
+Waiting: TypeAlias = dict[str | None, Pending]
 
 
 @dataclass(frozen=True)
@@ -167,18 +157,21 @@ class Cursor:
         position: In the event log, up to which it was read.
         seen: The positions of events that were read, of the last ones.
         dags: What waits, by DAG id.
-        known: The marks of the upstreams whose events count. Those of others are history.
+        followed: The fingerprints of the upstreams whose events count. Those of others are history.
+        dropped: What waited, and was dropped because declarations have changed, by DAG id: for
+            each event, its dependency in words. It is not stored.
     """
 
     position: int
     seen: frozenset[int] = frozenset()
     dags: Mapping[str, Waiting] = field(default_factory=dict)
-    known: frozenset[str] = frozenset()
+    followed: frozenset[str] = frozenset()
+    dropped: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def advance(self, position: int, read: Collection[int]) -> Cursor:
         """Return the cursor after events at these positions were read, all up to one of them."""
         position = max(position, self.position)
-        seen = {each for each in self.seen.union(read) if each > position - WINDOW}
+        seen = {each for each in self.seen.union(read) if each > position - REREAD_POSITIONS}
         return replace(self, position=position, seen=frozenset(seen))
 
 
@@ -198,70 +191,65 @@ def match_dependencies(
 
 def add_event(
     dag: Downstream,
-    concerned: Iterable[tuple[DependencyDeclaration, str | None]],
+    matches: Iterable[tuple[DependencyDeclaration, str | None]],
     waiting: Waiting,
     event: AssetEvent,
 ) -> None:
     """Add an event to what waits.
 
     Args:
-        concerned: What the event is about.
+        matches: As `match_dependencies` returns them.
     """
     queued = set[str | None]()
-    for edge, partition in concerned:
+    for edge, partition in matches:
         if partition in queued:  # one run, whichever dependencies it counts for
             continue
         # Removed and added: of what this event updates, the earliest partition comes first.
-        state = _add(dag, edge, waiting.pop(partition, State()), event)
-        if state.causes:
-            waiting[partition] = state
+        pending = waiting.pop(partition, Pending())
+        _add(dag, edge, pending, event)
+        if pending.causes:
+            waiting[partition] = pending
         if dag.trigger.runs == "each" and _counts(edge, event):
             queued.add(partition)
 
 
-def _add(dag: Downstream, edge: DependencyDeclaration, state: State, event: AssetEvent) -> State:
-    """Return a state after an event of a dependency."""
+def _add(dag: Downstream, edge: DependencyDeclaration, pending: Pending, event: AssetEvent) -> None:
     counts = _counts(edge, event)
-    cause = Cause(edge, event.position, event.run_id)
-    if counts and dag.trigger.runs == "each":
-        return replace(state, causes=(*state.causes, cause))
-    others = tuple(each for each in state.causes if each.edge != edge)
+    # With `when: all`, an upstream that ends otherwise does not count any more.
+    is_revoked = dag.trigger.when == "all" and _OPPOSITE.get(edge.state) == event.state
+    if dag.trigger.runs == "latest" and (counts or is_revoked):
+        pending.causes = {
+            position: cause for position, cause in pending.causes.items() if cause.edge != edge
+        }
     if counts:
-        return State((*others, cause))  # `only_if` is asked about another event
-    if dag.trigger.when == "all" and _CONTRARY.get(edge.state) == event.state:
-        return replace(state, causes=others)  # the upstream has ended otherwise since
-    return state
+        pending.causes[event.position] = Cause(edge, event.position, event.run_id)
+    if counts and dag.trigger.runs == "latest":
+        pending.failures = 0  # `only_if` is asked about another event
 
 
 def find_due(dag: Downstream, waiting: Waiting) -> list[Due]:
     """Return the runs that are due, in the order to start them: that of their newest causes."""
     found: list[Due] = []
-    for partition, state in waiting.items():
+    for partition, pending in waiting.items():
         if dag.trigger.runs == "each":
-            found += [Due(partition, (cause,)) for cause in state.causes]
-        elif dag.trigger.when == "any" or len(state.causes) == len(dag.edges):
-            found.append(Due(partition, tuple(sorted(state.causes, key=attrgetter("position")))))
+            found += [Due(partition, (cause,)) for cause in pending.causes.values()]
+        elif dag.trigger.when == "any" or len(pending.causes) == len(dag.edges):
+            found.append(Due(partition, _sort(pending)))
     return sorted(found, key=lambda due: due.causes[-1].position)
+
+
+def _sort(pending: Pending) -> tuple[Cause, ...]:
+    return tuple(pending.causes[position] for position in sorted(pending.causes))
 
 
 def drop_causes(waiting: Waiting, due: Due) -> None:
     """Remove the causes of a run that was requested or passed over."""
-    state = waiting.pop(due.partition, State())
-    if causes := tuple(each for each in state.causes if each not in due.causes):
-        waiting[due.partition] = State(causes)
-
-
-def join(dag: Downstream, waiting: Waiting) -> Waiting:
-    """Return what waits as the DAG is declared now: without partitions that are gone, and with one
-    event of each dependency unless `runs: each`."""
-    states: Waiting = {}
-    for partition, state in waiting.items():
-        causes = sorted(state.causes, key=attrgetter("position"))
-        if dag.trigger.runs == "latest":
-            causes = {_name(cause.edge): cause for cause in causes}.values()
-        if dag.has_partition(partition):
-            states[partition] = replace(state, causes=tuple(causes))
-    return states
+    pending = waiting[due.partition]
+    for cause in due.causes:
+        del pending.causes[cause.position]
+    pending.failures = 0
+    if not pending.causes:
+        del waiting[due.partition]
 
 
 def _name(edge: DependencyDeclaration) -> _Edge:
@@ -278,15 +266,15 @@ def dump(cursor: Cursor) -> str:
     """Return the sensor's cursor as JSON. DAGs for which nothing waits are left out."""
     edges: dict[_Edge, int] = {}  # by their numbers, as thousands of partitions may wait
 
-    def dump_state(state: State) -> list[Any]:
+    def dump_pending(pending: Pending) -> list[Any]:
         causes = [
             [edges.setdefault(_name(each.edge), len(edges)), each.position, each.run_id]
-            for each in state.causes
+            for each in pending.causes.values()
         ]
-        return [[], causes, state.failures]
+        return [[], causes, pending.failures]
 
     dags = {
-        dag_id: [[partition, *dump_state(state)] for partition, state in waiting.items()]
+        dag_id: [[partition, *dump_pending(each)] for partition, each in waiting.items()]
         for dag_id, waiting in cursor.dags.items()
         if waiting
     }
@@ -294,7 +282,7 @@ def dump(cursor: Cursor) -> str:
         "version": VERSION,
         "position": cursor.position,
         "seen": sorted(cursor.seen),
-        "known": "".join(sorted(cursor.known)),
+        "known": "".join(sorted(cursor.followed)),
         "edges": list(edges),
         "dags": dags,
     }
@@ -302,40 +290,61 @@ def dump(cursor: Cursor) -> str:
 
 
 def load(text: str | None, dags: Mapping[str, Downstream]) -> Cursor | None:
-    """Return the cursor; None if it can't be read, as after an edit by hand. Of a version to come,
-    what has another form is left out.
+    """Return the cursor, with what waits as the DAGs are declared now; None if it can't be read, as
+    after an edit by hand. Of a version to come, what has another form is left out.
 
     Args:
-        dags: By DAG id. What waits for others, or for other dependencies, is left out.
+        dags: By DAG id.
     """
     try:
         values = json.loads(text or "")
         int(values["version"])  # every cursor of the sensor has one
         position, seen = int(values["position"]), frozenset(map(int, values["seen"]))
-        marks = str(values.get("known", ""))
+        known = str(values.get("known", ""))
     except _UNREADABLE:
         return None
     waiting: dict[str, Waiting] = {}
-    for dag_id, dag in dags.items():
+    dropped: dict[str, list[str]] = {}
+    with suppress(*_UNREADABLE):
+        edges = [(str(key), str(state)) for key, state in values["edges"]]
+        for dag_id, rows in values["dags"].items():
+            with suppress(*_UNREADABLE):
+                kept, gone = _load_waiting(dags.get(dag_id), rows, edges)
+                waiting |= {dag_id: kept} if kept else {}
+                dropped |= {dag_id: gone} if gone else {}
+    starts = range(0, len(known), _FINGERPRINT_LENGTH)
+    followed = frozenset(known[start : start + _FINGERPRINT_LENGTH] for start in starts)
+    return Cursor(position, seen, waiting, followed, dropped)
+
+
+def _load_waiting(
+    dag: Downstream | None, rows: Iterable[Any], edges: Sequence[_Edge]
+) -> tuple[Waiting, list[str]]:
+    """Return what waits to start a DAG as it is declared now: without dependencies and partitions
+    that are gone, and with one event of each dependency unless `runs: each`. Return also what was
+    left out, in words."""
+    waiting, gone = Waiting(), list[str]()
+    is_latest = dag is not None and dag.trigger.runs == "latest"
+    for row in rows:
         with suppress(*_UNREADABLE):
-            edges = [(str(key), str(state)) for key, state in values["edges"]]
-            for each in values["dags"].get(dag_id, ()):
-                with suppress(*_UNREADABLE):
-                    partition, state = _load_state(dag, each, edges)
-                    if state.causes:
-                        waiting.setdefault(dag_id, {})[partition] = state
-    known = {marks[start : start + _MARK] for start in range(0, len(marks), _MARK)}
-    return Cursor(position, seen, waiting, frozenset(known))
+            partition, latched, queue, failures = row  # latches and queues were apart once
+            partition = None if partition is None else str(partition)
+            declared = dag.edges_by_name if dag and dag.has_partition(partition) else {}
+            causes: dict[_Edge | int, Cause] = {}
+            for number, position, run_id in sorted([*latched, *queue], key=itemgetter(1)):
+                name = edges[number]
+                if edge := declared.get(name):
+                    causes[name if is_latest else position] = Cause(edge, position, str(run_id))
+                else:
+                    gone.append(_describe(name, partition))
+            if causes:
+                by_position = {cause.position: cause for cause in causes.values()}
+                waiting[partition] = Pending(by_position, int(failures))
+    return waiting, gone
 
 
-def _load_state(
-    dag: Downstream, values: Sequence[Any], edges: Sequence[_Edge]
-) -> tuple[str | None, State]:
-    # Latches and queues were apart once.
-    partition, latched, queue, failures = values
-    causes = tuple(
-        Cause(edge, int(position), str(run_id))
-        for number, position, run_id in (*latched, *queue)
-        if (edge := dag.edges_by_name.get(edges[number])) is not None
-    )
-    return None if partition is None else str(partition), State(causes, int(failures))
+def _describe(edge: _Edge, partition: str | None) -> str:
+    key, state = dg.AssetKey(json.loads(edge[0])), edge[1]
+    dag_id = build_dag_id(key.path[0], key)
+    name = f"{key.path[0]}/{dag_id}" if dag_id else "/".join(key.path)
+    return f"{name} ({state})" + ("" if partition is None else f" for {partition}")

@@ -24,11 +24,11 @@ from federation_defs.errors import DecisionError
 from federation_defs.redaction import clean_text, has_secrets, redact_text
 
 TIMEOUT_S = 10.0
-_MARGIN_S = 5.0
-_MAX_ANSWER = 1_000_000  # bytes
-_MAX_SAID = 10_000  # characters of an exception
-_MAX_SHOWN = 300  # characters, without secrets
-_MAX_CONF = 1000  # characters; PostgreSQL's index of tags takes 2,700 bytes (dagster 1.13)
+_ORPHAN_S = 5.0  # after the time-out, a child whose parent has died ends itself
+_MAX_ANSWER_BYTES = 1_000_000
+_MAX_ERROR_CHARS = 10_000
+_MAX_SHOWN_CHARS = 300
+_MAX_CONF_CHARS = 1000  # PostgreSQL's index of tags takes 2,700 bytes (dagster 1.13)
 
 # The child sets its import path before it imports anything that is not built in.
 _CHILD = (
@@ -116,17 +116,17 @@ def _find_conf_problem(conf: dict[str, Any] | None) -> str | None:
             "a conf that seems to hold a secret, and that Dagster would show; keep secrets in an "
             "Airflow connection"
         )
-    if (size := len(json.dumps(conf))) > _MAX_CONF:
+    if (size := len(json.dumps(conf))) > _MAX_CONF_CHARS:
         return (
-            f"a conf of {size} characters, and Dagster keeps it in a tag, which has {_MAX_CONF} at "
-            "most; pass the name of what it is about"
+            f"a conf of {size} characters, and Dagster keeps it in a tag, which has "
+            f"{_MAX_CONF_CHARS} at most; pass the name of what it is about"
         )
     return None
 
 
 def _clean(text: str, event: UpstreamEvent) -> str:
     """Return a text of the function in one line, without secrets of the event."""
-    return " ".join(redact_text(clean_text(text), event.conf).split())[:_MAX_SHOWN]
+    return " ".join(redact_text(clean_text(text), event.conf).split())[:_MAX_SHOWN_CHARS]
 
 
 def reply() -> None:
@@ -135,14 +135,14 @@ def reply() -> None:
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the function prints
     # The parent kills this process in time, unless it has died itself.
-    signal.setitimer(signal.ITIMER_REAL, question["timeout_s"] + _MARGIN_S)
+    signal.setitimer(signal.ITIMER_REAL, question["timeout_s"] + _ORPHAN_S)
     try:
         decision = _import_function(question["name"])(UpstreamEvent.from_json(question["event"]))
         replied = json.dumps(_encode(decision), allow_nan=False)
     except BaseException as error:  # noqa: BLE001 - SystemExit is no answer either
         replied = json.dumps({"problem": f"failed: {_describe(error, question['name'])}"})
-    if len(replied) > _MAX_ANSWER:
-        replied = json.dumps({"problem": f"answered with more than {_MAX_ANSWER} bytes"})
+    if len(replied) > _MAX_ANSWER_BYTES:
+        replied = json.dumps({"problem": f"answered with more than {_MAX_ANSWER_BYTES} bytes"})
     channel.write(replied.encode())
     channel.flush()
     with suppress(AttributeError, OSError, ValueError):  # the function may have closed it
@@ -168,7 +168,7 @@ def _describe(error: BaseException, name: str) -> str:
         if frame.f_globals.get("__name__") == name.partition(":")[0]
     ]
     said = " ".join("".join(traceback.format_exception_only(error)).split())
-    return "".join(places[-1:]) + said[:_MAX_SAID]
+    return "".join(places[-1:]) + said[:_MAX_ERROR_CHARS]
 
 
 def check_function(name: str) -> str | None:
@@ -183,7 +183,7 @@ def check_function(name: str) -> str | None:
     try:
         module = import_module(module_name)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the module may raise anything
-        return f"can't be imported: {_describe(error, name)[:_MAX_SHOWN]}"
+        return f"can't be imported: {_describe(error, name)[:_MAX_SHOWN_CHARS]}"
     if not hasattr(module, function_name):
         return f"is not in its module{suggest(function_name, vars(module))}"
     function = getattr(module, function_name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cache, cached_property
+from typing import TypeVar
 
 import dagster as dg
 
@@ -22,14 +23,16 @@ from federation_defs.errors import AirflowError
 from federation_defs.naming import RUN_ID_PREFIX, build_run_id
 from federation_defs.outcome import join_names
 from federation_defs.partitions import Partitioning
+from federation_defs.threads import run_in_threads
 from federation_defs.timing import Timing
 
+T = TypeVar("T")
 _MAX_RUNS = 10 * SERVER_PAGE
 
 
-class Memory:
-    """What was found about partitions that wait, as long as their causes are the same. It only
-    saves queries."""
+class DueCache:
+    """What was found about runs that are due, as long as their causes are the same. It only saves
+    queries."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str | None], tuple[tuple[Cause, ...], str]] = {}
@@ -51,19 +54,22 @@ class Runs:
     Args:
         shared: The ids of Dagster runs that materialized upstreams and are to run the DAG as well.
             It is updated.
+        deadline: By the monotonic clock, for Airflow's answers.
     """
 
     def __init__(
         self,
         client: AirflowClient,
         instance: dg.DagsterInstance,
-        shared: Memory,
+        shared: DueCache,
         timing: Timing,
+        deadline: float,
     ) -> None:
         self._client = client
         self._instance = instance
         self._shared = shared
         self._timing = timing
+        self._deadline = deadline
         # By DAG, partition and cause, what this tick requested.
         self._requested: dict[tuple[str, str | None, str], str] = {}
         # Of DAGs, the runs that go on as run id and partition, or why they are not known.
@@ -71,7 +77,7 @@ class Runs:
         self._fetch_dagster_run = cache(instance.get_run_by_id)
         self._find_problem = cache(self._fetch_problem)
 
-    def add(self, dag: Downstream, due: Due, run_id: str) -> None:
+    def add_requested(self, dag: Downstream, due: Due, run_id: str) -> None:
         """Add the DAG run that this tick has requested."""
         self._requested[dag.dag_id, due.partition, due.causes[-1].label] = run_id
         if isinstance(active := self._active.get(dag.dag_id), dict):
@@ -84,20 +90,28 @@ class Runs:
     @cached_property
     def _active_runs(self) -> list[DagRun] | str:
         """The active DAG runs with ids of ours, or why they are not known."""
-        try:
-            page = self._client.fetch_active_runs(_MAX_RUNS, RUN_ID_PREFIX)
-        except AirflowError as error:
-            return str(error)
-        if page is None or page.has_shrunk:
-            return f"Airflow '{self._client.instance}' has too many active runs to count them"
-        return page.entries
+        too_many = f"Airflow '{self._client.instance}' has too many active runs to count them"
+        page = self._ask(
+            lambda: self._client.fetch_active_runs(_MAX_RUNS, RUN_ID_PREFIX) or too_many
+        )
+        if isinstance(page, str):
+            return page
+        return too_many if page.has_shrunk else page.entries
 
     def _fetch_problem(self, dag_id: str) -> str | None:
         """Fetch why Airflow would not run a DAG at present; None if it would."""
+        dag = self._ask(lambda: self._client.fetch_dag(dag_id))
+        return dag if isinstance(dag, str) else dag.problem
+
+    def _ask(self, fetch: Callable[[], T]) -> T | str:
+        """Return what Airflow answers, or why there is no answer in the time of this tick."""
+        rest_s = max(0.0, self._timing.find_rest_s(self._deadline))
         try:
-            return self._client.fetch_dag(dag_id).problem
+            (answer,) = run_in_threads([fetch], 1, rest_s)
         except AirflowError as error:
             return str(error)
+        late = f"Airflow '{self._client.instance}' has not answered in the time that a tick has"
+        return late if answer is None else answer
 
     def find_obstacle(self, dag: Downstream, earlier: str | None) -> str | None:
         """Find why no run of a DAG may begin, in words; None if one may.
@@ -111,11 +125,11 @@ class Runs:
         is_bounded = dag.trigger.runs == "each" or dag.declaration.partitions is not None
         if len(active) >= (dag.trigger.at_once if is_bounded else 1):
             return f"runs of it go on: {join_names(sorted(active))}"
-        if earlier is not None and (earlier in active or self._goes_on(dag, earlier)):
+        if earlier is not None and (earlier in active or self._is_active(dag, earlier)):
             return f"the run to clear goes on: {earlier}"
         return self._find_problem(dag.dag_id)
 
-    def find_partitions(self, dag: Downstream) -> Collection[str | None]:
+    def find_active_partitions(self, dag: Downstream) -> Collection[str | None]:
         """Find the partitions of a DAG whose runs go on, as far as that is known."""
         active = self._find_active(dag)
         return () if isinstance(active, str) else active.values()
@@ -153,7 +167,7 @@ class Runs:
                 active.setdefault(run.run_id, partition)
         return active
 
-    def _goes_on(self, dag: Downstream, run_id: str) -> bool:
+    def _is_active(self, dag: Downstream, run_id: str) -> bool:
         """Whether a DAG run goes on in Airflow, also one that is older than its time-out."""
         runs = [] if isinstance(self._active_runs, str) else self._active_runs
         return any(run.key == (dag.dag_id, run_id) for run in runs)

@@ -9,7 +9,7 @@ that Dagster creates it once, whatever crashes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -18,24 +18,18 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.dagster_io.code_locations import find_moved_cursor, refuse_second_location
 from federation_defs.dagster_io.deployment import share_instance
-from federation_defs.dagster_io.event_log import (
-    AssetEvent,
-    fetch_events,
-    fetch_last_position,
-)
+from federation_defs.dagster_io.event_log import AssetEvent, fetch_events, fetch_last_position
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration, suggest
 from federation_defs.dependencies import decider
-from federation_defs.dependencies.decider import WINDOW, Cursor, Downstream, Waiting
-from federation_defs.dependencies.runs import Memory
-from federation_defs.dependencies.starter import Starter
+from federation_defs.dependencies.decider import REREAD_POSITIONS, Cursor, Downstream, Waiting
+from federation_defs.dependencies.runs import DueCache
+from federation_defs.dependencies.starter import Starter, drop_requested
 from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_job_name, build_sensor_name
 from federation_defs.partition_mapping import build_mappings
 from federation_defs.timing import Timing
 
 _EVENTS_PER_QUERY = 500
-_READ_S = 15.0  # for reading a backlog in one tick; Dagster ends a tick after 60 s
-_SETTLE_S = 10.0  # after an event, within which others with smaller positions may become visible
 
 
 def build_event_sensor(
@@ -100,10 +94,11 @@ class _EventSensor:
     """The state of one instance's sensor, as long as the process lasts. It only saves queries.
 
     Attributes:
-        _last: The cursor that the last tick returned; None if it failed.
+        _last: The cursor that the last tick returned; None if it failed, or has not read all.
         _reached: Positions in the event log, and when they were reached.
         _lacking: What partitions that wait lack.
         _shared: The Dagster runs that run them together with their upstreams.
+        _begin: The DAG with which the next tick begins to start runs; None for the first one.
     """
 
     client: AirflowClient
@@ -111,8 +106,9 @@ class _EventSensor:
     timing: Timing
     _last: str | None = None
     _reached: deque[tuple[float, int]] = field(default_factory=deque)
-    _lacking: Memory = field(default_factory=Memory)
-    _shared: Memory = field(default_factory=Memory)
+    _lacking: DueCache = field(default_factory=DueCache)
+    _shared: DueCache = field(default_factory=DueCache)
+    _begin: str | None = None
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """Evaluate the sensor.
@@ -134,85 +130,106 @@ class _EventSensor:
             if may_repeat := stored != last:
                 self._reached.clear()
             before = decider.load(stored, self.dags) or Cursor(fetch_last_position(instance))
-            cursor, events, is_whole = self._read(instance, before)
-            if location and (events or before.dags):
+            if before.dags or before.dropped:
                 refuse_second_location(instance, airflow, location, self.timing)
+            cursor, is_whole = self._read(instance, location, before, may_repeat=may_repeat)
             starter = Starter(self.client, instance, self._lacking, self._shared, self.timing)
-            states: dict[str, Waiting] = {}
-            for dag_id, dag in self.dags.items():
-                joined = {key for key, mark in dag.marks.items() if mark not in before.known}
-                if joined and is_whole:
-                    starter.announce(dag, joined)
-                new = (event for event in events.get(dag_id, ()) if event.key not in joined)
-                waiting = before.dags.get(dag_id, {})
-                states[dag_id] = _add_events(starter, dag, waiting, new, may_repeat=may_repeat)
-                starter.start(dag, states[dag_id])
-            known = frozenset(mark for dag in self.dags.values() for mark in dag.marks.values())
-            # Upstreams that are new count when all that has happened is read.
-            known = known if is_whole else known & before.known
-            self._last = decider.dump(replace(cursor, dags=states, known=known))
-            return starter.build_result(self._last)
+            for dag_id, events in before.dropped.items():
+                starter.report_dropped(dag_id, events)
+            followed = {each for dag in self.dags.values() for each in dag.fingerprints.values()}
+            if is_whole:  # upstreams that are new count when all that has happened is read
+                for dag in self.dags.values():
+                    starter.report_new_upstreams(dag, before.followed)
+            else:
+                followed &= before.followed
+            self._start(starter, cursor)
+            text = decider.dump(replace(cursor, followed=frozenset(followed)))
+            # What is read later may have led to runs in a tick whose cursor was not stored.
+            self._last = text if is_whole else None
+            return starter.build_result(text)
 
     def _read(
-        self, instance: dg.DagsterInstance, cursor: Cursor
-    ) -> tuple[Cursor, dict[str, list[AssetEvent]], bool]:
-        """Read what has happened, and return the cursor after that, the new events that matter to
-        each DAG, in order, and whether these are all."""
-        concerned: dict[dg.AssetKey, list[str]] = {}
-        for dag_id, dag in self.dags.items():
-            for key in {dag.key, *dag.marks}:
-                concerned.setdefault(key, []).append(dag_id)
-        found: dict[str, list[AssetEvent]] = {}
-        after = self._find_start(cursor)
-        until = self.timing.monotonic() + _READ_S
-        while True:
-            read, is_whole = fetch_events(instance, after, _EVENTS_PER_QUERY)
-            for event in read:
-                is_new = event.position not in cursor.seen
-                for dag_id in concerned.get(event.key, ()) if is_new else ():
-                    found.setdefault(dag_id, []).append(event)
-            after = max([after, *(event.position for event in read)])
-            cursor = cursor.advance(after, {event.position for event in read})
-            if is_whole or self.timing.monotonic() > until:
-                return cursor, found, is_whole
+        self,
+        instance: dg.DagsterInstance,
+        location: str | None,
+        before: Cursor,
+        *,
+        may_repeat: bool,
+    ) -> tuple[Cursor, bool]:
+        """Read what has happened, and add it to what waits. Return the cursor after that, and
+        whether it is all that has happened.
+
+        Args:
+            may_repeat: Runs may have been requested by a tick whose cursor was not stored.
+        """
+        downstreams: dict[dg.AssetKey, list[Downstream]] = {}
+        for dag in self.dags.values():
+            followed = [key for key, each in dag.fingerprints.items() if each in before.followed]
+            for key in {dag.key, *followed}:
+                downstreams.setdefault(key, []).append(dag)
+        waiting = {dag_id: before.dags.get(dag_id, {}) for dag_id in self.dags}
+        after, cursor = self._find_start(before), replace(before, dags=waiting)
+        deadline, is_whole = self.timing.monotonic() + self.timing.read_events_s, False
+        while not is_whole:
+            events, is_whole = fetch_events(instance, after, _EVENTS_PER_QUERY)
+            news = [
+                (dag, event)
+                for event in events
+                if event.position not in cursor.seen
+                for dag in downstreams.get(event.key, ())
+            ]
+            if news:
+                refuse_second_location(instance, self.client.instance, location, self.timing)
+            for dag, event in news:
+                _add_event(instance, dag, waiting[dag.dag_id], event, may_repeat=may_repeat)
+            after = max([after, *(event.position for event in events)])
+            cursor = cursor.advance(after, {event.position for event in events})
+            if self.timing.find_rest_s(deadline) <= 0:
+                break
+        if may_repeat:
+            for dag_id, dag in self.dags.items():
+                drop_requested(instance, dag, waiting[dag_id])
+        return cursor, is_whole
+
+    def _start(self, starter: Starter, cursor: Cursor) -> None:
+        """Start what is due. DAGs without `only_if` come first, as functions may take all the time.
+        The next tick begins with the first DAG for which this one has no time."""
+        dag_ids = list(self.dags)
+        begin, self._begin = self._begin, None
+        if begin is not None:
+            dag_ids = dag_ids[dag_ids.index(begin) :] + dag_ids[: dag_ids.index(begin)]
+        for dag_id in sorted(dag_ids, key=lambda each: bool(self.dags[each].trigger.only_if)):
+            if self._begin is None and starter.is_over:
+                self._begin = dag_id
+            starter.start(self.dags[dag_id], cursor.dags[dag_id])
 
     def _find_start(self, cursor: Cursor) -> int:
         """Find the position after which to read: that of some seconds ago, as events with smaller
         positions may have become visible since."""
         now = self.timing.monotonic()
         self._reached.append((now, cursor.position))
-        while len(self._reached) > 1 and now - self._reached[1][0] >= _SETTLE_S:
+        while len(self._reached) > 1 and now - self._reached[1][0] >= self.timing.late_event_s:
             self._reached.popleft()
         reached_at, position = self._reached[0]
-        start = position if now - reached_at >= _SETTLE_S else 0
-        return max(start, cursor.position - WINDOW, 0)
+        start = position if now - reached_at >= self.timing.late_event_s else 0
+        return max(start, cursor.position - REREAD_POSITIONS, 0)
 
 
-def _add_events(
-    starter: Starter,
+def _add_event(
+    instance: dg.DagsterInstance,
     dag: Downstream,
     waiting: Waiting,
-    events: Iterable[AssetEvent],
+    event: AssetEvent,
     *,
     may_repeat: bool,
-) -> Waiting:
-    """Return what waits after some events.
-
-    Args:
-        may_repeat: Runs may have been requested by a tick whose cursor was not stored, and the DAG
-            may have been declared otherwise then.
-    """
-    if may_repeat:
-        before, waiting = waiting, decider.join(dag, waiting)
-        starter.note_gone(dag, [each for each in before if each not in waiting])
-        if dag.trigger.only_if:  # it may have passed over what comes first
-            starter.drop_requested(dag, waiting, set(waiting))
-    for event in events:
-        if event.state == "drop" and event.key == dag.key:
+) -> None:
+    """Add an event to what waits for a DAG, or drop that, if a person wants it."""
+    if event.key == dag.key:
+        if event.state == "drop":
             waiting.clear()
-            continue
-        concerned = decider.match_dependencies(dag, event)
-        if may_repeat and dag.trigger.runs == "latest":
-            starter.drop_requested(dag, waiting, {partition for _, partition in concerned})
-        decider.add_event(dag, concerned, waiting, event)
-    return waiting
+        return
+    matches = decider.match_dependencies(dag, event)
+    if may_repeat and dag.trigger.runs == "latest":
+        among = {partition: waiting[partition] for _, partition in matches if partition in waiting}
+        drop_requested(instance, dag, waiting, among)
+    decider.add_event(dag, matches, waiting, event)

@@ -4,10 +4,9 @@ when upstreams have the partitions that are needed, and as `only_if` and `reruns
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import dagster as dg
 
@@ -18,7 +17,7 @@ from federation_defs.dagster_io.event_log import (
     fetch_last_materializations,
     fetch_materialized_partitions,
 )
-from federation_defs.dagster_io.run_tags import Request, has_requested
+from federation_defs.dagster_io.run_tags import Request, find_requested
 from federation_defs.dependencies.decider import (
     Cause,
     Downstream,
@@ -29,26 +28,55 @@ from federation_defs.dependencies.decider import (
 )
 from federation_defs.dependencies.only_if import ask
 from federation_defs.dependencies.record import Run, Skip
-from federation_defs.dependencies.runs import Memory, Runs
+from federation_defs.dependencies.runs import DueCache, Runs
 from federation_defs.errors import DecisionError
-from federation_defs.events import build_decision_events, build_start_observation
+from federation_defs.events import (
+    build_decision_events,
+    build_dropped_observation,
+    build_start_observation,
+)
 from federation_defs.naming import build_cause_tag, build_monitor_tags
 from federation_defs.outcome import join_names
 from federation_defs.timing import Timing
 
-_MAX_FAILURES = 3  # of `only_if`, about one event
-_START_S = 20.0  # for all that a tick starts; Dagster ends a tick after 60 s
-_MAX_REFERENCES = 20  # PostgreSQL's index of tags takes 2,700 bytes (dagster 1.13)
+_MAX_ONLY_IF_FAILURES = 3  # about one event
+_MAX_TAGGED_EVENTS = 20  # PostgreSQL's index of tags takes 2,700 bytes (dagster 1.13)
 
 _Event = dg.AssetObservation | dg.AssetCheckEvaluation
+
+
+class _Obstacle(NamedTuple):
+    """Why a due run does not begin now.
+
+    Attributes:
+        is_of_dag: No other run of the DAG begins now either.
+    """
+
+    why: str
+    is_of_dag: bool = True
+
+
+def drop_requested(
+    instance: dg.DagsterInstance, dag: Downstream, waiting: Waiting, among: Waiting | None = None
+) -> None:
+    """Remove from what waits the causes of runs that were requested by a tick whose cursor was not
+    stored. With `when: all`, the next event would otherwise lead to another run for them.
+
+    Args:
+        among: The part of it to look at; None for all.
+    """
+    due = find_due(dag, waiting if among is None else among)
+    by_key = {_build_run_key(dag, each): each for each in due}
+    for key in find_requested(instance, list(by_key)):
+        drop_causes(waiting, by_key[key])
 
 
 class Starter:
     """Requests the runs of one tick.
 
     Args:
-        lacking: What partitions lack, in words. Only an event about the partition, which is another
-            cause, can change it. It is updated.
+        lacking: What partitions lack, in words, empty if nothing. Only an event about the
+            partition, which is another cause, can change it. It is updated.
         shared: As `Runs` takes it.
     """
 
@@ -56,98 +84,105 @@ class Starter:
         self,
         client: AirflowClient,
         instance: dg.DagsterInstance,
-        lacking: Memory,
-        shared: Memory,
+        lacking: DueCache,
+        shared: DueCache,
         timing: Timing,
     ) -> None:
+        self._airflow = client.instance
         self._instance = instance
         self._lacking = lacking
-        self._runs = Runs(client, instance, shared, timing)
         self._timing = timing
-        self._until = timing.monotonic() + _START_S
+        self._deadline = timing.monotonic() + timing.start_dags_s
+        self._runs = Runs(client, instance, shared, timing, self._deadline)
         self._requests: list[dg.RunRequest] = []
         self._events: list[_Event] = []
-        self._waiting: list[str] = []
-        self._announced: list[str] = []
+        self._notes: list[str] = []
+        self._newly_followed: list[str] = []
+        self._unanswered = set[str]()  # DAGs whose `only_if` gave no answer in this tick
         self._has_succeeded = cache(self._fetch_has_succeeded)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time for starting runs in this tick is over."""
+        return self._timing.find_rest_s(self._deadline) <= 0
 
     def start(self, dag: Downstream, waiting: Waiting) -> None:
         """Request as many of a DAG's due runs as may begin now, and remove them from what waits."""
         lacking: list[str] = []
-        is_ready = False
+        held: tuple[Due, str] | None = None  # the first that waits though it lacks nothing
+        has_begun = False
         for due in find_due(dag, waiting):
-            if (lacks := self._find_lacking(dag, due)) is not None:
-                lacking.append(f"{due.partition} {lacks}")
-                continue
-            is_ready = True
-            if not self._start(dag, waiting, due):
+            if self.is_over and not self._lacking.get(dag, due):
+                held = held or (due, "this tick has taken long enough")
                 break
+            if lacks := self._find_lacking(dag, due):
+                lacking.append(f"{due.partition} {lacks}")
+            elif obstacle := self._start(dag, waiting, due):
+                held = held or (due, obstacle.why)
+                if obstacle.is_of_dag:
+                    break
+            else:
+                has_begun = True
+                drop_causes(waiting, due)
+                self._lacking.keep(dag, due, None)
+        if held:
+            self._note_held(dag, waiting, *held)
         if lacking:
             self._note(dag, join_names(lacking))
-        elif not is_ready:
-            self._note_latched(dag, waiting)
+        elif not held and not has_begun:
+            self._note_missing_upstreams(dag, waiting)
 
-    def _start(self, dag: Downstream, waiting: Waiting, due: Due) -> bool:
-        """Request a due run if it may begin now. Return whether a later one of the DAG may."""
-        if self._timing.monotonic() > self._until:
-            self._wait(dag, waiting, due, "this tick has taken long enough")
-            return False
-        if has_requested(self._instance, _build_run_key(dag, due)):
-            drop_causes(waiting, due)  # the tick's cursor was not stored
-            return True
+    def _start(self, dag: Downstream, waiting: Waiting, due: Due) -> _Obstacle | None:
+        """Request a due run, or pass it over. If neither can be done now, return why."""
         earlier = self._runs.find_earlier_run(dag, due)
         if earlier is not None and dag.trigger.reruns == "ignore":
-            drop_causes(waiting, due)
-            return True
+            return None
         if (why := self._runs.find_obstacle(dag, earlier)) is not None:
-            self._wait(dag, waiting, due, why)
-            return False
-        if due.partition is not None and due.partition in self._runs.find_partitions(dag):
-            self._wait(dag, waiting, due, "a run of this partition goes on")
-            return True
-        shared = self._runs.find_shared_run(dag, due)
-        if shared is not None and not shared.is_finished:
-            self._wait(dag, waiting, due, f"Dagster run {shared.run_id} runs both")
-            return True
-        if shared is not None:
-            drop_causes(waiting, due)
-            return True
+            return _Obstacle(why)
+        if due.partition is not None and due.partition in self._runs.find_active_partitions(dag):
+            return _Obstacle("a run of this partition goes on", is_of_dag=False)
+        if (shared := self._runs.find_shared_run(dag, due)) is not None:
+            runs_both = f"Dagster run {shared.run_id} runs both"
+            return None if shared.is_finished else _Obstacle(runs_both, is_of_dag=False)
         if (answer := self._decide(dag, waiting, due)) is None:
-            self._wait(dag, waiting, due, "`only_if` has not answered yet")
-            return False
+            return _Obstacle("`only_if` has not answered yet")
         if isinstance(answer, Run):
             self._request(dag, due, answer.conf, earlier)
-        drop_causes(waiting, due)
-        return True
+        return None
 
-    def drop_requested(
-        self, dag: Downstream, waiting: Waiting, partitions: Collection[str | None]
-    ) -> None:
-        """Remove what was requested of some partitions from what waits. The tick that did so may
-        have failed before its cursor was stored. With `when: all`, the next event would otherwise
-        lead to another run for the same causes."""
-        known = {each: waiting[each] for each in partitions if each in waiting}
-        for due in find_due(dag, known):
-            if has_requested(self._instance, _build_run_key(dag, due)):
-                drop_causes(waiting, due)
+    def report_new_upstreams(self, dag: Downstream, followed: Collection[str]) -> None:
+        """Tell, on the DAG's asset and in the tick, which dependencies count from now on.
 
-    def note_gone(self, dag: Downstream, partitions: Sequence[str | None]) -> None:
-        """Note which partitions waited that the DAG does not have any more."""
-        if names := [partition for partition in partitions if partition is not None]:
-            self._note(dag, f"dropped, as it has no such partitions now: {join_names(names)}")
+        Args:
+            followed: The fingerprints of the upstreams that count already.
+        """
+        names = [
+            f"{edge.name} ({edge.state})"
+            for edge, _ in dag.edges
+            if dag.fingerprints[edge.key] not in followed
+        ]
+        if names:
+            self._events.append(build_start_observation(dag.instance, dag.dag_id, names))
+            self._newly_followed.append(dag.dag_id)
 
-    def announce(self, dag: Downstream, upstreams: Collection[dg.AssetKey]) -> None:
-        """Tell, on the DAG's asset and in the tick, which dependencies count from now on."""
-        names = [f"{edge.name} ({edge.state})" for edge, _ in dag.edges if edge.key in upstreams]
-        self._events.append(build_start_observation(dag.instance, dag.dag_id, names))
-        self._announced.append(dag.dag_id)
+    def report_dropped(self, dag_id: str, events: Sequence[str]) -> None:
+        """Tell, on a DAG's asset and in the tick, what waited and starts the DAG no longer.
+
+        Args:
+            events: Their dependencies, in words.
+        """
+        observation = build_dropped_observation(self._airflow, dag_id, events)
+        self._events.append(observation)
+        self._notes.append(f"{self._airflow}/{dag_id}: {observation.description}")
 
     # What partitions lack
 
     def _find_lacking(self, dag: Downstream, due: Due) -> str | None:
-        """Find what a partition lacks, as the end of a sentence; None if it lacks nothing."""
+        """Find what a partition lacks, as the end of a sentence; None or empty if nothing."""
         if due.partition is None:
             return None
+        if known := self._lacking.get(dag, due):
+            return known
         if not dag.mappings[0].downstream.has_partition_key(due.partition):
             return "has not begun"
         if dag.trigger.runs == "each":
@@ -156,32 +191,33 @@ class Starter:
             is_needed = edge.state == "success" and mapping and mapping.upstream is None
             if is_needed and not self._has_succeeded(edge.key):
                 return f"waits for the first success of {edge.name}"
-        lacks = self._lacking.get(dag, due) or self._fetch_lacking(dag, due.partition)
-        self._lacking.keep(dag, due, lacks)
-        return lacks
+        if known is None:
+            known = self._fetch_lacking(dag, due.partition)
+            self._lacking.keep(dag, due, known)
+        return known
 
-    def _fetch_lacking(self, dag: Downstream, partition: str) -> str | None:
+    def _fetch_lacking(self, dag: Downstream, partition: str) -> str:
         for edge, mapping in dag.edges:
             if edge.state == "success" and mapping is not None:
                 needed, count = mapping.find_needed(partition)
                 found = fetch_materialized_partitions(self._instance, edge.key, needed)
                 if len(found) < count:
                     return f"has {len(found)} of {count} partitions of {edge.name}"
-        return None
+        return ""
 
     def _fetch_has_succeeded(self, key: dg.AssetKey) -> bool:
         return bool(fetch_last_materializations(self._instance, [key]))
 
     def build_result(self, cursor: str) -> dg.SensorResult:
         """Build what the sensor returns."""
-        reason = "; ".join(self._waiting) or "Nothing has happened upstream that starts a DAG."
-        if self._announced:
-            reason = f"What happens from now on counts for {join_names(self._announced)}."
-        is_told = self._requests or (self._events and not self._announced)
+        notes = self._notes or ["Nothing has happened upstream that starts a DAG."]
+        if self._newly_followed:
+            new = f"What happens from now on counts for {join_names(self._newly_followed)}."
+            notes = [new, *self._notes]
         return dg.SensorResult(
             run_requests=self._requests,
             asset_events=self._events,
-            skip_reason=None if is_told else reason,
+            skip_reason=None if self._requests else "; ".join(notes),
             cursor=cursor,
         )
 
@@ -189,7 +225,7 @@ class Starter:
         self, dag: Downstream, due: Due, conf: Mapping[str, Any] | None, clears: str | None
     ) -> None:
         airflow, last = dag.instance, due.causes[-1]
-        events = [(each.edge.key, each.position) for each in due.causes[-_MAX_REFERENCES:]]
+        events = [(each.edge.key, each.position) for each in due.causes[-_MAX_TAGGED_EVENTS:]]
         request = Request(events, conf, clears, self._find_logical_date(dag, last))
         self._requests.append(
             dg.RunRequest(
@@ -203,7 +239,8 @@ class Starter:
                 },
             )
         )
-        self._runs.add(dag, due, clears or _build_run_key(dag, due))  # its id is not known yet
+        # The id of a new run is not known yet.
+        self._runs.add_requested(dag, due, clears or _build_run_key(dag, due))
 
     def _find_logical_date(self, dag: Downstream, cause: Cause) -> datetime | None:
         """Find the logical date of the upstream run, if the DAG's run is to have it."""
@@ -215,23 +252,25 @@ class Starter:
     # What a function of the user decides
 
     def _decide(self, dag: Downstream, waiting: Waiting, due: Due) -> Run | Skip | None:
-        """Ask `only_if` about the newest event. No answer: it is asked again at the next tick."""
+        """Ask `only_if` about the newest event. If it gives no answer, it is asked again in the
+        next tick, and not before, as it may take all the time of this one."""
         if (function := dag.trigger.only_if) is None:
             return Run()
-        if self._timing.monotonic() > self._until:
+        if self.is_over or dag.dag_id in self._unanswered:
             return None
         cause = due.causes[-1]
         event = fetch_event(self._instance, cause.edge.key, cause.position)
         if event is None:
             return Skip("the event was deleted")
-        problem, failures = None, waiting[due.partition].failures + 1
+        problem, pending = None, waiting[due.partition]
         try:
             answer = ask(function, build_upstream_event(event, cause.edge.name, dag.name))
             said = f"`only_if` says: {answer.reason if isinstance(answer, Skip) else 'run'}"
         except DecisionError as error:
             said = problem = str(error)
-            answer = Skip(said) if failures >= _MAX_FAILURES else None
-            waiting[due.partition] = replace(waiting[due.partition], failures=failures)
+            pending.failures += 1
+            self._unanswered.add(dag.dag_id)
+            answer = Skip(said) if pending.failures >= _MAX_ONLY_IF_FAILURES else None
         self._events += build_decision_events(
             dag.key,
             cause.edge.name,
@@ -244,29 +283,30 @@ class Starter:
 
     # What waits
 
-    def _note_latched(self, dag: Downstream, waiting: Waiting) -> None:
+    def _note_missing_upstreams(self, dag: Downstream, waiting: Waiting) -> None:
         """Note which dependencies a DAG still waits for, if others have counted since its last
         run."""
         notes: list[str] = []
-        for partition, state in waiting.items():
-            counted = [cause.edge for cause in state.causes]
+        for partition, pending in waiting.items():
+            # By identity: to compare all with each other would take seconds if there are many.
+            counted = {id(cause.edge) for cause in pending.causes.values()}
             missing = [
-                f"{edge.name} ({edge.state})" for edge, _ in dag.edges if edge not in counted
+                f"{edge.name} ({edge.state})" for edge, _ in dag.edges if id(edge) not in counted
             ]
             which = "" if partition is None else f"{partition} "
             notes.append(f"{which}waits for {join_names(missing)}")
         if notes:
             self._note(dag, join_names(notes))
 
-    def _wait(self, dag: Downstream, waiting: Waiting, first: Due, why: str) -> None:
+    def _note_held(self, dag: Downstream, waiting: Waiting, first: Due, why: str) -> None:
         is_queue = dag.trigger.runs == "each"
-        count = sum(len(state.causes) if is_queue else 1 for state in waiting.values())
+        count = sum(len(each.causes) if is_queue else 1 for each in waiting.values())
         partition = "" if first.partition is None else f"{first.partition} after "
         label = first.causes[-1].label
         self._note(dag, f"{count} wait, the first is {partition}{label}: {why}")
 
     def _note(self, dag: Downstream, text: str) -> None:
-        self._waiting.append(f"{dag.name}: {text}")
+        self._notes.append(f"{dag.name}: {text}")
 
 
 def _build_run_key(dag: Downstream, due: Due) -> str:

@@ -77,10 +77,25 @@ class Federation:
         with dg.build_sensor_context(instance, repository_def=repository) as context:
             sensor.evaluate_tick(context)
 
-    def find_sensors(self) -> set[str]:
-        """Load the project, and return the names of its sensors."""
+    def find_started(self) -> set[str]:
+        """Load the project, and return the DAGs that a sensor starts."""
         tree, _ = self._build()
-        return {str(sensor.name) for sensor in tree.build_defs(tree.defs_module_path).sensors or ()}
+        defs = tree.build_defs(tree.defs_module_path)
+        graph = defs.resolve_asset_graph()
+        selections = [each.asset_selection for each in defs.sensors or () if each.asset_selection]
+        return {key.path[-1] for each in selections for key in each.resolve(graph)}
+
+    def tick_events(
+        self, instance: dg.DagsterInstance, cursor: str | None
+    ) -> tuple[str | None, list[str | None]]:
+        """Load the project, let the event sensor tick, and return its cursor and the partitions
+        that it requests."""
+        tree, _ = self._build()
+        repository = tree.build_defs(tree.defs_module_path).get_repository_def()
+        sensor = repository.get_sensor_def("sales__events")
+        with dg.build_sensor_context(instance, cursor, repository_def=repository) as context:
+            ticked = sensor.evaluate_tick(context)
+        return ticked.cursor, [each.partition_key for each in ticked.run_requests or ()]
 
     def find_condition(self, dag_id: str) -> dg.AutomationCondition | None:
         """Load the project, and return the automation condition of a DAG."""
@@ -151,9 +166,33 @@ def test_nothing_starts_a_dag_of_which_the_partitions_are_not_known(federation: 
     below = {"depends_on": ["sales/load"], "partitions": "auto"}
     federation.server.database.add_dag("below", plan=BY_ASSETS)
     federation.declare("auto", below=below)
-    assert federation.find_sensors() == {"sales__observation"}
+    assert federation.find_started() == set()
     federation.server.database.dags["below"].plan = DAILY
-    assert federation.find_sensors() == {"sales__observation", "sales__events"}
+    assert federation.find_started() == {"below"}
+
+
+def test_what_happens_while_partitions_are_not_known_starts_nothing_later(
+    federation: Federation, instance: dg.DagsterInstance
+) -> None:
+    below = federation.server.database.add_dag("below", plan=DAILY)
+    upstream, cursor = build_asset_key("sales", "load"), None
+    # By the start that a person writes, the schedule, and what is requested when a day succeeds.
+    for start, plan, day, expected in (
+        ("2026-03-01", DAILY, "2026-03-02", ["2026-03-02"]),
+        ("2026-03-02", BY_ASSETS, "2026-03-03", []),
+        ("2026-03-02", DAILY, "2026-03-04", ["2026-03-04"]),
+    ):
+        below.plan = plan
+        partitions = {"cron": "auto", "start": start}
+        federation.declare(
+            {"cron": "0 0 * * *", "start": "2026-03-01"},
+            below={"depends_on": ["sales/load"], "partitions": partitions},
+        )
+        cursor, requested = federation.tick_events(instance, cursor)
+        assert requested == []
+        instance.report_runless_asset_event(dg.AssetMaterialization(upstream, partition=day))
+        cursor, requested = federation.tick_events(instance, cursor)
+        assert requested == expected
 
 
 def test_a_schedule_that_changes_is_reported_and_changes_nothing(federation: Federation) -> None:
@@ -233,7 +272,7 @@ def test_partitions_that_can_not_line_up_by_a_schedule_fail_a_check_and_not_the_
         "Upstream, sales/load has partitions; write `window: same` or previous, in place of last. "
         "Until that is settled, its upstreams do not start it."
     )
-    assert federation.find_sensors() == {"sales__observation"}
+    assert federation.find_started() == set()
 
 
 def test_windows_that_are_found_to_be_too_many_never_reach_the_sensor(
@@ -244,7 +283,7 @@ def test_windows_that_are_found_to_be_too_many_never_reach_the_sensor(
     federation.declare({"cron": "auto", "start": "2026-11-01"}, below=below)
     _, problem = federation.load("below")
     assert "has the time of" in (problem or "")
-    assert federation.find_sensors() == {"sales__observation"}
+    assert federation.find_started() == set()
 
 
 def test_nothing_starts_a_dag_below_one_of_which_the_partitions_are_not_known(
@@ -263,7 +302,7 @@ def test_nothing_starts_a_dag_below_one_of_which_the_partitions_are_not_known(
         federation.server.database.add_dag(dag_id)
     federation.dag.plan = BY_ASSETS
     federation.declare("auto", **dags)
-    assert federation.find_sensors() == {"sales__observation"}
+    assert federation.find_started() == set()
     assert federation.find_condition("plain") is None
     federation.observe(instance)
     for dag_id, key in checks.items():
@@ -274,7 +313,7 @@ def test_nothing_starts_a_dag_below_one_of_which_the_partitions_are_not_known(
             "Until that is settled, its upstreams do not start it."
         ) in (evaluation.description or "")
     federation.dag.plan = DAILY
-    assert federation.find_sensors() == {"sales__observation", "sales__events"}
+    assert federation.find_started() == {"plain", "parted"}
     federation.observe(instance)
     evaluations = fetch_last_evaluations(instance, checks.values())
     assert all("not known" not in (each.description or "") for each in evaluations.values())

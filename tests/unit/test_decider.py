@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import dagster as dg
 import pytest
 from dagster._core.definitions.events import AssetMaterialization
 
@@ -15,21 +16,22 @@ from federation_defs.dagster_io.event_log import AssetEvent
 from federation_defs.declaration import DagDeclaration
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import (
-    WINDOW,
+    REREAD_POSITIONS,
     Cause,
     Cursor,
     Downstream,
-    State,
+    Pending,
     Waiting,
     add_event,
     drop_causes,
     find_due,
-    join,
     match_dependencies,
 )
 from federation_defs.naming import build_asset_key
+from federation_defs.partition_mapping import PartitionMapping
 
 A, B = "a/x", "b/y"
+DAYS = dg.DailyPartitionsDefinition("2026-01-01")
 
 
 def declare(*upstreams: Any, **trigger: Any) -> Downstream:
@@ -43,16 +45,23 @@ def happen(upstream: str, position: int, state: Any = "success") -> AssetEvent:
     return AssetEvent(position, key, state, f"run_{position}", record)
 
 
-NOTHING: Mapping[str | None, State] = MappingProxyType({})
+NOTHING: Mapping[str | None, Pending] = MappingProxyType({})
 
 
 def read(
-    dag: Downstream, *events: AssetEvent, waiting: Mapping[str | None, State] = NOTHING
+    dag: Downstream, *events: AssetEvent, waiting: Mapping[str | None, Pending] = NOTHING
 ) -> Waiting:
     taken = dict(waiting)
     for event in events:
         add_event(dag, match_dependencies(dag, event), taken, event)
     return taken
+
+
+def reload(dag: Downstream, waiting: Waiting) -> Waiting:
+    """Return what waits for a DAG after a restart with another declaration of it."""
+    cursor = decider.load(decider.dump(Cursor(9, dags={"c": waiting})), {"c": dag})
+    assert cursor
+    return dict(cursor.dags["c"])
 
 
 def find_positions(dag: Downstream, waiting: Waiting) -> list[int]:
@@ -69,7 +78,7 @@ def test_what_is_remembered_of_what_was_read_does_not_grow() -> None:
     cursor = Cursor(0)
     for position in range(10_000):
         cursor = cursor.advance(position, {position})
-    assert len(cursor.seen) == WINDOW
+    assert len(cursor.seen) == REREAD_POSITIONS
 
 
 def test_two_of_one_upstream_and_one_of_the_other_are_one_run() -> None:
@@ -83,9 +92,9 @@ def test_two_of_one_upstream_and_one_of_the_other_are_one_run() -> None:
 
 def test_what_waits_is_kept_when_the_dag_is_declared_otherwise() -> None:
     latest, each = declare(A, pass_upstream=True), declare(A, runs="each")
-    waiting = read(each, happen(A, 2), waiting=join(each, read(latest, happen(A, 1))))
+    waiting = read(each, happen(A, 2), waiting=reload(each, read(latest, happen(A, 1))))
     assert find_positions(each, waiting) == [1, 2]
-    assert find_positions(latest, join(latest, waiting)) == [2]
+    assert find_positions(latest, reload(latest, waiting)) == [2]
 
 
 def test_failures_of_only_if_are_counted_for_each_event() -> None:
@@ -96,17 +105,18 @@ def test_failures_of_only_if_are_counted_for_each_event() -> None:
 
 
 def test_a_cursor_is_read_as_it_was_written() -> None:
+    by_day = PartitionMapping(DAYS, DAYS, "same", "all")
     dags = {
         "ä [1]": declare(A, B, when="all"),
         "b": declare(A, runs="each"),
-        "c": declare(A, runs="each"),
+        "c": replace(declare(A, runs="each"), mappings=[by_day]),
     }
     failing = replace(read(dags["ä [1]"], happen(A, 7))[None], failures=1)
     waiting: dict[str, Waiting] = {"ä [1]": {None: failing}}
     waiting["b"] = read(dags["b"], happen(A, 3), happen(A, 4))
     waiting["c"] = {"2026-01-01": waiting["b"][None], "2026-01-02": failing}
-    known = frozenset(mark for dag in dags.values() for mark in dag.marks.values())
-    cursor = Cursor(8, frozenset({3, 4, 7}), waiting, known)
+    followed = frozenset(each for dag in dags.values() for each in dag.fingerprints.values())
+    cursor = Cursor(8, frozenset({3, 4, 7}), waiting, followed)
     assert decider.load(decider.dump(cursor), dags) == cursor
 
 
@@ -118,16 +128,16 @@ def test_a_cursor_with_latches_beside_queues_is_read() -> None:
     values = {"version": 3, "position": 8, "seen": [8], "known": "", "edges": [edge]}
     dags = {"c": dag, "of another form": dag, "d": dag}
     cursor = decider.load(json.dumps({**values, "dags": states}), dags)
-    waiting: Waiting = {None: State((Cause(dependency, 7, "run_7"),), 1)}
+    waiting: Waiting = {None: Pending({7: Cause(dependency, 7, "run_7")}, 1)}
     assert cursor == Cursor(8, frozenset({8}), {"c": waiting})
     assert decider.load(json.dumps({**values, "dags": []}), dags) == Cursor(8, frozenset({8}))
 
 
-def test_upstreams_whose_marks_are_the_same_all_count() -> None:
+def test_upstreams_whose_fingerprints_are_the_same_all_count() -> None:
     first, second = "warehouse/load_09217", "warehouse/load_09249"
     dag = replace(declare(first, second), dag_id="customer_metrics")
-    assert len(dag.marks) == 2
-    assert len(set(dag.marks.values())) == 1, "the test needs two of one mark"
+    assert len(dag.fingerprints) == 2
+    assert len(set(dag.fingerprints.values())) == 1, "the test needs two that are the same"
     assert find_positions(dag, read(dag, happen(first, 1))) == [1]
 
 
@@ -136,13 +146,28 @@ def test_an_event_that_counts_for_two_dependencies_is_one_run() -> None:
     assert find_positions(dag, read(dag, happen(A, 1))) == [1]
 
 
-def test_what_waits_for_dags_and_dependencies_that_are_gone_is_dropped() -> None:
+def test_what_waits_for_dags_and_dependencies_that_are_gone_is_dropped_and_told_once() -> None:
     waiting = read(declare(A, B), happen(A, 1), happen(B, 2))
     text = decider.dump(Cursor(2, dags={"c": waiting, "d": waiting}))
     cursor = decider.load(text, {"c": declare(B)})
     assert cursor
     assert cursor.dags == {"c": read(declare(B), happen(B, 2))}
-    assert decider.load(text, {"c": declare("a/z")}) == Cursor(2)
+    both = [f"{A} (success)", f"{B} (success)"]
+    assert cursor.dropped == {"c": both[:1], "d": both}
+    again = decider.load(decider.dump(cursor), {"c": declare(B)})
+    assert again
+    assert again.dropped == {}
+    gone = decider.load(text, {"c": declare("a/z")})
+    assert gone == Cursor(2, dropped={"c": both, "d": both})
+
+
+def test_thousands_that_wait_are_dropped_in_time_that_grows_with_their_number() -> None:
+    """A comparison of each with each other would take minutes."""
+    dag = declare(A, runs="each")
+    waiting = read(dag, *(happen(A, number) for number in range(20_000)))
+    for due in find_due(dag, waiting):
+        drop_causes(waiting, due)
+    assert waiting == {}
 
 
 @pytest.mark.parametrize("state", ["slow", "late", "failure"])

@@ -57,6 +57,8 @@ FIGURES = [
     ("observing", f"have been missing for {TIMING.heartbeat_lost_s:g} seconds"),
     ("architecture", f"at most {TIMING.owner_check_s:g} seconds before it stores an event"),
     ("architecture", f"waits for {TIMING.takeover_s:g} seconds before it reads the event log"),
+    ("architecture", f"costs two queries; for {TIMING.read_events_s:g} seconds at most"),
+    ("architecture", f"may begin now, for {TIMING.start_dags_s:g} seconds at most"),
     ("executing", f"every {TIMING.poll_run.max_s:g} seconds for long runs"),
     ("executing", f"within {TIMING.check_paused.first_s:g} seconds at first"),
     ("connecting", f"`Retry-After` up to {MAX_RETRY_AFTER_S:g} s"),

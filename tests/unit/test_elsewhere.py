@@ -34,6 +34,15 @@ def test_an_instance_that_is_named_as_elsewhere_may_be_depended_on() -> None:
     assert find_problems([depend("warehouse/load")]) == []
 
 
+def test_a_dag_elsewhere_that_is_written_as_an_asset_is_a_problem() -> None:
+    """It would hide from every other check."""
+    assert find_problems([depend({"asset": ["warehouse", "dag", "load"]})]) == [
+        "sales/defs/sales/defs.yaml: dags.report.depends_on: the asset warehouse/dag/load is a "
+        "DAG; write warehouse/load"
+    ]
+    assert find_problems([depend({"asset": ["lake", "dag", "load"]})]) == []
+
+
 def test_a_typing_error_is_still_one() -> None:
     (problem,) = find_problems([depend("warehose/load")])
     assert problem.endswith("no Airflow instance 'warehose'; did you mean 'warehouse'?")

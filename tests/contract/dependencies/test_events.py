@@ -6,7 +6,6 @@ import math
 import threading
 from dataclasses import replace
 from datetime import datetime, timezone
-from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -73,6 +72,25 @@ def test_a_tick_that_is_repeated_after_a_crash_requests_the_same_run(
     daemon.restart()
     assert daemon.tick() == []
     assert len(airflow.database.runs) == 1
+
+
+def test_a_backlog_that_is_read_in_several_ticks_after_a_crash_leads_to_no_run_twice(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    trigger = {"when": "all", "pass_upstream": True}
+    daemon = start(airflow_v2, instance, {"depends_on": [LOAD, OTHER], "trigger": trigger})
+    report(instance, LOAD, "success", "one")
+    for _ in range(501):  # more than one query has
+        report(instance, "warehouse/third", "failure", "any")
+    report(instance, OTHER, "success", "two")
+    before = daemon.cursor
+    assert daemon.tick() == [f"{OTHER} success two"]
+    daemon.cursor = before
+    report(instance, LOAD, "success", "three")
+    one_query = replace(FAST, read_events_s=0)
+    daemon.sensor = build_event_sensor(daemon.client, daemon.dags, timing=one_query)
+    assert [daemon.tick() for _ in range(3)] == [[], [], []]
+    assert f"waits for {OTHER}" in daemon.skip_reason
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
@@ -248,6 +266,48 @@ def test_a_dependency_that_is_taken_out_and_declared_again_counts_from_then_on(
     assert list_counted(instance) == told
 
 
+def list_dropped(instance: dg.DagsterInstance, dag_id: str = DAG) -> list[str]:
+    """Return what an instance's events say that was dropped of what waited for a DAG."""
+    key = build_asset_key("metrics", dag_id)
+    records = instance.fetch_observations(key, limit=100, ascending=True).records
+    events = [record.asset_observation for record in records]
+    return [str(each.description) for each in events if each and "Dropped" in str(each.description)]
+
+
+def test_what_waits_for_a_dependency_that_is_taken_out_is_dropped_and_told_once(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    edges = [{"dag": each, "state": "failure"} for each in (LOAD, OTHER)]
+    each = {"runs": "each"}
+    daemon = start(airflow_v2, instance, {"depends_on": edges, "trigger": each})
+    airflow_v2.database.dags[DAG].is_paused = True
+    for upstream in (LOAD, LOAD, OTHER):
+        report(instance, upstream, "failure", "one")
+    assert daemon.tick() == []
+    daemon.declare({DAG: {"depends_on": edges[1:], "trigger": each}})
+    for _ in range(2):
+        assert daemon.tick() == []
+        assert f"1 wait, the first is {OTHER} failure one" in daemon.skip_reason
+    dropped = (
+        f"Dropped what waited to start a run of this DAG and starts it no longer: {LOAD} (failure)."
+    )
+    assert list_dropped(instance) == [dropped]
+
+
+def test_what_waits_for_a_dag_that_depends_on_nothing_any_more_is_dropped_and_told(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    other = {"other": {"depends_on": [OTHER], "trigger": {"runs": "each"}}}
+    daemon = start(airflow_v2, instance, EACH)
+    airflow_v2.database.dags[DAG].is_paused = True
+    report(instance, LOAD, "success", "one")
+    assert daemon.tick() == []
+    daemon.declare(other)
+    assert daemon.tick() == []
+    assert f"metrics/{DAG}: Dropped what waited" in daemon.skip_reason
+    assert len(list_dropped(instance)) == 1
+
+
 def test_an_upstream_goes_on_to_count_when_another_of_its_states_is_declared(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
@@ -291,8 +351,8 @@ def test_a_long_history_is_read_to_its_end_before_a_dependency_counts(
     for _ in range(501):  # more than one query has
         report(instance, OTHER, "failure", "old")
     daemon.declare({DAG: {"depends_on": [LOAD, {"dag": OTHER, "state": "failure"}]}})
-    slow = replace(FAST, monotonic=count(step=20).__next__)
-    daemon.sensor = build_event_sensor(daemon.client, daemon.dags, timing=slow)
+    one_query = replace(FAST, read_events_s=0)
+    daemon.sensor = build_event_sensor(daemon.client, daemon.dags, timing=one_query)
     assert daemon.tick() == []
     assert list_counted(instance) == [f"{LOAD} (failure)"]
     assert daemon.tick() == []
