@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from federation_defs.airflow.client import AirflowClient
+from federation_defs.automation import build_automation_sensor, compute_interval
 from federation_defs.checks import build_checks
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.execution import build_execution
@@ -63,8 +64,7 @@ def build_instance_defs(
         find_problem: As in `ObservedDags`, as the next one.
         undecided: The ids of DAGs that nothing starts.
     """
-    # The sensors are not imported by run workers, whose start is the user's waiting time.
-    from federation_defs.automation import build_automation_sensor, compute_interval
+    # Run workers build no sensors and do not import them: each import delays what they run.
     from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
     from federation_defs.observation import ObservedDags, build_observation_sensor
 

@@ -153,7 +153,9 @@ def _find_wrong_dependency(
         )
     if upstream is None and not is_elsewhere:
         known = {*by_name, *member.declaration.elsewhere}
-        remedy = f"If another code location declares it, write `elsewhere: [{instance}]`."
+        remedy = (
+            f"Declare it, or write `elsewhere: [{instance}]` if another code location declares it."
+        )
         hint = _suggest_or_list(instance, known, _CHECK_TOGETHER if is_whole else remedy)
         yield f"there is no Airflow instance '{instance}'{hint}"
     if upstream is None:

@@ -314,7 +314,9 @@ class RunEndpoints(AirflowApi):
     def _check_done(self, response: requests.Response, dag_id: str, run_id: str, verb: str) -> None:
         if is_absent(response):
             missing = f"has no run '{run_id}' of DAG '{dag_id}' to {verb}: it was deleted there."
-            raise RunLostError(self.instance, f"{missing} {RUN_ANEW}")
+            raise RunLostError(
+                self.instance, f"{missing} {RUN_ANEW}" if verb == "clear" else missing
+            )
         if response.status_code != 200:
             raise self.session.build_error(response)
 

@@ -184,8 +184,8 @@ class Launcher:
                 url = self._client.build_run_url(*run.key)
                 message = (
                     f"still has run '{run.run_id}' of DAG '{run.dag_id}' {run.state} after "
-                    f"{timeout_s:.0f} s (`trigger.timeout`), and it was to be cleared. When it has "
-                    f"ended, re-execute this Dagster run: {url}"
+                    f"{timeout_s:.0f} s (`trigger.timeout`), and it was to be cleared: {url}. When "
+                    f"it has ended, re-execute this Dagster run."
                 )
                 raise RunLostError(self._client.instance, message)
             timing.sleep(timing.poll_run.poll_pause_s(elapsed_s))

@@ -111,7 +111,10 @@ class MaxDurationCheck:
         try:
             (slow,) = run_in_threads([find], 1, until - time_s)
         except AirflowError as error:
-            _log.warning("%s Until it succeeds, slow runs are signaled when they end.", error)
+            _log.warning(
+                "%s Until running runs can be listed, slow ones are signaled when they end.",
+                error,
+            )
             return []
         if slow is None:
             return []

@@ -165,22 +165,22 @@ class _Observer:
         timing = self.timing
         poll_at = timing.monotonic()
         last_poll_at = poll_at + timing.last_poll_s
-        result, has_new_events = self._poll(tick)
-        if has_new_events or not has_sensor_threads(tick.instance):
+        result, is_done = self._poll(tick)
+        if is_done or not has_sensor_threads(tick.instance):
             return result
         with self._interval.repeat_polls() as may_repeat:
-            while may_repeat and not has_new_events:
+            while may_repeat and not is_done:
                 now = timing.monotonic()
                 poll_at = max(poll_at + self._interval.seconds, now)
                 if poll_at > last_poll_at:
                     break
                 timing.sleep(poll_at - now)
-                result, has_new_events = self._poll(tick)
+                result, is_done = self._poll(tick)
         return result
 
     def _poll(self, tick: Tick) -> tuple[dg.SensorResult, bool]:
-        """Poll once, and return whether an event was stored. A finished run passes each module
-        once, from the poller to the cursor."""
+        """Poll once, and return whether the tick ends now. A finished run passes each module once,
+        from the poller to the cursor."""
         instance, monotonic, share = tick.instance, self.timing.monotonic, self._interval.time_share
         deadline = monotonic() + share * self.timing.tick_s
         if (beginning := self._read_cursor(tick)) is None:
@@ -216,8 +216,8 @@ class _Observer:
         ended_runs = EndedRuns(batch.next_since, settled, newly_reported, unsettled, batch.is_last)
         cursor, is_signaled = self._checks.evaluate(tick, ended_runs, cursor, report_until)
         summary = self._summarize(newly_reported, backlog=len(ready) - len(settled))
-        has_new_events = bool(newly_reported or newly_unreadable or is_signaled)
-        return _build_result(cursor, gap, summary), has_new_events
+        is_done = bool(newly_reported or newly_unreadable or is_signaled)
+        return _build_result(cursor, gap, summary), is_done
 
     def _take_over(self, cursor: Cursor, gap: Sequence[dg.AssetObservation]) -> dg.SensorResult:
         """Make this process the one that observes the instance, and report nothing yet.

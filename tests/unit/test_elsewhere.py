@@ -50,7 +50,7 @@ def test_a_typing_error_is_still_one() -> None:
 
 def test_an_unknown_name_says_how_to_name_an_instance_of_another_location() -> None:
     (problem,) = find_problems([depend("finance/close")])
-    assert problem.endswith("If another code location declares it, write `elsewhere: [finance]`.")
+    assert problem.endswith("or write `elsewhere: [finance]` if another code location declares it.")
 
 
 def test_an_instance_is_not_both_here_and_elsewhere() -> None:
