@@ -79,6 +79,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         self.is_loaded = False
         self.fetched: list[Snapshot | Exception] = []  # and not written yet; one at most
         self.snapshot: Snapshot | None = None
+        self.state_error = ""  # why the state can't be read
         self.resolved = declaration  # with all partitions in full, once the state was read
         self.is_resolved = False  # in a run worker: the state was read, if partitions need it
         self.undecided: Mapping[str, Sequence[str]] = {}  # why nothing starts DAGs, by DAG id
@@ -219,6 +220,7 @@ class FederatedAirflow(dg.StateBackedComponent):
             self.find_problem,
             self.find_partition_problem,
             self.undecided,
+            " ".join(each.state_error for each in self.federation if each.state_error),
         )
 
     def build_specs_for_run(
@@ -281,9 +283,9 @@ class FederatedAirflow(dg.StateBackedComponent):
         try:
             super().build_defs(context)
         except Exception as error:  # noqa: BLE001 - as in `load_state`
-            name = self.member.name
-            _log.warning("Airflow '%s' has no state that can be read (%s).", name, error)
             self.build_defs_from_state(context, None)
+            self.state_error = f"The state of Airflow '{self.member.name}' can't be read: {error}."
+            _log.warning("%s", self.state_error)
         finally:
             self._defs_state = declared
 
@@ -295,7 +297,7 @@ class FederatedAirflow(dg.StateBackedComponent):
 
         Dagster calls this where it has the state, while it builds definitions and in no other way.
         """
-        self.snapshot = read_snapshot(state_path)
+        self.snapshot, self.state_error = read_snapshot(state_path), ""
         known = self.snapshot.partitions if self.snapshot else {}
         self.resolved = resolve_declaration(self.declaration, known)
         return dg.Definitions()

@@ -54,6 +54,7 @@ def build_instance_defs(
     find_problem: FindProblem = lambda *_: None,
     find_partition_problem: FindPartitionProblem = lambda _: None,
     undecided: Collection[str] = (),
+    state_error: str = "",
 ) -> dg.Definitions:
     """Return an instance's assets, checks and sensors. Pure.
 
@@ -63,6 +64,8 @@ def build_instance_defs(
         instances: The declarations of all instances of the code location, by name.
         find_problem: As in `ObservedDags`, as the next one.
         undecided: The ids of DAGs that nothing starts.
+        state_error: Why states can't be read at present. Nothing that waits for DAGs which are
+            undecided for this reason is dropped: the event sensor rests until the next load.
     """
     # Run workers build no sensors and do not import them: each import delays what they run.
     from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
@@ -99,9 +102,11 @@ def build_instance_defs(
     jobs = list[dg.JobDefinition]()
     if by_condition:
         sensors.append(build_automation_sensor(declaration.name, by_condition, interval_s))
-    # Also while all are undecided: it reads on, so what happens meanwhile starts nothing later.
+    # Also while all are undecided: it reads on, so what happens meanwhile starts nothing later, and
+    # drops what waits.
     if downstreams and (by_events or undecided):
-        sensors.append(build_event_sensor(client, by_events, instances, interval_s))
+        pause = state_error if undecided else ""
+        sensors.append(build_event_sensor(client, by_events, instances, interval_s, pause))
     if downstreams and by_events:
         jobs.append(build_drop_job(declaration.name, by_events.keys()))
     return dg.Definitions(

@@ -37,6 +37,7 @@ def build_event_sensor(
     dags: Mapping[str, DagDeclaration],
     instances: Mapping[str, InstanceDeclaration] = MappingProxyType({}),
     interval_s: int = 1,
+    pause: str = "",
     timing: Timing = Timing(),  # noqa: B008 - frozen
 ) -> dg.SensorDefinition:
     """Build the sensor that starts an instance's DAGs by events.
@@ -45,14 +46,16 @@ def build_event_sensor(
         dags: The declarations of the DAGs that it decides on, by DAG id.
         instances: The declarations of the instances that they depend on, by name.
         interval_s: Below five seconds, it ticks in every loop of the daemon: each 5 s (1.13).
+        pause: Why it does nothing, if so. Its cursor stays as it is.
     """
     downstreams = {
         dag_id: Downstream(client.instance, dag_id, dag, build_mappings(dag, instances))
         for dag_id, dag in dags.items()
     }
+    skip = dg.SkipReason(f"{pause} Reload the code location once it can be read.")
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "events"),
-        evaluation_fn=_EventSensor(client, downstreams, timing).tick,
+        evaluation_fn=(lambda: skip) if pause else _EventSensor(client, downstreams, timing).tick,
         asset_selection=dg.AssetSelection.assets(*(dag.key for dag in downstreams.values())),
         minimum_interval_seconds=interval_s,
         default_status=dg.DefaultSensorStatus.RUNNING,

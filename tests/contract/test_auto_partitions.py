@@ -195,6 +195,34 @@ def test_what_happens_while_partitions_are_not_known_starts_nothing_later(
         assert requested == expected
 
 
+@pytest.mark.parametrize("federation", ["VERSIONED_STATE_STORAGE"], indirect=True)
+def test_nothing_is_lost_by_a_load_while_the_state_can_not_be_read(
+    federation: Federation,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upstream = build_asset_key("sales", "load")
+    federation.server.database.add_dag("below", plan=DAILY).is_paused = True
+    federation.declare(
+        {"cron": "0 0 * * *", "start": "2026-03-01"},
+        below={"depends_on": ["sales/load"], "partitions": "auto"},
+    )
+    cursor, _ = federation.tick_events(instance, None)
+    instance.report_runless_asset_event(dg.AssetMaterialization(upstream, partition="2026-03-02"))
+    cursor, _ = federation.tick_events(instance, cursor)
+    monkeypatch.delenv("DAGSTER_IS_DEV_CLI")
+    states = tmp_path / "dagster" / "defs_state"
+    away = states.rename(tmp_path / "away")
+    kept, requested = federation.tick_events(instance, cursor)
+    assert (kept, requested) == (cursor, [])
+    away.rename(states)
+    instance.report_runless_asset_event(dg.AssetMaterialization(upstream, partition="2026-03-03"))
+    federation.server.database.dags["below"].is_paused = False
+    _, first = federation.tick_events(instance, cursor)
+    assert first == ["2026-03-02"]
+
+
 def test_a_schedule_that_changes_is_reported_and_changes_nothing(federation: Federation) -> None:
     before, _ = federation.load()
     federation.dag.plan = AT_SIX

@@ -115,6 +115,10 @@ class Federation:
         """
         begin = (since or utc_now()).timestamp()
 
+        # Dagster may have loaded one code location of several so far.
+        kinds = ("observation", "automation", "events")
+        expected = {f"{name}__{kind}" for name in NAMES for kind in kinds}
+
         def have_ticked() -> bool:
             states = self.event_log.all_instigator_state(instigator_type=InstigatorType.SENSOR)
             ticks = [
@@ -125,7 +129,8 @@ class Federation:
                 sum(tick.timestamp > begin and tick.status.value != "STARTED" for tick in found)
                 for found in ticks
             ]
-            return bool(ended) and min(ended) >= count
+            known = {state.name for state in states}
+            return expected <= known and min(ended) >= count
 
         wait_for(have_ticked, f"every sensor has ended {count} ticks", timeout_s=300)
 
