@@ -15,8 +15,11 @@ from tests.live.dagster_dev import declare_dags
 STEERED, LONG, OFTEN, LATE = "steered", "steered_long", "steered_often", "steered_never"
 REPORT = dg.AssetKey(["steered_report"])
 
+# An instance has the DAGs that it selects or names, whatever another code location depends on.
 DECLARED = {
     "warehouse": """
+        steered: {}
+        steered_often: {}
         steered_long: {max_duration: 5s}
         steered_never:
           deadline: {cron: "*/2 * * * *", within: 1m}
