@@ -9,7 +9,7 @@ that Dagster creates it once, whatever crashes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -175,23 +175,24 @@ class _EventSensor:
         deadline, is_whole = self.timing.monotonic() + self.timing.read_events_s, False
         while not is_whole:
             events, is_whole = fetch_events(instance, after, _EVENTS_PER_QUERY)
-            news = [
-                (dag, event)
-                for event in events
-                if event.position not in cursor.seen
-                for dag in downstreams.get(event.key, ())
-            ]
-            if news:
+            if any(each.key in downstreams and each.position not in cursor.seen for each in events):
                 refuse_second_location(instance, self.client.instance, location, self.timing)
-            for dag, event in news:
-                _add_event(instance, dag, waiting[dag.dag_id], event, may_repeat=may_repeat)
-            after = max([after, *(event.position for event in events)])
-            cursor = cursor.advance(after, {event.position for event in events})
+            read: list[int] = []
+            for event in events:
+                read.append(event.position)
+                if event.key not in downstreams or event.position in cursor.seen:
+                    continue
+                _add_event(instance, downstreams[event.key], waiting, event, may_repeat=may_repeat)
+                if self.timing.find_rest_s(deadline) <= 0:
+                    break
+            is_whole = is_whole and len(read) == len(events)
+            after = max([after, *read])
+            cursor = cursor.advance(after, read)
             if self.timing.find_rest_s(deadline) <= 0:
                 break
         if may_repeat:
-            for dag_id, dag in self.dags.items():
-                drop_requested(instance, dag, waiting[dag_id])
+            dags = [(dag, waiting[dag_id], waiting[dag_id]) for dag_id, dag in self.dags.items()]
+            drop_requested(instance, dags)
         return cursor, is_whole
 
     def _start(self, starter: Starter, cursor: Cursor) -> None:
@@ -220,19 +221,22 @@ class _EventSensor:
 
 def _add_event(
     instance: dg.DagsterInstance,
-    dag: Downstream,
-    waiting: Waiting,
+    dags: Sequence[Downstream],
+    waiting: Mapping[str, Waiting],
     event: AssetEvent,
     *,
     may_repeat: bool,
 ) -> None:
-    """Add an event to what waits for a DAG, or drop that, if a person wants it."""
-    if event.key == dag.key:
-        if event.state == "drop":
-            waiting.clear()
-        return
-    matches = decider.match_dependencies(dag, event)
-    if may_repeat and dag.trigger.runs == "latest":
-        among = {partition: waiting[partition] for _, partition in matches if partition in waiting}
-        drop_requested(instance, dag, waiting, among)
-    decider.add_event(dag, matches, waiting, event)
+    """Add an event to what waits for DAGs, or drop that, if a person wants it."""
+    matches = [(dag, decider.match_dependencies(dag, event)) for dag in dags]
+    if may_repeat:
+        latches = [
+            (dag, waiting[dag.dag_id], {partition for _, partition in found})
+            for dag, found in matches
+            if dag.trigger.runs == "latest"
+        ]
+        drop_requested(instance, latches)
+    for dag, found in matches:
+        if event.key == dag.key and event.state == "drop":
+            waiting[dag.dag_id].clear()
+        decider.add_event(dag, found, waiting[dag.dag_id], event)

@@ -3,7 +3,7 @@ when upstreams have the partitions that are needed, and as `only_if` and `reruns
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
@@ -57,18 +57,22 @@ class _Obstacle(NamedTuple):
 
 
 def drop_requested(
-    instance: dg.DagsterInstance, dag: Downstream, waiting: Waiting, among: Waiting | None = None
+    instance: dg.DagsterInstance,
+    waiting: Iterable[tuple[Downstream, Waiting, Collection[str | None]]],
 ) -> None:
     """Remove from what waits the causes of runs that were requested by a tick whose cursor was not
     stored. With `when: all`, the next event would otherwise lead to another run for them.
 
     Args:
-        among: The part of it to look at; None for all.
+        waiting: DAGs, what waits for each, and the partitions to look at.
     """
-    due = find_due(dag, waiting if among is None else among)
-    by_key = {_build_run_key(dag, each): each for each in due}
+    by_key = {
+        _build_run_key(dag, due): (of_dag, due)
+        for dag, of_dag, partitions in waiting
+        for due in find_due(dag, {each: of_dag[each] for each in partitions if each in of_dag})
+    }
     for key in find_requested(instance, list(by_key)):
-        drop_causes(waiting, by_key[key])
+        drop_causes(*by_key[key])
 
 
 class Starter:

@@ -12,7 +12,7 @@ import pytest
 
 from federation_defs.dependencies.sensor import build_event_sensor
 from tests.contract.conftest import Airflow
-from tests.contract.dependencies.reacting import DAG, EventDaemon, report
+from tests.contract.dependencies.reacting import DAG, EventDaemon, find_cause, report
 from tests.contract.execution.executing import FAST
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import Stall
@@ -20,6 +20,7 @@ from tests.contract.observation.daemon import recording_statements
 
 HOURLY = {"cron": "0 * * * *", "start": "2020-01-01"}
 DAILY = {"cron": "0 0 * * *", "start": "2020-01-01"}
+PASSES_UPSTREAM = {"depends_on": ["warehouse/up"], "trigger": {"pass_upstream": True}}
 
 RULES = """
 import os
@@ -68,6 +69,28 @@ def test_partitions_for_which_a_tick_has_no_time_have_their_turn_in_the_next_one
         assert "this tick has taken long enough" in daemon.skip_reason
         assert len(statements) - before < 30
         assert [*daemon.tick(), *daemon.tick(), *daemon.tick()] == ["warehouse/up success "]
+
+
+def test_a_backlog_after_a_restart_is_read_in_several_ticks_however_many_dags_it_is_about(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Each query of a database takes a second."""
+    dags = {f"dag_{number}": PASSES_UPSTREAM for number in range(8)}
+    for dag_id in dags:
+        airflow_v2.database.add_dag(dag_id, polls=0)
+    with recording_statements() as statements:
+        daemon = TimedDaemon(lambda: float(len(statements)), airflow_v2.client, instance, dags)
+        assert daemon.tick() == []
+        for number in range(30):
+            report(instance, "warehouse/up", run_id=f"run_{number}")
+        daemon.restart()
+        requested: list[str] = []
+        for _ in range(6):
+            before = len(statements)
+            requested += map(find_cause, daemon.evaluate())
+            assert len(statements) - before < 60
+            daemon.cursor = daemon.ticked.cursor
+        assert requested.count("warehouse/up success run_29") == 8
 
 
 @pytest.fixture
