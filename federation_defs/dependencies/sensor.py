@@ -140,14 +140,16 @@ class _EventSensor:
             for dag_id, events in before.dropped.items():
                 starter.report_dropped(dag_id, events)
             followed = {each for dag in self.dags.values() for each in dag.fingerprints.values()}
-            if is_whole:  # upstreams that are new count when all that has happened is read
+            if is_whole:
                 for dag in self.dags.values():
                     starter.report_new_upstreams(dag, before.followed)
+                self._start(starter, cursor)
             else:
+                # Upstreams that are new count, and runs begin, when all that has happened is read:
+                # what is read later may have led to them in a tick whose cursor was not stored.
                 followed &= before.followed
-            self._start(starter, cursor)
+                starter.report_unread()
             text = decider.dump(replace(cursor, followed=frozenset(followed)))
-            # What is read later may have led to runs in a tick whose cursor was not stored.
             self._last = text if is_whole else None
             return starter.build_result(text)
 
@@ -190,7 +192,7 @@ class _EventSensor:
             cursor = cursor.advance(after, read)
             if self.timing.find_rest_s(deadline) <= 0:
                 break
-        if may_repeat:
+        if may_repeat and is_whole:
             dags = [(dag, waiting[dag_id], waiting[dag_id]) for dag_id, dag in self.dags.items()]
             drop_requested(instance, dags)
         return cursor, is_whole

@@ -179,6 +179,12 @@ class Starter:
         self._events.append(observation)
         self._notes.append(f"{self._airflow}/{dag_id}: {observation.description}")
 
+    def report_unread(self) -> None:
+        """Tell in the tick that not all is read that has happened, and that nothing starts yet."""
+        self._notes.append(
+            "This tick had no time to read all that has happened; the next one goes on."
+        )
+
     # What partitions lack
 
     def _find_lacking(self, dag: Downstream, due: Due) -> str | None:
