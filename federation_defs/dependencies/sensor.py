@@ -132,6 +132,7 @@ class _EventSensor:
             # one was refused for.
             if may_repeat := stored != last:
                 self._reached.clear()
+                self._lacking = DueCache()
             before = decider.load(stored, self.dags) or Cursor(fetch_last_position(instance))
             if before.dags or before.dropped:
                 refuse_second_location(instance, airflow, location, self.timing)
@@ -200,11 +201,11 @@ class _EventSensor:
     def _start(self, starter: Starter, cursor: Cursor) -> None:
         """Start what is due. DAGs without `only_if` come first, as functions may take all the time.
         The next tick begins with the first DAG for which this one has no time."""
-        dag_ids = list(self.dags)
+        dag_ids = sorted(self.dags, key=lambda each: bool(self.dags[each].trigger.only_if))
         begin, self._begin = self._begin, None
         if begin is not None:
             dag_ids = dag_ids[dag_ids.index(begin) :] + dag_ids[: dag_ids.index(begin)]
-        for dag_id in sorted(dag_ids, key=lambda each: bool(self.dags[each].trigger.only_if)):
+        for dag_id in dag_ids:
             if self._begin is None and starter.is_over:
                 self._begin = dag_id
             starter.start(self.dags[dag_id], cursor.dags[dag_id])

@@ -122,6 +122,24 @@ def test_functions_that_hang_keep_no_other_dag_from_starting_in_the_same_tick_or
         assert f"warehouse/c success run_{number}" in [*first, *second]
 
 
+def test_a_dag_that_asks_a_function_has_its_turn_though_others_need_all_the_time_of_a_tick(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, clock: Callable[[], float]
+) -> None:
+    """Each answer of Airflow takes nine seconds."""
+    dags: dict[str, Any] = {}
+    for dag_id, function in {"a": None, "b": None, "c": None, "z": "rules_of_ticks:agree"}.items():
+        airflow_v2.database.add_dag(dag_id, polls=0)
+        airflow_v2.database.dags[dag_id].is_paused = function is None
+        trigger = {"runs": "each", "only_if": function}
+        dags[dag_id] = {"depends_on": ["warehouse/up"], "trigger": trigger}
+    requests = airflow_v2.server.requests
+    daemon = TimedDaemon(lambda: clock() + 9.0 * len(requests), airflow_v2.client, instance, dags)
+    assert daemon.tick() == []
+    report(instance, "warehouse/up", run_id="one")
+    ticked = [*daemon.tick(), *daemon.tick(), *daemon.tick(), *daemon.tick()]
+    assert ticked == ["warehouse/up success one"]
+
+
 def test_an_airflow_that_is_slow_to_answer_does_not_hold_the_tick(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
