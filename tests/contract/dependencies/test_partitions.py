@@ -453,6 +453,26 @@ def test_with_two_upstreams_a_partition_waits_until_both_have_it(
     assert read_days(airflow_v2) == ["2026-03-06"]
 
 
+def test_a_partition_that_came_while_it_did_not_count_is_lacking_no_longer(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Two code servers take turns, as in a deployment; the old one knows no second upstream."""
+    both = {**PARTITIONED, "depends_on": [UP, "warehouse/other"]}
+    daemon = start(airflow_v2, instance, both, other=DAILY)
+    report(instance, UP, partition="2026-03-05")
+    assert daemon.tick() == []
+    assert "2026-03-05 has 0 of 1 partitions of warehouse/other" in daemon.skip_reason
+    new = daemon.sensor
+    airflow_v2.database.dags[DAG].is_paused = True
+    daemon.declare({DAG: PARTITIONED})
+    report(instance, "warehouse/other", partition="2026-03-05")
+    assert daemon.tick() == []
+    airflow_v2.database.dags[DAG].is_paused = False
+    daemon.declare({DAG: both})
+    daemon.sensor = new
+    assert len(daemon.tick()) == 1
+
+
 def test_with_all_a_partition_runs_when_each_upstream_has_updated_it_since_the_last_run(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
