@@ -97,7 +97,8 @@ class Timing:
     list_running_runs: RetryPolicy = RetryPolicy(first_s=5.0, max_s=60.0)
     # After a deadline, before it is evaluated: Airflow shows the end of a run up to a second later.
     late_row_s: float = 5.0
-    # For the requests about slow runs, or about paused DAGs, which must not delay each other.
+    # For the requests about slow runs, or about paused DAGs, which must not delay each other, and
+    # for each question of the event sensor.
     check_s: float = 5.0
     # Between two evaluations of `ready`, or of `partitions`; longer if there are many instances.
     check_interval_s: float = 60.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TypeVar
 
@@ -48,12 +50,22 @@ class DueCache:
             self._found[dag.dag_id, due.partition] = due.causes, found
 
 
+@dataclass
+class Hang:
+    """An Airflow that hangs: the questions in a row that it did not answer, and when it is asked
+    again, by the monotonic clock."""
+
+    questions: int = 0
+    ends_at: float = -math.inf
+
+
 class Runs:
     """The runs of an instance's DAGs during one tick. Each query is made once, when it is needed.
 
     Args:
         shared: The ids of Dagster runs that materialized upstreams and are to run the DAG as well.
             It is updated.
+        hang: Of the Airflow. It is updated.
         deadline: By the monotonic clock, for Airflow's answers.
     """
 
@@ -62,12 +74,14 @@ class Runs:
         client: AirflowClient,
         instance: dg.DagsterInstance,
         shared: DueCache,
+        hang: Hang,
         timing: Timing,
         deadline: float,
     ) -> None:
         self._client = client
         self._instance = instance
         self._shared = shared
+        self._hang = hang
         self._timing = timing
         self._deadline = deadline
         # By DAG, partition and cause, what this tick requested.
@@ -104,14 +118,22 @@ class Runs:
         return dag if isinstance(dag, str) else dag.problem
 
     def _ask(self, fetch: Callable[[], T]) -> T | str:
-        """Return what Airflow answers, or why there is no answer in the time of this tick."""
-        rest_s = max(0.0, self._timing.find_rest_s(self._deadline))
-        try:
-            (answer,) = run_in_threads([fetch], 1, rest_s)
-        except AirflowError as error:
-            return str(error)
-        late = f"Airflow '{self._client.instance}' has not answered in the time that a tick has"
-        return late if answer is None else answer
+        """Return what Airflow answers, or why there is no answer. An Airflow that hangs is not
+        asked again at once, as each question takes a part of the tick, and a thread."""
+        now, hang, timing = self._timing.monotonic(), self._hang, self._timing
+        if now >= hang.ends_at:
+            timeout_s = min(timing.check_s, timing.find_rest_s(self._deadline))
+            try:
+                (answer,) = run_in_threads([fetch], 1, timeout_s)
+            except AirflowError as error:
+                answer = str(error)
+            if answer is not None:
+                hang.questions = 0
+                return answer
+            hang.questions += 1
+            hang.ends_at = now + timing.poll_unreachable.pause_s(hang.questions)
+        pause = f"it is asked again in {hang.ends_at - now:.0f} s"
+        return f"Airflow '{self._client.instance}' has not answered in time; {pause}"
 
     def find_obstacle(self, dag: Downstream, earlier: str | None) -> str | None:
         """Find why no run of a DAG may begin, in words; None if one may.

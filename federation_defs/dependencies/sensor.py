@@ -22,7 +22,7 @@ from federation_defs.dagster_io.event_log import AssetEvent, fetch_events, fetch
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration, suggest
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import REREAD_POSITIONS, Cursor, Downstream, Waiting
-from federation_defs.dependencies.runs import DueCache
+from federation_defs.dependencies.runs import DueCache, Hang
 from federation_defs.dependencies.starter import Starter, drop_requested
 from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_job_name, build_sensor_name
@@ -101,6 +101,7 @@ class _EventSensor:
         _reached: Positions in the event log, and when they were reached.
         _lacking: What partitions that wait lack.
         _shared: The Dagster runs that run them together with their upstreams.
+        _hang: Of the Airflow.
         _begin: The DAG with which the next tick begins to start runs; None for the first one.
     """
 
@@ -111,6 +112,7 @@ class _EventSensor:
     _reached: deque[tuple[float, int]] = field(default_factory=deque)
     _lacking: DueCache = field(default_factory=DueCache)
     _shared: DueCache = field(default_factory=DueCache)
+    _hang: Hang = field(default_factory=Hang)
     _begin: str | None = None
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
@@ -137,7 +139,8 @@ class _EventSensor:
             if before.dags or before.dropped:
                 refuse_second_location(instance, airflow, location, self.timing)
             cursor, is_whole = self._read(instance, location, before, may_repeat=may_repeat)
-            starter = Starter(self.client, instance, self._lacking, self._shared, self.timing)
+            caches = self._lacking, self._shared, self._hang
+            starter = Starter(self.client, instance, *caches, self.timing)
             for dag_id, events in before.dropped.items():
                 starter.report_dropped(dag_id, events)
             followed = {each for dag in self.dags.values() for each in dag.fingerprints.values()}

@@ -28,7 +28,7 @@ from federation_defs.dependencies.decider import (
 )
 from federation_defs.dependencies.only_if import ask
 from federation_defs.dependencies.record import Run, Skip
-from federation_defs.dependencies.runs import DueCache, Runs
+from federation_defs.dependencies.runs import DueCache, Hang, Runs
 from federation_defs.errors import DecisionError
 from federation_defs.events import (
     build_decision_events,
@@ -81,7 +81,7 @@ class Starter:
     Args:
         lacking: What partitions lack, in words, empty if nothing. Only an event about the
             partition, which is another cause, can change it. It is updated.
-        shared: As `Runs` takes it.
+        shared, hang: As `Runs` takes them.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class Starter:
         instance: dg.DagsterInstance,
         lacking: DueCache,
         shared: DueCache,
+        hang: Hang,
         timing: Timing,
     ) -> None:
         self._airflow = client.instance
@@ -97,7 +98,7 @@ class Starter:
         self._lacking = lacking
         self._timing = timing
         self._deadline = timing.monotonic() + timing.start_dags_s
-        self._runs = Runs(client, instance, shared, timing, self._deadline)
+        self._runs = Runs(client, instance, shared, hang, timing, self._deadline)
         self._requests: list[dg.RunRequest] = []
         self._events: list[_Event] = []
         self._notes: list[str] = []

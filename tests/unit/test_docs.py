@@ -59,6 +59,7 @@ FIGURES = [
     ("architecture", f"waits for {TIMING.takeover_s:g} seconds before it reads the event log"),
     ("architecture", f"costs two queries; for {TIMING.read_events_s:g} seconds at most"),
     ("architecture", f"may begin now, for {TIMING.start_dags_s:g} seconds at most"),
+    ("architecture", f"has not answered after {TIMING.check_s:g} seconds"),
     ("executing", f"every {TIMING.poll_run.max_s:g} seconds for long runs"),
     ("executing", f"within {TIMING.check_paused.first_s:g} seconds at first"),
     ("connecting", f"`Retry-After` up to {MAX_RETRY_AFTER_S:g} s"),
