@@ -116,7 +116,10 @@ class Starter:
         lacking: list[str] = []
         held: tuple[Due, str] | None = None  # the first that waits though it lacks nothing
         has_begun = False
+        blocked = set[str | None]()  # partitions of which nothing else may begin, to keep the order
         for due in find_due(dag, waiting):
+            if due.partition in blocked:
+                continue
             if self.is_over and not self._lacking.get(dag, due):
                 held = held or (due, "this tick has taken long enough")
                 break
@@ -124,6 +127,7 @@ class Starter:
                 lacking.append(f"{due.partition} {lacks}")
             elif obstacle := self._start(dag, waiting, due):
                 held = held or (due, obstacle.why)
+                blocked.add(due.partition)
                 if obstacle.is_of_dag:
                     break
             else:

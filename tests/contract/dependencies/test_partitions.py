@@ -584,6 +584,26 @@ def test_a_dagster_run_of_both_that_was_canceled_before_the_second_leaves_that_t
     assert len(daemon.tick()) == 1
 
 
+@pytest.mark.parametrize("partition", [None, "2026-03-05"])
+def test_what_waits_for_a_dagster_run_of_both_is_not_overtaken(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, partition: str | None
+) -> None:
+    dag = {"depends_on": [UP], "trigger": {"runs": "each"}}
+    daemon = start(airflow_v2, instance, {**PARTITIONED, **dag} if partition else dag)
+    run = instance.create_run_for_job(
+        daemon.defs.resolve_implicit_global_asset_job_def(),
+        tags=of(partition) if partition else None,
+        asset_selection={KEY},
+    )
+    report_in(instance, run, dg.AssetMaterialization(UP_KEY, partition=partition))
+    report(instance, UP, run_id="two", partition=partition)
+    assert daemon.tick() == []
+    assert "2 wait" in daemon.skip_reason
+    assert f"Dagster run {run.run_id} runs both" in daemon.skip_reason
+    instance.report_run_canceled(run)
+    assert [len(daemon.tick()) for _ in range(3)] == [1, 1, 0]
+
+
 @pytest.mark.parametrize("is_after", [True, False])
 def test_what_a_dagster_run_of_both_has_not_launched_after_the_upstream_is_run(
     airflow_v2: Airflow, instance: dg.DagsterInstance, is_after: bool
