@@ -190,15 +190,16 @@ def build_drop_observation(airflow: str, dag_id: str) -> dg.AssetObservation:
 def build_dropped_observation(
     airflow: str, dag_id: str, events: Sequence[str]
 ) -> dg.AssetObservation:
-    """Return the observation that events were dropped that waited to start a DAG, and start it no
-    longer, as it is declared otherwise, or its partitions are not known.
+    """Return the observation that events were dropped that waited to start a DAG, as it is declared
+    otherwise, or its partitions are not known.
 
     Args:
         events: The dependency of each, in words.
     """
     names = join_names(list(dict.fromkeys(events)))
     description = (
-        f"Dropped what waited to start a run of this DAG and starts it no longer: {names}."
+        "Dropped events that waited to start this DAG, because its dependencies or partitions were "
+        f"changed or are not known: {names}."
     )
     key = build_asset_key(airflow, dag_id)
     return dg.AssetObservation(key, description, metadata={"Dropped events": len(events)})

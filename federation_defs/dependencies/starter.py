@@ -121,7 +121,7 @@ class Starter:
             if due.partition in blocked:
                 continue
             if self.is_over and not self._lacking.get(dag, due):
-                held = held or (due, "this tick has taken long enough")
+                held = held or (due, "no time left in this tick; tried again in the next one")
                 break
             if lacks := self._find_lacking(dag, due):
                 lacking.append(f"{due.partition} {lacks}")

@@ -313,7 +313,8 @@ def test_what_waits_for_a_dependency_that_is_taken_out_is_dropped_and_told_once(
         assert daemon.tick() == []
         assert f"1 wait, the first is {OTHER} failure one" in daemon.skip_reason
     dropped = (
-        f"Dropped what waited to start a run of this DAG and starts it no longer: {LOAD} (failure)."
+        "Dropped events that waited to start this DAG, because its dependencies or partitions were "
+        f"changed or are not known: {LOAD} (failure)."
     )
     assert list_dropped(instance) == [dropped]
 
@@ -328,7 +329,7 @@ def test_what_waits_for_a_dag_that_depends_on_nothing_any_more_is_dropped_and_to
     assert daemon.tick() == []
     daemon.declare(other)
     assert daemon.tick() == []
-    assert f"metrics/{DAG}: Dropped what waited" in daemon.skip_reason
+    assert f"metrics/{DAG}: Dropped events" in daemon.skip_reason
     assert len(list_dropped(instance)) == 1
 
 
