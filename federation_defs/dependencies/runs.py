@@ -121,19 +121,23 @@ class Runs:
         """Return what Airflow answers, or why there is no answer. An Airflow that hangs is not
         asked again at once, as each question takes a part of the tick, and a thread."""
         now, hang, timing = self._timing.monotonic(), self._hang, self._timing
+        late = f"Airflow '{self._client.instance}' has not answered in time"
         if now >= hang.ends_at:
-            timeout_s = min(timing.check_s, timing.find_rest_s(self._deadline))
+            # Longer each time, for one that is slow.
+            patience_s = timing.check_s * 2 ** min(hang.questions, 2)
+            rest_s = max(0.0, timing.find_rest_s(self._deadline))
             try:
-                (answer,) = run_in_threads([fetch], 1, timeout_s)
+                (answer,) = run_in_threads([fetch], 1, min(patience_s, rest_s))
             except AirflowError as error:
                 answer = str(error)
             if answer is not None:
                 hang.questions = 0
                 return answer
+            if rest_s < timing.check_s:  # the end of the tick says nothing about the Airflow
+                return late
             hang.questions += 1
             hang.ends_at = now + timing.poll_unreachable.pause_s(hang.questions)
-        pause = f"it is asked again in {hang.ends_at - now:.0f} s"
-        return f"Airflow '{self._client.instance}' has not answered in time; {pause}"
+        return f"{late}; it is asked again in {hang.ends_at - now:.0f} s"
 
     def find_obstacle(self, dag: Downstream, earlier: str | None) -> str | None:
         """Find why no run of a DAG may begin, in words; None if one may.
