@@ -63,6 +63,9 @@ def test_dagster_accepts_the_settings(tmp_path: Path) -> None:
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert instance.get_settings("sensors") == SETTINGS["sensors"]
         assert instance.run_retries_enabled
+        queue = instance.get_concurrency_config().run_queue_config
+        assert queue is not None
+        assert queue.max_user_code_failure_retries * queue.user_code_failure_retry_delay == 600
 
 
 @pytest.mark.parametrize("team", TEAMS, ids=lambda team: team["name"])
