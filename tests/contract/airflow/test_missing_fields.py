@@ -82,7 +82,7 @@ for_each_read = pytest.mark.parametrize("read", READS.values(), ids=READS.keys()
 
 
 @pytest.fixture
-def world(fake_world: FakeWorld) -> FakeWorld:
+def filled(fake_world: FakeWorld) -> FakeWorld:
     """A fake Airflow with an entry for each read."""
     database = fake_world.database
     database.finish_run(database.start_run(DAG, RUN))
@@ -90,20 +90,20 @@ def world(fake_world: FakeWorld) -> FakeWorld:
     return fake_world
 
 
-def read_without(world: FakeWorld, read: Read, drop: Callable[[Any], None]) -> str:
+def read_without(filled: FakeWorld, read: Read, drop: Callable[[Any], None]) -> str:
     """Read an answer without some of its fields, and return the error's message."""
-    world.server.fail_next(asks("GET", read.path[world.api]), edit(drop))
+    filled.server.fail_next(asks("GET", read.path[filled.api]), edit(drop))
     with pytest.raises(UnexpectedAnswerError) as error:
-        read.call(world.client)
+        read.call(filled.client)
     return str(error.value)
 
 
 @for_each_read
 @pytest.mark.parametrize("is_null", [False, True], ids=["missing", "null"])
 def test_a_field_that_is_needed_is_named_with_request_and_version(
-    world: FakeWorld, read: Read, is_null: bool
+    filled: FakeWorld, read: Read, is_null: bool
 ) -> None:
-    api = world.api
+    api = filled.api
     if read.entries and read.entries[api] in ("dag_runs", "task_instances"):
         return  # such a row is reported even if it is alone: see test_unreadable_rows.py
     for field in read.needed[api]:
@@ -115,32 +115,32 @@ def test_a_field_that_is_needed_is_named_with_request_and_version(
                 else:
                     del entry[field]
 
-        message = read_without(world, read, drop)
+        message = read_without(filled, read, drop)
         assert f"GET /api/{api}{read.path[api]} with no `{field}`." in message
         assert f"says it is Airflow {VERSIONS[api]}:" in message
 
 
 @pytest.mark.parametrize("what", [what for what, read in READS.items() if read.entries])
-def test_a_list_that_is_missing_is_named(world: FakeWorld, what: str) -> None:
+def test_a_list_that_is_missing_is_named(filled: FakeWorld, what: str) -> None:
     read = READS[what]
     assert read.entries is not None
-    field = read.entries[world.api]
-    message = read_without(world, read, lambda answer: answer.pop(field))
-    assert f"GET /api/{world.api}{read.path[world.api]} with no `{field}`." in message
+    field = read.entries[filled.api]
+    message = read_without(filled, read, lambda answer: answer.pop(field))
+    assert f"GET /api/{filled.api}{read.path[filled.api]} with no `{field}`." in message
 
 
 @for_each_read
-def test_other_fields_may_be_missing(world: FakeWorld, read: Read) -> None:
+def test_other_fields_may_be_missing(filled: FakeWorld, read: Read) -> None:
     """Other versions have other fields, and we do without them."""
-    api = world.api
+    api = filled.api
 
     def drop(answer: dict[str, Any]) -> None:
         entry = answer[read.entries[api]][0] if read.entries else answer
         for field in entry.keys() - set(read.needed[api]) - VERSION_FIELDS:
             del entry[field]
 
-    world.server.fail_next(asks("GET", read.path[api]), edit(drop))
-    assert read.call(world.client)
+    filled.server.fail_next(asks("GET", read.path[api]), edit(drop))
+    assert read.call(filled.client)
 
 
 def test_the_error_names_the_version_of_a_declared_api_too(airflow: Airflow) -> None:
