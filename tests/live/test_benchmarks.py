@@ -70,5 +70,5 @@ def test_fleet_measures_airlift_and_ours_which_follows_each_end() -> None:
         assert re.search(rf"idle.* {contender} +[\d.]+ CPU s a minute \({parts}\)", printed)
         gaps = r"observation [\d.]+ s .*; automation and events [\d.]+ s "
         assert re.search(rf"longest intervals while idle +{contender} +{gaps}", printed)
-        assert re.search(rf"upstream end to trigger +{contender} +p95 .* s, n 1[56], ", printed)
+        assert re.search(rf"upstream end to trigger +{contender} +p95 .*, n 1[56], ", printed)
     assert re.search(r"upstream end to trigger +ours .*, 0 never ", printed)
