@@ -160,7 +160,7 @@ class Starter:
         return None
 
     def report_new_upstreams(self, dag: Downstream, followed: Collection[str]) -> None:
-        """Tell, on the DAG's asset and in the tick, which dependencies count from now on.
+        """Report, on the DAG's asset and in the tick, which dependencies count from now on.
 
         Args:
             followed: The fingerprints of the upstreams that count already.
@@ -175,7 +175,7 @@ class Starter:
             self._newly_followed.append(dag.dag_id)
 
     def report_dropped(self, dag_id: str, events: Sequence[str]) -> None:
-        """Tell, on a DAG's asset and in the tick, what waited and starts the DAG no longer.
+        """Report, on a DAG's asset and in the tick, what waited and starts the DAG no longer.
 
         Args:
             events: Their dependencies, in words.
@@ -185,7 +185,7 @@ class Starter:
         self._notes.append(f"{self._airflow}/{dag_id}: {observation.description}")
 
     def report_unread(self) -> None:
-        """Tell in the tick that not all is read that has happened, and that nothing starts yet."""
+        """Note in the tick that not all that has happened was read, and that nothing starts yet."""
         self._notes.append(
             "This tick had no time to read all that has happened; the next one goes on."
         )
