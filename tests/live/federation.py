@@ -116,8 +116,7 @@ class Federation:
         begin = (since or utc_now()).timestamp()
 
         # Dagster may have loaded one code location of several so far.
-        kinds = ("observation", "automation", "events")
-        expected = {f"{name}__{kind}" for name in NAMES for kind in kinds}
+        expected = {f"{name}__observation" for name in NAMES}
 
         def have_ticked() -> bool:
             states = self.event_log.all_instigator_state(instigator_type=InstigatorType.SENSOR)
