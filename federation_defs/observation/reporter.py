@@ -30,6 +30,7 @@ from federation_defs.events import (
 from federation_defs.observation.tick import Tick
 from federation_defs.outcome import Outcome
 from federation_defs.partitions import Partitioning, RunPartition, find_partition
+from federation_defs.redaction import clean_text
 from federation_defs.timing import Timing
 
 _RUNS_PER_CHECK = 50
@@ -181,7 +182,8 @@ class Reporter:
                 dg.serialize_value(event)
         except Exception as error:  # noqa: BLE001 - logged, and reported in place of the run
             reason = f"{type(error).__name__}: {error}"
-            log().warning("Run %s of DAG %s can't be reported.", *run.key[::-1], exc_info=True)
+            ids = map(clean_text, run.key[::-1])
+            log().warning("Run %s of DAG %s can't be reported.", *ids, exc_info=True)
             end = run.end_date and dg.MetadataValue.timestamp(run.end_date)
             labels = {STATE_LABEL: run.state, OUTCOME_LABEL: outcome.result, END_LABEL: end}
             key = self.client.instance, run.key
