@@ -6,7 +6,7 @@ UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
 RUN := $(UV) run --frozen
 # Without bytecode, every process that starts compiles all that it imports.
 export PYTHONDONTWRITEBYTECODE :=
-SYNC := $(UV) sync --frozen --quiet --compile-bytecode
+SYNC := $(UV) sync --frozen --quiet
 LATENCY_RUNS ?= 7
 # How much `make soak` does. Raise them for a longer one: make soak CHAOS_ROUNDS=20.
 HISTORIES ?= 500
