@@ -137,6 +137,10 @@ def _prepare_postgres(template: Path) -> Iterator[OpenInstance]:
             name = str(folder)[-63:]  # the longest that it can be
             url = server.create_database(name, template="empty")
             with _open_postgres(folder, url, settings) as instance:
+                # Keep the connections. Without this, the server starts a process for each query.
+                instance.optimize_for_webserver(
+                    statement_timeout=600_000, pool_recycle=-1, max_overflow=-1
+                )
                 yield instance
                 # A step that was interrupted here, and not in a process of its own, ends only when
                 # its generator is collected. It may then read its run.
