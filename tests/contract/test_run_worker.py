@@ -34,6 +34,7 @@ from federation_defs.naming import (
     build_state_asset_key,
 )
 from federation_defs.schedules import AutoPartitions
+from tests.contract.storages import OpenInstance
 from tests.unit.project import Project, build_keys
 
 # Dagster 1.13 itself uses deprecated functions of pydantic.
@@ -89,12 +90,13 @@ def project(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 @pytest.fixture
-def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+def instance(
+    open_instance: OpenInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dg.DagsterInstance]:
     """The instance that a worker finds by DAGSTER_HOME."""
     home = tmp_path / "home"
-    home.mkdir()
     monkeypatch.setenv("DAGSTER_HOME", str(home))
-    with dg.DagsterInstance.get() as instance:
+    with open_instance(home), dg.DagsterInstance.get() as instance:  # the tables are there
         yield instance
 
 
