@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -430,7 +431,9 @@ DAGS = [f"{instance}/{name}" for instance in ("a", "b", "c") for name in "wxyz"]
 
 @pytest.mark.usefixtures("instance")
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=int(os.environ.get("HISTORIES", "10")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.data())
 def test_it_plans_the_same_steps_as_the_code_server(
