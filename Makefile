@@ -17,11 +17,12 @@ CHAOS_BURST ?= 25
 SOAK_MINUTES ?= 60
 # S is the demo's, XL has 200 Airflows. M2, L2 and XL4 are a part of those, split in two or four.
 FLEET_SIZES ?= S,M,M2,L,L2,XL,XL4
-# Of the tests of observation and execution, those that ask the most of a storage.
-ON_POSTGRES := $(addprefix tests/contract/,observation/test_observation.py observation/test_ownership.py \
-	observation/test_crossing.py execution/test_reexecution.py execution/test_taking_over.py)
+# Of the tests of observation and execution, those that ask the most of a storage: of two processes
+# that write, which was first. `make storages` runs the others.
+ON_POSTGRES := $(addprefix tests/contract/,observation/test_ownership.py execution/test_taking_over.py)
 WITH_HISTORIES := $(addprefix tests/contract/,observation/test_observation_histories.py test_automation_histories.py \
-	test_all_histories.py dependencies/test_event_histories.py dependencies/test_partitions.py)
+	test_all_histories.py dependencies/test_event_histories.py dependencies/test_partitions.py observation/test_rows.py \
+	test_run_worker.py) $(addprefix tests/unit/test_,automation.py partitions.py run_tags.py)
 # The worker that is through takes tests of the other one.
 PARALLEL := -n 2 --dist worksteal
 AIRFLOWS_ONLY := "-m 'real_airflows and not dagster_dev and not soak' tests/contract tests/live"
@@ -134,7 +135,7 @@ live: install-tests ## the tests over real Airflows, with and without a real dag
 # Only with the time that the tests with real Airflows, which mostly wait, leave over.
 quick: install ## the tests that need no real Airflow
 	@nice $(RUN) pytest -q $(PARALLEL) --durations 15 --storage cloud -m "not real_airflows and not soak" tests/unit tests/contract
-	@nice $(RUN) pytest -q $(PARALLEL) --storage postgres -m "not real_airflows and not soak" $(ON_POSTGRES)
+	@nice $(RUN) pytest -q --storage postgres -m "not real_airflows and not soak" $(ON_POSTGRES)
 
 storages: install ## observation, dependencies and execution on plain SQLite and on PostgreSQL, whole
 	@set -e; for storage in sqlite postgres; do $(RUN) pytest -q $(PARALLEL) --storage $$storage \

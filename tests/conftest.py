@@ -19,7 +19,7 @@ from werkzeug.security import generate_password_hash
 
 from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.declaration import InstanceDeclaration
-from tests.contract.storages import STORAGES
+from tests.contract.storages import STORAGES, OpenInstance, prepare
 from tests.processes import LoggedProcess, end_on_signals, find_free_port
 from tests.unit.project import Project
 from tests.waiting import wait_for
@@ -97,6 +97,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """An empty project, whose module can be imported."""
     monkeypatch.syspath_prepend(tmp_path)
     return Project(tmp_path, f"project_of_{tmp_path.name}")
+
+
+@pytest.fixture(scope="session")
+def open_instance(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OpenInstance]:
+    """A function that opens an empty Dagster instance on the storage that is tested."""
+    storage = str(pytestconfig.getoption("--storage"))
+    with prepare(storage, tmp_path_factory.mktemp("dagster")) as open_instance:
+        yield open_instance
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,7 @@ from tests.conftest import Airflows
 from tests.contract.fakes.airflow import FakeAirflow
 from tests.contract.fakes.database import Database
 from tests.contract.observation.daemon import DAG, Daemon, Observed
-from tests.contract.storages import OpenInstance, prepare
+from tests.contract.storages import OpenInstance
 from tests.contract.worlds import (
     SIGN_INS,
     FakeWorld,
@@ -65,16 +65,6 @@ class Airflow:
 
 
 StartAirflow = Callable[..., Airflow]
-
-
-@pytest.fixture(scope="session")
-def open_instance(
-    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[OpenInstance]:
-    """A function that opens an empty Dagster instance on the storage that is tested."""
-    storage = str(pytestconfig.getoption("--storage"))
-    with prepare(storage, tmp_path_factory.mktemp("dagster")) as open_instance:
-        yield open_instance
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from dagster_graphql.schema import create_schema
 
 from tests.conftest import ROOT
 from tests.contract.dagster_plus import IN_USER_CODE
-from tests.contract.storages import CLOUD
+from tests.contract.storages import CLOUD, NO_COMPUTE_LOGS
 from tests.live.dagster_api import DagsterApi
 from tests.processes import LoggedProcess, find_free_port
 from tests.waiting import wait_for
@@ -48,7 +48,8 @@ class Deployment(DagsterApi):
         self.home = folder / "dagster"
         self.home.mkdir()
         settings = yaml.safe_load((ROOT / "deployment" / "dagster.yaml").read_text())
-        (self.home / "dagster.yaml").write_text(yaml.safe_dump(settings | CLOUD))
+        settings |= CLOUD | NO_COMPUTE_LOGS
+        (self.home / "dagster.yaml").write_text(yaml.safe_dump(settings))
         self.env = {**env, "DAGSTER_HOME": str(self.home)}
         self._schema = create_schema()
         self._workspace: WorkspaceProcessContext | None = None

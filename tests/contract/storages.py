@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,15 @@ from tests.contract.postgres import start_postgres
 
 STORAGES = ("sqlite", "postgres", "cloud")
 CLOUD = {"instance_class": {"module": UserCodeInstance.__module__, "class": "UserCodeInstance"}}
+# The default starts four processes for each step, two of them Python: they copy its output to ours.
+NO_COMPUTE_LOGS = {
+    "compute_logs": {
+        "module": "dagster._core.storage.noop_compute_log_manager",
+        "class": "NoOpComputeLogManager",
+    }
+}
 
+_COMPILED: dict[Any, Any] = {}
 _SQLITE_MODULES = (consolidated_sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage)
 
 # Opens an empty instance, with its files in a folder that does not exist yet. Keyword arguments are
@@ -75,9 +84,7 @@ def _open_sqlite(folder: Path, overrides: Mapping[str, Any]) -> dg.DagsterInstan
         "class": "ConsolidatedSqliteEventLogStorage",
         "config": {"base_dir": str(folder)},
     }
-    return dg.DagsterInstance.local_temp(
-        str(folder), overrides={"event_log_storage": storage, **overrides}
-    )
+    return _open(folder, {"event_log_storage": storage, **overrides})
 
 
 @contextmanager
@@ -85,14 +92,19 @@ def _keeping_connections() -> Iterator[None]:
     """Let SQLite storages keep their connections, and let nothing have to reach the disk.
 
     Dagster makes an engine for each query, which connects, compiles the SQL and disconnects (1.13).
+    Here, all tests share what is compiled. It is kept by the dialect, which each engine has anew.
     """
     engines: dict[str, sa.Engine] = {}
 
     def get_engine(url: str, **_options: object) -> sa.Engine:
         if url not in engines:
             options = {"pool_size": 0, "connect_args": {"timeout": SQLITE_BUSY_TIMEOUT_SECONDS}}
-            engine = engines.setdefault(url, sa.create_engine(url, **options))
+            engine = sa.create_engine(
+                url, execution_options={"compiled_cache": _COMPILED}, **options
+            )
+            engine.dialect = _get_dialect()
             event.listen(engine, "connect", _do_not_sync)
+            engines.setdefault(url, engine)
         return engines[url]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -101,6 +113,14 @@ def _keeping_connections() -> Iterator[None]:
         yield
     for engine in engines.values():
         engine.dispose()
+
+
+@cache
+def _get_dialect() -> sa.Dialect:
+    """Return a dialect that has seen a database, as its first connection completes it."""
+    engine = sa.create_engine("sqlite://")
+    engine.connect().close()
+    return engine.dialect
 
 
 def _do_not_sync(connection: sqlite3.Connection, _record: object) -> None:
@@ -117,6 +137,10 @@ def _prepare_postgres(template: Path) -> Iterator[OpenInstance]:
             name = str(folder)[-63:]  # the longest that it can be
             url = server.create_database(name, template="empty")
             with _open_postgres(folder, url, settings) as instance:
+                # Keep the connections. Without this, the server starts a process for each query.
+                instance.optimize_for_webserver(
+                    statement_timeout=600_000, pool_recycle=-1, max_overflow=-1
+                )
                 yield instance
                 # A step that was interrupted here, and not in a process of its own, ends only when
                 # its generator is collected. It may then read its run.
@@ -130,7 +154,11 @@ def _prepare_postgres(template: Path) -> Iterator[OpenInstance]:
 
 def _open_postgres(folder: Path, url: str, overrides: Mapping[str, Any]) -> dg.DagsterInstance:
     storage = {"postgres": {"postgres_url": url}}
-    return dg.DagsterInstance.local_temp(str(folder), overrides={"storage": storage, **overrides})
+    return _open(folder, {"storage": storage, **overrides})
+
+
+def _open(folder: Path, settings: Mapping[str, Any]) -> dg.DagsterInstance:
+    return dg.DagsterInstance.local_temp(str(folder), overrides={**NO_COMPUTE_LOGS, **settings})
 
 
 def _create_tables(instance: dg.DagsterInstance) -> None:

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.contract.clients import SIGN_INS
 from tests.contract.dagster_plus import IN_USER_CODE
 from tests.contract.fakes.airflow import FakeAirflow
-from tests.contract.storages import CLOUD
+from tests.contract.storages import CLOUD, NO_COMPUTE_LOGS
 from tests.live.dagster_api import DagsterApi
 from tests.processes import LoggedProcess, find_free_port
 from tests.unit.project import Project
@@ -32,6 +32,7 @@ SETTINGS = {
     "run_coordinator": {"module": "dagster.core.run_coordinator", "class": "DefaultRunCoordinator"},
     "telemetry": {"enabled": False},
     **CLOUD,
+    **NO_COMPUTE_LOGS,
 }
 VERSIONED = {"defs_state": {"management_type": "VERSIONED_STATE_STORAGE"}}
 LAUNCH = """

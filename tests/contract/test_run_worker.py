@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ from federation_defs.naming import (
     build_state_asset_key,
 )
 from federation_defs.schedules import AutoPartitions
+from tests.contract.storages import OpenInstance
 from tests.unit.project import Project, build_keys
 
 # Dagster 1.13 itself uses deprecated functions of pydantic.
@@ -89,12 +91,13 @@ def project(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 @pytest.fixture
-def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+def instance(
+    open_instance: OpenInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dg.DagsterInstance]:
     """The instance that a worker finds by DAGSTER_HOME."""
     home = tmp_path / "home"
-    home.mkdir()
     monkeypatch.setenv("DAGSTER_HOME", str(home))
-    with dg.DagsterInstance.get() as instance:
+    with open_instance(home), dg.DagsterInstance.get() as instance:  # the tables are there
         yield instance
 
 
@@ -428,7 +431,9 @@ DAGS = [f"{instance}/{name}" for instance in ("a", "b", "c") for name in "wxyz"]
 
 @pytest.mark.usefixtures("instance")
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=int(os.environ.get("HISTORIES", "10")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.data())
 def test_it_plans_the_same_steps_as_the_code_server(

@@ -13,6 +13,7 @@ from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigat
 
 from federation_defs.dagster_io.code_locations import find_moved_cursor, find_owner
 from federation_defs.timing import Timing
+from tests.contract.storages import OpenInstance
 from tests.unit.sensors import store_sensor, store_tick
 
 SENSOR = "metrics__observation"
@@ -52,8 +53,8 @@ class Sensor:
 
 
 @pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+def instance(open_instance: OpenInstance, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with open_instance(tmp_path / "dagster") as instance:
         yield instance
 
 

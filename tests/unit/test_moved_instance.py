@@ -14,6 +14,7 @@ from dagster._core.scheduler.instigation import SensorInstigatorData
 from federation_defs.dagster_io.code_locations import wait_for_owner
 from federation_defs.dagster_io.run_tags import is_only_request
 from federation_defs.timing import Timing
+from tests.contract.storages import OpenInstance
 from tests.unit.sensors import store_sensor
 
 NOW = 1_800_000_000.0
@@ -21,8 +22,8 @@ JOB = dg.GraphDefinition("job").to_job()
 
 
 @pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+def instance(open_instance: OpenInstance, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with open_instance(tmp_path / "dagster") as instance:
         yield instance
 
 

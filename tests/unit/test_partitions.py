@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
@@ -239,7 +240,7 @@ ANY_DATE = st.none() | st.datetimes(timezones=st.just(timezone.utc))
 ANY_KEY = st.none() | st.text() | st.from_regex(r"\d{1,5}-\d\d?-\d\d?(-\d\d:\d\d)?", fullmatch=True)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=int(os.environ.get("HISTORIES", "150")), deadline=None)
 @given(
     cron=ANY_CRON,
     zone=ANY_ZONE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import datetime, timezone
 
@@ -81,7 +82,7 @@ ODD = ["zlib:", "zlib:!", "zlib:AAAA", "null", "[]", "{}", '{"a": [[], {}]}', '[
 EDITED = st.text(max_size=20) | st.sampled_from([*ODD, "[" * 9999])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=int(os.environ.get("HISTORIES", "15")))
 @given(plans=EDITED, detached=EDITED)
 def test_tags_that_a_person_has_edited_hurt_nobody(plans: str, detached: str) -> None:
     with dg.DagsterInstance.ephemeral() as instance:

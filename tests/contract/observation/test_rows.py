@@ -4,6 +4,7 @@
 
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime, timedelta, timezone
@@ -82,7 +83,7 @@ def client() -> Iterator[AirflowClient]:
         yield connect_to(server)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=int(os.environ.get("HISTORIES", "20")), deadline=None)
 @given(
     conf=st.dictionaries(ANY_TEXT | DAGSTERS_KEYS, JSON, max_size=4),
     text=ANY_TEXT,
