@@ -265,7 +265,7 @@ class Airflow2Instance(AirflowInstance):
             ),
             "AIRFLOW__SCHEDULER__DAG_DIR_LIST_INTERVAL": "10",
             # A changed file is parsed at once all the same.
-            "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "300",
+            "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "3600",
             "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
             # With the default of 1 s a small run mostly waits. Below 0.25 s the loop keeps a core
             # busy. The tests have longer pauses, which cost less CPU time.
@@ -323,7 +323,7 @@ class Airflow3Instance(AirflowInstance):
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{self.settings.username}:admin",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self._passwords),
             # A changed file is parsed at once all the same.
-            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
             # With 0.1 s instead of 1 s, a run of one task takes 0.9 s instead of 2.1 s. The tests
             # have longer pauses, which cost less CPU time.
