@@ -175,7 +175,7 @@ def build_env(home: Path) -> dict[str, str]:
     return {
         "DEMO_HOME": str(home),
         "DEMO_DAGS": str(ROOT / "tests" / "contract" / "dags"),
-        "DEMO_SCHEDULER_IDLE_S": "0.5",
+        "DEMO_SCHEDULER_IDLE_S": "1",
         **{f"{name}_PORT": port for name, port in ports.items()},
         **urls,
         **accounts,

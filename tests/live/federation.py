@@ -160,18 +160,21 @@ class Federation:
         assert [run for run in runs if not run.is_finished] == []
         successes = Counter((run.dag_id, run.run_id) for run in runs if run.is_success)
 
-        def count_reports() -> Counter[tuple[str, str]]:
+        def count_reports(*dag_ids: str) -> Counter[tuple[str, str]]:
             return Counter(
                 (dag_id, event.run_id)
                 for dag_id in dag_ids
                 for event in self.fetch_materializations(name, dag_id, since)
             )
 
-        wait_for(
-            lambda: successes <= count_reports(), f"{dict(successes)} are reported", timeout_s=120
-        )
+        for dag_id in dag_ids:  # one by one, as to read all of them again and again is slow
+            of_dag = Counter({key: count for key, count in successes.items() if key[0] == dag_id})
+            wait_for(
+                lambda dag_id=dag_id, of_dag=of_dag: of_dag <= count_reports(dag_id),
+                f"{dict(of_dag)} are reported",
+            )
         self.wait_until_idle(name, *dag_ids)
-        reports = count_reports()
+        reports = count_reports(*dag_ids)
         assert reports == successes, f"{reports} are reported, {successes} have succeeded"
 
 
@@ -196,7 +199,7 @@ def wait_for_state(
         return run if run is not None and run.state in states else None
 
     what = f"{dag_id} {run_id} is {' or '.join(states)}"
-    return wait_for(find, what, timeout_s, interval_s=0.3)
+    return wait_for(find, what, timeout_s)
 
 
 def fetch_runs(client: AirflowClient, since: datetime, dag_ids: Collection[str]) -> list[DagRun]:
