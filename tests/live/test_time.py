@@ -32,10 +32,10 @@ Interval = tuple[datetime, datetime]
 
 BERLIN = ZoneInfo("Europe/Berlin")
 DAY = timedelta(days=1)
-# Each Airflow has its own way to run days of the past again, and Dagster has a third. Days cost run
-# workers: there are two where one Dagster run has both, and where they wait for Dagster together.
+# Each Airflow has its own way to run days of the past again, and Dagster has a third. Each day
+# costs run workers: only one Airflow runs and clears several.
 DAYS_OF_AIRFLOW_2 = [date(2025, 5, 10)]
-DAYS_OF_AIRFLOW_3 = [date(2025, 6, 10)]
+DAYS_OF_AIRFLOW_3 = [date(2025, 6, 10), date(2025, 6, 11)]
 DAYS_OF_DAGSTER = [date(2025, 7, 10), date(2025, 7, 11)]
 # Of runs that Airflow 2's scheduler takes when they are cleared: those of its backfills it leaves.
 DAYS_OF_TRIGGERS = [date(2025, 9, 10)]
