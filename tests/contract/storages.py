@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
@@ -55,9 +54,9 @@ def prepare(storage: str, folder: Path) -> Iterator[OpenInstance]:
         with _prepare_postgres(folder) as open_instance:
             yield open_instance
     elif storage == "cloud":
-        os.environ[IN_USER_CODE] = "1"
-        yield _prepare_sqlite(folder, CLOUD)
-        del os.environ[IN_USER_CODE]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(IN_USER_CODE, "1")
+            yield _prepare_sqlite(folder, CLOUD)
     else:
         yield _prepare_sqlite(folder, {})
 
