@@ -179,7 +179,7 @@ class DeadlineDeclaration(Declaration):
 
     def build_policy(self) -> dg.FreshnessPolicy:
         """Return Dagster's freshness policy, which shows the deadline in the UI."""
-        return dg.FreshnessPolicy.cron(self.cron, self.window, self.timezone)
+        return _build_policy(self.cron, self.window, self.timezone)
 
     @property
     def window(self) -> datetime.timedelta:
@@ -199,6 +199,12 @@ class DeadlineDeclaration(Declaration):
         later = after + datetime.timedelta(microseconds=1)
         window = find_next_window(_build_windows(self.cron, self.timezone), later)
         return window.start.astimezone(datetime.timezone.utc)
+
+
+@cache
+def _build_policy(cron: str, window: datetime.timedelta, timezone: str) -> dg.FreshnessPolicy:
+    """Return a policy, which many DAGs may share: Dagster takes up to 0.02 s to check it (1.13)."""
+    return dg.FreshnessPolicy.cron(cron, window, timezone)
 
 
 @cache

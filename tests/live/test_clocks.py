@@ -35,6 +35,9 @@ from tests.live.federation import (
 from tests.processes import LoggedProcess, find_free_port
 from tests.waiting import wait_for
 
+# `make quick` has a heartbeat, and observation, by a wrong clock.
+pytestmark = pytest.mark.soak
+
 TIMED, OBSERVED = "timed", "observed"
 WORKSPACE = """\
 load_from:
@@ -164,14 +167,13 @@ class Skewed:
         assert abs(seen - self.skew) < timedelta(minutes=5), "the worker has the real time"
 
 
-LONG = pytest.mark.soak
 SKEWS = [
-    pytest.param(timedelta(minutes=10), marks=LONG, id="10 ahead"),
+    pytest.param(timedelta(minutes=10), id="10 ahead"),
     pytest.param(timedelta(minutes=-10), id="10 behind"),
 ]
 
 
-@pytest.fixture(scope="module", params=[pytest.param("workers", marks=LONG), "code server"])
+@pytest.fixture(scope="module", params=["workers", "code server"])
 def owner(request: pytest.FixtureRequest) -> str:
     """Whose clock is wrong."""
     return request.param
@@ -208,7 +210,6 @@ def test_a_run_that_waits_is_left_alone_and_finished_runs_are_reported(skewed: S
     assert list_reports().count(finished) == 1
 
 
-@pytest.mark.soak
 def test_a_dead_worker_is_found_and_its_run_taken_over(skewed: Skewed) -> None:
     run_id = skewed.run_timed(20)
     skewed.dagster.kill_worker()
