@@ -17,8 +17,8 @@ CHAOS_BURST ?= 25
 SOAK_MINUTES ?= 60
 # S is the demo's, XL has 200 Airflows. M2, L2 and XL4 are a part of those, split in two or four.
 FLEET_SIZES ?= S,M,M2,L,L2,XL,XL4
-# Of the tests of observation and execution, those that ask the most of a storage: of two processes
-# that write, which was first. `make storages` runs the others.
+# Of the tests of observation and execution, those in which two processes write at the same time.
+# `make storages` runs the others.
 ON_POSTGRES := $(addprefix tests/contract/,observation/test_ownership.py execution/test_taking_over.py)
 WITH_HISTORIES := $(addprefix tests/contract/,observation/test_observation_histories.py test_automation_histories.py \
 	test_all_histories.py dependencies/test_event_histories.py dependencies/test_partitions.py observation/test_rows.py \

@@ -19,6 +19,7 @@ from settings import REPOSITORY, AirflowSettings, DemoSettings
 
 _TIMEOUT_S = 10
 _WARM_UP_TIMEOUT_S = 60
+_PARSE_INTERVAL_S = os.environ.get("DEMO_PARSE_INTERVAL_S", "300")
 
 
 class SignInRefusedError(Exception):
@@ -264,8 +265,8 @@ class Airflow2Instance(AirflowInstance):
                 "airflow.api.auth.backend.session,airflow.api.auth.backend.basic_auth"
             ),
             "AIRFLOW__SCHEDULER__DAG_DIR_LIST_INTERVAL": "10",
-            # A changed file is parsed at once all the same.
-            "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "3600",
+            # A changed DAG file is parsed at once all the same.
+            "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": _PARSE_INTERVAL_S,
             "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
             # With the default of 1 s a small run mostly waits. Below 0.25 s the loop keeps a core
             # busy. The tests have longer pauses, which cost less CPU time.
@@ -322,8 +323,8 @@ class Airflow3Instance(AirflowInstance):
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.settings.url}/execution/",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{self.settings.username}:admin",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self._passwords),
-            # A changed file is parsed at once all the same.
-            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
+            # A changed DAG file is parsed at once all the same.
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": _PARSE_INTERVAL_S,
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
             # With 0.1 s instead of 1 s, a run of one task takes 0.9 s instead of 2.1 s. The tests
             # have longer pauses, which cost less CPU time.

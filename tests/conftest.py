@@ -160,7 +160,8 @@ def _make_sign_in_cheap(database: Path, password: str) -> None:
     """Replace the hash of the password by one that takes no 0.1 s of CPU time per request."""
     with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
         quick = generate_password_hash(password, method="pbkdf2:sha256:1")
-        connection.execute("UPDATE ab_user SET password = ?", [quick])
+        changed = connection.execute("UPDATE ab_user SET password = ?", [quick])
+        assert changed.rowcount == 1
 
 
 def build_env(home: Path) -> dict[str, str]:
@@ -176,6 +177,7 @@ def build_env(home: Path) -> dict[str, str]:
         "DEMO_HOME": str(home),
         "DEMO_DAGS": str(ROOT / "tests" / "contract" / "dags"),
         "DEMO_SCHEDULER_IDLE_S": "1",
+        "DEMO_PARSE_INTERVAL_S": "900",  # 16 CPU s each
         **{f"{name}_PORT": port for name, port in ports.items()},
         **urls,
         **accounts,

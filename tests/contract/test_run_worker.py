@@ -97,7 +97,7 @@ def instance(
     """The instance that a worker finds by DAGSTER_HOME."""
     home = tmp_path / "home"
     monkeypatch.setenv("DAGSTER_HOME", str(home))
-    with open_instance(home), dg.DagsterInstance.get() as instance:  # the tables are there
+    with open_instance(home), dg.DagsterInstance.get() as instance:  # most tables are there
         yield instance
 
 

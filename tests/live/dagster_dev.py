@@ -15,7 +15,6 @@ import requests
 import yaml
 
 from tests.conftest import ROOT
-from tests.contract.storages import NO_COMPUTE_LOGS
 from tests.live.dagster_api import DagsterApi
 from tests.processes import LoggedProcess, find_free_port
 from tests.waiting import wait_for
@@ -66,8 +65,7 @@ class DagsterDev(DagsterApi):
         self.project = copy_project(folder)
         self.home = folder / "dagster"
         self.home.mkdir()
-        settings = yaml.safe_load((ROOT / "deployment" / "dagster.yaml").read_text())
-        (self.home / "dagster.yaml").write_text(yaml.safe_dump(settings | NO_COMPUTE_LOGS))
+        shutil.copy(ROOT / "deployment" / "dagster.yaml", self.home)
         self.port = find_free_port()
         self.env = {**env, "DAGSTER_HOME": str(self.home), "PYTHONPATH": str(self.project)}
         self.log = folder / "dagster.log"

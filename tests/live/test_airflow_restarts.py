@@ -72,7 +72,7 @@ def restart_during_a_task(airflow: RestartableAirflow) -> float:
     since = utc_now()
     set_duration(airflow.client, 12)
     with executing(airflow, PACED) as (run_id, execution):
-        wait_for(lambda: airflow.is_task_working(run_id), "the task works")
+        wait_for(lambda: airflow.is_task_working(run_id), "the task works", interval_s=0.5)
         airflow.kill(airflow.server)
         began = time.monotonic()
         airflow.start(airflow.server)

@@ -174,7 +174,7 @@ def test_a_click_materializes_and_shows_the_run_in_airflow(
         return runs[0].run_id if len(runs) > len(known) else None
 
     run_id = wait_for(find_new, "the click has launched a run")
-    page.goto("about:blank")  # what the page draws of a run takes the time that the run needs
+    page.goto("about:blank")  # drawing the page takes CPU time that the run needs
     assert federation.dagster.wait_for_run(run_id) == "SUCCESS"
     airflow_run_id = f"dagster__{run_id}"
     page.goto(asset)

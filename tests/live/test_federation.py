@@ -113,7 +113,7 @@ def test_a_success_during_a_long_downstream_run_leads_to_one_more_run(
     """Metrics is also unreachable for a while during that run."""
     first = updates.wait_for_downstream(SLOW, "running")
     # The run has read the Variable; the one that follows need not take as long.
-    wait_for(lambda: is_taking_its_time(updates, first), "the run takes its time")
+    wait_for(lambda: is_taking_its_time(updates, first), "the run takes its time", interval_s=0.5)
     set_duration(updates.federation.clients["metrics"], 0, SLOW.downstream)
     warehouse = updates.federation.clients["warehouse"]
     run_id = trigger(warehouse, SLOW.upstream)
