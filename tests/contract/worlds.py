@@ -60,12 +60,14 @@ class World(Protocol):
         client: What is tested; its account may do everything.
         dag_id: A DAG without a schedule whose runs end within seconds.
         poll_s: How long to wait before a run is asked for again.
+        finished: The runs of `find_finished_run`, by DAG id.
     """
 
     api: str
     client: AirflowClient
     dag_id: str
     poll_s: float
+    finished: dict[str, DagRun]
 
     def connect_with_password(self, password: str) -> AirflowClient:
         """Build a client for the same account with another password."""
@@ -93,6 +95,29 @@ def run_dag(world: World, dag_id: str | None = None) -> DagRun:
     run_id = make_run_id()
     world.client.trigger_run(dag_id or world.dag_id, run_id)
     return wait_for_end(world, run_id, dag_id)
+
+
+def find_finished_run(world: World, dag_id: str | None = None) -> DagRun:
+    """Return a successful run of a DAG, for tests that only read it.
+
+    All tests of a real Airflow share it: each run costs seconds of CPU time.
+    """
+    dag_id = dag_id or world.dag_id
+    if dag_id not in world.finished:
+        run = run_dag(world, dag_id)
+        assert run.is_success
+        world.finished[dag_id] = run
+    return world.finished[dag_id]
+
+
+@contextmanager
+def pausing(world: World) -> Iterator[None]:
+    """Keep the quick DAG paused until the end of the block."""
+    world.set_paused(is_paused=True)
+    try:
+        yield
+    finally:
+        world.set_paused(is_paused=False)
 
 
 def wait_for_end(world: World, run_id: str, dag_id: str | None = None) -> DagRun:
@@ -135,6 +160,7 @@ class FakeWorld:
         add_contract_dags(server.database, server.api)
         self.api = server.api
         self.client = connect_to(server)
+        self.finished: dict[str, DagRun] = {}
 
     @property
     def database(self) -> Database:
@@ -172,12 +198,13 @@ class RealWorld:
         username: That account's.
     """
 
-    poll_s = 0.4  # each request costs a real one a part of a core
+    poll_s = 1.0  # each request costs a real one a part of a core
 
     def __init__(self, client: AirflowClient, dag_id: str, username: str) -> None:
         self.api = client.api_version.api
         self.client = client
         self.dag_id = dag_id
+        self.finished: dict[str, DagRun] = {}
         self._username = username
 
     def connect_with_password(self, password: str) -> AirflowClient:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta, timezone
+from datetime import datetime, timedelta, timezone
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, TriggerOptions
@@ -13,6 +13,7 @@ from tests.contract.worlds import (
     World,
     make_date,
     make_run_id,
+    pausing,
     run_dag,
     start_endless_run,
     wait_for_end,
@@ -28,19 +29,39 @@ def fetch_active(client: AirflowClient, at_most: int = MANY) -> list[DagRun]:
     return page.entries
 
 
-def test_a_run_that_goes_on_is_among_the_active_ones_until_it_ends(world: World) -> None:
-    run, _ = start_endless_run(world)
-    assert run in fetch_active(world.client)
-    world.client.stop_run("endless", run.run_id)
-    assert run.run_id not in {run.run_id for run in fetch_active(world.client)}
+def test_running_runs_and_their_tasks_are_listed_until_they_end(world: World) -> None:
+    """Among the active runs, by the start, and the tasks by run."""
+    runs = [start_endless_run(world)[0] for _ in range(2)]
+    active = fetch_active(world.client)
+    tasks = world.client.fetch_running_tasks(MANY)
+    assert tasks is not None
+    for run in runs:
+        assert run in active
+        of_run = tasks["endless", run.run_id]
+        assert [(name_task(task), task.state) for task in of_run] == [("wait", "running")]
+        assert run.start_date is not None
+        for seconds, is_found in ((1, True), (-1, False)):
+            moment = run.start_date + timedelta(seconds=seconds)
+            page = world.client.fetch_running_runs(moment, MANY)
+            assert (run in page.entries) is is_found
+
+    for run in runs:
+        world.client.stop_run("endless", run.run_id)
+    run_ids = {run.run_id for run in runs}
+    assert not run_ids & {run.run_id for run in fetch_active(world.client)}
+    tomorrow = datetime.now(timezone.utc) + timedelta(days=1)
+    running = world.client.fetch_running_runs(tomorrow, MANY).entries
+    assert not run_ids & {run.run_id for run in running}
+    tasks = world.client.fetch_running_tasks(MANY)
+    assert tasks is not None
+    assert not {("endless", run_id) for run_id in run_ids} & tasks.keys()
 
 
 def test_a_queued_run_is_among_the_active_ones(world: World) -> None:
-    world.set_paused(is_paused=True)
     run_id = make_run_id()
-    world.client.trigger_run(world.dag_id, run_id)
-    active = {run.run_id: run.state for run in fetch_active(world.client)}
-    world.set_paused(is_paused=False)
+    with pausing(world):
+        world.client.trigger_run(world.dag_id, run_id)
+        active = {run.run_id: run.state for run in fetch_active(world.client)}
     assert active[run_id] == "queued"
     wait_for_end(world, run_id)
 
@@ -48,18 +69,6 @@ def test_a_queued_run_is_among_the_active_ones(world: World) -> None:
 def test_a_run_that_is_over_is_not_among_the_active_ones(fake_world: FakeWorld) -> None:
     run = run_dag(fake_world)
     assert run.run_id not in {run.run_id for run in fetch_active(fake_world.client)}
-
-
-def test_running_runs_are_found_by_their_start(world: World) -> None:
-    run, _ = start_endless_run(world)
-    assert run.start_date is not None
-    for seconds, is_found in ((1, True), (-1, False)):
-        moment = run.start_date + timedelta(seconds=seconds)
-        page = world.client.fetch_running_runs(moment, MANY)
-        assert (run in page.entries) is is_found
-    world.client.stop_run("endless", run.run_id)
-    running = world.client.fetch_running_runs(moment + timedelta(days=1), MANY).entries
-    assert run.run_id not in {run.run_id for run in running}
 
 
 def test_more_running_runs_than_the_limit_are_the_oldest(airflow: Airflow) -> None:
@@ -93,7 +102,7 @@ def test_the_active_runs_of_all_pages_are_fetched(airflow: Airflow) -> None:
     assert [run.run_id for run in fetch_active(airflow.client, 8)] == runs
 
 
-def test_a_run_is_found_by_its_logical_date(world: World) -> None:
+def test_a_run_is_found_by_exactly_its_logical_date(world: World) -> None:
     date, run_id = make_date(), make_run_id()
     world.client.trigger_run("described", run_id, CONF, TriggerOptions(date))
     run = world.client.fetch_run_of_date("described", date)
@@ -103,12 +112,6 @@ def test_a_run_is_found_by_its_logical_date(world: World) -> None:
     same = world.client.fetch_run_of_date("described", there)
     assert same is not None
     assert same.run_id == run_id
-    wait_for_end(world, run_id, "described")
-
-
-def test_a_logical_date_matches_exactly(world: World) -> None:
-    date, run_id = make_date(), make_run_id()
-    world.client.trigger_run("described", run_id, CONF, TriggerOptions(date))
     for seconds in (-0.5, 0.5):
         near = date + timedelta(seconds=seconds)
         assert world.client.fetch_run_of_date("described", near) is None
@@ -118,19 +121,6 @@ def test_a_logical_date_matches_exactly(world: World) -> None:
 
 def test_an_unknown_dag_has_no_run_of_any_date(fake_world: FakeWorld) -> None:
     assert fake_world.client.fetch_run_of_date("nobody_knows_it", make_date()) is None
-
-
-def test_running_tasks_are_grouped_by_run(world: World) -> None:
-    runs = [start_endless_run(world)[0] for _ in range(2)]
-    running = world.client.fetch_running_tasks(MANY)
-    assert running is not None
-    for run in runs:
-        tasks = running["endless", run.run_id]
-        assert [(name_task(task), task.state) for task in tasks] == [("wait", "running")]
-        world.client.stop_run("endless", run.run_id)
-    running = world.client.fetch_running_tasks(MANY)
-    assert running is not None
-    assert not {("endless", run.run_id) for run in runs} & running.keys()
 
 
 def test_more_running_tasks_than_the_limit_give_none(airflow: Airflow) -> None:

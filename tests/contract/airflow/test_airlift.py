@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -28,7 +28,7 @@ from tests.contract.clients import call_within
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import PASSWORD, USERNAME, asks
 from tests.contract.fakes.faults import Fault, answer
-from tests.contract.worlds import RealWorld, run_dag
+from tests.contract.worlds import RealWorld, find_finished_run, pausing, run_dag
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_run_is_triggered_waited_for_and_deleted(
 
 
 def test_the_tasks_of_a_run_have_their_logs(airlift: ClientInstance, real_world: RealWorld) -> None:
-    run = run_dag(real_world)
+    run = find_finished_run(real_world)
     infos = airlift.get_task_infos(dag_id=real_world.dag_id)
     task_ids = [info.task_id for info in infos]
     assert airlift.get_task_info(dag_id=real_world.dag_id, task_id=task_ids[0]) in infos
@@ -100,10 +100,9 @@ def test_the_tasks_of_a_run_have_their_logs(airlift: ClientInstance, real_world:
     (load,) = [task for task in tasks if task.task_id == "load"]
     assert airlift.get_task_instance(real_world.dag_id, load.task_id, run.run_id) == load
     hour = timedelta(hours=1)
-    now = datetime.now(timezone.utc)
-    dag_ids = [real_world.dag_id]
+    assert run.start_date is not None
     recent = airlift.get_task_instance_batch_time_range(
-        dag_ids, ["success"], now - hour, now + hour
+        [real_world.dag_id], ["success"], run.start_date - hour, run.start_date + hour
     )
     assert load in recent
     log = airlift.get_task_instance_logs(
@@ -113,9 +112,9 @@ def test_the_tasks_of_a_run_have_their_logs(airlift: ClientInstance, real_world:
 
 
 def test_a_paused_dag_is_unpaused(airlift: ClientInstance, real_world: RealWorld) -> None:
-    real_world.set_paused(is_paused=True)
-    airlift.unpause_dag(real_world.dag_id)
-    assert not real_world.client.fetch_dag(real_world.dag_id).is_paused
+    with pausing(real_world):
+        airlift.unpause_dag(real_world.dag_id)
+        assert not real_world.client.fetch_dag(real_world.dag_id).is_paused
 
 
 def test_the_session_sends_other_requests_too(airlift: ClientInstance) -> None:

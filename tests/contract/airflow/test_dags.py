@@ -7,7 +7,7 @@ import pytest
 from federation_defs.airflow.models import Dag, DagImportError
 from federation_defs.errors import DagNotFoundError
 from tests.contract.conftest import Airflow
-from tests.contract.worlds import FOLDERS, FakeWorld, World
+from tests.contract.worlds import FOLDERS, FakeWorld, World, pausing
 from tests.waiting import wait_for
 
 
@@ -25,9 +25,8 @@ def test_a_dag_has_its_fields(world: World) -> None:
 
 
 def test_a_paused_dag_is_recognized(world: World) -> None:
-    world.set_paused(is_paused=True)
-    is_paused = world.client.fetch_dag(world.dag_id).is_paused
-    world.set_paused(is_paused=False)
+    with pausing(world):
+        is_paused = world.client.fetch_dag(world.dag_id).is_paused
     assert (is_paused, world.client.fetch_dag(world.dag_id).is_paused) == (True, False)
 
 

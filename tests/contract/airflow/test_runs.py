@@ -17,7 +17,9 @@ from tests.contract.worlds import (
     FakeWorld,
     RealWorld,
     World,
+    find_finished_run,
     make_run_id,
+    pausing,
     run_dag,
     start_endless_run,
     wait_for_end,
@@ -33,6 +35,12 @@ def fetch_own_runs(world: World, run_id: str, since: datetime) -> list[DagRun]:
 
 def an_hour_ago() -> datetime:
     return datetime.now(timezone.utc) - timedelta(hours=1)
+
+
+def find_moment_before(run: DagRun) -> datetime:
+    """Return a moment before the run started."""
+    assert run.start_date is not None
+    return run.start_date - timedelta(minutes=1)
 
 
 def test_an_unknown_run_is_none(world: World) -> None:
@@ -66,10 +74,9 @@ def test_a_state_set_by_hand_is_a_change_though_the_end_stays(world: World) -> N
 
 def test_a_cleared_run_is_a_change_and_has_lost_its_dates(world: World) -> None:
     run = run_dag(world)
-    world.set_paused(is_paused=True)  # so that it stays as the clear leaves it
-    world.client.clear_run(world.dag_id, run.run_id)
-    (changed,) = fetch_own_runs(world, run.run_id, an_hour_ago())
-    world.set_paused(is_paused=False)
+    with pausing(world):  # so that it stays as the clear leaves it
+        world.client.clear_run(world.dag_id, run.run_id)
+        (changed,) = fetch_own_runs(world, run.run_id, an_hour_ago())
     assert (changed.state, changed.start_date, changed.end_date) == ("queued", None, None)
     assert wait_for_end(world, run.run_id).end_date != run.end_date
 
@@ -81,8 +88,8 @@ def test_the_changed_runs_come_with_the_servers_own_time(world: World) -> None:
 
 
 def test_changed_runs_are_filtered_by_state(world: World) -> None:
-    run = run_dag(world)
-    since = an_hour_ago()
+    run = find_finished_run(world)
+    since = find_moment_before(run)
     for states in (["success"], ["success", "failed"], ["success", "queued"]):
         changed = world.client.fetch_changed_runs(since, states=states).entries
         assert run in changed
@@ -91,13 +98,14 @@ def test_changed_runs_are_filtered_by_state(world: World) -> None:
 
 
 def test_changed_runs_are_filtered_by_an_upper_bound(world: World) -> None:
-    run = run_dag(world)
-    now = world.client.fetch_changed_runs(an_hour_ago()).server_time
+    run = find_finished_run(world)
+    since = find_moment_before(run)
+    now = world.client.fetch_changed_runs(since).server_time
     assert now is not None
-    assert run in world.client.fetch_changed_runs(an_hour_ago(), now + timedelta(minutes=1)).entries
+    assert run in world.client.fetch_changed_runs(since, now + timedelta(minutes=1)).entries
     assert run.start_date is not None
     before = run.start_date - timedelta(seconds=10)
-    assert run not in world.client.fetch_changed_runs(an_hour_ago(), before).entries
+    assert run not in world.client.fetch_changed_runs(since, before).entries
 
 
 def test_more_changed_runs_than_asked_for_are_only_counted(airflow: Airflow) -> None:
@@ -115,8 +123,9 @@ def test_more_changed_runs_than_asked_for_are_only_counted(airflow: Airflow) -> 
 
 
 def test_the_latest_finished_run_is_the_one_that_ended_last(world: World) -> None:
-    runs = [run_dag(world) for _ in range(2)]
-    assert world.client.fetch_latest_finished_run(world.dag_id) == runs[-1]
+    find_finished_run(world)
+    latest = run_dag(world)
+    assert world.client.fetch_latest_finished_run(world.dag_id) == latest
 
 
 def test_a_dag_of_which_no_run_ended_has_no_latest_one(airflow: Airflow) -> None:
@@ -137,9 +146,18 @@ def test_an_unknown_run_cannot_be_cleared(fake_world: FakeWorld) -> None:
         fake_world.client.clear_run(fake_world.dag_id, make_run_id())
 
 
-def test_a_running_run_is_stopped_with_its_tasks(world: World) -> None:
-    run, _ = start_endless_run(world)
+def test_a_running_run_is_stopped_with_its_tasks_and_their_processes(world: World) -> None:
+    run, task = start_endless_run(world)
     assert run.state == "running"
+
+    def find_process() -> int | None:
+        log = world.client.fetch_log("endless", run.run_id, task)
+        said = re.search(r"waiting in process (\d+)", log)
+        return int(said[1]) if said else None
+
+    process = wait_for(find_process, "the task says which process it is")
+    is_real = isinstance(world, RealWorld)  # the tasks of a fake one have no processes
+    assert psutil.pid_exists(process) or not is_real
 
     def stop() -> DagRun | None:
         """Stop it again while the scheduler overwrites that (2.11 without row locks)."""
@@ -154,20 +172,8 @@ def test_a_running_run_is_stopped_with_its_tasks(world: World) -> None:
         "wait": ("failed", 1),
         "go_on": ("skipped", 0),
     }
-
-
-def test_the_process_of_a_stopped_run_is_gone(real_world: RealWorld) -> None:
-    run, task = start_endless_run(real_world)
-
-    def find_process() -> int | None:
-        log = real_world.client.fetch_log("endless", run.run_id, task)
-        said = re.search(r"waiting in process (\d+)", log)
-        return int(said[1]) if said else None
-
-    process = wait_for(find_process, "the task says which process it is")
-    assert psutil.pid_exists(process)
-    real_world.client.stop_run("endless", run.run_id)
-    wait_for(lambda: not psutil.pid_exists(process), "the task's process is gone", timeout_s=30)
+    if is_real:
+        wait_for(lambda: not psutil.pid_exists(process), "the task's process is gone", timeout_s=30)
 
 
 def test_a_run_that_is_over_is_left_as_it_is_by_a_stop(fake_world: FakeWorld) -> None:
@@ -191,11 +197,10 @@ def test_a_stop_that_the_scheduler_overwrote_is_repeated(fake_world: FakeWorld) 
 
 
 def test_a_queued_run_is_stopped_before_it_starts(world: World) -> None:
-    world.set_paused(is_paused=True)
     run_id = make_run_id()
-    world.client.trigger_run(world.dag_id, run_id)
-    stopped = world.client.stop_run(world.dag_id, run_id)
-    world.set_paused(is_paused=False)
+    with pausing(world):
+        world.client.trigger_run(world.dag_id, run_id)
+        stopped = world.client.stop_run(world.dag_id, run_id)
     assert stopped.state == "failed"
 
 

@@ -14,7 +14,14 @@ from requests import Response
 from federation_defs.airflow.client import AirflowClient
 from tests.contract.airflow.test_triggers import CONF, make_date
 from tests.contract.conftest import StartAirflow
-from tests.contract.worlds import FakeWorld, RealWorld, World, make_run_id, run_dag
+from tests.contract.worlds import (
+    FakeWorld,
+    RealWorld,
+    World,
+    find_finished_run,
+    make_run_id,
+    run_dag,
+)
 
 ASSETS = {"v1": "datasets", "v2": "assets"}
 READS = {
@@ -121,7 +128,7 @@ def find_odd(differences: Mapping[str, list[str]]) -> dict[str, list[str]]:
 
 
 def test_reads_are_answered_as_by_a_real_airflow(pair: tuple[World, World]) -> None:
-    runs = [run_dag(world) for world in pair]
+    runs = [find_finished_run(world) for world in pair]
     differences = {}
     for what, template in READS.items():
         real, fake = (
@@ -180,7 +187,7 @@ def test_triggers_are_answered_as_by_a_real_airflow(pair: tuple[World, World]) -
 def test_texts_are_answered_as_by_a_real_airflow(pair: tuple[World, World]) -> None:
     """Sources and logs: of 2.x as text, and of 3.x each in its own way."""
     differences = {}
-    runs = [run_dag(world, "mapped") for world in pair]
+    runs = [find_finished_run(world, "mapped") for world in pair]
     log = "/dags/mapped/dagRuns/{}/taskInstances/weigh/logs/{}?map_index={}"
     for accept in ("text/plain", "application/json", "application/x-ndjson"):
         dags = [world.client.fetch_dag("mapped") for world in pair]
