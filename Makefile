@@ -25,7 +25,7 @@ WITH_HISTORIES := $(addprefix tests/contract/,observation/test_observation_histo
 	test_run_worker.py) $(addprefix tests/unit/test_,automation.py partitions.py run_tags.py)
 # The worker that is through takes tests of the other one.
 PARALLEL := -n 2 --dist worksteal
-AIRFLOWS_ONLY := "-m 'real_airflows and not dagster_dev and not soak' tests/contract tests/live"
+AIRFLOWS_ONLY := "-m 'real_airflows and not dagster_dev and not soak' tests/contract/airflow tests/live"
 WITH_DAGSTER := "-m 'dagster_dev and not soak' tests/live"
 # Keep the output of each target together, if this make can. What they need is installed.
 AT_ONCE := --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync) INSTALLED=yes

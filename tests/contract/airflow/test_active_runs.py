@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from uuid import uuid4
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, TriggerOptions
+from federation_defs.execution.concurrency import ConcurrencyLimit
 from federation_defs.outcome import name_task
+from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.worlds import (
     FakeWorld,
@@ -18,6 +21,7 @@ from tests.contract.worlds import (
     start_endless_run,
     wait_for_end,
 )
+from tests.waiting import wait_for
 
 CONF = {"day": "2026-02-03", "size": 5}
 MANY = 5000
@@ -130,3 +134,27 @@ def test_more_running_tasks_than_the_limit_give_none(airflow: Airflow) -> None:
     airflow.server.endpoints.page_limit = 2
     assert len(airflow.client.fetch_running_tasks(3) or ()) == 3
     assert airflow.client.fetch_running_tasks(2) is None
+
+
+def test_the_active_runs_that_are_ours_are_selected_and_count_for_a_limit(world: World) -> None:
+    client, own, other = world.client, f"dagster__{uuid4()}", make_run_id()
+    wanted = ("endless", f"dagster__{uuid4()}")
+    for run_id in (own, other):
+        client.trigger_run("endless", run_id)
+    try:
+        found = client.fetch_active_runs(1000, "dagster__")
+        assert found is not None
+        run_ids = {run.run_id for run in found.entries}  # also of other tests on a real Airflow
+        assert (own in run_ids, other in run_ids) == (True, False)
+        assert found.server_time is not None
+        assert ConcurrencyLimit(client, {}, 1, Timing()).reserve([wanted]) == set()
+    finally:
+        for run_id in (own, other):
+            client.stop_run("endless", run_id)
+
+    def is_over() -> bool:
+        client.stop_run("endless", own)  # the scheduler of 2.11 may have overwritten the stop
+        found = client.fetch_active_runs(1000, "dagster__")
+        return found is not None and own not in {run.run_id for run in found.entries}
+
+    wait_for(is_over, f"run {own} is not active")

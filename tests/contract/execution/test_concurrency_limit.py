@@ -33,7 +33,6 @@ from tests.contract.execution.partitioned import DAG, at, declare, of_range
 from tests.contract.fakes.airflow import Predicate, asks
 from tests.contract.fakes.database import RunRow
 from tests.contract.fakes.faults import Act, Fault, answer
-from tests.contract.worlds import World, make_run_id
 from tests.waiting import wait_for
 
 POST = asks("POST", "/dags/[^/]+/dagRuns")
@@ -432,27 +431,3 @@ def test_the_dagster_runs_that_launch_runs_of_the_instance_are_counted(
         run = instance.create_run_for_job(job, status=started, tags=tags)
         assert CurrentRun(instance, run, "lake").count_active_runs() == 1
     assert CurrentRun(instance, run, "metrics").count_active_runs() == 2
-
-
-def test_real_and_fake_airflows_alike_return_the_runs_that_are_ours(world: World) -> None:
-    client, own, other = world.client, f"dagster__{uuid4()}", make_run_id()
-    wanted = ("endless", f"dagster__{uuid4()}")
-    for run_id in (own, other):
-        client.trigger_run("endless", run_id)
-    try:
-        found = client.fetch_active_runs(1000, "dagster__")
-        assert found is not None
-        run_ids = {run.run_id for run in found.entries}  # also of other tests on a real Airflow
-        assert (own in run_ids, other in run_ids) == (True, False)
-        assert found.server_time is not None
-        assert ConcurrencyLimit(client, {}, 1, Timing()).reserve([wanted]) == set()
-    finally:
-        for run_id in (own, other):
-            client.stop_run("endless", run_id)
-
-    def is_over() -> bool:
-        client.stop_run("endless", own)  # the scheduler of 2.11 may have overwritten the stop
-        found = client.fetch_active_runs(1000, "dagster__")
-        return found is not None and own not in {run.run_id for run in found.entries}
-
-    wait_for(is_over, f"run {own} is not active")
