@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.conftest import ROOT, start_airflows
+from tests.airflows import ROOT, start_airflows
 from tests.processes import LoggedProcess, end_on_signals
 from tests.waiting import wait_for
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import Airflows, build_env
+from tests.airflows import Airflows, build_env
 from tests.live.chaos import report
 from tests.live.federation import fetch_runs, trigger, utc_now, wait_for_state
 from tests.live.production import DagsterProduction
