@@ -14,7 +14,7 @@ from federation_defs.airflow.models import DagRun
 from federation_defs.naming import build_run_id
 from tests.conftest import Airflows
 from tests.contract.execution.executing import ExecutedRun, materialize
-from tests.live.federation import NAMES, utc_now, wait_for_state
+from tests.live.federation import NAMES, UNWATCHED, utc_now, wait_for_state
 
 # The last whole interval of a schedule that fires at three o'clock on 29 February.
 LEAP = [datetime(year, 2, 29, 3, tzinfo=timezone.utc) for year in (2020, 2024)]
@@ -54,6 +54,7 @@ def test_a_triggered_dag_has_the_moment_of_the_trigger(
     assert day == f"{moment:%Y-%m-%d}"
     has_interval = (name, dag_id) == ("warehouse", "dated_by_cron")
     assert interval == (LEAP if has_interval else [moment, moment])
+    assert [run.data_interval_start, run.data_interval_end] == interval
 
 
 def test_a_timetable_of_airflow_3_with_data_intervals_has_its_last_one(airflows: Airflows) -> None:
@@ -67,10 +68,13 @@ def test_a_timetable_of_airflow_3_with_data_intervals_has_its_last_one(airflows:
 @pytest.mark.parametrize("name", NAMES)
 def test_triggers_at_the_same_time_have_dates_of_their_own(airflows: Airflows, name: str) -> None:
     client, run_ids = airflows.connect(name), [f"at-once__{uuid4()}" for _ in range(5)]
+    begin = utc_now()
     with ThreadPoolExecutor(5) as threads:
-        runs = list(threads.map(lambda run_id: client.trigger_run("dated", run_id), run_ids))
+        runs = list(threads.map(lambda run_id: client.trigger_run(UNWATCHED, run_id), run_ids))
     assert [run.run_id for run in runs] == run_ids
-    assert len({run.logical_date for run in runs} - {None}) == 5
+    dates = {run.logical_date for run in runs}
+    assert len(dates - {None}) == 5
+    assert all(date and begin - timedelta(seconds=3) < date < utc_now() for date in dates)
     for run in runs:
         wait_for_state(client, *run.key, "success")
 
@@ -80,6 +84,7 @@ def test_a_dag_that_uses_its_dates_fails_in_a_run_without_one(airflows: Airflows
     assert not executed.success
     assert run
     assert (run.state, run.logical_date) == ("failed", None)
+    assert (run.data_interval_start, run.data_interval_end) == (None, None)
 
 
 def test_an_airflow_2_is_not_triggered_without_a_date(airflows: Airflows) -> None:

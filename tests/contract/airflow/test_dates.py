@@ -1,4 +1,4 @@
-"""The logical dates of triggered runs, on an Airflow of either API version, fake or real."""
+"""The logical dates of triggered runs. `tests/live/test_dates.py` has more of real Airflows."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ NONE = TriggerOptions("none")
 TEN_MINUTES = timedelta(minutes=10)
 
 
-def test_a_dag_that_uses_its_dates_succeeds(world: World) -> None:
+def test_a_dag_that_uses_its_dates_succeeds(fake_world: FakeWorld) -> None:
     run_id, begin = make_run_id(), datetime.now(timezone.utc)
-    world.client.trigger_run(DAG, run_id)
+    fake_world.client.trigger_run(DAG, run_id)
     end = datetime.now(timezone.utc)
-    run = wait_for_end(world, run_id, DAG)
+    run = wait_for_end(fake_world, run_id, DAG)
     assert run.is_success
     assert run.logical_date is not None
     # `Date` has whole seconds, and a server may compute it once a second.
@@ -35,11 +35,11 @@ def test_a_dag_that_uses_its_dates_succeeds(world: World) -> None:
     assert run.data_interval_start == run.data_interval_end == run.logical_date
 
 
-def test_a_run_without_a_date_has_none_and_fails_if_its_tasks_use_it(world_v2: World) -> None:
-    run_id = make_run_id()
-    run = world_v2.client.trigger_run(DAG, run_id, options=NONE)
+def test_a_run_without_a_date_has_none_and_fails_if_its_tasks_use_it(airflow_v2: Airflow) -> None:
+    run_id, world = make_run_id(), FakeWorld(airflow_v2.server)
+    run = world.client.trigger_run(DAG, run_id, options=NONE)
     assert (run.logical_date, run.data_interval_start, run.data_interval_end) == (None,) * 3
-    assert wait_for_end(world_v2, run_id, DAG).state == "failed"
+    assert wait_for_end(world, run_id, DAG).state == "failed"
 
 
 def test_airflow_2_has_no_runs_without_a_date(world_v1: World) -> None:
