@@ -153,11 +153,7 @@ def test_sources_of_dags_listed_before_an_upgrade_are_not_skipped(
     expected = upgraded.client.fetch_dag_sources(dags)
     assert set(expected) == {dag.dag_id for dag in dags}
     upgraded.upgrade()
-    try:
-        found = upgraded.client.fetch_dag_sources(dags)
-    except AirflowError:
-        return
-    assert found == expected
+    assert upgraded.client.fetch_dag_sources(dags) == expected
 
 
 def test_all_threads_of_a_client_survive_an_upgrade(upgraded: Upgraded) -> None:
