@@ -139,7 +139,7 @@ def test_without_a_state_the_declared_dags_are_loaded(
 def test_a_load_refreshes_all_instances_at_the_same_time(
     project: Project, caplog: pytest.LogCaptureFixture, in_python: bool
 ) -> None:
-    barrier = Barrier(3, timeout=20)
+    barrier = Barrier(3, timeout=60)
 
     def wait_for_the_others(act: Act) -> Response:
         barrier.wait()

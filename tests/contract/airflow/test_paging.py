@@ -74,7 +74,7 @@ def test_pages_are_asked_for_together_and_put_in_their_order(airflow: Airflow) -
     waited: list[bool] = []
 
     def wait_for_the_last(act: Act) -> Response:
-        waited.append(answered.wait(10))
+        waited.append(answered.wait(60))
         return act()
 
     airflow.server.fail_next(asks_at(10), wait_for_the_last)

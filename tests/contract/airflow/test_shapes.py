@@ -252,7 +252,7 @@ def test_strangers_are_refused_as_by_a_real_airflow(pair: tuple[World, World]) -
         ("POST", "/auth/token", account),
     ):
         answers = [
-            requests.request(method, world.client.url + path, json=body, auth=auth, timeout=10)
+            requests.request(method, world.client.url + path, json=body, auth=auth, timeout=60)
             for world in pair
         ]
         differences[f"{method} {path} {body}"] = compare(*answers)

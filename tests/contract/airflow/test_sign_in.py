@@ -40,7 +40,7 @@ def test_sixteen_threads_whose_token_went_bad_renew_it_once(airflow_v2: Airflow)
     airflow_v2.server.change_secret()
     with ThreadPoolExecutor(16) as threads:
         reads = [threads.submit(airflow_v2.client.fetch_dag, "customer_metrics") for _ in range(64)]
-        dags = [read.result(timeout=20) for read in reads]
+        dags = [read.result(timeout=60) for read in reads]
     assert {dag.dag_id for dag in dags} == {"customer_metrics"}
     assert airflow_v2.server.count("POST", TOKEN) == 2
 

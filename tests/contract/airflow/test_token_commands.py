@@ -81,7 +81,7 @@ def test_a_program_is_run_once_for_many_requests_and_threads(
     client = connect(server.url, program.command)
     with ThreadPoolExecutor(16) as threads:
         pending = [threads.submit(client.fetch_dags) for _ in range(64)]
-        assert {len(dags.result(timeout=20)) for dags in pending} == {1}
+        assert {len(dags.result(timeout=60)) for dags in pending} == {1}
     assert program.runs == 1
 
 
@@ -94,7 +94,7 @@ def test_a_program_is_run_again_when_its_token_is_refused(
     program.output.write_text(server.token)
     with ThreadPoolExecutor(16) as threads:
         pending = [threads.submit(client.fetch_dags) for _ in range(32)]
-        assert {len(dags.result(timeout=20)) for dags in pending} == {1}
+        assert {len(dags.result(timeout=60)) for dags in pending} == {1}
     assert program.runs == 2
 
 

@@ -314,6 +314,6 @@ def test_a_cancellation_between_two_events_of_the_step_stops_the_dag_run_too(
         executed = materialize(airflow_v2.client, [DAG], instance)
         assert (executed.status, len(stored)) == (CANCELED, 1)
         (run,) = airflow_v2.database.runs
-        wait_for(lambda: run.state == "failed", "it is stopped", timeout_s=20, interval_s=0.05)
+        wait_for(lambda: run.state == "failed", "it is stopped", interval_s=0.05)
     finally:
         gc.collect()  # else what is left of the step is closed when there is no Dagster any more

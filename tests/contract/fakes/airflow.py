@@ -122,7 +122,8 @@ class FakeAirflow:
         if self._server is None or self._thread is None:
             return
         self._server.shutdown()
-        self._thread.join(10)
+        self._thread.join(60)
+        assert not self._thread.is_alive()
         self._server = self._thread = None
         for connection in list(self.connections):
             with suppress(OSError):  # the client closed it just now

@@ -179,11 +179,11 @@ class FaultProxy:
 
     def start(self) -> None:
         self._thread.start()
-        self._started.result(10)
+        self._started.result(60)
 
     def stop(self) -> None:
         self._started.result().call_soon_threadsafe(self._stopped.set)
-        self._thread.join(10)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     def __enter__(self) -> FaultProxy:
@@ -194,7 +194,7 @@ class FaultProxy:
         self.stop()
 
     def _call(self, command: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(command, self._started.result()).result(10)
+        asyncio.run_coroutine_threadsafe(command, self._started.result()).result(60)
 
     async def _run(self) -> None:
         self._stopped = asyncio.Event()

@@ -97,11 +97,11 @@ class Stall:
 
     def __call__(self, act: Act) -> Response:
         self._entered.set()
-        self._released.wait(30)
+        self._released.wait(60)
         return act()
 
     def wait_until_entered(self) -> None:
-        assert self._entered.wait(10), "nobody asked within 10 s"
+        assert self._entered.wait(60), "nobody asked within 60 s"
 
     def release(self) -> None:
         self._released.set()

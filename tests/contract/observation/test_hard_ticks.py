@@ -208,12 +208,11 @@ def test_a_run_that_its_owner_gave_up_is_reported_while_the_owner_waits_for_anot
         return next((run for run in airflow.database.runs if run.dag_id == dag_id), None)
 
     try:
-        mine = wait_for(lambda: find(OTHER) and find(DAG), "both are triggered", 20)
+        mine = wait_for(lambda: find(OTHER) and find(DAG), "both are triggered")
         daemon = build_daemon(airflow, instance)
         wait_for(
             lambda: any(build_detached_tag("metrics") in run.tags for run in instance.get_runs()),
             "it gives up",
-            20,
         )
         airflow.database.finish_run(mine)
         assert daemon.tick() == [mine.run_id]
