@@ -15,6 +15,7 @@ import requests
 import yaml
 
 from tests.conftest import ROOT
+from tests.contract.storages import NO_COMPUTE_LOGS
 from tests.live.dagster_api import DagsterApi
 from tests.processes import LoggedProcess, find_free_port
 from tests.waiting import wait_for
@@ -65,7 +66,8 @@ class DagsterDev(DagsterApi):
         self.project = copy_project(folder)
         self.home = folder / "dagster"
         self.home.mkdir()
-        shutil.copy(ROOT / "deployment" / "dagster.yaml", self.home)
+        settings = yaml.safe_load((ROOT / "deployment" / "dagster.yaml").read_text())
+        (self.home / "dagster.yaml").write_text(yaml.safe_dump(settings | NO_COMPUTE_LOGS))
         self.port = find_free_port()
         self.env = {**env, "DAGSTER_HOME": str(self.home), "PYTHONPATH": str(self.project)}
         self.log = folder / "dagster.log"
