@@ -39,15 +39,12 @@ DECLARED = {
         react_each:
           depends_on: [warehouse/steered_often]
           trigger: {runs: each, at_once: 1, pass_upstream: true, conf: {declared: 1}}
-        react_rerun:
-          depends_on: [{dag: warehouse/steered, state: failure}]
-          trigger: {runs: each, reruns: rerun}
         react_ignore:
           depends_on: [{dag: warehouse/steered, state: failure}]
           trigger: {runs: each, reruns: ignore}
         react_date:
           depends_on: [{dag: warehouse/steered, state: failure}]
-          trigger: {runs: each, logical_date: upstream}
+          trigger: {runs: each, reruns: rerun, logical_date: upstream}
         react_if:
           depends_on: [{dag: warehouse/steered, state: finished}]
           trigger: {runs: each, only_if: "steering:is_wanted"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
 
-NAMES = ("all", "asset", "date", "each", "failure", "if", "ignore", "late", "rerun", "slow")
+NAMES = ("all", "asset", "date", "each", "failure", "if", "ignore", "late", "slow")
 
 for name in NAMES:
     with DAG(f"react_{name}", schedule=None, tags=["steered"]):
