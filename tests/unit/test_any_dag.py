@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import dagster as dg
@@ -45,7 +46,11 @@ def load(dags: dict[str, dict[str, Any]]) -> set[dg.AssetKey]:
     return set(repository.asset_graph.get_all_asset_keys())
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=60)
+@settings(
+    max_examples=int(os.environ.get("HISTORIES", "15")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(st.dictionaries(TEXT, DAGS, max_size=4))
 @example({"a": {"airflow_tags": ("",)}})
 def test_any_text_about_a_dag_is_loaded(dags: dict[str, dict[str, Any]]) -> None:
