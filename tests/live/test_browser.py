@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, WebError, expect
 
 from tests.browser import TIMEOUT_MS, find_box, open_browser
 from tests.live.federation import (
@@ -31,27 +31,51 @@ FAILING = "load_payments"  # the other loads happen meanwhile (`test_dependencie
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def context(federation: Federation) -> Iterator[BrowserContext]:
+    """The context of all tests: each new one would load and compile Dagster's UI again."""
     with open_browser() as browser:
-        yield browser
+        context = browser.new_context(
+            base_url=federation.dagster.url, viewport={"width": 1400, "height": 1000}
+        )
+        context.set_default_timeout(TIMEOUT_MS)
+        yield context
+        context.close()
 
 
 @pytest.fixture
-def page(browser: Browser, federation: Federation, tmp_path: Path) -> Iterator[Page]:
-    context = browser.new_context(
-        base_url=federation.dagster.url, viewport={"width": 1400, "height": 1000}
-    )
-    context.set_default_timeout(TIMEOUT_MS)
+def page(context: BrowserContext, federation: Federation, tmp_path: Path) -> Iterator[Page]:
+    """A page of a person who is not signed in anywhere and has set nothing in Dagster's UI."""
     messages = list[str]()
-    context.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
-    context.on("weberror", lambda error: messages.append(str(error.error)))
-    yield context.new_page()
+
+    def note_message(message: ConsoleMessage) -> None:
+        messages.append(f"{message.type}: {message.text}")
+
+    def note_error(error: WebError) -> None:
+        messages.append(str(error.error))
+
+    context.on("console", note_message)
+    context.on("weberror", note_error)
+    page = context.new_page()
+    forget(page, federation.dagster.url)
+    yield page
     for number, shown in enumerate(context.pages):
         shown.screenshot(path=tmp_path / f"page_{number}.png")
         messages.append(f"page_{number}.png shows {shown.url}")
     (tmp_path / "console.txt").write_text("\n".join(messages))
     sys.stdout.write(f"What the pages showed is in {tmp_path}.\n")  # told if the test failed
-    context.close()
+    for shown in context.pages:
+        shown.close()
+    context.remove_listener("console", note_message)
+    context.remove_listener("weberror", note_error)
+
+
+def forget(page: Page, url: str) -> None:
+    """Delete all cookies and what an origin's pages have stored, but no program that is cached."""
+    page.context.clear_cookies()
+    devtools = page.context.new_cdp_session(page)
+    stored = {"origin": url, "storageTypes": "indexeddb,local_storage"}
+    devtools.send("Storage.clearDataForOrigin", stored)
+    devtools.detach()
 
 
 @pytest.fixture(scope="module")
@@ -184,20 +208,30 @@ def test_a_click_materializes_and_shows_the_run_in_airflow(
 
 def test_each_sensor_has_a_switch(page: Page, federation: Federation) -> None:
     page.goto("/automation")
-    for name in ("observation", "automation", "events"):
-        sensor = f"warehouse__{name}"
-        link = page.get_by_role("link", name=sensor)
-        row = page.locator("div", has=link).filter(has=page.get_by_role("checkbox")).last
-        switch = row.get_by_role("checkbox").nth(1)  # the first one selects the row
-        for is_on in (False, True):
+    names = ("observation", "automation", "events")
+    switches = {f"warehouse__{name}": find_switch(page, f"warehouse__{name}") for name in names}
+    for is_on in (False, True):
+        for switch in switches.values():
             expect(switch).to_be_checked(checked=not is_on)
-            wait_for(
-                lambda switch=switch, sensor=sensor, is_on=is_on: (
-                    is_running(federation, sensor) == is_on or click_again(switch, is_on=is_on)
-                ),
-                f"{sensor} is {'on' if is_on else 'off'}",
-                interval_s=1,
-            )
+        wait_for(
+            lambda is_on=is_on: switch_all(federation, switches, is_on=is_on),
+            f"{', '.join(switches)} are {'on' if is_on else 'off'}",
+            interval_s=1,
+        )
+
+
+def find_switch(page: Page, sensor: str) -> Locator:
+    link = page.get_by_role("link", name=sensor)
+    row = page.locator("div", has=link).filter(has=page.get_by_role("checkbox")).last
+    return row.get_by_role("checkbox").nth(1)  # the first one selects the row
+
+
+def switch_all(federation: Federation, switches: Mapping[str, Locator], *, is_on: bool) -> bool:
+    """Click the switches of sensors that are not on, or off, yet. Return whether all are."""
+    late = [sensor for sensor in switches if is_running(federation, sensor) != is_on]
+    for sensor in late:
+        click_again(switches[sensor], is_on=is_on)
+    return not late
 
 
 def click_again(switch: Locator, *, is_on: bool) -> None:
