@@ -152,8 +152,10 @@ class Deployment(DagsterApi):
         def is_loaded() -> bool:
             entries = workspace.create_request_context().get_code_location_entries()
             failed = {name: each.load_error for name, each in entries.items() if each.load_error}
-            if any(_UNREACHABLE in error.to_string() for error in failed.values()):
-                workspace.refresh_workspace()  # a code server starts
+            starting = {name for name, why in failed.items() if _UNREACHABLE in why.to_string()}
+            for name in starting:
+                workspace.refresh_code_location(name)
+            if starting:
                 return False
             assert failed.keys() == broken, failed
             return True
