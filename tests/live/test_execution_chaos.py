@@ -96,7 +96,7 @@ def kill_at_random(
                 or all(dagster.fetch_status(root) in FINISHED for root in roots.values())
             ),
             "there is a worker to kill",
-            interval_s=0.02,
+            interval_s=0.2,
         )
     progress = {
         name: federation.describe_progress(name, root, PACED, build_run_id(root))
