@@ -190,11 +190,18 @@ def test_a_reason_is_shown_in_one_line_and_without_the_secrets_of_the_conf() -> 
     assert len(decision.reason) <= 300
 
 
-@pytest.mark.parametrize("function", ["hanging", "shouting"])
-def test_a_function_that_goes_on_is_killed_with_its_children(function: str, tmp_path: Path) -> None:
-    assert fail(function, timeout_s=3.0) == "gave no answer within 3 s."
-    if (tmp_path / "pid").exists():
-        wait_until_ended(tmp_path / "pid")
+def test_a_function_that_goes_on_is_killed_with_its_children(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    for timeout_s in (3, 12, 48):  # on a busy machine, the function begins late
+        assert fail("hanging", timeout_s) == f"gave no answer within {timeout_s} s."
+        if pid.exists() and pid.read_text():
+            wait_until_ended(pid)
+            return
+    pytest.fail("the function has not started its child within 48 s")
+
+
+def test_a_function_that_is_busy_for_ever_is_killed() -> None:
+    assert fail("shouting", timeout_s=3.0) == "gave no answer within 3 s."
 
 
 def wait_until_ended(file: Path) -> None:
