@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
@@ -18,6 +17,8 @@ from federation_defs.naming import build_asset_key
 from tests.contract.conftest import Airflow
 from tests.contract.dependencies.reacting import DAG, EventDaemon, list_counted, report
 from tests.contract.execution.executing import FAST
+from tests.contract.execution.interrupting import before_answering
+from tests.contract.fakes.airflow import asks
 from tests.contract.observation.daemon import recording_statements
 
 LOAD, OTHER = "warehouse/load", "warehouse/other"
@@ -502,7 +503,9 @@ def test_a_date_whose_run_goes_on_is_run_again_when_it_has_ended(
     daemon = start(airflow_v2, instance, {"depends_on": [LOAD], "trigger": trigger})
     database = airflow_v2.database
     scheduled = database.start_run(DAG, "scheduled__1", logical_date=date)
-    threading.Timer(0.5, database.finish_run, [scheduled]).start()
+    # It goes on until it is asked for twice after it was found to have the date.
+    finish_later = before_answering(lambda: database.finish_after(scheduled, polls=2))
+    airflow_v2.server.fail_next(asks("POST", f"/dags/{DAG}/dagRuns"), finish_later)
     label: dict[str, Any] = {"Logical date": dg.MetadataValue.timestamp(date)}
     report(instance, LOAD, "success", "one", **label)
     assert len(daemon.tick()) == 1
