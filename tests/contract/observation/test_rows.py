@@ -5,8 +5,8 @@
 import logging
 import math
 import os
-import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from typing import Any
 
@@ -307,13 +307,14 @@ def test_slow_queries_of_the_event_log_do_not_stop_observation(
     dag_ids = [f"dag_{number}" for number in range(50)]
     for dag_id in dag_ids:
         airflow_v2.database.add_dag(dag_id)
-    timing = Timing(owner_check_s=0.2, report_s=60)
+    clock = FakeClock()
+    timing = replace(clock.timing, owner_check_s=0.2, report_s=60)
     daemon = Daemon(airflow_v2.client, dag_ids, instance, timing=timing)
     daemon.tick()
     fetch = instance.fetch_materializations
 
     def fetch_slowly(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(0.02)
+        clock.advance(0.02)
         return fetch(*args, **kwargs)
 
     vars(instance)["fetch_materializations"] = fetch_slowly
