@@ -258,5 +258,6 @@ def test_each_update_leads_to_one_run_and_one_materialization_and_to_nothing_lat
         assert updates.list_reports("warehouse", dependency.upstream) == [upstream]
     assert updates.list_downstream_runs(PAUSED) == []
     slow_runs = updates.list_downstream_runs(SLOW)
+    assert slow_runs
     assert updates.list_reports("metrics", SLOW.downstream) == slow_runs
     assert len(updates.list_reports("warehouse", SLOW.upstream)) == len(slow_runs)
