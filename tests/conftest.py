@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -32,6 +33,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure() -> None:
     end_on_signals()
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of all later garbage collections."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
