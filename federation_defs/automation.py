@@ -9,17 +9,20 @@ from typing import Literal, TypeAlias
 
 import dagster as dg
 
-from federation_defs.naming import build_check_key, build_monitor_tags, build_sensor_name
+from federation_defs.naming import build_check_key, build_launching_tags, build_sensor_name
 
 # What a tick costs the daemon (dagster 1.13, PostgreSQL): per sensor, and per asset.
 _COST_PER_SENSOR_S = 0.12
 _COST_PER_ASSET_S = 0.0025
 _MAX_INTERVAL_S = 25
 
-# A DAG that Dagster does not run, one that it runs, one of the same instance that it runs without
-# waiting for it, one of another code location, of which nothing is known, and an asset that is no
-# DAG.
-Upstream: TypeAlias = Literal["observed", "executed", "detached", "elsewhere", "asset"]
+Upstream: TypeAlias = Literal[
+    "observed",  # a DAG that Dagster does not run
+    "executed",  # one that it runs
+    "detached",  # one of the same instance that it runs without waiting for it
+    "elsewhere",  # one of another code location, of which nothing is known
+    "asset",  # no DAG
+]
 
 _NEWLY_UPDATED = dg.AutomationCondition.newly_updated()
 _NEWLY_REQUESTED = dg.AutomationCondition.newly_requested()
@@ -175,7 +178,7 @@ def build_automation_sensor(
     return dg.AutomationConditionSensorDefinition(
         name=build_sensor_name(instance, "automation"),
         target=dg.AssetSelection.assets(*keys),
-        run_tags=build_monitor_tags(instance),
+        run_tags=build_launching_tags(instance),
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=interval_s,
         description=f"Starts the DAGs of Airflow {instance} whose upstreams were updated.",

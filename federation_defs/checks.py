@@ -20,6 +20,7 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
 from federation_defs.dagster_io.event_log import fetch_completed_evaluations, read_deadline
 from federation_defs.dagster_io.reports import fetch_successes
+from federation_defs.dagster_io.run_tags import is_by_person
 from federation_defs.declaration import DagDeclaration, DeadlineDeclaration
 from federation_defs.errors import AirflowError, DagNotFoundError
 from federation_defs.events import (
@@ -32,8 +33,8 @@ from federation_defs.events import (
 from federation_defs.naming import (
     CHECK_NAME,
     DEADLINE_CHECK_NAME,
-    DECISION_CHECK_NAME,
     MAX_DURATION_CHECK_NAME,
+    ONLY_IF_CHECK_NAME,
     PARTITIONS_CHECK_NAME,
     READY_CHECK_NAME,
     build_asset_key,
@@ -46,10 +47,9 @@ from federation_defs.naming import (
 from federation_defs.outcome import add_log_tails, fetch_outcome
 
 _BY_SENSORS = (
-    *(DECISION_CHECK_NAME, DEADLINE_CHECK_NAME),
+    *(ONLY_IF_CHECK_NAME, DEADLINE_CHECK_NAME),
     *(READY_CHECK_NAME, PARTITIONS_CHECK_NAME),
 )
-_BY_CODE = {"dagster/schedule_name", "dagster/sensor_name"}  # tags of runs that no person started
 _MAX_RUNNING = 1000  # runs of all DAGs; of more, the oldest are looked at
 
 
@@ -72,7 +72,7 @@ def build_check_specs(instance: str, dag_id: str, dag: DagDeclaration) -> list[d
             "each deadline, and for the first success after one that was missed."
         )
     if dag.trigger.only_if is not None:
-        descriptions[DECISION_CHECK_NAME] = (
+        descriptions[ONLY_IF_CHECK_NAME] = (
             f"`{dag.trigger.only_if}` answered when it was last asked whether to run {name}. "
             "Executing it changes nothing."
         )
@@ -205,8 +205,8 @@ def _evaluate(
         return _check_duration(client, dag_id, dag.max_duration)
     if key.name == DEADLINE_CHECK_NAME and dag.deadline is not None:
         return find_deadline_check(context.instance, client.instance, dag_id, dag.deadline)
-    is_by_person = _BY_CODE.isdisjoint(context.run.tags)
-    if key.name == PARTITIONS_CHECK_NAME and dag.partitions is not None and is_by_person:
+    is_accepted = key.name == PARTITIONS_CHECK_NAME and is_by_person(context.run)
+    if is_accepted and dag.partitions is not None:
         return dg.AssetCheckEvaluation(
             asset_key=key.asset_key,
             check_name=key.name,

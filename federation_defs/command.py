@@ -12,7 +12,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +23,7 @@ from pydantic import ValidationError
 from federation_defs.component import FederatedAirflow
 from federation_defs.declaration.fields import KEEP_TEMPLATES
 from federation_defs.errors import DeclarationError
+from federation_defs.threads import run_in_threads
 from federation_defs.validation import Member, find_deep_chains, find_problems
 
 # Where it can, a process that has imported Dagster once is forked for each project.
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None, load_s: float = 300.0) -> int:
 
 
 def _check(projects: Sequence[str], load_s: float) -> int:
-    with ThreadPoolExecutor(min(len(projects), os.cpu_count() or 1)) as threads:
-        results = list(threads.map(partial(_read_in_process, load_s=load_s), projects))
+    reads = [partial(_read_in_process, project, load_s) for project in projects]
+    results = run_in_threads(reads, os.cpu_count() or 1)
     problems = [each for each in results if isinstance(each, str)]
     members = [member for each in results if not isinstance(each, str) for member in each]
     problems += find_problems(members, is_whole=not problems)

@@ -4,7 +4,7 @@ FederationError
 ├── DeclarationError            a defs.yaml, or a variable that is read beside it, is wrong
 ├── DeclaredTwiceError          two code locations declare an instance
 ├── ReloadFailedError           Dagster's webserver did not reload the code location
-├── DecisionError               an `only_if` function gave no answer
+├── OnlyIfError                 an `only_if` function gave no answer
 └── AirflowError                a problem with one Airflow instance
     ├── UnreachableError        no answer, or a temporary error (429, 5xx): may pass by itself
     ├── TlsError                no trusted TLS connection: a certificate, or no TLS at all
@@ -93,7 +93,7 @@ class ReloadFailedError(FederationError):
         )
 
 
-class DecisionError(FederationError):
+class OnlyIfError(FederationError):
     """An `only_if` function gave no answer.
 
     Args:
@@ -116,7 +116,7 @@ class UnreachableError(AirflowError):
     """No answer, or a temporary error.
 
     Args:
-        is_late: The answer exceeded a declared time-out.
+        is_late: The answer exceeded a declared time-out. The request is not repeated.
         status: Of a temporary error.
     """
 

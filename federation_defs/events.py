@@ -42,8 +42,8 @@ from federation_defs.declaration import PartitionsDeclaration
 from federation_defs.naming import (
     CHECK_NAME,
     DEADLINE_CHECK_NAME,
-    DECISION_CHECK_NAME,
     MAX_DURATION_CHECK_NAME,
+    ONLY_IF_CHECK_NAME,
     build_asset_key,
 )
 from federation_defs.outcome import Outcome, join_names
@@ -51,7 +51,7 @@ from federation_defs.partitions import RunPartition
 from federation_defs.redaction import redact
 
 Metadata = dict[str, dg.MetadataValue | float | str]
-AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
+ReportEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
 # The materialization holds the rest.
 _LABELS_OF_A_PASSED_CHECK = (RUN_ID_LABEL, LINK_LABEL, STATE_LABEL, END_LABEL, DURATION_LABEL)
@@ -69,7 +69,7 @@ def build_missing_events(
     outcome: Outcome,
     reported: ReportedRuns,
     partition: RunPartition,
-) -> list[AssetEvent]:
+) -> list[ReportEvent]:
     """Return the events of an outcome that the event log lacks, in the order to store them."""
     if not reported.lacks_report_of(outcome):
         return []
@@ -155,7 +155,7 @@ def _describe(outcome: Outcome) -> str:
     return f"Run {outcome.run.run_id} {ended}. {outcome.details}".rstrip()
 
 
-def build_decision_events(
+def build_only_if_events(
     key: dg.AssetKey, upstream: str, run_id: str, answer: str, *, is_error: bool, is_final: bool
 ) -> list[dg.AssetObservation | dg.AssetCheckEvaluation]:
     """Return the events about what `only_if` answered, or that it gave no answer.
@@ -171,7 +171,7 @@ def build_decision_events(
         events.append(
             dg.AssetCheckEvaluation(
                 asset_key=key,
-                check_name=DECISION_CHECK_NAME,
+                check_name=ONLY_IF_CHECK_NAME,
                 passed=not is_error,
                 description=answer,
                 metadata=metadata,

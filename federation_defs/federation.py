@@ -41,7 +41,8 @@ def build_federation(
     problems: list[str] = []
     for number, values in enumerate(instances, 1):
         is_mapping = isinstance(values, Mapping)
-        name = values.get("name") if is_mapping else getattr(values, "name", f"number {number}")
+        unnamed = f"number {number}"
+        name = values.get("name", unnamed) if is_mapping else getattr(values, "name", unnamed)
         try:
             declaration = parse_declaration(values, f"build_federation ({name})")
         except DeclarationError as error:

@@ -62,10 +62,10 @@ def build_instance_defs(
         specs: As `build_assets` takes them.
         absent: Why DAGs can't run in the instance, by id.
         instances: The declarations of all instances of the code location, by name.
-        find_problem: As in `ObservedDags`, as the next one.
+        find_problem, find_partition_problem: As in `ObservedDags`.
         undecided: The ids of DAGs that nothing starts.
-        state_error: Why states can't be read at present. Nothing that waits for DAGs which are
-            undecided for this reason is dropped: the event sensor rests until the next load.
+        state_error: Why states can't be read at present. While DAGs are undecided because of it,
+            the event sensor starts and drops nothing.
     """
     # Run workers build no sensors and do not import them: each import delays what they run.
     from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor

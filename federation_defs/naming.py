@@ -13,7 +13,7 @@ import dagster as dg
 
 RUN_ID_PREFIX = "dagster__"
 CHECK_NAME = "dag_run"
-DECISION_CHECK_NAME = "only_if"
+ONLY_IF_CHECK_NAME = "only_if"
 MAX_DURATION_CHECK_NAME = "max_duration"
 DEADLINE_CHECK_NAME = "deadline"
 READY_CHECK_NAME = "ready"
@@ -22,7 +22,7 @@ STATE_CHECK_NAME = "up_to_date"
 REFRESH_JOB_NAME = "federation__refresh_state"
 REFRESH_OP_NAME = "federation__states"
 _CHECK_NAMES = (
-    *(CHECK_NAME, DECISION_CHECK_NAME),
+    *(CHECK_NAME, ONLY_IF_CHECK_NAME),
     *(MAX_DURATION_CHECK_NAME, DEADLINE_CHECK_NAME, READY_CHECK_NAME, PARTITIONS_CHECK_NAME),
 )
 
@@ -129,6 +129,11 @@ def build_run_id(root_run_id: str, partition: str | None = None, number: int = 1
     return RUN_ID_PREFIX + "__".join(parts)
 
 
+def is_of_target(run_id: str, first_run_id: str) -> bool:
+    """Whether a run id is the first one of a target, or a later one (`…__retry_2`)."""
+    return run_id == first_run_id or run_id.startswith(f"{first_run_id}__retry_")
+
+
 def parse_root_run_id(run_id: str) -> str | None:
     """Return the Dagster run of an Airflow run id; None if Dagster did not trigger the run."""
     rest = run_id.removeprefix(RUN_ID_PREFIX)
@@ -165,7 +170,7 @@ def build_alive_tag(instance: str) -> str:
     return f"federation/alive_at.{instance}"
 
 
-def build_monitor_tags(instance: str) -> dict[str, str]:
+def build_launching_tags(instance: str) -> dict[str, str]:
     """Return the tags of a Dagster run that triggers DAGs of this instance."""
     return {f"federation/waits_for.{instance}": "true"}
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Literal
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import UNREADABLE, DagRun, TaskInstance
+from federation_defs.airflow.models import UNREADABLE_STATE, DagRun, TaskInstance
 from federation_defs.declaration import SuccessDeclaration
 from federation_defs.declaration.fields import suggest
 from federation_defs.errors import AirflowError, PermissionMissingError
@@ -63,7 +63,7 @@ def fetch_outcome(client: AirflowClient, run: DagRun, rule: SuccessDeclaration |
         if rule is None or isinstance(error, PermissionMissingError):
             return build_unknown_outcome(run, rule, str(error))
         raise
-    states = ("failed", UNREADABLE)
+    states = ("failed", UNREADABLE_STATE)
     failed = join_names([name_task(task) for task in tasks if task.state in states])
     failed = failed or "none of its tasks"
     details = "" if run.is_success else f"Failed tasks: {failed}."
@@ -121,7 +121,7 @@ def find_unmet_condition(tasks: Sequence[TaskInstance], rule: SuccessDeclaration
     did not run because an earlier one failed (upstream_failed) is no success. Tasks that the DAG no
     longer has (removed) don't count.
     """
-    if any(task.state == UNREADABLE for task in tasks):
+    if any(task.state == UNREADABLE_STATE for task in tasks):
         return "the row of one of its tasks can't be read"
     present = [task for task in tasks if task.state != "removed"]
     if rule.tasks is None:

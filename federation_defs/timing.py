@@ -65,8 +65,8 @@ class Timing:
     # (1.13); a later poll would delay the next loop.
     last_poll_s: float = 4.1
     report_s: float = 15.0  # for storing events after them; it may delay the other sensors
-    # Dagster's sensor daemon loops every 5 s. A tick that begins this much later has waited for its
-    # turn. Then it takes a fifth of these times at most.
+    # Dagster's sensor daemon loops every 5 s. A tick that begins this much later than that is late,
+    # and takes a fifth of these times at most.
     daemon_loop_s: float = 5.0
     late_tick_s: float = 5.0
     late_tick_share: float = 0.2
@@ -93,12 +93,12 @@ class Timing:
     poll_refused: RetryPolicy = RetryPolicy(first_s=2.0, max_s=300.0)
     # For the tasks of a finished run that decide on its outcome.
     fetch_outcome: RetryPolicy = RetryPolicy(first_s=0.0, max_s=0.0, give_up_after_s=600.0)
-    # Which runs go on for longer than a `max_duration`, with `poll_pause_s` of the shortest one.
+    # Between two lists of running runs, with `poll_pause_s` of the shortest `max_duration`.
     list_running_runs: RetryPolicy = RetryPolicy(first_s=5.0, max_s=60.0)
     # After a deadline, before it is evaluated: Airflow shows the end of a run up to a second later.
     late_row_s: float = 5.0
-    # For the requests about slow runs, or about paused DAGs, which must not delay each other, and
-    # for each question of the event sensor.
+    # The time-out of requests beside the polls: for each kind of check, and for each request of the
+    # event sensor.
     check_s: float = 5.0
     # Between two evaluations of `ready`, or of `partitions`; longer if there are many instances.
     check_interval_s: float = 60.0

@@ -37,8 +37,8 @@ class Member:
 
     Attributes:
         source: The file that declares it, for messages.
-        project: Whose code location it belongs to, where several are looked at. Its functions of
-            `only_if` are not: they are imported where each location is loaded.
+        project: Whose code location it belongs to. Set only by `federation check`, which does not
+            import functions of `only_if`.
     """
 
     source: str

@@ -120,11 +120,11 @@ class Transport:
             TlsError: The server's certificate was not trusted, or ours was refused.
         """
         content |= {"headers": {"Accept": accept} if accept else None, "stream": is_streamed}
-        tries = MAX_TRIES if is_repeatable else 1
+        session, tries = self._open_session(), MAX_TRIES if is_repeatable else 1
         for number in range(1, tries + 1):
             pause_s = self.timing.retry_request.pause_s(number) * random.uniform(1, 1.5)  # noqa: S311
             try:
-                response = self._send_once(method, path, auth=auth, **content)
+                response = self._send_once(session, method, path, auth=auth, **content)
             except UnreachableError as error:
                 if number == tries or error.is_late:
                     raise
@@ -141,8 +141,9 @@ class Transport:
             self.timing.sleep(pause_s)
         raise AssertionError("the last try returns or raises")
 
-    def _send_once(self, method: str, path: str, **content: Any) -> requests.Response:
-        session = self._open_session()
+    def _send_once(
+        self, session: requests.Session, method: str, path: str, **content: Any
+    ) -> requests.Response:
         self._rate_limiter.acquire()
         with self._describing_errors():
             response = session.request(
@@ -201,7 +202,7 @@ class Transport:
         with self._lock:
             if self._session is None:
                 if not is_proxy_usable(self.url):
-                    raise UnreachableError(self.instance, self.url, _BAD_PROXY, is_late=True)
+                    raise UnreachableError(self.instance, self.url, _BAD_PROXY)
                 is_https = self.url.lower().startswith("https:")
                 try:
                     tls = build_tls_context(self._tls) if is_https else None

@@ -19,7 +19,7 @@ from federation_defs.redaction import clean_text
 
 ACTIVE_STATES = frozenset({"queued", "running"})
 FINISHED_STATES = frozenset({"success", "failed"})
-UNREADABLE = "unreadable"  # in place of the state of a task whose row can't be read
+UNREADABLE_STATE = "unreadable"  # in place of the state of a task whose row can't be read
 
 RunKey = tuple[str, str]  # DAG id and run id: run ids are unique per DAG only
 Answer = Mapping[str, Any]
@@ -162,7 +162,7 @@ class TaskInstance:
 
     Attributes:
         map_index: -1 unless the task is mapped.
-        state: None before it is scheduled; `UNREADABLE` if Airflow's row can't be read.
+        state: None before it is scheduled; `UNREADABLE_STATE` if Airflow's row can't be read.
     """
 
     task_id: str

@@ -23,7 +23,7 @@ from federation_defs.airflow.http import describe_request, read_server_time
 from federation_defs.airflow.models import (
     ACTIVE_STATES,
     FINISHED_STATES,
-    UNREADABLE,
+    UNREADABLE_STATE,
     DagRun,
     RunKey,
     TaskInstance,
@@ -55,7 +55,9 @@ _LONGER_LOG = f"… (longer than {MAX_LOG_BYTES // 10**6} MB: read the rest in A
 MAX_NOW_TRIES = 3
 _NO_OPTIONS = TriggerOptions()
 _PARSE_RUNS = partial(parse_rows, "dag_runs", parse_dag_run)
-_UNREADABLE_TASK = TaskInstance("(an unreadable row)", map_index=-1, state=UNREADABLE, try_number=0)
+_UNREADABLE_TASK = TaskInstance(
+    "(an unreadable row)", map_index=-1, state=UNREADABLE_STATE, try_number=0
+)
 
 
 class RunEndpoints(AirflowApi):
@@ -324,7 +326,7 @@ class RunEndpoints(AirflowApi):
     def fetch_task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
         """Fetch the tasks of a run; mapped tasks once per index.
 
-        Those whose rows can't be read come last, as one nameless task in the state `UNREADABLE`.
+        Those whose rows can't be read come last, as one nameless task in `UNREADABLE_STATE`.
         """
         path = build_run_path(dag_id, run_id, "taskInstances")
         page = self._fetch_list(path, "task_instances", parse_task_instance, {})

@@ -16,7 +16,7 @@ Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all 
     Shows whether a Dagster run was created before or after an update, by the event log's order.
     It is public, and deprecated until Dagster 2.0 without another that does.
 `from_ref`
-    Opens one instance for all ticks of a process. What public members offer is opened for each.
+    Opens one instance for all ticks of a process. The context of a tick opens one for each tick.
 `get_event_records`
     Of `event_log_storage`: returns the events of all assets since a position, with one query.
     Public methods return those of one asset: a quiet tick would make a query per dependency.

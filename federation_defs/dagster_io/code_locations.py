@@ -39,7 +39,7 @@ def fetch_sensor_cursor(
     return getattr(state and state.instigator_data, "cursor", None)
 
 
-def find_owner(
+def find_observing_location(
     instance: dg.DagsterInstance,
     airflow: str,
     code_location: str,
@@ -81,11 +81,11 @@ def refuse_second_location(
     max_age_s = timing.other_sensors_s
     if code_location is None:
         return
-    if owner := find_owner(instance, airflow, code_location, timing, max_age_s):
+    if owner := find_observing_location(instance, airflow, code_location, timing, max_age_s):
         raise DeclaredTwiceError(airflow, code_location, owner[0])
 
 
-def wait_for_owner(
+def wait_for_observing_location(
     instance: dg.DagsterInstance,
     airflow: str,
     location: str,
@@ -98,7 +98,7 @@ def wait_for_owner(
     like a pause between two ticks. Wait until it is clear: no sensor would request the run again.
     """
     seen, until = None, timing.monotonic() + timing.removed_sensor_s
-    while owner := find_owner(instance, airflow, location, timing):
+    while owner := find_observing_location(instance, airflow, location, timing):
         if seen is None:
             log.info(
                 f"Airflow '{airflow}' was observed by the code location '{owner[0]}' lately. "

@@ -15,10 +15,10 @@ from federation_defs.dagster_io.run_tags import (
     Request,
     Target,
     add_run_tags,
+    fetch_dagster_runs,
     fetch_launching_runs,
-    fetch_runs,
     find_owners,
-    is_automation,
+    is_from_condition,
     may_have_launched,
     pack,
     read_detached,
@@ -45,7 +45,7 @@ class CurrentRun:
 
     Attributes:
         is_first: It is no re-execution.
-        is_automatic: It is a retry by Dagster.
+        is_dagster_retry: It is a retry by Dagster.
     """
 
     def __init__(self, instance: dg.DagsterInstance, run: dg.DagsterRun, airflow: str) -> None:
@@ -55,7 +55,7 @@ class CurrentRun:
         self._root_run_id = run.root_run_id or run.run_id
         self.run_id = run.run_id
         self.is_first = run.parent_run_id is None
-        self.is_automatic = "dagster/retry_number" in run.tags
+        self.is_dagster_retry = "dagster/retry_number" in run.tags
         self._plan_tag = build_plan_tag(airflow)
         # A re-execution from the UI need not have the tags of the attempt before it.
         self._parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
@@ -129,8 +129,8 @@ class CurrentRun:
             return None
         same = (
             run.run_id
-            for run in fetch_runs(self.instance, run_ids=others)
-            if is_automation(run)
+            for run in fetch_dagster_runs(self.instance, run_ids=others)
+            if is_from_condition(run)
             and run.parent_run_id is None
             and may_have_launched(run, self._airflow, target.dag_id)
         )
@@ -139,8 +139,8 @@ class CurrentRun:
     def fetch_run_group(self) -> list[dg.DagsterRun]:
         """Fetch the other started runs of the group: the root run and its re-executions."""
         root = self._root_run_id
-        runs = fetch_runs(self.instance, run_ids=[root], statuses=STARTED)
-        runs += fetch_runs(self.instance, tags={ROOT_TAG: root}, statuses=STARTED)
+        runs = fetch_dagster_runs(self.instance, run_ids=[root], statuses=STARTED)
+        runs += fetch_dagster_runs(self.instance, tags={ROOT_TAG: root}, statuses=STARTED)
         return [run for run in runs if run.run_id != self.run_id]
 
     def find_earlier_owners(

@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from federation_defs.dagster_io.run_tags import fetch_runs
+from federation_defs.dagster_io.run_tags import fetch_dagster_runs
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def fetch_active_runs_in_worker() -> Sequence[dg.DagsterRun]:
     if context is None or context.accessed_defs_state_info is None:
         return []
     try:
-        runs = fetch_runs(_open_instance(os.environ.get("DAGSTER_HOME")), statuses=_ACTIVE)
+        runs = fetch_dagster_runs(_open_instance(os.environ.get("DAGSTER_HOME")), statuses=_ACTIVE)
     except Exception:  # noqa: BLE001 - of any configuration and database
         return []
     own = context.code_location_name

@@ -8,7 +8,7 @@ to user code.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -36,9 +36,8 @@ from federation_defs.dagster_io.run_tags import Request
 from federation_defs.declaration import DagDeclaration
 from federation_defs.dependencies.record import UpstreamEvent
 
-_EVENTS_PER_QUERY = 500
-_PARTITIONS_PER_QUERY = 100
 _PLANNED_PER_QUERY = 20
+_RECORDS_OF_RUNS = 50  # among which those of one run are looked for
 _KINDS = (
     dg.DagsterEventType.ASSET_MATERIALIZATION,
     dg.DagsterEventType.ASSET_OBSERVATION,
@@ -97,15 +96,10 @@ def fetch_materialized_partitions(
     instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Collection[str]
 ) -> set[str]:
     """Fetch which of some partitions of an asset were ever materialized."""
-    wanted, found = set(partitions), set[str]()
-    while missing := sorted(wanted - found):
-        queried = missing[:_PARTITIONS_PER_QUERY]
-        records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=queried)
-        page = instance.fetch_materializations(records, limit=_EVENTS_PER_QUERY).records
-        found |= {record.partition_key for record in page if record.partition_key}
-        if len(page) < _EVENTS_PER_QUERY:
-            wanted -= set(queried) - found
-    return found
+    kind, wanted = dg.DagsterEventType.ASSET_MATERIALIZATION, set(partitions)
+    if not wanted:  # of which Dagster would return all
+        return set()
+    return set(instance.get_latest_storage_id_by_partition(key, kind, wanted))
 
 
 def fetch_last_position(instance: dg.DagsterInstance) -> int:
@@ -239,29 +233,36 @@ def fetch_runs_planned_after(
 
 
 def is_planned_in(
-    instance: dg.DagsterInstance, dagster_run_id: str, key: dg.AssetKey, partition: str | None
+    instance: dg.DagsterInstance,
+    dagster_run_id: str,
+    key: dg.AssetKey,
+    partition: str | None,
+    before: int,
 ) -> bool:
-    """Whether a Dagster run was created to materialize an asset, or a partition of it."""
-    fetch = instance.fetch_planned_materializations
-    return bool(_find_records_in(fetch, dagster_run_id, key, partition))
-
-
-def find_observation_in(
-    instance: dg.DagsterInstance, dagster_run_id: str, key: dg.AssetKey, partition: str | None
-) -> int:
-    """Find the position of the first observation of an asset, or a partition of it, that a Dagster
-    run has stored; -1 if it has stored none. A step stores one when it has launched a DAG."""
-    found = _find_records_in(instance.fetch_observations, dagster_run_id, key, partition)
-    return min((record.storage_id for record in found), default=-1)
-
-
-def _find_records_in(
-    fetch: Callable[..., Any], dagster_run_id: str, key: dg.AssetKey, partition: str | None
-) -> list[dg.EventLogRecord]:
+    """Whether a Dagster run was created to materialize an asset, or a partition of it, before a
+    position in the event log: of the last runs before it."""
     partitions = None if partition is None else [partition]
-    records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=partitions)
-    found = fetch(records, limit=_PLANNED_PER_QUERY).records
-    return [record for record in found if record.run_id == dagster_run_id]
+    filters = dg.AssetRecordsFilter(key, partitions, before_storage_id=before)
+    found = instance.fetch_planned_materializations(filters, limit=_RECORDS_OF_RUNS).records
+    return any(record.run_id == dagster_run_id for record in found)
+
+
+def is_launched_in(
+    instance: dg.DagsterInstance,
+    dagster_run_id: str,
+    key: dg.AssetKey,
+    partition: str | None,
+    after: int,
+) -> bool:
+    """Whether a Dagster run has launched a DAG, or a partition of it, after a position in the event
+    log: a step stores an observation then, which, unlike that of an end, has no outcome."""
+    partitions = None if partition is None else [partition]
+    filters = dg.AssetRecordsFilter(key, partitions, after_storage_id=after)
+    found = instance.fetch_observations(filters, limit=_RECORDS_OF_RUNS, ascending=True).records
+    return any(
+        record.run_id == dagster_run_id and not read_text(record.asset_event, OUTCOME_LABEL)
+        for record in found
+    )
 
 
 def _is_before(update: dg.EventLogRecord, planned: dg.EventLogRecord) -> bool:
@@ -278,8 +279,8 @@ def fetch_last_request(instance: dg.DagsterInstance, key: dg.AssetKey) -> int:
 def fetch_last_evaluations(
     instance: dg.DagsterInstance, keys: Iterable[dg.AssetCheckKey]
 ) -> dict[dg.AssetCheckKey, dg.AssetCheckEvaluation]:
-    """Fetch the last evaluations of some checks. Without those that a Dagster run was to evaluate
-    since then, and has not: of them Dagster shows nothing else."""
+    """Fetch the last evaluations of some checks. A check that a Dagster run is about to evaluate is
+    left out: of that, Dagster shows only the plan."""
     storage = instance.event_log_storage
     latest: Mapping[dg.AssetCheckKey, Any] = storage.get_latest_asset_check_execution_by_key(
         list(keys)

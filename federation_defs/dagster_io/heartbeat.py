@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable
 import dagster as dg
 
 from federation_defs.dagster_io.run_tags import add_run_tags, fetch_launching_runs
-from federation_defs.naming import build_alive_tag, build_monitor_tags, build_op_name
+from federation_defs.naming import build_alive_tag, build_launching_tags, build_op_name
 from federation_defs.timing import Timing
 
 _WAITS = " waits"
@@ -67,7 +67,7 @@ class Heartbeats:
         heartbeat = f"{self._run_id} {self._timing.utc_now().timestamp():.0f}"
         with self._lock:  # so that no heartbeat overtakes `begin`
             tags = {build_alive_tag(self._airflow): heartbeat + _WAITS * self._is_waiting}
-            tags |= build_monitor_tags(self._airflow)
+            tags |= build_launching_tags(self._airflow)
             add_run_tags(self._instance, self._run_id, tags)
 
     def _repeat(self) -> None:
@@ -129,7 +129,7 @@ class HeartbeatMonitor:
         """Whether a run in none of our steps should have gone on.
 
         Args:
-            waits: Whether one of its steps may wait for its turn.
+            waits: Whether one of its steps may wait for a slot.
         """
         lost_s = self._timing.waiting_step_lost_s if waits else self._timing.next_step_lost_s
         return self._get_silence_s(run) > lost_s

@@ -23,7 +23,7 @@ RUN_ID_LABEL = "Run ID"
 LINK_LABEL = "Link to run"
 STATE_LABEL = "State"
 OUTCOME_LABEL = "Outcome"  # only of a finished run
-UNREADABLE = "unreadable"  # an outcome
+UNREADABLE_OUTCOME = "unreadable"  # an outcome
 SIGNAL_LABEL = "Signal"  # "slow", "late" or "drop": of an observation that reports no end
 PARTITION_KEY_LABEL = "Partition key"
 LOGICAL_DATE_LABEL = "Logical date"
@@ -95,7 +95,7 @@ class ReportedRuns:
 
     def lacks_unreadable(self, key: RunKey) -> bool:
         """Whether it is not reported that a run can't be read."""
-        return all(report.result != UNREADABLE for report in self.reports[key])
+        return all(report.result != UNREADABLE_OUTCOME for report in self.reports[key])
 
 
 def fetch_reported_runs(

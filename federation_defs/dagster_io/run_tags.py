@@ -6,32 +6,34 @@ the Airflow instance's name; `naming.py` builds the keys.
 `federation/waits_for.<instance>`
     "true". Written by the sensor that requests the run, and by `Heartbeats` when a step begins.
     Read by observation, which finds by it runs whose worker died and runs that took over DAG runs
-    of others, and by a step, which counts how many others may be waiting for a free place under
-    `limits.max_active_runs`.
+    of others; by a step, which finds the latter, too, and counts how many others may be waiting for
+    a slot under `limits.max_active_runs`; and by the event sensor, which finds the DAGs whose runs
+    go on.
 `federation/alive_at.<instance>`
     The Dagster run's id, seconds since 1970 by the worker's clock, and "waits" while the step waits
     for other attempts. Written by `Heartbeats` every few seconds. `HeartbeatMonitor` reads only
-    whether it changes, so that clocks don't matter, and a text that a person writes is as good as
-    another.
+    whether it changes, so that clocks don't matter. It may hold any text.
 `federation/runs_again.<instance>`
     JSON, `{target name: [run id, mark]}`, for DAG runs that this Dagster run did not trigger or is
     about to clear. The mark is "adopted" for a run that is taken as it is, else the state and end
     date of the run before it was cleared. Written by `CurrentRun` before it acts. Read by
-    re-executions, which see by the mark whether the clear was made, and by observation, which
-    leaves these runs to their Dagster run.
+    re-executions, which see by the mark whether the clear was made, and by observation and other
+    steps, which leave these runs to their Dagster run.
 `federation/no_longer_waits_for.<instance>`
     JSON, `[[DAG id, run id], ...]`, for DAG runs that the Dagster run won't report. Written by
-    `CurrentRun.detach`. Read by observation, which reports them instead.
+    `CurrentRun.detach`. Read by observation, which reports them instead, by steps that wait for
+    the same DAG runs, and by re-executions.
 `federation/dag_run.<instance>.<DAG id>`
     The run id, and " and <n> more" for several partitions. Written by `CurrentRun` when a DAG run
     was launched. For people, who search the list of runs by it. Read by a step, which finds out by
-    it whether an earlier Dagster run has launched the DAG.
+    it whether an earlier Dagster run has launched the DAG, and by the event sensor, for `reruns`.
 
 `federation/request.<instance>.<DAG id>`
     JSON, `{"events": [[asset path, position], ...], "conf": {...}, "clears": run id, "date": ISO
     8601}`: the events of the event log for which the DAG is started, the newest last; the conf that
     its `only_if` gave; the DAG run to clear in place of a new one; the logical date. All but the
-    events may be null or left out. Written by the event sensor. Read by the step.
+    events may be null or left out. Written by the event sensor. Read by the step, and by the event
+    sensor, which finds by it which DAG run is meant.
 `federation/after.<instance>.<DAG id>`
     The upstream, its state and the run id of the newest of these events. Written by the event
     sensor, which finds by it what an upstream run has led to. For people, too.
@@ -60,7 +62,7 @@ from federation_defs.naming import (
     build_cause_tag,
     build_dag_run_tag,
     build_detached_tag,
-    build_monitor_tags,
+    build_launching_tags,
     build_plan_tag,
     build_request_tag,
     parse_root_run_id,
@@ -74,7 +76,9 @@ _RUNS_PER_CAUSE = 10  # the last ones
 _KEYS_PER_QUERY = 200
 ROOT_TAG = "dagster/root_run_id"  # of a re-execution
 _PARTITION_TAG = "dagster/partition"
+_PARTITION_TAGS = {_PARTITION_TAG, "dagster/asset_partition_range_start"}
 _RUN_KEY_TAG = "dagster/run_key"
+_BY_CODE = {"dagster/schedule_name", "dagster/sensor_name"}
 NOT_ENDED = (
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -97,12 +101,30 @@ def add_run_tags(instance: dg.DagsterInstance, run_id: str, tags: Mapping[str, s
         instance.add_run_tags(run_id, tags)
 
 
-def is_automation(run: dg.DagsterRun) -> bool:
+def is_from_condition(run: dg.DagsterRun) -> bool:
     """Whether an automation condition requested the run, and no person did."""
     return "dagster/from_automation_condition" in run.tags
 
 
-def fetch_runs(
+def is_by_person(run: dg.DagsterRun) -> bool:
+    """Whether a person started the run, and no schedule or sensor did."""
+    return _BY_CODE.isdisjoint(run.tags)
+
+
+def describe_cause(run: dg.DagsterRun) -> str:
+    """Describe who or what requested the run, as it follows the run's name."""
+    if is_from_condition(run):
+        return "which automation requested"
+    if backfill := run.tags.get("dagster/backfill"):
+        return f"of backfill {backfill}"
+    for kind in ("schedule", "sensor"):
+        if name := run.tags.get(f"dagster/{kind}_name"):
+            return f"which {kind} {name} requested"
+    person = run.tags.get("user")
+    return f"which {person} launched" if person else "which a person launched"
+
+
+def fetch_dagster_runs(
     instance: dg.DagsterInstance, limit: int | None = None, **filters: Any
 ) -> list[dg.DagsterRun]:
     """Fetch the Dagster runs that a `dagster.RunsFilter` selects, the latest first."""
@@ -117,7 +139,9 @@ def fetch_launching_runs(
     limit: int | None = None,
 ) -> list[dg.DagsterRun]:
     """Fetch the Dagster runs that launch DAG runs of an Airflow instance."""
-    return fetch_runs(instance, limit, statuses=statuses, tags=build_monitor_tags(airflow))
+    return fetch_dagster_runs(
+        instance, limit, statuses=statuses, tags=build_launching_tags(airflow)
+    )
 
 
 def find_owners(
@@ -220,9 +244,9 @@ def read_request(run: dg.DagsterRun | None, airflow: str, dag_id: str) -> Reques
         return None
 
 
-def fetch_active_requests(instance: dg.DagsterInstance, airflow: str) -> list[dg.DagsterRun]:
-    """Fetch the Dagster runs that launch DAG runs of an Airflow, and that have not ended."""
-    return fetch_launching_runs(instance, airflow, NOT_ENDED)
+def has_partitions(run: dg.DagsterRun) -> bool:
+    """Whether the run is of one or several partitions."""
+    return not _PARTITION_TAGS.isdisjoint(run.tags)
 
 
 def get_partition(run: dg.DagsterRun) -> str | None:
@@ -238,7 +262,7 @@ def find_run_after(
     tags = {build_cause_tag(airflow, dag_id): cause}
     if partition is not None:
         tags[_PARTITION_TAG] = partition
-    runs = fetch_runs(instance, tags=tags, limit=_RUNS_PER_CAUSE)
+    runs = fetch_dagster_runs(instance, tags=tags, limit=_RUNS_PER_CAUSE)
     return next((run for run in runs if may_have_launched(run, airflow, dag_id)), None)
 
 
@@ -252,15 +276,15 @@ def find_requested(instance: dg.DagsterInstance, run_keys: Sequence[str]) -> set
     found = set[str]()
     for start in range(0, len(run_keys), _KEYS_PER_QUERY):
         tags = {_RUN_KEY_TAG: run_keys[start : start + _KEYS_PER_QUERY]}
-        found |= {run.tags[_RUN_KEY_TAG] for run in fetch_runs(instance, tags=tags)}
+        found |= {run.tags[_RUN_KEY_TAG] for run in fetch_dagster_runs(instance, tags=tags)}
     return found
 
 
 def is_only_request(instance: dg.DagsterInstance, run: dg.DagsterRun, airflow: str) -> bool:
-    """Whether the event sensor of an Airflow instance requested a run, or an attempt before it, and
-    that of no other code location has requested the same."""
+    """Whether this location's event sensor requested a run, or an attempt before it, and no other
+    location's event sensor has requested it, too."""
     key = run.tags.get(_RUN_KEY_TAG)
     if key is None or not any(tag.startswith(build_request_tag(airflow, "")) for tag in run.tags):
         return False
-    same = fetch_runs(instance, tags={_RUN_KEY_TAG: key})
+    same = fetch_dagster_runs(instance, tags={_RUN_KEY_TAG: key})
     return {each.root_run_id or each.run_id for each in same} <= {run.root_run_id or run.run_id}

@@ -51,7 +51,7 @@ def _check_format(key_format: str) -> str:
     try:
         text = datetime.datetime(2026, 1, 31, 13, 5).strftime(key_format)
         datetime.datetime.strptime(text, key_format)
-    except ValueError:
+    except (ValueError, re.error):  # re.error: for a directive that comes twice
         raise ValueError(
             "write a format of strptime, such as %Y-%m-%d, or %G-W%V-%u for weeks; keys have no "
             "time zone (%z, %Z)"

@@ -31,9 +31,9 @@ from federation_defs.partition_mapping import PartitionMapping, find_window
 # before they commit them. So many positions are read again.
 REREAD_POSITIONS = 200
 
-VERSION = 3
+VERSION = 1
 _FINGERPRINT_LENGTH = 4
-_UNREADABLE = (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
+_INVALID = (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
 _OPPOSITE = {"success": "failure", "failure": "success"}
 
 # A dependency in the cursor: the upstream's asset key as JSON, and the state that counts.
@@ -271,7 +271,7 @@ def dump(cursor: Cursor) -> str:
             [edges.setdefault(_name(each.edge), len(edges)), each.position, each.run_id]
             for each in pending.causes.values()
         ]
-        return [[], causes, pending.failures]
+        return [causes, pending.failures]
 
     dags = {
         dag_id: [[partition, *dump_pending(each)] for partition, each in waiting.items()]
@@ -291,7 +291,7 @@ def dump(cursor: Cursor) -> str:
 
 def load(text: str | None, dags: Mapping[str, Downstream]) -> Cursor | None:
     """Return the cursor, with what waits as the DAGs are declared now; None if it can't be read, as
-    after an edit by hand. Of a version to come, what has another form is left out.
+    after an edit by hand. Parts that a later version wrote in another form are left out.
 
     Args:
         dags: By DAG id.
@@ -300,15 +300,15 @@ def load(text: str | None, dags: Mapping[str, Downstream]) -> Cursor | None:
         values = json.loads(text or "")
         int(values["version"])  # every cursor of the sensor has one
         position, seen = int(values["position"]), frozenset(map(int, values["seen"]))
-        known = str(values.get("known", ""))
-    except _UNREADABLE:
+        known = str(values["known"])
+    except _INVALID:
         return None
     waiting: dict[str, Waiting] = {}
     dropped: dict[str, list[str]] = {}
-    with suppress(*_UNREADABLE):
+    with suppress(*_INVALID):
         edges = [(str(key), str(state)) for key, state in values["edges"]]
         for dag_id, rows in values["dags"].items():
-            with suppress(*_UNREADABLE):
+            with suppress(*_INVALID):
                 kept, gone = _load_waiting(dags.get(dag_id), rows, edges)
                 waiting |= {dag_id: kept} if kept else {}
                 dropped |= {dag_id: gone} if gone else {}
@@ -326,12 +326,12 @@ def _load_waiting(
     waiting, gone = Waiting(), list[str]()
     is_latest = dag is not None and dag.trigger.runs == "latest"
     for row in rows:
-        with suppress(*_UNREADABLE):
-            partition, latched, queue, failures = row  # latches and queues were apart once
+        with suppress(*_INVALID):
+            partition, stored_causes, failures = row
             partition = None if partition is None else str(partition)
             declared = dag.edges_by_name if dag and dag.has_partition(partition) else {}
             causes: dict[_Edge | int, Cause] = {}
-            for number, position, run_id in sorted([*latched, *queue], key=itemgetter(1)):
+            for number, position, run_id in sorted(stored_causes, key=itemgetter(1)):
                 name = edges[number]
                 if edge := declared.get(name):
                     causes[name if is_latest else position] = Cause(edge, position, str(run_id))

@@ -20,7 +20,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from federation_defs.dependencies.record import Decision, Run, Skip, UpstreamEvent
-from federation_defs.errors import DecisionError
+from federation_defs.errors import OnlyIfError
 from federation_defs.redaction import clean_text, has_secrets, redact_text
 
 TIMEOUT_S = 10.0
@@ -53,13 +53,13 @@ def ask(name: str, event: UpstreamEvent, timeout_s: float = TIMEOUT_S) -> Decisi
         shown.
 
     Raises:
-        DecisionError: The function gave no answer, or none that we understand.
+        OnlyIfError: The function gave no answer, or none that we understand.
     """
     question = {"name": name, "event": event.to_json(), "timeout_s": timeout_s}
 
-    def fail(reason: str) -> DecisionError:
+    def fail(reason: str) -> OnlyIfError:
         shown = _clean(reason, event)
-        return DecisionError(name, upstream=event.upstream, downstream=event.downstream, why=shown)
+        return OnlyIfError(name, upstream=event.upstream, downstream=event.downstream, why=shown)
 
     try:
         replied, exit_code = _run_child(name, json.dumps(question).encode(), timeout_s)
@@ -70,13 +70,17 @@ def ask(name: str, event: UpstreamEvent, timeout_s: float = TIMEOUT_S) -> Decisi
     if not replied:
         ended = f"exit code {exit_code}" if exit_code >= 0 else f"signal {-exit_code}"
         raise fail(f"ended its process ({ended})")
-    answer: dict[str, Any] = json.loads(replied)
+    try:
+        answer: dict[str, Any] = json.loads(replied)
+        conf_problem = _find_conf_problem(answer.get("run"))
+    except RecursionError:
+        raise fail("answered with a conf that is nested too deeply") from None
     if (problem := answer.get("problem")) is not None:
         raise fail(problem)
     if (reason := answer.get("skip")) is not None:
         return Skip(_clean(reason, event))
-    if (problem := _find_conf_problem(answer["run"])) is not None:
-        raise fail(f"answered with {problem}")
+    if conf_problem is not None:
+        raise fail(f"answered with {conf_problem}")
     return Run(answer["run"])
 
 

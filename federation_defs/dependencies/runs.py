@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TypeVar
 
 import dagster as dg
@@ -13,16 +13,22 @@ import dagster as dg
 from federation_defs.airflow.api import SERVER_PAGE
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
-from federation_defs.dagster_io.event_log import fetch_event, find_observation_in, is_planned_in
+from federation_defs.dagster_io.event_log import (
+    AssetEvent,
+    fetch_event,
+    is_launched_in,
+    is_planned_in,
+)
 from federation_defs.dagster_io.run_tags import (
-    fetch_active_requests,
+    NOT_ENDED,
+    fetch_launching_runs,
     find_run_after,
     get_partition,
     read_request,
 )
 from federation_defs.dependencies.decider import Cause, Downstream, Due
 from federation_defs.errors import AirflowError
-from federation_defs.naming import RUN_ID_PREFIX, build_run_id
+from federation_defs.naming import RUN_ID_PREFIX, build_run_id, is_of_target
 from federation_defs.outcome import join_names
 from federation_defs.partitions import Partitioning
 from federation_defs.threads import run_in_threads
@@ -52,10 +58,10 @@ class DueCache:
 
 @dataclass
 class Hang:
-    """An Airflow that hangs: the questions in a row that it did not answer, and when it is asked
+    """An Airflow that hangs: the requests in a row that it did not answer, and when it is asked
     again, by the monotonic clock."""
 
-    questions: int = 0
+    failures: int = 0
     ends_at: float = -math.inf
 
 
@@ -90,6 +96,7 @@ class Runs:
         self._active: dict[str, dict[str, str | None] | str] = {}
         self._fetch_dagster_run = cache(instance.get_run_by_id)
         self._find_problem = cache(self._fetch_problem)
+        self._fetch_event = cache(partial(fetch_event, instance))
 
     def add_requested(self, dag: Downstream, due: Due, run_id: str) -> None:
         """Add the DAG run that this tick has requested."""
@@ -97,9 +104,13 @@ class Runs:
         if isinstance(active := self._active.get(dag.dag_id), dict):
             active[run_id] = due.partition
 
+    def fetch_event(self, cause: Cause) -> AssetEvent | None:
+        """Fetch the event; None if it was deleted."""
+        return self._fetch_event(cause.edge.key, cause.position)
+
     @cached_property
     def _active_requests(self) -> list[dg.DagsterRun]:
-        return fetch_active_requests(self._instance, self._client.instance)
+        return fetch_launching_runs(self._instance, self._client.instance, NOT_ENDED)
 
     @cached_property
     def _active_runs(self) -> list[DagRun] | str:
@@ -124,19 +135,19 @@ class Runs:
         late = f"Airflow '{self._client.instance}' has not answered in time"
         if now >= hang.ends_at:
             # Longer each time, for one that is slow.
-            patience_s = timing.check_s * 2 ** min(hang.questions, 2)
+            timeout_s = timing.check_s * 2 ** min(hang.failures, 2)
             rest_s = max(0.0, timing.find_rest_s(self._deadline))
             try:
-                (answer,) = run_in_threads([fetch], 1, min(patience_s, rest_s))
+                (answer,) = run_in_threads([fetch], 1, min(timeout_s, rest_s))
             except AirflowError as error:
                 answer = str(error)
             if answer is not None:
-                hang.questions = 0
+                hang.failures = 0
                 return answer
             if rest_s < timing.check_s:  # the end of the tick says nothing about the Airflow
                 return late
-            hang.questions += 1
-            hang.ends_at = now + timing.poll_unreachable.pause_s(hang.questions)
+            hang.failures += 1
+            hang.ends_at = now + timing.poll_unreachable.pause_s(hang.failures)
         return f"{late}; it is asked again in {hang.ends_at - now:.0f} s"
 
     def find_obstacle(self, dag: Downstream, earlier: str | None) -> str | None:
@@ -169,7 +180,8 @@ class Runs:
         """Fetch a DAG's runs that Dagster has requested and that go on.
 
         Airflow is asked, too: a DAG run goes on without a Dagster run if it is not waited for, or
-        if a worker died. One that is older than its time-out does not count.
+        if a worker died. One that is older than its time-out does not count. (Airflow 2 does not
+        tell since when a run is queued.)
         """
         partitions = dag.declaration.partitions
         active = {
@@ -188,9 +200,10 @@ class Runs:
         for run in self._active_runs:
             since = run.queued_at or run.start_date or now
             is_overdue = (now - since).total_seconds() > dag.trigger.timeout
-            if run.dag_id == dag.dag_id and not is_overdue:
-                partition = partitioning.find_partition(run).key if partitioning else None
-                active.setdefault(run.run_id, partition)
+            if run.dag_id != dag.dag_id or is_overdue:
+                continue
+            if not any(is_of_target(run.run_id, known) for known in active):
+                active[run.run_id] = partitioning.find_partition(run).key if partitioning else None
         return active
 
     def _is_active(self, dag: Downstream, run_id: str) -> bool:
@@ -213,17 +226,21 @@ class Runs:
         that: a person selected both, or a backfill did."""
         cause = due.causes[-1]
         if (run_id := self._shared.get(dag, due)) is None:
-            event = fetch_event(self._instance, cause.edge.key, cause.position)
+            event = self.fetch_event(cause)
             run_id = event.record.run_id if event else ""
-            if run_id and not is_planned_in(self._instance, run_id, dag.key, due.partition):
+            if run_id and not is_planned_in(
+                self._instance, run_id, dag.key, due.partition, before=cause.position
+            ):
                 run_id = ""
         run = self._fetch_dagster_run(run_id) if run_id else None
         goes_on = run is not None and not run.is_finished
         self._shared.keep(dag, due, run_id if goes_on else None)
         if run is None or goes_on:
             return run
-        launched_at = find_observation_in(self._instance, run_id, dag.key, due.partition)
-        return run if launched_at > cause.position else None
+        is_launched = is_launched_in(
+            self._instance, run_id, dag.key, due.partition, after=cause.position
+        )
+        return run if is_launched else None
 
     def _find_run_id(self, dag: Downstream, run: dg.DagsterRun) -> str:
         """Return the id of the DAG run that a Dagster run starts or clears."""

@@ -130,8 +130,7 @@ class _EventSensor:
                 refuse_second_location(instance, airflow, location, self.timing)
                 name = build_sensor_name(airflow, "events")
                 stored = find_moved_cursor(instance, name, location, self.timing)
-            # The last tick failed, or was another process's: of this location, or of one that this
-            # one was refused for.
+            # The last tick failed, or ran in another process, of this code location or another one.
             if may_repeat := stored != last:
                 self._reached.clear()
                 self._lacking = DueCache()

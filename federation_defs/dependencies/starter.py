@@ -13,7 +13,6 @@ import dagster as dg
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.dagster_io.event_log import (
     build_upstream_event,
-    fetch_event,
     fetch_last_materializations,
     fetch_materialized_partitions,
 )
@@ -29,13 +28,13 @@ from federation_defs.dependencies.decider import (
 from federation_defs.dependencies.only_if import ask
 from federation_defs.dependencies.record import Run, Skip
 from federation_defs.dependencies.runs import DueCache, Hang, Runs
-from federation_defs.errors import DecisionError
+from federation_defs.errors import OnlyIfError
 from federation_defs.events import (
-    build_decision_events,
     build_dropped_observation,
+    build_only_if_events,
     build_start_observation,
 )
-from federation_defs.naming import build_cause_tag, build_monitor_tags
+from federation_defs.naming import build_cause_tag, build_launching_tags
 from federation_defs.outcome import join_names
 from federation_defs.timing import Timing
 
@@ -114,19 +113,20 @@ class Starter:
     def start(self, dag: Downstream, waiting: Waiting) -> None:
         """Request as many of a DAG's due runs as may begin now, and remove them from what waits."""
         lacking: list[str] = []
-        held: tuple[Due, str] | None = None  # the first that waits though it lacks nothing
+        first_blocked: tuple[Due, str] | None = None  # that waits though it lacks nothing
         has_begun = False
         blocked = set[str | None]()  # partitions of which nothing else may begin, to keep the order
         for due in find_due(dag, waiting):
             if due.partition in blocked:
                 continue
             if self.is_over and not self._lacking.get(dag, due):
-                held = held or (due, "no time left in this tick; tried again in the next one")
+                why = "no time left in this tick; tried again in the next one"
+                first_blocked = first_blocked or (due, why)
                 break
             if lacks := self._find_lacking(dag, due):
                 lacking.append(f"{due.partition} {lacks}")
             elif obstacle := self._start(dag, waiting, due):
-                held = held or (due, obstacle.why)
+                first_blocked = first_blocked or (due, obstacle.why)
                 blocked.add(due.partition)
                 if obstacle.is_of_dag:
                     break
@@ -134,11 +134,11 @@ class Starter:
                 has_begun = True
                 drop_causes(waiting, due)
                 self._lacking.keep(dag, due, None)
-        if held:
-            self._note_held(dag, waiting, *held)
+        if first_blocked:
+            self._note_blocked(dag, waiting, *first_blocked)
         if lacking:
             self._note(dag, join_names(lacking))
-        elif not held and not has_begun:
+        elif not first_blocked and not has_begun:
             self._note_missing_upstreams(dag, waiting)
 
     def _start(self, dag: Downstream, waiting: Waiting, due: Due) -> _Obstacle | None:
@@ -190,6 +190,47 @@ class Starter:
             "This tick had no time to read all that has happened; the next one goes on."
         )
 
+    def build_result(self, cursor: str) -> dg.SensorResult:
+        """Build what the sensor returns."""
+        notes = self._notes or ["Nothing has happened upstream that starts a DAG."]
+        if self._newly_followed:
+            new = f"What happens from now on counts for {join_names(self._newly_followed)}."
+            notes = [new, *self._notes]
+        return dg.SensorResult(
+            run_requests=self._requests,
+            asset_events=self._events,
+            skip_reason=None if self._requests else "; ".join(notes),
+            cursor=cursor,
+        )
+
+    def _request(
+        self, dag: Downstream, due: Due, conf: Mapping[str, Any] | None, clears: str | None
+    ) -> None:
+        airflow, last = dag.instance, due.causes[-1]
+        events = [(each.edge.key, each.position) for each in due.causes[-_MAX_TAGGED_EVENTS:]]
+        request = Request(events, conf, clears, self._find_logical_date(dag, last))
+        self._requests.append(
+            dg.RunRequest(
+                run_key=_build_run_key(dag, due),
+                asset_selection=[dag.key],
+                partition_key=due.partition,
+                tags={
+                    **build_launching_tags(airflow),
+                    **request.build_tags(airflow, dag.dag_id),
+                    build_cause_tag(airflow, dag.dag_id): last.label,
+                },
+            )
+        )
+        # The id of a new run is not known yet.
+        self._runs.add_requested(dag, due, clears or _build_run_key(dag, due))
+
+    def _find_logical_date(self, dag: Downstream, cause: Cause) -> datetime | None:
+        """Find the logical date of the upstream run, if the DAG's run is to have it."""
+        if dag.trigger.logical_date != "upstream":
+            return None
+        event = self._runs.fetch_event(cause)
+        return event and build_upstream_event(event, "", "").logical_date
+
     # What partitions lack
 
     def _find_lacking(self, dag: Downstream, due: Due) -> str | None:
@@ -223,47 +264,6 @@ class Starter:
     def _fetch_has_succeeded(self, key: dg.AssetKey) -> bool:
         return bool(fetch_last_materializations(self._instance, [key]))
 
-    def build_result(self, cursor: str) -> dg.SensorResult:
-        """Build what the sensor returns."""
-        notes = self._notes or ["Nothing has happened upstream that starts a DAG."]
-        if self._newly_followed:
-            new = f"What happens from now on counts for {join_names(self._newly_followed)}."
-            notes = [new, *self._notes]
-        return dg.SensorResult(
-            run_requests=self._requests,
-            asset_events=self._events,
-            skip_reason=None if self._requests else "; ".join(notes),
-            cursor=cursor,
-        )
-
-    def _request(
-        self, dag: Downstream, due: Due, conf: Mapping[str, Any] | None, clears: str | None
-    ) -> None:
-        airflow, last = dag.instance, due.causes[-1]
-        events = [(each.edge.key, each.position) for each in due.causes[-_MAX_TAGGED_EVENTS:]]
-        request = Request(events, conf, clears, self._find_logical_date(dag, last))
-        self._requests.append(
-            dg.RunRequest(
-                run_key=_build_run_key(dag, due),
-                asset_selection=[dag.key],
-                partition_key=due.partition,
-                tags={
-                    **build_monitor_tags(airflow),
-                    **request.build_tags(airflow, dag.dag_id),
-                    build_cause_tag(airflow, dag.dag_id): last.label,
-                },
-            )
-        )
-        # The id of a new run is not known yet.
-        self._runs.add_requested(dag, due, clears or _build_run_key(dag, due))
-
-    def _find_logical_date(self, dag: Downstream, cause: Cause) -> datetime | None:
-        """Find the logical date of the upstream run, if the DAG's run is to have it."""
-        if dag.trigger.logical_date != "upstream":
-            return None
-        event = fetch_event(self._instance, cause.edge.key, cause.position)
-        return event and build_upstream_event(event, "", "").logical_date
-
     # What a function of the user decides
 
     def _decide(self, dag: Downstream, waiting: Waiting, due: Due) -> Run | Skip | None:
@@ -274,19 +274,19 @@ class Starter:
         if self.is_over or dag.dag_id in self._unanswered:
             return None
         cause = due.causes[-1]
-        event = fetch_event(self._instance, cause.edge.key, cause.position)
+        event = self._runs.fetch_event(cause)
         if event is None:
             return Skip("the event was deleted")
         problem, pending = None, waiting[due.partition]
         try:
             answer = ask(function, build_upstream_event(event, cause.edge.name, dag.name))
             said = f"`only_if` says: {answer.reason if isinstance(answer, Skip) else 'run'}"
-        except DecisionError as error:
+        except OnlyIfError as error:
             said = problem = str(error)
             pending.failures += 1
             self._unanswered.add(dag.dag_id)
             answer = Skip(said) if pending.failures >= _MAX_ONLY_IF_FAILURES else None
-        self._events += build_decision_events(
+        self._events += build_only_if_events(
             dag.key,
             cause.edge.name,
             cause.run_id,
@@ -313,11 +313,11 @@ class Starter:
         if notes:
             self._note(dag, join_names(notes))
 
-    def _note_held(self, dag: Downstream, waiting: Waiting, first: Due, why: str) -> None:
+    def _note_blocked(self, dag: Downstream, waiting: Waiting, first: Due, why: str) -> None:
         is_queue = dag.trigger.runs == "each"
         count = sum(len(each.causes) if is_queue else 1 for each in waiting.values())
         partition = "" if first.partition is None else f"{first.partition} after "
-        label = first.causes[-1].label
+        label = first.causes[-1].label.rstrip()
         self._note(dag, f"{count} wait, the first is {partition}{label}: {why}")
 
     def _note(self, dag: Downstream, text: str) -> None:

@@ -15,15 +15,15 @@ from federation_defs.checks import (
     repeat_evaluations,
     run_checks,
 )
-from federation_defs.dagster_io.code_locations import wait_for_owner
+from federation_defs.dagster_io.code_locations import wait_for_observing_location
 from federation_defs.dagster_io.current_run import CurrentRun
 from federation_defs.dagster_io.heartbeat import HeartbeatMonitor, Heartbeats
-from federation_defs.dagster_io.run_tags import Target, is_only_request
+from federation_defs.dagster_io.run_tags import Target, has_partitions, is_only_request
 from federation_defs.declaration import DagDeclaration
-from federation_defs.errors import DeclaredTwiceError
+from federation_defs.errors import DeclarationError, DeclaredTwiceError
 from federation_defs.execution.cancellation import CancellationMonitor
 from federation_defs.execution.concurrency import ConcurrencyLimit
-from federation_defs.execution.launcher import Launcher, StepContext
+from federation_defs.execution.launcher import LaunchCanceledError, Launcher, StepContext
 from federation_defs.execution.monitor import Monitor
 from federation_defs.execution.polling import MonitoredRun
 from federation_defs.execution.reporter import Event, Reporter, join_failures
@@ -39,7 +39,6 @@ from federation_defs.safety import find_safe_mode_reason
 from federation_defs.timing import Timing
 
 _MAX_REPEATS = 5
-_PARTITION_TAGS = {"dagster/partition", "dagster/asset_partition_range_start"}
 
 
 def build_execution(
@@ -78,6 +77,8 @@ def build_execution(
             yield from run(context)
         except (dg.Failure, dg.DagsterError):
             raise
+        except DeclarationError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
         except Exception as error:
             # An error of Dagster's database. A step that is repeated takes over its DAG runs. A
             # policy of the op would repeat a canceled one, too (dagster 1.13).
@@ -101,7 +102,7 @@ def build_execution(
             if (reason := find_safe_mode_reason(os.environ)) is not None:
                 _log_safe_mode(step_context, targets, reason)
             elif targets:
-                _refuse_second_location(context, client.instance, timing)
+                _wait_for_other_location(context, client.instance, timing)
                 _wait_for_run_group(step_context, heartbeats)
                 reporter = Reporter(step_context, context, specs, outputs, targets)
                 launcher = Launcher(step_context)
@@ -136,7 +137,7 @@ def _find_targets(
         if dags[dag_id].partitions is None:
             targets.append(Target(dag_id))
             continue
-        if not _PARTITION_TAGS & context.run.tags.keys():
+        if not has_partitions(context.run):
             raise dg.Failure(
                 f"DAG '{dag_id}' of Airflow '{instance}' has partitions, and this run names none: "
                 "nothing was triggered. Choose one or more when you materialize the asset.",
@@ -146,13 +147,13 @@ def _find_targets(
     return targets
 
 
-def _refuse_second_location(
+def _wait_for_other_location(
     context: dg.AssetExecutionContext, airflow: str, timing: Timing
 ) -> None:
     if (origin := context.run.remote_job_origin) is None:
         return
     location = origin.repository_origin.code_location_origin.location_name
-    other = wait_for_owner(context.instance, airflow, location, timing, context.log)
+    other = wait_for_observing_location(context.instance, airflow, location, timing, context.log)
     # The instance may have moved since the event sensor requested the run. In the other location,
     # that does not request it again.
     if other and not is_only_request(context.instance, context.run, airflow):
@@ -223,6 +224,7 @@ class _Step:
 
         Raises:
             dagster.Failure: One or more DAGs failed. Those that don't depend on them were run.
+            dagster.DagsterExecutionInterruptedError: The Dagster run is canceled.
         """
         try:
             yield from self._run_in_order()
@@ -234,6 +236,10 @@ class _Step:
                     "Interrupted, and not canceled: DAG runs that were started go on."
                 )
             raise
+        except LaunchCanceledError as error:
+            # The run is canceled, and no signal of Dagster's has come, as after a forced one.
+            cancellation.stop_if_canceled()
+            raise dg.DagsterExecutionInterruptedError from error
         finally:
             self._monitor.close()
             cancellation.close()

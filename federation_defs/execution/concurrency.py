@@ -12,7 +12,7 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, RunKey
 from federation_defs.declaration import DagDeclaration, TriggerDeclaration
 from federation_defs.execution.polling import fetch_stuck_dags
-from federation_defs.naming import RUN_ID_PREFIX
+from federation_defs.naming import RUN_ID_PREFIX, is_of_target
 from federation_defs.timing import Timing
 
 _MAX_RUNS = 10 * SERVER_PAGE
@@ -116,6 +116,5 @@ class ConcurrencyLimit:
 
 
 def _is_run_of(key: RunKey, run: DagRun) -> bool:
-    dag_id, run_id = key
-    is_same = run.run_id == run_id or run.run_id.startswith(f"{run_id}__retry_")
-    return run.dag_id == dag_id and is_same
+    dag_id, first_run_id = key
+    return run.dag_id == dag_id and is_of_target(run.run_id, first_run_id)

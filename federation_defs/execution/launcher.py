@@ -215,7 +215,9 @@ class Launcher:
         rule = declared.success_when
         outcome = fetch_outcome(self._client, run, rule) if rule else Outcome(run, run.is_success)
         is_settled = (
-            outcome.is_success or current_run.is_automatic or current_run.has_planned_clear(target)
+            outcome.is_success
+            or current_run.is_dagster_retry
+            or current_run.has_planned_clear(target)
         )
         if is_settled and not current_run.is_clear_pending(target, run):
             return run

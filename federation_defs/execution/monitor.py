@@ -21,7 +21,7 @@ from federation_defs.errors import (
 )
 from federation_defs.execution.concurrency import ConcurrencyLimit
 from federation_defs.execution.launcher import Launcher, StepContext
-from federation_defs.execution.polling import MonitoredRun, fetch_runs, fetch_stuck_dags
+from federation_defs.execution.polling import MonitoredRun, fetch_dag_runs, fetch_stuck_dags
 from federation_defs.outcome import Outcome, add_log_tails, fetch_outcome, name_task
 from federation_defs.threads import CallbackPool
 
@@ -163,8 +163,8 @@ class Monitor:
             if run.target not in self._logged_waiting:
                 self._logged_waiting.add(run.target)
                 self._log.info(
-                    f"{run.target.name} waits for its turn: as many DAG runs of Airflow "
-                    f"'{self._client.instance}' as are allowed go on."
+                    f"{run.target.name} waits for a slot: Airflow '{self._client.instance}' has as "
+                    "many active DAG runs as `limits.max_active_runs` allows."
                 )
 
     def _release(self, run: MonitoredRun) -> None:
@@ -217,7 +217,7 @@ class Monitor:
     def _poll(self, keys: list[RunKey], queued_dag_ids: list[str]) -> _Polled:
         # The DAGs first: a run that is queued after its DAG was seen paused has not started.
         stuck = fetch_stuck_dags(self._client, queued_dag_ids)
-        return stuck, fetch_runs(self._client, keys)
+        return stuck, fetch_dag_runs(self._client, keys)
 
     def _on_polled(self, polled: list[MonitoredRun], answer: _Polled) -> None:
         stuck, found = answer

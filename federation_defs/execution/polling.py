@@ -138,7 +138,7 @@ class MonitoredRun:
         )
 
 
-def fetch_runs(
+def fetch_dag_runs(
     client: AirflowClient, keys: Sequence[RunKey]
 ) -> dict[RunKey, DagRun | AirflowError]:
     """Fetch the states of runs, each a `RunLostError` if it was deleted.

@@ -15,7 +15,7 @@ from federation_defs.dagster_io.reports import (
     fetch_last_run_link,
     fetch_reported_runs,
 )
-from federation_defs.dagster_io.run_tags import Target, is_automation
+from federation_defs.dagster_io.run_tags import Target, describe_cause, is_from_condition
 from federation_defs.events import (
     build_check_evaluation,
     build_check_metadata,
@@ -83,10 +83,10 @@ class Reporter:
         run = self._context.run
         url = os.environ.get(URL_VARIABLE, "").rstrip("/")
         link = f" {url}/runs/{run.run_id}" if url else ""
-        lines = [f"Triggered by Dagster run {run.run_id}, {_describe_cause(run)}.{link}"]
+        lines = [f"Triggered by Dagster run {run.run_id}, {describe_cause(run)}.{link}"]
         for each in self._step.fetch_upstream_events(dag_id):
-            what = f"{each.upstream} ({each.state})"
-            lines.append(f"After {what}: run {each.run_id} {each.link or ''}".rstrip())
+            run = f": run {each.run_id} {each.link or ''}".rstrip() if each.run_id else ""
+            lines.append(f"After {each.upstream} ({each.state}){run}")
         if self._current_run.get_request(dag_id) is None:
             lines += self._describe_updates(dag_id)
         note = "\n".join(lines)
@@ -116,7 +116,7 @@ class Reporter:
         tick sees it, and so does the next one, which looks for updates since the position of the
         event log that the first one took when it began.
         """
-        if not (self._current_run.is_first and is_automation(self._context.run)):
+        if not (self._current_run.is_first and is_from_condition(self._context.run)):
             return None
         key = self._build_key(target.dag_id)
         upstream_keys = [dep.asset_key for dep in self._specs[target.dag_id].deps]
@@ -205,18 +205,6 @@ class Reporter:
 
     def _build_key(self, dag_id: str) -> dg.AssetKey:
         return build_asset_key(self._client.instance, dag_id)
-
-
-def _describe_cause(run: dg.DagsterRun) -> str:
-    if is_automation(run):
-        return "which automation requested"
-    if backfill := run.tags.get("dagster/backfill"):
-        return f"of backfill {backfill}"
-    for kind in ("schedule", "sensor"):
-        if name := run.tags.get(f"dagster/{kind}_name"):
-            return f"which {kind} {name} requested"
-    person = run.tags.get("user")
-    return f"which {person} launched" if person else "which a person launched"
 
 
 def join_failures(failures: Mapping[str, dg.Failure]) -> dg.Failure:

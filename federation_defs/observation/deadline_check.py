@@ -28,8 +28,9 @@ class DeadlineCheck:
     """The check of the DAGs of one instance that declare a deadline.
 
     A deadline is evaluated by the reported ends, once everything that ended before it is known. So
-    clocks don't matter, and after an outage, all deadlines within `observe.lookback` are evaluated
-    in their order. The cursor says up to when that was done; the event log, what was signaled.
+    clocks don't matter, and after an outage, the deadlines within `observe.lookback` are evaluated
+    in their order, of each DAG the last 24. The cursor says up to when that was done; the event
+    log, what was signaled.
 
     Attributes:
         deadlines: By DAG id.

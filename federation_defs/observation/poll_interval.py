@@ -56,7 +56,11 @@ class PollInterval:
         reason = self._describe_pause(now) or self._describe_interval(now, waiting_runs)
         if reason is None and self._errors > 1:
             self._is_retry = _retries.acquire(blocking=False)
-            reason = None if self._is_retry else f"{self._reason} when it is its turn.)"
+            reason = (
+                None
+                if self._is_retry
+                else f"{self._reason} after other instances that do not answer.)"
+            )
         try:
             yield reason
         finally:

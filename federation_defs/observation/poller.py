@@ -61,7 +61,7 @@ class Poller:
         (batch,) = run_in_threads([lambda: self._fetch_changes(since, deadline)], 1, limit_s)
         if batch is None:
             reason = f"no complete answer within {limit_s:.0f} s"
-            raise UnreachableError(self.client.instance, self.client.url, reason, is_late=True)
+            raise UnreachableError(self.client.instance, self.client.url, reason)
         runs = [run for run in batch.runs if run.is_finished and run.dag_id in self.dag_ids]
         unreadable = [row for row in batch.unreadable if row.dag_id in self.dag_ids]
         return replace(batch, runs=runs, unreadable=unreadable)

@@ -105,8 +105,11 @@ class ReadyCheck(PeriodicCheck):
             findings.notes.append(f"It waits for the next success of {join_names(waiting)}.")
 
     def _find_needed(self, dag_id: str) -> list[DependencyDeclaration]:
-        """Find the dependencies without whose successes the DAG never runs. Of several, of which
-        any starts a run by an event, none is needed, unless partitions are what is needed."""
+        """Find the dependencies without whose successes the DAG never runs.
+
+        If the event sensor decides, and `when: any`, one event starts a run, and none is needed. A
+        partition of a DAG with `runs: latest` needs those of all its upstreams.
+        """
         dag = self.dags[dag_id]
         is_any = dag_id in self.by_events and dag.trigger.when == "any"
         if is_any and (dag.partitions is None or dag.trigger.runs == "each"):

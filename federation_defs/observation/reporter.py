@@ -16,14 +16,14 @@ from federation_defs.dagster_io.reports import (
     END_LABEL,
     OUTCOME_LABEL,
     STATE_LABEL,
-    UNREADABLE,
+    UNREADABLE_OUTCOME,
     ReportedRuns,
     fetch_reported_runs,
     fetch_reports,
 )
 from federation_defs.dagster_io.run_tags import find_owners
 from federation_defs.events import (
-    AssetEvent,
+    ReportEvent,
     build_missing_events,
     build_unreadable_run_observation,
 )
@@ -160,7 +160,7 @@ class Reporter:
     ) -> list[RunKey]:
         """Store an observation of each run that can't be read, with the reason, and return the runs
         that had none."""
-        airflow, labels = self.client.instance, {OUTCOME_LABEL: UNREADABLE}
+        airflow, labels = self.client.instance, {OUTCOME_LABEL: UNREADABLE_OUTCOME}
         reported = fetch_reports(instance, airflow, dict.fromkeys(reasons))
         newly_reported = [key for key in reasons if reported.lacks_unreadable(key)]
         for key in newly_reported:
@@ -170,7 +170,7 @@ class Reporter:
 
     def _build_events(
         self, outcome: Outcome, reported: ReportedRuns, log: Callable[[], logging.Logger]
-    ) -> list[AssetEvent]:
+    ) -> list[ReportEvent]:
         """Build what the event log lacks of one outcome."""
         run = outcome.run
         try:

@@ -189,7 +189,7 @@ class _Observer:
         if tick.location and cursor.observer != self._id:
             return self._take_over(cursor, gap), True
         with self._interval.poll():
-            cursor = self._report_absent_dags(cursor, instance, deadline)
+            cursor = self._report_absent_dags(cursor, tick, deadline)
             batch = self._poller.poll(cursor.since, deadline)
         found = {build_fingerprint(run): run for run in batch.runs}
         new = [run for fingerprint, run in found.items() if fingerprint not in cursor.seen]
@@ -198,14 +198,17 @@ class _Observer:
         orphans = self._reporter.find_orphans(instance, deferred - {run.key for run in new})
         returned = self._deferred.fetch(orphans, (monotonic() + deadline) / 2, tick.log)
         ready = [run for run in (*new, *returned.finished) if run.key not in owned]
-        if ready:
+        rows = [row for row in batch.unreadable if build_fingerprint(row) not in cursor.seen]
+        unreadable = {row.key: row.reason for row in rows if row.key} | returned.unreadable
+        if ready or unreadable:
             tick.refuse_second_location()
+        if unreadable and not tick.is_current():
+            reason = f"Another code server observes Airflow '{tick.airflow}' by now."
+            return dg.SensorResult(skip_reason=reason, cursor=tick.cursor), True
         selected = select_runs(ready, self.limits.reports)
         outcomes = self._outcomes.fetch(selected, deadline)
         report_until = monotonic() + share * self.timing.report_s
         settled, newly_reported = self._reporter.report(tick, outcomes, report_until)
-        rows = [row for row in batch.unreadable if build_fingerprint(row) not in cursor.seen]
-        unreadable = {row.key: row.reason for row in rows if row.key} | returned.unreadable
         newly_unreadable = self._reporter.report_unreadable(instance, unreadable)
         deferred -= {*returned.gone, *returned.unreadable, *(run.key for run in settled)}
         cursor = advance(cursor, batch, deferred | owned, settled)
@@ -228,10 +231,10 @@ class _Observer:
         reason = f"This code server observes Airflow '{self.client.instance}' from now on."
         return _build_result(replace(cursor, observer=self._id), gap, reason)
 
-    def _report_absent_dags(
-        self, cursor: Cursor, instance: dg.DagsterInstance, deadline: float
-    ) -> Cursor:
+    def _report_absent_dags(self, cursor: Cursor, tick: Tick, deadline: float) -> Cursor:
         """Fail the checks of DAGs that the instance does not have, and name them in the cursor."""
+        if self._unchecked and not tick.may_store():
+            return cursor
         absent = {dag_id for dag_id in cursor.absent if dag_id in self.dags.absent}
         until = (self.timing.monotonic() + deadline) / 2
         for _ in range(min(len(self._unchecked), _DAGS_PER_TICK)):
@@ -243,7 +246,7 @@ class _Observer:
                 except DagNotFoundError:
                     why = self.dags.absent[dag_id]
                     event = build_absent_evaluation(self.client.instance, dag_id, why)
-                    instance.report_runless_asset_event(event)
+                    tick.instance.report_runless_asset_event(event)
                     absent.add(dag_id)
             self._unchecked.pop()
         return replace(cursor, absent=tuple(sorted(absent)))
@@ -290,7 +293,7 @@ class _Observer:
         none was reported. None if many assets are left to ask for, which the next ticks do.
 
         Args:
-            oldest: An earlier end is as good as another.
+            oldest: The search stops at an end before this time.
         """
         timing = self.timing
         until = timing.monotonic() + timing.find_first_end_s

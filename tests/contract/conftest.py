@@ -46,7 +46,7 @@ WORLDS = {
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for fixture in WORLDS.keys() & set(metafunc.fixturenames):
         # `make real-airflows` runs no other tests of `tests/contract`.
-        assert metafunc.module.__name__.startswith("tests.contract.airflow.")
+        assert "/tests/contract/airflow/" in metafunc.definition.path.as_posix()
         params = [
             pytest.param(name, marks=pytest.mark.real_airflows) if name in REAL else name
             for name in WORLDS[fixture]

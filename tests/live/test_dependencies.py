@@ -158,20 +158,23 @@ def act(federation: Federation, folder: Path) -> Reactions:
         warehouse.clear_run(*failed.key)
         cleared = wait_for(lambda: find_later_end(warehouse, failed), "it has failed again")
         second = run_steered("success")
-        wait_for_first_report(federation, "react_slow")
+        wait_for_first_reports(federation, "react_slow", 1)
     finally:
         go_on.touch()
     long = wait_for_state(warehouse, LONG, long_id, "success")
     return Reactions(federation, since, first, failed, often, cleared, second, long)
 
 
-def wait_for_first_report(federation: Federation, dag_id: str) -> None:
-    """Return when a success of a DAG in metrics is reported, which none is before."""
-    wait_for(
-        lambda: bool(federation.dagster.fetch_materializations("metrics", dag_id)),
-        f"{dag_id} has run",
-        timeout_s=300,
-    )
+def wait_for_first_reports(
+    federation: Federation, dag_id: str, count: int
+) -> list[Materialization]:
+    """Return the successes of a DAG in metrics, the oldest first, when so many are reported."""
+
+    def find() -> list[Materialization] | None:
+        found = federation.dagster.fetch_materializations("metrics", dag_id)[::-1]
+        return found if len(found) >= count else None
+
+    return wait_for(find, f"{dag_id} has run {count} times", timeout_s=420)
 
 
 def find_later_end(client: AirflowClient, before: DagRun) -> DagRun | None:
@@ -305,13 +308,12 @@ def test_the_demos_fan_in_runs_after_both_loads_and_leads_back(reactions: Reacti
 
 def test_each_missed_deadline_starts_a_run(federation: Federation) -> None:
     client = federation.clients["metrics"]
-    wait_for_first_report(federation, "react_late")
-    reports = federation.dagster.fetch_materializations("metrics", "react_late")[::-1]
+    reports = wait_for_first_reports(federation, "react_late", 2)
     causes = [read_causes(fetch_run(client, "react_late", each.run_id)) for each in reports]
     assert {(cause["state"], cause["run_id"]) for (cause,) in causes} == {("late", None)}
     deadlines = [datetime.fromisoformat(cause["deadline"]) for (cause,) in causes]
     assert deadlines[0].minute % 3 == deadlines[0].second == 0
-    assert {after - before for before, after in pairwise(deadlines)} <= {timedelta(minutes=3)}
+    assert {after - before for before, after in pairwise(deadlines)} == {timedelta(minutes=3)}
     key = build_asset_key("warehouse", LATE)
     checks = fetch_evaluations(federation.event_log, key, DEADLINE_CHECK_NAME)
     assert {check.passed for check in checks} == {False}

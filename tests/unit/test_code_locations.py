@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData, TickStatus
 
-from federation_defs.dagster_io.code_locations import find_moved_cursor, find_owner
+from federation_defs.dagster_io.code_locations import find_moved_cursor, find_observing_location
 from federation_defs.timing import Timing
 from tests.contract.storages import OpenInstance
 from tests.unit.sensors import store_sensor, store_tick
@@ -67,9 +67,9 @@ def test_of_several_locations_the_alphabetically_first_goes_on(
         Sensor(location).store(instance)
     Sensor("core", status=InstigatorStatus.STOPPED).store(instance)
     Sensor("core", f"metrics__{kind}").store(instance)
-    assert find_owner(instance, "metrics", "core", TIMING) is None
+    assert find_observing_location(instance, "metrics", "core", TIMING) is None
     for other in ("finance", "sales"):
-        assert find_owner(instance, "metrics", other, TIMING) == ("core", NOW - 5)
+        assert find_observing_location(instance, "metrics", other, TIMING) == ("core", NOW - 5)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_another_sensor_or_one_that_does_not_run_is_no_obstacle(
 ) -> None:
     for sensor in (other, Sensor("sales")):
         sensor.store(instance)
-    assert find_owner(instance, "metrics", "sales", TIMING) is None
+    assert find_observing_location(instance, "metrics", "sales", TIMING) is None
 
 
 def test_a_removed_location_is_no_obstacle_where_the_own_sensor_is_stopped(
@@ -95,13 +95,13 @@ def test_a_removed_location_is_no_obstacle_where_the_own_sensor_is_stopped(
 ) -> None:
     Sensor("core", ticked_s_ago=86_400).store(instance)
     Sensor("sales", status=InstigatorStatus.STOPPED).store(instance)
-    assert find_owner(instance, "metrics", "sales", TIMING) is None
+    assert find_observing_location(instance, "metrics", "sales", TIMING) is None
 
 
 def test_a_clock_that_was_wrong_once_hides_no_location(instance: dg.DagsterInstance) -> None:
     Sensor("removed", "warehouse__observation", ticked_s_ago=-86_400).store(instance)
     Sensor("core", cursor="moved").store(instance)
-    assert find_owner(instance, "metrics", "sales", TIMING) == ("core", NOW - 5)
+    assert find_observing_location(instance, "metrics", "sales", TIMING) == ("core", NOW - 5)
     assert find_moved_cursor(instance, SENSOR, "sales", TIMING) == "moved"
 
 

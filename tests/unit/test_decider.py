@@ -120,12 +120,11 @@ def test_a_cursor_is_read_as_it_was_written() -> None:
     assert decider.load(decider.dump(cursor), dags) == cursor
 
 
-def test_a_cursor_with_latches_beside_queues_is_read() -> None:
-    """As it was written before both became one."""
+def test_the_parts_of_a_cursor_that_have_another_form_are_left_out() -> None:
     dag = declare(A, when="all", only_if="math:isfinite")
     ((edge, dependency),) = dag.edges_by_name.items()
-    states = {"c": [[None, [[0, 7, "run_7"]], [], 1]], "of another form": 1, "d": {"causes": []}}
-    values = {"version": 3, "position": 8, "seen": [8], "known": "", "edges": [edge]}
+    states = {"c": [[None, [[0, 7, "run_7"]], 1], [None]], "of another form": 1, "d": {"e": []}}
+    values = {"version": 9, "position": 8, "seen": [8], "known": "", "edges": [edge]}
     dags = {"c": dag, "of another form": dag, "d": dag}
     cursor = decider.load(json.dumps({**values, "dags": states}), dags)
     waiting: Waiting = {None: Pending({7: Cause(dependency, 7, "run_7")}, 1)}

@@ -82,7 +82,7 @@ def test_the_function_on_the_page_decides_as_it_says() -> None:
     assert decide(datetime(2026, 1, 30, tzinfo=timezone.utc)) == Skip(
         "30 January is no month's end"
     )
-    assert decide(None) == Skip("a run by hand")
+    assert decide(None) == Skip("a run without a date")
 
 
 def test_the_conf_on_the_page_is_one_that_is_passed() -> None:

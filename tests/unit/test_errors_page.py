@@ -18,7 +18,7 @@ EXAMPLES = [
     errors.DeclarationError([f"defs/sales/defs.yaml: url: {USERINFO}"]),
     errors.ReloadFailedError("core", "dagster-graphql is not installed"),
     errors.DeclaredTwiceError("sales", "sales_team", "core"),
-    errors.DecisionError(
+    errors.OnlyIfError(
         "rules:is_month_end",
         upstream="warehouse/load_orders",
         downstream="sales/revenue",

@@ -154,7 +154,7 @@ def test_all_problems_of_all_instances_are_named_at_once() -> None:
     assert refused.value.problems == (
         "build_federation (a): unknown key 'dag'; did you mean 'dags'?",
         "build_federation (b): url: write a web address: https://airflow.example.com:8080",
-        "build_federation (None): name: Field required",
+        "build_federation (number 3): name: Field required",
     )
 
 

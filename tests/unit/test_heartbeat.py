@@ -22,7 +22,7 @@ from federation_defs.dagster_io.heartbeat import (
     Heartbeats,
     fail_orphaned_runs,
 )
-from federation_defs.naming import build_alive_tag, build_monitor_tags
+from federation_defs.naming import build_alive_tag, build_launching_tags
 from federation_defs.timing import Timing
 from tests.waiting import wait_for
 
@@ -100,7 +100,7 @@ def observe_for_a_minute(observer: Observer, _run_id: str) -> None:
 def test_a_run_whose_heartbeats_stop_during_our_step_is_failed(
     instance: dg.DagsterInstance, step_name: str, alive_at: str | None
 ) -> None:
-    tags = build_monitor_tags("metrics") | ({} if alive_at is None else {ALIVE_TAG: alive_at})
+    tags = build_launching_tags("metrics") | ({} if alive_at is None else {ALIVE_TAG: alive_at})
     status = observe_step(instance, step_name, tags, observe_for_a_minute)
     assert status is dg.DagsterRunStatus.FAILURE
 
@@ -108,7 +108,7 @@ def test_a_run_whose_heartbeats_stop_during_our_step_is_failed(
 def test_a_run_is_not_failed_before_its_heartbeats_are_overdue(
     instance: dg.DagsterInstance,
 ) -> None:
-    tags = build_monitor_tags("metrics")
+    tags = build_launching_tags("metrics")
     status = observe_step(instance, "metrics__dags", tags, lambda seen, _: seen.observe(40))
     assert status is dg.DagsterRunStatus.STARTED
 
@@ -123,7 +123,7 @@ def test_a_living_run_is_not_failed_however_wrong_its_clock_is(
             instance.add_run_tags(run_id, {ALIVE_TAG: alive_at})
             observer.observe(10)
 
-    tags = build_monitor_tags("metrics")
+    tags = build_launching_tags("metrics")
     status = observe_step(instance, "metrics__dags", tags, live)
     assert status is dg.DagsterRunStatus.STARTED
 
@@ -136,7 +136,7 @@ def test_time_in_which_the_observer_slept_is_no_silence(instance: dg.DagsterInst
         observer.clock.now_s += 3600
         observer.observe()
 
-    tags = build_monitor_tags("metrics")
+    tags = build_launching_tags("metrics")
     assert observe_step(instance, "metrics__dags", tags, sleep) is dg.DagsterRunStatus.STARTED
 
 
@@ -162,7 +162,7 @@ def test_only_runs_at_work_count_as_waiting(instance: dg.DagsterInstance) -> Non
 
     def start(heartbeat: str) -> None:
         run_id, started = str(uuid4()), dg.DagsterRunStatus.STARTED
-        tags = build_monitor_tags("metrics") | {ALIVE_TAG: heartbeat.format(run_id)}
+        tags = build_launching_tags("metrics") | {ALIVE_TAG: heartbeat.format(run_id)}
         instance.create_run_for_job(waiting, run_id=run_id, status=started, tags=tags)
 
     for heartbeat in ("", "another 1", "{} 1 waits", "{} 1", "{} 2"):
@@ -175,7 +175,7 @@ def test_only_runs_at_work_count_as_waiting(instance: dg.DagsterInstance) -> Non
 def test_a_run_during_another_step_is_not_failed(
     instance: dg.DagsterInstance, step_name: str
 ) -> None:
-    tags = build_monitor_tags("metrics")
+    tags = build_launching_tags("metrics")
     status = observe_step(instance, step_name, tags, observe_for_a_minute)
     assert status is dg.DagsterRunStatus.STARTED
 
@@ -191,7 +191,7 @@ def test_a_run_is_in_a_step_from_its_first_heartbeat_on(instance: dg.DagsterInst
         instance.add_run_tags(run_id, {ALIVE_TAG: f"{run_id} 1700000000"})
         assert observer.monitor.is_in_step(fetch_run(instance, run_id))
 
-    tags = build_monitor_tags("metrics") | {ALIVE_TAG: "of another attempt"}
+    tags = build_launching_tags("metrics") | {ALIVE_TAG: "of another attempt"}
     status = observe_step(instance, "python_asset", tags, begin_late)
     assert status is dg.DagsterRunStatus.STARTED
 
@@ -203,7 +203,7 @@ def fetch_run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
 
 
 def test_a_run_that_waits_for_another_airflow_is_not_failed(instance: dg.DagsterInstance) -> None:
-    tags = build_monitor_tags("warehouse")
+    tags = build_launching_tags("warehouse")
     status = observe_step(instance, "metrics__dags", tags, observe_for_a_minute)
     assert status is dg.DagsterRunStatus.STARTED
 
@@ -253,7 +253,7 @@ def test_a_run_that_does_not_go_on_is_failed_in_the_end(
     @dg.job
     def waiting() -> None: ...
 
-    tags = build_monitor_tags("metrics")
+    tags = build_launching_tags("metrics")
     tags |= {ALIVE_TAG: f"{RUN_ID} 1700000000"} if had_heartbeats else {}
     status = dg.DagsterRunStatus.STARTING
     instance.create_run_for_job(waiting, run_id=RUN_ID, status=status, tags=tags)

@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 from dagster._core.scheduler.instigation import SensorInstigatorData
 
-from federation_defs.dagster_io.code_locations import wait_for_owner
+from federation_defs.dagster_io.code_locations import wait_for_observing_location
 from federation_defs.dagster_io.run_tags import is_only_request
 from federation_defs.timing import Timing
 from tests.contract.storages import OpenInstance
@@ -50,17 +50,17 @@ class Clock:
         data = SensorInstigatorData(last_tick_start_timestamp=self.now, min_interval=1)
         store_sensor(self.instance, location, "metrics__observation", data)
 
-    def wait_for_owner(self, location: str) -> str | None:
+    def wait_for_observing_location(self, location: str) -> str | None:
         log = dg.build_op_context(instance=self.instance).log
-        return wait_for_owner(self.instance, "metrics", location, self.timing, log)
+        return wait_for_observing_location(self.instance, "metrics", location, self.timing, log)
 
 
 def test_a_run_is_refused_while_the_other_location_observes_the_instance(
     instance: dg.DagsterInstance,
 ) -> None:
     clock = Clock(instance, "core", "sales")
-    assert clock.wait_for_owner("sales") == "core"
-    assert clock.wait_for_owner("core") is None
+    assert clock.wait_for_observing_location("sales") == "core"
+    assert clock.wait_for_observing_location("core") is None
 
 
 @pytest.mark.parametrize("ticking", [["sales"], []])  # without a daemon, nothing ticks
@@ -68,7 +68,7 @@ def test_a_run_waits_until_it_is_sure_that_the_instance_has_moved_from_the_other
     instance: dg.DagsterInstance, ticking: list[str]
 ) -> None:
     clock = Clock(instance, *ticking)
-    assert clock.wait_for_owner("sales") is None
+    assert clock.wait_for_observing_location("sales") is None
     assert 300 <= clock.now - NOW <= 320
 
 
@@ -78,7 +78,7 @@ def test_a_run_waits_for_each_of_two_locations_that_the_instance_was_moved_from(
     clock = Clock(instance, "sales")
     clock.now += 100
     clock.tick("finance")
-    assert clock.wait_for_owner("sales") is None
+    assert clock.wait_for_observing_location("sales") is None
 
 
 TAGS = {"dagster/run_key": "metrics/report 7", "federation/request.metrics.report": "{}"}

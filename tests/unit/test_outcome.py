@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from federation_defs.airflow.models import UNREADABLE, TaskInstance
+from federation_defs.airflow.models import UNREADABLE_STATE, TaskInstance
 from federation_defs.declaration import SuccessDeclaration, parse_declaration
 from federation_defs.errors import DeclarationError
 from federation_defs.outcome import (
@@ -227,5 +227,5 @@ def test_no_text_ends_the_code_block_that_it_is_in(text: str) -> None:
 @pytest.mark.parametrize("rule", [LOAD, BUT_CLEAN_UP])
 def test_a_run_with_a_task_that_can_not_be_read_is_no_success(rule: SuccessDeclaration) -> None:
     """It may be an instance of any task, and have failed."""
-    tasks = [*build_tasks(load="success"), TaskInstance("?", -1, UNREADABLE, 0)]
+    tasks = [*build_tasks(load="success"), TaskInstance("?", -1, UNREADABLE_STATE, 0)]
     assert find_unmet_condition(tasks, rule) == "the row of one of its tasks can't be read"

@@ -83,6 +83,7 @@ def test_a_key_format_that_gives_two_partitions_one_key_is_refused() -> None:
         ("@weekly", "%Y-W%W"),
         ("@weekly", "%G-W%V"),
         ("0 0 1 1,7 *", "%Y"),
+        ("@daily", "%Y-%j %Y"),
     ],
 )
 def test_a_key_format_that_does_not_tell_the_partition_is_refused(

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation_defs.airflow.client import AirflowClient
-from federation_defs.airflow.models import UNREADABLE, RunKey
+from federation_defs.airflow.models import UNREADABLE_STATE, RunKey
 from federation_defs.errors import AirflowError, UnexpectedAnswerError
 from tests.contract.airflow.test_missing_fields import DAG, READS, RUN, Read
 from tests.contract.clients import call_within
@@ -65,7 +65,7 @@ def test_a_row_that_is_no_object_is_passed_over(filled: Airflow, read: Read, row
     whole = read.call(filled.client)
     whole = whole if isinstance(whole, list) else whole.entries
     found = read_changed(filled, read, lambda rows: rows.insert(1, row))
-    assert [entry for entry in found if getattr(entry, "state", "") != UNREADABLE] == whole
+    assert [entry for entry in found if getattr(entry, "state", "") != UNREADABLE_STATE] == whole
 
 
 def test_a_row_is_warned_of_once(filled: Airflow, caplog: pytest.LogCaptureFixture) -> None:
@@ -142,7 +142,9 @@ def test_a_run_without_a_key_is_passed_over_also_if_it_is_alone(
 def test_a_task_that_can_not_be_read_is_there_also_if_it_is_alone(filled: Airflow) -> None:
     alone = answer(200, {"task_instances": [{"task_id": None}], "total_entries": 1})
     filled.server.fail_next(asks("GET", LISTS["task instances"].path["v2"]), alone)
-    assert [task.state for task in filled.client.fetch_task_instances(DAG, RUN)] == [UNREADABLE]
+    assert [task.state for task in filled.client.fetch_task_instances(DAG, RUN)] == [
+        UNREADABLE_STATE
+    ]
 
 
 @for_each_list
@@ -158,7 +160,7 @@ def test_a_row_that_can_not_be_read_may_be_alone_on_its_page(
     filled.server.fail_next(lists, edit(lambda page: page.update({field: [{}]})))
     found = read.call(filled.client)
     found = found if isinstance(found, list) else found.entries
-    assert len([entry for entry in found if getattr(entry, "state", "") != UNREADABLE]) == 1
+    assert len([entry for entry in found if getattr(entry, "state", "") != UNREADABLE_STATE]) == 1
     assert f"has an entry in `{field}` that can't be read" in caplog.text
 
 
@@ -236,7 +238,7 @@ def test_a_task_that_can_not_be_read_is_there_without_its_name(
     filled: Airflow, spoil: dict[str, Any]
 ) -> None:
     tasks = read_changed(filled, LISTS["task instances"], lambda rows: rows[0].update(spoil))
-    assert [task.state for task in tasks] == [None, UNREADABLE]
+    assert [task.state for task in tasks] == [None, UNREADABLE_STATE]
 
 
 @settings(generously, max_examples=150)

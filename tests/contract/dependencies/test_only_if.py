@@ -14,7 +14,7 @@ import pytest
 
 from federation_defs import Run, Skip, UpstreamEvent
 from federation_defs.dependencies.only_if import ask
-from federation_defs.errors import DecisionError
+from federation_defs.errors import OnlyIfError
 from tests.waiting import wait_for
 
 SIX = datetime(2026, 1, 31, 6, tzinfo=timezone.utc)
@@ -118,6 +118,12 @@ def deep(event):
         conf = {"a": conf}
     return Run(conf)
 
+def nested(event):
+    conf = []
+    for _ in range(600):
+        conf = [conf]
+    return Run({"a": conf})
+
 def long(event):
     return Run({"paths": ["x" * 99] * 99})
 
@@ -143,7 +149,7 @@ def decide(function: str, timeout_s: float = 120.0) -> Run | Skip:
 
 def fail(function: str, timeout_s: float = 120.0) -> str:
     """Return why the function gave no answer."""
-    with pytest.raises(DecisionError) as failed:
+    with pytest.raises(OnlyIfError) as failed:
         decide(function, timeout_s)
     message = str(failed.value)
     before = (
@@ -230,6 +236,7 @@ def wait_until_ended(file: Path) -> None:
         ("changed", "failed: TypeError: Object of type datetime is not JSON serializable"),
         ("endless", "answered with more than 1000000 bytes"),
         ("deep", "failed: rules_of_test.py:90: RecursionError: "),
+        ("nested", "answered with a conf that is nested too deeply"),
         ("long", "answered with a conf of 10208 characters, and Dagster keeps it in a tag"),
         ("secretive", "answered with a conf that seems to hold a secret, and that Dagster would"),
         ("no_such_function", "failed: AttributeError: module 'rules_of_test' has no attribute"),

@@ -619,6 +619,23 @@ def test_what_waits_for_a_dagster_run_of_both_is_not_overtaken(
     assert [len(daemon.tick()) for _ in range(3)] == [1, 1, 0]
 
 
+def test_a_dagster_run_of_both_is_found_though_many_others_were_created_meanwhile(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    daemon = start(airflow_v2, instance, {"depends_on": [UP], "trigger": {"runs": "each"}})
+    job = daemon.defs.resolve_implicit_global_asset_job_def()
+    run = instance.create_run_for_job(job, asset_selection={KEY})
+    report_in(instance, run, dg.AssetMaterialization(UP_KEY))
+    report_in(instance, run, dg.AssetObservation(KEY))  # launched
+    instance.report_run_canceled(run)
+    for _ in range(60):
+        other = instance.create_run_for_job(job, asset_selection={KEY})
+        report_in(instance, other, dg.AssetObservation(KEY))
+        instance.report_run_canceled(other)
+    assert daemon.tick() == []
+    assert airflow_v2.database.runs == []
+
+
 @pytest.mark.parametrize("is_after", [True, False])
 def test_what_a_dagster_run_of_both_has_not_launched_after_the_upstream_is_run(
     airflow_v2: Airflow, instance: dg.DagsterInstance, is_after: bool

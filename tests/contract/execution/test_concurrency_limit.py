@@ -85,7 +85,7 @@ def test_no_more_runs_are_active_than_are_allowed_and_all_are_run(
     executed = materialize(airflow.client, FIVE, instance, max_active_runs=2)
     assert sorted(executed.materialized) == FIVE
     assert counting.most == 2
-    assert len([line for line in executed.log if "waits for its turn" in line]) == 3
+    assert len([line for line in executed.log if "waits for a slot" in line]) == 3
 
 
 def test_runs_of_other_dagster_runs_count(airflow: Airflow, instance: dg.DagsterInstance) -> None:
@@ -93,7 +93,7 @@ def test_runs_of_other_dagster_runs_count(airflow: Airflow, instance: dg.Dagster
     add_dags(airflow, FIVE[:1], polls=0)
 
     def end_other() -> None:
-        wait_for_log(instance, "waits for its turn")
+        wait_for_log(instance, "waits for a slot")
         wait_for_questions(airflow, 2)
         assert len(airflow.database.runs) == 1
         airflow.database.finish_run(other)
@@ -113,7 +113,7 @@ def test_runs_that_dagster_did_not_launch_do_not_count(
     add_dags(airflow, FIVE[:1], polls=0)
     executed = materialize(airflow.client, FIVE[:1], instance, max_active_runs=1)
     assert executed.materialized == FIVE[:1]
-    assert not any("waits for its turn" in line for line in executed.log)
+    assert not any("waits for a slot" in line for line in executed.log)
 
 
 def test_without_a_limit_all_are_launched_and_nothing_is_asked(
@@ -133,7 +133,7 @@ def test_the_time_out_of_a_run_begins_with_its_turn(
     waited = airflow_v2.database.now() + timedelta(seconds=1)
 
     def end_other() -> None:
-        wait_for_log(instance, "waits for its turn")
+        wait_for_log(instance, "waits for a slot")
         wait_for(lambda: airflow_v2.database.now() > waited, "a second", interval_s=0.05)
         airflow_v2.database.finish_run(other)
 
@@ -158,7 +158,7 @@ def test_a_run_that_is_canceled_before_its_turn_triggers_nothing(
     add_dags(airflow_v2, FIVE[:1])
 
     def give_up() -> None:
-        wait_for_log(instance, "waits for its turn")
+        wait_for_log(instance, "waits for a slot")
         cancel(instance)
 
     with meanwhile(give_up):
@@ -176,6 +176,24 @@ def test_a_cancellation_stops_what_has_its_place_and_launches_none_of_the_others
     executed = materialize(airflow_v2.client, FIVE, instance, max_active_runs=1)
     assert executed.status is dg.DagsterRunStatus.CANCELED
     assert [run.state for run in airflow_v2.database.runs] == ["failed"]
+
+
+def test_a_run_that_is_forced_to_be_canceled_launches_nothing_more(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Dagster sends its worker no signal."""
+    add_dags(airflow_v2, FIVE, polls=math.inf)
+
+    def force() -> None:
+        (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+        instance.report_run_canceled(run)
+
+    forced = before_acting(force)
+    airflow_v2.server.fail_next(asks("GET", "/dags/[^~/]+/dagRuns/[^/]+"), forced)
+    executed = materialize(airflow_v2.client, FIVE, instance, max_active_runs=1)
+    assert executed.status is dg.DagsterRunStatus.CANCELED
+    assert [run.state for run in airflow_v2.database.runs] == ["failed"]
+    assert not any("retry" in line for line in executed.log)
 
 
 def test_detached_runs_count_until_they_end(airflow: Airflow, instance: dg.DagsterInstance) -> None:
@@ -240,7 +258,7 @@ def test_a_queued_run_counts_until_it_ends_or_can_not_go_on(
     add_dags(airflow_v2, FIVE[:1], polls=0)
 
     def act() -> None:
-        wait_for_log(instance, "waits for its turn")
+        wait_for_log(instance, "waits for a slot")
         wait_for_questions(airflow_v2, 2)
         assert len(airflow_v2.database.runs) == 1
         happens(airflow_v2, other)
@@ -365,7 +383,7 @@ def test_a_re_execution_needs_no_place_for_a_run_that_is_active(
         last = job.execute(last)
     again = job.execute(last)
     assert again.success
-    assert not any("waits for its turn" in line for line in again.log)
+    assert not any("waits for a slot" in line for line in again.log)
     assert len(airflow_v2.database.runs) == number
 
 

@@ -109,6 +109,7 @@ def test_a_value_that_is_neither_on_nor_off_is_an_error(
     monkeypatch.setenv(SWITCH, "maybe")
     executed = run_dag(airflow_v2, instance)
     assert "FEDERATION_TRIGGERS is 'maybe': write on or off." in (executed.failure or "")
+    assert not any("retry" in line for line in executed.log)
     assert_untouched(airflow_v2)
 
 

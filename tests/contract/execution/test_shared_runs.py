@@ -69,7 +69,7 @@ def test_a_run_that_is_run_again_late_in_a_step_is_reported_with_each_of_its_end
             max_active_runs=1,
             timing=timing,
         )
-        wait_for_log(instance, "waits for its turn")
+        wait_for_log(instance, "waits for a slot")
         waits_since = time.monotonic()
         wait_for(lambda: time.monotonic() - waits_since > 2, "the step is older than that")
 

@@ -21,7 +21,7 @@ from federation_defs.declaration import (
     ObserveDeclaration,
     SuccessDeclaration,
 )
-from federation_defs.events import AssetEvent
+from federation_defs.events import ReportEvent
 from federation_defs.naming import CHECK_NAME, build_asset_key, build_check_key
 from federation_defs.observation import Limits, ObservedDags, build_observation_sensor
 from federation_defs.partitions import Partitioning
@@ -96,7 +96,7 @@ class Daemon:
         self._timing = timing or Timing()
         # One poll per tick, unless the test declares otherwise.
         self._observe = ObserveDeclaration.model_validate({"interval": 5, **declared})
-        self.stored: list[AssetEvent] = []
+        self.stored: list[ReportEvent] = []
         self.before_storing: Callable[[], object] | None = None
         self._killed_after = math.inf
         self._report = instance.report_runless_asset_event
@@ -159,7 +159,7 @@ class Daemon:
         ]
         return [str(event.metadata["Run ID"].value) for event in materializations]
 
-    def _store(self, event: AssetEvent) -> None:
+    def _store(self, event: ReportEvent) -> None:
         act, self.before_storing = self.before_storing, None
         if act is not None:
             act()

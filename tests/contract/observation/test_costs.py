@@ -22,7 +22,7 @@ from sqlalchemy.pool import Pool
 from federation_defs.dagster_io.deployment import share_instance
 from federation_defs.dagster_io.heartbeat import HeartbeatMonitor
 from federation_defs.events import build_materialization
-from federation_defs.naming import build_alive_tag, build_monitor_tags, build_plan_tag
+from federation_defs.naming import build_alive_tag, build_launching_tags, build_plan_tag
 from federation_defs.observation.reporter import Reporter
 from federation_defs.observation.tick import Tick
 from federation_defs.outcome import Outcome
@@ -260,7 +260,7 @@ def test_a_run_whose_owner_ends_between_two_checks_is_stored_once(
     owner = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED)
     heartbeat = {build_alive_tag("metrics"): f"{owner.run_id} 1"}
     plan = {build_plan_tag("metrics"): json.dumps({DAG: ["run_100", "adopted"]})}
-    instance.add_run_tags(owner.run_id, build_monitor_tags("metrics") | heartbeat | plan)
+    instance.add_run_tags(owner.run_id, build_launching_tags("metrics") | heartbeat | plan)
 
     def end_step() -> None:
         if len(daemon.stored) < 20:

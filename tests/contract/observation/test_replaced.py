@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from typing import Any
 
 import dagster as dg
 import pytest
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin
 from dagster._core.scheduler.instigation import SensorInstigatorData
 
+from federation_defs.errors import DeclaredTwiceError
 from federation_defs.timing import Timing
-from tests.contract.observation.daemon import DAG, Daemon, FakeClock, Observed, recording_statements
+from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.faults import edit
+from tests.contract.observation.daemon import (
+    DAG,
+    KEY,
+    Daemon,
+    FakeClock,
+    Observed,
+    fetch_reported_observations,
+    recording_statements,
+)
 from tests.unit.sensors import store_sensor
 
 PATIENT = Timing(tick_s=600, report_s=600, owner_check_s=600)
@@ -93,3 +106,44 @@ def test_a_code_server_that_was_replaced_amid_a_tick_reports_no_more(
     assert len(observed.reported) == 50
     assert len(successor.tick()) == 70
     assert len(set(observed.reported)) == len(observed.reported) == 120
+
+
+def test_rows_that_can_not_be_read_are_left_to_the_code_location_that_observes(
+    observed: Observed,
+) -> None:
+    timing = replace(PATIENT, other_sensors_s=0)
+    server = CodeServer(observed.daemon.client, [DAG], observed.daemon.instance, timing=timing)
+    server.tick()
+    observed.add_run("odd")
+
+    def spoil(content: dict[str, Any]) -> None:
+        for run in content["dag_runs"]:
+            run["state"] = None
+
+    observed.server.fail_next(asks("GET", "/dags/~/dagRuns"), edit(spoil), times=9)
+    data = SensorInstigatorData(last_tick_start_timestamp=time.time())
+    store_sensor(server.instance, "another", server.sensor.name, data)
+    with pytest.raises(DeclaredTwiceError):
+        server.tick()
+    assert server.stored == []
+
+
+def test_a_code_server_that_was_replaced_reports_no_row_that_can_not_be_read(
+    observed: Observed, server: CodeServer
+) -> None:
+    server.tick()
+    successor = CodeServer(server.client, [DAG], server.instance, timing=PATIENT)
+    successor.cursor = server.cursor
+    observed.add_run("odd")
+
+    def spoil(content: dict[str, Any]) -> None:
+        for run in content["dag_runs"]:
+            run["state"] = None
+
+    observed.server.fail_next(asks("GET", "/dags/~/dagRuns"), edit(spoil), times=9)
+    assert successor.tick() == []  # it takes over
+    cursor = server.cursor
+    server.evaluate()
+    assert (server.stored, server.cursor) == ([], cursor)
+    assert successor.tick() == []
+    assert len(fetch_reported_observations(server.instance, KEY)) == 1
