@@ -144,9 +144,10 @@ class Reporter:
         follows the last one.
 
         Raises:
-            dagster.Failure: Dagster has ended this run.
+            dagster.Failure: Dagster has ended this run, or a person has deleted it.
+            dagster.DagsterExecutionInterruptedError: It is canceled.
         """
-        self._fail_if_ended()
+        self._refuse_if_ended()
         run, key = outcome.run, self._build_key(outcome.run.dag_id)
         log = fetch_reported_runs(self._instance, self._client.instance, [run])
         is_new, is_single = log.lacks_materialization_of(outcome), self._counts[run.dag_id] == 1
@@ -182,9 +183,11 @@ class Reporter:
         if self._succeeded[target.dag_id] == self._counts[target.dag_id]:
             yield dg.Output(None, self._outputs[target.dag_id], metadata=_UNREPORTED)
 
-    def _fail_if_ended(self) -> None:
+    def _refuse_if_ended(self) -> None:
         status = self._current_run.fetch_status()
-        if status in (None, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED):
+        if status is dg.DagsterRunStatus.CANCELED:  # which a failure would overwrite (1.13)
+            raise dg.DagsterExecutionInterruptedError
+        if status in (None, dg.DagsterRunStatus.FAILURE):
             ended = f"Dagster ended this run ({status.value})" if status else "This run was deleted"
             raise dg.Failure(
                 f"{ended} while its worker was away; whatever is left to report is reported by "

@@ -255,7 +255,7 @@ def wait_for_log(instance: dg.DagsterInstance, text: str) -> None:
         logs = [entry for run in runs for entry in instance.all_logs(run.run_id)]
         return any(text in entry.user_message for entry in logs)
 
-    wait_for(is_logged, f"a run logs: {text}", timeout_s=60, interval_s=0.05)
+    wait_for(is_logged, f"a run logs: {text}", timeout_s=60, interval_s=0.02)
 
 
 def _read_outcome(

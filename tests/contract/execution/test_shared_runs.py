@@ -53,7 +53,7 @@ def test_a_run_that_two_dagster_runs_wait_for_is_materialized_once(
 def test_a_run_that_is_run_again_late_in_a_step_is_reported_with_each_of_its_ends_once(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    """Observation has found no owner, then a step that waited for its turn clears the run."""
+    """Observation has found no owner, then a step that waited for a slot clears the run."""
     add_run(airflow_v2, "success")
     airflow_v2.database.add_dag("other", polls=None)
     active = airflow_v2.database.start_run("other", build_run_id(str(uuid4())))
@@ -73,9 +73,14 @@ def test_a_run_that_is_run_again_late_in_a_step_is_reported_with_each_of_its_end
         waits_since = time.monotonic()
         wait_for(lambda: time.monotonic() - waits_since > 2, "the step is older than that")
 
+        def is_launched() -> bool:
+            logs = [instance.all_logs(run.run_id) for run in instance.get_runs()]
+            return any(LAUNCHED in entry.user_message for log in logs for entry in log)
+
         def make_room() -> None:
             airflow_v2.database.finish_run(active)
-            wait_for_log(instance, LAUNCHED)
+            # It may have ended by then.
+            wait_for(is_launched, "the step runs it again", interval_s=0.02)
 
         daemon.before_storing = make_room
         daemon.tick()
