@@ -15,8 +15,8 @@ BURST_ROUNDS ?= 3
 CHAOS_ROUNDS ?= 8
 CHAOS_BURST ?= 25
 SOAK_MINUTES ?= 60
-# S is the demo's, XL has 200 Airflows. M2, L2 and XL4 are a part of those, split in two or four.
-FLEET_SIZES ?= S,M,M2,L,L2,XL,XL4
+# S is the demo's, XL has 200 Airflows. M2, M3, L2 and XL4 are a part of M, L and XL.
+FLEET_SIZES ?= S,M,M2,M3,L,L2,XL,XL4
 # Of the tests of observation and execution, those in which two processes write at the same time.
 # `make storages` runs the others.
 ON_POSTGRES := $(addprefix tests/contract/,observation/test_ownership.py execution/test_taking_over.py)

@@ -1,9 +1,9 @@
 """Measures fleets of Airflows, ours and dagster-airlift's functions, beside what is aimed at.
 
 `make bench-fleet` measures four sizes, and their parts: M2 and L2 are one of the two deployments,
-XL4 one of the four, that a fleet is split into if one Dagster daemon can't serve it. Each has two
-cores of its own, and costs add up. All of it is
-real but the Airflows, which are one process that answers as Airflow does (`airflows.py`). Our
+M3 one of the three, and XL4 one of the four, that a fleet is split into if one Dagster daemon can't
+serve it. Each has two cores of its own, and costs add up. All of it is real but the Airflows, which
+are one process that answers as Airflow does (`airflows.py`). Our
 fleets are Airflow 3. Airlift's, which can't read that, are Airflow 2. Ours runs with the settings
 of `deployment/dagster.yaml`, and airlift's with Dagster's defaults and the sensors of its tutorial.
 Sizes from L on are kept in PostgreSQL, behind PgBouncer.
@@ -79,11 +79,11 @@ TARGETS = {
     "server": {"S": "2 s", "M": "4 s", "L": "15 s", "XL": "20 s"},
     "idle": {"S": "6 s", "M": "12 s", "L": "45 s", "XL": "60 s"},
     "intervals": {"S": "6 s"}
-    | dict.fromkeys(("M", "M2"), "10 s")
+    | dict.fromkeys(("M", "M2", "M3"), "10 s")
     | dict.fromkeys(("L", "L2"), "20 s")
     | dict.fromkeys(("XL", "XL4"), "30 s"),
     "latency": {"S": "p95 10 s"}
-    | dict.fromkeys(("M", "M2"), "p95 15 s")
+    | dict.fromkeys(("M", "M2", "M3"), "p95 15 s")
     | dict.fromkeys(("L", "L2", "XL", "XL4"), "p95 60 s"),
 }
 
@@ -180,7 +180,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(act=measure)
     names = parse_names(SIZES)
-    parser.add_argument("--sizes", type=names, default=["S", "M", "M2", "L", "L2", "XL", "XL4"])
+    sizes = ["S", "M", "M2", "M3", "L", "L2", "XL", "XL4"]
+    parser.add_argument("--sizes", type=names, default=sizes)
     parser.add_argument("--only", type=parse_names(MEASURES), default=MEASURES)
     parser.add_argument("--contenders", type=parse_names(CONTENDERS), default=CONTENDERS)
     parser.add_argument(

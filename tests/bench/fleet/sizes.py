@@ -146,8 +146,10 @@ SIZES = {
         Fleet("M", 7, 100, 150, ends_per_s=0.5, uses_postgres=False),
         Fleet("L", 20, 500, 2_000, ends_per_s=0.3, uses_postgres=True),
         Fleet("XL", 200, 70, 2_800, ends_per_s=0.2, uses_postgres=True),
-        # One of the deployments that a larger fleet is split into: two for M and L, four for XL.
+        # One of the deployments that a larger fleet is split into: two or three for M, two for L,
+        # and four for XL.
         Fleet("M2", 4, 100, 86, ends_per_s=0.29, uses_postgres=False),
+        Fleet("M3", 3, 100, 64, ends_per_s=0.21, uses_postgres=False),
         Fleet("L2", 10, 500, 1_000, ends_per_s=0.15, uses_postgres=True),
         Fleet("XL4", 50, 70, 700, ends_per_s=0.05, uses_postgres=True),
     )
