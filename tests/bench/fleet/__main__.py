@@ -3,10 +3,10 @@
 `make bench-fleet` measures four sizes, and their parts: M2 and L2 are one of the two deployments,
 M3 one of the three, and XL4 one of the four, that a fleet is split into if one Dagster daemon can't
 serve it. Each has two cores of its own, and costs add up. All of it is real but the Airflows, which
-are one process that answers as Airflow does (`airflows.py`). Our
-fleets are Airflow 3. Airlift's, which can't read that, are Airflow 2. Ours runs with the settings
-of `deployment/dagster.yaml`, and airlift's with Dagster's defaults and the sensors of its tutorial.
-Sizes from L on are kept in PostgreSQL, behind PgBouncer.
+are one process that answers as Airflow does (`airflows.py`). Our fleets are Airflow 3. Airlift's,
+which can't read that, are Airflow 2. Ours runs with the settings of `deployment/dagster.yaml`, and
+airlift's with Dagster's defaults and the sensors of its tutorial. Sizes from L on are kept in
+PostgreSQL, behind PgBouncer.
 
 - worker: CPU seconds and memory (PSS, which counts shared memory once) of a run worker, at the
   moment in which its trigger arrives at the Airflow. The run is launched by hand, in a deployment
