@@ -63,11 +63,8 @@ class OpenAuth(NoAuth, SignIn):
 class UnsetAuth(SignIn):
     """Lets no request be sent, as environment variables are not set."""
 
-    def __init__(self, unset: Sequence[str]) -> None:
-        self._unset = unset
-
     def prepare(self) -> None:
-        raise NotSignedInError(f"not set in the environment: {', '.join(self._unset)}")
+        raise NotSignedInError("environment variables are not set")
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def build_client(
             name,
         )
     transport = Transport(name, declaration.url, declaration.http, declaration.tls, timing)
-    sign_in = _build_sign_in(declaration.auth, transport) if not unset else UnsetAuth(unset)
+    sign_in = _build_sign_in(declaration.auth, transport) if not unset else UnsetAuth()
     if unset:
         _log.warning("Airflow '%s' can't be asked: set %s.", name, " and ".join(unset))
     return AirflowClient(AirflowSession(transport, sign_in, account_hint), declaration.api)
