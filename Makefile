@@ -22,7 +22,7 @@ FLEET_SIZES ?= S,M,M2,M3,L,L2,XL,XL4
 ON_POSTGRES := $(addprefix tests/contract/,observation/test_ownership.py execution/test_taking_over.py)
 WITH_HISTORIES := $(addprefix tests/contract/,observation/test_observation_histories.py test_automation_histories.py \
 	test_all_histories.py dependencies/test_event_histories.py dependencies/test_partitions.py observation/test_rows.py \
-	test_run_worker.py) $(addprefix tests/unit/test_,any_dag.py automation.py partitions.py run_tags.py)
+	airflow/test_unreadable_rows.py test_run_worker.py) $(addprefix tests/unit/test_,any_dag.py automation.py partitions.py run_tags.py)
 # The worker that is through takes tests of the other one.
 PARALLEL := -n 2 --dist worksteal
 AIRFLOWS_ONLY := "-m 'real_airflows and not dagster_dev and not soak' tests/contract/airflow tests/live"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -30,7 +31,9 @@ JSON = st.recursive(
 )
 # The fakes don't change from one example to the next.
 generously = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=int(os.environ.get("HISTORIES", "20")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -241,7 +244,7 @@ def test_a_task_that_can_not_be_read_is_there_without_its_name(
     assert [task.state for task in tasks] == [None, UNREADABLE_STATE]
 
 
-@settings(generously, max_examples=150)
+@settings(generously, max_examples=int(os.environ.get("HISTORIES", "50")))
 @given(read=st.sampled_from(list(READS.values())), body=JSON)
 def test_any_answer_is_an_error_of_ours_or_a_list(filled: Airflow, read: Read, body: Any) -> None:
     if isinstance(body, dict) and body:  # half of them nearly right
