@@ -17,7 +17,11 @@ import dagster as dg
 
 from federation_defs.checks import are_dag_checks, recreate_checks
 from federation_defs.component import FederatedAirflow
-from federation_defs.dagster_io.deployment import fetch_active_runs_in_worker, is_reconstruction
+from federation_defs.dagster_io.deployment import (
+    fetch_active_runs_in_worker,
+    is_reconstruction,
+    note_steps_in_worker,
+)
 from federation_defs.declaration import InstanceDeclaration, suggest
 from federation_defs.naming import REFRESH_OP_NAME, build_asset_key, build_dag_id, build_op_name
 from federation_defs.refresh import build_refresh
@@ -266,6 +270,7 @@ def _build_executor(instances: Iterable[str]) -> dg.ExecutorDefinition:
         if all(map(own_step.fullmatch, steps)):
             in_process = {"in_process": {"retries": {"enabled": {}}}}
             context = context._replace(executor_config=in_process)
+            note_steps_in_worker()
         return default.executor_creation_fn(context)
 
     return dg.ExecutorDefinition(

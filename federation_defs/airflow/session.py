@@ -212,13 +212,18 @@ _RUNS = f"DAG Runs.can_read, {_READ}"
 # Request, action, permissions, and a role that has them with every auth manager.
 _NEEDED_PERMISSIONS = (
     (r"POST .*/dags/[^/]+/dagRuns", "trigger DAG runs", f"DAG Runs.can_create, {_EDIT}", "User"),
-    (r"POST .*/clear(TaskInstances)?", "clear tasks", f"Task Instances.can_edit, {_EDIT}", "User"),
+    (
+        r"POST .*/clear(TaskInstances)?",
+        "clear tasks",
+        f"Task Instances.can_edit, DAG Runs.can_edit, {_EDIT}",
+        "User",
+    ),
     (r"PATCH .*/dagRuns/[^/]+", "stop DAG runs", f"DAG Runs.can_edit, {_EDIT}", "User"),
     (r"PATCH .*/dags.*", "edit DAGs", _EDIT, "User"),
-    (r"POST .*/datasets/events", "create dataset events", "Datasets.can_create", "Op"),
-    (r"POST .*/assets/events", "create asset events", "Assets.can_create", "Op"),
-    (r"GET .*/datasets.*", "read datasets", "Datasets.can_read", "Viewer"),
-    (r"GET .*/assets.*", "read assets", "Assets.can_read", "Viewer"),
+    (r"POST .*/api/v\d/datasets/events", "create dataset events", "Datasets.can_create", "Op"),
+    (r"POST .*/api/v\d/assets/events", "create asset events", "Assets.can_create", "Op"),
+    (r"GET .*/api/v\d/datasets.*", "read datasets", "Datasets.can_read", "Viewer"),
+    (r"GET .*/api/v\d/assets.*", "read assets", "Assets.can_read", "Viewer"),
     (r"GET .*/taskInstances/.+/logs/.*", "read logs", f"Task Logs.can_read, {_READ}", "Viewer"),
     (r".*/taskInstances.*", "read tasks", f"Task Instances.can_read, {_RUNS}", "Viewer"),
     (r".*/dagRuns.*", "read DAG runs", _RUNS, "Viewer"),

@@ -35,6 +35,9 @@ _MAX_OVERFLOW = 20  # which are closed after use; one is kept per storage
 _lock = threading.Lock()
 _opened: list[tuple[object, dg.DagsterInstance]] = []  # with its reference; one at most
 
+_STARTING_PROCESSES = ("multiprocess", "multi_or_in_process_executor")  # Dagster's executors
+_steps_in_worker = threading.Event()
+
 
 @contextmanager
 def share_instance(context: dg.SensorEvaluationContext) -> Iterator[dg.DagsterInstance]:
@@ -157,6 +160,16 @@ def fetch_active_runs_in_worker() -> Sequence[dg.DagsterRun]:
     own = context.code_location_name
     origins = [(run, run.remote_job_origin) for run in runs]
     return [run for run, origin in origins if not own or not origin or origin.location_name == own]
+
+
+def note_steps_in_worker() -> None:
+    """Note that the steps of this process's run are executed in this process, the run worker."""
+    _steps_in_worker.set()
+
+
+def has_step_processes(job: dg.JobDefinition) -> bool:
+    """Whether Dagster's multiprocess executor may execute each step of a job in a process."""
+    return job.executor_def.name in _STARTING_PROCESSES and not _steps_in_worker.is_set()
 
 
 @cache  # to open it takes 40 ms, and Dagster loads definitions twice

@@ -8,7 +8,7 @@ to user code.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -37,7 +37,7 @@ from federation_defs.declaration import DagDeclaration
 from federation_defs.dependencies.record import UpstreamEvent
 
 _PLANNED_PER_QUERY = 20
-_RECORDS_OF_RUNS = 50  # among which those of one run are looked for
+_PARTITIONS_PER_QUERY = 10_000  # SQLite allows 32,766 variables
 _KINDS = (
     dg.DagsterEventType.ASSET_MATERIALIZATION,
     dg.DagsterEventType.ASSET_OBSERVATION,
@@ -96,10 +96,13 @@ def fetch_materialized_partitions(
     instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Collection[str]
 ) -> set[str]:
     """Fetch which of some partitions of an asset were ever materialized."""
-    kind, wanted = dg.DagsterEventType.ASSET_MATERIALIZATION, set(partitions)
-    if not wanted:  # of which Dagster would return all
-        return set()
-    return set(instance.get_latest_storage_id_by_partition(key, kind, wanted))
+    kind, wanted = dg.DagsterEventType.ASSET_MATERIALIZATION, list(partitions)
+    found: set[str] = set()
+    # Of no partitions, Dagster would return all.
+    for first in range(0, len(wanted), _PARTITIONS_PER_QUERY):
+        some = set(wanted[first : first + _PARTITIONS_PER_QUERY])
+        found.update(instance.get_latest_storage_id_by_partition(key, kind, some))
+    return found
 
 
 def fetch_last_position(instance: dg.DagsterInstance) -> int:
@@ -232,37 +235,45 @@ def fetch_runs_planned_after(
     ]
 
 
-def is_planned_in(
-    instance: dg.DagsterInstance,
-    dagster_run_id: str,
-    key: dg.AssetKey,
-    partition: str | None,
-    before: int,
-) -> bool:
-    """Whether a Dagster run was created to materialize an asset, or a partition of it, before a
-    position in the event log: of the last runs before it."""
-    partitions = None if partition is None else [partition]
-    filters = dg.AssetRecordsFilter(key, partitions, before_storage_id=before)
-    found = instance.fetch_planned_materializations(filters, limit=_RECORDS_OF_RUNS).records
-    return any(record.run_id == dagster_run_id for record in found)
+def fetch_planned_partitions(
+    instance: dg.DagsterInstance, dagster_run_id: str
+) -> dict[dg.AssetKey, set[str | None]]:
+    """Fetch which assets a Dagster run was created to materialize, and which partitions of them.
+    None stands for an asset without partitions."""
+    found: dict[dg.AssetKey, set[str | None]] = {}
+    kind = dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
+    for record in _fetch_records_of_run(instance, dagster_run_id, kind):
+        planned: Any = record.event_log_entry.get_dagster_event().event_specific_data
+        # Dagster+ stores one event for all partitions, other storages one for each.
+        subset = planned.partitions_subset
+        partitions = [planned.partition] if subset is None else subset.get_partition_keys()
+        found.setdefault(planned.asset_key, set()).update(partitions)
+    return found
 
 
-def is_launched_in(
-    instance: dg.DagsterInstance,
-    dagster_run_id: str,
-    key: dg.AssetKey,
-    partition: str | None,
-    after: int,
-) -> bool:
-    """Whether a Dagster run has launched a DAG, or a partition of it, after a position in the event
-    log: a step stores an observation then, which, unlike that of an end, has no outcome."""
-    partitions = None if partition is None else [partition]
-    filters = dg.AssetRecordsFilter(key, partitions, after_storage_id=after)
-    found = instance.fetch_observations(filters, limit=_RECORDS_OF_RUNS, ascending=True).records
-    return any(
-        record.run_id == dagster_run_id and not read_text(record.asset_event, OUTCOME_LABEL)
-        for record in found
-    )
+def fetch_first_launches(
+    instance: dg.DagsterInstance, dagster_run_id: str
+) -> dict[tuple[dg.AssetKey, str | None], int]:
+    """Fetch the position in the event log at which a Dagster run first launched each DAG, or each
+    partition of it. A step stores an observation then, which, unlike that of an end, has no
+    outcome. A step that is repeated stores another one."""
+    found: dict[tuple[dg.AssetKey, str | None], int] = {}
+    kind = dg.DagsterEventType.ASSET_OBSERVATION
+    for record in _fetch_records_of_run(instance, dagster_run_id, kind):
+        if record.asset_key and not read_text(record.asset_event, OUTCOME_LABEL):
+            found.setdefault((record.asset_key, record.partition_key), record.storage_id)
+    return found
+
+
+def _fetch_records_of_run(
+    instance: dg.DagsterInstance, dagster_run_id: str, kind: dg.DagsterEventType
+) -> Iterator[dg.EventLogRecord]:
+    """Fetch the events of a kind that a Dagster run has stored, in order."""
+    cursor, has_more = None, True
+    while has_more:
+        page = instance.get_records_for_run(dagster_run_id, cursor, kind)
+        yield from page.records
+        cursor, has_more = page.cursor, page.has_more
 
 
 def _is_before(update: dg.EventLogRecord, planned: dg.EventLogRecord) -> bool:

@@ -16,8 +16,8 @@ from federation_defs.airflow.models import DagRun
 from federation_defs.dagster_io.event_log import (
     AssetEvent,
     fetch_event,
-    is_launched_in,
-    is_planned_in,
+    fetch_first_launches,
+    fetch_planned_partitions,
 )
 from federation_defs.dagster_io.run_tags import (
     NOT_ENDED,
@@ -97,6 +97,8 @@ class Runs:
         self._fetch_dagster_run = cache(instance.get_run_by_id)
         self._find_problem = cache(self._fetch_problem)
         self._fetch_event = cache(partial(fetch_event, instance))
+        self._fetch_planned = cache(partial(fetch_planned_partitions, instance))
+        self._fetch_launches = cache(partial(fetch_first_launches, instance))
 
     def add_requested(self, dag: Downstream, due: Due, run_id: str) -> None:
         """Add the DAG run that this tick has requested."""
@@ -228,19 +230,15 @@ class Runs:
         if (run_id := self._shared.get(dag, due)) is None:
             event = self.fetch_event(cause)
             run_id = event.record.run_id if event else ""
-            if run_id and not is_planned_in(
-                self._instance, run_id, dag.key, due.partition, before=cause.position
-            ):
+            if run_id and due.partition not in self._fetch_planned(run_id).get(dag.key, ()):
                 run_id = ""
         run = self._fetch_dagster_run(run_id) if run_id else None
         goes_on = run is not None and not run.is_finished
         self._shared.keep(dag, due, run_id if goes_on else None)
         if run is None or goes_on:
             return run
-        is_launched = is_launched_in(
-            self._instance, run_id, dag.key, due.partition, after=cause.position
-        )
-        return run if is_launched else None
+        launched_at = self._fetch_launches(run_id).get((dag.key, due.partition), 0)
+        return run if launched_at > cause.position else None
 
     def _find_run_id(self, dag: Downstream, run: dg.DagsterRun) -> str:
         """Return the id of the DAG run that a Dagster run starts or clears."""

@@ -17,13 +17,14 @@ from federation_defs.checks import (
 )
 from federation_defs.dagster_io.code_locations import wait_for_observing_location
 from federation_defs.dagster_io.current_run import CurrentRun
+from federation_defs.dagster_io.deployment import has_step_processes
 from federation_defs.dagster_io.heartbeat import HeartbeatMonitor, Heartbeats
 from federation_defs.dagster_io.run_tags import Target, has_partitions, is_only_request
 from federation_defs.declaration import DagDeclaration
 from federation_defs.errors import DeclarationError, DeclaredTwiceError
 from federation_defs.execution.cancellation import CancellationMonitor
 from federation_defs.execution.concurrency import ConcurrencyLimit
-from federation_defs.execution.launcher import LaunchCanceledError, Launcher, StepContext
+from federation_defs.execution.launcher import Launcher, RunCanceledError, StepContext
 from federation_defs.execution.monitor import Monitor
 from federation_defs.execution.polling import MonitoredRun
 from federation_defs.execution.reporter import Event, Reporter, join_failures
@@ -79,6 +80,12 @@ def build_execution(
             raise
         except DeclarationError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
+        except RunCanceledError as error:
+            # It stays canceled, as a failure would not leave it (dagster 1.13). But in a process of
+            # its own, an interrupted step is a crash, and Dagster runs all of it once more.
+            if has_step_processes(context.job_def):
+                raise dg.Failure("This run was canceled.", allow_retries=False) from error
+            raise dg.DagsterExecutionInterruptedError from error
         except Exception as error:
             # An error of Dagster's database. A step that is repeated takes over its DAG runs. A
             # policy of the op would repeat a canceled one, too (dagster 1.13).
@@ -225,21 +232,23 @@ class _Step:
         Raises:
             dagster.Failure: One or more DAGs failed. Those that don't depend on them were run.
             dagster.DagsterExecutionInterruptedError: The Dagster run is canceled.
+            RunCanceledError: It is, and Dagster has sent no signal, as if it was forced.
         """
         try:
             yield from self._run_in_order()
+            if self._failures:
+                self._reporter.refuse_if_ended()
         except (dg.DagsterExecutionInterruptedError, GeneratorExit):
             # An interruption without a cancellation, as when the machine is taken away, leaves
             # the DAG runs to Dagster's retry.
-            if not cancellation.stop_if_canceled():
+            if cancellation.stop_if_canceled() is False:
                 self._log.warning(
                     "Interrupted, and not canceled: DAG runs that were started go on."
                 )
             raise
-        except LaunchCanceledError as error:
-            # The run is canceled, and no signal of Dagster's has come, as after a forced one.
+        except RunCanceledError:
             cancellation.stop_if_canceled()
-            raise dg.DagsterExecutionInterruptedError from error
+            raise
         finally:
             self._monitor.close()
             cancellation.close()

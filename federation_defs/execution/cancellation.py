@@ -30,14 +30,19 @@ class CancellationMonitor:
         self._context = context
         self._launcher = launcher
         self._wake = threading.Event()
-        self._is_closed = False
+        self._is_closed = self._is_kept = False
         self._thread = threading.Thread(target=self._poll_status, name="cancellation")
         self._thread.start()
 
-    def stop_if_canceled(self) -> bool:
+    def stop_if_canceled(self) -> bool | None:
         """Return whether the Dagster run is canceled, after its DAG runs were stopped or
-        `timing.cancel_s` has passed."""
-        if self._context.current_run.fetch_status() not in _CANCELED:
+        `timing.cancel_s` has passed. None if that can't be read: then the thread goes on asking."""
+        try:
+            status = self._context.current_run.fetch_status()
+        except Exception:  # noqa: BLE001 - as in `_poll_status`
+            self._is_kept = True
+            return None
+        if status not in _CANCELED:
             return False
         self._wake.set()
         self._thread.join(self._context.timing.cancel_s)
@@ -45,7 +50,7 @@ class CancellationMonitor:
 
     def close(self) -> None:
         """End the thread: no DAG run is left to be stopped."""
-        self._is_closed = True
+        self._is_closed = not self._is_kept
         self._wake.set()
 
     def _poll_status(self) -> None:

@@ -55,8 +55,8 @@ class StepContext:
         return fetch_upstream_events(instance, self.dags[dag_id], request, downstream)
 
 
-class LaunchCanceledError(Exception):
-    """The launch was dropped, because the Dagster run is being canceled."""
+class RunCanceledError(Exception):
+    """The Dagster run is canceled: nothing more is launched or reported."""
 
 
 class Launcher:
@@ -103,7 +103,7 @@ class Launcher:
         Raises:
             AirflowError: The DAG is missing, paused or broken, and nothing was triggered; or any
                 other error of a request.
-            LaunchCanceledError: The Dagster run is being canceled.
+            RunCanceledError: The Dagster run is being canceled.
         """
         with self._changed:
             self._refuse_if_stopped()
@@ -288,4 +288,4 @@ class Launcher:
 
     def _refuse_if_stopped(self) -> None:
         if self._is_stopped:
-            raise LaunchCanceledError
+            raise RunCanceledError

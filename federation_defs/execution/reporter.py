@@ -25,7 +25,7 @@ from federation_defs.events import (
     build_run_metadata,
     convert_to_result,
 )
-from federation_defs.execution.launcher import StepContext
+from federation_defs.execution.launcher import RunCanceledError, StepContext
 from federation_defs.naming import build_asset_key, build_check_key
 from federation_defs.outcome import Outcome
 from federation_defs.partitions import RunPartition
@@ -145,9 +145,9 @@ class Reporter:
 
         Raises:
             dagster.Failure: Dagster has ended this run, or a person has deleted it.
-            dagster.DagsterExecutionInterruptedError: It is canceled.
+            RunCanceledError: It is canceled.
         """
-        self._refuse_if_ended()
+        self.refuse_if_ended()
         run, key = outcome.run, self._build_key(outcome.run.dag_id)
         log = fetch_reported_runs(self._instance, self._client.instance, [run])
         is_new, is_single = log.lacks_materialization_of(outcome), self._counts[run.dag_id] == 1
@@ -183,10 +183,11 @@ class Reporter:
         if self._succeeded[target.dag_id] == self._counts[target.dag_id]:
             yield dg.Output(None, self._outputs[target.dag_id], metadata=_UNREPORTED)
 
-    def _refuse_if_ended(self) -> None:
+    def refuse_if_ended(self) -> None:
+        """Raise an error if this Dagster run has ended, as `report_outcome` does."""
         status = self._current_run.fetch_status()
-        if status is dg.DagsterRunStatus.CANCELED:  # which a failure would overwrite (1.13)
-            raise dg.DagsterExecutionInterruptedError
+        if status is dg.DagsterRunStatus.CANCELED:
+            raise RunCanceledError
         if status in (None, dg.DagsterRunStatus.FAILURE):
             ended = f"Dagster ended this run ({status.value})" if status else "This run was deleted"
             raise dg.Failure(

@@ -113,6 +113,7 @@ class _Observer:
         self._reporter = Reporter(client, dags.partitionings, self._heartbeats, timing, unknown)
         self._checks = Checks(client, dags, self.observe.lookback, timing)
         self._unchecked = list(dags.absent)
+        self._absent: set[str] = set()  # that this process has found; a tick may drop a cursor
         self._unread: list[dg.AssetKey] | None = None  # for their first reports
         self._first_end = math.inf
         self._id = uuid4().hex
@@ -235,7 +236,8 @@ class _Observer:
         """Fail the checks of DAGs that the instance does not have, and name them in the cursor."""
         if self._unchecked and not tick.may_store():
             return cursor
-        absent = {dag_id for dag_id in cursor.absent if dag_id in self.dags.absent}
+        absent = self._absent
+        absent.update(dag_id for dag_id in cursor.absent if dag_id in self.dags.absent)
         until = (self.timing.monotonic() + deadline) / 2
         for _ in range(min(len(self._unchecked), _DAGS_PER_TICK)):
             if self.timing.monotonic() > until:

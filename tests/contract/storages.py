@@ -56,6 +56,8 @@ def prepare(storage: str, folder: Path) -> Iterator[OpenInstance]:
     elif storage == "cloud":
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(IN_USER_CODE, "1")
+            # As the storage of Dagster+: one event says which partitions a run was created for.
+            patch.setenv("DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS", "1")
             yield _prepare_sqlite(folder, CLOUD)
     else:
         yield _prepare_sqlite(folder, {})

@@ -52,6 +52,9 @@ CALLS: dict[str, Callable[[dg.DagsterInstance, dg.DagsterRun], object]] = {
     "get_event_records": lambda instance, _: instance.event_log_storage.get_event_records(
         dg.EventRecordsFilter(dg.DagsterEventType.ASSET_OBSERVATION, after_cursor=1), limit=1
     ),
+    "get_records_for_run": lambda instance, run: instance.get_records_for_run(
+        run.run_id, None, dg.DagsterEventType.ASSET_OBSERVATION
+    ),
     "get_instigator_state": lambda instance, _: instance.get_instigator_state("any", "any"),
     "get_latest_storage_id_by_partition": lambda instance, _: (
         instance.get_latest_storage_id_by_partition(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from federation_defs import errors
 from federation_defs.airflow.session import describe_needed_permission
 
@@ -89,3 +91,23 @@ def test_every_message_is_one_line_with_the_instance_and_a_remedy() -> None:
         assert message.startswith("Airflow 'sales' ")
         assert "\n" not in message
         assert len(re.split(r"[.?:] ", message)) > 1, message
+
+
+@pytest.mark.parametrize(
+    ("request_line", "needed"),
+    [
+        ("GET /api/v2/assets", "Assets.can_read"),
+        ("GET /sales/api/v1/datasets", "Datasets.can_read"),
+        ("GET /api/v2/dags/assets_daily", "DAGs.can_read"),
+        ("GET /api/v2/dags/assets_daily/dagRuns/one", "DAG Runs.can_read"),
+        ("GET /api/v1/dags/datasets/dagRuns/1/taskInstances/a/logs/1", "Task Logs.can_read"),
+        ("POST /api/v2/dags/revenue/clearTaskInstances", "DAG Runs.can_edit"),
+        ("GET /health", ""),
+    ],
+)
+def test_a_request_needs_what_it_is_about_and_not_what_the_dag_is_called(
+    request_line: str, needed: str
+) -> None:
+    permission = describe_needed_permission(request_line)
+    assert needed in permission
+    assert bool(permission) == bool(needed)

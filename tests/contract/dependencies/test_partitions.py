@@ -625,13 +625,19 @@ def test_a_dagster_run_of_both_is_found_though_many_others_were_created_meanwhil
     daemon = start(airflow_v2, instance, {"depends_on": [UP], "trigger": {"runs": "each"}})
     job = daemon.defs.resolve_implicit_global_asset_job_def()
     run = instance.create_run_for_job(job, asset_selection={KEY})
+
+    def run_others() -> None:
+        for _ in range(60):
+            other = instance.create_run_for_job(job, asset_selection={KEY})
+            report_in(instance, other, dg.AssetObservation(KEY))
+            instance.report_run_canceled(other)
+
+    run_others()
     report_in(instance, run, dg.AssetMaterialization(UP_KEY))
+    run_others()
     report_in(instance, run, dg.AssetObservation(KEY))  # launched
     instance.report_run_canceled(run)
-    for _ in range(60):
-        other = instance.create_run_for_job(job, asset_selection={KEY})
-        report_in(instance, other, dg.AssetObservation(KEY))
-        instance.report_run_canceled(other)
+    run_others()
     assert daemon.tick() == []
     assert airflow_v2.database.runs == []
 
@@ -640,7 +646,10 @@ def test_a_dagster_run_of_both_is_found_though_many_others_were_created_meanwhil
 def test_what_a_dagster_run_of_both_has_not_launched_after_the_upstream_is_run(
     airflow_v2: Airflow, instance: dg.DagsterInstance, is_after: bool
 ) -> None:
-    """As in a backfill whose worker dies, or that ran the partitions in another order."""
+    """As in a backfill whose worker dies, or that ran the partitions in another order.
+
+    A step that is repeated, as after an error of the database, says again what it has launched.
+    """
     daemon = start(airflow_v2, instance, PARTITIONED)
     days = ["2026-03-05", "2026-03-06", "2026-03-07"]
     run = instance.create_run_for_job(
@@ -653,8 +662,7 @@ def test_what_a_dagster_run_of_both_has_not_launched_after_the_upstream_is_run(
         report_in(instance, run, launched)
     for day in days:
         report_in(instance, run, dg.AssetMaterialization(UP_KEY, partition=day))
-    if is_after:
-        report_in(instance, run, launched)
+    report_in(instance, run, launched)
     instance.report_run_failed(run, "its worker died")
     while daemon.tick():
         pass

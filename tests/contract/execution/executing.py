@@ -139,7 +139,10 @@ def fail_after(give_up_after_s: float) -> Timing:
     return replace(FAST, unexpected_answer=policy)
 
 
-def build_job(airflows: Sequence[Mapping[str, Any]]) -> dg.JobDefinition:
+EXECUTORS = {each.name: each for each in (dg.in_process_executor, dg.multiprocess_executor)}
+
+
+def build_job(airflows: Sequence[Mapping[str, Any]], executor: str) -> dg.JobDefinition:
     """Build the job over the DAGs of some instances. Dagster calls this for each execution."""
     assets = [
         build_assets(
@@ -150,7 +153,7 @@ def build_job(airflows: Sequence[Mapping[str, Any]]) -> dg.JobDefinition:
         )
         for airflow in airflows
     ]
-    job = dg.define_asset_job("attempt", executor_def=dg.in_process_executor)
+    job = dg.define_asset_job("attempt", executor_def=EXECUTORS[executor])
     return dg.Definitions(assets, jobs=[job]).resolve_job_def("attempt")
 
 
@@ -159,6 +162,7 @@ class DagsterJob:
 
     Args:
         declared: What is declared of each of the DAGs.
+        executor: "in_process" or "multiprocess".
         timing: Fields of `Timing`.
     """
 
@@ -171,11 +175,13 @@ class DagsterJob:
         *,
         max_active_runs: int | None = None,
         give_up_after_s: float = 600,
+        executor: str = "in_process",
         **timing: float,
     ) -> None:
         dags = {dag_id: dict(declared or {}) for dag_id in dag_ids}
         described = _describe(client, dags, max_active_runs, give_up_after_s)
         self._airflows = [{**described, "timing": timing}]
+        self._executor = executor
         self._instance = instance
 
     @classmethod
@@ -211,7 +217,8 @@ class DagsterJob:
                 "dagster/parent_run_id": before.run_id,
                 "dagster/root_run_id": before.root_run_id or before.run_id,
             }
-        job = dg.build_reconstructable_job(__name__, "build_job", (self._airflows,))
+        executor = {"executor": self._executor}
+        job = dg.build_reconstructable_job(__name__, "build_job", (self._airflows,), executor)
         options = dg.ReexecutionOptions(parent.run_id) if parent else None
         if parent and is_from_failure:
             options = dg.ReexecutionOptions.from_failure(parent.run_id, self._instance)

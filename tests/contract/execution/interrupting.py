@@ -31,6 +31,12 @@ def cancel(instance: dg.DagsterInstance) -> None:
     interrupt()
 
 
+def force_cancel(instance: dg.DagsterInstance) -> None:
+    """As a person does who forces it: the run is marked, and its worker is sent no signal."""
+    (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    instance.report_run_canceled(run)
+
+
 def before_acting(happen: Callable[[], object]) -> Fault:
     """It happens, and then the request is dealt with as ever."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,7 +18,7 @@ from federation_defs.dagster_io.current_run import CurrentRun
 from federation_defs.dagster_io.run_tags import Target
 from federation_defs.errors import DagNotFoundError
 from federation_defs.execution.cancellation import CancellationMonitor
-from federation_defs.execution.launcher import LaunchCanceledError, Launcher
+from federation_defs.execution.launcher import Launcher, RunCanceledError
 from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow
 from tests.contract.dagster_plus import as_server
@@ -28,7 +29,13 @@ from tests.contract.execution.executing import (
     meanwhile,
     wait_for_log,
 )
-from tests.contract.execution.interrupting import after_acting, before_acting, cancel, interrupt
+from tests.contract.execution.interrupting import (
+    after_acting,
+    before_acting,
+    cancel,
+    force_cancel,
+    interrupt,
+)
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import Act, Stall, answer, hang_up, lag
 from tests.contract.observation.daemon import Daemon
@@ -106,6 +113,8 @@ def test_the_dag_run_of_a_canceled_run_is_stopped_though_the_database_was_away_f
 
     class CanceledRun(CurrentRun):
         def fetch_status(self) -> dg.DagsterRunStatus:
+            if threading.current_thread() is threading.main_thread():
+                raise OSError("no connection")
             if errors:
                 raise errors.pop()
             return dg.DagsterRunStatus.CANCELING
@@ -116,11 +125,28 @@ def test_the_dag_run_of_a_canceled_run_is_stopped_though_the_database_was_away_f
     launcher.launch(Target(DAG), "a note")
     watcher = CancellationMonitor(context, launcher)
     try:
+        assert watcher.stop_if_canceled() is None  # as when Dagster's signal comes
+        watcher.close()
         (run,) = airflow_v2.database.runs
         wait_for(lambda: run.state == "failed", "it is stopped", interval_s=0.02)
     finally:
         watcher.close()
     assert errors == []
+
+
+def test_a_run_that_is_forced_to_be_canceled_stays_canceled_though_its_dag_run_is_lost(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+
+    def cancel_and_delete() -> None:
+        force_cancel(instance)
+        (run,) = airflow_v2.database.runs
+        airflow_v2.database.delete_run(run)
+
+    airflow_v2.server.fail_next(asks("GET", RUN), before_acting(cancel_and_delete))
+    executed = materialize(airflow_v2.client, [DAG], instance)
+    assert executed.status is CANCELED
 
 
 def test_deleting_the_record_of_the_dagster_run_leaves_its_dag_run(
@@ -197,7 +223,7 @@ def test_what_was_not_triggered_by_then_is_not_triggered_any_more(
         with suppress(DagNotFoundError):
             try:
                 launcher.launch(Target("never_was"), "a note")
-            except LaunchCanceledError:
+            except RunCanceledError:
                 return True
         return False
 
@@ -210,7 +236,7 @@ def test_what_was_not_triggered_by_then_is_not_triggered_any_more(
         stall.release()
         errors = [launch.exception(60) for launch in launches]
         assert stopped.result(60) == {}
-    assert all(isinstance(error, LaunchCanceledError) for error in errors)
+    assert all(isinstance(error, RunCanceledError) for error in errors)
     assert airflow_v2.server.count("POST", ".*/dagRuns") == 0
 
 

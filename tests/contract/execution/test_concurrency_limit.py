@@ -28,7 +28,7 @@ from tests.contract.execution.executing import (
     meanwhile,
     wait_for_log,
 )
-from tests.contract.execution.interrupting import before_acting, cancel
+from tests.contract.execution.interrupting import before_acting, cancel, force_cancel
 from tests.contract.execution.partitioned import DAG, at, declare, of_range
 from tests.contract.fakes.airflow import Predicate, asks
 from tests.contract.fakes.database import RunRow
@@ -178,20 +178,24 @@ def test_a_cancellation_stops_what_has_its_place_and_launches_none_of_the_others
     assert [run.state for run in airflow_v2.database.runs] == ["failed"]
 
 
+@pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
 def test_a_run_that_is_forced_to_be_canceled_launches_nothing_more(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
+    airflow_v2: Airflow, instance: dg.DagsterInstance, executor: str
 ) -> None:
-    """Dagster sends its worker no signal."""
+    """Dagster sends its worker no signal. Of a step with a process of its own, it needs a failure:
+    it takes an interruption for a crash of the worker, and retries the run."""
     add_dags(airflow_v2, FIVE, polls=math.inf)
-
-    def force() -> None:
-        (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-        instance.report_run_canceled(run)
-
-    forced = before_acting(force)
+    forced = before_acting(partial(force_cancel, instance))
     airflow_v2.server.fail_next(asks("GET", "/dags/[^~/]+/dagRuns/[^/]+"), forced)
-    executed = materialize(airflow_v2.client, FIVE, instance, max_active_runs=1)
-    assert executed.status is dg.DagsterRunStatus.CANCELED
+    job = DagsterJob(airflow_v2.client, FIVE, instance, max_active_runs=1, executor=executor)
+    executed = job.execute()
+    run = instance.get_run_by_id(executed.run_id)
+    assert run is not None
+    if executor == "in_process":
+        assert run.status is dg.DagsterRunStatus.CANCELED
+    else:
+        assert run.status is dg.DagsterRunStatus.FAILURE
+        assert run.tags["dagster/failure_reason"] == "STEP_FAILURE"
     assert [run.state for run in airflow_v2.database.runs] == ["failed"]
     assert not any("retry" in line for line in executed.log)
 

@@ -70,6 +70,8 @@ class Daemon:
         dags: What is declared of DAGs, by DAG id; a change takes effect with a restart.
         problems: What the last refresh knows to be wrong with DAGs, by instance and DAG id.
         partition_problems: The same of their partitions, by DAG id.
+        absent: Why the instance does not have DAGs, by DAG id; a change takes effect with a
+            restart.
         instances: What is declared of the instances of a federation, by name; a change takes effect
             with a restart.
     """
@@ -91,6 +93,7 @@ class Daemon:
         self.dags: dict[str, DagDeclaration] = {}
         self.problems: dict[tuple[str, str], str] = {}
         self.partition_problems: dict[str, str] = {}
+        self.absent: dict[str, str] = {}
         self.instances: dict[str, InstanceDeclaration] = {}
         self._limits = limits or Limits()
         self._timing = timing or Timing()
@@ -112,7 +115,7 @@ class Daemon:
                 declared=self.dags,
                 partitionings=self.partitionings,
                 instances=self.instances,
-                absent={},
+                absent=self.absent,
                 find_problem=lambda *dag: self.problems.get(dag),
                 find_partition_problem=self.partition_problems.get,
             ),

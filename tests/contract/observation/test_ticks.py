@@ -12,6 +12,7 @@ import pytest
 from werkzeug import Response
 
 from federation_defs.errors import SignInRefusedError
+from federation_defs.naming import build_asset_key
 from tests.contract.conftest import Airflow
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import Act
@@ -93,6 +94,22 @@ def test_a_tick_without_news_polls_until_the_daemons_next_loop(
     assert daemon.tick() == []
     assert clock.elapsed_s == pytest.approx(4)
     assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 5
+
+
+def test_a_dag_that_is_found_absent_in_the_first_poll_of_a_tick_stays_in_the_cursor(
+    airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG)
+    daemon = Daemon(
+        airflow_v2.client, [DAG], threaded_instance, timing=FakeClock().timing, interval=1
+    )
+    daemon.absent = {"gone": "Airflow 'metrics' has no DAG 'gone'."}
+    for _ in range(2):
+        daemon.restart()
+        for _ in range(2):
+            daemon.tick()
+    assert airflow_v2.server.count("GET", "/dags/~/dagRuns") > 5
+    assert len(fetch_evaluations(threaded_instance, build_asset_key("metrics", "gone"))) == 1
 
 
 def test_a_slow_poll_does_not_make_a_tick_longer_than_the_daemons_loop(
