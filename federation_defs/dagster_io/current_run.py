@@ -15,12 +15,12 @@ from federation_defs.dagster_io.run_tags import (
     Request,
     Target,
     add_run_tags,
+    build_long_tags,
     fetch_dagster_runs,
     fetch_launching_runs,
     find_owners,
     is_from_condition,
     may_have_launched,
-    pack,
     read_detached,
     read_plans,
     read_request,
@@ -64,7 +64,7 @@ class CurrentRun:
         stored = instance.get_run_by_id(run.run_id) or run
         self._plans = {**read_plans(parent, airflow), **read_plans(stored, airflow)}
         if self._plans:
-            self._tag(self._plan_tag, pack(self._plans))
+            self._tag(build_long_tags(self._plan_tag, self._plans))
         self._own_plans: set[str] = set()
         detached = read_detached(stored, airflow)
         is_inherited = parent is not None and detached == read_detached(parent, airflow)
@@ -113,11 +113,11 @@ class CurrentRun:
         """Leave DAG runs to observation, which then reports them."""
         with self._lock:
             self._detached += runs
-            self._tag(build_detached_tag(self._airflow), pack(self._detached))
+            self._tag(build_long_tags(build_detached_tag(self._airflow), self._detached))
 
     def tag_dag_run(self, dag_id: str, run_ids: list[str]) -> None:
         more = f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else ""
-        self._tag(build_dag_run_tag(self._airflow, dag_id), f"{run_ids[0]}{more}")
+        self._tag({build_dag_run_tag(self._airflow, dag_id): f"{run_ids[0]}{more}"})
 
     def find_launched(self, target: Target, run_ids: Iterable[str]) -> str | None:
         """Find which of some Dagster runs, the latest first, was requested by automation before
@@ -160,18 +160,18 @@ class CurrentRun:
         run = self.instance.get_run_by_id(self.run_id)
         return run.status if run else None
 
-    def _tag(self, key: str, value: str) -> None:
-        add_run_tags(self.instance, self.run_id, {key: value})
+    def _tag(self, tags: dict[str, str]) -> None:
+        add_run_tags(self.instance, self.run_id, tags)
 
     def _write_plan(self, target: Target, run: DagRun, mark: str) -> None:
         with self._lock:
             self._plans[target.name] = (run.run_id, mark)
-            plans = pack(self._plans)
+            tags = build_long_tags(self._plan_tag, self._plans)
             # A step in another process may write the run's tags at the same moment.
             for _ in range(_WRITES):
-                self._tag(self._plan_tag, plans)
+                self._tag(tags)
                 written = self.instance.get_run_by_id(self.run_id)
-                if written is None or written.tags.get(self._plan_tag) == plans:
+                if written is None or tags.items() <= written.tags.items():
                     break
 
 

@@ -39,7 +39,9 @@ the Airflow instance's name; `naming.py` builds the keys.
     sensor, which finds by it what an upstream run has led to. For people, too.
 
 JSON of more than 1,000 characters is stored as "zlib:" and the base64 of its zlib compression:
-MySQL keeps at most 64 kB of all tags of a run.
+MySQL keeps at most 64 kB of all tags of a run. If a value of `runs_again` or `no_longer_waits_for`
+is still too long for PostgreSQL, it begins with the number of its parts, as in "3:zlib:...". The
+other parts are in tags of the same name with ".2" and ".3" behind.
 
 A re-execution inherits the tags of the run before it.
 """
@@ -70,6 +72,7 @@ from federation_defs.naming import (
 
 _COMPRESSED = "zlib:"
 _MAX_PLAIN_CHARACTERS = 1000
+_MAX_CHARACTERS = 2400  # PostgreSQL's index of tags takes 2,700 bytes, key included (dagster 1.13)
 # What reading a tag raises that a person has edited.
 _INVALID = (AttributeError, KeyError, RecursionError, TypeError, ValueError, zlib.error)
 _RUNS_PER_CAUSE = 10  # the last ones
@@ -170,7 +173,7 @@ def find_owners(
 def read_plans(run: dg.DagsterRun | None, airflow: str) -> dict[str, tuple[str, str]]:
     """Return run id and mark by target name."""
     try:
-        plans = _unpack(run.tags.get(build_plan_tag(airflow), "{}")) if run else {}
+        plans = _unpack(_join(run, build_plan_tag(airflow)) or "{}") if run else {}
         return {name: (str(run_id), str(mark)) for name, (run_id, mark) in plans.items()}
     except _INVALID:
         return {}
@@ -178,7 +181,7 @@ def read_plans(run: dg.DagsterRun | None, airflow: str) -> dict[str, tuple[str, 
 
 def read_detached(run: dg.DagsterRun, airflow: str) -> set[RunKey]:
     try:
-        detached = _unpack(run.tags.get(build_detached_tag(airflow), "[]"))
+        detached = _unpack(_join(run, build_detached_tag(airflow)) or "[]")
         return {(str(dag_id), str(run_id)) for dag_id, run_id in detached}
     except _INVALID:
         return set()
@@ -189,6 +192,25 @@ def pack(value: Any) -> str:
     if len(text) <= _MAX_PLAIN_CHARACTERS:
         return text
     return _COMPRESSED + b64encode(zlib.compress(text.encode())).decode()
+
+
+def build_long_tags(key: str, value: Any) -> dict[str, str]:
+    """Build the tags that hold a value of any length."""
+    text = pack(value)
+    starts = range(0, len(text), _MAX_CHARACTERS)
+    parts = [text[start : start + _MAX_CHARACTERS] for start in starts]
+    if len(parts) > 1:
+        parts[0] = f"{len(parts)}:{parts[0]}"
+    return {key if number == 1 else f"{key}.{number}": part for number, part in enumerate(parts, 1)}
+
+
+def _join(run: dg.DagsterRun, key: str) -> str:
+    """Return what `build_long_tags` has packed; empty if the run has no such tag."""
+    text = run.tags.get(key, "")
+    count, colon, first = text.partition(":")
+    if not (colon and count.isdecimal()):
+        return text
+    return first + "".join(run.tags[f"{key}.{number}"] for number in range(2, int(count) + 1))
 
 
 def _unpack(text: str) -> Any:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from uuid import uuid4
 
 import dagster as dg
 import pytest
 
-from federation_defs.naming import build_alive_tag
+from federation_defs.dagster_io.current_run import CurrentRun
+from federation_defs.dagster_io.run_tags import Target, build_long_tags, read_detached
+from federation_defs.naming import build_alive_tag, build_launching_tags, build_plan_tag
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import (
     DagsterJob,
@@ -18,7 +21,14 @@ from tests.contract.execution.executing import (
     meanwhile,
     wait_for_log,
 )
-from tests.contract.execution.partitioned import DAG, DAILY, KEY, build_daemon, declare
+from tests.contract.execution.partitioned import (
+    DAG,
+    DAILY,
+    KEY,
+    at,
+    build_daemon,
+    declare,
+)
 from tests.contract.execution.test_taken_dates import DAY, PERSON, RUN_ID, add_run, read_tries
 from tests.contract.observation.daemon import (
     Daemon,
@@ -26,6 +36,7 @@ from tests.contract.observation.daemon import (
     fetch_reported_run_ids,
     fetch_reported_runs,
 )
+from tests.unit.build import build_run
 from tests.waiting import wait_for
 
 OTHER = "order_metrics"
@@ -213,3 +224,32 @@ def test_a_re_execution_does_not_wait_for_ever_for_an_attempt_whose_worker_died(
     assert again.success
     waits = f"Waiting for {run_id}: another attempt at the same." in again.log
     assert waits == (alive_at is not None)
+
+
+def test_a_run_of_a_thousand_partitions_remembers_what_it_runs_again(
+    instance: dg.DagsterInstance,
+) -> None:
+    """PostgreSQL refuses tags that are longer than its index takes."""
+    days = [at("2025-01-01") + timedelta(days=number, seconds=math.e**7) for number in range(1000)]
+    runs = [build_run(DAG, f"scheduled__{day.isoformat()}", end_date=day) for day in days]
+    targets = [Target(DAG, f"{day:%Y-%m-%d}") for day in days]
+    plans = {
+        target.name: (run.run_id, f"failed {run.end_date}")
+        for target, run in zip(targets, runs, strict=True)
+    }
+    tags = build_launching_tags("metrics") | build_long_tags(build_plan_tag("metrics"), plans)
+
+    @dg.job
+    def any_job() -> None: ...
+
+    run = instance.create_run_for_job(any_job, tags=tags)
+    current = CurrentRun(instance, run, "metrics")
+    current.detach(*[run.key for run in runs[:900]])
+    current.plan_clear(targets[0], runs[0])
+    stored = instance.get_run_by_id(run.run_id)
+    assert stored is not None
+    again = CurrentRun(instance, stored, "metrics")
+    assert [again.get_planned_run_id(target) for target in targets] == [
+        each.run_id for each in runs
+    ]
+    assert read_detached(stored, "metrics") == {run.key for run in runs[:900]}
