@@ -142,6 +142,8 @@ class Timing:
     # A worker without a heartbeat for so long is dead. `dagster-daemon run -m` replaces the code
     # server, which measures it, every minute.
     heartbeat_lost_s: float = 45.0
+    # On Dagster+, whose client waits a minute for an answer, and tries again for another one.
+    heartbeat_lost_on_plus_s: float = 150.0
     next_step_lost_s: float = 240.0  # between steps, and before the end of the Dagster run
     waiting_step_lost_s: float = 1800.0  # while a process or resources start, or a slot is missing
 

@@ -28,8 +28,8 @@ Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all 
     Returns the partitions that were materialized, and the position of the last event of each, with
     one query. Public methods return single events.
 `get_records_for_run`
-    Shows what a Dagster run was created for, and the position in the event log at which it has
-    launched a DAG. No public method returns the events of a run.
+    Shows what a Dagster run was created for, and in which order it has materialized assets and
+    launched DAGs. No public method returns the events of a run.
 `get_run_step_stats`
     Shows which steps are running. No public method does.
 `get_settings`

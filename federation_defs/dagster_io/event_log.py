@@ -8,9 +8,10 @@ to user code.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 import dagster as dg
@@ -73,7 +74,14 @@ def find_known_assets(
     instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey]
 ) -> list[dg.AssetKey]:
     """Find those of some assets of which the event log holds anything."""
-    return [record.asset_entry.asset_key for record in instance.get_asset_records(list(keys))]
+    return [entry.asset_key for entry in _fetch_asset_entries(instance, keys)]
+
+
+def _fetch_asset_entries(instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey]) -> list[Any]:
+    wanted = list(keys)
+    # Of no keys, Dagster+ returns all assets.
+    records = instance.get_asset_records(wanted) if wanted else ()
+    return [record.asset_entry for record in records]
 
 
 def fetch_last_materializations(
@@ -87,7 +95,7 @@ def _fetch_last(
     instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey]
 ) -> dict[dg.AssetKey, dg.EventLogRecord]:
     """Fetch the last materialization of each asset that has one."""
-    entries = [each.asset_entry for each in instance.get_asset_records(list(keys))]
+    entries = _fetch_asset_entries(instance, keys)
     found = {entry.asset_key: entry.last_materialization_record for entry in entries}
     return {key: record for key, record in found.items() if record is not None}
 
@@ -235,43 +243,71 @@ def fetch_runs_planned_after(
     ]
 
 
+@lru_cache(maxsize=8)  # nothing is added after the first event of the run
 def fetch_planned_partitions(
-    instance: dg.DagsterInstance, dagster_run_id: str
-) -> dict[dg.AssetKey, set[str | None]]:
-    """Fetch which assets a Dagster run was created to materialize, and which partitions of them.
-    None stands for an asset without partitions."""
-    found: dict[dg.AssetKey, set[str | None]] = {}
+    instance: dg.DagsterInstance, dagster_run_id: str, key: dg.AssetKey
+) -> list[Container[str | None]]:
+    """Fetch which partitions of an asset a Dagster run was created to materialize: empty if not the
+    asset at all. None may stand for an asset without partitions."""
+    found: list[Container[str | None]] = []
+    single = set[str | None]()
     kind = dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
-    for record in _fetch_records_of_run(instance, dagster_run_id, kind):
+    for record in _fetch_records_of_run(instance, dagster_run_id, [kind]):
         planned: Any = record.event_log_entry.get_dagster_event().event_specific_data
+        if planned.asset_key != key:
+            continue
         # Dagster+ stores one event for all partitions, other storages one for each.
-        subset = planned.partitions_subset
-        partitions = [planned.partition] if subset is None else subset.get_partition_keys()
-        found.setdefault(planned.asset_key, set()).update(partitions)
-    return found
+        if planned.partitions_subset is not None:
+            found.append(planned.partitions_subset)
+        else:
+            single.add(planned.partition)
+    return [*found, single] if single else found
 
 
-def fetch_first_launches(
-    instance: dg.DagsterInstance, dagster_run_id: str
-) -> dict[tuple[dg.AssetKey, str | None], int]:
-    """Fetch the position in the event log at which a Dagster run first launched each DAG, or each
-    partition of it. A step stores an observation then, which, unlike that of an end, has no
-    outcome. A step that is repeated stores another one."""
-    found: dict[tuple[dg.AssetKey, str | None], int] = {}
-    kind = dg.DagsterEventType.ASSET_OBSERVATION
-    for record in _fetch_records_of_run(instance, dagster_run_id, kind):
-        if record.asset_key and not read_text(record.asset_event, OUTCOME_LABEL):
-            found.setdefault((record.asset_key, record.partition_key), record.storage_id)
-    return found
+@dataclass(frozen=True)
+class RunOrder:
+    """In which order a Dagster run has materialized assets and launched DAGs.
+
+    Positions don't tell: Dagster's default SQLite storage numbers the events of each run anew.
+
+    Attributes:
+        materialized: When each asset and partition was, by the timestamp, too.
+        launched: When each DAG and partition was first. A repeated step says it again.
+    """
+
+    materialized: Mapping[tuple[dg.AssetKey, str | None, float], int]
+    launched: Mapping[tuple[dg.AssetKey, str | None], int]
+
+    def is_launched_after(self, event: AssetEvent, key: dg.AssetKey, partition: str | None) -> bool:
+        """Whether the run has launched a DAG after a materialization that it has stored."""
+        record = event.record
+        at = self.materialized.get((event.key, record.partition_key, record.timestamp))
+        launched_at = self.launched.get((key, partition))
+        return at is not None and launched_at is not None and launched_at > at
+
+
+def fetch_run_order(instance: dg.DagsterInstance, dagster_run_id: str) -> RunOrder:
+    """Fetch the order. A launch is an observation which, unlike that of an end, has no outcome."""
+    materialized: dict[tuple[dg.AssetKey, str | None, float], int] = {}
+    launched: dict[tuple[dg.AssetKey, str | None], int] = {}
+    records = _fetch_records_of_run(instance, dagster_run_id, _KINDS)
+    for number, record in enumerate(records):
+        if (key := record.asset_key) is None:
+            continue
+        if isinstance(record.asset_event, dg.AssetMaterialization):
+            materialized[key, record.partition_key, record.timestamp] = number
+        elif not read_text(record.asset_event, OUTCOME_LABEL):
+            launched.setdefault((key, record.partition_key), number)
+    return RunOrder(materialized, launched)
 
 
 def _fetch_records_of_run(
-    instance: dg.DagsterInstance, dagster_run_id: str, kind: dg.DagsterEventType
+    instance: dg.DagsterInstance, dagster_run_id: str, kinds: Iterable[dg.DagsterEventType]
 ) -> Iterator[dg.EventLogRecord]:
-    """Fetch the events of a kind that a Dagster run has stored, in order."""
-    cursor, has_more = None, True
+    """Fetch the events of some kinds that a Dagster run has stored, in order."""
+    cursor, has_more, kinds = None, True, set(kinds)
     while has_more:
-        page = instance.get_records_for_run(dagster_run_id, cursor, kind)
+        page = instance.get_records_for_run(dagster_run_id, cursor, kinds)
         yield from page.records
         cursor, has_more = page.cursor, page.has_more
 

@@ -12,6 +12,7 @@ No clocks of two machines are compared. The sensor measures by its own clock for
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterable
@@ -23,6 +24,7 @@ from federation_defs.naming import build_alive_tag, build_launching_tags, build_
 from federation_defs.timing import Timing
 
 _WAITS = " waits"
+_PLUS_VARIABLE = "DAGSTER_CLOUD_DEPLOYMENT_NAME"  # set by Dagster+
 # What Dagster stores before a step begins: its process starts, or it waits for a slot of its pool.
 _ANNOUNCING = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.STEP_WORKER_STARTING}
 _INITIALIZING = dg.DagsterEventType.RESOURCE_INIT_STARTED
@@ -90,6 +92,8 @@ class HeartbeatMonitor:
         self._tag = build_alive_tag(airflow)
         self._timing = timing
         self._interval_s = interval_s
+        on_plus = _PLUS_VARIABLE in os.environ
+        self._lost_s = timing.heartbeat_lost_on_plus_s if on_plus else timing.heartbeat_lost_s
         self._measured_at = timing.monotonic()
         # By run id, the last heartbeat and for how many seconds it has not changed.
         self._silences: dict[str, tuple[str, float]] = {}
@@ -98,8 +102,7 @@ class HeartbeatMonitor:
         """Take in the heartbeats of runs, and forget all other runs."""
         # Time in which this process slept, or waited for the database, is no silence. Once alone it
         # makes no run silent, however long the interval is.
-        lost_s = self._timing.heartbeat_lost_s
-        at_most = max(lost_s / 4, min(2 * self._interval_s, lost_s / 2))
+        at_most = max(self._lost_s / 4, min(2 * self._interval_s, self._lost_s / 2))
         now = self._timing.monotonic()
         elapsed_s, self._measured_at = min(now - self._measured_at, at_most), now
         before, self._silences = self._silences, {}
@@ -111,7 +114,7 @@ class HeartbeatMonitor:
 
     def is_silent(self, run: dg.DagsterRun) -> bool:
         """Whether heartbeats of a run are missing. They are only written during our steps."""
-        return self._get_silence_s(run) > self._timing.heartbeat_lost_s
+        return self._get_silence_s(run) > self._lost_s
 
     def is_in_step(self, run: dg.DagsterRun) -> bool:
         """Whether a living worker executes one of our steps."""

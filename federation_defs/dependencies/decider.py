@@ -28,8 +28,10 @@ from federation_defs.naming import build_asset_key, build_dag_id
 from federation_defs.partition_mapping import PartitionMapping, find_window
 
 # An event may become visible after others with larger positions: PostgreSQL and MySQL number rows
-# before they commit them. So many positions are read again.
-REREAD_POSITIONS = 200
+# before they commit them. So many positions are read again at most, as Dagster does on Dagster+;
+# fewer while there is more to read than a tick has time for.
+REREAD_POSITIONS = 20_000
+REREAD_IN_BACKLOG = 200
 
 VERSION = 1
 _FINGERPRINT_LENGTH = 4
@@ -155,7 +157,8 @@ class Cursor:
 
     Attributes:
         position: In the event log, up to which it was read.
-        seen: The positions of events that were read, of the last ones.
+        start: The position after which to read again.
+        seen: The positions of events that were read, of those after `start`.
         dags: What waits, by DAG id.
         followed: The fingerprints of the upstreams whose events count. Those of others are history.
         dropped: What waited, and was dropped because declarations have changed, by DAG id: for
@@ -163,16 +166,24 @@ class Cursor:
     """
 
     position: int
+    start: int
     seen: frozenset[int] = frozenset()
     dags: Mapping[str, Waiting] = field(default_factory=dict)
     followed: frozenset[str] = frozenset()
     dropped: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    def advance(self, position: int, read: Collection[int]) -> Cursor:
-        """Return the cursor after events at these positions were read, all up to one of them."""
+    def advance(
+        self, position: int, read: Collection[int], reread: int = REREAD_POSITIONS
+    ) -> Cursor:
+        """Return the cursor after events at these positions were read, all up to one of them.
+
+        Args:
+            reread: How many positions to read again at most.
+        """
         position = max(position, self.position)
-        seen = {each for each in self.seen.union(read) if each > position - REREAD_POSITIONS}
-        return replace(self, position=position, seen=frozenset(seen))
+        start = max(self.start, position - reread)
+        seen = frozenset(each for each in self.seen.union(read) if each > start)
+        return replace(self, position=position, start=start, seen=seen)
 
 
 def match_dependencies(
@@ -281,6 +292,7 @@ def dump(cursor: Cursor) -> str:
     values = {
         "version": VERSION,
         "position": cursor.position,
+        "start": cursor.start,
         "seen": sorted(cursor.seen),
         "known": "".join(sorted(cursor.followed)),
         "edges": list(edges),
@@ -299,7 +311,8 @@ def load(text: str | None, dags: Mapping[str, Downstream]) -> Cursor | None:
     try:
         values = json.loads(text or "")
         int(values["version"])  # every cursor of the sensor has one
-        position, seen = int(values["position"]), frozenset(map(int, values["seen"]))
+        position, start = int(values["position"]), int(values["start"])
+        seen = frozenset(map(int, values["seen"]))
         known = str(values["known"])
     except _INVALID:
         return None
@@ -314,7 +327,7 @@ def load(text: str | None, dags: Mapping[str, Downstream]) -> Cursor | None:
                 dropped |= {dag_id: gone} if gone else {}
     starts = range(0, len(known), _FINGERPRINT_LENGTH)
     followed = frozenset(known[start : start + _FINGERPRINT_LENGTH] for start in starts)
-    return Cursor(position, seen, waiting, followed, dropped)
+    return Cursor(position, start, seen, waiting, followed, dropped)
 
 
 def _load_waiting(

@@ -13,11 +13,12 @@ import dagster as dg
 from federation_defs.airflow.api import SERVER_PAGE
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
+from federation_defs.airflow.pages import Page
 from federation_defs.dagster_io.event_log import (
     AssetEvent,
     fetch_event,
-    fetch_first_launches,
     fetch_planned_partitions,
+    fetch_run_order,
 )
 from federation_defs.dagster_io.run_tags import (
     NOT_ENDED,
@@ -97,8 +98,7 @@ class Runs:
         self._fetch_dagster_run = cache(instance.get_run_by_id)
         self._find_problem = cache(self._fetch_problem)
         self._fetch_event = cache(partial(fetch_event, instance))
-        self._fetch_planned = cache(partial(fetch_planned_partitions, instance))
-        self._fetch_launches = cache(partial(fetch_first_launches, instance))
+        self._fetch_run_order = cache(partial(fetch_run_order, instance))
 
     def add_requested(self, dag: Downstream, due: Due, run_id: str) -> None:
         """Add the DAG run that this tick has requested."""
@@ -115,7 +115,7 @@ class Runs:
         return fetch_launching_runs(self._instance, self._client.instance, NOT_ENDED)
 
     @cached_property
-    def _active_runs(self) -> list[DagRun] | str:
+    def _active_runs(self) -> Page[DagRun] | str:
         """The active DAG runs with ids of ours, or why they are not known."""
         too_many = f"Airflow '{self._client.instance}' has too many active runs to count them"
         page = self._ask(
@@ -123,7 +123,7 @@ class Runs:
         )
         if isinstance(page, str):
             return page
-        return too_many if page.has_shrunk else page.entries
+        return too_many if page.has_shrunk else page
 
     def _fetch_problem(self, dag_id: str) -> str | None:
         """Fetch why Airflow would not run a DAG at present; None if it would."""
@@ -197,9 +197,9 @@ class Runs:
             return active
         if isinstance(self._active_runs, str):
             return self._active_runs
-        now = self._timing.utc_now()
+        now = self._active_runs.server_time or self._timing.utc_now()
         partitioning = partitions and Partitioning(partitions)
-        for run in self._active_runs:
+        for run in self._active_runs.entries:
             since = run.queued_at or run.start_date or now
             is_overdue = (now - since).total_seconds() > dag.trigger.timeout
             if run.dag_id != dag.dag_id or is_overdue:
@@ -210,7 +210,7 @@ class Runs:
 
     def _is_active(self, dag: Downstream, run_id: str) -> bool:
         """Whether a DAG run goes on in Airflow, also one that is older than its time-out."""
-        runs = [] if isinstance(self._active_runs, str) else self._active_runs
+        runs = [] if isinstance(self._active_runs, str) else self._active_runs.entries
         return any(run.key == (dag.dag_id, run_id) for run in runs)
 
     def find_earlier_run(self, dag: Downstream, due: Due) -> str | None:
@@ -230,15 +230,25 @@ class Runs:
         if (run_id := self._shared.get(dag, due)) is None:
             event = self.fetch_event(cause)
             run_id = event.record.run_id if event else ""
-            if run_id and due.partition not in self._fetch_planned(run_id).get(dag.key, ()):
+            if run_id and not self._is_planned(run_id, dag, due):
                 run_id = ""
         run = self._fetch_dagster_run(run_id) if run_id else None
         goes_on = run is not None and not run.is_finished
         self._shared.keep(dag, due, run_id if goes_on else None)
         if run is None or goes_on:
             return run
-        launched_at = self._fetch_launches(run_id).get((dag.key, due.partition), 0)
-        return run if launched_at > cause.position else None
+        if (event := self.fetch_event(cause)) is None:
+            return None
+        order = self._fetch_run_order(run_id)
+        return run if order.is_launched_after(event, dag.key, due.partition) else None
+
+    def _is_planned(self, dagster_run_id: str, dag: Downstream, due: Due) -> bool:
+        """Whether a Dagster run was created to run the DAG, or this partition of it."""
+        planned = fetch_planned_partitions(self._instance, dagster_run_id, dag.key)
+        # Dagster (1.13) may name the partitions of another asset for a DAG that has none.
+        return bool(planned) and (
+            due.partition is None or any(due.partition in each for each in planned)
+        )
 
     def _find_run_id(self, dag: Downstream, run: dg.DagsterRun) -> str:
         """Return the id of the DAG run that a Dagster run starts or clears."""

@@ -8,6 +8,7 @@ that Dagster creates it once, whatever crashes.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from federation_defs.dagster_io.deployment import share_instance
 from federation_defs.dagster_io.event_log import AssetEvent, fetch_events, fetch_last_position
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration, suggest
 from federation_defs.dependencies import decider
-from federation_defs.dependencies.decider import REREAD_POSITIONS, Cursor, Downstream, Waiting
+from federation_defs.dependencies.decider import REREAD_IN_BACKLOG, Cursor, Downstream, Waiting
 from federation_defs.dependencies.runs import DueCache, Hang
 from federation_defs.dependencies.starter import Starter, drop_requested
 from federation_defs.events import build_drop_observation
@@ -98,7 +99,8 @@ class _EventSensor:
 
     Attributes:
         _last: The cursor that the last tick returned; None if it failed, or has not read all.
-        _reached: Positions in the event log, and when they were reached.
+        _reached: Positions in the event log, and when they were reached at the latest.
+        _read_at: When the last tick began to read.
         _lacking: What partitions that wait lack.
         _shared: The Dagster runs that run them together with their upstreams.
         _hang: Of the Airflow.
@@ -110,6 +112,7 @@ class _EventSensor:
     timing: Timing
     _last: str | None = None
     _reached: deque[tuple[float, int]] = field(default_factory=deque)
+    _read_at: float = -math.inf
     _lacking: DueCache = field(default_factory=DueCache)
     _shared: DueCache = field(default_factory=DueCache)
     _hang: Hang = field(default_factory=Hang)
@@ -134,7 +137,10 @@ class _EventSensor:
             if may_repeat := stored != last:
                 self._reached.clear()
                 self._lacking = DueCache()
-            before = decider.load(stored, self.dags) or Cursor(fetch_last_position(instance))
+            before = decider.load(stored, self.dags)
+            if before is None:
+                position = fetch_last_position(instance)
+                before = Cursor(position, position)
             if before.dags or before.dropped:
                 refuse_second_location(instance, airflow, location, self.timing)
             cursor, is_whole = self._read(instance, location, before, may_repeat=may_repeat)
@@ -176,7 +182,8 @@ class _EventSensor:
             for key in {dag.key, *followed}:
                 downstreams.setdefault(key, []).append(dag)
         waiting = {dag_id: before.dags.get(dag_id, {}) for dag_id in self.dags}
-        after, cursor = self._find_start(before), replace(before, dags=waiting)
+        after = self._find_start(before)
+        cursor = replace(before, start=after, dags=waiting)
         deadline, is_whole = self.timing.monotonic() + self.timing.read_events_s, False
         while not is_whole:
             events, is_whole = fetch_events(instance, after, _EVENTS_PER_QUERY)
@@ -195,6 +202,8 @@ class _EventSensor:
             cursor = cursor.advance(after, read)
             if self.timing.find_rest_s(deadline) <= 0:
                 break
+        if not is_whole:
+            cursor = cursor.advance(after, (), REREAD_IN_BACKLOG)
         if may_repeat and is_whole:
             dags = [(dag, waiting[dag_id], waiting[dag_id]) for dag_id, dag in self.dags.items()]
             drop_requested(instance, dags)
@@ -213,15 +222,14 @@ class _EventSensor:
             starter.start(self.dags[dag_id], cursor.dags[dag_id])
 
     def _find_start(self, cursor: Cursor) -> int:
-        """Find the position after which to read: that of some seconds ago, as events with smaller
-        positions may have become visible since."""
-        now = self.timing.monotonic()
+        """Find the position after which to read. Events with smaller positions may become visible
+        later, but had done so when the last tick began to read: it was reached long before that."""
+        now, start = self.timing.monotonic(), cursor.start
         self._reached.append((now, cursor.position))
-        while len(self._reached) > 1 and now - self._reached[1][0] >= self.timing.late_event_s:
-            self._reached.popleft()
-        reached_at, position = self._reached[0]
-        start = position if now - reached_at >= self.timing.late_event_s else 0
-        return max(start, cursor.position - REREAD_POSITIONS, 0)
+        reached_by, self._read_at = self._read_at - self.timing.late_event_s, now
+        while self._reached[0][0] <= reached_by:
+            start = max(start, self._reached.popleft()[1])
+        return start
 
 
 def _add_event(

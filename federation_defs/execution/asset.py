@@ -236,8 +236,8 @@ class _Step:
         """
         try:
             yield from self._run_in_order()
-            if self._failures:
-                self._reporter.refuse_if_ended()
+            if self._failures and cancellation.stop_if_canceled():
+                raise RunCanceledError
         except (dg.DagsterExecutionInterruptedError, GeneratorExit):
             # An interruption without a cancellation, as when the machine is taken away, leaves
             # the DAG runs to Dagster's retry.

@@ -55,6 +55,8 @@ class MaxDurationCheck:
         self._list_at, self._failures = -math.inf, 0
         self._running: set[_Start] = set()  # slow ones, as of the last list
         self._signaled: set[_Start] = set()  # that this process knows of; the event log knows all
+        # Runs to evaluate, and whether they are new. They stay if the database fails meanwhile.
+        self._ended: list[tuple[DagRun, bool]] = []
 
     def evaluate(
         self, tick: Tick, ended_runs: EndedRuns, begun_at: datetime | None, until: float
@@ -68,16 +70,17 @@ class MaxDurationCheck:
             until: For requests, by the monotonic clock.
         """
         now = ended_runs.now
-        ended = [run for run in ended_runs.settled if run.dag_id in self.limits_s]
         new_keys = {run.key for run in ended_runs.newly_reported}
+        self._ended += [
+            (run, run.key in new_keys) for run in ended_runs.settled if run.dag_id in self.limits_s
+        ]
+        ended = [run for run, _ in self._ended]
         slow = [
             run
-            for run in ended
+            for run, is_new in self._ended
             if run.measure_s(now) > self.limits_s[run.dag_id]
             and (
-                run.key in new_keys
-                or begun_at is None
-                or (run.end_date is not None and run.end_date > begun_at)
+                is_new or begun_at is None or (run.end_date is not None and run.end_date > begun_at)
             )
         ]
         unsignaled = self._find_unsignaled(tick.instance, [*slow, *self._find_running(now, until)])
@@ -87,6 +90,7 @@ class MaxDurationCheck:
         last = {run.dag_id: run for run in ended if run.dag_id not in failing}.values()
         checked = [*last, *(run for run in unsignaled if not run.is_finished)]
         if not (checked or unsignaled) or not tick.may_store():
+            self._ended.clear()
             return False
         for run in checked:
             check = build_max_duration_check(self.client, run, self.limits_s[run.dag_id], now)
@@ -96,6 +100,7 @@ class MaxDurationCheck:
             event = build_slow_observation(self.client, run, limit_s, now, partition)
             tick.instance.report_runless_asset_event(event)
         self._signaled.update(map(_identify, unsignaled))
+        self._ended.clear()
         return True
 
     def _find_running(self, now: datetime, until: float) -> list[DagRun]:

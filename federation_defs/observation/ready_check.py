@@ -46,9 +46,10 @@ class ReadyCheck(PeriodicCheck):
         edges = {dag_id: self._find_needed(dag_id) for dag_id in dag_ids}
         keys = {dag_id: {edge.key for edge in needed} for dag_id, needed in edges.items()}
         checks = {
-            build_check_key(key)
+            build_check_key(edge.key)
             for dag_id in filter(self._waits_for_all, dag_ids)
-            for key in keys[dag_id]
+            for edge in edges[dag_id]
+            if edge.upstream  # other assets have no such check
         }
         updates = fetch_last_materializations(instance, set().union(*keys.values()))
         outcomes = fetch_last_evaluations(instance, checks)

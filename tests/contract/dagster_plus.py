@@ -68,6 +68,16 @@ class UserCodeStorage:
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         return type(self.server)  # Dagster checks it
 
+    def get_asset_records(self, asset_keys: Any = None) -> Any:
+        """Of no keys, Dagster+ returns all assets."""
+        return self.server.get_asset_records(asset_keys or None)  # pyright: ignore
+
+    def get_latest_asset_check_execution_by_key(self, check_keys: Any, **more: Any) -> Any:
+        """Dagster+ gets the keys as text."""
+        keys = [dg.AssetCheckKey.from_user_string(key.to_user_string()) for key in check_keys]
+        assert keys == list(check_keys)
+        return self.server.get_latest_asset_check_execution_by_key(keys, **more)  # pyright: ignore
+
     def __getattr__(self, name: str) -> Any:
         if name in find_refused(self._client) - _NEEDED:
             raise NotImplementedError(f"Dagster+ refuses {self._client.__name__}.{name}.")

@@ -59,7 +59,7 @@ def read(
 
 def reload(dag: Downstream, waiting: Waiting) -> Waiting:
     """Return what waits for a DAG after a restart with another declaration of it."""
-    cursor = decider.load(decider.dump(Cursor(9, dags={"c": waiting})), {"c": dag})
+    cursor = decider.load(decider.dump(Cursor(9, 0, dags={"c": waiting})), {"c": dag})
     assert cursor
     return dict(cursor.dags["c"])
 
@@ -69,15 +69,15 @@ def find_positions(dag: Downstream, waiting: Waiting) -> list[int]:
 
 
 def test_an_event_that_becomes_visible_after_a_later_one_is_not_seen_before() -> None:
-    cursor = Cursor(0).advance(10, {10})
+    cursor = Cursor(0, 0).advance(10, {10})
     assert 9 not in cursor.seen
     assert cursor.advance(10, {9, 10}).seen == {9, 10}
 
 
 def test_what_is_remembered_of_what_was_read_does_not_grow() -> None:
-    cursor = Cursor(0)
-    for position in range(10_000):
-        cursor = cursor.advance(position, {position})
+    cursor = Cursor(0, 0)
+    for position in range(0, 2 * REREAD_POSITIONS, 100):
+        cursor = cursor.advance(position, range(position - 99, position + 1))
     assert len(cursor.seen) == REREAD_POSITIONS
 
 
@@ -116,7 +116,7 @@ def test_a_cursor_is_read_as_it_was_written() -> None:
     waiting["b"] = read(dags["b"], happen(A, 3), happen(A, 4))
     waiting["c"] = {"2026-01-01": waiting["b"][None], "2026-01-02": failing}
     followed = frozenset(each for dag in dags.values() for each in dag.fingerprints.values())
-    cursor = Cursor(8, frozenset({3, 4, 7}), waiting, followed)
+    cursor = Cursor(8, 0, frozenset({3, 4, 7}), waiting, followed)
     assert decider.load(decider.dump(cursor), dags) == cursor
 
 
@@ -124,12 +124,12 @@ def test_the_parts_of_a_cursor_that_have_another_form_are_left_out() -> None:
     dag = declare(A, when="all", only_if="math:isfinite")
     ((edge, dependency),) = dag.edges_by_name.items()
     states = {"c": [[None, [[0, 7, "run_7"]], 1], [None]], "of another form": 1, "d": {"e": []}}
-    values = {"version": 9, "position": 8, "seen": [8], "known": "", "edges": [edge]}
+    values = {"version": 9, "position": 8, "start": 0, "seen": [8], "known": "", "edges": [edge]}
     dags = {"c": dag, "of another form": dag, "d": dag}
     cursor = decider.load(json.dumps({**values, "dags": states}), dags)
     waiting: Waiting = {None: Pending({7: Cause(dependency, 7, "run_7")}, 1)}
-    assert cursor == Cursor(8, frozenset({8}), {"c": waiting})
-    assert decider.load(json.dumps({**values, "dags": []}), dags) == Cursor(8, frozenset({8}))
+    assert cursor == Cursor(8, 0, frozenset({8}), {"c": waiting})
+    assert decider.load(json.dumps({**values, "dags": []}), dags) == Cursor(8, 0, frozenset({8}))
 
 
 def test_upstreams_whose_fingerprints_are_the_same_all_count() -> None:
@@ -147,7 +147,7 @@ def test_an_event_that_counts_for_two_dependencies_is_one_run() -> None:
 
 def test_what_waits_for_dags_and_dependencies_that_are_gone_is_dropped_and_told_once() -> None:
     waiting = read(declare(A, B), happen(A, 1), happen(B, 2))
-    text = decider.dump(Cursor(2, dags={"c": waiting, "d": waiting}))
+    text = decider.dump(Cursor(2, 0, dags={"c": waiting, "d": waiting}))
     cursor = decider.load(text, {"c": declare(B)})
     assert cursor
     assert cursor.dags == {"c": read(declare(B), happen(B, 2))}
@@ -157,7 +157,7 @@ def test_what_waits_for_dags_and_dependencies_that_are_gone_is_dropped_and_told_
     assert again
     assert again.dropped == {}
     gone = decider.load(text, {"c": declare("a/z")})
-    assert gone == Cursor(2, dropped={"c": both, "d": both})
+    assert gone == Cursor(2, 0, dropped={"c": both, "d": both})
 
 
 def test_thousands_that_wait_are_dropped_in_time_that_grows_with_their_number() -> None:

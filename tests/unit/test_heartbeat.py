@@ -28,6 +28,7 @@ from tests.waiting import wait_for
 
 LOG = logging.getLogger(__name__)
 RUN_ID = str(uuid4())
+FAILED = dg.DagsterRunStatus.FAILURE
 
 ALIVE_TAG = build_alive_tag("metrics")
 INTERVAL_S = 20.0  # of observations, less than half of what a silence may last
@@ -111,6 +112,19 @@ def test_a_run_is_not_failed_before_its_heartbeats_are_overdue(
     tags = build_launching_tags("metrics")
     status = observe_step(instance, "metrics__dags", tags, lambda seen, _: seen.observe(40))
     assert status is dg.DagsterRunStatus.STARTED
+
+
+def test_on_dagster_plus_a_request_of_two_minutes_makes_no_run_silent(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_CLOUD_DEPLOYMENT_NAME", "prod")
+    for silence_s, status in ((130, dg.DagsterRunStatus.STARTED), (160, FAILED)):
+
+        def wait(observer: Observer, _run_id: str, silence_s: int = silence_s) -> None:
+            observer.observe(silence_s)
+
+        tags = build_launching_tags("metrics")
+        assert observe_step(instance, "metrics__dags", tags, wait) is status
 
 
 @pytest.mark.parametrize("skew_s", [-86_400, -600, 0, 600, 86_400])

@@ -14,6 +14,7 @@ from federation_defs.dagster_io.reports import OUTCOME_LABEL, RUN_ID_LABEL, SIGN
 from federation_defs.declaration import InstanceDeclaration
 from federation_defs.dependencies.sensor import build_event_sensor
 from federation_defs.naming import build_asset_key, build_dag_run_tag
+from federation_defs.timing import Timing
 from tests.contract.execution.executing import DEFAULT_TRIGGER, FAST, build_assets
 
 DAG = "customer_metrics"
@@ -80,8 +81,10 @@ class EventDaemon:
         instance: dg.DagsterInstance,
         dags: Mapping[str, Any],
         upstreams: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        timing: Timing = FAST,
     ) -> None:
         self.client, self.instance, self.upstreams = client, instance, upstreams
+        self.timing = timing
         self.cursor: str | None = None
         self.declare(dags)
 
@@ -100,7 +103,7 @@ class EventDaemon:
 
     def restart(self) -> None:
         """Start another code server."""
-        self.sensor = build_event_sensor(self.client, self.dags, self.instances, timing=FAST)
+        self.sensor = build_event_sensor(self.client, self.dags, self.instances, timing=self.timing)
 
     def build_context(self, cursor: str | None) -> dg.SensorEvaluationContext:
         return dg.build_sensor_context(self.instance, cursor, definitions=self.defs)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
 
 import dagster as dg
 import pytest
 
+from federation_defs.dagster_io.event_log import fetch_last_position
 from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
 from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_asset_key
 from tests.contract.conftest import Airflow
+from tests.contract.dagster_plus import as_server
 from tests.contract.dependencies.reacting import DAG, EventDaemon, list_counted, report
 from tests.contract.execution.executing import FAST
 from tests.contract.execution.interrupting import before_answering
 from tests.contract.fakes.airflow import asks
-from tests.contract.observation.daemon import recording_statements
+from tests.contract.observation.daemon import FakeClock, recording_statements
 
 LOAD, OTHER = "warehouse/load", "warehouse/other"
 KEY = build_asset_key("metrics", DAG)
@@ -46,6 +49,58 @@ def test_a_failure_starts_the_dag_that_depends_on_it_and_a_success_does_not(
     assert daemon.tick() == [f"{LOAD} failure two"]
     assert daemon.tick() == []
     assert [run.dag_id for run in airflow.database.runs] == [DAG]
+
+
+@pytest.mark.parametrize("waits_s", [(0, 5), (5, 20), (0, 5, 5, 5)])
+def test_an_update_that_becomes_visible_after_many_later_ones_is_not_lost(
+    airflow_v2: Airflow,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    waits_s: tuple[float, ...],
+) -> None:
+    """PostgreSQL numbers events before it commits them. A run of many partitions has a thousand
+    numbers at once."""
+    airflow_v2.database.add_dag(DAG, polls=0)
+    clock = FakeClock()
+    timing = replace(FAST, monotonic=clock.timing.monotonic)
+    daemon = EventDaemon(airflow_v2.client, instance, {DAG: EACH}, timing=timing)
+    assert daemon.tick() == []
+    report(instance, LOAD, "success", "one")
+    hidden = {fetch_last_position(instance)}
+    storage = type(as_server(instance.event_log_storage))
+    get_event_records = storage.get_event_records
+
+    def get_visible(*args: Any, **kwargs: Any) -> list[dg.EventLogRecord]:
+        records = get_event_records(*args, **kwargs)
+        return [record for record in records if record.storage_id not in hidden]
+
+    monkeypatch.setattr(storage, "get_event_records", get_visible)
+    for _ in range(300):
+        report(instance, "another_asset")
+    for wait_s in waits_s[:-1]:
+        clock.advance(wait_s)
+        assert daemon.tick() == []
+    hidden.clear()
+    clock.advance(waits_s[-1])
+    assert daemon.tick() == [f"{LOAD} success one"]
+    for _ in range(6):
+        clock.advance(5)
+        assert daemon.tick() == []
+
+
+def test_what_is_remembered_of_what_was_read_does_not_grow(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    clock = FakeClock()
+    timing = replace(FAST, monotonic=clock.timing.monotonic)
+    daemon = EventDaemon(airflow_v2.client, instance, {DAG: EACH}, timing=timing)
+    for _ in range(10):
+        report(instance, "another_asset")
+        daemon.tick()
+        clock.advance(5)
+    assert daemon.cursor
+    assert 3 <= len(json.loads(daemon.cursor)["seen"]) <= 5
 
 
 def test_each_upstream_run_leads_to_a_run_in_the_order_seen(
@@ -170,6 +225,18 @@ def test_a_run_to_run_again_that_still_runs_is_awaited(
     assert len(daemon.tick()) == 1
     (run,) = airflow.database.runs
     assert not run.is_finished
+
+
+def test_a_run_goes_on_until_its_timeout_by_the_clock_of_its_airflow(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    trigger = {"runs": "each", "wait": False, "timeout": "10m"}
+    airflow_v2.database.skew = timedelta(minutes=-15)
+    daemon = start(airflow_v2, instance, {"depends_on": [LOAD], "trigger": trigger}, polls=math.inf)
+    for run_id in ("one", "two"):
+        report(instance, LOAD, "success", run_id)
+    assert daemon.tick() == [f"{LOAD} success one"]
+    assert daemon.tick() == []
 
 
 def test_a_run_to_run_again_that_was_deleted_is_started_anew(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from operator import attrgetter
@@ -568,18 +568,37 @@ def test_a_backfill_goes_on_over_three_instances(
     assert read_days(middle) == read_days(last) == days
 
 
+@pytest.fixture(params=["any", "default"])
+def any_instance(
+    request: pytest.FixtureRequest, instance: dg.DagsterInstance, tmp_path: Path
+) -> Iterator[dg.DagsterInstance]:
+    """An instance as other tests have it, and one whose SQLite has a file for each run, as by
+    Dagster's default: the events of each run are numbered anew there."""
+    if request.param == "any":
+        yield instance
+        return
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as default:
+        yield default
+
+
+@pytest.mark.parametrize("is_partitioned", [True, False])
 @pytest.mark.parametrize("is_range", [False, True], ids=["one partition", "a backfill"])
 def test_a_dagster_run_of_both_dags_leads_to_no_other_run_of_the_second(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, is_range: bool
+    airflow_v2: Airflow, any_instance: dg.DagsterInstance, is_range: bool, is_partitioned: bool
 ) -> None:
-    dags = {"first": {"partitions": DAILY}, DAG: {**PARTITIONED, "depends_on": ["metrics/first"]}}
+    instance, plain = any_instance, {"depends_on": ["metrics/first"], "trigger": {"runs": "each"}}
+    second = {**PARTITIONED, "depends_on": ["metrics/first"]} if is_partitioned else plain
+    # Which of the two Dagster plans first depends on their names.
+    dags = {"first": {"partitions": DAILY}, DAG: second}
     for dag_id in dags:
         airflow_v2.database.add_dag(dag_id, polls=0)
     daemon = EventDaemon(airflow_v2.client, instance, dags)
     assert daemon.tick() == []
     tags = of_range("2026-03-05", "2026-03-07") if is_range else of("2026-03-05")
     executed = materialize(airflow_v2.client, dags, instance, tags=tags)
-    assert sorted(executed.materialized) == sorted(["first", DAG] * (3 if is_range else 1))
+    partitions = 3 if is_range else 1
+    expected = ["first"] * partitions + [DAG] * (partitions if is_partitioned else 1)
+    assert sorted(executed.materialized) == sorted(expected)
     assert [daemon.tick() for _ in range(3)] == [[], [], []]
 
 
@@ -644,12 +663,13 @@ def test_a_dagster_run_of_both_is_found_though_many_others_were_created_meanwhil
 
 @pytest.mark.parametrize("is_after", [True, False])
 def test_what_a_dagster_run_of_both_has_not_launched_after_the_upstream_is_run(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, is_after: bool
+    airflow_v2: Airflow, any_instance: dg.DagsterInstance, is_after: bool
 ) -> None:
     """As in a backfill whose worker dies, or that ran the partitions in another order.
 
     A step that is repeated, as after an error of the database, says again what it has launched.
     """
+    instance = any_instance
     daemon = start(airflow_v2, instance, PARTITIONED)
     days = ["2026-03-05", "2026-03-06", "2026-03-07"]
     run = instance.create_run_for_job(

@@ -10,7 +10,6 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from federation_defs.dependencies.sensor import build_event_sensor
 from tests.contract.conftest import Airflow
 from tests.contract.dependencies.reacting import DAG, EventDaemon, find_cause, report
 from tests.contract.execution.executing import FAST
@@ -40,13 +39,7 @@ class TimedDaemon(EventDaemon):
     """A daemon whose code servers have a clock of the test's own."""
 
     def __init__(self, clock: Callable[[], float], *given: Any) -> None:
-        self._timing = replace(FAST, monotonic=clock, check_s=0.5)
-        super().__init__(*given)
-
-    def restart(self) -> None:
-        self.sensor = build_event_sensor(
-            self.client, self.dags, self.instances, timing=self._timing
-        )
+        super().__init__(*given, timing=replace(FAST, monotonic=clock, check_s=0.5))
 
 
 def test_partitions_for_which_a_tick_has_no_time_have_their_turn_in_the_next_ones(

@@ -141,6 +141,15 @@ def test_an_asset_that_was_never_materialized_blocks(downstream: Downstream) -> 
     assert downstream.evaluate() == (True, NOTHING)
 
 
+def test_an_asset_whose_key_has_a_colon_is_asked_for_no_check(downstream: Downstream) -> None:
+    """Dagster+ could not tell which check is meant."""
+    upstreams = [{"asset": ["s3:bucket"]}, "warehouse/up"]
+    downstream.declare(depends_on=upstreams, trigger={"when": "all"})
+    for key in (UP, dg.AssetKey("s3:bucket")):
+        downstream.update(key)
+    assert downstream.evaluate() == (True, NOTHING)
+
+
 def test_of_several_upstreams_that_all_have_to_succeed_those_are_named_that_are_missing(
     downstream: Downstream,
 ) -> None:

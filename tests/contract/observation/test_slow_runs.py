@@ -11,6 +11,7 @@ import pytest
 
 from federation_defs.dagster_io.event_log import build_upstream_event, fetch_events
 from federation_defs.declaration import DagDeclaration, DeadlineDeclaration
+from federation_defs.events import ReportEvent
 from federation_defs.naming import MAX_DURATION_CHECK_NAME
 from tests.contract.conftest import Airflow
 from tests.contract.execution.executing import materialize
@@ -315,3 +316,26 @@ def test_after_a_lost_cursor_no_old_run_that_was_reported_is_signaled(
     observed_v2.tick()
     observed_v2.tick()
     assert observed_v2.signaled == []
+
+
+def test_a_slow_run_that_ended_while_the_database_failed_is_signaled_by_the_next_tick(
+    observed_v2: ObservedDag,
+) -> None:
+    observed_v2.tick()
+    run = observed_v2.start("slow", 2 * LIMIT)
+    observed_v2.database.finish_run(run)
+    instance, errors = observed_v2.instance, [OSError("the server closed the connection")]
+    store = instance.report_runless_asset_event
+
+    def fail_once(event: ReportEvent) -> None:
+        if isinstance(event, dg.AssetObservation) and errors:
+            raise errors.pop()
+        store(event)
+
+    vars(instance)["report_runless_asset_event"] = fail_once
+    observed_v2.tick()
+    assert (observed_v2.signaled, errors) == ([], [])
+    observed_v2.tick()
+    assert observed_v2.signaled == ["slow"]
+    observed_v2.tick()
+    assert observed_v2.signaled == ["slow"]
