@@ -245,23 +245,23 @@ def fetch_runs_planned_after(
 
 @lru_cache(maxsize=8)  # nothing is added after the first event of the run
 def fetch_planned_partitions(
-    instance: dg.DagsterInstance, dagster_run_id: str, key: dg.AssetKey
-) -> list[Container[str | None]]:
-    """Fetch which partitions of an asset a Dagster run was created to materialize: empty if not the
-    asset at all. None may stand for an asset without partitions."""
-    found: list[Container[str | None]] = []
-    single = set[str | None]()
+    instance: dg.DagsterInstance, dagster_run_id: str
+) -> dict[dg.AssetKey, list[Container[str | None]]]:
+    """Fetch which assets a Dagster run was created to materialize, and which partitions of each.
+    None may stand for an asset without partitions."""
+    found: dict[dg.AssetKey, list[Container[str | None]]] = {}
+    single: dict[dg.AssetKey, set[str | None]] = {}
     kind = dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
     for record in _fetch_records_of_run(instance, dagster_run_id, [kind]):
         planned: Any = record.event_log_entry.get_dagster_event().event_specific_data
-        if planned.asset_key != key:
-            continue
         # Dagster+ stores one event for all partitions, other storages one for each.
         if planned.partitions_subset is not None:
-            found.append(planned.partitions_subset)
+            found.setdefault(planned.asset_key, []).append(planned.partitions_subset)
         else:
-            single.add(planned.partition)
-    return [*found, single] if single else found
+            single.setdefault(planned.asset_key, set()).add(planned.partition)
+    for key, partitions in single.items():
+        found.setdefault(key, []).append(partitions)
+    return found
 
 
 @dataclass(frozen=True)

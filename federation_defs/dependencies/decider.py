@@ -28,9 +28,10 @@ from federation_defs.naming import build_asset_key, build_dag_id
 from federation_defs.partition_mapping import PartitionMapping, find_window
 
 # An event may become visible after others with larger positions: PostgreSQL and MySQL number rows
-# before they commit them. So many positions are read again at most, as Dagster does on Dagster+;
-# fewer while there is more to read than a tick has time for.
+# before they commit them. So many positions are read again at most, as Dagster does on Dagster+,
+# with so many events, as each tick stores the cursor. Fewer after a tick that had time for no more.
 REREAD_POSITIONS = 20_000
+REREAD_EVENTS = 2_000
 REREAD_IN_BACKLOG = 200
 
 VERSION = 1
@@ -182,7 +183,10 @@ class Cursor:
         """
         position = max(position, self.position)
         start = max(self.start, position - reread)
-        seen = frozenset(each for each in self.seen.union(read) if each > start)
+        seen = sorted(each for each in self.seen.union(read) if each > start)
+        if len(seen) > REREAD_EVENTS:
+            start = seen[-REREAD_EVENTS - 1]
+        seen = frozenset(seen[-REREAD_EVENTS:])
         return replace(self, position=position, start=start, seen=seen)
 
 
@@ -225,6 +229,12 @@ def add_event(
 
 
 def _add(dag: Downstream, edge: DependencyDeclaration, pending: Pending, event: AssetEvent) -> None:
+    is_late = any(
+        cause.edge == edge and position > event.position
+        for position, cause in pending.causes.items()
+    )
+    if is_late and dag.trigger.runs == "latest":  # it was stored before what waits
+        return
     counts = _counts(edge, event)
     # With `when: all`, an upstream that ends otherwise does not count any more.
     is_revoked = dag.trigger.when == "all" and _OPPOSITE.get(edge.state) == event.state
@@ -251,6 +261,16 @@ def find_due(dag: Downstream, waiting: Waiting) -> list[Due]:
 
 def _sort(pending: Pending) -> tuple[Cause, ...]:
     return tuple(pending.causes[position] for position in sorted(pending.causes))
+
+
+def drop_before(waiting: Waiting, position: int) -> None:
+    """Remove what waits since before a position in the event log."""
+    for partition, pending in list(waiting.items()):
+        later = {each: cause for each, cause in pending.causes.items() if each > position}
+        if later:
+            waiting[partition] = Pending(later)
+        else:
+            del waiting[partition]
 
 
 def drop_causes(waiting: Waiting, due: Due) -> None:
@@ -311,7 +331,8 @@ def load(text: str | None, dags: Mapping[str, Downstream]) -> Cursor | None:
     try:
         values = json.loads(text or "")
         int(values["version"])  # every cursor of the sensor has one
-        position, start = int(values["position"]), int(values["start"])
+        position = int(values["position"])
+        start = int(values.get("start", position))
         seen = frozenset(map(int, values["seen"]))
         known = str(values["known"])
     except _INVALID:

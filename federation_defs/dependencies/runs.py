@@ -244,7 +244,7 @@ class Runs:
 
     def _is_planned(self, dagster_run_id: str, dag: Downstream, due: Due) -> bool:
         """Whether a Dagster run was created to run the DAG, or this partition of it."""
-        planned = fetch_planned_partitions(self._instance, dagster_run_id, dag.key)
+        planned = fetch_planned_partitions(self._instance, dagster_run_id).get(dag.key, [])
         # Dagster (1.13) may name the partitions of another asset for a DAG that has none.
         return bool(planned) and (
             due.partition is None or any(due.partition in each for each in planned)

@@ -202,7 +202,7 @@ class _EventSensor:
             cursor = cursor.advance(after, read)
             if self.timing.find_rest_s(deadline) <= 0:
                 break
-        if not is_whole:
+        if not is_whole and after <= before.position:  # it had only time to read again
             cursor = cursor.advance(after, (), REREAD_IN_BACKLOG)
         if may_repeat and is_whole:
             dags = [(dag, waiting[dag_id], waiting[dag_id]) for dag_id, dag in self.dags.items()]
@@ -251,5 +251,5 @@ def _add_event(
         drop_requested(instance, latches)
     for dag, found in matches:
         if event.key == dag.key and event.state == "drop":
-            waiting[dag.dag_id].clear()
+            decider.drop_before(waiting[dag.dag_id], event.position)
         decider.add_event(dag, found, waiting[dag.dag_id], event)

@@ -56,7 +56,7 @@ class MaxDurationCheck:
         self._running: set[_Start] = set()  # slow ones, as of the last list
         self._signaled: set[_Start] = set()  # that this process knows of; the event log knows all
         # Runs to evaluate, and whether they are new. They stay if the database fails meanwhile.
-        self._ended: list[tuple[DagRun, bool]] = []
+        self._ended: dict[_Start, tuple[DagRun, bool]] = {}
 
     def evaluate(
         self, tick: Tick, ended_runs: EndedRuns, begun_at: datetime | None, until: float
@@ -71,13 +71,14 @@ class MaxDurationCheck:
         """
         now = ended_runs.now
         new_keys = {run.key for run in ended_runs.newly_reported}
-        self._ended += [
-            (run, run.key in new_keys) for run in ended_runs.settled if run.dag_id in self.limits_s
-        ]
-        ended = [run for run, _ in self._ended]
+        for run in ended_runs.settled:
+            if run.dag_id in self.limits_s:
+                _, was_new = self._ended.get(_identify(run), (run, False))
+                self._ended[_identify(run)] = run, was_new or run.key in new_keys
+        ended = [run for run, _ in self._ended.values()]
         slow = [
             run
-            for run, is_new in self._ended
+            for run, is_new in self._ended.values()
             if run.measure_s(now) > self.limits_s[run.dag_id]
             and (
                 is_new or begun_at is None or (run.end_date is not None and run.end_date > begun_at)

@@ -16,6 +16,7 @@ from federation_defs.dagster_io.event_log import AssetEvent
 from federation_defs.declaration import DagDeclaration
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import (
+    REREAD_EVENTS,
     REREAD_POSITIONS,
     Cause,
     Cursor,
@@ -78,7 +79,23 @@ def test_what_is_remembered_of_what_was_read_does_not_grow() -> None:
     cursor = Cursor(0, 0)
     for position in range(0, 2 * REREAD_POSITIONS, 100):
         cursor = cursor.advance(position, range(position - 99, position + 1))
-    assert len(cursor.seen) == REREAD_POSITIONS
+    assert len(cursor.seen) == REREAD_EVENTS
+    assert min(cursor.seen) == cursor.start + 1
+    for position in range(10, 4 * REREAD_POSITIONS, 100):
+        cursor = cursor.advance(2 * REREAD_POSITIONS + position, {position})
+    assert cursor.start == cursor.position - REREAD_POSITIONS
+
+
+def test_an_event_that_becomes_visible_late_undoes_nothing_that_was_stored_after_it() -> None:
+    dag = declare(A, B, when="all")
+    waiting = read(dag, happen(A, 5), happen(A, 4, "failure"), happen(A, 3), happen(B, 6))
+    assert find_positions(dag, waiting) == [6]
+    (due,) = find_due(dag, waiting)
+    assert [cause.position for cause in due.causes] == [5, 6]
+    decider.drop_before(waiting, 5)
+    assert [list(pending.causes) for pending in waiting.values()] == [[6]]
+    decider.drop_before(waiting, 6)
+    assert waiting == {}
 
 
 def test_two_of_one_upstream_and_one_of_the_other_are_one_run() -> None:

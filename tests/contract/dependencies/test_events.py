@@ -451,7 +451,8 @@ def test_a_long_history_is_read_to_its_end_before_a_dependency_counts(
     assert [daemon.tick() for _ in range(3)] == [[], [], []]
     assert list_counted(instance)[1:] == [f"{OTHER} (failure)"]
     report(instance, OTHER, "failure", "new")
-    assert daemon.tick() == [f"{OTHER} failure new"]
+    # The first of these ticks has only the time to read again.
+    assert [daemon.tick(), daemon.tick()] == [[], [f"{OTHER} failure new"]]
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "[]", '{"dags": {"customer_metrics": 3}}', "[" * 9999])

@@ -318,8 +318,9 @@ def test_after_a_lost_cursor_no_old_run_that_was_reported_is_signaled(
     assert observed_v2.signaled == []
 
 
+@pytest.mark.parametrize("is_stored", [True, False], ids=["", "with the cursor"])
 def test_a_slow_run_that_ended_while_the_database_failed_is_signaled_by_the_next_tick(
-    observed_v2: ObservedDag,
+    observed_v2: ObservedDag, *, is_stored: bool
 ) -> None:
     observed_v2.tick()
     run = observed_v2.start("slow", 2 * LIMIT)
@@ -333,8 +334,11 @@ def test_a_slow_run_that_ended_while_the_database_failed_is_signaled_by_the_next
         store(event)
 
     vars(instance)["report_runless_asset_event"] = fail_once
+    cursor = observed_v2.daemon.cursor
     observed_v2.tick()
     assert (observed_v2.signaled, errors) == ([], [])
+    if not is_stored:
+        observed_v2.daemon.cursor = cursor
     observed_v2.tick()
     assert observed_v2.signaled == ["slow"]
     observed_v2.tick()
