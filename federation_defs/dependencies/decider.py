@@ -229,12 +229,11 @@ def add_event(
 
 
 def _add(dag: Downstream, edge: DependencyDeclaration, pending: Pending, event: AssetEvent) -> None:
-    is_late = any(
+    if dag.trigger.runs == "latest" and any(
         cause.edge == edge and position > event.position
         for position, cause in pending.causes.items()
-    )
-    if is_late and dag.trigger.runs == "latest":  # it was stored before what waits
-        return
+    ):
+        return  # it was stored before what waits, and became visible later
     counts = _counts(edge, event)
     # With `when: all`, an upstream that ends otherwise does not count any more.
     is_revoked = dag.trigger.when == "all" and _OPPOSITE.get(edge.state) == event.state
