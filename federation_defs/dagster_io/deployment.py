@@ -162,6 +162,11 @@ def fetch_active_runs_in_worker() -> Sequence[dg.DagsterRun]:
     return [run for run, origin in origins if not own or not origin or origin.location_name == own]
 
 
+def is_dagster_plus() -> bool:
+    """Whether this process is user code of Dagster+, which sets this variable."""
+    return "DAGSTER_CLOUD_DEPLOYMENT_NAME" in os.environ
+
+
 def note_steps_in_worker() -> None:
     """Note that the steps of this process's run are executed in this process, the run worker."""
     _steps_in_worker.set()

@@ -250,7 +250,7 @@ def fetch_planned_partitions(
     """Fetch which assets a Dagster run was created to materialize, and which partitions of each.
     None may stand for an asset without partitions."""
     found: dict[dg.AssetKey, list[Container[str | None]]] = {}
-    single: dict[dg.AssetKey, set[str | None]] = {}
+    named: dict[dg.AssetKey, set[str | None]] = {}
     kind = dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
     for record in _fetch_records_of_run(instance, dagster_run_id, [kind]):
         planned: Any = record.event_log_entry.get_dagster_event().event_specific_data
@@ -258,8 +258,8 @@ def fetch_planned_partitions(
         if planned.partitions_subset is not None:
             found.setdefault(planned.asset_key, []).append(planned.partitions_subset)
         else:
-            single.setdefault(planned.asset_key, set()).add(planned.partition)
-    for key, partitions in single.items():
+            named.setdefault(planned.asset_key, set()).add(planned.partition)
+    for key, partitions in named.items():
         found.setdefault(key, []).append(partitions)
     return found
 
@@ -268,11 +268,13 @@ def fetch_planned_partitions(
 class RunOrder:
     """In which order a Dagster run has materialized assets and launched DAGs.
 
-    Positions don't tell: Dagster's default SQLite storage numbers the events of each run anew.
+    Its events are counted here. Their positions can't be compared with those of other queries:
+    Dagster's default SQLite storage numbers the events of each run anew.
 
     Attributes:
-        materialized: When each asset and partition was, by the timestamp, too.
-        launched: When each DAG and partition was first. A repeated step says it again.
+        materialized: The number of each materialization, by asset, partition and timestamp.
+        launched: The number of the first launch of each DAG and partition. A step that is repeated
+            reports its launches again.
     """
 
     materialized: Mapping[tuple[dg.AssetKey, str | None, float], int]

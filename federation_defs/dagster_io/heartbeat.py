@@ -12,19 +12,18 @@ No clocks of two machines are compared. The sensor measures by its own clock for
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterable
 
 import dagster as dg
 
+from federation_defs.dagster_io.deployment import is_dagster_plus
 from federation_defs.dagster_io.run_tags import add_run_tags, fetch_launching_runs
 from federation_defs.naming import build_alive_tag, build_launching_tags, build_op_name
 from federation_defs.timing import Timing
 
 _WAITS = " waits"
-_PLUS_VARIABLE = "DAGSTER_CLOUD_DEPLOYMENT_NAME"  # set by Dagster+
 # What Dagster stores before a step begins: its process starts, or it waits for a slot of its pool.
 _ANNOUNCING = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.STEP_WORKER_STARTING}
 _INITIALIZING = dg.DagsterEventType.RESOURCE_INIT_STARTED
@@ -92,8 +91,9 @@ class HeartbeatMonitor:
         self._tag = build_alive_tag(airflow)
         self._timing = timing
         self._interval_s = interval_s
-        on_plus = _PLUS_VARIABLE in os.environ
-        self._lost_s = timing.heartbeat_lost_on_plus_s if on_plus else timing.heartbeat_lost_s
+        self._lost_s = (
+            timing.heartbeat_lost_on_plus_s if is_dagster_plus() else timing.heartbeat_lost_s
+        )
         self._measured_at = timing.monotonic()
         # By run id, the last heartbeat and for how many seconds it has not changed.
         self._silences: dict[str, tuple[str, float]] = {}

@@ -236,8 +236,6 @@ class _Step:
         """
         try:
             yield from self._run_in_order()
-            if self._failures and cancellation.stop_if_canceled():
-                raise RunCanceledError
         except (dg.DagsterExecutionInterruptedError, GeneratorExit):
             # An interruption without a cancellation, as when the machine is taken away, leaves
             # the DAG runs to Dagster's retry.
@@ -249,6 +247,9 @@ class _Step:
         except RunCanceledError:
             cancellation.stop_if_canceled()
             raise
+        else:
+            if self._failures and cancellation.stop_if_canceled():
+                raise RunCanceledError
         finally:
             self._monitor.close()
             cancellation.close()

@@ -15,6 +15,7 @@ from federation_defs.execution.launcher import Launcher, StepContext
 _log = logging.getLogger(__name__)
 
 _CANCELED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+_UNKNOWN = "Could not read whether the run is canceled."
 _ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE)
 
 
@@ -40,6 +41,7 @@ class CancellationMonitor:
         try:
             status = self._context.current_run.fetch_status()
         except Exception:  # noqa: BLE001 - as in `_poll_status`
+            _log.warning(_UNKNOWN, exc_info=True)
             self._is_kept = True
             return None
         if status not in _CANCELED:
@@ -65,7 +67,7 @@ class CancellationMonitor:
             try:
                 status = self._context.current_run.fetch_status()
             except Exception:  # noqa: BLE001 - of any database; it may be back at the next poll
-                _log.warning("Could not read whether the run is canceled.", exc_info=True)
+                _log.warning(_UNKNOWN, exc_info=True)
                 continue
             if status in _CANCELED:
                 self._stop_dag_runs()

@@ -66,14 +66,17 @@ def threaded_instance(open_instance: OpenInstance, tmp_path: Path) -> Iterator[d
         yield instance
 
 
+def observe_often(airflow: Airflow, instance: dg.DagsterInstance, clock: FakeClock) -> Daemon:
+    """Return a daemon whose ticks poll each second."""
+    airflow.database.add_dag(DAG)
+    return Daemon(airflow.client, [DAG], instance, timing=clock.timing, interval=1)
+
+
 def test_a_run_that_ends_during_a_tick_is_reported_by_it(
     airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
 ) -> None:
     """Dagster evaluates a sensor every 5 s; a tick polls several times."""
-    airflow_v2.database.add_dag(DAG)
-    daemon = Daemon(
-        airflow_v2.client, [DAG], threaded_instance, timing=FakeClock().timing, interval=1
-    )
+    daemon = observe_often(airflow_v2, threaded_instance, FakeClock())
 
     def end_a_run(act: Act) -> Response:
         response = act()
@@ -88,9 +91,8 @@ def test_a_run_that_ends_during_a_tick_is_reported_by_it(
 def test_a_tick_without_news_polls_until_the_daemons_next_loop(
     airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
 ) -> None:
-    airflow_v2.database.add_dag(DAG)
     clock = FakeClock()
-    daemon = Daemon(airflow_v2.client, [DAG], threaded_instance, timing=clock.timing, interval=1)
+    daemon = observe_often(airflow_v2, threaded_instance, clock)
     assert daemon.tick() == []
     assert clock.elapsed_s == pytest.approx(4)
     assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 5
@@ -99,10 +101,7 @@ def test_a_tick_without_news_polls_until_the_daemons_next_loop(
 def test_a_dag_that_is_found_absent_in_the_first_poll_of_a_tick_stays_in_the_cursor(
     airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
 ) -> None:
-    airflow_v2.database.add_dag(DAG)
-    daemon = Daemon(
-        airflow_v2.client, [DAG], threaded_instance, timing=FakeClock().timing, interval=1
-    )
+    daemon = observe_often(airflow_v2, threaded_instance, FakeClock())
     daemon.absent = {"gone": "Airflow 'metrics' has no DAG 'gone'."}
     for _ in range(2):
         daemon.restart()
@@ -115,9 +114,8 @@ def test_a_dag_that_is_found_absent_in_the_first_poll_of_a_tick_stays_in_the_cur
 def test_a_slow_poll_does_not_make_a_tick_longer_than_the_daemons_loop(
     airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
 ) -> None:
-    airflow_v2.database.add_dag(DAG)
     clock = FakeClock()
-    daemon = Daemon(airflow_v2.client, [DAG], threaded_instance, timing=clock.timing, interval=1)
+    daemon = observe_often(airflow_v2, threaded_instance, clock)
 
     def take_3_s(act: Act) -> Response:
         clock.advance(3)
