@@ -62,8 +62,12 @@ class Timing:
     # Observation
     tick_s: float = 30.0  # for the requests of one poll; Dagster ends a tick after 60 s
     # When the last poll of a tick begins at the latest. Dagster's sensor daemon loops every 5 s
-    # (1.13); a later poll would delay the next loop.
-    last_poll_s: float = 4.1
+    # (1.13); a later poll would delay the loop after the next. While a tick goes on, the daemon
+    # can't stop.
+    last_poll_s: float = 9.1
+    # Of the usual times, for all polls of a tick but the first: Dagster ends a tick after 60 s.
+    repeated_poll_share: float = 0.5
+    count_sensors_s: float = 60.0  # between two counts of a deployment's sensors
     report_s: float = 15.0  # for storing events after them; it may delay the other sensors
     # Dagster's sensor daemon loops every 5 s. A tick that begins this much later than that is late,
     # and takes a fifth of these times at most.
@@ -105,6 +109,8 @@ class Timing:
 
     # The event sensor. Dagster ends a tick after 60 s, and does not store its cursor then.
     read_events_s: float = 15.0  # of a tick, for reading what has happened upstream
+    # Between two readings within a tick.
+    read_again_s: float = 2.0
     # For starting runs after that. An `only_if` that is asked by then takes 10 s more.
     start_dags_s: float = 20.0
     # For so long after an event, others with smaller positions may become visible.

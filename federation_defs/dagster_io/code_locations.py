@@ -135,6 +135,13 @@ def find_moved_cursor(
     return found[last] if is_moved and not (own and _has_ticked(instance, own)) else None
 
 
+def count_ticking_sensors(instance: dg.DagsterInstance, timing: Timing) -> int:
+    """Count the sensors of all code locations that have ticked within the last five minutes."""
+    ticked = [at for _, at in _fetch_ticked(instance, timing, timing.count_sensors_s)]
+    since = max(ticked, default=0.0) - timing.removed_sensor_s
+    return sum(at >= since for at in ticked)
+
+
 def _has_ticked(instance: dg.DagsterInstance, sensor: Any) -> bool:
     """Whether one of a sensor's last ticks did not fail. The stored sensor does not show it: the
     daemon forgets the last success before each evaluation (1.13)."""

@@ -83,14 +83,6 @@ def _is_disconnected(error: BaseException | None) -> bool:
     return is_broken or _is_disconnected(error.__cause__ or error.__context__)
 
 
-def has_sensor_threads(instance: dg.DagsterInstance) -> bool:
-    """Whether the daemon evaluates sensors in parallel: `sensors: {use_threads: true}`.
-
-    If it doesn't, a slow sensor delays all others.
-    """
-    return bool((instance.get_settings("sensors") or {}).get("use_threads"))
-
-
 def fetch_last_states(
     instance: dg.DagsterInstance, keys: Iterable[str], folder: Path
 ) -> tuple[dict[str, Path], set[str]]:

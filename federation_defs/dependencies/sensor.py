@@ -9,9 +9,11 @@ that Dagster creates it once, whatever crashes.
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 
 import dagster as dg
@@ -20,6 +22,7 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.dagster_io.code_locations import find_moved_cursor, refuse_second_location
 from federation_defs.dagster_io.deployment import share_instance
 from federation_defs.dagster_io.event_log import AssetEvent, fetch_events, fetch_last_position
+from federation_defs.dagster_io.long_poll import long_poll
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration, suggest
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import REREAD_IN_BACKLOG, Cursor, Downstream, Waiting
@@ -53,10 +56,11 @@ def build_event_sensor(
         dag_id: Downstream(client.instance, dag_id, dag, build_mappings(dag, instances))
         for dag_id, dag in dags.items()
     }
+    sensor = _EventSensor(client, downstreams, timing, max(interval_s, timing.read_again_s))
     skip = dg.SkipReason(f"{pause} Reload the code location once it can be read.")
     return dg.SensorDefinition(
         name=build_sensor_name(client.instance, "events"),
-        evaluation_fn=(lambda: skip) if pause else _EventSensor(client, downstreams, timing).tick,
+        evaluation_fn=(lambda: skip) if pause else sensor.tick,
         asset_selection=dg.AssetSelection.assets(*(dag.key for dag in downstreams.values())),
         minimum_interval_seconds=interval_s,
         default_status=dg.DefaultSensorStatus.RUNNING,
@@ -98,6 +102,7 @@ class _EventSensor:
     """The state of one instance's sensor, as long as the process lasts. It only saves queries.
 
     Attributes:
+        read_again_s: Between two readings within a tick.
         _last: The cursor that the last tick returned; None if it failed, or has not read all.
         _reached: Positions in the event log, and when they were reached at the latest.
         _read_at: When the last tick began to read.
@@ -110,6 +115,7 @@ class _EventSensor:
     client: AirflowClient
     dags: Mapping[str, Downstream]
     timing: Timing
+    read_again_s: float
     _last: str | None = None
     _reached: deque[tuple[float, int]] = field(default_factory=deque)
     _read_at: float = -math.inf
@@ -117,56 +123,83 @@ class _EventSensor:
     _shared: DueCache = field(default_factory=DueCache)
     _hang: Hang = field(default_factory=Hang)
     _begin: str | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         """Evaluate the sensor.
 
         Raises:
             DeclaredTwiceError: Another code location starts the DAGs of the instance.
         """
+        with share_instance(context) as instance:
+            read = partial(self._read_and_start, context, instance)
+            return long_poll(context, instance, self.timing, read)
+
+    def _read_and_start(
+        self, context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, share: float
+    ) -> tuple[dg.SensorResult | dg.SkipReason, float | None]:
+        """Return the result of the tick so far, and the interval; None if there is news.
+
+        Args:
+            share: Of the time that reading, and starting runs, may take.
+        """
+        # Dagster ended a tick that hangs, or a person evaluates the sensor in the UI.
+        if not self._lock.acquire(blocking=False):
+            return dg.SkipReason("Another tick of this sensor goes on."), None
+        try:
+            return self._evaluate(context, instance, share)
+        finally:
+            self._lock.release()
+
+    def _evaluate(
+        self, context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, share: float
+    ) -> tuple[dg.SensorResult, float | None]:
         origin = context.code_location_origin
         location = origin.location_name if origin else None
-        with share_instance(context) as instance:
-            stored, airflow = context.cursor, self.client.instance
-            last, self._last = self._last, None
-            if stored is None and location:
-                refuse_second_location(instance, airflow, location, self.timing)
-                name = build_sensor_name(airflow, "events")
-                stored = find_moved_cursor(instance, name, location, self.timing)
-            # The last tick failed, or ran in another process, of this code location or another one.
-            if may_repeat := stored != last:
-                self._reached.clear()
-                self._lacking = DueCache()
-            before = decider.load(stored, self.dags)
-            if before is None:
-                position = fetch_last_position(instance)
-                before = Cursor(position, position)
-            if before.dags or before.dropped:
-                refuse_second_location(instance, airflow, location, self.timing)
-            cursor, is_whole = self._read(instance, location, before, may_repeat=may_repeat)
-            caches = self._lacking, self._shared, self._hang
-            starter = Starter(self.client, instance, *caches, self.timing)
-            for dag_id, events in before.dropped.items():
-                starter.report_dropped(dag_id, events)
-            followed = {each for dag in self.dags.values() for each in dag.fingerprints.values()}
-            if is_whole:
-                for dag in self.dags.values():
-                    starter.report_new_upstreams(dag, before.followed)
-                self._start(starter, cursor)
-            else:
-                # Upstreams that are new count, and runs begin, when all that has happened is read:
-                # what is read later may have led to them in a tick whose cursor was not stored.
-                followed &= before.followed
-                starter.report_unread()
-            text = decider.dump(replace(cursor, followed=frozenset(followed)))
-            self._last = text if is_whole else None
-            return starter.build_result(text)
+        stored, airflow = context.cursor, self.client.instance
+        last, self._last = self._last, None
+        if stored is None and location:
+            refuse_second_location(instance, airflow, location, self.timing)
+            name = build_sensor_name(airflow, "events")
+            stored = find_moved_cursor(instance, name, location, self.timing)
+        # The last tick failed, or ran in another process, of this code location or another one.
+        if may_repeat := stored != last:
+            self._reached.clear()
+            self._lacking = DueCache()
+        before = decider.load(stored, self.dags)
+        if before is None:
+            position = fetch_last_position(instance)
+            before = Cursor(position, position)
+        if before.dags or before.dropped:
+            refuse_second_location(instance, airflow, location, self.timing)
+        until = self.timing.monotonic() + share * self.timing.read_events_s
+        cursor, is_whole = self._read(instance, location, before, until, may_repeat=may_repeat)
+        caches = self._lacking, self._shared, self._hang
+        until = self.timing.monotonic() + share * self.timing.start_dags_s
+        starter = Starter(self.client, instance, *caches, self.timing, until)
+        for dag_id, events in before.dropped.items():
+            starter.report_dropped(dag_id, events)
+        followed = {each for dag in self.dags.values() for each in dag.fingerprints.values()}
+        if is_whole:
+            for dag in self.dags.values():
+                starter.report_new_upstreams(dag, before.followed)
+            self._start(starter, cursor)
+        else:
+            # Upstreams that are new count, and runs begin, when all that has happened is read:
+            # what is read later may have led to them in a tick whose cursor was not stored.
+            followed &= before.followed
+            starter.report_unread()
+        text = decider.dump(replace(cursor, followed=frozenset(followed)))
+        self._last = text if is_whole else None
+        is_news = text != context.cursor or not starter.is_idle
+        return starter.build_result(text), None if is_news else self.read_again_s
 
     def _read(
         self,
         instance: dg.DagsterInstance,
         location: str | None,
         before: Cursor,
+        deadline: float,
         *,
         may_repeat: bool,
     ) -> tuple[Cursor, bool]:
@@ -174,6 +207,7 @@ class _EventSensor:
         whether it is all that has happened.
 
         Args:
+            deadline: By the monotonic clock.
             may_repeat: Runs may have been requested by a tick whose cursor was not stored.
         """
         downstreams: dict[dg.AssetKey, list[Downstream]] = {}
@@ -184,7 +218,7 @@ class _EventSensor:
         waiting = {dag_id: before.dags.get(dag_id, {}) for dag_id in self.dags}
         after = self._find_start(before)
         cursor = replace(before, start=after, dags=waiting)
-        deadline, is_whole = self.timing.monotonic() + self.timing.read_events_s, False
+        is_whole = False
         while not is_whole:
             events, is_whole = fetch_events(instance, after, _EVENTS_PER_QUERY)
             if any(each.key in downstreams and each.position not in cursor.seen for each in events):

@@ -81,6 +81,7 @@ class Starter:
         lacking: What partitions lack, in words, empty if nothing. Only an event about the
             partition, which is another cause, can change it. It is updated.
         shared, hang: As `Runs` takes them.
+        deadline: For starting runs, by the monotonic clock.
     """
 
     def __init__(
@@ -91,17 +92,19 @@ class Starter:
         shared: DueCache,
         hang: Hang,
         timing: Timing,
+        deadline: float,
     ) -> None:
         self._airflow = client.instance
         self._instance = instance
         self._lacking = lacking
         self._timing = timing
-        self._deadline = timing.monotonic() + timing.start_dags_s
-        self._runs = Runs(client, instance, shared, hang, timing, self._deadline)
+        self._deadline = deadline
+        self._runs = Runs(client, instance, shared, hang, timing, deadline)
         self._requests: list[dg.RunRequest] = []
         self._events: list[_Event] = []
         self._notes: list[str] = []
         self._newly_followed: list[str] = []
+        self._is_blocked = False
         self._unanswered = set[str]()  # DAGs whose `only_if` gave no answer in this tick
         self._has_succeeded = cache(self._fetch_has_succeeded)
 
@@ -109,6 +112,11 @@ class Starter:
     def is_over(self) -> bool:
         """Whether the time for starting runs in this tick is over."""
         return self._timing.find_rest_s(self._deadline) <= 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether this has done nothing, and only further events would change that."""
+        return not (self._requests or self._events or self._is_blocked)
 
     def start(self, dag: Downstream, waiting: Waiting) -> None:
         """Request as many of a DAG's due runs as may begin now, and remove them from what waits."""
@@ -136,6 +144,7 @@ class Starter:
                 self._lacking.keep(dag, due, None)
         if first_blocked:
             self._note_blocked(dag, waiting, *first_blocked)
+        self._is_blocked |= bool(first_blocked or lacking)
         if lacking:
             self._note(dag, join_names(lacking))
         elif not first_blocked and not has_begun:

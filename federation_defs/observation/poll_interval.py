@@ -11,9 +11,8 @@ from dataclasses import replace
 from federation_defs.errors import AirflowError, UnreachableError
 from federation_defs.timing import Timing
 
-# A code server evaluates sensors in about six threads. How many instances poll several times per
-# tick, and how many that did not answer are asked again, which may take until a time-out.
-_repeated_polls = threading.BoundedSemaphore(3)
+# A code server evaluates sensors in about six threads. How many instances that did not answer are
+# asked again at a time, which may take until a time-out.
 _retries = threading.BoundedSemaphore(2)
 
 
@@ -95,17 +94,6 @@ class PollInterval:
         if self._is_retry:
             self._is_retry = False
             _retries.release()
-
-    @contextmanager
-    def repeat_polls(self) -> Iterator[bool]:
-        """Yield whether this tick may poll several times."""
-        is_frequent = self.seconds <= self._timing.last_poll_s and self.time_share == 1.0
-        may_repeat = is_frequent and _repeated_polls.acquire(blocking=False)
-        try:
-            yield may_repeat
-        finally:
-            if may_repeat:
-                _repeated_polls.release()
 
     def record_success(self) -> None:
         self._errors, self._paused_until, self._reason = 0, -math.inf, ""

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from functools import partial
+from typing import TypeAlias
 from uuid import uuid4
 
 import dagster as dg
@@ -20,9 +22,10 @@ from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
 from federation_defs.checks import build_absent_evaluation
 from federation_defs.dagster_io.code_locations import find_moved_cursor
-from federation_defs.dagster_io.deployment import has_sensor_threads, share_instance
+from federation_defs.dagster_io.deployment import share_instance
 from federation_defs.dagster_io.event_log import find_known_assets
 from federation_defs.dagster_io.heartbeat import HeartbeatMonitor, fail_orphaned_runs
+from federation_defs.dagster_io.long_poll import long_poll
 from federation_defs.dagster_io.reports import fetch_first_reported_end
 from federation_defs.declaration import ObserveDeclaration
 from federation_defs.errors import AirflowError, DagNotFoundError, UnreachableError
@@ -38,6 +41,8 @@ from federation_defs.observation.reporter import Reporter
 from federation_defs.observation.tick import Tick
 from federation_defs.outcome import join_names
 from federation_defs.timing import Timing
+
+TickResult: TypeAlias = dg.SensorResult | dg.SkipReason
 
 _DAGS_PER_TICK = 20  # of which Airflow is asked whether they are absent
 _MIN_GAP = timedelta(hours=1)  # reporting a history may take this long
@@ -119,7 +124,7 @@ class _Observer:
         self._id = uuid4().hex
         self._lock = threading.Lock()
 
-    def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    def tick(self, context: dg.SensorEvaluationContext) -> TickResult:
         """Evaluate the sensor.
 
         Raises:
@@ -143,46 +148,33 @@ class _Observer:
                 )
                 waiting = fail_orphaned_runs(instance, tick.airflow, self._heartbeats, tick.log)
                 with self._interval.tick(waiting) as reason:
-                    return dg.SkipReason(reason) if reason else self._poll_and_record(tick)
+                    if reason:
+                        return dg.SkipReason(reason)
+                    poll = partial(self._poll_and_record, tick)
+                    return long_poll(context, instance, self.timing, poll)
         finally:
             self._lock.release()
 
-    def _poll_and_record(self, tick: Tick) -> dg.SensorResult | dg.SkipReason:
+    def _poll_and_record(self, tick: Tick, share: float) -> tuple[TickResult, float | None]:
+        """Return the result of the tick so far, and the interval; None if there is news."""
         try:
-            result = self._poll_repeatedly(tick)
+            result, is_done = self._poll(tick, min(share, self._interval.time_share))
         except AirflowError as error:
             # The cursor stays: runs that end meanwhile are reported later.
             self._outcomes.forget_failures()
             self._deferred.forget_failures()
             reason = self._interval.record_error(error)
             if isinstance(error, UnreachableError):
-                return dg.SkipReason(reason)
+                return dg.SkipReason(reason), None
             raise
         self._interval.record_success()
-        return result
+        is_late = self._interval.time_share < 1
+        return result, None if is_done or is_late else self._interval.seconds
 
-    def _poll_repeatedly(self, tick: Tick) -> dg.SensorResult:
-        """Poll until a run is reported. Dagster's daemon evaluates a sensor every 5 s at best."""
-        timing = self.timing
-        poll_at = timing.monotonic()
-        last_poll_at = poll_at + timing.last_poll_s
-        result, is_done = self._poll(tick)
-        if is_done or not has_sensor_threads(tick.instance):
-            return result
-        with self._interval.repeat_polls() as may_repeat:
-            while may_repeat and not is_done:
-                now = timing.monotonic()
-                poll_at = max(poll_at + self._interval.seconds, now)
-                if poll_at > last_poll_at:
-                    break
-                timing.sleep(poll_at - now)
-                result, is_done = self._poll(tick)
-        return result
-
-    def _poll(self, tick: Tick) -> tuple[dg.SensorResult, bool]:
+    def _poll(self, tick: Tick, share: float) -> tuple[dg.SensorResult, bool]:
         """Poll once, and return whether the tick ends now. A finished run passes each module once,
         from the poller to the cursor."""
-        instance, monotonic, share = tick.instance, self.timing.monotonic, self._interval.time_share
+        instance, monotonic = tick.instance, self.timing.monotonic
         deadline = monotonic() + share * self.timing.tick_s
         if (beginning := self._read_cursor(tick)) is None:
             return dg.SensorResult(skip_reason="The event log is asked where to begin."), True

@@ -63,4 +63,10 @@ def build_note(dag: tuple[str, str], at: float) -> dict[str, object]:
 
 def test_a_time_without_polls_counts_from_the_beginning_and_to_the_end() -> None:
     moments = {"polled": [90.0, 104.0, 110.0], "early": [101.0], "late": [119.0], "never": [99.0]}
-    assert find_longest_gaps(moments, began=100.0, ended=120.0) == [10.0, 19.0, 19.0, 20.0]
+    spans = {name: [(at, at) for at in own] for name, own in moments.items()}
+    assert find_longest_gaps(spans, began=100.0, ended=120.0) == [10.0, 19.0, 19.0, 20.0]
+
+
+def test_the_time_of_a_long_tick_does_not_count() -> None:
+    spans = {"long": [(90.0, 103.0), (104.0, 113.0), (115.0, 130.0)]}
+    assert find_longest_gaps(spans, began=100.0, ended=120.0) == [2.0]

@@ -41,11 +41,6 @@ def clock() -> Clock:
     return Clock()
 
 
-def may_repeat(interval: PollInterval) -> bool:
-    with interval.repeat_polls() as repeats:
-        return repeats
-
-
 def fail_twice(clock: Clock, interval: PollInterval) -> None:
     for _ in range(2):
         assert clock.tick(interval) is None
@@ -56,16 +51,16 @@ def test_a_tick_that_begins_in_time_takes_the_usual_time(clock: Clock) -> None:
     interval = clock.build_interval()
     for after_s in (3600, 5, 9):  # the sensor has just been switched on
         assert clock.tick(interval, after_s) is None
-        assert (interval.time_share, may_repeat(interval)) == (1.0, True)
+        assert interval.time_share == 1.0
 
 
-def test_a_tick_that_began_late_is_short_and_polls_once(clock: Clock) -> None:
+def test_a_tick_that_began_late_is_short(clock: Clock) -> None:
     interval = clock.build_interval()
     clock.tick(interval)
     assert clock.tick(interval, 11) is None
-    assert (interval.time_share, may_repeat(interval)) == (0.2, False)
+    assert interval.time_share == 0.2
     clock.tick(interval, 5)
-    assert (interval.time_share, may_repeat(interval)) == (1.0, True)
+    assert interval.time_share == 1.0
 
 
 def test_a_tick_after_a_long_interval_is_not_late(clock: Clock) -> None:
@@ -100,14 +95,6 @@ def test_a_tick_that_does_not_ask_airflow_begins_no_interval(clock: Clock) -> No
         assert reason is None
     assert clock.tick(interval, 10) is None
     assert clock.tick(interval, 10) is not None
-
-
-def test_few_instances_poll_several_times_per_tick(clock: Clock) -> None:
-    intervals = [clock.build_interval() for _ in range(5)]
-    with ExitStack() as ticks:
-        repeats = [ticks.enter_context(interval.repeat_polls()) for interval in intervals]
-    assert repeats == [True, True, True, False, False]
-    assert may_repeat(intervals[4])
 
 
 def test_of_instances_that_do_not_answer_two_are_asked_again_at_a_time(clock: Clock) -> None:

@@ -18,9 +18,10 @@ PostgreSQL, behind PgBouncer.
 - idle: CPU seconds a minute of code server, daemon, webserver, run workers, PostgreSQL and
   PgBouncer while nothing ends, after every instance was polled twice, and Dagster's daemon has
   stored of each asset how fresh it is; and in that time, the longest time between two polls of an
-  instance, and between two ticks of a sensor that decides when its DAGs run: by conditions or by
-  events. The floor has the same sensors, which do nothing: it is what the intervals cost in
-  Dagster itself.
+  instance, between two ticks of a sensor that decides by conditions when its DAGs run, and from the
+  end of a tick to the next one of a sensor that decides by events, as a tick reads them every two
+  seconds. The floor has the same sensors, which do nothing, and whose ticks end at once: it is what
+  the intervals cost in Dagster itself.
 - latency: seconds from the end of an upstream run to the trigger of its downstream DAG. Runs of
   upstream DAGs end one after the other at a fixed rate. Downstream runs take 2 seconds. An end
   without a trigger two minutes after the last end counts as infinite.

@@ -151,14 +151,16 @@ class Deployment(DagsterApi):
             known = instance.event_log_storage.get_freshness_state_records(self._keys)
         return len(known) == len(self._keys)
 
-    def fetch_ticks(self) -> dict[str, list[float]]:
-        """Return the times of the last ticks of each sensor that the daemon knows."""
-        found: dict[str, list[float]] = {}
+    def fetch_ticks(self) -> dict[str, list[tuple[float, float]]]:
+        """Return when the last ticks of each sensor that the daemon knows began and ended."""
+        found: dict[str, list[tuple[float, float]]] = {}
         with dg.DagsterInstance.from_config(str(self.home)) as instance:
             for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
                 ids = state.instigator_origin_id, state.selector_id
                 ticks = instance.get_ticks(*ids, limit=1000)
-                found[state.name] = sorted(tick.timestamp for tick in ticks)
+                ends = [tick.end_timestamp or time.time() for tick in ticks]
+                begins = [tick.timestamp for tick in ticks]
+                found[state.name] = sorted(zip(begins, ends, strict=True))
         return found
 
 

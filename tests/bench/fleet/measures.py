@@ -57,6 +57,8 @@ MODULES = {
     "floor": "tests.bench.fleet.floor",
     "airlift": "tests.bench.fleet.tutorial",
 }
+# The variables of `deployment/Dockerfile`.
+CODE_SERVER = dict.fromkeys(("DAGSTER_GRPC_MAX_WORKERS", "DAGSTER_CODE_SERVER_MAX_WORKERS"), "32")
 SMALLEST_WORKER = "tests.bench.fleet.smallest_worker"
 
 
@@ -130,6 +132,8 @@ class Contender:
             "FLEET_ACCOUNT": json.dumps({"username": USERNAME, "password": PASSWORD}),
             "FLEET_DOWNSTREAMS": json.dumps(list(self.fleet.upstreams)),
         }
+        if self._is_ours:
+            env |= CODE_SERVER
         module, settings = module or MODULES[self.name], yaml.safe_dump(chosen)
         deployment = Deployment(self._project, module, home, settings, env)
         with dg.DagsterInstance.from_config(str(home)) as instance:
@@ -213,11 +217,14 @@ def measure_idle(
     load = meter.read()
     cost = Figure(f"{sum(costs.values()):.1f} CPU s a minute ({parts})", load)
     polls = contender.airflows.fetch_notes()["polls"]
-    polls = {name: polls.get(name, []) for name in contender.fleet.dag_ids}
+    polls = {name: [(at, at) for at in polls.get(name, ())] for name in contender.fleet.dag_ids}
     ticks = deployment.fetch_ticks()
-    ticks = {name: ticks.get(name, []) for name in contender.deciding_sensors}
+    spans = {name: ticks.get(name, []) for name in contender.deciding_sensors}
+    for name, own in spans.items():
+        if not name.endswith("events"):  # whose ticks decide again and again until they end
+            spans[name] = [(begin, begin) for begin, _ in own]
     texts = [f"observation {_describe_gaps(polls, began, ended)}"] if contender.polls else []
-    texts.append(f"automation and events {_describe_gaps(ticks, began, ended)}")
+    texts.append(f"automation and events {_describe_gaps(spans, began, ended)}")
     return cost, Figure("; ".join(texts), load)
 
 
@@ -238,9 +245,11 @@ def find_deciders(declared: Mapping[str, Any]) -> list[Literal["automation", "ev
     return ["events" if kind else "automation" for kind in sorted(kinds)]
 
 
-def _describe_gaps(moments: dict[str, list[float]], began: float, ended: float) -> str:
-    """Describe the longest times without a moment, by what was polled or has ticked."""
-    gaps = find_longest_gaps(moments, began, ended)
+def _describe_gaps(
+    spans: Mapping[str, Sequence[tuple[float, float]]], began: float, ended: float
+) -> str:
+    """Describe the longest times between two spans, by what was polled or has ticked."""
+    gaps = find_longest_gaps(spans, began, ended)
     if not gaps:
         return "none"
     silent = gaps.count(ended - began)
@@ -249,13 +258,15 @@ def _describe_gaps(moments: dict[str, list[float]], began: float, ended: float) 
 
 
 def find_longest_gaps(
-    moments: Mapping[str, Sequence[float]], began: float, ended: float
+    spans: Mapping[str, Sequence[tuple[float, float]]], began: float, ended: float
 ) -> list[float]:
-    """Return the longest time without a moment in a span, for each name."""
+    """Return the longest time between the spans of each name, or before the first or after the
+    last one."""
     gaps = []
-    for own in moments.values():
-        edges = [began, *(at for at in own if began < at < ended), ended]
-        gaps.append(max(after - before for before, after in pairwise(edges)))
+    for own in spans.values():
+        within = [(begin, end) for begin, end in own if began < end and begin < ended]
+        edges = [(began, began), *within, (ended, ended)]
+        gaps.append(max(after[0] - before[1] for before, after in pairwise(edges)))
     return gaps
 
 

@@ -106,7 +106,9 @@ class EventDaemon:
         self.sensor = build_event_sensor(self.client, self.dags, self.instances, timing=self.timing)
 
     def build_context(self, cursor: str | None) -> dg.SensorEvaluationContext:
-        return dg.build_sensor_context(self.instance, cursor, definitions=self.defs)
+        return dg.build_sensor_context(
+            self.instance, cursor, definitions=self.defs, last_sensor_start_time=1.0
+        )
 
     def evaluate(self, cursor: str | None = None) -> list[dg.RunRequest]:
         """Evaluate the sensor, store its events and not its cursor, and return what it requests."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from werkzeug import Response
 
 from tests.contract.conftest import Airflow
 from tests.contract.dependencies.reacting import DAG, EventDaemon, find_cause, report
 from tests.contract.execution.executing import FAST
 from tests.contract.fakes.airflow import asks
-from tests.contract.fakes.faults import Stall
+from tests.contract.fakes.faults import Act, Stall
 from tests.contract.observation.daemon import recording_statements
+from tests.contract.storages import OpenInstance
 
 HOURLY = {"cron": "0 * * * *", "start": "2020-01-01"}
 DAILY = {"cron": "0 0 * * *", "start": "2020-01-01"}
@@ -156,3 +159,125 @@ def test_an_airflow_that_hangs_does_not_hold_the_tick_and_is_asked_again_after_g
     server.forget_faults()
     now = 30.0
     assert daemon.tick() == ["warehouse/up success one"]
+
+
+class LongTicks(EventDaemon):
+    """A daemon with threads, whose ticks may go on. Only pauses advance the clock.
+
+    Attributes:
+        pauses_s: All pauses within ticks.
+        at_pause: Is called at the end of each.
+    """
+
+    def __init__(self, *given: Any) -> None:
+        self.now_s = 1000.0
+        self.pauses_s: list[float] = []
+        self.at_pause: Callable[[], object] = lambda: None
+        timing = replace(FAST, monotonic=lambda: self.now_s, sleep=self._sleep)
+        super().__init__(*given, timing=timing)
+        self.tick()  # what happens from now on counts
+        self.now_s += 60
+        self.tick()
+
+    def _sleep(self, seconds: float) -> None:
+        self.pauses_s.append(seconds)
+        self.now_s += seconds
+        self.at_pause()
+
+
+@pytest.fixture
+def threaded_instance(open_instance: OpenInstance, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with open_instance(tmp_path / "threaded", sensors={"use_threads": True}) as instance:
+        yield instance
+
+
+def test_a_tick_goes_on_until_something_happens(
+    airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    daemon = LongTicks(airflow_v2.client, threaded_instance, {DAG: PASSES_UPSTREAM})
+    daemon.pauses_s.clear()
+    assert daemon.tick() == []
+    assert daemon.pauses_s == [2, 2, 2, 2]
+    assert daemon.skip_reason == "Nothing has happened upstream that starts a DAG."
+
+    def end_upstream() -> None:
+        if len(daemon.pauses_s) == 2:
+            report(threaded_instance, "warehouse/up")
+
+    daemon.pauses_s.clear()
+    daemon.at_pause = end_upstream
+    assert daemon.tick() == ["warehouse/up success "]
+    assert daemon.pauses_s == [2, 2]
+
+
+def test_a_tick_in_which_runs_wait_ends_and_says_what_for(
+    airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    daemon = LongTicks(airflow_v2.client, threaded_instance, {DAG: PASSES_UPSTREAM})
+    airflow_v2.database.dags[DAG].is_paused = True
+    report(threaded_instance, "warehouse/up")
+    daemon.pauses_s.clear()
+    for _ in range(3):
+        daemon.tick()
+        assert "is paused" in daemon.skip_reason
+    assert daemon.pauses_s == []
+
+
+def test_a_latch_that_waits_for_other_upstreams_ends_no_tick(
+    airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    edges = [{"dag": f"warehouse/{each}", "state": "finished"} for each in ("up", "side")]
+    dag = {"depends_on": edges, "trigger": {"when": "all"}}
+    daemon = LongTicks(airflow_v2.client, threaded_instance, {DAG: dag})
+    report(threaded_instance, "warehouse/up")
+    daemon.tick()
+    daemon.now_s += 60
+    daemon.tick()
+    daemon.pauses_s.clear()
+    daemon.at_pause = lambda: report(threaded_instance, "warehouse/side")
+    assert daemon.tick() == ["warehouse/side finished "]
+    assert daemon.pauses_s == [2]
+
+
+def test_a_person_evaluates_a_sensor_between_the_readings_of_its_tick(
+    airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
+) -> None:
+    airflow_v2.database.add_dag(DAG, polls=0)
+    daemon = LongTicks(airflow_v2.client, threaded_instance, {DAG: PASSES_UPSTREAM})
+
+    def evaluate() -> None:
+        with dg.build_sensor_context(
+            threaded_instance, daemon.cursor, definitions=daemon.defs
+        ) as context:
+            assert not daemon.sensor.evaluate_tick(context).run_requests
+
+    daemon.at_pause = evaluate
+    daemon.pauses_s.clear()
+    assert daemon.tick() == []
+    assert len(daemon.pauses_s) == 4
+    daemon.at_pause = lambda: report(threaded_instance, "warehouse/up")
+    assert daemon.tick() == ["warehouse/up success "]
+
+
+def test_a_tick_that_hangs_is_not_joined_by_the_next_one(
+    airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
+) -> None:
+    """Dagster ended it after a minute. The code server does not notice."""
+    airflow_v2.database.add_dag(DAG, polls=0)
+    daemon = LongTicks(airflow_v2.client, threaded_instance, {DAG: PASSES_UPSTREAM})
+    skipped = list[str]()
+
+    def tick_again(act: Act) -> Response:
+        with ThreadPoolExecutor(1) as threads, daemon.build_context(daemon.cursor) as context:
+            ticked = threads.submit(daemon.sensor.evaluate_tick, context).result(timeout=60)
+        skipped.append(ticked.skip_message or "")
+        assert ticked.cursor == daemon.cursor
+        return act()
+
+    airflow_v2.server.fail_next(asks("GET", f"/dags/{DAG}"), tick_again)
+    report(threaded_instance, "warehouse/up")
+    assert daemon.tick() == ["warehouse/up success "]
+    assert skipped == ["Another tick of this sensor goes on."]

@@ -125,7 +125,7 @@ class Daemon:
         )
 
     def build_context(self) -> dg.SensorEvaluationContext:
-        return dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
+        return dg.build_sensor_context(self.instance, self.cursor, last_sensor_start_time=1.0)
 
     def evaluate(self, killed_after: int | None = None) -> dg.SensorResult | dg.SkipReason:
         """Return the result of the sensor, which stores its events itself.

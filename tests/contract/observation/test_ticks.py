@@ -88,14 +88,14 @@ def test_a_run_that_ends_during_a_tick_is_reported_by_it(
     assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 2
 
 
-def test_a_tick_without_news_polls_until_the_daemons_next_loop(
+def test_a_tick_without_news_polls_until_the_daemons_next_loop_but_one(
     airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
 ) -> None:
     clock = FakeClock()
     daemon = observe_often(airflow_v2, threaded_instance, clock)
     assert daemon.tick() == []
-    assert clock.elapsed_s == pytest.approx(4)
-    assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 5
+    assert clock.elapsed_s == pytest.approx(9)
+    assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 10
 
 
 def test_a_dag_that_is_found_absent_in_the_first_poll_of_a_tick_stays_in_the_cursor(
@@ -111,7 +111,7 @@ def test_a_dag_that_is_found_absent_in_the_first_poll_of_a_tick_stays_in_the_cur
     assert len(fetch_evaluations(threaded_instance, build_asset_key("metrics", "gone"))) == 1
 
 
-def test_a_slow_poll_does_not_make_a_tick_longer_than_the_daemons_loop(
+def test_a_slow_poll_does_not_make_a_tick_longer_than_the_daemons_loops(
     airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
 ) -> None:
     clock = FakeClock()
@@ -123,7 +123,20 @@ def test_a_slow_poll_does_not_make_a_tick_longer_than_the_daemons_loop(
 
     airflow_v2.server.fail_next(asks("GET", "/dags/~/dagRuns"), take_3_s, times=9)
     daemon.tick()
-    assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 2
+    assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 4
+    assert clock.elapsed_s == pytest.approx(12)
+
+
+def test_a_tick_that_begins_late_polls_once(
+    airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
+) -> None:
+    clock = FakeClock()
+    daemon = observe_often(airflow_v2, threaded_instance, clock)
+    daemon.tick()
+    clock.advance(11)
+    before = airflow_v2.server.count("GET", "/dags/~/dagRuns")
+    daemon.tick()
+    assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == before + 1
 
 
 def test_a_tick_without_news_ends_at_once_where_it_would_delay_other_sensors(
