@@ -3,6 +3,7 @@
 FederationError
 ├── DeclarationError            a defs.yaml, or a variable that is read beside it, is wrong
 ├── DeclaredTwiceError          two code locations declare an instance
+├── TickOutdatedError           a sensor was changed during a tick of it
 ├── ReloadFailedError           Dagster's webserver did not reload the code location
 ├── OnlyIfError                 an `only_if` function gave no answer
 └── AirflowError                a problem with one Airflow instance
@@ -80,6 +81,16 @@ class DeclaredTwiceError(FederationError):
             f"'{code_location}' of this Dagster. Only '{other}' observes it and runs its DAGs. "
             "Remove the other declaration. If it was moved, or the code location renamed, this "
             "passes within five minutes."
+        )
+
+
+class TickOutdatedError(FederationError):
+    """A person has switched a sensor off, or changed its cursor, during a tick of it."""
+
+    def __init__(self, sensor: str) -> None:
+        super().__init__(
+            f"The sensor '{sensor}' was switched off, or its cursor was changed, during this tick. "
+            "The tick requests nothing, and leaves the cursor as it is now. Nothing is to be done."
         )
 
 

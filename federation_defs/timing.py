@@ -61,10 +61,10 @@ class Timing:
 
     # Observation
     tick_s: float = 30.0  # for the requests of one poll; Dagster ends a tick after 60 s
-    # When the last poll of a tick begins at the latest. Dagster's sensor daemon loops every 5 s
-    # (1.13); a later poll would delay the loop after the next. While a tick goes on, the daemon
-    # can't stop.
-    last_poll_s: float = 9.1
+    # A tick without news goes on until the second next loop of Dagster's sensor daemon, which loops
+    # every 5 s (1.13). Meanwhile the daemon can't stop. Polls are never this much too early.
+    long_tick_s: float = 10.0
+    long_tick_slack_s: float = 0.9
     # Of the usual times, for all polls of a tick but the first: Dagster ends a tick after 60 s.
     repeated_poll_share: float = 0.5
     count_sensors_s: float = 60.0  # between two counts of a deployment's sensors

@@ -27,6 +27,12 @@ def fetch_sensor_cursor(
     instance: dg.DagsterInstance, sensor_name: str, code_location: str
 ) -> str | None:
     """Fetch the cursor that Dagster has stored of a sensor; None if there is none."""
+    state = fetch_sensor_state(instance, sensor_name, code_location)
+    return getattr(state and state.instigator_data, "cursor", None)
+
+
+def fetch_sensor_state(instance: dg.DagsterInstance, sensor_name: str, code_location: str) -> Any:
+    """Fetch what Dagster has stored of a sensor; None if there is nothing."""
 
     def find(sensors: Sequence[Any]) -> Any:
         wanted = sensor_name, code_location
@@ -35,8 +41,7 @@ def fetch_sensor_cursor(
     _, known = _sensors.get(instance, (0.0, ()))
     if (sensor := find(known) or find(_fetch_sensors(instance))) is None:
         return None
-    state = instance.get_instigator_state(sensor.instigator_origin_id, sensor.selector_id)
-    return getattr(state and state.instigator_data, "cursor", None)
+    return instance.get_instigator_state(sensor.instigator_origin_id, sensor.selector_id)
 
 
 def find_observing_location(
@@ -135,11 +140,17 @@ def find_moved_cursor(
     return found[last] if is_moved and not (own and _has_ticked(instance, own)) else None
 
 
-def count_ticking_sensors(instance: dg.DagsterInstance, timing: Timing) -> int:
-    """Count the sensors of all code locations that have ticked within the last five minutes."""
-    ticked = [at for _, at in _fetch_ticked(instance, timing, timing.count_sensors_s)]
-    since = max(ticked, default=0.0) - timing.removed_sensor_s
-    return sum(at >= since for at in ticked)
+def count_ticking_sensors(
+    instance: dg.DagsterInstance, code_location: str | None, timing: Timing
+) -> tuple[int, int]:
+    """Count the sensors that have ticked within the last five minutes, of a code location and of
+    the deployment. Without those of automation conditions, which Dagster evaluates itself."""
+    ticked = list(_fetch_ticked(instance, timing, timing.count_sensors_s))
+    since = max((at for _, at in ticked), default=0.0) - timing.removed_sensor_s
+    locations = [
+        _get_name(each)[1] for each, at in ticked if at >= since and not _is_automation(each)
+    ]
+    return locations.count(code_location or ""), len(locations)
 
 
 def _has_ticked(instance: dg.DagsterInstance, sensor: Any) -> bool:
@@ -171,6 +182,11 @@ def _fetch_sensors(instance: dg.DagsterInstance, max_age_s: float = 0.0) -> Sequ
         sensors = instance.all_instigator_state()
         _sensors[instance] = now, sensors
     return sensors
+
+
+def _is_automation(state: Any) -> bool:
+    kind = getattr(state.instigator_data, "sensor_type", None)
+    return getattr(kind, "value", None) == "AUTO_MATERIALIZE"
 
 
 def _get_name(state: Any) -> tuple[str, str]:

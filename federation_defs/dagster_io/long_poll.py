@@ -7,37 +7,35 @@ of the daemon and one of the code server as long as it goes on.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import dagster as dg
 
-from federation_defs.dagster_io.code_locations import count_ticking_sensors
+from federation_defs.dagster_io.code_locations import count_ticking_sensors, fetch_sensor_state
+from federation_defs.errors import TickOutdatedError
 from federation_defs.timing import Timing
 
 _Result = TypeVar("_Result")
 
 _MAX_THREADS = "DAGSTER_GRPC_MAX_WORKERS", "DAGSTER_CODE_SERVER_MAX_WORKERS"
-# Of a code server's threads, for other sensors, and for what the UI asks.
-_SPARE_THREADS = 2
+_SPARE_THREADS = 2  # of a code server, for what the daemon, run workers and the UI ask
 
 
 def count_threads(environment: Mapping[str, str], cpus: int) -> int:
     """Count the threads in which a code server answers. `dagster code-server start` is a proxy with
-    threads of its own: the smaller number counts."""
+    threads of its own: the smaller number counts.
+
+    Python gives an executor four, and one for each core, unless told otherwise. Here it can't be
+    seen that `--max-workers` was passed to the code server.
+    """
+    usual = min(32, cpus + 4)
     declared = [environment.get(name, "") for name in _MAX_THREADS]
-    usual = _count_usual_threads(cpus)
     return min(int(each) if each.isdecimal() else usual for each in declared)
 
 
-def _count_usual_threads(cpus: int) -> int:
-    """Count the threads that Python gives an executor unless told otherwise."""
-    return min(32, cpus + 4)
-
-
-_cpus = os.cpu_count() or 1
-long_ticks = threading.BoundedSemaphore(max(0, count_threads(os.environ, _cpus) - _SPARE_THREADS))
+_cpus = getattr(os, "process_cpu_count", os.cpu_count)() or 1  # from Python 3.13 on
+_threads = count_threads(os.environ, _cpus)
 
 
 def long_poll(
@@ -49,35 +47,64 @@ def long_poll(
     """Poll until there is news, for as long as a tick may take.
 
     It polls once where long ticks would delay others: the daemon or the code server has no thread
-    for each. So it does for a person, who evaluates the sensor in the UI.
+    for each sensor. So it does for a person, who evaluates the sensor in the UI.
 
     Args:
         poll: Takes a share of the time that it may usually take. Returns the tick's result, and the
             interval in seconds until the next poll begins; None if the tick ends with this result.
+
+    Raises:
+        TickOutdatedError: The sensor was switched off, or its cursor was changed, meanwhile.
     """
-    began_at = timing.monotonic()
-    last_poll_at = began_at + timing.last_poll_s
+    tick_began_at = began_at = timing.monotonic()
     result, interval_s = poll(1.0)
-    is_daemon = context.last_sensor_start_time is not None
-    if interval_s is None or not (is_daemon and _has_thread_for_each(instance, timing)):
+    if interval_s is None or not _may_be_long(context, instance, timing):
         return result
-    if not long_ticks.acquire(blocking=False):
-        return result
-    try:
-        while interval_s is not None:
-            began_at = max(began_at + interval_s, now := timing.monotonic())
-            if began_at > last_poll_at:
-                break
-            timing.sleep(began_at - now)
-            result, interval_s = poll(timing.repeated_poll_share)
-    finally:
-        long_ticks.release()
+    is_long = False
+    while interval_s is not None:
+        ended_at = timing.monotonic()
+        next_at = max(began_at + interval_s, ended_at)
+        # The first poll of the next tick is no sooner after the last one of this than it should be.
+        margin_s = max(ended_at - began_at, interval_s - timing.long_tick_slack_s)
+        if next_at + margin_s > tick_began_at + timing.long_tick_s:
+            break
+        timing.sleep(next_at - ended_at)
+        began_at, is_long = timing.monotonic(), True
+        result, interval_s = poll(timing.repeated_poll_share)
+    if is_long:
+        _refuse_outdated_tick(context, instance)
     return result
 
 
-def _has_thread_for_each(instance: dg.DagsterInstance, timing: Timing) -> bool:
-    """Whether the daemon has a thread for each sensor of the deployment. By default it evaluates
-    one after the other."""
+def _may_be_long(
+    context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, timing: Timing
+) -> bool:
+    """Whether the daemon evaluates this tick, and has a thread for each sensor of the deployment,
+    and the code server one for each sensor of the code location."""
+    # The UI passes neither. The first is missing after the cursor was set there (1.13).
+    if context.last_sensor_start_time is None and context.last_tick_completion_time is None:
+        return False
     settings = instance.get_settings("sensors") or {}
-    threads = settings.get("num_workers") or _count_usual_threads(_cpus)
-    return bool(settings.get("use_threads")) and threads >= count_ticking_sensors(instance, timing)
+    if not settings.get("use_threads") or not settings.get("num_workers"):
+        return False
+    origin = context.code_location_origin
+    own, of_deployment = count_ticking_sensors(instance, origin and origin.location_name, timing)
+    return of_deployment <= settings["num_workers"] and own <= _threads - _SPARE_THREADS
+
+
+def _refuse_outdated_tick(
+    context: dg.SensorEvaluationContext, instance: dg.DagsterInstance
+) -> None:
+    """Fail a tick during which a person has changed the sensor. Its result would undo that.
+
+    Raises:
+        TickOutdatedError: A person has.
+    """
+    if (origin := context.code_location_origin) is None:
+        return
+    state = fetch_sensor_state(instance, context.sensor_name, origin.location_name)
+    if state is None:
+        return
+    stored = getattr(state.instigator_data, "cursor", None)
+    if not state.is_running or (stored or None) != (context.cursor or None):
+        raise TickOutdatedError(context.sensor_name)

@@ -11,8 +11,8 @@ from dataclasses import replace
 from federation_defs.errors import AirflowError, UnreachableError
 from federation_defs.timing import Timing
 
-# A code server evaluates sensors in about six threads. How many instances that did not answer are
-# asked again at a time, which may take until a time-out.
+# How many instances that did not answer are asked again at a time, which may take a thread of the
+# code server until a time-out. It may have few more.
 _retries = threading.BoundedSemaphore(2)
 
 
@@ -23,7 +23,7 @@ class PollInterval:
       that failed twice in a row, a few are asked at a time.
     - Ticks within a long interval do not poll.
     - The more Dagster runs wait for the instance, the rarer its polls: each run polls it, too.
-    - A tick that began late polls once, and takes a share of the usual time.
+    - A tick that began late takes a share of the usual time. (It polls once.)
 
     Args:
         usual_s: The interval if none of these applies.

@@ -112,7 +112,9 @@ class _Observer:
         self._outcomes = OutcomeFetcher(client, dags.rules, timing)
         self._interval = PollInterval(timing, self.observe.interval)
         self._deferred = DeferredRuns(client, timing)
-        self._heartbeats = HeartbeatMonitor(client.instance, timing, self.tick_interval_s)
+        self._heartbeats = HeartbeatMonitor(
+            client.instance, timing, max(self.tick_interval_s, timing.long_tick_s)
+        )
         unknown = {dag_id for dag_id, dag in dags.declared.items() if dag.declares_partitions}
         unknown -= dags.partitionings.keys()
         self._reporter = Reporter(client, dags.partitionings, self._heartbeats, timing, unknown)
@@ -131,8 +133,9 @@ class _Observer:
             AirflowError: The instance refuses us, or its answer makes no sense.
             DeclaredTwiceError: Another code location observes the instance.
         """
-        if not self._lock.acquire(blocking=False):  # Dagster ended that tick, but it hangs
-            return dg.SkipReason("The tick before this one goes on.")
+        # Dagster ended a tick that hangs, or a person evaluates the sensor in the UI.
+        if not self._lock.acquire(blocking=False):
+            return dg.SkipReason("Another tick of this sensor goes on.")
         try:
             with share_instance(context) as instance:
                 origin = context.code_location_origin
@@ -212,7 +215,7 @@ class _Observer:
         ended_runs = EndedRuns(batch.next_since, settled, newly_reported, unsettled, batch.is_last)
         cursor, is_signaled = self._checks.evaluate(tick, ended_runs, cursor, report_until)
         summary = self._summarize(newly_reported, backlog=len(ready) - len(settled))
-        is_done = bool(newly_reported or newly_unreadable or is_signaled)
+        is_done = bool(settled or newly_unreadable or is_signaled)
         return _build_result(cursor, gap, summary), is_done
 
     def _take_over(self, cursor: Cursor, gap: Sequence[dg.AssetObservation]) -> dg.SensorResult:

@@ -19,6 +19,7 @@ USERINFO = "remove user name and password: they belong in `auth`"
 EXAMPLES = [
     errors.DeclarationError([f"defs/sales/defs.yaml: url: {USERINFO}"]),
     errors.ReloadFailedError("core", "dagster-graphql is not installed"),
+    errors.TickOutdatedError("sales__events"),
     errors.DeclaredTwiceError("sales", "sales_team", "core"),
     errors.OnlyIfError(
         "rules:is_month_end",
@@ -86,7 +87,7 @@ def test_the_page_has_the_real_messages() -> None:
 
 
 def test_every_message_is_one_line_with_the_instance_and_a_remedy() -> None:
-    for error in EXAMPLES[2:]:
+    for error in EXAMPLES[3:]:
         message = str(error)
         assert message.startswith("Airflow 'sales' ")
         assert "\n" not in message

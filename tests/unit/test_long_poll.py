@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.scheduler.instigation import SensorInstigatorData
+from dagster._core.definitions.sensor_definition import SensorType
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin
+from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData
 
-from federation_defs.dagster_io import long_poll as module
 from federation_defs.dagster_io.long_poll import count_threads, long_poll
+from federation_defs.errors import TickOutdatedError
 from federation_defs.timing import Timing
 from tests.contract.storages import OpenInstance
 from tests.unit.sensors import store_sensor
 
 THREADS = {"use_threads": True, "num_workers": 3}
+SENSOR, LOCATION = "sales__events", "sales_team"
 
 
 class Ticks:
-    """Evaluates ticks by a clock that only pauses advance.
+    """Evaluates ticks of a sensor by a clock that only pauses advance.
 
     Attributes:
         shares: That the polls so far were given.
         polled_s: When each of them began.
+        at_pause: Is called at the end of each pause.
     """
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance, self.now_s = instance, 0.0
-        self.timing = Timing(monotonic=lambda: self.now_s, sleep=self.sleep)
+        self.timing = Timing(monotonic=lambda: self.now_s, sleep=self.sleep, count_sensors_s=0)
         self.shares: list[float] = []
         self.polled_s: list[float] = []
+        self.at_pause: Callable[[], object] = lambda: None
 
     def sleep(self, seconds: float) -> None:
         self.now_s += seconds
+        self.at_pause()
 
     def tick(
         self,
@@ -43,6 +49,7 @@ class Ticks:
         news_after: int = 99,
         takes_s: float = 0.0,
         started_at: float | None = 1.0,
+        ticked_at: float | None = None,
     ) -> int:
         """Return the number of the poll whose result the tick has."""
 
@@ -53,8 +60,25 @@ class Ticks:
             count = len(self.polled_s)
             return count, None if count >= news_after else interval_s
 
-        with dg.build_sensor_context(self.instance, last_sensor_start_time=started_at) as context:
+        with dg.SensorEvaluationContext(
+            instance_ref=None,
+            instance=self.instance,
+            last_tick_completion_time=ticked_at,
+            last_sensor_start_time=started_at,
+            last_run_key=None,
+            cursor="as stored",
+            repository_name=None,
+            sensor_name=SENSOR,
+            code_location_origin=RegisteredCodeLocationOrigin(LOCATION),
+        ) as context:
             return long_poll(context, self.instance, self.timing, poll)
+
+    def store(self, name: str = SENSOR, location: str = LOCATION, **changed: Any) -> None:
+        """Store a sensor that has just ticked."""
+        status = changed.pop("status", InstigatorStatus.DECLARED_IN_CODE)
+        at = self.timing.utc_now().timestamp()
+        given = {"last_tick_start_timestamp": at, "cursor": "as stored", **changed}
+        store_sensor(self.instance, location, name, SensorInstigatorData(**given), status)
 
 
 @pytest.fixture
@@ -72,9 +96,9 @@ def test_a_tick_without_news_goes_on_until_the_daemons_loop(
     build_ticks: Callable[..., Ticks],
 ) -> None:
     ticks = build_ticks(THREADS)
-    assert ticks.tick() == 3
-    assert ticks.polled_s == [0, 4, 8]
-    assert ticks.shares == [1, 0.5, 0.5]  # so that Dagster does not end the tick
+    assert ticks.tick(interval_s=2) == 5
+    assert ticks.polled_s == [0, 2, 4, 6, 8]
+    assert ticks.shares == [1, 0.5, 0.5, 0.5, 0.5]  # so that Dagster does not end the tick
 
 
 def test_news_ends_a_tick(build_ticks: Callable[..., Ticks]) -> None:
@@ -84,25 +108,34 @@ def test_news_ends_a_tick(build_ticks: Callable[..., Ticks]) -> None:
     assert ticks.polled_s == [0, 4, 4]
 
 
-def test_the_interval_is_between_the_beginnings_of_polls(
-    build_ticks: Callable[..., Ticks],
+@pytest.mark.parametrize(
+    ("interval_s", "takes_s", "expected"),
+    [
+        (1, 0, [*range(10)]),
+        (2, 1, [0, 2, 4, 6, 8]),
+        (3.15, 0, [0, 3.15, 6.3]),
+        (4, 0, [0, 4]),
+        (5, 0, [0, 5]),
+        (7, 0, [0]),
+        (1, 3, [0, 3, 6]),
+        (2, 6, [0]),
+        (60, 0, [0]),
+    ],
+)
+def test_polls_begin_at_the_interval_and_end_before_the_daemons_loop(
+    build_ticks: Callable[..., Ticks], interval_s: float, takes_s: float, expected: list[float]
 ) -> None:
+    """The next tick polls after ten seconds: not much sooner than the interval is."""
     ticks = build_ticks(THREADS)
-    ticks.tick(takes_s=1)
-    assert ticks.polled_s == [0, 4, 8]
-    slow = Ticks(ticks.instance)
-    slow.tick(takes_s=5)
-    assert slow.polled_s == [0, 5]
+    ticks.tick(interval_s=interval_s, takes_s=takes_s)
+    assert ticks.polled_s == expected
+    assert len(expected) == 1 or ticks.now_s <= 10
 
 
-def test_a_rare_poll_is_left_to_the_next_tick(build_ticks: Callable[..., Ticks]) -> None:
-    ticks = build_ticks(THREADS)
-    assert ticks.tick(interval_s=10) == 1
-    assert ticks.now_s == 0
-
-
-@pytest.mark.parametrize("sensors", [None, {}, {"use_threads": False, "num_workers": 9}])
-def test_a_daemon_without_threads_evaluates_one_sensor_after_the_other(
+@pytest.mark.parametrize(
+    "sensors", [None, {}, {"use_threads": False, "num_workers": 9}, {"use_threads": True}]
+)
+def test_a_daemon_that_may_lack_threads_is_not_kept_waiting(
     build_ticks: Callable[..., Ticks], sensors: dict[str, Any] | None
 ) -> None:
     assert build_ticks(sensors).tick() == 1
@@ -111,7 +144,9 @@ def test_a_daemon_without_threads_evaluates_one_sensor_after_the_other(
 def test_a_person_who_evaluates_a_sensor_in_the_ui_does_not_wait(
     build_ticks: Callable[..., Ticks],
 ) -> None:
-    assert build_ticks(THREADS).tick(started_at=None) == 1
+    ticks = build_ticks(THREADS)
+    assert ticks.tick(started_at=None) == 1
+    assert ticks.tick(started_at=None, ticked_at=1.0) == 3  # the daemon, after a cursor was set
 
 
 def test_the_daemon_needs_a_thread_for_each_sensor_that_ticks(
@@ -119,52 +154,41 @@ def test_the_daemon_needs_a_thread_for_each_sensor_that_ticks(
 ) -> None:
     ticks = build_ticks(THREADS)
     now = ticks.timing.utc_now().timestamp()
-    for number, ticked_at in enumerate([now, now - 3600, now - 299, now - 1, None]):
-        data = SensorInstigatorData(last_tick_start_timestamp=ticked_at)
-        store_sensor(ticks.instance, f"team{number % 2}", f"sensor{number}", data)
+    ticks.store()
+    for number, ticked_at in enumerate([now - 3600, now - 299, now - 1, None]):
+        ticks.store(f"sensor{number}", f"team{number % 2}", last_tick_start_timestamp=ticked_at)
+    ticks.store("sales__automation", sensor_type=SensorType.AUTO_MATERIALIZE)
+    assert ticks.tick() == 2
+    ticks.store("fourth", "others")
     assert ticks.tick() == 3
-    data = SensorInstigatorData(last_tick_start_timestamp=now)
-    store_sensor(ticks.instance, "others", "fourth", data)
-    ticks.now_s += 3600  # the count is some seconds old
-    fresh = Ticks(ticks.instance)
-    fresh.timing = Timing(
-        monotonic=ticks.timing.monotonic, sleep=ticks.timing.sleep, count_sensors_s=0
-    )
-    assert fresh.tick() == 1
 
 
-def test_the_code_server_keeps_threads_for_others(build_ticks: Callable[..., Ticks]) -> None:
+def test_the_code_server_needs_a_thread_for_each_of_its_sensors_and_two_more(
+    build_ticks: Callable[..., Ticks],
+) -> None:
+    ticks = build_ticks({"use_threads": True, "num_workers": 99})
+    ticks.store()
+    for number in range(count_threads({}, cpus=64)):
+        ticks.store(f"sensor{number}", "others")
+    assert ticks.tick() == 2
+    for number in range(count_threads({}, cpus=64) - 2):
+        ticks.store(f"sensor{number}")
+    assert ticks.tick() == 3
+
+
+@pytest.mark.parametrize(
+    "change", [{"cursor": None}, {"cursor": "set"}, {"status": InstigatorStatus.STOPPED}]
+)
+def test_a_sensor_that_a_person_changes_during_a_tick_stays_as_it_is_then(
+    build_ticks: Callable[..., Ticks], change: dict[str, Any]
+) -> None:
+    """Dagster stores the cursor of a tick whatever happened meanwhile, unless it fails (1.13)."""
     ticks = build_ticks(THREADS)
-    with taking_all_threads():
-        assert ticks.tick() == 1
-    assert ticks.tick(news_after=3) == 3
-
-
-def test_a_poll_that_fails_gives_its_thread_back(build_ticks: Callable[..., Ticks]) -> None:
-    ticks = build_ticks(THREADS)
-
-    def poll(share: float) -> tuple[None, float]:
-        if share < 1:
-            raise RuntimeError
-        return None, 2.0
-
-    for _ in range(100):
-        with (
-            dg.build_sensor_context(ticks.instance, last_sensor_start_time=1.0) as context,
-            pytest.raises(RuntimeError),
-        ):
-            long_poll(context, ticks.instance, ticks.timing, poll)
-
-
-@contextmanager
-def taking_all_threads() -> Iterator[None]:
-    taken = 0
-    while module.long_ticks.acquire(blocking=False):
-        taken += 1
-    try:
-        yield
-    finally:
-        module.long_ticks.release(taken)
+    ticks.store()
+    assert ticks.tick() == 2
+    ticks.at_pause = lambda: ticks.store(**change)
+    with pytest.raises(TickOutdatedError, match="'sales__events' was switched off, or its cursor"):
+        ticks.tick(news_after=4)
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,9 @@ class LongTicks(EventDaemon):
 
 @pytest.fixture
 def threaded_instance(open_instance: OpenInstance, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with open_instance(tmp_path / "threaded", sensors={"use_threads": True}) as instance:
+    with open_instance(
+        tmp_path / "threaded", sensors={"use_threads": True, "num_workers": 8}
+    ) as instance:
         yield instance
 
 
@@ -258,8 +260,18 @@ def test_a_person_evaluates_a_sensor_between_the_readings_of_its_tick(
     daemon.pauses_s.clear()
     assert daemon.tick() == []
     assert len(daemon.pauses_s) == 4
-    daemon.at_pause = lambda: report(threaded_instance, "warehouse/up")
+
+    def evaluate_news() -> None:
+        report(threaded_instance, "warehouse/up")
+        with dg.build_sensor_context(
+            threaded_instance, daemon.cursor, definitions=daemon.defs
+        ) as context:
+            assert daemon.sensor.evaluate_tick(context).run_requests
+
+    daemon.at_pause = evaluate_news
     assert daemon.tick() == ["warehouse/up success "]
+    daemon.at_pause = lambda: None
+    assert daemon.tick() == []
 
 
 def test_a_tick_that_hangs_is_not_joined_by_the_next_one(
