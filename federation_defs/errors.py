@@ -90,7 +90,8 @@ class TickOutdatedError(FederationError):
     def __init__(self, sensor: str) -> None:
         super().__init__(
             f"The sensor '{sensor}' was switched off, or its cursor was changed, during this tick. "
-            "The tick requests nothing, and leaves the cursor as it is now. Nothing is to be done."
+            "The tick ends, requests nothing, and leaves the cursor as it is now. Nothing is to be "
+            "done."
         )
 
 

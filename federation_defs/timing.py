@@ -62,7 +62,8 @@ class Timing:
     # Observation
     tick_s: float = 30.0  # for the requests of one poll; Dagster ends a tick after 60 s
     # A tick without news goes on until the second next loop of Dagster's sensor daemon, which loops
-    # every 5 s (1.13). Meanwhile the daemon can't stop. Polls are never this much too early.
+    # every 5 s (1.13). Meanwhile the daemon can't stop. The first poll of a tick may be this much
+    # sooner after the last one than the interval is.
     long_tick_s: float = 10.0
     long_tick_slack_s: float = 0.9
     # Of the usual times, for all polls of a tick but the first: Dagster ends a tick after 60 s.

@@ -43,6 +43,7 @@ def long_poll(
     instance: dg.DagsterInstance,
     timing: Timing,
     poll: Callable[[float], tuple[_Result, float | None]],
+    threads: int = _threads,
 ) -> _Result:
     """Poll until there is news, for as long as a tick may take.
 
@@ -52,32 +53,36 @@ def long_poll(
     Args:
         poll: Takes a share of the time that it may usually take. Returns the tick's result, and the
             interval in seconds until the next poll begins; None if the tick ends with this result.
+        threads: Of the code server.
 
     Raises:
-        TickOutdatedError: The sensor was switched off, or its cursor was changed, meanwhile.
+        TickOutdatedError: The sensor was switched off, or its cursor was changed, in a pause.
     """
     tick_began_at = began_at = timing.monotonic()
     result, interval_s = poll(1.0)
-    if interval_s is None or not _may_be_long(context, instance, timing):
-        return result
-    is_long = False
+    polls = 1
     while interval_s is not None:
-        ended_at = timing.monotonic()
-        next_at = max(began_at + interval_s, ended_at)
-        # The first poll of the next tick is no sooner after the last one of this than it should be.
-        margin_s = max(ended_at - began_at, interval_s - timing.long_tick_slack_s)
-        if next_at + margin_s > tick_began_at + timing.long_tick_s:
+        now = timing.monotonic()
+        next_at = max(began_at + interval_s, now)
+        # The first poll of the next tick is not much sooner after the last one of this one.
+        margin_s = max(now - began_at, interval_s - timing.long_tick_slack_s)
+        is_last = next_at + margin_s > tick_began_at + timing.long_tick_s
+        if polls == 1 and (is_last or not _may_be_long(context, instance, timing, threads)):
             break
-        timing.sleep(next_at - ended_at)
-        began_at, is_long = timing.monotonic(), True
+        if is_last:  # but not before the daemon's next loop, which would begin another tick
+            next_at = tick_began_at + timing.daemon_loop_s + timing.long_tick_slack_s
+        timing.sleep(max(0.0, next_at - now))
+        if not _is_current(context, instance):
+            raise TickOutdatedError(context.sensor_name)
+        if is_last:
+            break
+        began_at, polls = timing.monotonic(), polls + 1
         result, interval_s = poll(timing.repeated_poll_share)
-    if is_long:
-        _refuse_outdated_tick(context, instance)
     return result
 
 
 def _may_be_long(
-    context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, timing: Timing
+    context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, timing: Timing, threads: int
 ) -> bool:
     """Whether the daemon evaluates this tick, and has a thread for each sensor of the deployment,
     and the code server one for each sensor of the code location."""
@@ -89,22 +94,17 @@ def _may_be_long(
         return False
     origin = context.code_location_origin
     own, of_deployment = count_ticking_sensors(instance, origin and origin.location_name, timing)
-    return of_deployment <= settings["num_workers"] and own <= _threads - _SPARE_THREADS
+    has_threads = of_deployment <= settings["num_workers"] and own <= threads - _SPARE_THREADS
+    return has_threads and _is_current(context, instance)
 
 
-def _refuse_outdated_tick(
-    context: dg.SensorEvaluationContext, instance: dg.DagsterInstance
-) -> None:
-    """Fail a tick during which a person has changed the sensor. Its result would undo that.
-
-    Raises:
-        TickOutdatedError: A person has.
-    """
+def _is_current(context: dg.SensorEvaluationContext, instance: dg.DagsterInstance) -> bool:
+    """Whether the sensor is as it was when the tick began. Dagster stores the cursor that a tick
+    returns, and would undo what a person has changed meanwhile."""
     if (origin := context.code_location_origin) is None:
-        return
+        return True
     state = fetch_sensor_state(instance, context.sensor_name, origin.location_name)
     if state is None:
-        return
+        return True
     stored = getattr(state.instigator_data, "cursor", None)
-    if not state.is_running or (stored or None) != (context.cursor or None):
-        raise TickOutdatedError(context.sensor_name)
+    return state.is_running and (stored or None) == (context.cursor or None)

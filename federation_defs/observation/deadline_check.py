@@ -62,7 +62,8 @@ class DeadlineCheck:
             until: By the monotonic clock. Later DAGs are left for the next time.
 
         Returns:
-            The next value of `evaluated`, and whether anything was stored.
+            The next value of `evaluated`, and whether anything was stored, or deadlines are known
+            from now on.
         """
         if not self.deadlines:
             return None, False
@@ -95,7 +96,8 @@ class DeadlineCheck:
                 self._ended.discard(dag_id)
                 has_stored |= self._evaluate_last(tick.instance, dag_id)
         known_now = frozenset(self._digests.values())
-        return EvaluatedDeadlines(max(evaluated.until, now), known_now, behind), has_stored
+        is_news = has_stored or known_now != evaluated.known
+        return EvaluatedDeadlines(max(evaluated.until, now), known_now, behind), is_news
 
     def _find_due(self, dag_id: str, since: datetime, now: datetime) -> list[datetime]:
         """Find the deadlines to evaluate, oldest first."""

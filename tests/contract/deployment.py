@@ -22,7 +22,7 @@ from dagster_graphql.schema import create_schema
 from tests.conftest import ROOT
 from tests.contract.dagster_plus import IN_USER_CODE
 from tests.contract.storages import CLOUD, NO_COMPUTE_LOGS
-from tests.live.dagster_api import DagsterApi
+from tests.live.dagster_api import DagsterApi, count_evaluations
 from tests.processes import LoggedProcess, find_free_port
 from tests.waiting import wait_for
 
@@ -115,15 +115,14 @@ class Deployment(DagsterApi):
         return [tick.error.to_string() for tick in ticks if tick.error]
 
     def wait_for_ticks(self, *names: str, count: int = 2) -> None:
-        """Return when sensors of these names have begun and ended this many ticks from now on."""
+        """Return when sensors of these names were evaluated this many times from now on."""
         begin = time.time()
 
         def has_ticked(name: str) -> bool:
-            ended = [tick for tick in self._fetch_ticks(name) if tick.status.value != "STARTED"]
-            return sum(tick.timestamp > begin for tick in ended) >= count
+            return count_evaluations(self._fetch_ticks(name), begin) >= count
 
         for name in names:
-            wait_for(lambda name=name: has_ticked(name), f"{name} has ended {count} ticks")
+            wait_for(lambda name=name: has_ticked(name), f"{name} was evaluated {count} times")
 
     def _fetch_ticks(self, name: str) -> list[Any]:
         instance = self._instance

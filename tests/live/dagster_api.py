@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import requests
 
 from tests.waiting import wait_for
 
+LOOP_S = 5.0  # of the daemon, which evaluates each sensor in it, or goes on with its tick (1.13)
 FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
 
 _MATERIALIZATIONS = """
@@ -254,3 +255,10 @@ def _parse_materialization(event: dict[str, Any]) -> Materialization:
         timestamp=float(event["timestamp"]) / 1000,
         metadata=metadata,
     )
+
+
+def count_evaluations(ticks: Iterable[Any], since: float) -> int:
+    """Count how often a sensor was evaluated since then, by its stored ticks that have ended. One
+    without news evaluates it again every few seconds."""
+    ended = [tick for tick in ticks if tick.timestamp > since and tick.status.value != "STARTED"]
+    return sum(1 + int((tick.end_timestamp - tick.timestamp) // LOOP_S) for tick in ended)

@@ -17,7 +17,7 @@ from dagster._core.definitions.run_request import InstigatorType
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
 from tests.conftest import Airflows
-from tests.live.dagster_api import Materialization
+from tests.live.dagster_api import Materialization, count_evaluations
 from tests.live.dagster_dev import DagsterDev, editing_declaration
 from tests.live.lossy_proxy import LossyProxy
 from tests.live.periods import declare_periods
@@ -109,7 +109,7 @@ class Federation:
         return f"{status.lower()}, {run.state if run else 'no'} DAG run"
 
     def wait_for_ticks(self, count: int = 2, since: datetime | None = None) -> None:
-        """Return when every sensor has begun and ended this many ticks since then, or from now on.
+        """Return when every sensor was evaluated this many times since then, or from now on.
 
         What the sensors would report or request too often, they have by then.
         """
@@ -124,14 +124,11 @@ class Federation:
                 self.event_log.get_ticks(state.instigator_origin_id, state.selector_id, limit=10)
                 for state in states
             ]
-            ended = [
-                sum(tick.timestamp > begin and tick.status.value != "STARTED" for tick in found)
-                for found in ticks
-            ]
+            evaluations = [count_evaluations(found, begin) for found in ticks]
             known = {state.name for state in states}
-            return expected <= known and min(ended) >= count
+            return expected <= known and min(evaluations) >= count
 
-        wait_for(have_ticked, f"every sensor has ended {count} ticks", timeout_s=300)
+        wait_for(have_ticked, f"every sensor was evaluated {count} times", timeout_s=300)
 
     def settle(self, name: str, *dag_ids: str) -> None:
         """Return when runs of these DAGs are neither in progress nor requested by any sensor."""

@@ -22,7 +22,7 @@ DECLARED = {
         steered_often: {}
         steered_long: {max_duration: 5s}
         steered_never:
-          deadline: {cron: "*/3 * * * *", within: 1m}
+          deadline: {cron: "*/2 * * * *", within: 1m}
         react_back:
           depends_on: [metrics/react_all]
     """,

@@ -312,8 +312,8 @@ def test_each_missed_deadline_starts_a_run(federation: Federation) -> None:
     causes = [read_causes(fetch_run(client, "react_late", each.run_id)) for each in reports]
     assert {(cause["state"], cause["run_id"]) for (cause,) in causes} == {("late", None)}
     deadlines = [datetime.fromisoformat(cause["deadline"]) for (cause,) in causes]
-    assert deadlines[0].minute % 3 == deadlines[0].second == 0
-    assert {after - before for before, after in pairwise(deadlines)} == {timedelta(minutes=3)}
+    assert deadlines[0].minute % 2 == deadlines[0].second == 0
+    assert {after - before for before, after in pairwise(deadlines)} == {timedelta(minutes=2)}
     key = build_asset_key("warehouse", LATE)
     checks = fetch_evaluations(federation.event_log, key, DEADLINE_CHECK_NAME)
     assert {check.passed for check in checks} == {False}

@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 from werkzeug import Response
 
+from federation_defs.declaration import DagDeclaration
 from federation_defs.errors import SignInRefusedError
 from federation_defs.naming import build_asset_key
 from tests.contract.conftest import Airflow
@@ -127,6 +128,24 @@ def test_a_slow_poll_does_not_make_a_tick_longer_than_the_daemons_loops(
     daemon.tick()
     assert airflow_v2.server.count("GET", "/dags/~/dagRuns") == 3
     assert clock.elapsed_s == pytest.approx(9)
+
+
+def test_the_tick_from_which_on_a_deadline_is_known_ends_at_once(
+    airflow_v2: Airflow, threaded_instance: dg.DagsterInstance
+) -> None:
+    """A deadline that passes before the cursor is stored would never be evaluated."""
+    clock = FakeClock()
+    daemon = observe_often(airflow_v2, threaded_instance, clock)
+    daemon.tick()
+    daemon.dags = {
+        DAG: DagDeclaration.model_validate({"deadline": {"cron": "0 6 * * *", "within": "1h"}})
+    }
+    daemon.restart()
+    before = clock.elapsed_s
+    daemon.tick()
+    assert clock.elapsed_s == before
+    daemon.tick()
+    assert clock.elapsed_s > before
 
 
 def test_a_tick_that_begins_late_polls_once(
