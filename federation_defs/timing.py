@@ -65,7 +65,7 @@ class Timing:
     # every 5 s (1.13). Meanwhile the daemon can't stop. The first poll of a tick may be this much
     # sooner after the last one than the interval is.
     long_tick_s: float = 10.0
-    long_tick_slack_s: float = 0.9
+    long_tick_slack_s: float = 1.1
     # Of the usual times, for all polls of a tick but the first: Dagster ends a tick after 60 s.
     repeated_poll_share: float = 0.5
     count_sensors_s: float = 60.0  # between two counts of a deployment's sensors

@@ -62,15 +62,19 @@ def long_poll(
     result, interval_s = poll(1.0)
     polls = 1
     while interval_s is not None:
-        now = timing.monotonic()
-        next_at = max(began_at + interval_s, now)
+        now, loop_at = timing.monotonic(), tick_began_at + timing.daemon_loop_s
+        next_at = began_at + interval_s
+        if began_at < loop_at < next_at and interval_s < timing.daemon_loop_s:
+            # The daemon evaluates automation conditions next then: what has ended is known by then.
+            next_at = loop_at
+        next_at = max(next_at, now)
         # The first poll of the next tick is not much sooner after the last one of this one.
         margin_s = max(now - began_at, interval_s - timing.long_tick_slack_s)
-        is_last = next_at + margin_s > tick_began_at + timing.long_tick_s
+        is_last = next_at + margin_s >= tick_began_at + timing.long_tick_s
         if polls == 1 and (is_last or not _may_be_long(context, instance, timing, threads)):
             break
         if is_last:  # but not before the daemon's next loop, which would begin another tick
-            next_at = tick_began_at + timing.daemon_loop_s + timing.long_tick_slack_s
+            next_at = loop_at + timing.long_tick_slack_s
         timing.sleep(max(0.0, next_at - now))
         if not _is_current(context, instance):
             raise TickOutdatedError(context.sensor_name)

@@ -97,9 +97,9 @@ def test_a_tick_without_news_goes_on_until_the_daemons_loop(
     build_ticks: Callable[..., Ticks],
 ) -> None:
     ticks = build_ticks(THREADS)
-    assert ticks.tick(interval_s=2) == 5
-    assert ticks.polled_s == [0, 2, 4, 6, 8]
-    assert ticks.shares == [1, 0.5, 0.5, 0.5, 0.5]  # so that Dagster does not end the tick
+    assert ticks.tick(interval_s=2) == 6
+    assert ticks.polled_s == [0, 2, 4, 5, 7, 9]
+    assert ticks.shares == [1, *[0.5] * 5]  # so that Dagster does not end the tick
 
 
 def test_news_ends_a_tick(build_ticks: Callable[..., Ticks]) -> None:
@@ -113,10 +113,10 @@ def test_news_ends_a_tick(build_ticks: Callable[..., Ticks]) -> None:
     ("interval_s", "takes_s", "expected", "ends_at_s"),
     [
         (1, 0, [*range(10)], 9),
-        (2, 1, [0, 2, 4, 6, 8], 9),
-        (3.15, 0, [0, 3.15, 6.3], 6.3),
-        (4, 0, [0, 4], 5.9),  # the daemon's next loop would begin another tick at once
-        (5, 0, [0, 5], 5.9),
+        (2, 0.9, [0, 2, 4, 5, 7, 9], 9.9),
+        (3.15, 0, [0, 3.15, 5], 6.1),  # the daemon's next loop would begin another tick at once
+        (4, 0, [0, 4, 5], 6.1),
+        (5, 0, [0, 5], 6.1),
         (7, 0, [0], 0),
         (1, 3, [0, 3, 6], 9),
         (2, 6, [0], 6),
@@ -130,7 +130,8 @@ def test_polls_begin_at_the_interval_and_end_before_the_daemons_loop(
     expected: list[float],
     ends_at_s: float,
 ) -> None:
-    """The next tick polls after ten seconds: not much sooner than the interval is."""
+    """The next tick polls after ten seconds: not much sooner than the interval is. A poll is at
+    five seconds, as the daemon evaluates conditions then."""
     ticks = build_ticks(THREADS)
     ticks.tick(interval_s=interval_s, takes_s=takes_s)
     assert ticks.polled_s == expected
@@ -151,7 +152,7 @@ def test_a_person_who_evaluates_a_sensor_in_the_ui_does_not_wait(
 ) -> None:
     ticks = build_ticks(THREADS)
     assert ticks.tick(started_at=None) == 1
-    assert ticks.tick(started_at=None, ticked_at=1.0) == 3  # the daemon, after a cursor was set
+    assert ticks.tick(started_at=None, ticked_at=1.0) == 4  # the daemon, after a cursor was set
 
 
 def test_the_daemon_needs_a_thread_for_each_sensor_that_ticks(
@@ -163,9 +164,9 @@ def test_the_daemon_needs_a_thread_for_each_sensor_that_ticks(
     for number, ticked_at in enumerate([now - 3600, now - 299, now - 1, None]):
         ticks.store(f"sensor{number}", f"team{number % 2}", last_tick_start_timestamp=ticked_at)
     ticks.store("sales__automation", sensor_type=SensorType.AUTO_MATERIALIZE)
-    assert ticks.tick() == 2
-    ticks.store("fourth", "others")
     assert ticks.tick() == 3
+    ticks.store("fourth", "others")
+    assert ticks.tick() == 4
 
 
 def test_the_code_server_needs_a_thread_for_each_of_its_sensors_and_two_more(
@@ -175,11 +176,11 @@ def test_the_code_server_needs_a_thread_for_each_of_its_sensors_and_two_more(
     ticks.store()
     for number in range(9):
         ticks.store(f"sensor{number}", "others")
-    assert ticks.tick(threads=3) == 2
-    assert ticks.tick(threads=2) == 3
+    assert ticks.tick(threads=3) == 3
+    assert ticks.tick(threads=2) == 4
     ticks.store("second")
-    assert ticks.tick(threads=3) == 4
-    assert ticks.tick(threads=4) == 6
+    assert ticks.tick(threads=3) == 5
+    assert ticks.tick(threads=4) == 8
 
 
 @pytest.mark.parametrize(
@@ -191,12 +192,12 @@ def test_a_sensor_that_a_person_changes_during_a_tick_stays_as_it_is_then(
     """Dagster stores the cursor of a tick whatever happened meanwhile, unless it fails (1.13)."""
     ticks = build_ticks(THREADS)
     ticks.store()
-    assert ticks.tick() == 2
+    assert ticks.tick() == 3
     ticks.at_pause = lambda: ticks.store(**change)
     with pytest.raises(TickOutdatedError, match="'sales__events' was switched off, or its cursor"):
         ticks.tick()
-    assert len(ticks.polled_s) == 3  # it was not polled once more
-    assert ticks.tick() == 4  # as by a person, with another cursor
+    assert len(ticks.polled_s) == 4  # it was not polled once more
+    assert ticks.tick() == 5  # as by a person, with another cursor
 
 
 @pytest.mark.parametrize(
