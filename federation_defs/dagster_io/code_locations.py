@@ -1,5 +1,5 @@
-"""Finds the code location of a deployment that observes an Airflow instance, by the sensors that
-Dagster has stored of all locations."""
+"""What the sensors tell that Dagster has stored of all code locations: which location observes an
+Airflow instance, whether a sensor was changed, and how many there are."""
 
 from __future__ import annotations
 

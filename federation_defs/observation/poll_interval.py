@@ -11,8 +11,8 @@ from dataclasses import replace
 from federation_defs.errors import AirflowError, UnreachableError
 from federation_defs.timing import Timing
 
-# How many instances that did not answer are asked again at a time, which may take a thread of the
-# code server until a time-out. It may have few more.
+# How many instances that did not answer are asked again at a time. Each may take a thread of the
+# code server until a time-out, and that may have only six.
 _retries = threading.BoundedSemaphore(2)
 
 

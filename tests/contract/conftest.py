@@ -173,3 +173,11 @@ def build_real_world(request: pytest.FixtureRequest, name: str) -> RealWorld:
     """
     worlds: dict[str, RealWorld] = request.getfixturevalue("real_worlds")
     return worlds[name]
+
+
+@pytest.fixture
+def threaded_instance(open_instance: OpenInstance, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """A Dagster whose daemon evaluates sensors in parallel, so that ticks may be long."""
+    sensors = {"use_threads": True, "num_workers": 8}
+    with open_instance(tmp_path / "threaded", sensors=sensors) as instance:
+        yield instance

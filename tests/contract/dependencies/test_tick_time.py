@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from tests.contract.execution.executing import FAST
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import Act, Stall
 from tests.contract.observation.daemon import recording_statements
-from tests.contract.storages import OpenInstance
 
 HOURLY = {"cron": "0 * * * *", "start": "2020-01-01"}
 DAILY = {"cron": "0 0 * * *", "start": "2020-01-01"}
@@ -183,14 +182,6 @@ class LongTicks(EventDaemon):
         self.pauses_s.append(seconds)
         self.now_s += seconds
         self.at_pause()
-
-
-@pytest.fixture
-def threaded_instance(open_instance: OpenInstance, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with open_instance(
-        tmp_path / "threaded", sensors={"use_threads": True, "num_workers": 8}
-    ) as instance:
-        yield instance
 
 
 def test_a_tick_goes_on_until_something_happens(

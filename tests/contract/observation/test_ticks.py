@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -25,7 +23,6 @@ from tests.contract.observation.daemon import (
     Observed,
     fetch_evaluations,
 )
-from tests.contract.storages import OpenInstance
 from tests.contract.worlds import connect
 
 
@@ -58,15 +55,6 @@ def test_a_run_is_in_the_event_log_before_the_tick_returns(observed: Observed) -
     result = observed.daemon.evaluate()
     assert observed.reported == ["mine"]
     assert f"Reported 1 runs of Airflow 'metrics': {DAG} mine." in skip_reason(result)
-
-
-@pytest.fixture
-def threaded_instance(open_instance: OpenInstance, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    """A Dagster whose daemon evaluates sensors in parallel."""
-    with open_instance(
-        tmp_path / "threaded", sensors={"use_threads": True, "num_workers": 8}
-    ) as instance:
-        yield instance
 
 
 def observe_often(airflow: Airflow, instance: dg.DagsterInstance, clock: FakeClock) -> Daemon:
