@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from random import SystemRandom
 from types import FrameType
 
 import psutil
@@ -20,9 +22,13 @@ _LEFT_BEHIND = 70  # its exit code if descendants had to be killed
 
 
 def find_free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Find a port that a server may take later, or again after a restart: the kernel gives none of
+    these to connections, and to servers that ask for any."""
+    while True:
+        port = SystemRandom().randrange(10_000, 32_768)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def end_on_signals() -> None:
