@@ -153,6 +153,27 @@ def count_ticking_sensors(
     return locations.count(code_location or ""), len(locations)
 
 
+def find_seconds_until_conditions(
+    instance: dg.DagsterInstance, sensor_name: str, code_location: str, timing: Timing
+) -> float | None:
+    """Find the seconds from the beginning of a sensor's present tick to the next time that the
+    daemon evaluates automation conditions; None if it evaluates none, or if that is not known.
+
+    It does so in a loop that began some seconds before or after the one in which it evaluates other
+    sensors, and that takes as long. Both times are the daemon's.
+    """
+    state = fetch_sensor_state(instance, sensor_name, code_location)
+    began_at = getattr(state and state.instigator_data, "last_tick_start_timestamp", None)
+    ticked = _fetch_ticked(instance, timing, timing.other_sensors_s)
+    at = [ticked_at for each, ticked_at in ticked if _is_automation(each)]
+    last = max(at, default=0.0)
+    if began_at is None or last < began_at - timing.removed_sensor_s:
+        return None
+    # One loop evaluates one sensor after the other.
+    loop_at = min(each for each in at if each > last - timing.daemon_loop_s / 2)
+    return (loop_at - began_at) % timing.daemon_loop_s
+
+
 def _has_ticked(instance: dg.DagsterInstance, sensor: Any) -> bool:
     """Whether one of a sensor's last ticks did not fail. The stored sensor does not show it: the
     daemon forgets the last success before each evaluation (1.13)."""

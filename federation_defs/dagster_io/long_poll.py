@@ -6,13 +6,18 @@ of the daemon and one of the code server as long as it goes on.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import dagster as dg
 
-from federation_defs.dagster_io.code_locations import count_ticking_sensors, fetch_sensor_state
+from federation_defs.dagster_io.code_locations import (
+    count_ticking_sensors,
+    fetch_sensor_state,
+    find_seconds_until_conditions,
+)
 from federation_defs.errors import TickOutdatedError
 from federation_defs.timing import Timing
 
@@ -44,45 +49,88 @@ def long_poll(
     timing: Timing,
     poll: Callable[[float], tuple[_Result, float | None]],
     threads: int = _threads,
+    *,
+    is_before_conditions: bool = False,
 ) -> _Result:
     """Poll until there is news, for as long as a tick may take.
 
-    It polls once where long ticks would delay others: the daemon or the code server has no thread
-    for each sensor. So it does for a person, who evaluates the sensor in the UI.
+    It polls once, and at once, where long ticks would delay others: the daemon or the code server
+    has no thread for each sensor. So it does for a person, who evaluates the sensor in the UI.
 
     Args:
         poll: Takes a share of the time that it may usually take. Returns the tick's result, and the
             interval in seconds until the next poll begins; None if the tick ends with this result.
         threads: Of the code server.
+        is_before_conditions: Whether to poll shortly before the daemon evaluates automation
+            conditions, which it does every five seconds. What is stored a moment after that waits
+            for five seconds more.
 
     Raises:
         TickOutdatedError: The sensor was switched off, or its cursor was changed, in a pause.
     """
-    tick_began_at = began_at = timing.monotonic()
-    result, interval_s = poll(1.0)
-    polls = 1
-    while interval_s is not None:
-        now, loop_at = timing.monotonic(), tick_began_at + timing.daemon_loop_s
-        next_at = began_at + interval_s
-        if began_at < loop_at < next_at and interval_s < timing.daemon_loop_s:
-            # The daemon evaluates automation conditions next then: what has ended is known by then.
-            next_at = loop_at
-        next_at = max(next_at, now)
-        # The first poll of the next tick is not much sooner after the last one of this one.
-        margin_s = max(now - began_at, interval_s - timing.long_tick_slack_s)
-        is_last = next_at + margin_s >= tick_began_at + timing.long_tick_s
-        if polls == 1 and (is_last or not _may_be_long(context, instance, timing, threads)):
-            break
-        if is_last:  # but not before the daemon's next loop, which would begin another tick
-            next_at = loop_at + timing.long_tick_slack_s
-        timing.sleep(max(0.0, next_at - now))
+    began_at = timing.monotonic()
+
+    def read_clock() -> float:
+        return timing.monotonic() - began_at
+
+    def pause_until(at_s: float) -> None:
+        timing.sleep(max(0.0, at_s - read_clock()))
         if not _is_current(context, instance):
             raise TickOutdatedError(context.sensor_name)
-        if is_last:
+
+    first_s, is_long = 0.0, _may_be_long(context, instance, timing, threads)
+    if is_long and is_before_conditions:
+        first_s = _find_first_poll(context, instance, timing)
+        pause_until(first_s)
+    polls, polled_s = 1, read_clock()
+    result, interval_s = poll(1.0)
+    while is_long and interval_s is not None:
+        now_s = read_clock()
+        next_s = max(now_s, _find_next_poll(timing, first_s, polled_s, interval_s))
+        # The first poll of the next tick is not much sooner after the last one of this one.
+        margin_s = max(now_s - polled_s, interval_s - timing.long_tick_slack_s)
+        if next_s + margin_s >= timing.long_tick_s + first_s:
+            if polls > 1:  # or the daemon's next loop would begin another tick
+                pause_until(timing.daemon_loop_s + timing.long_tick_slack_s)
             break
-        began_at, polls = timing.monotonic(), polls + 1
+        pause_until(next_s)
+        polls, polled_s = polls + 1, read_clock()
         result, interval_s = poll(timing.repeated_poll_share)
     return result
+
+
+def _find_first_poll(
+    context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, timing: Timing
+) -> float:
+    """Find the seconds from the beginning of a tick to its first poll."""
+    origin = context.code_location_origin
+    until_conditions_s = origin and find_seconds_until_conditions(
+        instance, context.sensor_name, origin.location_name, timing
+    )
+    if until_conditions_s is None:
+        return 0.0
+    # If there is news, the tick ends before the daemon's next loop, which begins the next one.
+    loop_s, lead_s = timing.daemon_loop_s, timing.conditions_lead_s
+    return min((until_conditions_s - lead_s) % loop_s, loop_s - lead_s)
+
+
+def _find_next_poll(timing: Timing, first_s: float, polled_s: float, interval_s: float) -> float:
+    """Find when to poll again, in seconds since the beginning of the tick.
+
+    In each loop of the daemon, the first poll is as late as in the first loop. One before that
+    would end the tick if there is news, and no other tick begins before the daemon's next loop.
+
+    Args:
+        first_s: When the tick has polled first.
+        polled_s: When it has polled last.
+    """
+    loop_s, due_s = timing.daemon_loop_s, polled_s + interval_s
+    loops = math.floor((polled_s - first_s) / loop_s + 1e-6)  # 4.999999999 is one, too
+    next_loop_s = loop_s * (loops + 1)
+    is_in_next_loop = due_s > next_loop_s - timing.conditions_lead_s
+    if is_in_next_loop and interval_s < loop_s + timing.long_tick_slack_s:
+        return next_loop_s + first_s
+    return due_s
 
 
 def _may_be_long(

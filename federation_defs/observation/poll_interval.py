@@ -42,6 +42,11 @@ class PollInterval:
         self._ended_at = self._polled_at = -math.inf
         self.record_success()
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether this tick may poll some seconds later: it is not late, and no retry."""
+        return self.time_share == 1.0 and not self._is_retry
+
     @contextmanager
     def tick(self, waiting_runs: int) -> Iterator[str | None]:
         """Begin a tick, and yield why it does not poll; None if it does."""

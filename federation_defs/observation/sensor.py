@@ -154,7 +154,10 @@ class _Observer:
                     if reason:
                         return dg.SkipReason(reason)
                     poll = partial(self._poll_and_record, tick)
-                    return long_poll(context, instance, self.timing, poll)
+                    may_wait = self._interval.may_wait
+                    return long_poll(
+                        context, instance, self.timing, poll, is_before_conditions=may_wait
+                    )
         finally:
             self._lock.release()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,11 +30,13 @@ class Ticks:
     Attributes:
         shares: That the polls so far were given.
         polled_s: When each of them began.
+        began_at: When the daemon has begun the tick, in seconds since 1970.
         at_pause: Is called at the end of each pause.
     """
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance, self.now_s = instance, 0.0
+        self.began_at = time.time()
         self.timing = Timing(monotonic=lambda: self.now_s, sleep=self.sleep, count_sensors_s=0)
         self.shares: list[float] = []
         self.polled_s: list[float] = []
@@ -51,6 +54,8 @@ class Ticks:
         started_at: float | None = 1.0,
         ticked_at: float | None = None,
         threads: int = 32,
+        *,
+        is_before_conditions: bool = False,
     ) -> int:
         """Return the number of the poll whose result the tick has."""
 
@@ -72,12 +77,19 @@ class Ticks:
             sensor_name=SENSOR,
             code_location_origin=RegisteredCodeLocationOrigin(LOCATION),
         ) as context:
-            return long_poll(context, self.instance, self.timing, poll, threads)
+            return long_poll(
+                context,
+                self.instance,
+                self.timing,
+                poll,
+                threads,
+                is_before_conditions=is_before_conditions,
+            )
 
     def store(self, name: str = SENSOR, location: str = LOCATION, **changed: Any) -> None:
         """Store a sensor that has just ticked."""
         status = changed.pop("status", InstigatorStatus.DECLARED_IN_CODE)
-        at = self.timing.utc_now().timestamp()
+        at = self.began_at
         given = {"last_tick_start_timestamp": at, "cursor": "as stored", **changed}
         store_sensor(self.instance, location, name, SensorInstigatorData(**given), status)
 
@@ -130,12 +142,66 @@ def test_polls_begin_at_the_interval_and_end_before_the_daemons_loop(
     expected: list[float],
     ends_at_s: float,
 ) -> None:
-    """The next tick polls after ten seconds: not much sooner than the interval is. A poll is at
-    five seconds, as the daemon evaluates conditions then."""
+    """The next tick polls after ten seconds: not much sooner than the interval is."""
     ticks = build_ticks(THREADS)
     ticks.tick(interval_s=interval_s, takes_s=takes_s)
     assert ticks.polled_s == expected
     assert ticks.now_s == pytest.approx(ends_at_s)
+
+
+@pytest.mark.parametrize(
+    ("conditions_at_s", "interval_s", "expected"),
+    [
+        ([3.1], 2, [2.3, 7.3]),  # at 4.3, news would end the tick after the daemon's next loop
+        ([3.1], 1, [2.3, 3.3, 7.3, 8.3]),
+        ([-1.9], 2, [2.3, 7.3]),
+        ([3.1 - 250], 2, [2.3, 7.3]),
+        ([0.9], 2, [0.1, 2.1, 4.1, 5.1, 7.1, 9.1]),
+        ([0.7], 2, [4.2, 9.2]),  # not at 4.9: news would end the tick after the next loop
+        ([4.5], 2, [3.7, 8.7]),
+        ([4.5], 5.4, [3.7, 8.7]),
+        ([4.5], 60, [3.7]),
+        ([-1.5, -1.9, -1.7, -6.5, -250], 2, [2.3, 7.3]),  # of one loop, the first
+        ([-301], 2, [0, 2, 4, 5, 7, 9]),
+        ([3700], 2, [0, 2, 4, 5, 7, 9]),
+    ],
+)
+def test_the_first_poll_is_shortly_before_the_daemon_evaluates_conditions(
+    build_ticks: Callable[..., Ticks],
+    conditions_at_s: list[float],
+    interval_s: float,
+    expected: list[float],
+) -> None:
+    """As is one in each loop of the daemon. Seconds are since the tick began."""
+    ticks = build_ticks({"use_threads": True, "num_workers": 9})
+    ticks.store()
+    for number, at_s in enumerate(conditions_at_s):
+        began_at = ticks.began_at + at_s
+        automation = SensorType.AUTO_MATERIALIZE
+        ticks.store(
+            f"automation{number}", last_tick_start_timestamp=began_at, sensor_type=automation
+        )
+    ticks.tick(interval_s, is_before_conditions=True)
+    assert ticks.polled_s == pytest.approx(expected, abs=0.01)
+    ticks.now_s, ticks.polled_s = 0, []
+    ticks.tick(interval_s, is_before_conditions=True, started_at=None)  # by a person
+    ticks.tick(interval_s, is_before_conditions=True, threads=2)
+    ticks.tick(interval_s, news_after=3)
+    assert ticks.polled_s == [0, 0, 0]
+
+
+def test_a_sensor_that_is_changed_before_the_first_poll_does_not_poll(
+    build_ticks: Callable[..., Ticks],
+) -> None:
+    ticks = build_ticks(THREADS)
+    ticks.store()
+    automation = SensorType.AUTO_MATERIALIZE
+    began_at = ticks.began_at + 3
+    ticks.store("automation", last_tick_start_timestamp=began_at, sensor_type=automation)
+    ticks.at_pause = lambda: ticks.store(status=InstigatorStatus.STOPPED)
+    with pytest.raises(TickOutdatedError):
+        ticks.tick(is_before_conditions=True)
+    assert ticks.polled_s == []
 
 
 @pytest.mark.parametrize(
