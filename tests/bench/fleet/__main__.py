@@ -20,8 +20,8 @@ PostgreSQL, behind PgBouncer.
   stored of each asset how fresh it is; and in that time, the longest time between two polls of an
   instance, between two ticks of a sensor that decides by conditions when its DAGs run, and from the
   end of a tick to the next one of a sensor that decides by events, as a tick reads them every few
-  seconds (from two on S and M to six on L). The floor has the same sensors, which do nothing, and
-  whose ticks end at once: it is what the intervals cost in Dagster itself.
+  seconds (from two on S and M to six on L). The floor has sensors that do nothing, with the same
+  intervals, or of ten seconds where ours tick as rarely: it is what they cost in Dagster itself.
 - latency: seconds from the end of an upstream run to the trigger of its downstream DAG. Runs of
   upstream DAGs end one after the other at a fixed rate. Downstream runs take 2 seconds. An end
   without a trigger two minutes after the last end counts as infinite.
