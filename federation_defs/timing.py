@@ -66,9 +66,10 @@ class Timing:
     # sooner after the last one than the interval is.
     long_tick_s: float = 10.0
     long_tick_slack_s: float = 1.1
-    # From the beginning of a poll to its last event, usually. Dagster's asset daemon evaluates the
-    # automation conditions in a loop of its own, of 5 s, too.
-    conditions_lead_s: float = 0.8
+    # Polls are over this long before Dagster's daemon evaluates automation conditions, unless they
+    # would have to begin earlier than that.
+    lead_margin_s: float = 0.6
+    max_lead_s: float = 2.0
     # Of the usual times, for all polls of a tick but the first: Dagster ends a tick after 60 s.
     repeated_poll_share: float = 0.5
     count_sensors_s: float = 60.0  # between two counts of a deployment's sensors

@@ -22,8 +22,8 @@ _LEFT_BEHIND = 70  # its exit code if descendants had to be killed
 
 
 def find_free_port() -> int:
-    """Find a port that a server may take later, or again after a restart: the kernel gives none of
-    these to connections, and to servers that ask for any."""
+    """Find a port that a server may take later, or again after a restart: by default, the kernel
+    gives none of these to connections, and to servers that ask for any."""
     while True:
         port = SystemRandom().randrange(10_000, 32_768)
         with socket.socket() as listener, suppress(OSError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ _LAST_TICKS = 100
 
 # By instance, its sensors as they were stored at a time of the monotonic clock.
 _sensors: WeakKeyDictionary[dg.DagsterInstance, tuple[float, Sequence[Any]]] = WeakKeyDictionary()
+_sensors_lock = threading.Lock()
 
 
 def fetch_sensor_cursor(
@@ -159,19 +161,25 @@ def find_seconds_until_conditions(
     """Find the seconds from the beginning of a sensor's present tick to the next time that the
     daemon evaluates automation conditions; None if it evaluates none, or if that is not known.
 
-    It does so in a loop that began some seconds before or after the one in which it evaluates other
-    sensors, and that takes as long. Both times are the daemon's.
+    It does so in a loop of its own, which takes as long as the one of other sensors, unless there
+    are too many conditions. All times are the daemon's.
     """
+    loop_s = timing.daemon_loop_s
     state = fetch_sensor_state(instance, sensor_name, code_location)
     began_at = getattr(state and state.instigator_data, "last_tick_start_timestamp", None)
-    ticked = _fetch_ticked(instance, timing, timing.other_sensors_s)
-    at = [ticked_at for each, ticked_at in ticked if _is_automation(each)]
+    at = [
+        ticked_at
+        for each, ticked_at in _fetch_ticked(instance, timing, timing.other_sensors_s)
+        if _is_automation(each) and each.is_running
+    ]
     last = max(at, default=0.0)
     if began_at is None or last < began_at - timing.removed_sensor_s:
         return None
-    # One loop evaluates one sensor after the other.
-    loop_at = min(each for each in at if each > last - timing.daemon_loop_s / 2)
-    return (loop_at - began_at) % timing.daemon_loop_s
+    # A loop evaluates one sensor after the other, and pauses then.
+    loop_at = min(each for each in at if each > last - loop_s / 2)
+    if any(loop_at - loop_s / 5 < each < loop_at for each in at):
+        return None
+    return (loop_at - began_at) % loop_s
 
 
 def _has_ticked(instance: dg.DagsterInstance, sensor: Any) -> bool:
@@ -188,8 +196,10 @@ def _fetch_ticked(
     """Iterate over the stored sensors, with the time at which the last tick of each began; 0 if
     none has. Without those that have ticked in the future: a clock was wrong then."""
     until = (timing.utc_now() + MAX_CLOCK_SKEW).timestamp()
+    # Of automation sensors, only the second one is left after a tick (1.13).
+    names = "last_tick_start_timestamp", "last_tick_timestamp"
     for state in _fetch_sensors(instance, max_age_s):
-        ticked_at = getattr(state.instigator_data, "last_tick_start_timestamp", None) or 0.0
+        ticked_at = max(getattr(state.instigator_data, name, None) or 0.0 for name in names)
         if ticked_at <= until:
             yield state, ticked_at
 
@@ -197,11 +207,12 @@ def _fetch_ticked(
 def _fetch_sensors(instance: dg.DagsterInstance, max_age_s: float = 0.0) -> Sequence[Any]:
     """Fetch the stored sensors and schedules of all code locations, or return what this process
     fetched lately."""
-    now = time.monotonic()
-    fetched_at, sensors = _sensors.get(instance, (-math.inf, ()))
-    if now - fetched_at >= max_age_s:
-        sensors = instance.all_instigator_state()
-        _sensors[instance] = now, sensors
+    with _sensors_lock:  # the sensors of a code location tick at the same time
+        now = time.monotonic()
+        fetched_at, sensors = _sensors.get(instance, (-math.inf, ()))
+        if now - fetched_at >= max_age_s:
+            sensors = instance.all_instigator_state()
+            _sensors[instance] = now, sensors
     return sensors
 
 

@@ -50,7 +50,7 @@ def long_poll(
     poll: Callable[[float], tuple[_Result, float | None]],
     threads: int = _threads,
     *,
-    is_before_conditions: bool = False,
+    lead_s: float | None = None,
 ) -> _Result:
     """Poll until there is news, for as long as a tick may take.
 
@@ -61,9 +61,9 @@ def long_poll(
         poll: Takes a share of the time that it may usually take. Returns the tick's result, and the
             interval in seconds until the next poll begins; None if the tick ends with this result.
         threads: Of the code server.
-        is_before_conditions: Whether to poll shortly before the daemon evaluates automation
-            conditions, which it does every five seconds. What is stored a moment after that waits
-            for five seconds more.
+        lead_s: How long a poll usually takes, at most. Polls are over when the daemon evaluates
+            automation conditions, which it does every five seconds: what is stored a moment later
+            waits for five seconds more. If it is None, the first poll begins at once.
 
     Raises:
         TickOutdatedError: The sensor was switched off, or its cursor was changed, in a pause.
@@ -78,59 +78,63 @@ def long_poll(
         if not _is_current(context, instance):
             raise TickOutdatedError(context.sensor_name)
 
-    first_s, is_long = 0.0, _may_be_long(context, instance, timing, threads)
-    if is_long and is_before_conditions:
-        first_s = _find_first_poll(context, instance, timing)
-        pause_until(first_s)
-    polls, polled_s = 1, read_clock()
+    # By this clock.
+    first_at_s, is_long = 0.0, _may_be_long(context, instance, timing, threads)
+    if is_long and lead_s is not None:
+        first_at_s = _find_first_poll(context, instance, timing, lead_s)
+        pause_until(first_at_s)
+    polls, polled_at_s = 1, read_clock()
     result, interval_s = poll(1.0)
     while is_long and interval_s is not None:
         now_s = read_clock()
-        next_s = max(now_s, _find_next_poll(timing, first_s, polled_s, interval_s))
+        next_at_s = _find_next_poll(timing, first_at_s, polled_at_s, interval_s, lead_s or 0.0)
+        next_at_s = max(now_s, next_at_s)
         # The first poll of the next tick is not much sooner after the last one of this one.
-        margin_s = max(now_s - polled_s, interval_s - timing.long_tick_slack_s)
-        if next_s + margin_s >= timing.long_tick_s + first_s:
+        margin_s = max(now_s - polled_at_s, interval_s - timing.long_tick_slack_s)
+        if next_at_s + margin_s >= timing.long_tick_s + first_at_s:
             if polls > 1:  # or the daemon's next loop would begin another tick
                 pause_until(timing.daemon_loop_s + timing.long_tick_slack_s)
             break
-        pause_until(next_s)
-        polls, polled_s = polls + 1, read_clock()
+        pause_until(next_at_s)
+        polls, polled_at_s = polls + 1, read_clock()
         result, interval_s = poll(timing.repeated_poll_share)
     return result
 
 
 def _find_first_poll(
-    context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, timing: Timing
+    context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, timing: Timing, lead_s: float
 ) -> float:
-    """Find the seconds from the beginning of a tick to its first poll."""
+    """Find when to poll first, in seconds since the beginning of the tick."""
     origin = context.code_location_origin
     until_conditions_s = origin and find_seconds_until_conditions(
         instance, context.sensor_name, origin.location_name, timing
     )
     if until_conditions_s is None:
         return 0.0
-    # If there is news, the tick ends before the daemon's next loop, which begins the next one.
-    loop_s, lead_s = timing.daemon_loop_s, timing.conditions_lead_s
-    return min((until_conditions_s - lead_s) % loop_s, loop_s - lead_s)
+    # If there is news, the tick ends before the daemon's next loop, which begins the next tick.
+    return min((until_conditions_s - lead_s) % timing.daemon_loop_s, timing.daemon_loop_s - lead_s)
 
 
-def _find_next_poll(timing: Timing, first_s: float, polled_s: float, interval_s: float) -> float:
+def _find_next_poll(
+    timing: Timing, first_at_s: float, polled_at_s: float, interval_s: float, lead_s: float
+) -> float:
     """Find when to poll again, in seconds since the beginning of the tick.
 
     In each loop of the daemon, the first poll is as late as in the first loop. One before that
     would end the tick if there is news, and no other tick begins before the daemon's next loop.
 
     Args:
-        first_s: When the tick has polled first.
-        polled_s: When it has polled last.
+        first_at_s: When the tick has polled first.
+        polled_at_s: When it has polled last.
+        lead_s: How long a poll takes.
     """
-    loop_s, due_s = timing.daemon_loop_s, polled_s + interval_s
-    loops = math.floor((polled_s - first_s) / loop_s + 1e-6)  # 4.999999999 is one, too
-    next_loop_s = loop_s * (loops + 1)
-    is_in_next_loop = due_s > next_loop_s - timing.conditions_lead_s
+    loop_s, due_at_s = timing.daemon_loop_s, polled_at_s + interval_s
+    loops = math.floor((polled_at_s - first_at_s) / loop_s + 1e-6)  # 4.999999999 is one, too
+    next_loop_at_s = loop_s * (loops + 1)
+    is_in_next_loop = due_at_s > next_loop_at_s - lead_s
     if is_in_next_loop and interval_s < loop_s + timing.long_tick_slack_s:
-        return next_loop_s + first_s
-    return due_s
+        return next_loop_at_s + first_at_s
+    return due_at_s
 
 
 def _may_be_long(

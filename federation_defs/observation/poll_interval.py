@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,8 @@ from federation_defs.timing import Timing
 # How many instances that did not answer are asked again at a time. Each may take a thread of the
 # code server until a time-out, and that may have only six.
 _retries = threading.BoundedSemaphore(2)
+
+_LAST_POLLS = 10  # that tell how long the next one takes
 
 
 class PollInterval:
@@ -40,12 +43,18 @@ class PollInterval:
         self.time_share = 1.0
         self._is_retry = False
         self._ended_at = self._polled_at = -math.inf
-        self.record_success()
+        self._durations_s = deque[float](maxlen=_LAST_POLLS)
+        self._forget_errors()
 
     @property
-    def may_wait(self) -> bool:
-        """Whether this tick may poll some seconds later: it is not late, and no retry."""
-        return self.time_share == 1.0 and not self._is_retry
+    def lead_s(self) -> float | None:
+        """How long before a moment a poll has to begin, to be over by then. None if it is not
+        known, or too long, or if this tick has no time to wait: it is late, its instance has not
+        answered, or not each tick polls."""
+        lead_s = max(self._durations_s, default=math.inf) + self._timing.lead_margin_s
+        may_wait = self.time_share == 1.0 and not self._errors
+        may_wait = may_wait and self.seconds <= self._tick_interval_s
+        return lead_s if may_wait and lead_s <= self._timing.max_lead_s else None
 
     @contextmanager
     def tick(self, waiting_runs: int) -> Iterator[str | None]:
@@ -100,7 +109,12 @@ class PollInterval:
             self._is_retry = False
             _retries.release()
 
-    def record_success(self) -> None:
+    def record_success(self, duration_s: float) -> None:
+        """Note that a poll has ended, with all that followed it, after this time."""
+        self._durations_s.append(duration_s)
+        self._forget_errors()
+
+    def _forget_errors(self) -> None:
         self._errors, self._paused_until, self._reason = 0, -math.inf, ""
 
     def record_error(self, error: AirflowError) -> str:

@@ -154,15 +154,14 @@ class _Observer:
                     if reason:
                         return dg.SkipReason(reason)
                     poll = partial(self._poll_and_record, tick)
-                    may_wait = self._interval.may_wait
-                    return long_poll(
-                        context, instance, self.timing, poll, is_before_conditions=may_wait
-                    )
+                    lead_s = self._interval.lead_s
+                    return long_poll(context, instance, self.timing, poll, lead_s=lead_s)
         finally:
             self._lock.release()
 
     def _poll_and_record(self, tick: Tick, share: float) -> tuple[TickResult, float | None]:
         """Return the result of the tick so far, and the interval; None if there is news."""
+        began_at = self.timing.monotonic()
         try:
             result, is_done = self._poll(tick, min(share, self._interval.time_share))
         except AirflowError as error:
@@ -173,7 +172,7 @@ class _Observer:
             if isinstance(error, UnreachableError):
                 return dg.SkipReason(reason), None
             raise
-        self._interval.record_success()
+        self._interval.record_success(self.timing.monotonic() - began_at)
         is_late = self._interval.time_share < 1
         return result, None if is_done or is_late else self._interval.seconds
 

@@ -19,6 +19,11 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster_graphql.schema import create_schema
 
+from federation_defs.dagster_io.code_locations import (
+    fetch_sensor_state,
+    find_seconds_until_conditions,
+)
+from federation_defs.timing import Timing
 from tests.conftest import ROOT
 from tests.contract.dagster_plus import IN_USER_CODE
 from tests.contract.storages import CLOUD, NO_COMPUTE_LOGS
@@ -113,6 +118,16 @@ class Deployment(DagsterApi):
         """Return the errors of the last ticks of sensors of this name, of all locations."""
         ticks = self._fetch_ticks(name)
         return [tick.error.to_string() for tick in ticks if tick.error]
+
+    def measure_conditions(self, sensor: str, location: str) -> tuple[float, float]:
+        """Return the seconds from the beginning of a sensor's last tick to the next evaluation of
+        automation conditions, as our sensors find them; and to the last one. Evaluations are five
+        seconds apart."""
+        instance, state = self._instance, fetch_sensor_state(self._instance, sensor, location)
+        expected = find_seconds_until_conditions(instance, sensor, location, Timing())
+        assert expected is not None
+        evaluated = max(tick.timestamp for tick in self._fetch_ticks("metrics__automation"))
+        return expected, evaluated - state.instigator_data.last_tick_start_timestamp
 
     def wait_for_ticks(self, *names: str, count: int = 2) -> None:
         """Return when sensors of these names were evaluated this many times from now on."""
