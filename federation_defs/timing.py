@@ -66,10 +66,11 @@ class Timing:
     # sooner after the last one than the interval is.
     long_tick_s: float = 10.0
     long_tick_slack_s: float = 1.1
-    # Polls are over this long before Dagster's daemon evaluates automation conditions, unless they
-    # would have to begin earlier than that.
+    # One poll in each loop of the daemon is over this long before it evaluates automation
+    # conditions. `max_lead_s` before that, no poll begins yet.
     lead_margin_s: float = 0.6
     max_lead_s: float = 2.0
+    report_usually_s: float = 0.2  # from the beginning of a poll to its last report, at first
     # Of the usual times, for all polls of a tick but the first: Dagster ends a tick after 60 s.
     repeated_poll_share: float = 0.5
     count_sensors_s: float = 60.0  # between two counts of a deployment's sensors
@@ -103,7 +104,7 @@ class Timing:
     # For the tasks of a finished run that decide on its outcome.
     fetch_outcome: RetryPolicy = RetryPolicy(first_s=0.0, max_s=0.0, give_up_after_s=600.0)
     # Between two lists of running runs, with `poll_pause_s` of the shortest `max_duration`.
-    list_running_runs: RetryPolicy = RetryPolicy(first_s=5.0, max_s=60.0)
+    list_running_runs: RetryPolicy = RetryPolicy(first_s=4.5, max_s=60.0)
     # After a deadline, before it is evaluated: Airflow shows the end of a run up to a second later.
     late_row_s: float = 5.0
     # The time-out of requests beside the polls: for each kind of check, and for each request of the

@@ -23,6 +23,7 @@ _LAST_TICKS = 100
 # By instance, its sensors as they were stored at a time of the monotonic clock.
 _sensors: WeakKeyDictionary[dg.DagsterInstance, tuple[float, Sequence[Any]]] = WeakKeyDictionary()
 _sensors_lock = threading.Lock()
+_MAX_WAIT_S = 2.0  # for it
 
 
 def fetch_sensor_cursor(
@@ -156,28 +157,29 @@ def count_ticking_sensors(
 
 
 def find_seconds_until_conditions(
-    instance: dg.DagsterInstance, sensor_name: str, code_location: str, timing: Timing
+    instance: dg.DagsterInstance, began_at: float, timing: Timing
 ) -> float | None:
-    """Find the seconds from the beginning of a sensor's present tick to the next time that the
-    daemon evaluates automation conditions; None if it evaluates none, or if that is not known.
+    """Find how long after the beginning of a tick the daemon evaluates automation conditions next;
+    None if it evaluates none, or if that is not known.
 
     It does so in a loop of its own, which takes as long as the one of other sensors, unless there
-    are too many conditions. All times are the daemon's.
+    are too many conditions. All times are the daemon's, so that its clock need not be right.
+
+    Args:
+        began_at: When the daemon has begun the tick, in seconds since 1970.
     """
     loop_s = timing.daemon_loop_s
-    state = fetch_sensor_state(instance, sensor_name, code_location)
-    began_at = getattr(state and state.instigator_data, "last_tick_start_timestamp", None)
     at = [
         ticked_at
         for each, ticked_at in _fetch_ticked(instance, timing, timing.other_sensors_s)
         if _is_automation(each) and each.is_running
     ]
     last = max(at, default=0.0)
-    if began_at is None or last < began_at - timing.removed_sensor_s:
+    if last < began_at - timing.removed_sensor_s:
         return None
     # A loop evaluates one sensor after the other, and pauses then.
     loop_at = min(each for each in at if each > last - loop_s / 2)
-    if any(loop_at - loop_s / 5 < each < loop_at for each in at):
+    if any(loop_at - loop_s / 2 < each < loop_at for each in at):
         return None
     return (loop_at - began_at) % loop_s
 
@@ -207,12 +209,17 @@ def _fetch_ticked(
 def _fetch_sensors(instance: dg.DagsterInstance, max_age_s: float = 0.0) -> Sequence[Any]:
     """Fetch the stored sensors and schedules of all code locations, or return what this process
     fetched lately."""
-    with _sensors_lock:  # the sensors of a code location tick at the same time
+    # The sensors of a code location tick at the same time. None waits long for another's query.
+    is_locked = max_age_s > 0 and _sensors_lock.acquire(timeout=_MAX_WAIT_S)
+    try:
         now = time.monotonic()
         fetched_at, sensors = _sensors.get(instance, (-math.inf, ()))
         if now - fetched_at >= max_age_s:
             sensors = instance.all_instigator_state()
             _sensors[instance] = now, sensors
+    finally:
+        if is_locked:
+            _sensors_lock.release()
     return sensors
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import dagster as dg
 
@@ -61,37 +62,42 @@ def long_poll(
         poll: Takes a share of the time that it may usually take. Returns the tick's result, and the
             interval in seconds until the next poll begins; None if the tick ends with this result.
         threads: Of the code server.
-        lead_s: How long a poll usually takes, at most. Polls are over when the daemon evaluates
-            automation conditions, which it does every five seconds: what is stored a moment later
-            waits for five seconds more. If it is None, the first poll begins at once.
+        lead_s: How long before the daemon evaluates automation conditions, which it does every
+            five seconds, one of the polls begins. What is stored a moment after that waits for five
+            seconds more. If it is None, the first poll begins at once.
 
     Raises:
         TickOutdatedError: The sensor was switched off, or its cursor was changed, in a pause.
     """
-    began_at = timing.monotonic()
+    began_at, first_at_s, is_long = timing.monotonic(), 0.0, False
 
     def read_clock() -> float:
         return timing.monotonic() - began_at
 
     def pause_until(at_s: float) -> None:
         timing.sleep(max(0.0, at_s - read_clock()))
-        if not _is_current(context, instance):
+        if not _is_current(context, _fetch_state(context, instance)):
             raise TickOutdatedError(context.sensor_name)
 
-    # By this clock.
-    first_at_s, is_long = 0.0, _may_be_long(context, instance, timing, threads)
-    if is_long and lead_s is not None:
-        first_at_s = _find_first_poll(context, instance, timing, lead_s)
-        pause_until(first_at_s)
+    has_threads = partial(_has_threads, context, instance, timing, threads)
+    if lead_s is not None and has_threads():
+        state = _fetch_state(context, instance)
+        if is_long := _is_current(context, state):
+            elapsed_s, first_at_s = _find_first_poll(state, instance, timing, lead_s)
+            began_at = timing.monotonic() - elapsed_s
+            pause_until(first_at_s)
     polls, polled_at_s = 1, read_clock()
     result, interval_s = poll(1.0)
-    while is_long and interval_s is not None:
+    while interval_s is not None:
         now_s = read_clock()
         next_at_s = _find_next_poll(timing, first_at_s, polled_at_s, interval_s, lead_s or 0.0)
         next_at_s = max(now_s, next_at_s)
         # The first poll of the next tick is not much sooner after the last one of this one.
         margin_s = max(now_s - polled_at_s, interval_s - timing.long_tick_slack_s)
-        if next_at_s + margin_s >= timing.long_tick_s + first_at_s:
+        is_last = next_at_s + margin_s >= timing.long_tick_s + first_at_s
+        if not (is_last or is_long):
+            is_long = has_threads() and _is_current(context, _fetch_state(context, instance))
+        if is_last or not is_long:
             if polls > 1:  # or the daemon's next loop would begin another tick
                 pause_until(timing.daemon_loop_s + timing.long_tick_slack_s)
             break
@@ -102,17 +108,25 @@ def long_poll(
 
 
 def _find_first_poll(
-    context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, timing: Timing, lead_s: float
-) -> float:
-    """Find when to poll first, in seconds since the beginning of the tick."""
-    origin = context.code_location_origin
-    until_conditions_s = origin and find_seconds_until_conditions(
-        instance, context.sensor_name, origin.location_name, timing
-    )
+    state: Any, instance: dg.DagsterInstance, timing: Timing, lead_s: float
+) -> tuple[float, float]:
+    """Find how long ago the daemon has begun the tick, and when to poll first, in seconds since
+    then; zeros if that is not known.
+
+    Args:
+        state: Of the sensor, as Dagster has stored it.
+    """
+    began_at = getattr(state and state.instigator_data, "last_tick_start_timestamp", None)
+    if began_at is None:
+        return 0.0, 0.0
+    until_conditions_s = find_seconds_until_conditions(instance, began_at, timing)
     if until_conditions_s is None:
-        return 0.0
+        return 0.0, 0.0
+    elapsed_s, loop_s = timing.utc_now().timestamp() - began_at, timing.daemon_loop_s
+    if not 0.0 <= elapsed_s <= timing.max_lead_s:  # another machine's clock
+        elapsed_s = 0.0
     # If there is news, the tick ends before the daemon's next loop, which begins the next tick.
-    return min((until_conditions_s - lead_s) % timing.daemon_loop_s, timing.daemon_loop_s - lead_s)
+    return elapsed_s, min((until_conditions_s - lead_s) % loop_s, loop_s - lead_s)
 
 
 def _find_next_poll(
@@ -126,7 +140,7 @@ def _find_next_poll(
     Args:
         first_at_s: When the tick has polled first.
         polled_at_s: When it has polled last.
-        lead_s: How long a poll takes.
+        lead_s: No poll begins as shortly before the next loop.
     """
     loop_s, due_at_s = timing.daemon_loop_s, polled_at_s + interval_s
     loops = math.floor((polled_at_s - first_at_s) / loop_s + 1e-6)  # 4.999999999 is one, too
@@ -137,7 +151,7 @@ def _find_next_poll(
     return due_at_s
 
 
-def _may_be_long(
+def _has_threads(
     context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, timing: Timing, threads: int
 ) -> bool:
     """Whether the daemon evaluates this tick, and has a thread for each sensor of the deployment,
@@ -150,16 +164,19 @@ def _may_be_long(
         return False
     origin = context.code_location_origin
     own, of_deployment = count_ticking_sensors(instance, origin and origin.location_name, timing)
-    has_threads = of_deployment <= settings["num_workers"] and own <= threads - _SPARE_THREADS
-    return has_threads and _is_current(context, instance)
+    return of_deployment <= settings["num_workers"] and own <= threads - _SPARE_THREADS
 
 
-def _is_current(context: dg.SensorEvaluationContext, instance: dg.DagsterInstance) -> bool:
-    """Whether the sensor is as it was when the tick began. Dagster stores the cursor that a tick
-    returns, and would undo what a person has changed meanwhile."""
+def _fetch_state(context: dg.SensorEvaluationContext, instance: dg.DagsterInstance) -> Any:
+    """Fetch the sensor as Dagster has stored it; None if there is nothing."""
     if (origin := context.code_location_origin) is None:
-        return True
-    state = fetch_sensor_state(instance, context.sensor_name, origin.location_name)
+        return None
+    return fetch_sensor_state(instance, context.sensor_name, origin.location_name)
+
+
+def _is_current(context: dg.SensorEvaluationContext, state: Any) -> bool:
+    """Whether the stored sensor is as it was when the tick began. Dagster stores the cursor that a
+    tick returns, and would undo what a person has changed meanwhile."""
     if state is None:
         return True
     stored = getattr(state.instigator_data, "cursor", None)

@@ -68,7 +68,7 @@ class ObserveDeclaration(Declaration):
         default=2.0,
         description="The time between polls, of one request each, as 5s or 1m. Dagster's sensor "
         "daemon starts a tick every 5 seconds at best; with a shorter interval, a tick polls "
-        "several times, and up to 5 seconds may pass between two polls.",
+        "several times, and at times 5 seconds pass between two polls.",
     )
     overlap: Duration = Field(
         default=120.0,

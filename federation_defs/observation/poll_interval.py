@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from federation_defs.timing import Timing
 # code server until a time-out, and that may have only six.
 _retries = threading.BoundedSemaphore(2)
 
-_LAST_POLLS = 10  # that tell how long the next one takes
+_LAST_REPORTS = 10  # that tell how long the next ones take
 
 
 class PollInterval:
@@ -43,18 +44,21 @@ class PollInterval:
         self.time_share = 1.0
         self._is_retry = False
         self._ended_at = self._polled_at = -math.inf
-        self._durations_s = deque[float](maxlen=_LAST_POLLS)
-        self._forget_errors()
+        self._durations_s = deque([timing.report_usually_s], maxlen=_LAST_REPORTS)
+        self.record_success()
 
     @property
     def lead_s(self) -> float | None:
-        """How long before a moment a poll has to begin, to be over by then. None if it is not
-        known, or too long, or if this tick has no time to wait: it is late, its instance has not
+        """How long before a moment a poll begins whose reports are stored by then. None if polls
+        take too long for that, or if this tick polls at once: it is late, the instance has not
         answered, or not each tick polls."""
-        lead_s = max(self._durations_s, default=math.inf) + self._timing.lead_margin_s
-        may_wait = self.time_share == 1.0 and not self._errors
-        may_wait = may_wait and self.seconds <= self._tick_interval_s
+        lead_s = statistics.median(self._durations_s) + self._timing.lead_margin_s
+        may_wait = self.time_share == 1.0 and not self._errors and self._polls_in_each_tick
         return lead_s if may_wait and lead_s <= self._timing.max_lead_s else None
+
+    @property
+    def _polls_in_each_tick(self) -> bool:
+        return self.seconds <= max(self._tick_interval_s, self._timing.daemon_loop_s)
 
     @contextmanager
     def tick(self, waiting_runs: int) -> Iterator[str | None]:
@@ -88,7 +92,7 @@ class PollInterval:
         """Return why a tick within the interval does not poll."""
         # One second less, as ticks are not evenly spaced.
         pause_s = self._polled_at + self.seconds - 1 - now
-        if self.seconds <= self._tick_interval_s or pause_s <= 0:
+        if self._polls_in_each_tick or pause_s <= 0:
             return None
         why = f"The interval is {self.seconds:.0f} s"
         if self.seconds > self._usual_s:
@@ -109,12 +113,11 @@ class PollInterval:
             self._is_retry = False
             _retries.release()
 
-    def record_success(self, duration_s: float) -> None:
-        """Note that a poll has ended, with all that followed it, after this time."""
+    def record_reports(self, duration_s: float) -> None:
+        """Note that a poll has reported runs, this long after it began."""
         self._durations_s.append(duration_s)
-        self._forget_errors()
 
-    def _forget_errors(self) -> None:
+    def record_success(self) -> None:
         self._errors, self._paused_until, self._reason = 0, -math.inf, ""
 
     def record_error(self, error: AirflowError) -> str:

@@ -161,7 +161,6 @@ class _Observer:
 
     def _poll_and_record(self, tick: Tick, share: float) -> tuple[TickResult, float | None]:
         """Return the result of the tick so far, and the interval; None if there is news."""
-        began_at = self.timing.monotonic()
         try:
             result, is_done = self._poll(tick, min(share, self._interval.time_share))
         except AirflowError as error:
@@ -172,7 +171,7 @@ class _Observer:
             if isinstance(error, UnreachableError):
                 return dg.SkipReason(reason), None
             raise
-        self._interval.record_success(self.timing.monotonic() - began_at)
+        self._interval.record_success()
         is_late = self._interval.time_share < 1
         return result, None if is_done or is_late else self._interval.seconds
 
@@ -180,7 +179,8 @@ class _Observer:
         """Poll once, and return whether the tick ends now. A finished run passes each module once,
         from the poller to the cursor."""
         instance, monotonic = tick.instance, self.timing.monotonic
-        deadline = monotonic() + share * self.timing.tick_s
+        began_at = monotonic()
+        deadline = began_at + share * self.timing.tick_s
         if (beginning := self._read_cursor(tick)) is None:
             return dg.SensorResult(skip_reason="The event log is asked where to begin."), True
         cursor, gap = beginning
@@ -208,6 +208,8 @@ class _Observer:
         report_until = monotonic() + share * self.timing.report_s
         settled, newly_reported = self._reporter.report(tick, outcomes, report_until)
         newly_unreadable = self._reporter.report_unreadable(instance, unreadable)
+        if newly_reported:
+            self._interval.record_reports(monotonic() - began_at)
         deferred -= {*returned.gone, *returned.unreadable, *(run.key for run in settled)}
         cursor = advance(cursor, batch, deferred | owned, settled)
         unsettled = dict.fromkeys(deferred | owned)

@@ -119,15 +119,22 @@ class Deployment(DagsterApi):
         ticks = self._fetch_ticks(name)
         return [tick.error.to_string() for tick in ticks if tick.error]
 
-    def measure_conditions(self, sensor: str, location: str) -> tuple[float, float]:
-        """Return the seconds from the beginning of a sensor's last tick to the next evaluation of
-        automation conditions, as our sensors find them; and to the last one. Evaluations are five
-        seconds apart."""
-        instance, state = self._instance, fetch_sensor_state(self._instance, sensor, location)
-        expected = find_seconds_until_conditions(instance, sensor, location, Timing())
-        assert expected is not None
-        evaluated = max(tick.timestamp for tick in self._fetch_ticks("metrics__automation"))
-        return expected, evaluated - state.instigator_data.last_tick_start_timestamp
+    def measure_conditions(self, sensor: str, location: str) -> float:
+        """Return the seconds from when our sensors expect the next evaluation of automation
+        conditions to when the daemon evaluates them, which it does every five seconds."""
+        state = fetch_sensor_state(self._instance, sensor, location)
+        began_at = state.instigator_data.last_tick_start_timestamp
+        found_s = find_seconds_until_conditions(self._instance, began_at, Timing())
+        assert found_s is not None
+        now = time.time()
+
+        def find_next() -> float | None:
+            last = max(tick.timestamp for tick in self._fetch_ticks("metrics__automation"))
+            return last if last > now else None
+
+        late_s = wait_for(find_next, "conditions are evaluated", interval_s=0.2)
+        late_s -= began_at + found_s
+        return (late_s + 2.5) % 5 - 2.5
 
     def wait_for_ticks(self, *names: str, count: int = 2) -> None:
         """Return when sensors of these names were evaluated this many times from now on."""

@@ -104,8 +104,7 @@ def test_dags_of_two_locations_depend_on_each_other_as_those_of_one_and_nothing_
         why = wait_for(lambda: dagster.fetch_check("metrics", "by_condition", "ready"), "`ready`")
         assert why == "warehouse/load has never succeeded."
         dagster.wait_for_ticks("metrics__automation", "metrics__events", "metrics__observation")
-        expected_s, measured_s = dagster.measure_conditions("metrics__observation", "sales")
-        assert abs((expected_s - measured_s + 2.5) % 5 - 2.5) < 1
+        assert abs(dagster.measure_conditions("metrics__observation", "sales")) < 1
 
         locations.succeed("load")
         locations.succeed("load_days", logical_date=datetime(2026, 1, 2, tzinfo=timezone.utc))

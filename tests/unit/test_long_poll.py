@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,19 @@ class Ticks:
         shares: That the polls so far were given.
         polled_s: When each of them began.
         began_at: When the daemon has begun the tick, in seconds since 1970.
+        delay_s: How long before the code server.
         at_pause: Is called at the end of each pause.
     """
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance, self.now_s = instance, 0.0
-        self.began_at = time.time()
-        self.timing = Timing(monotonic=lambda: self.now_s, sleep=self.sleep, count_sensors_s=0)
+        self.began_at, self.delay_s = time.time(), 0.0
+        self.timing = Timing(
+            monotonic=lambda: self.now_s,
+            utc_now=lambda: datetime.fromtimestamp(self.began_at + self.delay_s, timezone.utc),
+            sleep=self.sleep,
+            count_sensors_s=0,
+        )
         self.shares: list[float] = []
         self.polled_s: list[float] = []
         self.at_pause: Callable[[], object] = lambda: None
@@ -161,6 +168,7 @@ def test_polls_begin_at_the_interval_and_end_before_the_daemons_loop(
         ([4.5], 60, [3.7]),
         ([-1.5, -1.9, -1.7, -6.5, -250], 2, [2.3, 7.3]),  # of one loop, the first
         ([-6, -5.2, -4.4, -3.6, -2.8, -2], 2, [0, 2, 4, 5, 7, 9]),  # loops without a pause
+        ([-4, -2.6, -1.3], 2, [0, 2, 4, 5, 7, 9]),
         ([-301], 2, [0, 2, 4, 5, 7, 9]),
         ([3700], 2, [0, 2, 4, 5, 7, 9]),
     ],
@@ -184,6 +192,21 @@ def test_polls_are_over_when_the_daemon_evaluates_conditions(
     ticks.tick(interval_s, lead_s=0.8, threads=2)
     ticks.tick(interval_s, news_after=3)
     assert ticks.polled_s == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("delay_s", "expected"), [(0.3, [2.0, 7.0]), (-0.3, [2.3, 7.3]), (9, [2.3, 7.3])]
+)
+def test_polls_are_as_long_after_the_beginning_of_the_tick_if_its_code_begins_later(
+    build_ticks: Callable[..., Ticks], delay_s: float, expected: list[float]
+) -> None:
+    """By a clock that is wrong, it began in the future, or long ago."""
+    ticks = build_ticks(THREADS)
+    ticks.store()
+    ticks.store_automation("automation", 3.1)
+    ticks.delay_s = delay_s
+    ticks.tick(2, lead_s=0.8)
+    assert ticks.polled_s == pytest.approx(expected, abs=0.01)
 
 
 def test_a_sensor_that_is_changed_before_the_first_poll_does_not_poll(

@@ -63,24 +63,23 @@ def test_a_tick_that_began_late_is_short(clock: Clock) -> None:
     assert interval.time_share == 1.0
 
 
-def test_polls_begin_as_long_before_conditions_as_the_longest_of_the_last_ones_took(
-    clock: Clock,
-) -> None:
+def test_polls_begin_as_early_as_reports_have_usually_taken(clock: Clock) -> None:
     interval = clock.build_interval()
     clock.tick(interval)
-    assert interval.lead_s is None  # nothing is known yet
-    for duration_s, expected_s in [(0.1, 0.7), (0.4, 1.0), (0.2, 1.0), (1.5, None)]:
-        interval.record_success(duration_s)
-        assert interval.lead_s == (expected_s and pytest.approx(expected_s))
+    assert interval.lead_s == pytest.approx(0.8)  # nothing is known yet
     for _ in range(10):
-        interval.record_success(0.2)
-    assert interval.lead_s == pytest.approx(0.8)
+        interval.record_reports(0.4)
+    assert interval.lead_s == pytest.approx(1.0)
+    interval.record_reports(9.0)  # once
+    assert interval.lead_s == pytest.approx(1.0)
+    for _ in range(9):
+        interval.record_reports(1.5)
+    assert interval.lead_s is None
 
 
 def test_a_tick_that_is_late_polls_at_once(clock: Clock) -> None:
     interval = clock.build_interval()
     clock.tick(interval)
-    interval.record_success(0.2)
     clock.tick(interval, 11)
     assert interval.lead_s is None
     clock.tick(interval)
@@ -90,21 +89,29 @@ def test_a_tick_that_is_late_polls_at_once(clock: Clock) -> None:
 def test_a_tick_after_an_error_polls_at_once(clock: Clock) -> None:
     interval = clock.build_interval()
     clock.tick(interval)
-    interval.record_success(0.2)
     interval.record_error(ERROR)
     clock.tick(interval)
     assert interval.lead_s is None
 
 
-@pytest.mark.parametrize(("interval_s", "waiting_runs"), [(60, 0), (2, 60)])
+@pytest.mark.parametrize(
+    ("interval_s", "waiting_runs", "polls_at_once"),
+    [(60, 0, True), (2, 60, True), (2, 24, False), (5, 0, False), (10, 0, False)],
+)
 def test_a_tick_polls_at_once_where_others_do_not_poll(
-    clock: Clock, interval_s: float, waiting_runs: int
+    clock: Clock, interval_s: float, waiting_runs: int, *, polls_at_once: bool
 ) -> None:
     """A poll some seconds later would make the interval longer by a tick."""
     interval = clock.build_interval(interval_s)
     clock.tick(interval, waiting_runs=waiting_runs)
-    interval.record_success(0.2)
-    assert interval.lead_s is None
+    assert (interval.lead_s is None) == polls_at_once
+
+
+def test_a_few_waiting_runs_skip_no_tick(clock: Clock) -> None:
+    """Ticks are five seconds apart at best, so that intervals below that are kept anyway."""
+    interval = clock.build_interval()
+    for _ in range(3):
+        assert clock.tick(interval, 0.8, waiting_runs=24) is None
 
 
 def test_a_tick_after_a_long_interval_is_not_late(clock: Clock) -> None:
