@@ -37,14 +37,24 @@ def fetch_sensor_cursor(
 def fetch_sensor_state(instance: dg.DagsterInstance, sensor_name: str, code_location: str) -> Any:
     """Fetch what Dagster has stored of a sensor; None if there is nothing."""
 
-    def find(sensors: Sequence[Any]) -> Any:
-        wanted = sensor_name, code_location
-        return next((each for each in sensors if _get_name(each) == wanted), None)
-
     _, known = _sensors.get(instance, (0.0, ()))
-    if (sensor := find(known) or find(_fetch_sensors(instance))) is None:
+    sensor = _find_sensor(known, sensor_name, code_location)
+    sensor = sensor or _find_sensor(_fetch_sensors(instance), sensor_name, code_location)
+    if sensor is None:
         return None
     return instance.get_instigator_state(sensor.instigator_origin_id, sensor.selector_id)
+
+
+def find_sensor_state(
+    instance: dg.DagsterInstance, sensor_name: str, code_location: str, max_age_s: float
+) -> Any:
+    """Find a sensor among all that Dagster has stored; None if it is not there. All sensors of this
+    process share a query, which takes as long as one for a single sensor.
+
+    Args:
+        max_age_s: How long ago this process may have read them.
+    """
+    return _find_sensor(_fetch_sensors(instance, max_age_s), sensor_name, code_location)
 
 
 def find_observing_location(
@@ -221,6 +231,11 @@ def _fetch_sensors(instance: dg.DagsterInstance, max_age_s: float = 0.0) -> Sequ
         if is_locked:
             _sensors_lock.release()
     return sensors
+
+
+def _find_sensor(sensors: Sequence[Any], name: str, code_location: str) -> Any:
+    wanted = name, code_location
+    return next((each for each in sensors if _get_name(each) == wanted), None)
 
 
 def _is_automation(state: Any) -> bool:

@@ -18,6 +18,7 @@ from federation_defs.dagster_io.code_locations import (
     count_ticking_sensors,
     fetch_sensor_state,
     find_seconds_until_conditions,
+    find_sensor_state,
 )
 from federation_defs.errors import TickOutdatedError
 from federation_defs.timing import Timing
@@ -76,7 +77,9 @@ def long_poll(
 
     def pause_until(at_s: float) -> None:
         timing.sleep(max(0.0, at_s - read_clock()))
-        if not _is_current(context, _fetch_state(context, instance)):
+        # Sensors tick at the same time, and share this. It was read after the tick had begun.
+        max_age_s = min(timing.sensor_state_s, read_clock())
+        if not _is_current(context, _fetch_state(context, instance, max_age_s)):
             raise TickOutdatedError(context.sensor_name)
 
     has_threads = partial(_has_threads, context, instance, timing, threads)
@@ -167,11 +170,16 @@ def _has_threads(
     return of_deployment <= settings["num_workers"] and own <= threads - _SPARE_THREADS
 
 
-def _fetch_state(context: dg.SensorEvaluationContext, instance: dg.DagsterInstance) -> Any:
+def _fetch_state(
+    context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, max_age_s: float = 0.0
+) -> Any:
     """Fetch the sensor as Dagster has stored it; None if there is nothing."""
     if (origin := context.code_location_origin) is None:
         return None
-    return fetch_sensor_state(instance, context.sensor_name, origin.location_name)
+    own = context.sensor_name, origin.location_name
+    if max_age_s > 0:
+        return find_sensor_state(instance, *own, max_age_s)
+    return fetch_sensor_state(instance, *own)
 
 
 def _is_current(context: dg.SensorEvaluationContext, state: Any) -> bool:

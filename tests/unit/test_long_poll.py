@@ -44,6 +44,7 @@ class Ticks:
             utc_now=lambda: datetime.fromtimestamp(self.began_at + self.delay_s, timezone.utc),
             sleep=self.sleep,
             count_sensors_s=0,
+            sensor_state_s=1e-9,
         )
         self.shares: list[float] = []
         self.polled_s: list[float] = []
