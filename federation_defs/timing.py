@@ -71,7 +71,7 @@ class Timing:
     lead_margin_s: float = 0.6
     max_lead_s: float = 2.0
     report_usually_s: float = 0.2  # from the beginning of a poll to its last report, at first
-    sensor_state_s: float = 0.5  # between two reads of whether a person has changed sensors
+    sensor_state_s: float = 0.25  # between two reads of whether a person has changed sensors
     # Of the usual times, for all polls of a tick but the first: Dagster ends a tick after 60 s.
     repeated_poll_share: float = 0.5
     count_sensors_s: float = 60.0  # between two counts of a deployment's sensors

@@ -219,12 +219,16 @@ def _fetch_ticked(
 def _fetch_sensors(instance: dg.DagsterInstance, max_age_s: float = 0.0) -> Sequence[Any]:
     """Fetch the stored sensors and schedules of all code locations, or return what this process
     fetched lately."""
+    asked_at = time.monotonic()
+    fetched_at, sensors = _sensors.get(instance, (-math.inf, ()))
+    if max_age_s > 0 and fetched_at >= asked_at - max_age_s:
+        return sensors
     # The sensors of a code location tick at the same time. None waits long for another's query.
     is_locked = max_age_s > 0 and _sensors_lock.acquire(timeout=_MAX_WAIT_S)
     try:
-        now = time.monotonic()
         fetched_at, sensors = _sensors.get(instance, (-math.inf, ()))
-        if now - fetched_at >= max_age_s:
+        if not is_locked or fetched_at < asked_at - max_age_s:
+            now = time.monotonic()
             sensors = instance.all_instigator_state()
             _sensors[instance] = now, sensors
     finally:

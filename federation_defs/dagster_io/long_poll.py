@@ -68,27 +68,26 @@ def long_poll(
             seconds more. If it is None, the first poll begins at once.
 
     Raises:
-        TickOutdatedError: The sensor was switched off, or its cursor was changed, in a pause.
+        TickOutdatedError: The sensor was switched off, or its cursor was changed, meanwhile.
     """
-    began_at, first_at_s, is_long = timing.monotonic(), 0.0, False
+    entered_at = began_at = timing.monotonic()
+    first_at_s, is_long = 0.0, False
+    has_threads = partial(_has_threads, context, instance, timing, threads)
 
     def read_clock() -> float:
         return timing.monotonic() - began_at
 
     def pause_until(at_s: float) -> None:
         timing.sleep(max(0.0, at_s - read_clock()))
-        # Sensors tick at the same time, and share this. It was read after the tick had begun.
-        max_age_s = min(timing.sensor_state_s, read_clock())
-        if not _is_current(context, _fetch_state(context, instance, max_age_s)):
-            raise TickOutdatedError(context.sensor_name)
+        # Sensors tick at the same time, and share what was read after each of them had begun.
+        max_age_s = min(timing.sensor_state_s, timing.monotonic() - entered_at)
+        _fetch_current_state(context, instance, max_age_s)
 
-    has_threads = partial(_has_threads, context, instance, timing, threads)
-    if lead_s is not None and has_threads():
-        state = _fetch_state(context, instance)
-        if is_long := _is_current(context, state):
-            elapsed_s, first_at_s = _find_first_poll(state, instance, timing, lead_s)
-            began_at = timing.monotonic() - elapsed_s
-            pause_until(first_at_s)
+    if lead_s is not None and (is_long := has_threads()):
+        state = _fetch_current_state(context, instance)
+        elapsed_s, first_at_s = _find_first_poll(state, instance, timing, lead_s)
+        began_at = timing.monotonic() - elapsed_s
+        pause_until(first_at_s)
     polls, polled_at_s = 1, read_clock()
     result, interval_s = poll(1.0)
     while interval_s is not None:
@@ -98,8 +97,8 @@ def long_poll(
         # The first poll of the next tick is not much sooner after the last one of this one.
         margin_s = max(now_s - polled_at_s, interval_s - timing.long_tick_slack_s)
         is_last = next_at_s + margin_s >= timing.long_tick_s + first_at_s
-        if not (is_last or is_long):
-            is_long = has_threads() and _is_current(context, _fetch_state(context, instance))
+        if not (is_last or is_long) and (is_long := has_threads()):
+            _fetch_current_state(context, instance)
         if is_last or not is_long:
             if polls > 1:  # or the daemon's next loop would begin another tick
                 pause_until(timing.daemon_loop_s + timing.long_tick_slack_s)
@@ -126,7 +125,7 @@ def _find_first_poll(
     if until_conditions_s is None:
         return 0.0, 0.0
     elapsed_s, loop_s = timing.utc_now().timestamp() - began_at, timing.daemon_loop_s
-    if not 0.0 <= elapsed_s <= timing.max_lead_s:  # another machine's clock
+    if not 0.0 <= elapsed_s < timing.long_tick_slack_s:  # another machine's clock
         elapsed_s = 0.0
     # If there is news, the tick ends before the daemon's next loop, which begins the next tick.
     return elapsed_s, min((until_conditions_s - lead_s) % loop_s, loop_s - lead_s)
@@ -170,22 +169,24 @@ def _has_threads(
     return of_deployment <= settings["num_workers"] and own <= threads - _SPARE_THREADS
 
 
-def _fetch_state(
+def _fetch_current_state(
     context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, max_age_s: float = 0.0
 ) -> Any:
-    """Fetch the sensor as Dagster has stored it; None if there is nothing."""
+    """Fetch the sensor as Dagster has stored it; None if there is nothing.
+
+    Raises:
+        TickOutdatedError: It is not as it was when the tick began. Dagster stores the cursor that a
+            tick returns, and would undo what a person has changed meanwhile, unless the tick fails.
+    """
     if (origin := context.code_location_origin) is None:
         return None
     own = context.sensor_name, origin.location_name
     if max_age_s > 0:
-        return find_sensor_state(instance, *own, max_age_s)
-    return fetch_sensor_state(instance, *own)
-
-
-def _is_current(context: dg.SensorEvaluationContext, state: Any) -> bool:
-    """Whether the stored sensor is as it was when the tick began. Dagster stores the cursor that a
-    tick returns, and would undo what a person has changed meanwhile."""
-    if state is None:
-        return True
-    stored = getattr(state.instigator_data, "cursor", None)
-    return state.is_running and (stored or None) == (context.cursor or None)
+        state = find_sensor_state(instance, *own, max_age_s)
+    else:
+        state = fetch_sensor_state(instance, *own)
+    if state is not None:
+        stored = getattr(state.instigator_data, "cursor", None)
+        if not state.is_running or (stored or None) != (context.cursor or None):
+            raise TickOutdatedError(context.sensor_name)
+    return state

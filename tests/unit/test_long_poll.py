@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -281,7 +282,30 @@ def test_a_sensor_that_a_person_changes_during_a_tick_stays_as_it_is_then(
     with pytest.raises(TickOutdatedError, match="'sales__events' was switched off, or its cursor"):
         ticks.tick()
     assert len(ticks.polled_s) == 4  # it was not polled once more
-    assert ticks.tick() == 5  # as by a person, with another cursor
+    with pytest.raises(TickOutdatedError):  # changed before, or during the first poll
+        ticks.tick()
+    assert len(ticks.polled_s) == 5
+    assert ticks.tick(started_at=None) == 6  # by a person, with another cursor
+
+
+def test_polls_share_what_was_read_of_sensors(
+    build_ticks: Callable[..., Ticks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = build_ticks(THREADS)
+    ticks.store()
+    reads, read = list[None](), ticks.instance.all_instigator_state
+
+    def read_and_count() -> Sequence[Any]:
+        reads.append(None)
+        return read()
+
+    monkeypatch.setattr(ticks.instance, "all_instigator_state", read_and_count)
+    ticks.timing = replace(ticks.timing, sensor_state_s=60, count_sensors_s=60)
+    assert ticks.tick(interval_s=2) == 6
+    assert len(reads) == 1
+    ticks.timing = replace(ticks.timing, sensor_state_s=1e-9)
+    assert ticks.tick(interval_s=2) == 12
+    assert len(reads) == 1 + 6
 
 
 @pytest.mark.parametrize(
