@@ -67,7 +67,7 @@ class Timing:
     long_tick_s: float = 10.0
     long_tick_slack_s: float = 1.1
     # One poll in each loop of the daemon is over this long before it evaluates automation
-    # conditions. `max_lead_s` before that, no poll begins yet.
+    # conditions. One that would have to begin more than `max_lead_s` before that begins at once.
     lead_margin_s: float = 0.6
     max_lead_s: float = 2.0
     report_usually_s: float = 0.2  # from the beginning of a poll to its last report, at first

@@ -5,7 +5,8 @@ Of `DagsterInstance`, public methods are called, and these. Dagster+ serves all 
 `add_run_tags`
     Tags are the only state of a run that outlives its worker. No public method writes them.
 `all_instigator_state`
-    Lists the sensors of other code locations. In the public API only GraphQL does.
+    Lists the sensors of all code locations, whether a person has changed them, and when the daemon
+    has evaluated conditions. In the public API only GraphQL does.
 `all_logs`
     Shows whether a step waits for a slot. No public method returns the events of a run.
 `defs_state_storage`

@@ -34,27 +34,23 @@ def fetch_sensor_cursor(
     return getattr(state and state.instigator_data, "cursor", None)
 
 
-def fetch_sensor_state(instance: dg.DagsterInstance, sensor_name: str, code_location: str) -> Any:
-    """Fetch what Dagster has stored of a sensor; None if there is nothing."""
+def fetch_sensor_state(
+    instance: dg.DagsterInstance, sensor_name: str, code_location: str, max_age_s: float = 0.0
+) -> Any:
+    """Fetch what Dagster has stored of a sensor; None if there is nothing.
 
+    Args:
+        max_age_s: How long ago this process may have read it. All sensors then share a query, which
+            takes about as long as one for a single sensor.
+    """
+    if max_age_s > 0:
+        return _find_sensor(_fetch_sensors(instance, max_age_s), sensor_name, code_location)
     _, known = _sensors.get(instance, (0.0, ()))
     sensor = _find_sensor(known, sensor_name, code_location)
     sensor = sensor or _find_sensor(_fetch_sensors(instance), sensor_name, code_location)
     if sensor is None:
         return None
     return instance.get_instigator_state(sensor.instigator_origin_id, sensor.selector_id)
-
-
-def find_sensor_state(
-    instance: dg.DagsterInstance, sensor_name: str, code_location: str, max_age_s: float
-) -> Any:
-    """Find a sensor among all that Dagster has stored; None if it is not there. All sensors of this
-    process share a query, which takes as long as one for a single sensor.
-
-    Args:
-        max_age_s: How long ago this process may have read them.
-    """
-    return _find_sensor(_fetch_sensors(instance, max_age_s), sensor_name, code_location)
 
 
 def find_observing_location(

@@ -18,7 +18,6 @@ from federation_defs.dagster_io.code_locations import (
     count_ticking_sensors,
     fetch_sensor_state,
     find_seconds_until_conditions,
-    find_sensor_state,
 )
 from federation_defs.errors import TickOutdatedError
 from federation_defs.timing import Timing
@@ -142,7 +141,7 @@ def _find_next_poll(
     Args:
         first_at_s: When the tick has polled first.
         polled_at_s: When it has polled last.
-        lead_s: No poll begins as shortly before the next loop.
+        lead_s: Within this time before the daemon's next loop, no poll begins.
     """
     loop_s, due_at_s = timing.daemon_loop_s, polled_at_s + interval_s
     loops = math.floor((polled_at_s - first_at_s) / loop_s + 1e-6)  # 4.999999999 is one, too
@@ -180,11 +179,8 @@ def _fetch_current_state(
     """
     if (origin := context.code_location_origin) is None:
         return None
-    own = context.sensor_name, origin.location_name
-    if max_age_s > 0:
-        state = find_sensor_state(instance, *own, max_age_s)
-    else:
-        state = fetch_sensor_state(instance, *own)
+    name, location = context.sensor_name, origin.location_name
+    state = fetch_sensor_state(instance, name, location, max_age_s)
     if state is not None:
         stored = getattr(state.instigator_data, "cursor", None)
         if not state.is_running or (stored or None) != (context.cursor or None):
