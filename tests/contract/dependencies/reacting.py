@@ -155,6 +155,19 @@ def build_tags(request: dg.RunRequest) -> dict[str, str]:
     return tags | ({"dagster/partition": request.partition_key} if request.partition_key else {})
 
 
+def add_run(instance: dg.DagsterInstance, request: dg.RunRequest) -> dg.DagsterRun:
+    """Create the run of a request, which goes on."""
+    run = dg.DagsterRun(
+        job_name="any",
+        run_id=str(uuid4()),
+        status=dg.DagsterRunStatus.STARTED,
+        tags=build_tags(request),
+        asset_selection=frozenset(request.asset_selection or ()),
+    )
+    instance.add_run(run)
+    return run
+
+
 def find_cause(request: dg.RunRequest) -> str:
     (cause,) = (
         value for name, value in request.tags.items() if name.startswith("federation/after.")
@@ -211,13 +224,5 @@ class Player(EventDaemon):
     def create_runs(self) -> Iterator[dg.RunRequest]:
         """Evaluate the sensor, and create the runs that it requests."""
         for request in self.evaluate_new():
-            run = dg.DagsterRun(
-                job_name="any",
-                run_id=str(uuid4()),
-                status=dg.DagsterRunStatus.STARTED,
-                tags=build_tags(request),
-                asset_selection=frozenset(request.asset_selection or ()),
-            )
-            self.instance.add_run(run)
-            self.runs.append(run)
+            self.runs.append(add_run(self.instance, request))
             yield request

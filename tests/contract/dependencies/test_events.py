@@ -15,10 +15,10 @@ import pytest
 from federation_defs.dagster_io.event_log import fetch_last_position
 from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
 from federation_defs.events import build_drop_observation
-from federation_defs.naming import build_asset_key
+from federation_defs.naming import build_asset_key, build_run_id
 from tests.contract.conftest import Airflow
 from tests.contract.dagster_plus import as_server
-from tests.contract.dependencies.reacting import DAG, EventDaemon, list_counted, report
+from tests.contract.dependencies.reacting import DAG, EventDaemon, add_run, list_counted, report
 from tests.contract.execution.executing import FAST
 from tests.contract.execution.interrupting import before_answering
 from tests.contract.fakes.airflow import asks
@@ -186,6 +186,23 @@ def test_as_many_runs_as_declared_are_active_at_once_also_if_they_are_not_waited
     assert daemon.tick() == []
     airflow.database.finish_run(airflow.database.runs[0])
     assert daemon.tick() == [f"{LOAD} success run_{at_once}"]
+
+
+def test_a_run_that_is_at_its_second_try_counts_once(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """In Dagster and in Airflow."""
+    trigger = {"runs": "each", "at_once": 2, "wait": False}
+    daemon = start(airflow, instance, {"depends_on": [LOAD], "trigger": trigger}, polls=math.inf)
+    report(instance, LOAD, "success", "one")
+    (request,) = daemon.evaluate_new()
+    daemon.cursor = daemon.ticked.cursor
+    run = add_run(instance, request)
+    airflow.database.start_run(DAG, build_run_id(run.run_id, number=2))
+    for run_id in ("two", "three"):
+        report(instance, LOAD, "success", run_id)
+    assert daemon.tick() == [f"{LOAD} success two"]
+    assert daemon.tick() == []
 
 
 def rerun(rule: str, **dag: Any) -> dict[str, Any]:
