@@ -66,7 +66,7 @@ class Hang:
     ends_at: float = -math.inf
 
 
-class Runs:
+class RunLookup:
     """The runs of an instance's DAGs during one tick. Each query is made once, when it is needed.
 
     Args:

@@ -26,7 +26,7 @@ from federation_defs.dagster_io.long_poll import long_poll
 from federation_defs.declaration import DagDeclaration, InstanceDeclaration, suggest
 from federation_defs.dependencies import decider
 from federation_defs.dependencies.decider import REREAD_IN_BACKLOG, Cursor, Downstream, Waiting
-from federation_defs.dependencies.runs import DueCache, Hang
+from federation_defs.dependencies.run_lookup import DueCache, Hang
 from federation_defs.dependencies.starter import Starter, drop_requested
 from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_job_name, build_sensor_name

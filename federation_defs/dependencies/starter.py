@@ -27,7 +27,7 @@ from federation_defs.dependencies.decider import (
 )
 from federation_defs.dependencies.only_if import ask
 from federation_defs.dependencies.record import Run, Skip
-from federation_defs.dependencies.runs import DueCache, Hang, Runs
+from federation_defs.dependencies.run_lookup import DueCache, Hang, RunLookup
 from federation_defs.errors import OnlyIfError
 from federation_defs.events import (
     build_dropped_observation,
@@ -80,7 +80,7 @@ class Starter:
     Args:
         lacking: What partitions lack, in words, empty if nothing. Only an event about the
             partition, which is another cause, can change it. It is updated.
-        shared, hang: As `Runs` takes them.
+        shared, hang: As `RunLookup` takes them.
         deadline: For starting runs, by the monotonic clock.
     """
 
@@ -99,7 +99,7 @@ class Starter:
         self._lacking = lacking
         self._timing = timing
         self._deadline = deadline
-        self._runs = Runs(client, instance, shared, hang, timing, deadline)
+        self._runs = RunLookup(client, instance, shared, hang, timing, deadline)
         self._requests: list[dg.RunRequest] = []
         self._events: list[_Event] = []
         self._notes: list[str] = []

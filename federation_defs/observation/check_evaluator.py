@@ -24,7 +24,7 @@ from federation_defs.partition_mapping import select_decided_by_events
 from federation_defs.timing import Timing
 
 
-class Checks:
+class CheckEvaluator:
     """Evaluates the checks of the DAGs of one instance that declare `max_duration`, `deadline`,
     `depends_on` or `partitions`. Costs nothing for others."""
 

@@ -31,9 +31,9 @@ from federation_defs.declaration import ObserveDeclaration
 from federation_defs.errors import AirflowError, DagNotFoundError, UnreachableError
 from federation_defs.events import build_gap_observations
 from federation_defs.naming import build_asset_key, build_sensor_name
-from federation_defs.observation.checks import Checks
+from federation_defs.observation.check_evaluator import CheckEvaluator
 from federation_defs.observation.cursor import Cursor, EndedRuns, advance, build_fingerprint
-from federation_defs.observation.outcomes import OutcomeFetcher, select_runs
+from federation_defs.observation.outcome_fetcher import OutcomeFetcher, select_runs
 from federation_defs.observation.periodic_check import ObservedDags
 from federation_defs.observation.poll_interval import PollInterval
 from federation_defs.observation.poller import DeferredRuns, Poller
@@ -118,7 +118,7 @@ class _Observer:
         unknown = {dag_id for dag_id, dag in dags.declared.items() if dag.declares_partitions}
         unknown -= dags.partitionings.keys()
         self._reporter = Reporter(client, dags.partitionings, self._heartbeats, timing, unknown)
-        self._checks = Checks(client, dags, self.observe.lookback, timing)
+        self._checks = CheckEvaluator(client, dags, self.observe.lookback, timing)
         self._unchecked = list(dags.absent)
         self._absent: set[str] = set()  # that this process has found; a tick may drop a cursor
         self._unread: list[dg.AssetKey] | None = None  # for their first reports

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation_defs.airflow.models import DagRun
-from federation_defs.observation.outcomes import select_runs
+from federation_defs.observation.outcome_fetcher import select_runs
 from tests.unit.build import build_run
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)
