@@ -184,8 +184,8 @@ class MissingExtraError(AirflowError):
     def __init__(self, instance: str, package: str, extra: str) -> None:
         super().__init__(
             instance,
-            f"is declared with `auth: {{type: {extra}}}`, which needs {package}. Install it: "
-            f"pip install 'federation-defs[{extra}]'.",
+            f"is declared with `auth: {{type: {extra}}}`, which needs {package}. "
+            f"Add the extra '{extra}' of federation-defs to the project.",
         )
 
 

@@ -50,7 +50,7 @@ class TokenAuthDeclaration(Declaration):
 
 
 class MwaaAuthDeclaration(Declaration):
-    """Amazon MWAA, through IAM. Needs `pip install 'federation-defs[mwaa]'`."""
+    """Amazon MWAA, through IAM. Needs the extra `mwaa` of federation-defs."""
 
     type: Literal["mwaa"]
     environment: str = Field(description="The name of the MWAA environment.")
@@ -59,7 +59,7 @@ class MwaaAuthDeclaration(Declaration):
 
 
 class ComposerAuthDeclaration(Declaration):
-    """Cloud Composer, with a Google account. Needs `pip install 'federation-defs[composer]'`."""
+    """Cloud Composer, with a Google account. Needs the extra `composer` of federation-defs."""
 
     type: Literal["composer"]
     credentials_file: str | None = Field(

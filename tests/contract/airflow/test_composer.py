@@ -221,4 +221,4 @@ def test_a_clouds_package_is_imported_lazily_and_its_absence_reported_early() ->
     for line, extra in zip(printed, ("mwaa", "composer", "composer"), strict=True):
         assert line.startswith("Airflow 'metrics' is declared with")
         assert f"type: {extra}" in line
-        assert f"pip install 'federation-defs[{extra}]'" in line
+        assert f"Add the extra '{extra}' of federation-defs" in line
