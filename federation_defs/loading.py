@@ -54,8 +54,10 @@ def load_federation(
     Other runs are executed as without this function.
 
     Args:
-        executor: Of all runs, in place of that. (`dagster.Definitions.merge` refuses a second one.)
-            An executor that definitions in the folder set is taken without being passed.
+        path_within_project: Any path in the project, as `Path(__file__).parent`.
+        executor: The executor of all runs, in place of Dagster's default with the difference above.
+            One that definitions in the folder set is taken without being passed.
+            (`dagster.Definitions.merge` refuses a second one.)
         refresh_cron: When to refresh the states of instances that have them in
             `VERSIONED_STATE_STORAGE`, in UTC. By default each hour, at a minute that depends on the
             project's name: Dagster (1.13) may lose one of two versions stored at the same time.

@@ -85,7 +85,8 @@ class Timing:
     # minute, as under `dagster-daemon run -m`, takes over, polls, and measures heartbeats.
     max_tick_interval_s: float = 10.0
     # Each instance of a code location makes the interval of all longer: a tick costs the daemon
-    # 0.08 CPU seconds. A location with so many that the longest interval is too short is split.
+    # 0.05 to 0.1 CPU seconds. A location with so many that the longest interval is too short has to
+    # be split.
     interval_per_instance_s: float = 0.45
     max_fair_interval_s: float = 20.0
     # The shortest interval while Dagster runs wait for an instance, times their number. They poll

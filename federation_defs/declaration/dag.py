@@ -97,7 +97,8 @@ class TriggerDeclaration(Declaration):
     )
     on_cancel: Literal["cancel", "leave"] = Field(
         default="cancel",
-        description="Whether canceling a Dagster run cancels the DAG runs that it waits for.",
+        description="Whether canceling a Dagster run cancels the DAG runs that it triggered or "
+        "cleared. Those that it adopted go on.",
     )
     on_retry: Literal["clear_failed", "clear_all", "new_run"] = Field(
         default="clear_failed",

@@ -25,7 +25,7 @@ class UpstreamEvent:
         run_id: The Airflow run id, or for an asset the id of the Dagster run that materialized it.
             None for late, and for a materialization outside of a run.
         logical_date: Of the DAG run. In Airflow 3 a run may have none.
-        data_interval_start: Of the DAG run, as `data_interval_end`.
+        data_interval_start, data_interval_end: Of the DAG run.
         partition_key: Of the materialization in Dagster.
         start: When the DAG run started, if Airflow says so.
         end: When the DAG run ended, or the asset was materialized. None for slow and late.
