@@ -64,14 +64,15 @@ def load_federation(
     """
     loaded = _loaded.get(path_within_project)
     if not is_reconstruction():
-        loaded = _load(path_within_project, refresh_cron)
+        loaded = _load(path_within_project, refresh_cron, executor)
     elif loaded is None or loaded.needed is not None:  # a code server has loaded everything
-        # Nothing that was imported becomes garbage. To look through it once more takes a run worker
-        # a twentieth of its CPU time.
-        gc.freeze()
+        if loaded is None:
+            # Nothing that was imported becomes garbage. To look through it once more takes a run
+            # worker a twentieth of its CPU time.
+            gc.freeze()
         runs = fetch_active_runs_in_worker()
         if loaded is None or not loaded.has_all_for(runs):
-            loaded = _load(path_within_project, refresh_cron, runs)
+            loaded = _load(path_within_project, refresh_cron, executor, runs)
     _loaded[path_within_project] = loaded
     return loaded.finish(executor)
 
@@ -114,13 +115,25 @@ class _Loaded:
 _loaded: dict[Path, _Loaded] = {}  # what this process loaded last
 
 
-def _load(path: Path, refresh_cron: str | None, runs: Sequence[dg.DagsterRun] = ()) -> _Loaded:
+def _load(
+    path: Path,
+    refresh_cron: str | None,
+    executor: dg.ExecutorDefinition | dg.Executor | None,
+    runs: Sequence[dg.DagsterRun] = (),
+) -> _Loaded:
     """Load what each of these runs needs; everything without runs."""
+
+    class Tree(dg.ComponentTree):
+        def reload_with_state(self, changed_state_keys: Iterable[str]) -> dg.Definitions:  # noqa: ARG002
+            """Load the project anew. Dagster+ calls this if only states have changed, and takes the
+            result for the definitions (1.13). A tree alone knows nothing of what is added here."""
+            return load_federation(path, executor, refresh_cron)
+
     with warnings.catch_warnings():
         # As in `load_from_defs_folder`: they are about Dagster's own use of its new features.
         for category in (dg.BetaWarning, dg.PreviewWarning):
             warnings.simplefilter("ignore", category=category)
-        tree = dg.ComponentTree.for_project(path)
+        tree = Tree.for_project(path)
         components = tree.get_all_components(FederatedAirflow)
         declarations = [component.declaration for component in components]
         needed = _find_needed_dags(runs, declarations)
@@ -147,7 +160,7 @@ def _load(path: Path, refresh_cron: str | None, runs: Sequence[dg.DagsterRun] = 
             # Definitions of the project's own name assets that were left out. Otherwise, loading
             # everything raises the error again.
             _log.info("Loading all of the project, as a part of it fails.", exc_info=True)
-            return _load(path, refresh_cron)
+            return _load(path, refresh_cron, executor)
         return loaded
 
 

@@ -70,7 +70,7 @@ def long_poll(
         TickOutdatedError: The sensor was switched off, or its cursor was changed, meanwhile.
     """
     entered_at = began_at = timing.monotonic()
-    first_at_s, is_long = 0.0, False
+    first_at_s, polled_at_s, is_long = 0.0, 0.0, False
     has_threads = partial(_has_threads, context, instance, timing, threads)
 
     def read_clock() -> float:
@@ -82,13 +82,22 @@ def long_poll(
         max_age_s = min(timing.sensor_state_s, timing.monotonic() - entered_at)
         _fetch_current_state(context, instance, max_age_s)
 
+    def poll_now(share: float) -> tuple[_Result, float | None]:
+        nonlocal polled_at_s
+        polled_at_s = read_clock()
+        polled = poll(share)
+        is_slow = read_clock() - polled_at_s > timing.sensor_state_s
+        if polled[1] is None and is_slow and (is_long or has_threads()):
+            _fetch_current_state(context, instance)
+        return polled
+
     if lead_s is not None and (is_long := has_threads()):
         state = _fetch_current_state(context, instance)
         elapsed_s, first_at_s = _find_first_poll(state, instance, timing, lead_s)
         began_at = timing.monotonic() - elapsed_s
         pause_until(first_at_s)
-    polls, polled_at_s = 1, read_clock()
-    result, interval_s = poll(1.0)
+    polls = 1
+    result, interval_s = poll_now(1.0)
     while interval_s is not None:
         now_s = read_clock()
         next_at_s = _find_next_poll(timing, first_at_s, polled_at_s, interval_s, lead_s or 0.0)
@@ -103,8 +112,8 @@ def long_poll(
                 pause_until(timing.daemon_loop_s + timing.long_tick_slack_s)
             break
         pause_until(next_at_s)
-        polls, polled_at_s = polls + 1, read_clock()
-        result, interval_s = poll(timing.repeated_poll_share)
+        polls += 1
+        result, interval_s = poll_now(timing.repeated_poll_share)
     return result
 
 

@@ -121,3 +121,15 @@ def test_an_asset_that_the_defs_folder_does_not_have_is_a_warning(
         f"{where}folder has no asset 'their'; did you mean 'theirs'?",
         f"{where}folder has no asset 'nothing/like/it'.",
     ]
+
+
+def test_a_reload_with_new_states_keeps_what_the_load_adds(project: Project) -> None:
+    """Dagster+ asks the component tree for the new definitions (dagster 1.13)."""
+    project.declare("sales", more={"defs_state": {"management_type": "VERSIONED_STATE_STORAGE"}})
+    loaded = load_federation(project.path, dg.in_process_executor, refresh_cron="1 2 * * *")
+    tree = loaded.get_repository_def().get_component_tree()
+    assert tree
+    reloaded = tree.reload_with_state(["FederatedAirflow[sales]"])
+    assert reloaded.executor is dg.in_process_executor
+    schedule = reloaded.get_repository_def().get_schedule_def("federation__refresh_state_schedule")
+    assert schedule.cron_schedule == "1 2 * * *"

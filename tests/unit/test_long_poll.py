@@ -60,6 +60,7 @@ class Ticks:
         interval_s: float | None = 4.0,
         news_after: int = 99,
         takes_s: float = 0.0,
+        during: Callable[[], object] = lambda: None,
         started_at: float | None = 1.0,
         ticked_at: float | None = None,
         threads: int = 32,
@@ -71,6 +72,7 @@ class Ticks:
             self.shares.append(share)
             self.polled_s.append(self.now_s)
             self.now_s += takes_s
+            during()
             count = len(self.polled_s)
             return count, None if count >= news_after else interval_s
 
@@ -266,6 +268,23 @@ def test_the_code_server_needs_a_thread_for_each_of_its_sensors_and_two_more(
     ticks.store("second")
     assert ticks.tick(threads=3) == 5
     assert ticks.tick(threads=4) == 8
+
+
+def test_a_sensor_that_is_changed_during_a_slow_poll_stays_as_it_is_then(
+    build_ticks: Callable[..., Ticks],
+) -> None:
+    """A poll asks a user's function, or waits for an Airflow."""
+    ticks = build_ticks(THREADS)
+
+    def reset() -> None:
+        ticks.store(cursor=None)
+
+    for news_after in (1, 3):
+        ticks.store()
+        with pytest.raises(TickOutdatedError):
+            ticks.tick(news_after=news_after, takes_s=3, during=reset)
+    ticks.store()
+    assert ticks.tick(news_after=1, takes_s=3) == len(ticks.polled_s)
 
 
 @pytest.mark.parametrize(
