@@ -262,7 +262,10 @@ def _build_programs(production: Production, pooler: str | None) -> dict[str, dic
         add(f"code-{team}", ["sh", "-c", script], priority="3", **options)
     webserver = [_PROGRAMS / "dagster-webserver", *listen, str(production.port)]
     add("webserver", [*webserver, *workspace, *log_level], priority="4")
-    add("daemon", [_PROGRAMS / "dagster-daemon", "run", *workspace, *log_level], priority="4")
+    daemon = [_PROGRAMS / "dagster-daemon", "run", *workspace, *log_level]
+    # Or an update that is stored while conditions are evaluated starts nothing (1.13).
+    settle = 'DAGSTER_AUTOMATION_TICK_SETTLE_SECONDS="0.1"'
+    add("daemon", daemon, priority="4", environment=settle)
     return settings
 
 

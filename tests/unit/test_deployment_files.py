@@ -15,6 +15,9 @@ import dagster as dg
 import pytest
 import yaml
 from dagster._config import process_config, resolve_to_config_type
+from dagster._core.definitions.declarative_automation.automation_condition_evaluator import (
+    AUTOMATION_TICK_SETTLE_SECONDS_ENV_VAR,
+)
 from dagster_k8s import K8sRunLauncher
 from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import DagsterK8sJobConfig, construct_dagster_k8s_job
@@ -28,6 +31,13 @@ SETTINGS: Mapping[str, Any] = yaml.safe_load((FOLDER / "dagster.yaml").read_text
 INSTANCE: Mapping[str, Any] = VALUES["additionalInstanceConfig"]
 LAUNCHER: Mapping[str, Any] = VALUES["runLauncher"]["config"]["k8sRunLauncher"]
 TEAMS: list[Mapping[str, Any]] = VALUES["dagster-user-deployments"]["deployments"]
+
+
+def test_the_daemon_waits_until_an_update_is_stored_before_it_evaluates_conditions() -> None:
+    """`tests/contract/test_settling.py` shows what is lost otherwise."""
+    file = (FOLDER / "Dockerfile").read_text()
+    (settle_s,) = re.findall(rf"^ENV {AUTOMATION_TICK_SETTLE_SECONDS_ENV_VAR}=(.+)$", file, re.M)
+    assert 0 < float(settle_s) < 1
 
 
 def to_snake_case(name: str) -> str:
