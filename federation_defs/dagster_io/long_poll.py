@@ -87,7 +87,7 @@ def long_poll(
         polled_at_s = read_clock()
         polled = poll(share)
         is_slow = read_clock() - polled_at_s > timing.sensor_state_s
-        if polled[1] is None and is_slow and (is_long or has_threads()):
+        if is_slow and _is_by_daemon(context):
             _fetch_current_state(context, instance)
         return polled
 
@@ -166,8 +166,7 @@ def _has_threads(
 ) -> bool:
     """Whether the daemon evaluates this tick, and has a thread for each sensor of the deployment,
     and the code server one for each sensor of the code location."""
-    # The UI passes neither. The first is missing after the cursor was set there (1.13).
-    if context.last_sensor_start_time is None and context.last_tick_completion_time is None:
+    if not _is_by_daemon(context):
         return False
     settings = instance.get_settings("sensors") or {}
     if not settings.get("use_threads") or not settings.get("num_workers"):
@@ -175,6 +174,12 @@ def _has_threads(
     origin = context.code_location_origin
     own, of_deployment = count_ticking_sensors(instance, origin and origin.location_name, timing)
     return of_deployment <= settings["num_workers"] and own <= threads - _SPARE_THREADS
+
+
+def _is_by_daemon(context: dg.SensorEvaluationContext) -> bool:
+    """Whether the daemon evaluates this tick, and not a person in the UI."""
+    # The UI passes neither. The first is missing after the cursor was set there (1.13).
+    return (context.last_sensor_start_time, context.last_tick_completion_time) != (None, None)
 
 
 def _fetch_current_state(

@@ -122,10 +122,14 @@ class Deployment(DagsterApi):
     def measure_conditions(self, sensor: str, location: str) -> float:
         """Return the seconds from when our sensors expect the next evaluation of automation
         conditions to when the daemon evaluates them, which it does every five seconds."""
-        state = fetch_sensor_state(self._instance, sensor, location)
-        began_at = state.instigator_data.last_tick_start_timestamp
-        found_s = find_seconds_until_conditions(self._instance, began_at, Timing())
-        assert found_s is not None
+
+        def find() -> tuple[float, float] | None:
+            state = fetch_sensor_state(self._instance, sensor, location)
+            began_at = state.instigator_data.last_tick_start_timestamp
+            found_s = find_seconds_until_conditions(self._instance, began_at, Timing())
+            return None if found_s is None else (began_at, found_s)
+
+        began_at, found_s = wait_for(find, "the loop of conditions is known")
         now = time.time()
 
         def find_next() -> float | None:

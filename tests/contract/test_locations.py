@@ -4,6 +4,7 @@ Airflows are fakes."""
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -104,10 +105,9 @@ def test_dags_of_two_locations_depend_on_each_other_as_those_of_one_and_nothing_
         why = wait_for(lambda: dagster.fetch_check("metrics", "by_condition", "ready"), "`ready`")
         assert why == "warehouse/load has never succeeded."
         dagster.wait_for_ticks("metrics__automation", "metrics__events", "metrics__observation")
-        wait_for(  # several tries, for loops of the daemon that are late on a busy machine
-            lambda: abs(dagster.measure_conditions("metrics__observation", "sales")) < 1,
-            "the next evaluation of conditions is foreseen",
-        )
+        # Of several, as a loop of the daemon may be late on a busy machine.
+        late_s = [dagster.measure_conditions("metrics__observation", "sales") for _ in range(3)]
+        assert abs(statistics.median(late_s)) < 1
 
         locations.succeed("load")
         locations.succeed("load_days", logical_date=datetime(2026, 1, 2, tzinfo=timezone.utc))

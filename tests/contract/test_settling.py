@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,7 +59,7 @@ class Daemon:
             logger=logging.getLogger(__name__),
             emit_backfills=False,
         )
-        requests, self.cursor, _ = context.evaluate()
+        requests, self.cursor, _ = asyncio.run(context.async_evaluate())
         return len(requests)
 
 
@@ -99,14 +99,15 @@ def test_an_update_between_its_two_transactions_starts_a_run_only_if_the_daemon_
         reporting.start()
         assert is_between.wait(60)
 
-        def settle(seconds: float) -> None:
+        async def settle(seconds: float) -> None:
             assert seconds == float(settle_s)
             may_go_on.set()
             reporting.join()
 
         monkeypatch.setenv(SETTLE_S, settle_s)
-        clock = SimpleNamespace(**{**vars(time), "sleep": settle})
-        monkeypatch.setattr(tick_context, "time", clock)
+        pausing = SimpleNamespace(**{**vars(asyncio), "sleep": settle})
+        monkeypatch.setattr(tick_context, "asyncio", pausing)
         begun = [daemon.tick()]
-        settle(float(settle_s))
+        may_go_on.set()
+        reporting.join()
         assert [*begun, daemon.tick()] == requested

@@ -34,7 +34,7 @@ FAILING = Dependency("load_orders", "order_metrics")
 SLOW = Dependency("load_payments", "payment_metrics")
 PAUSED = Dependency("load_products", "product_metrics")
 UPDATED = (PLAIN, FAILING, SLOW)
-SLOW_S = 600  # at most
+SLOW_S = 240  # at most
 
 
 @dataclass(frozen=True)

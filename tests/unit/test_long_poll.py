@@ -270,21 +270,31 @@ def test_the_code_server_needs_a_thread_for_each_of_its_sensors_and_two_more(
     assert ticks.tick(threads=4) == 8
 
 
+@pytest.mark.parametrize("settings", [THREADS, None])
+@pytest.mark.parametrize(
+    ("interval_s", "takes_s", "news_after", "polls"),
+    [(2, 3, 1, 1), (2, 1, 3, 3), (2, 6, 99, 1), (7, 3, 99, 1)],
+)
 def test_a_sensor_that_is_changed_during_a_slow_poll_stays_as_it_is_then(
     build_ticks: Callable[..., Ticks],
+    settings: dict[str, Any] | None,
+    interval_s: float,
+    takes_s: float,
+    news_after: int,
+    polls: int,
 ) -> None:
-    """A poll asks a user's function, or waits for an Airflow."""
-    ticks = build_ticks(THREADS)
+    """A poll asks a user's function, or waits for an Airflow. It may be the tick's only one."""
+    ticks = build_ticks(settings)
+    ticks.store()
+    polls = polls if settings else 1
 
     def reset() -> None:
-        ticks.store(cursor=None)
+        if len(ticks.polled_s) == polls:
+            ticks.store(cursor=None)
 
-    for news_after in (1, 3):
-        ticks.store()
-        with pytest.raises(TickOutdatedError):
-            ticks.tick(news_after=news_after, takes_s=3, during=reset)
-    ticks.store()
-    assert ticks.tick(news_after=1, takes_s=3) == len(ticks.polled_s)
+    with pytest.raises(TickOutdatedError):
+        ticks.tick(interval_s, news_after, takes_s, reset)
+    assert len(ticks.polled_s) == polls
 
 
 @pytest.mark.parametrize(
