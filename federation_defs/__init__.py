@@ -42,8 +42,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: a process that asks an `only_if` function does without Dagster, which takes a
-    # second to import, and a run worker without dagster-airlift, which takes longer.
+    # Imports on first use: a process that calls an `only_if` function then needs no Dagster, whose
+    # import takes a second, and a run worker no dagster-airlift, whose import takes longer.
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)
@@ -51,4 +51,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]  # `dg` finds the component by it
+    return [*globals(), *__all__]  # `dg` finds the component in this list

@@ -1,7 +1,7 @@
 """dagster-airlift's `AirflowInstance`, for Airflow 2 and 3 and every way to sign in.
 
-The records of `serialized_data` are what `get_all_datasets` has to return. dagster-airlift (0.29)
-exports them nowhere else.
+`get_all_datasets` has to return records of `serialized_data`, which dagster-airlift (0.29) exports
+nowhere else.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ClientBackend(AirflowAuthBackend):
         return self._client.url
 
 
-MAX_PREFETCHED_SOURCES = 64  # at once
+MAX_PREFETCHED_SOURCES = 64  # in one call
 
 
 class ClientInstance(AirflowInstance):
@@ -77,23 +77,23 @@ class ClientInstance(AirflowInstance):
 
     @override
     def get_dag_source_code(self, file_token: str) -> str:
-        """Return the source of a DAG's file. Since airlift asks for one after the other, the second
-        call fetches the next ones as well."""
+        """Return the source of a DAG's file. Airlift requests one file after the other, so all
+        fetches but the first include the files that follow."""
         if file_token not in self._sources:
             if file_token not in self._dags_by_token:
                 self.list_dags()
             if file_token not in self._dags_by_token:
                 raise AirflowError(
                     self.name,
-                    "has no DAG whose file has the token that the source was asked for by. The "
-                    "file was deleted, or moved: load the DAGs again.",
+                    "has no DAG whose file has the token for which the source was requested. The "
+                    "file was deleted or moved; load the DAGs again.",
                 )
             tokens = list(self._dags_by_token)
             start = tokens.index(file_token)
             batch = tokens[start : start + (MAX_PREFETCHED_SOURCES if self._sources else 1)]
             dags = {token: self._dags_by_token[token] for token in batch}
             texts = self.client.fetch_dag_sources(dags.values())
-            # Airlift needs a text, so a deleted file is an empty one.
+            # Airlift needs a text: that of a deleted file is empty.
             read = {token: texts.get(dag.dag_id, "") for token, dag in dags.items()}
             if isinstance(source := read[file_token], AirflowError):
                 raise source
@@ -112,7 +112,7 @@ class ClientInstance(AirflowInstance):
         assets = self.client.fetch_assets()
         wanted = [asset for asset in assets if part.lower() in asset.uri.lower()]
         datasets = [_build_dataset(asset, dag_ids) for asset in wanted]
-        # As in airlift, those that no known DAG produces are left out.
+        # As in airlift, datasets that none of these DAGs produces are left out.
         return [dataset for dataset in datasets if dataset.producing_tasks]
 
     @override
@@ -123,7 +123,7 @@ class ClientInstance(AirflowInstance):
     def get_dag_runs_batch(
         self, dag_ids: Sequence[str], *args: Any, **kwargs: Any
     ) -> tuple[list[DagRun], int]:
-        if not dag_ids:  # the API would take it for all DAGs
+        if not dag_ids:  # the API would return runs of all DAGs
             return [], 0
         runs, total = super().get_dag_runs_batch(dag_ids, *args, **kwargs)
         return [self._complete_run(run) for run in runs], total
@@ -207,7 +207,7 @@ class ClientInstance(AirflowInstance):
 
 
 class _DagRun3(DagRun):
-    """A run of Airflow 3, whose page has another address."""
+    """A run of Airflow 3. Its page has another address than in Airflow 2."""
 
     @property
     @override
@@ -238,9 +238,9 @@ def _build_dataset(asset: AirflowAsset, dag_ids: Sequence[str] | None) -> Datase
 
 
 def _complete_dates(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answer with the dates that airlift requires. A run of 3.x may have no logical
-    date, and a run whose state was set by hand no start. UTC is written as in 2.x, since Python
-    3.10 reads no "Z"."""
+    """Return the answer with the dates that airlift requires. A run of 3.x may lack a logical date,
+    and a run whose state was set by hand may lack a start. UTC is written as in 2.x, because
+    Python 3.10 can't parse "Z"."""
     dates = {
         name: value.replace("Z", "+00:00")
         for name, value in answer.items()
@@ -260,7 +260,7 @@ def build_airflow_instance(**attributes: Any) -> AirflowInstance:
     `build_defs_from_airflow_instance`. Requests raise this package's errors, not airlift's.
 
     Args:
-        attributes: As in a defs.yaml: `name`, `url` and `auth`, optionally `api`, `tls` and `http`.
+        attributes: As in a `defs.yaml`: `name`, `url`, `auth`, and optionally `api`, `tls`, `http`.
 
     Raises:
         DeclarationError: The attributes are invalid.

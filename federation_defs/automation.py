@@ -1,4 +1,4 @@
-"""Build the automation of downstream DAGs: when Dagster runs them. Pure."""
+"""Builds the automation of downstream DAGs: the conditions under which Dagster runs them. Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import dagster as dg
 
 from federation_defs.naming import build_check_key, build_launching_tags, build_sensor_name
 
-# What a tick costs the daemon (dagster 1.13, PostgreSQL): per sensor, and per asset.
+# The time that a tick takes in the daemon (dagster 1.13, PostgreSQL): per sensor, and per asset.
 _COST_PER_SENSOR_S = 0.12
 _COST_PER_ASSET_S = 0.0025
 _MAX_INTERVAL_S = 25
 
 Upstream: TypeAlias = Literal[
     "observed",  # a DAG that Dagster does not run
-    "executed",  # one that it runs
-    "detached",  # one of the same instance that it runs without waiting for it
-    "elsewhere",  # one of another code location, of which nothing is known
-    "asset",  # no DAG
+    "executed",  # a DAG that Dagster runs
+    "detached",  # a DAG of the same instance that Dagster runs without waiting for it
+    "elsewhere",  # a DAG of another code location, of which nothing is known here
+    "asset",  # an asset that is not a DAG
 ]
 
 _NEWLY_UPDATED = dg.AutomationCondition.newly_updated()
@@ -39,27 +39,28 @@ def build_condition(
 ) -> dg.AutomationCondition:
     """Return a condition that requests a run when upstreams were updated, and loses no update.
 
-    With `when="any"` it is `eager()`, except where that loses updates (dagster 1.13):
+    With `when="any"` the condition is `eager()`, except where `eager()` loses updates (dagster
+    1.13):
 
-    - `eager()` takes the end of a run as handling all updates until then, so that an update during
-      a run never leads to another run. Here only a request handles updates.
-    - If an update and a request are new on the same tick, the request wins, although the update
-      came after it. Here the update wins.
+    - `eager()` regards all updates until the end of a run as handled, so that an update during a
+      run never leads to another run. Here only a request handles updates.
+    - In `eager()`, if an update and a request are new on the same tick, the request wins, although
+      the update came after it. Here the update wins.
 
-    With `when="all"` each upstream has to be updated after the last request, by the same rules.
-    None may be under way. None may be a DAG whose last run failed.
+    With `when="all"` each upstream has to be updated after the last request, by the same rules. No
+    upstream may be in progress, or be a DAG whose last run failed.
 
-    None of it knows partitions: where there are some, the event sensor decides.
+    The conditions ignore partitions: where there are any, the event sensor decides.
 
-    All conditions are built-in: they are evaluated in the daemon, without user code and without its
-    limit of 500 entities. Each tick evaluates each node for each asset, whatever happened, so the
-    condition has only the nodes that can matter to the asset.
+    All conditions are built-in, so the daemon evaluates them itself. Conditions that are evaluated
+    in user code are limited to 500 entities. Each tick evaluates each node for each asset, whatever
+    happened, so the condition has only the nodes that can matter to the asset.
 
     Args:
-        upstreams: What the DAG depends on; one at least.
-        detached: The DAG's own asset, if the Dagster run does not wait for the DAG run. That is
-            taken to go on from the request until its end is reported, or until a Dagster run failed
-            to start it.
+        upstreams: The kinds of the assets on which the DAG depends; at least one.
+        detached: The DAG's own asset, if the Dagster run does not wait for the DAG run. The DAG run
+            is then regarded as active from the request until its end is reported, until a Dagster
+            run fails to start it, or until the next full hour.
     """
     if when == "all":
         return _build_all_condition(upstreams, detached)
@@ -78,12 +79,12 @@ def _build_any_condition(
     condition = dg.AutomationCondition
     updated = condition.any_deps_match(_NEWLY_UPDATED).with_label("any_deps_updated")
     blocked = condition.any_deps_match(condition.missing()).with_label("any_deps_missing")
-    if kind == "executed":  # a run of an upstream may be a run of the DAG, too
+    if kind == "executed":  # the Dagster run of an upstream may run the DAG, too
         updated = condition.any_deps_updated()
     if kind != "observed":
         missing = condition.missing() & ~condition.will_be_requested()
         blocked = condition.any_deps_match(missing | _IN_PROGRESS)
-        if elsewhere:  # these may have partitions, of which one is enough
+        if elsewhere:  # if these have partitions, one materialized partition is enough
             blocked = condition.any_deps_match(missing).ignore(dg.AssetSelection.assets(*elsewhere))
             blocked |= condition.any_deps_match(_IN_PROGRESS)
             for key in elsewhere:
@@ -101,9 +102,9 @@ def _build_all_condition(
     kinds, blocks = set(upstreams.values()), dict[str, dg.AutomationCondition]()
     if dags := [build_check_key(key) for key, kind in upstreams.items() if kind != "asset"]:
         failed = condition.check_failed()
-        if kinds != {"observed"}:  # after a run that failed, Dagster could not start another one
+        if kinds != {"observed"}:  # a Dagster run may have failed before it started a DAG run
             failed |= condition.execution_failed()
-        # Observation evaluates other checks of a DAG, too. They say nothing about its last run.
+        # Observation evaluates other checks of a DAG, too, which are not about its last run.
         checks = dg.AssetSelection.checks(*dags)
         blocks["failed"] = condition.any_checks_match(failed).allow(checks)
     if kinds != {"observed"}:
@@ -117,10 +118,11 @@ def _build_all_condition(
 
 
 def _build_latch(key: dg.AssetKey, kind: Upstream) -> dg.AutomationCondition:
-    """Return whether an upstream was updated since the last request.
+    """Return the condition that an upstream was updated since the last request.
 
-    Dagster (1.13) finds what it stores of a `since` by the names of the two conditions in it. The
-    key is such a name, so that upstreams have latches of their own. A label would not be.
+    Dagster (1.13) identifies the stored state of a `since` condition by the names of its two
+    operands. The upstream's key is part of such a name, so that each upstream has a state of its
+    own. A label is not part of the name.
     """
     counts = _NEWLY_UPDATED
     if kind != "observed":  # a person may have run it together with the DAG
@@ -134,14 +136,15 @@ def _build_due(
     blocked: dg.AutomationCondition,
     detached: dg.AssetKey | None,
 ) -> dg.AutomationCondition:
-    """Return whether a DAG with pending updates is due."""
+    """Return the condition that a DAG with pending updates is due."""
     condition = dg.AutomationCondition
-    # First of all: what follows is evaluated for what is pending, and is cheap for nothing.
+    # `is_pending` comes first: the rest is evaluated only for assets that are pending, which costs
+    # little if there are none.
     is_due = is_pending & ~(blocked | _IN_PROGRESS)
     if detached is None:
         return is_due
     # Every end of a DAG run evaluates the asset's check. A run that never started, or was deleted,
-    # has no end: it is taken to go on until the next full hour.
+    # has no end: it is regarded as active until the next full hour.
     own_check = dg.AssetSelection.checks(build_check_key(detached))
     ended = _NEWLY_UPDATED | condition.any_checks_match(_NEWLY_UPDATED).allow(own_check)
     ended |= condition.cron_tick_passed("0 * * * *")
@@ -152,12 +155,12 @@ def _build_due(
 def compute_interval(downstreams: Iterable[int]) -> int:
     """Return the seconds between two ticks of each automation sensor of a code location.
 
-    The daemon evaluates one sensor after the other, in the process that also starts observation's
-    ticks. So automation takes two thirds of its time at most, unless that would be less than two
-    ticks a minute.
+    The daemon evaluates one automation sensor after the other, in the process that also starts
+    observation's ticks. The interval is long enough that automation takes at most two thirds of the
+    time, but never longer than 25 seconds.
 
     Args:
-        downstreams: Of each instance, the number of DAGs that depend on others.
+        downstreams: For each instance, the number of its DAGs that depend on others.
     """
     counts = [count for count in downstreams if count]
     round_s = len(counts) * _COST_PER_SENSOR_S + sum(counts) * _COST_PER_ASSET_S
@@ -167,13 +170,15 @@ def compute_interval(downstreams: Iterable[int]) -> int:
 def build_automation_sensor(
     instance: str, keys: Sequence[dg.AssetKey], interval_s: int
 ) -> dg.AutomationConditionSensorDefinition:
-    """Return the sensor that requests an instance's downstream DAGs.
+    """Return the sensor that requests runs of an instance's downstream DAGs.
 
-    Each instance has its own: what one sensor requests on one tick shares a run, and each sensor
-    can be switched off for maintenance.
+    Each instance has a sensor of its own: all DAGs that one sensor requests in one tick share a
+    Dagster run, and each sensor can be switched off for maintenance.
 
     Args:
-        interval_s: Below five seconds, it ticks in every loop of the daemon: each 5 s (1.13).
+        keys: The assets of the downstream DAGs.
+        interval_s: The shortest time between two ticks. With less than five seconds, the sensor
+            ticks in every loop of the daemon, which takes 5 s (1.13).
     """
     return dg.AutomationConditionSensorDefinition(
         name=build_sensor_name(instance, "automation"),

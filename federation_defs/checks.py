@@ -1,14 +1,15 @@
-"""The asset checks of DAGs: `dag_run` of every DAG, and the others where they are declared.
+"""The asset checks of DAGs: `dag_run` of every DAG, and the others of DAGs that declare them.
 
 - `dag_run` passes if the last finished run is a success.
-- `max_duration` passes if that run did not take longer. It fails while a run goes on for longer.
+- `max_duration` passes if the last finished run did not take longer than that, and no run is
+  running for longer.
 - `deadline` passes once a run has succeeded for the last deadline, in time or after it.
-- `only_if` passes if the function of that name answered.
+- `only_if` passes if the declared function returned an answer.
 - `ready` passes if nothing keeps a DAG from running when its upstreams succeed.
 - `partitions` passes if nothing is wrong with the partitions of a DAG.
 """
 
-# No `from __future__ import annotations` here: Dagster refuses a context annotated with text.
+# No `from __future__ import annotations` here: Dagster refuses a context whose annotation is text.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,7 +51,7 @@ _BY_SENSORS = (
     *(ONLY_IF_CHECK_NAME, DEADLINE_CHECK_NAME),
     *(READY_CHECK_NAME, PARTITIONS_CHECK_NAME),
 )
-_MAX_RUNNING = 1000  # runs of all DAGs; of more, the oldest are looked at
+_MAX_RUNNING = 1000  # runs of all DAGs; if more are running, only the oldest are checked
 
 
 def build_check_specs(instance: str, dag_id: str, dag: DagDeclaration) -> list[dg.AssetCheckSpec]:
@@ -63,7 +64,8 @@ def build_check_specs(instance: str, dag_id: str, dag: DagDeclaration) -> list[d
     if dag.max_duration is not None:
         descriptions[MAX_DURATION_CHECK_NAME] = (
             f"No run of {name} takes longer than {dag.max_duration:.0f} s. Evaluated for each "
-            "finished run, and once for a run that goes on for longer; executing it asks Airflow."
+            "finished run, and once for a run that exceeds this while it is running; executing it "
+            "fetches the runs from Airflow."
         )
     if dag.deadline is not None:
         descriptions[DEADLINE_CHECK_NAME] = (
@@ -73,8 +75,8 @@ def build_check_specs(instance: str, dag_id: str, dag: DagDeclaration) -> list[d
         )
     if dag.trigger.only_if is not None:
         descriptions[ONLY_IF_CHECK_NAME] = (
-            f"`{dag.trigger.only_if}` answered when it was last asked whether to run {name}. "
-            "Executing it changes nothing."
+            f"`{dag.trigger.only_if}` returned an answer when it was last called to decide whether "
+            f"to run {name}. Executing this check changes nothing."
         )
     if dag.depends_on:
         descriptions[READY_CHECK_NAME] = (
@@ -83,9 +85,9 @@ def build_check_specs(instance: str, dag_id: str, dag: DagDeclaration) -> list[d
         )
     if dag.declares_partitions:
         descriptions[PARTITIONS_CHECK_NAME] = (
-            f"Passes if the partitions of {name} are known, if what was reported agrees with them, "
+            f"Passes if the partitions of {name} are known, if the reported runs agree with them, "
             "and if no upstream has partitions too often for them. Evaluated by observation when "
-            "that changes. If you execute it, you accept what was reported as it is."
+            "that changes. Executing it accepts the reported runs as they are."
         )
     key = build_asset_key(instance, dag_id)
     return [
@@ -118,7 +120,7 @@ def build_checks(
 def name_check_outputs(specs: Iterable[dg.AssetCheckSpec]) -> dict[str, dg.AssetCheckSpec]:
     """Return the specs of some DAGs' checks by the names of their outputs."""
     # `@multi_asset_check` derives the outputs' names from the keys. That fails for letters outside
-    # ASCII, and for two DAG ids that differ in a dot and a dash (dagster 1.13).
+    # ASCII, and if two DAG ids differ only in a dot and a dash (dagster 1.13).
     by_dag = [(spec.asset_key.path[-1], spec) for spec in specs]
     names = build_output_names({dag_id for dag_id, _ in by_dag})
     return {build_check_output_name(names[dag_id], spec.name): spec for dag_id, spec in by_dag}
@@ -131,11 +133,12 @@ def are_dag_checks(checks: dg.AssetsDefinition) -> bool:
 
 
 def recreate_checks(checks: dg.AssetsDefinition) -> dg.AssetChecksDefinition:
-    """Return checks that were built by `build_checks`, with the metadata that they got later.
+    """Return checks that were built by `build_checks`, with metadata that was added later, as a
+    definition of the type that `build_checks` returns.
 
-    Dagster makes another type of definition of them when it adds metadata, which a component in a
-    YAML file gets (1.13, `CompositeYamlComponent`). It would then copy it once for each check that
-    it holds: of 500 checks, 500 copies with 500 each.
+    Dagster adds metadata to the definitions of a component in a YAML file (1.13,
+    `CompositeYamlComponent`), and returns a definition of another type. Dagster would copy that one
+    once for each check in it: 500 checks would become 500 copies with 500 checks each.
     """
     return _create_checks(checks.op, name_check_outputs(checks.check_specs))
 
@@ -152,7 +155,12 @@ def _create_checks(
 
 
 def build_absent_evaluation(instance: str, dag_id: str, why: str) -> dg.AssetCheckEvaluation:
-    """Return the failed check of a DAG that can't run."""
+    """Return the failed evaluation of the check `dag_run` of a DAG that its Airflow does not have:
+    the DAG's file is missing, or can't be parsed.
+
+    Args:
+        why: The description of the evaluation.
+    """
     key = build_asset_key(instance, dag_id)
     return dg.AssetCheckEvaluation(key, CHECK_NAME, passed=False, description=why)
 
@@ -163,13 +171,18 @@ def run_checks(
     keys: Iterable[dg.AssetCheckKey],
     context: dg.AssetCheckExecutionContext | dg.AssetExecutionContext,
 ) -> Iterator[dg.AssetCheckResult]:
-    """Evaluate some checks. `dag_run` of a DAG that the instance does not have fails; a DAG without
-    a finished run gives no result. `only_if`, `ready` and, unless a success was reported since,
-    `deadline` give the last one again. So does `partitions`, unless a person executes it, which
-    accepts what was reported.
+    """Evaluate the checks that a Dagster run selects.
+
+    - `dag_run` and `max_duration` are evaluated with the runs in Airflow. They have no result
+      without a finished run, but `dag_run` fails if the instance does not have the DAG.
+    - `only_if` and `ready` repeat their last result.
+    - `deadline` passes if it failed and a success was reported since. Else it repeats its last
+      result.
+    - `partitions` passes if a person executes it, which accepts the reported runs as they are. Else
+      it repeats its last result.
 
     Raises:
-        dagster.Failure: Airflow can't be asked about one or more of the DAGs.
+        dagster.Failure: One or more requests to Airflow failed. The other checks were evaluated.
     """
     errors = []
     for key in sorted(keys):
@@ -183,7 +196,10 @@ def run_checks(
         if evaluation is not None:
             yield convert_to_result(evaluation)
         elif key.name in _BY_SENSORS:
-            context.log.info(f"The check `{key.name}` of DAG {dag_id} is evaluated by a sensor.")
+            context.log.info(
+                f"The check `{key.name}` of DAG {dag_id} in Airflow '{client.instance}' is "
+                "evaluated by a sensor. This run repeats its last result, if there is one."
+            )
             yield from repeat_evaluations(context.instance, [key])
         else:
             context.log.info(f"DAG {dag_id} has no finished run in Airflow '{client.instance}'.")
@@ -198,7 +214,7 @@ def _evaluate(
     key: dg.AssetCheckKey,
     context: dg.AssetCheckExecutionContext | dg.AssetExecutionContext,
 ) -> dg.AssetCheckEvaluation | None:
-    """Evaluate a check; None if there is nothing new to say."""
+    """Evaluate a check; None if there is no new result."""
     if key.name == CHECK_NAME:
         return _check_last_run(client, dag_id, dag)
     if key.name == MAX_DURATION_CHECK_NAME and dag.max_duration is not None:
@@ -211,7 +227,7 @@ def _evaluate(
             asset_key=key.asset_key,
             check_name=key.name,
             passed=True,
-            description="What was reported is accepted as it is.",
+            description="The reported runs were accepted as they are.",
             metadata=build_partitions_metadata(dag.partitions),
         )
     return None
@@ -243,11 +259,14 @@ def _check_duration(
 def find_slow_runs(
     client: AirflowClient, limits_s: Mapping[str, float], now: datetime
 ) -> list[DagRun]:
-    """Find the running runs that take longer than the limit of their DAG.
+    """Find the running runs that have exceeded the limit of their DAG.
 
     Args:
-        limits_s: By DAG id, of one DAG at least.
-        now: By Airflow's clock.
+        limits_s: By DAG id, in seconds, for at least one DAG.
+        now: The time by Airflow's clock.
+
+    Raises:
+        AirflowError: The running runs can't be fetched.
     """
     started_before = now - timedelta(seconds=min(limits_s.values()))
     page = client.fetch_running_runs(started_before, _MAX_RUNNING)
@@ -260,10 +279,10 @@ def find_deadline_check(
     dag_id: str,
     deadline: DeadlineDeclaration,
 ) -> dg.AssetCheckEvaluation | None:
-    """Return the evaluation of the check `deadline` that passes.
+    """Return an evaluation of the check `deadline` that passes.
 
-    None unless the last one failed and a success was reported since: without one, not all that
-    ended may be known.
+    None unless the last evaluation failed and a success was reported since. Without a reported
+    success nothing is concluded, because runs that have ended may not be reported yet.
     """
     key = build_asset_key(airflow, dag_id)
     check_key = build_check_key(key, DEADLINE_CHECK_NAME)
@@ -279,9 +298,10 @@ def find_deadline_check(
 def repeat_evaluations(
     instance: dg.DagsterInstance, keys: Iterable[dg.AssetCheckKey]
 ) -> Iterator[dg.AssetCheckResult]:
-    """Give the last evaluations of checks again, for a Dagster run that was to evaluate them.
+    """Yield the last evaluations of checks again, in a Dagster run that is expected to evaluate
+    them.
 
-    Dagster plans all checks of each asset that it runs, and shows no earlier evaluation then
-    (1.13).
+    Dagster plans all checks of each asset that it runs, and then no longer shows their earlier
+    evaluations (1.13).
     """
     yield from map(convert_to_result, fetch_completed_evaluations(instance, keys).values())

@@ -1,7 +1,7 @@
 """The command `federation`.
 
 `federation check PROJECT ...` checks the projects of all code locations of a deployment together,
-as in CI: each project alone can't see what is wrong between them.
+as in CI: a project alone does not show what is wrong between projects.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from federation_defs.errors import DeclarationError
 from federation_defs.threads import run_in_threads
 from federation_defs.validation import Member, find_deep_chains, find_problems
 
-# Where it can, a process that has imported Dagster once is forked for each project.
+# Where the system can fork, the processes of all projects are forked from one that has imported
+# Dagster.
 _PROCESSES = (
     multiprocessing.get_context("forkserver")
     if "forkserver" in multiprocessing.get_all_start_methods()
@@ -39,16 +40,16 @@ def main(arguments: Sequence[str] | None = None, load_s: float = 300.0) -> int:
     """Run the command, and return its exit code: 1 if anything is wrong, 2 for wrong arguments.
 
     Args:
-        load_s: How long the load of a project may take.
+        load_s: How long the load of a project may take, in seconds.
     """
     parser = argparse.ArgumentParser(
         "federation", description="Tools for a federation of Airflows."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     about = (
-        "Check the declarations of several projects, a code location each, as one federation. "
-        "Neither an Airflow nor a secret is needed, so that each DAG id that a `select` matches is "
-        "taken for that of a DAG."
+        "Check the declarations of several projects, each a code location, as one federation. "
+        "Neither an Airflow nor a secret is needed. Each DAG id that a `select` matches is "
+        "therefore assumed to be that of a DAG."
     )
     check = commands.add_parser("check", help=about, description=about)
     check.add_argument(
@@ -75,18 +76,22 @@ def _check(projects: Sequence[str], load_s: float) -> int:
 
 def _read_in_process(project: str, load_s: float) -> list[Member] | str:
     """Call `read_members` in a process of its own: two projects may have modules of the same name,
-    and a project may end its process, or hang."""
+    and a project may end its process, or hang.
+
+    Args:
+        load_s: How long that may take, in seconds.
+    """
     receiver, sender = _PROCESSES.Pipe(duplex=False)
     process = _PROCESSES.Process(target=_send_members, args=(project, sender), daemon=True)
     process.start()
-    sender.close()  # so that the end of the process is that of the pipe
+    sender.close()  # the pipe then ends with the process
     try:
         if receiver.poll(load_s):
             return receiver.recv()
-        return f"{project}: it can't be loaded: that takes more than {load_s:g} s"
+        return f"{project}: it can't be loaded: loading takes more than {load_s:g} s"
     except EOFError:
         process.join()
-        return f"{project}: it can't be loaded: that ended the process ({process.exitcode})"
+        return f"{project}: it can't be loaded: loading ended the process ({process.exitcode})"
     finally:
         process.kill()
         process.join()
@@ -99,13 +104,13 @@ def _send_members(project: str, sender: Connection) -> None:
 def read_members(project: str) -> list[Member] | str:
     """Return the instances that a project declares, or why it can't be loaded.
 
-    The templates in `dags` and `environment` are rendered, with the variables of the project's
-    `.env`, which win over others, as in Dagster (1.13). Of other templates, such as those of
-    `auth`, the variables need not be set.
+    The templates in `dags` and `environment` are rendered. The variables of the project's `.env`
+    override those of the process, as in Dagster (1.13). The variables of other templates, such as
+    those of `auth`, need not be set.
     """
     path = Path(project).resolve()
     if not any((path / name).is_file() for name in ("dg.toml", "pyproject.toml")):
-        return f"{project}: it is no project: it has neither a dg.toml nor a pyproject.toml"
+        return f"{project}: it is not a project: it has neither a dg.toml nor a pyproject.toml"
     settings = dotenv_values(path / ".env")
     os.environ |= {name: value for name, value in settings.items() if value is not None}
     sys.path[:0] = [str(path), str(path / "src")]
@@ -125,8 +130,8 @@ def read_members(project: str) -> list[Member] | str:
 
 
 def _describe(error: BaseException, project: Path) -> str:
-    """Return what is known of an error. The text of one that is neither ours nor Dagster's may have
-    a secret; then it is the error's type, and where in the project it was raised."""
+    """Return an error as text. Messages of errors that are neither ours nor Dagster's may hold a
+    secret; for those, return the type and the line of the project that raised it."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)

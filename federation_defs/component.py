@@ -44,7 +44,7 @@ from federation_defs.validation import (
 
 _log = logging.getLogger(__name__)
 
-# Of the keys that may be unknown. Nothing is sent in their place.
+# For keys whose environment variables are not set. No request is sent with them.
 _PLACEHOLDERS = {"url": "https://unset.invalid", "auth": {"type": "none"}}
 _STRICT_VARIABLE = "FEDERATION_STRICT"
 _MAX_FETCHES = 32  # snapshots at a time
@@ -77,11 +77,11 @@ class FederatedAirflow(dg.StateBackedComponent):
         self.needed: Set[str] | None = None  # in a run worker, the DAGs that its runs need
         self.context: dg.ComponentLoadContext | None = None  # None if built by hand
         self.is_loaded = False
-        self.fetched: list[Snapshot | Exception] = []  # and not written yet; one at most
+        self.fetched: list[Snapshot | Exception] = []  # not written yet; at most one
         self.snapshot: Snapshot | None = None
         self.state_error = ""  # why the state can't be read
         self.resolved = declaration  # with all partitions in full, once the state was read
-        self.is_resolved = False  # in a run worker: the state was read, if partitions need it
+        self.is_resolved = False  # in a run worker: the state was read, if partitions need that
         self.undecided: Mapping[str, Sequence[str]] = {}  # why nothing starts DAGs, by DAG id
         self._defs_state = declaration.defs_state
 
@@ -111,7 +111,7 @@ class FederatedAirflow(dg.StateBackedComponent):
             raise DeclarationError([f"{source}: write `attributes`: name, url and auth at least."])
         if is_python:
             source += f" ({attributes.name})"
-        # Without warnings about templates in the place of numbers.
+        # Without warnings about numbers that are templates.
         raw = attributes.model_dump(exclude_unset=True, warnings=False)
         unset: list[str] = []
         for key, placeholder in () if _is_strict() else _PLACEHOLDERS.items():
@@ -161,35 +161,35 @@ class FederatedAirflow(dg.StateBackedComponent):
         write_snapshot(fetched, state_path)
 
     def read_last(self) -> Snapshot | None:
-        """Return the state that a refresh replaces, if it keeps something of that."""
+        """Return the state that a refresh replaces; None if the refresh keeps nothing of it."""
         if self.context is None or not find_auto_partitions(self.declaration):
             return None
         self.read_state(self.context)
         return self.snapshot
 
     def fetch(self, last: Snapshot | None) -> None:
-        """Fetch a snapshot, or the error in its place, to be written later."""
+        """Fetch a snapshot into `fetched`, to be written later. Keep an error there instead."""
         try:
             self.fetched = [fetch_snapshot(self.client, self.declaration, last)]
-        except Exception as error:  # noqa: BLE001 - raised for its own instance, and for no other
+        except Exception as error:  # noqa: BLE001 - of this instance, and must not stop others
             self.fetched = [error]
 
     @override
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Return the definitions of this instance, from its declaration and its state.
 
-        DAGs that are declared or depended on are assets, whatever the state says. Those that the
-        instance does not have are warnings, and failed checks. What its version can't do is a
-        warning.
+        DAGs that are declared or depended on are always assets. Each one that the instance does not
+        have causes a warning and a failed check. What its version can't do, and what is wrong with
+        partitions, causes a warning.
 
         If Dagster refreshes the state first (under `dagster dev`) and that fails, log a warning and
         use the last state.
 
         Raises:
-            DeclarationError: The declarations contradict each other. Names all problems. Or there
-                is something to warn of, and FEDERATION_STRICT is set.
-            AirflowError: A refresh failed, and FEDERATION_STRICT is set.
-            Exception: A state can't be read or written, and FEDERATION_STRICT is set.
+            DeclarationError: The declarations contradict each other. Or there is one of these
+                warnings, and FEDERATION_STRICT is true. Names all problems.
+            AirflowError: A refresh failed, and FEDERATION_STRICT is true.
+            Exception: A state can't be read or written, and FEDERATION_STRICT is true.
         """
         if self.needed is not None:
             if not self.needed:
@@ -251,7 +251,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         for component in components:
             component.federation = components
             component.named = named.get(component.declaration.name, {})
-        # Partitions may be known by the state only, and those of other instances are needed too.
+        # Partitions may be stored in the states only, and those of other instances are needed, too.
         for component in components:
             component.load_state(context)
         if any(find_auto_partitions(member.declaration) for member in members):
@@ -261,10 +261,11 @@ class FederatedAirflow(dg.StateBackedComponent):
                 component.undecided = {**find_wrong_windows(member, resolved), **unknown}
 
     def load_state(self, context: dg.ComponentLoadContext) -> None:
-        """Read the state, after a refresh under `dagster dev`."""
+        """Read the state. Under `dagster dev`, Dagster refreshes it first. If that fails, log a
+        warning and use the last state, unless FEDERATION_STRICT is true."""
         try:
             super().build_defs(context)
-        except Exception as error:  # of any storage; a version that was lost is a ValueError
+        except Exception as error:  # of any storage; it is a ValueError if a version was lost
             if _is_strict():
                 raise
             reason = str(error)
@@ -277,7 +278,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         self.is_loaded = True
 
     def read_state(self, context: dg.ComponentLoadContext) -> None:
-        """Read the state, without a refresh. One that its storage does not give is none."""
+        """Read the state without a refresh. If the storage fails, log a warning and have none."""
         declared = self._defs_state
         self._defs_state = declared.model_copy(update={"refresh_if_dev": False})
         try:
@@ -295,7 +296,7 @@ class FederatedAirflow(dg.StateBackedComponent):
     ) -> dg.Definitions:
         """Keep the state for `build_defs`, which needs the states of all instances.
 
-        Dagster calls this where it has the state, while it builds definitions and in no other way.
+        Dagster calls this while it builds definitions, and hands out a state in no other way.
         """
         self.snapshot, self.state_error = read_snapshot(state_path), ""
         known = self.snapshot.partitions if self.snapshot else {}
@@ -307,7 +308,8 @@ class FederatedAirflow(dg.StateBackedComponent):
         return {component.declaration.name: component.resolved for component in self.federation}
 
     def find_problem(self, airflow: str, dag_id: str) -> str | None:
-        """Return why a DAG of any instance can't run, by the last refresh."""
+        """Return why a DAG of any instance can't run by the last refresh, as the end of a
+        sentence; None if nothing is known to be wrong with it."""
         for component in self.federation:
             snapshot = component.snapshot
             if component.declaration.name == airflow and snapshot is not None:
@@ -316,8 +318,8 @@ class FederatedAirflow(dg.StateBackedComponent):
         return None
 
     def find_partition_problem(self, dag_id: str) -> str | None:
-        """Return what is wrong with the partitions of a DAG, or those that it depends on, by what
-        their Airflows say, as sentences."""
+        """Return what is wrong with the partitions of a DAG or of its upstreams by the last
+        refresh, as sentences; None if nothing is known to be wrong with them."""
         known = self.snapshot.partitions if self.snapshot else {}
         problem = describe_auto(self.declaration.find_dag(dag_id).partitions, known.get(dag_id))
         problems = [problem] if problem else []
@@ -327,7 +329,7 @@ class FederatedAirflow(dg.StateBackedComponent):
         return " ".join(problems) or None
 
     def _find_partition_problems(self) -> Iterator[str]:
-        """Find what is wrong with partitions, as far as the state of the instance shows."""
+        """Find what is wrong with partitions by the instance's state; nothing without a state."""
         dag_ids = {*find_auto_partitions(self.declaration), *self.undecided}
         for dag_id in sorted(dag_ids) if self.snapshot else ():
             if problem := self.find_partition_problem(dag_id):
@@ -335,7 +337,7 @@ class FederatedAirflow(dg.StateBackedComponent):
 
 
 def _is_strict() -> bool:
-    """Whether what is wrong in an Airflow is an error at load, as in CI, and not a warning.
+    """Whether what is wrong in an Airflow is an error at load, as in CI, instead of a warning.
 
     Raises:
         DeclarationError: FEDERATION_STRICT is neither true nor false.

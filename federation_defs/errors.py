@@ -7,7 +7,7 @@ FederationError
 ├── ReloadFailedError           Dagster's webserver did not reload the code location
 ├── OnlyIfError                 an `only_if` function gave no answer
 └── AirflowError                a problem with one Airflow instance
-    ├── UnreachableError        no answer, or a temporary error (429, 5xx): may pass by itself
+    ├── UnreachableError        no usable answer, or a 429 or 5xx: may pass by itself
     ├── TlsError                no trusted TLS connection: a certificate, or no TLS at all
     ├── CredentialError         the source of the credentials failed: a file, a command, a cloud
     ├── MissingExtraError       the sign-in needs a package that is not installed
@@ -22,14 +22,15 @@ FederationError
     ├── TriggersOffError        triggers are switched off here
     ├── LogicalDateTakenError   another run of the DAG has the logical date
     ├── RunNotStartedError      a trigger failed and left no run; may succeed later
-    └── RunLostError            a DAG run was deleted, or exceeded its time-out
+    └── RunLostError            a DAG run was deleted, or did not end within its time-out
 
-Every message says in one line what happened, where, and what to do, and holds no control character,
-whatever an Airflow sends. `docs/errors.md` lists them.
+A message contains what happened, where, and what to do. That of an `AirflowError` is one line, and
+that of a `DeclarationError` has a line for each problem. Messages contain no control characters but
+line feeds and tabs, whatever an Airflow sends. `docs/errors.md` lists them.
 
-Common arguments: `request` is a method and a path; `check` names the environment variables (or
-keys) that hold the account; `detail` is what Airflow itself says, empty if it says nothing. Others
-are parts of the message, and are written so that they fit into it.
+Common arguments: `request` is a method and a path. `check` names the environment variables (or
+keys) that hold the account. `detail` is Airflow's own message, empty if there is none. Other
+arguments are parts of the sentence that the constructor composes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ from federation_defs.redaction import clean_text
 
 
 class FederationError(Exception):
-    """The root of all errors that this package raises on purpose."""
+    """The root of the errors that this package reports.
+
+    A few internal exceptions do not derive from it. They are handled before they reach a user.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(clean_text(message))
@@ -63,7 +67,7 @@ class AirflowError(FederationError):
     """A problem with one Airflow instance.
 
     Args:
-        message: What happened and what to do, as it follows the instance's name.
+        message: What happened and what to do: the part of the sentence after the instance's name.
     """
 
     def __init__(self, instance: str, message: str) -> None:
@@ -85,13 +89,13 @@ class DeclaredTwiceError(FederationError):
 
 
 class TickOutdatedError(FederationError):
-    """A person has switched a sensor off, or changed its cursor, during a tick of it."""
+    """A person switched a sensor off, or changed its cursor, during one of its ticks."""
 
     def __init__(self, sensor: str) -> None:
         super().__init__(
             f"The sensor '{sensor}' was switched off, or its cursor was changed, during this tick. "
-            "The tick ends, requests nothing, and leaves the cursor as it is now. Nothing is to be "
-            "done."
+            "The tick ends, requests nothing, and leaves the cursor as it is now. No action "
+            "is needed."
         )
 
 
@@ -110,26 +114,26 @@ class OnlyIfError(FederationError):
 
     Args:
         function: Its name, as module:function.
-        upstream: The DAG, as instance/dag_id, or asset of which it was asked.
+        upstream: The DAG, as instance/dag_id, or the asset, whose event it was asked about.
         downstream: The DAG that it decides on, as instance/dag_id.
-        why: What it did instead.
+        why: What it did instead: the end of a sentence that begins with its name.
     """
 
     def __init__(self, function: str, *, upstream: str, downstream: str, why: str) -> None:
         instance, dag_id = downstream.split("/", 1)
         super().__init__(
             f"Airflow '{instance}' was not asked to run DAG '{dag_id}' for '{upstream}', because "
-            f"`only_if` {function} {why}. Correct it: after three failures it is not asked again "
-            "about the same event."
+            f"`only_if` {function} {why}. Correct the function: after three failures in a row, it "
+            "is not called again for the same event."
         )
 
 
 class UnreachableError(AirflowError):
-    """No answer, or a temporary error.
+    """No usable answer, or a temporary error.
 
     Args:
         is_late: The answer exceeded a declared time-out. The request is not repeated.
-        status: Of a temporary error.
+        status: The HTTP status of a temporary error; None if there was no usable answer.
     """
 
     def __init__(
@@ -145,15 +149,17 @@ class UnreachableError(AirflowError):
         self.is_late = is_late
         self.status = status
         if status is None:
-            message = f"did not answer at {url} ({reason}). Is it running, and is its `url` right?"
+            message = (
+                f"gave no usable answer at {url} ({reason}). Is it running, and is its `url` right?"
+            )
         else:
-            remedy = "look into the log of its web server (Airflow 2) or API server (Airflow 3)"
+            remedy = "read the log of its web server (Airflow 2) or API server (Airflow 3)"
             remedy = _REMEDIES.get(status, remedy)
             message = f"answered with an error at {url} ({reason}). If it persists, {remedy}."
         super().__init__(instance, message)
 
 
-_GATEWAY = "look whether the Airflow behind its gateway or proxy is running"
+_GATEWAY = "check whether the Airflow behind the gateway or proxy is running"
 _REMEDIES = {
     429: "lower `http.max_requests_per_minute`",
     502: _GATEWAY,
@@ -177,7 +183,7 @@ class CredentialError(AirflowError):
     """The source of the credentials failed. The reason holds no part of a credential."""
 
     def __init__(self, instance: str, reason: str, check: str) -> None:
-        super().__init__(instance, f"was not signed in to: {reason}. Check {check}.")
+        super().__init__(instance, f"got no request: the sign-in failed ({reason}). Check {check}.")
 
 
 class MissingExtraError(AirflowError):
@@ -204,8 +210,8 @@ class PermissionMissingError(AirflowError):
         remedy = f"The account lacks the permission {needed}".rstrip()
         remedy += ": give it a role that has it."
         if not detail:
-            why = "Airflow 2 answers a wrong password so"  # 2.11, and without a detail
-            remedy = f"Check {check}: {why}. If it is right: {remedy}"
+            why = "Airflow 2 also answers 403 to a wrong password"  # 2.11, without a detail
+            remedy = f"Check {check}: {why}. If the password is right: {remedy}"
         super().__init__(instance, f"forbids {request} (403{quote_detail(detail)}). {remedy}")
 
 
@@ -213,8 +219,8 @@ class RequestRefusedError(AirflowError):
     def __init__(self, instance: str, request: str, status: int, detail: str) -> None:
         super().__init__(
             instance,
-            f"rejected {request} ({status}{quote_detail(detail)}). Change what it names: the same "
-            "request would be rejected again.",
+            f"rejected {request} ({status}{quote_detail(detail)}). Change what Airflow objects to: "
+            "the same request would be rejected again.",
         )
 
 
@@ -222,14 +228,14 @@ class UnsupportedError(AirflowError):
     def __init__(self, instance: str, version: str, features: str, since: str) -> None:
         super().__init__(
             instance,
-            f"runs Airflow {version}, which has no {features}: {since} is the first that has. "
+            f"runs Airflow {version}, which has no {features}: they exist since Airflow {since}. "
             "Upgrade it, or declare something that does not need them.",
         )
 
 
 class UnexpectedAnswerError(AirflowError):
     def __init__(self, instance: str, request: str, seen: str, remedy: str = "") -> None:
-        remedy = remedy or "Is `url` the address of an Airflow, with no proxy that answers for it?"
+        remedy = remedy or "Is `url` an Airflow's address, or does a proxy answer in its place?"
         super().__init__(instance, f"answered {request} with {seen}. {remedy}")
 
 
@@ -245,11 +251,11 @@ class DagNotFoundError(AirflowError):
 
 class DagPausedError(AirflowError):
     def __init__(self, instance: str, dag_id: str, url: str, run_id: str | None = None) -> None:
-        remedy = f"a run would wait for ever. Unpause it at {url} and materialize the asset again."
+        remedy = f"a run would stay queued. Unpause it at {url} and materialize the asset again."
         if run_id is not None:
             remedy = (
-                f"run '{run_id}' stays queued, and is waited for no longer. Unpause it at {url}: "
-                "then it runs, and is reported when it ends."
+                f"run '{run_id}' stays queued, and Dagster no longer waits for it. Unpause the DAG "
+                f"at {url}: the run then starts, and is reported when it ends."
             )
         super().__init__(instance, f"has DAG '{dag_id}' paused: {remedy}")
 
@@ -265,7 +271,7 @@ class DagBrokenError(AirflowError):
 
 
 class TriggersOffError(AirflowError):
-    """Nothing may be changed here. `request` is what was asked for, as it follows "to"."""
+    """Triggers are switched off here. `request` is the refused action, as it follows "to"."""
 
     def __init__(self, instance: str, request: str, reason: str) -> None:
         super().__init__(
@@ -288,19 +294,19 @@ class RunNotStartedError(AirflowError):
     def __init__(self, instance: str, dag_id: str, run_id: str, reason: str) -> None:
         super().__init__(
             instance,
-            f"did not start run '{run_id}' of DAG '{dag_id}' ({reason}), and has no run of that "
-            "id. Look into the log of its web server or API server. If this Dagster run fails "
-            "because of it, re-execute that: a run that appears late is adopted.",
+            f"did not start run '{run_id}' of DAG '{dag_id}' ({reason}), and shows no run of "
+            "that id. Read the log of its web server or API server. If this Dagster run fails "
+            "because of that, re-execute it: a run that appears late is adopted.",
         )
 
 
 class RunLostError(AirflowError):
-    """A DAG run that we waited for was deleted, or exceeded its time-out."""
+    """A DAG run was deleted, or was not seen to end within its `trigger.timeout`."""
 
 
-RUN_ANEW = "Materialize the asset again for a new run."  # of a run that was deleted
+RUN_ANEW = "Materialize the asset again for a new run."  # the remedy if a run was deleted
 
 
 def quote_detail(detail: str) -> str:
-    """Return Airflow's own words as they follow a status: at most 300 characters."""
+    """Return Airflow's message as it follows a status: a colon and at most 300 characters."""
     return f": {detail[:300]}" if detail else ""

@@ -1,11 +1,12 @@
-"""The events of a finished DAG run: a materialization if it is a success, else an observation, and
-an evaluation of the check.
+"""Builds the events about DAGs: reports of finished runs, check evaluations, signals and others.
 
-Both the Dagster run that triggered a DAG run and the observation sensor write them, with the same
-metadata. By that metadata each finds in the event log what the other has written.
+The report of a finished DAG run consists of a materialization, or of an observation if the run is
+not a success, and of an evaluation of the check `dag_run`. Both the Dagster run that triggered a
+DAG run and the observation sensor store reports, with the same metadata. Each of them reads this
+metadata in the event log to find what the other has stored.
 
 The evaluation is stored first. The other event marks the run as reported, so that a crash between
-the two loses neither. Between them, an observation says why a success has no partition.
+the two loses neither. Between the two, observation stores why a success has no partition.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ from federation_defs.redaction import redact
 Metadata = dict[str, dg.MetadataValue | float | str]
 ReportEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
-# The materialization holds the rest.
+# The materialization holds the other values.
 _LABELS_OF_A_PASSED_CHECK = (RUN_ID_LABEL, LINK_LABEL, STATE_LABEL, END_LABEL, DURATION_LABEL)
 
-# JSON that Dagster can't store or show: it takes keys such as `__class__` for its own (1.13,
-# `dagster._serdes`), and browsers read no NaN.
+# JSON that Dagster can't store or show: it interprets keys such as `__class__` itself (1.13,
+# `dagster._serdes`), and browsers can't parse NaN.
 _NOT_STORABLE = re.compile('"__|NaN|Infinity')
 
-PARTITIONS_LABEL = "Partitions"  # of an evaluation of the check of that name
+PARTITIONS_LABEL = "Partitions"  # in evaluations of the check `partitions`
 _MAX_CONF_CHARACTERS = 10_000  # of JSON; it is stored with each event
 
 
@@ -70,13 +71,14 @@ def build_missing_events(
     reported: ReportedRuns,
     partition: RunPartition,
 ) -> list[ReportEvent]:
-    """Return the events of an outcome that the event log lacks, in the order to store them."""
+    """Return the events about an outcome that the event log lacks, in the order in which to store
+    them."""
     if not reported.lacks_report_of(outcome):
         return []
     is_new = reported.lacks_materialization_of(outcome)
     build = build_materialization if is_new else build_observation
     events = [build_check_evaluation(client, outcome), build(client, outcome, partition)]
-    if is_new and partition.absence:  # a materialization shows no description
+    if is_new and partition.absence:  # Dagster does not show a materialization's description
         events.insert(1, build_absence_observation(client, outcome.run, partition.absence))
     return events
 
@@ -94,7 +96,7 @@ def build_materialization(
 def build_observation(
     client: AirflowClient, outcome: Outcome, partition: RunPartition
 ) -> dg.AssetObservation:
-    """Return the report of a run that is no success, or that was materialized before."""
+    """Return the report of a run that is not a success, or that was materialized before."""
     return dg.AssetObservation(
         asset_key=build_asset_key(client.instance, outcome.run.dag_id),
         description=_describe(outcome),
@@ -104,7 +106,8 @@ def build_observation(
 
 
 def build_absence_observation(client: AirflowClient, run: DagRun, why: str) -> dg.AssetObservation:
-    """Return the observation of a success without a partition. It does not count as its report."""
+    """Return the observation that a successful run has no partition. It is not the report of the
+    run."""
     key = build_asset_key(client.instance, run.dag_id)
     description = f"Run {run.run_id} belongs to no partition. {why}"
     return dg.AssetObservation(key, description, metadata=build_link_metadata(client, run))
@@ -116,10 +119,11 @@ def build_unreadable_run_observation(
     reason: str,
     labels: Mapping[str, dg.MetadataValue | str | None],
 ) -> dg.AssetObservation:
-    """Return the report of a run of which nothing else can be reported.
+    """Return the report of a run that can't be reported as a success or a failure.
 
     Args:
-        labels: What is known of the run.
+        reason: Why it can't, in words.
+        labels: What is known about the run, as metadata. Values that are None are left out.
     """
     dag_id, run_id = key
     description = f"DAG run {run_id} can't be reported: {reason}"
@@ -158,12 +162,15 @@ def _describe(outcome: Outcome) -> str:
 def build_only_if_events(
     key: dg.AssetKey, upstream: str, run_id: str, answer: str, *, is_error: bool, is_final: bool
 ) -> list[dg.AssetObservation | dg.AssetCheckEvaluation]:
-    """Return the events about what `only_if` answered, or that it gave no answer.
+    """Return the events about an answer of `only_if`, or about its failure to answer.
 
     Args:
-        upstream: The DAG or asset of which it was asked.
-        run_id: Of the upstream run; empty if there is none.
-        is_final: It is not asked about this event again.
+        upstream: The DAG or asset whose event it was called with.
+        run_id: The id of the upstream run; empty if there is none.
+        answer: The answer or the error, in words.
+        is_error: It gave no answer.
+        is_final: It is not called with this event again. Only then there is an evaluation of the
+            check.
     """
     metadata = {"Upstream": upstream, "Upstream run": run_id or "none", "only_if": answer}
     events: list[dg.AssetObservation | dg.AssetCheckEvaluation] = []
@@ -181,8 +188,9 @@ def build_only_if_events(
 
 
 def build_drop_observation(airflow: str, dag_id: str) -> dg.AssetObservation:
-    """Return the event by which a person drops what waits for runs of a DAG."""
-    description = "What waited to start a run of this DAG was dropped."
+    """Return the event with which a person asks the event sensor to drop the events that wait to
+    start a DAG."""
+    description = "A person asked to drop the events that wait to start this DAG."
     key = build_asset_key(airflow, dag_id)
     return dg.AssetObservation(key, description, metadata={SIGNAL_LABEL: "drop"})
 
@@ -190,11 +198,11 @@ def build_drop_observation(airflow: str, dag_id: str) -> dg.AssetObservation:
 def build_dropped_observation(
     airflow: str, dag_id: str, events: Sequence[str]
 ) -> dg.AssetObservation:
-    """Return the observation that events were dropped that waited to start a DAG, as it is declared
-    otherwise, or its partitions are not known.
+    """Return the observation that events which waited to start a DAG were dropped, because its
+    declaration has changed or its partitions are not known.
 
     Args:
-        events: The dependency of each, in words.
+        events: The dependency of each dropped event, in words.
     """
     names = join_names(list(dict.fromkeys(events)))
     description = (
@@ -210,8 +218,8 @@ def build_start_observation(
 ) -> dg.AssetObservation:
     """Return the observation that some upstreams start a DAG from now on."""
     description = (
-        f"Runs of this DAG follow {join_names(upstreams)} from now on. What happened before starts "
-        "none: to make up for that, materialize what is missing."
+        f"Runs of this DAG follow {join_names(upstreams)} from now on. Earlier events start no "
+        "run: if runs are missing, materialize the asset."
     )
     key = build_asset_key(airflow, dag_id)
     return dg.AssetObservation(key, description, metadata={"Follows": ", ".join(upstreams)})
@@ -224,10 +232,11 @@ def build_slow_observation(
     now: datetime,
     partition: RunPartition,
 ) -> dg.AssetObservation:
-    """Return the observation of a run that takes longer than `max_duration`.
+    """Return the signal that a run has exceeded `max_duration`.
 
     Args:
-        now: By Airflow's clock.
+        limit_s: The `max_duration` in seconds.
+        now: The time by Airflow's clock.
     """
     metadata = {
         SIGNAL_LABEL: "slow",
@@ -247,7 +256,12 @@ def build_slow_observation(
 def build_max_duration_check(
     client: AirflowClient, run: DagRun, limit_s: float, now: datetime
 ) -> dg.AssetCheckEvaluation:
-    """Return the evaluation of the check `max_duration` for a run that has started."""
+    """Return the evaluation of the check `max_duration` for a run that is running or finished.
+
+    Args:
+        limit_s: The `max_duration` in seconds.
+        now: The time by Airflow's clock.
+    """
     return dg.AssetCheckEvaluation(
         asset_key=build_asset_key(client.instance, run.dag_id),
         check_name=MAX_DURATION_CHECK_NAME,
@@ -268,7 +282,7 @@ def _describe_duration(run: DagRun, limit_s: float, now: datetime) -> str:
 def build_late_observation(
     airflow: str, dag_id: str, deadline: datetime, window: timedelta
 ) -> dg.AssetObservation:
-    """Return the observation of a deadline by which no run of a DAG has succeeded."""
+    """Return the signal that no run of a DAG has succeeded by a deadline."""
     return dg.AssetObservation(
         build_asset_key(airflow, dag_id),
         _describe_lateness(deadline, window),
@@ -283,11 +297,12 @@ def build_deadline_check(
     window: timedelta,
     successes: Sequence[Success],
 ) -> dg.AssetCheckEvaluation:
-    """Return the evaluation of the check `deadline`. It passes with the first success after the
-    beginning of the window.
+    """Return the evaluation of the check `deadline`. It passes if there is a success since the
+    beginning of the window, in time or after the deadline.
 
     Args:
-        successes: Sorted by their ends.
+        window: How long before the deadline a success counts.
+        successes: The successes of the DAG, sorted by their ends.
     """
     metadata: Metadata = {DEADLINE_LABEL: dg.MetadataValue.timestamp(deadline)}
     description = _describe_lateness(deadline, window)
@@ -319,7 +334,7 @@ def _describe_lateness(deadline: datetime, window: timedelta) -> str:
 def build_gap_observations(
     airflow: str, dag_ids: Iterable[str], begin: datetime, end: datetime
 ) -> list[dg.AssetObservation]:
-    """Return an observation of each asset about a time that was not observed."""
+    """Return the observation that an instance was not observed for a time, for each DAG's asset."""
     description = (
         f"Runs that ended in Airflow '{airflow}' between {begin:%F %T} and {end:%F %T} UTC were "
         "not observed: the outage was longer than `observe.lookback`."
@@ -336,13 +351,14 @@ def build_gap_observations(
 
 
 def build_partitions_metadata(partitions: PartitionsDeclaration) -> Metadata:
-    """Return the declaration of partitions, as metadata of an evaluation of the check `partitions`
-    that agrees with all that was reported."""
+    """Return the metadata of an evaluation of the check `partitions`: the declaration with which
+    all reports agree, or for which a person has accepted them."""
     return {PARTITIONS_LABEL: dg.MetadataValue.json(partitions.model_dump(mode="json"))}
 
 
 def build_run_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
-    """Return what is known of a run, durations in seconds. Missing values are left out."""
+    """Return what is known about a finished run. Durations are in seconds. Missing values are left
+    out."""
     run = outcome.run
     metadata = {
         **build_link_metadata(client, run),
@@ -357,7 +373,8 @@ def build_run_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
 
 
 def _describe_run(run: DagRun) -> Metadata:
-    """Return the dates of a run, its type, and what it was given. Missing values are left out."""
+    """Return the dates of a run, its type, its partition key and its conf. Missing values are left
+    out."""
     dates = {
         LOGICAL_DATE_LABEL: run.logical_date,
         INTERVAL_START_LABEL: run.data_interval_start,
@@ -382,7 +399,7 @@ def _describe_absence(partition: RunPartition) -> Metadata:
 def build_check_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
     """Return the run's metadata and the log tails of its failed tasks.
 
-    Of a plain success, only the values that identify it and its duration.
+    For a plain success, return only its id, link, state, end and duration.
     """
     metadata = build_run_metadata(client, outcome)
     if outcome.is_success and outcome.run.is_success:
@@ -392,7 +409,7 @@ def build_check_metadata(client: AirflowClient, outcome: Outcome) -> Metadata:
 
 
 def build_link_metadata(client: AirflowClient, run: DagRun) -> Metadata:
-    """Return id, link and state of a run, finished or not."""
+    """Return the id, link and state of a run, which may be unfinished."""
     link = dg.MetadataValue.url(client.build_run_url(run.dag_id, run.run_id))
     return {RUN_ID_LABEL: run.run_id, LINK_LABEL: link, STATE_LABEL: run.state}
 

@@ -1,4 +1,4 @@
-"""Declare instances in Python, where a loop says more than hundreds of lines of YAML."""
+"""Declare instances in Python, where a loop replaces hundreds of lines of YAML."""
 
 # No `from __future__ import annotations` here: Dagster finds a component by the return type of the
 # function that loads it, and does not resolve text (1.13, `ComponentLoaderDecl`).
@@ -24,15 +24,15 @@ def build_federation(
 
         globals().update(build_federation([{"name": "sales", "url": ..., "auth": ...}, ...]))
 
-    Each is what a `defs.yaml` with the same `attributes` would be: templates are rendered, the
-    state is its own, and instances in YAML and Python may depend on each other.
+    Each component equals that of a `defs.yaml` with the same `attributes`: templates are rendered,
+    it has a state of its own, and instances in YAML and Python may depend on each other.
 
     Args:
         instances: The `attributes` of each instance. Nested values may be mappings or types of
             `federation_defs.declaration`.
 
     Returns:
-        A function that Dagster loads a component with, by a name that no other object can have.
+        Functions that load the components, by names that no Python variable can have.
 
     Raises:
         DeclarationError: Keys are missing or wrong. Names all problems of all instances.

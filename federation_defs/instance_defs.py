@@ -26,7 +26,8 @@ def build_assets(
     """Return an instance's assets. Pure.
 
     Args:
-        specs: Of its DAGs, by id. Without all of those that Dagster runs, none is run.
+        specs: Those of its DAGs, by id. Unless they include all DAGs that Dagster runs, it runs
+            none.
     """
     downstreams = _select_downstreams(declaration, specs)
     assets: list[dg.AssetSpec | dg.AssetsDefinition] = [
@@ -56,16 +57,17 @@ def build_instance_defs(
     undecided: Collection[str] = (),
     state_error: str = "",
 ) -> dg.Definitions:
-    """Return an instance's assets, checks and sensors. Pure.
+    """Return an instance's assets, checks, sensors and jobs. Pure.
 
     Args:
         specs: As `build_assets` takes them.
-        absent: Why DAGs can't run in the instance, by id.
+        absent: A sentence for each named DAG that the instance does not have, because its file is
+            missing or does not parse. By id.
         instances: The declarations of all instances of the code location, by name.
         find_problem, find_partition_problem: As in `ObservedDags`.
-        undecided: The ids of DAGs that nothing starts.
-        state_error: Why states can't be read at present. While DAGs are undecided because of it,
-            the event sensor starts and drops nothing.
+        undecided: The ids of DAGs that nothing starts, because of their partitions.
+        state_error: Why states could not be read; empty if they could. Unless it is empty, and as
+            long as any DAG is undecided, the event sensor starts and drops nothing.
     """
     # Run workers build no sensors and do not import them: each import delays what they run.
     from federation_defs.dependencies.sensor import build_drop_job, build_event_sensor
@@ -102,8 +104,8 @@ def build_instance_defs(
     jobs = list[dg.JobDefinition]()
     if by_condition:
         sensors.append(build_automation_sensor(declaration.name, by_condition, interval_s))
-    # Also while all are undecided: it reads on, so what happens meanwhile starts nothing later, and
-    # drops what waits.
+    # The event sensor is there even if all DAGs are undecided. It continues to read events, so that
+    # those of this time start nothing later, and it drops what waits.
     if downstreams and (by_events or undecided):
         pause = state_error if undecided else ""
         sensors.append(build_event_sensor(client, by_events, instances, interval_s, pause))

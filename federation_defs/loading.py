@@ -1,5 +1,5 @@
-"""Load a project so that run workers start quickly. Every trigger starts one, and its start is the
-user's waiting time."""
+"""Load a project so that run workers start quickly. Every trigger of DAGs starts a run worker, and
+the user waits for it."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def load_federation(
 
     - `load_from_defs_folder` imports all installed component packages, including dagster-airlift,
       to describe them to the UI (dagster 1.13, `ComponentRootComponent`): 1.3 s.
-    - What was loaded is kept, as Dagster asks for the definitions twice.
+    - The loaded definitions are kept, because Dagster asks for them twice.
     - A run worker builds only the instances whose DAGs are run, and what they depend on. It builds
-      everything if it does not know what its run needs, or if the run may need more: a job of the
+      everything if it can't find out what its run needs, or if the run may need more: a job of the
       project's own, or checks of DAGs that Dagster does not run.
     - Steps that only wait for DAGs run in the run worker. Dagster's default executor would start
-      another process for each, 3 s later and 150 MB larger, and at most one per core at a time.
+      another process for each, which takes 3 s and 150 MB, and at most one per core at a time.
 
     Other runs are executed as without this function.
 
     Args:
         path_within_project: Any path in the project, as `Path(__file__).parent`.
         executor: The executor of all runs, in place of Dagster's default with the difference above.
-            One that definitions in the folder set is taken without being passed.
+            One that definitions in the folder set is used without being passed.
             (`dagster.Definitions.merge` refuses a second one.)
         refresh_cron: When to refresh the states of instances that have them in
             `VERSIONED_STATE_STORAGE`, in UTC. By default each hour, at a minute that depends on the
@@ -67,8 +67,8 @@ def load_federation(
         loaded = _load(path_within_project, refresh_cron, executor)
     elif loaded is None or loaded.needed is not None:  # a code server has loaded everything
         if loaded is None:
-            # Nothing that was imported becomes garbage. To look through it once more takes a run
-            # worker a twentieth of its CPU time.
+            # Imported objects never become garbage. Checking them again would take a twentieth of
+            # a run worker's CPU time.
             gc.freeze()
         runs = fetch_active_runs_in_worker()
         if loaded is None or not loaded.has_all_for(runs):
@@ -121,16 +121,16 @@ def _load(
     executor: dg.ExecutorDefinition | dg.Executor | None,
     runs: Sequence[dg.DagsterRun] = (),
 ) -> _Loaded:
-    """Load what each of these runs needs; everything without runs."""
+    """Load what these runs need; everything if there are none."""
 
     class Tree(dg.ComponentTree):
         def reload_with_state(self, changed_state_keys: Iterable[str]) -> dg.Definitions:  # noqa: ARG002
-            """Load the project anew. Dagster+ calls this if only states have changed, and takes the
-            result for the definitions (1.13). A tree alone knows nothing of what is added here."""
+            """Load the project anew. Dagster+ calls this if only states have changed, and uses the
+            result as the definitions (1.13). Those of the tree alone lack what is added here."""
             return load_federation(path, executor, refresh_cron)
 
     with warnings.catch_warnings():
-        # As in `load_from_defs_folder`: they are about Dagster's own use of its new features.
+        # As in `load_from_defs_folder`: these warnings are about Dagster's own use of new features.
         for category in (dg.BetaWarning, dg.PreviewWarning):
             warnings.simplefilter("ignore", category=category)
         tree = Tree.for_project(path)
@@ -157,9 +157,9 @@ def _load(
         except Exception:
             if needed is None:
                 raise
-            # Definitions of the project's own name assets that were left out. Otherwise, loading
-            # everything raises the error again.
-            _log.info("Loading all of the project, as a part of it fails.", exc_info=True)
+            # The project's own definitions may name assets that were left out. An error that has
+            # another reason is raised again when everything is loaded.
+            _log.info("Loading the whole project, because a part of it failed.", exc_info=True)
             return _load(path, refresh_cron, executor)
         return loaded
 
@@ -167,8 +167,8 @@ def _load(
 def _add_partitioned(
     defs: dg.Definitions, components: Sequence[FederatedAirflow]
 ) -> dg.Definitions:
-    """Add the DAGs with partitions that were left out and that assets of the project's own depend
-    on: which partitions those need is mapped from the DAG's."""
+    """Add the DAGs with partitions that were left out and that the project's own assets depend on.
+    Dagster maps the partitions of those assets to the DAGs'."""
     known, depended_on = set[dg.AssetKey](), set[dg.AssetKey]()
     for each in defs.assets or ():
         match each:
@@ -178,7 +178,7 @@ def _add_partitioned(
             case dg.AssetSpec():
                 known.add(each.key)
                 depended_on |= {dep.asset_key for dep in each.deps}
-            case _:  # depends on nothing that is known now
+            case _:  # its dependencies are not known now
                 pass
     missing = depended_on - known
     added: list[dg.AssetSpec] = []
@@ -198,7 +198,7 @@ def _add_partitioned(
 def _warn_of_unknown_assets(members: Iterable[Member], defs: dg.Definitions) -> None:
     """Warn of assets that DAGs depend on and the defs folder does not have.
 
-    Dagster (1.13) takes them for external assets. One that nothing materializes starts no DAG.
+    Dagster (1.13) takes them for external assets. If nothing materializes them, they start no DAG.
     """
     depending = [
         (f"{member.source}: dags.{dag_id}.depends_on", dg.AssetKey(key))
@@ -230,8 +230,8 @@ def _find_needed_dags(
 ) -> dict[str, set[str]] | None:
     """Find the DAGs that these runs execute or depend on, by instance.
 
-    None if there is no run, or if one may need any DAG: it has no selection, or it executes checks
-    of DAGs that Dagster does not run.
+    None if there is no run, or if one may need any DAG: it is of another job than Dagster's own for
+    assets, has no selection, or executes checks of DAGs that Dagster does not run.
     """
     executed, checked = set[dg.AssetKey](), set[dg.AssetKey]()
     is_known = False
@@ -245,7 +245,7 @@ def _find_needed_dags(
     needed = defaultdict(set[str], {declaration.name: set[str]() for declaration in declarations})
     for declaration in declarations:
         name, downstreams = declaration.name, declaration.downstreams
-        # None of an asset that is no DAG, such as that of the state.
+        # None stands for an asset that is not a DAG, such as that of the state.
         checked_dags = {build_dag_id(name, key) for key in checked if key.path[0] == name}
         if not checked_dags <= downstreams.keys():
             return None
@@ -277,10 +277,10 @@ def _restore_checks(defs: dg.Definitions) -> dg.Definitions:
 
 
 def _build_executor(instances: Iterable[str]) -> dg.ExecutorDefinition:
-    """Return Dagster's default executor, except that runs of only our steps stay in one process."""
+    """Return Dagster's default executor, except that a run of our steps only is one process."""
     own = (build_op_name(name, kind) for name in instances for kind in ("dags", "checks"))
     ops = "|".join([REFRESH_OP_NAME, *own])
-    # Dagster numbers the steps of an op that it splits, as where dependencies cross.
+    # Dagster splits an op where dependencies cross, for example, and numbers its steps.
     own_step = re.compile(rf"({ops})(_\d+)?")
     default: Any = dg.multi_or_in_process_executor
 

@@ -26,7 +26,7 @@ _CHECK_NAMES = (
     *(MAX_DURATION_CHECK_NAME, DEADLINE_CHECK_NAME, READY_CHECK_NAME, PARTITIONS_CHECK_NAME),
 )
 
-# No name of an output may be one of these (dagster 1.13).
+# Dagster refuses these as names of outputs (1.13).
 _RESERVED_WORDS = {
     *("context", "conf", "config", "meta", "arg_dict", "dict", "input_arg_dict", "output_arg_dict"),
     *("int", "str", "float", "bool", "input", "output", "type"),
@@ -37,21 +37,22 @@ _RESERVED_WORDS = {
 def build_asset_key(instance: str, dag_id: str) -> dg.AssetKey:
     """Return the asset key of a DAG: `[instance, "dag", dag_id]`.
 
-    The DAG id is not changed. (dagster-airlift replaces characters outside `[A-Za-z0-9_]` by `_`,
-    which makes `a-b` and `a.b` one key.)
+    The DAG id is not changed. (dagster-airlift replaces characters outside `[A-Za-z0-9_]` with `_`,
+    so that `a-b` and `a.b` get the same key.)
     """
     return dg.AssetKey([instance, "dag", dag_id])
 
 
 def build_state_asset_key(instance: str) -> dg.AssetKey:
     """Return the key of the asset that stands for the state of an instance:
-    `[instance, "federation", "state"]`. It is no DAG's, and hardly an asset of the project's own.
+    `[instance, "federation", "state"]`. No DAG has this key, and an asset of the project's own is
+    unlikely to have it.
     """
     return dg.AssetKey([instance, "federation", "state"])
 
 
 def build_dag_id(instance: str, key: dg.AssetKey) -> str | None:
-    """Return the DAG id of an asset key; None if the asset is no DAG of this instance."""
+    """Return the DAG id of an asset key; None if the asset is not a DAG of this instance."""
     match key.path:
         case [owner, "dag", dag_id] if owner == instance:
             return dag_id
@@ -59,7 +60,7 @@ def build_dag_id(instance: str, key: dg.AssetKey) -> str | None:
 
 
 def build_check_key(key: dg.AssetKey, name: str = CHECK_NAME) -> dg.AssetCheckKey:
-    """Return the key of a DAG's asset check, by default of the one that every DAG has."""
+    """Return the key of an asset check of a DAG, by default of `dag_run`, which every DAG has."""
     return dg.AssetCheckKey(key, name)
 
 
@@ -78,11 +79,11 @@ def build_op_name(instance: str, kind: Literal["dags", "checks"]) -> str:
 
 
 def build_output_names(dag_ids: Iterable[str]) -> dict[str, str]:
-    """Return a Dagster output name for each DAG id. Neither the names nor those of their checks
-    (`build_check_output_name`) are equal to another one.
+    """Return a Dagster output name for each DAG id. The names, and those of the outputs of their
+    checks (`build_check_output_name`), are all different.
 
-    Dagster allows only `[A-Za-z0-9_]`, and some words not at all; a DAG id may be one of these
-    words, and contain `.`, `-` and non-ASCII letters.
+    Dagster allows only `[A-Za-z0-9_]`, and reserves some words. A DAG id may be one of these words,
+    and may contain `.`, `-` and non-ASCII letters.
     """
     names: dict[str, str] = {}
     taken = {*_RESERVED_WORDS}
@@ -98,7 +99,7 @@ def build_output_names(dag_ids: Iterable[str]) -> dict[str, str]:
 
 
 def build_check_output_name(output_name: str, check_name: str) -> str:
-    """Return the name of the output that holds a check of an output's asset."""
+    """Return the name of the output of a check, by the name of the output of the check's asset."""
     return f"{output_name}__{check_name}"
 
 
@@ -118,7 +119,7 @@ def build_run_id(root_run_id: str, partition: str | None = None, number: int = 1
 
     Args:
         partition: The partition key, if the DAG is partitioned.
-        number: Above 1 for another DAG run in place of a failed one (`on_retry: new_run`).
+        number: Above 1 for another DAG run that replaces a failed one (`on_retry: new_run`).
     """
     parts = [root_run_id]
     if partition is not None:
@@ -130,23 +131,25 @@ def build_run_id(root_run_id: str, partition: str | None = None, number: int = 1
 
 
 def is_of_target(run_id: str, first_run_id: str) -> bool:
-    """Whether a run id is the first one of a target, or a later one (`…__retry_2`)."""
+    """Whether a run id belongs to a target, as its first one or a later one (`…__retry_2`)."""
     return run_id == first_run_id or run_id.startswith(f"{first_run_id}__retry_")
 
 
 def parse_root_run_id(run_id: str) -> str | None:
-    """Return the Dagster run of an Airflow run id; None if Dagster did not trigger the run."""
+    """Return the id of the root Dagster run that triggered an Airflow run; None if Dagster did not
+    trigger it."""
     rest = run_id.removeprefix(RUN_ID_PREFIX)
     return rest.split("__", 1)[0] if rest != run_id else None
 
 
 def build_detached_tag(instance: str) -> str:
-    """Return the tag that names the DAGs whose runs go on without a Dagster run that waits."""
+    """Return the tag that names the DAG runs which a Dagster run will not report."""
     return f"federation/no_longer_waits_for.{instance}"
 
 
 def build_plan_tag(instance: str) -> str:
-    """Return the tag that names the DAG runs which a Dagster run is about to run again."""
+    """Return the tag that names the DAG runs which a Dagster run has adopted, or is about to clear
+    or replace."""
     return f"federation/runs_again.{instance}"
 
 
@@ -156,7 +159,7 @@ def build_dag_run_tag(instance: str, dag_id: str) -> str:
 
 
 def build_request_tag(instance: str, dag_id: str) -> str:
-    """Return the tag that says for which events, and how, a Dagster run starts a DAG."""
+    """Return the tag that holds the events for which a Dagster run starts a DAG, and how."""
     return f"federation/request.{instance}.{dag_id}"
 
 
@@ -176,8 +179,8 @@ def build_launching_tags(instance: str) -> dict[str, str]:
 
 
 def build_tag_key(airflow_tag: str) -> str:
-    """Return an Airflow tag as a Dagster tag key: at most 63 characters of `[A-Za-z0-9_.-]`. An
-    empty tag, which Airflow allows, is no key."""
+    """Return an Airflow tag as a Dagster tag key: at most 63 characters of `[A-Za-z0-9_.-]`. For an
+    empty tag, which Airflow allows, return "", which is not a valid key."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", airflow_tag)[:63]
 
 

@@ -15,17 +15,18 @@ from federation_defs.declaration.fields import suggest
 from federation_defs.errors import AirflowError, PermissionMissingError
 from federation_defs.redaction import clean_text
 
-# The `success_when` of each DAG, by DAG id. Without one, the run's state decides.
+# The `success_when` of each DAG, by DAG id. If a DAG has none, the state of its run decides.
 Rules = Mapping[str, SuccessDeclaration | None]
 
 LOG_TAILS = 3
 LOG_TAIL_LINES = 40
 LOG_TAIL_CHARACTERS = 8_000  # a line may have any length
-_FOLDS = ("::group::", "::endgroup::")  # lines at which Airflow's UI folds a log
+_FOLDS = ("::group::", "::endgroup::")  # in lines at which Airflow's UI folds a log
 
 _TASKS_NAMED = 10
 
-_SKIPPED_AT_END = timedelta(seconds=5)  # before the end of a run that was ended early
+# Tasks that are skipped less than this before the end of a run were skipped because it was ended.
+_SKIPPED_AT_END = timedelta(seconds=5)
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Outcome:
     """The outcome of a finished run.
 
     Attributes:
-        is_success: By the DAG's `success_when` if it has one, else by the run's state.
-        details: Sentences that explain it; empty for a plain success.
+        is_success: Decided by the DAG's `success_when` if it has one, else by the run's state.
+        details: Sentences that explain the outcome; empty for a plain success.
         tasks: All task instances of the run; empty if they were not fetched.
         log_tails: The ends of the failed tasks' logs as Markdown, by task name.
     """
@@ -54,8 +55,8 @@ def fetch_outcome(client: AirflowClient, run: DagRun, rule: SuccessDeclaration |
     """Fetch the tasks of a finished run and return its outcome, without log tails.
 
     Raises:
-        AirflowError: There is a rule, and the tasks can't be fetched at present. A missing
-            permission does not raise: the outcome is no success.
+        AirflowError: There is a rule, and the tasks can't be fetched at present. If a permission is
+            missing, nothing is raised, and the outcome is not a success.
     """
     try:
         tasks = client.fetch_task_instances(run.dag_id, run.run_id)
@@ -70,7 +71,7 @@ def fetch_outcome(client: AirflowClient, run: DagRun, rule: SuccessDeclaration |
     if rule is None:
         return Outcome(run, run.is_success, details, tasks)
     if (unmet := find_unmet_condition(tasks, rule)) is not None:
-        details += f" By its `success_when` it is no success: {unmet}."
+        details += f" By its `success_when` it is not a success: {unmet}."
     elif not run.is_success:
         details += " By its `success_when` it is a success all the same."
     return Outcome(run, unmet is None, details.strip(), tasks)
@@ -79,16 +80,17 @@ def fetch_outcome(client: AirflowClient, run: DagRun, rule: SuccessDeclaration |
 def build_unknown_outcome(run: DagRun, rule: SuccessDeclaration | None, reason: str) -> Outcome:
     """Return the outcome of a run whose tasks are not known.
 
-    With a rule it is no success, because its condition can't be checked.
+    With a rule it is not a success, because the rule can't be checked.
     """
     if rule is None:
         details = "" if run.is_success else f"Failed tasks: unknown ({reason})."
         return Outcome(run, run.is_success, details)
-    return Outcome(run, is_success=False, details=f"`success_when` can't tell: {reason}")
+    return Outcome(run, is_success=False, details=f"`success_when` can't be checked: {reason}")
 
 
 def add_log_tails(client: AirflowClient, outcome: Outcome) -> Outcome:
-    """Fetch the ends of the first failed tasks' logs. An error takes the place of a log."""
+    """Fetch the ends of the logs of the first three failed tasks. If a log can't be fetched, the
+    error takes its place."""
     failed = select_failed(outcome.tasks)[:LOG_TAILS]
     tails = {name_task(task): _fetch_log_tail(client, outcome.run, task) for task in failed}
     return replace(outcome, log_tails=tails)
@@ -106,8 +108,11 @@ def _fetch_log_tail(client: AirflowClient, run: DagRun, task: TaskInstance) -> s
 
 
 def quote_as_code(text: str) -> str:
-    """Return a text as a code block in Markdown. Its fence is longer than any in the text, which
-    would end it, and make the rest a page with links and images."""
+    """Return a text as a code block in Markdown.
+
+    The fence is longer than any in the text. Otherwise a fence in the text would end the block, and
+    the rest would be shown as Markdown, with links and images.
+    """
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"
@@ -116,10 +121,11 @@ def quote_as_code(text: str) -> str:
 def find_unmet_condition(tasks: Sequence[TaskInstance], rule: SuccessDeclaration) -> str | None:
     """Return the first unmet condition of a `success_when` as a clause; None if all are met.
 
-    A named task, or every task of a named group, has to succeed: at least one mapped instance, and
-    all that were not skipped (a branch that was not taken, an empty list to map over). A task that
-    did not run because an earlier one failed (upstream_failed) is no success. Tasks that the DAG no
-    longer has (removed) don't count.
+    For each name, at least one task instance has to succeed, and all others have to succeed or be
+    skipped (a branch that was not taken, an empty list to map over). The instances are those of the
+    named task, or of all tasks of the named group. A task that did not run because an earlier one
+    failed (upstream_failed) is not a success. Tasks that the DAG no longer has (removed) don't
+    count.
     """
     if any(task.state == UNREADABLE_STATE for task in tasks):
         return "the row of one of its tasks can't be read"
@@ -146,11 +152,12 @@ def _find_unmet(tasks: Sequence[TaskInstance], what: str) -> str | None:
     if unmet:
         return join_names(unmet)
     is_run = any(task.state == "success" for task in tasks)
-    return None if is_run else f"of {what} none was run"
+    return None if is_run else f"{what} did not run"
 
 
 def _is_in(task: TaskInstance, name: str) -> bool:
-    """Whether a name is that of the task or of its group, which is a prefix of the task id."""
+    """Whether a name is that of the task, or of a group that contains it: a group's name is a
+    prefix of the task id."""
     return task.task_id == name or task.task_id.startswith(f"{name}.")
 
 
@@ -159,9 +166,9 @@ def can_succeed_by_failed_tasks(
 ) -> bool:
     """Whether a failed run becomes a success if its failed tasks, and those after them, succeed.
 
-    Not if the run was ended before its tasks, by a cancellation or by hand. Airflow (2.11, 3.3)
-    then skips the tasks that had not started, and clearing the failed tasks leaves them skipped. A
-    branch skips tasks too, but usually long before the run's end.
+    False if the run was ended before all of its tasks were, by a cancellation or by hand. Airflow
+    (2.11, 3.3) then skips the tasks that have not started, and clearing the failed tasks leaves
+    them skipped. A branch skips tasks, too, but usually long before the run's end.
     """
     end, skipped_at = run.end_date, [task.end_date for task in tasks if task.state == "skipped"]
     if any(at is None or end is None or at >= end - _SKIPPED_AT_END for at in skipped_at):
@@ -174,15 +181,17 @@ def can_succeed_by_failed_tasks(
 
 
 def select_failed(tasks: Sequence[TaskInstance]) -> list[TaskInstance]:
-    """Return the tasks that failed themselves, without those after them (upstream_failed)."""
+    """Return the tasks that failed themselves, without those that did not run because of that
+    (upstream_failed)."""
     return [task for task in tasks if task.state == "failed"]
 
 
 def name_task(task: TaskInstance) -> str:
+    """Return the id of a task, with the index of a mapped instance in brackets."""
     return task.task_id if task.map_index < 0 else f"{task.task_id}[{task.map_index}]"
 
 
 def join_names(names: Sequence[str]) -> str:
-    """Join the first ten names, and the number of the others."""
+    """Return the first ten names, joined by commas, and the number of the others."""
     others = len(names) - _TASKS_NAMED
     return ", ".join(names[:_TASKS_NAMED]) + (f" and {others} more" if others > 0 else "")

@@ -1,8 +1,9 @@
-"""Which partitions of a downstream DAG an update of an upstream is about. Pure.
+"""Finds the partitions of a downstream DAG that an update of an upstream concerns. Pure.
 
-Partitions are windows of time, which need not be equal: a day has 23, 24 or 25 hours, and a day in
-Berlin overlaps two days in UTC. So a partition needs those partitions of an upstream whose windows
-overlap its own, and an update of an upstream's partition is about those that need it.
+Partitions are time windows, which may differ in length and offset: a day has 23, 24 or 25 hours,
+and a day in Berlin overlaps two days in UTC. So a partition needs those partitions of an upstream
+whose windows overlap its own. An update of an upstream's partition concerns the partitions that
+need it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from federation_defs.declaration import (
 )
 from federation_defs.declaration.partitions import find_next_window
 
-# What Dagster raises for a key that is none, and near the year 9999 (1.13).
+# Raised by Dagster for an invalid key, and near the year 9999 (1.13).
 NO_PARTITION = (ArithmeticError, ValueError, dg.DagsterInvariantViolationError)
 _INSTANT = timedelta(microseconds=1)
 
@@ -34,12 +35,13 @@ class PartitionMapping:
 
     Attributes:
         downstream: The partitions of the DAG.
-        upstream: Those of the upstream. None if it has none, or is a Dagster asset: what is known
-            of the partitions of that are the keys of its updates, which have to be the DAG's own.
-        window: For an upstream with partitions, "same" or "previous": which window of the upstream
-            a partition needs. For one without, "last" or "current": whether an update is about the
-            last window that is over, or about the one that goes on.
-        granularity: Of shorter partitions of the upstream, which ones a partition needs.
+        upstream: The partitions of the upstream. None if it has none, or if it is a Dagster asset.
+            Of the partitions of an asset only the keys of its updates are known, which have to be
+            keys of the DAG's own partitions.
+        window: For an upstream with partitions, the window of the upstream that a partition needs:
+            "same" or "previous". For an upstream without partitions, the window of the DAG that an
+            update concerns: "last", the last one that is over, or "current".
+        granularity: If the upstream's partitions are shorter, which of them a partition needs.
     """
 
     downstream: dg.TimeWindowPartitionsDefinition
@@ -48,10 +50,10 @@ class PartitionMapping:
     granularity: Granularity
 
     def build_dagster_mapping(self) -> dg.PartitionMapping | None:
-        """Return Dagster's mapping, or None for its default.
+        """Return Dagster's mapping; None for its default.
 
-        Dagster's mapping of time windows refuses two time zones (1.13). With two, each partition
-        depends on all.
+        Dagster's mapping of time windows refuses two time zones (1.13). If the time zones differ,
+        Dagster shows each partition as dependent on all of the upstream.
         """
         if self.upstream is None:
             return None
@@ -63,11 +65,12 @@ class PartitionMapping:
         )
 
     def find_updated(self, partition: str | None, moment: datetime) -> list[str]:
-        """Return the partitions that an update of the upstream is about, the earliest first.
+        """Return the keys of the partitions that an update of the upstream concerns, the earliest
+        first. Empty if there are none, or near the year 9999.
 
         Args:
             partition: The upstream's partition that was updated; None if the update has none.
-            moment: When the upstream was updated.
+            moment: When the upstream was updated, as `AssetEvent.moment` gives it.
         """
         try:
             return self._find_updated(partition, moment)
@@ -96,8 +99,8 @@ class PartitionMapping:
         return keys
 
     def find_needed(self, partition: str) -> tuple[list[str], int]:
-        """Return which partitions of the upstream count for a partition, the earliest first, and
-        how many of them it needs."""
+        """Return the keys of the upstream's partitions that count for a partition, the earliest
+        first, and how many of them it needs."""
         if self.upstream is None:
             return [], 0
         window = in_utc(self.downstream.time_window_for_partition_key(partition))
@@ -119,12 +122,12 @@ class PartitionMapping:
 def build_mappings(
     dag: DagDeclaration, instances: Mapping[str, InstanceDeclaration]
 ) -> list[PartitionMapping]:
-    """Return how the partitions of a DAG depend on each of its dependencies, in their order. Empty
-    if it has none.
+    """Return how the partitions of a DAG depend on each of its dependencies, in the order of
+    `depends_on`. Empty if the DAG has no partitions.
 
     Args:
-        instances: The declarations of the instances that it depends on, by name. Of DAGs of others
-            those partitions are known that are written with the dependency.
+        instances: The declarations of the instances on which the DAG depends, by name. For DAGs of
+            other instances, the partitions that are declared with the dependency are used.
     """
     if dag.partitions is None:
         return []
@@ -142,12 +145,13 @@ def build_mappings(
 def select_decided_by_events(
     dags: Mapping[str, DagDeclaration], instances: Mapping[str, InstanceDeclaration]
 ) -> dict[str, DagDeclaration]:
-    """Select the DAGs on which no automation condition decides, but the event sensor: also those
-    without partitions that depend on one with partitions, because conditions wait until an upstream
-    has all of its partitions.
+    """Select the DAGs that the event sensor starts, and no automation condition.
+
+    They include the DAGs that depend on a DAG with partitions, even if they have none themselves:
+    automation conditions would wait until the upstream has all of its partitions.
 
     Args:
-        instances: The declarations of all instances that they depend on, by name.
+        instances: The declarations of all instances on which the DAGs depend, by name.
     """
 
     def has_partitions(upstream: tuple[str, str]) -> bool:
@@ -178,8 +182,8 @@ def _get_window(definition: dg.TimeWindowPartitionsDefinition, moment: datetime)
 
 
 def in_utc(window: dg.TimeWindow) -> dg.TimeWindow:
-    """Return a window whose times can be compared: in one time zone, Python takes no notice of the
-    hour that is repeated in autumn."""
+    """Return a window in UTC, so that its times can be compared: within another time zone, Python
+    ignores that an hour is repeated in autumn."""
     return dg.TimeWindow(window.start.astimezone(timezone.utc), window.end.astimezone(timezone.utc))
 
 
@@ -191,7 +195,7 @@ def _get_first(definition: dg.TimeWindowPartitionsDefinition) -> datetime:
 def _find_keys(
     definition: dg.TimeWindowPartitionsDefinition, begin: datetime, end: datetime
 ) -> list[str]:
-    """Return the keys of the partitions that begin from one time on and before another."""
+    """Return the keys of the partitions that begin at or after one time and before another."""
     begin = max(begin, _get_first(definition))
     window = dg.TimeWindow(begin, end)
     return list(definition.get_partition_keys_in_time_window(window)) if begin < end else []

@@ -1,4 +1,4 @@
-"""Convert between a DAG's partitions and the dates and partition keys of its runs. Pure."""
+"""Converts between a DAG's partitions and the dates and partition keys of its runs. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from federation_defs.declaration import PartitionsDeclaration
 from federation_defs.declaration.partitions import find_next_window
 from federation_defs.partition_mapping import NO_PARTITION, find_window
 
-_BY_HAND = "manual"  # the type of a run
-_MAX_KEY_CHARACTERS = 100  # that are shown
+_BY_HAND = "manual"  # a `run_type`
+_MAX_KEY_CHARACTERS = 100  # of a partition key in a text
 
 
 class DatedRun(Protocol):
-    """What of a run decides its partition. Times are in UTC."""
+    """The values of a run that decide its partition. Times are in UTC."""
 
     @property
     def run_type(self) -> str | None: ...
@@ -39,8 +39,8 @@ class RunPartition:
     """The partition of a run.
 
     Attributes:
-        key: None if the run belongs to none, or its DAG has no partitions.
-        absence: Why a run belongs to none of its DAG's partitions, in sentences.
+        key: The partition's key; None if the run belongs to no partition, or if its DAG has none.
+        absence: Why the run belongs to none of its DAG's partitions, in sentences; else None.
     """
 
     key: str | None = None
@@ -58,12 +58,15 @@ class Partitioning:
         return self.declaration.build_definition()
 
     def find_partition(self, run: DatedRun) -> RunPartition:
-        """Return the partition of a run, from its partition key or else its declared date.
+        """Return the partition of a run, by its partition key or else by the declared date.
 
         No clock decides: a run of a window that has not begun belongs to the partition that Dagster
-        will add for it. A run by hand at any moment belongs to none: it may load anything. Neither
-        does a run before the first partition, nor one so near the year 9999 that Dagster can't
-        compute its window.
+        will add for it. These runs belong to no partition:
+
+        - a run by hand without a partition key, unless a partition begins at its date: it may load
+          anything;
+        - a run before the first partition;
+        - a run so near the year 9999 that Dagster can't compute its window.
         """
         date = self.read_date(run)
         if run.partition_key is not None:
@@ -77,14 +80,14 @@ class Partitioning:
             seen = f"Its {self.declaration.date} is {date.isoformat(' ')}."
             if key is not None and run.run_type == _BY_HAND and not self._is_tick(date):
                 key, seen = None, f"{seen} It was started by hand, and no partition begins then."
-        return RunPartition(key, None if key else f"{seen} Partitions are of {self.describe()}.")
+        return RunPartition(key, None if key else f"{seen} Declared partitions: {self.describe()}.")
 
     def read_date(self, run: DatedRun) -> datetime | None:
         """Return the date that decides the partition of a run without a partition key."""
         return getattr(run, self.declaration.date)
 
     def describe(self) -> str:
-        """Return which partitions are declared, as a part of a sentence."""
+        """Return the declared partitions as a part of a sentence."""
         declared = self.declaration
         return (
             f"`{declared.cron}` ({declared.timezone}) from {declared.start} on, with keys as "
@@ -92,14 +95,14 @@ class Partitioning:
         )
 
     def is_partition(self, key: str) -> bool:
-        """Whether a key is that of a partition, which may be yet to come."""
+        """Whether a key is that of a partition, which may be in the future."""
         return find_window(self.definition, key) is not None
 
     def build_options(self, key: str, *, has_keys: bool) -> TriggerOptions:
         """Return the options that trigger a run of a partition.
 
         Args:
-            has_keys: The DAG's runs have partition keys in place of dates (Airflow 3.2).
+            has_keys: The DAG's runs have partition keys instead of dates (since Airflow 3.2).
         """
         if has_keys:
             return TriggerOptions("none", partition_key=key)
@@ -110,19 +113,19 @@ class Partitioning:
         return TriggerOptions(logical_date, window)
 
     def _is_tick(self, date: datetime) -> bool:
-        """Whether a partition begins at a moment, and so another one ends."""
+        """Whether a partition begins at a moment, at which the one before it ends."""
         try:
             window = find_next_window(self.definition, date)
         except NO_PARTITION:
             return False
-        # In the hour that is repeated in autumn, Python takes times of two zones for unequal.
+        # In the hour that is repeated in autumn, Python regards times of two zones as unequal.
         return window.start.timestamp() == date.timestamp()
 
     def _find_key(self, date: datetime) -> str | None:
-        # A data interval that ends with a window belongs to that window, not to the next.
+        # A data interval that ends with a window belongs to that window, not to the next one.
         ends = self.declaration.date == "data_interval_end"
         try:
-            # In whole seconds, which Dagster's floating-point numbers hold exactly in every year.
+            # Whole seconds: Dagster's floating-point numbers hold them exactly in every year.
             second = date.replace(microsecond=0)
             if ends and second < date:
                 second += timedelta(seconds=1)

@@ -1,8 +1,7 @@
-"""What may be shown of an Airflow's data: no secret of a conf, and no character that acts on a
-terminal or a page.
+"""Masks the secrets of confs, and removes characters that act on a terminal or a page.
 
-A value of a conf is secret by the rule of Airflow's own UI: if the name of its key, or of a key
-above it, says so.
+A value of a conf is secret if its key, or a key above it, has a sensitive name. This is the rule of
+Airflow's own UI.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _CONTROLS = re.compile(
 _SURROGATES = re.compile("[\ud800-\udfff]")  # half of a character, which UTF-8 can't encode
 
 _MASK = "***"
-_MAX_DEPTH = 8  # Airflow 2.11 shows what is nested deeper than 5; we mask what is too deep
+_MAX_DEPTH = 8  # levels; deeper values are masked here, while Airflow 2.11 shows those below 5
 _MIN_LENGTH = 4  # shorter strings and numbers occur in any text by chance
 _MIN_DIGITS = 6
 # The characters that JSON, a Python repr and HTML do not escape.
@@ -41,10 +40,11 @@ _OMITTED = "omitted, because it may quote a secret of the conf; see Airflow's lo
 
 
 def clean_text(text: str) -> str:
-    """Return a text without what acts on a terminal or a page: escape sequences, control characters
-    other than line feed and tab, and those that change the direction of writing.
+    """Return a text without escape sequences, control characters other than line feed and tab, and
+    characters that are invisible or change the direction of writing.
 
-    Every line end becomes a line feed, and half of a surrogate pair (which JSON can hold) "\ufffd".
+    Every line end becomes a line feed. Half of a surrogate pair, which JSON can hold, becomes
+    "\ufffd".
     """
     if text.isprintable():
         return text
@@ -53,12 +53,12 @@ def clean_text(text: str) -> str:
 
 
 def redact(value: Any, *, is_secret: bool = False, depth: int = _MAX_DEPTH) -> Any:
-    """Return the value with `***` for everything under a sensitive key, numbers included, and with
-    clean texts.
+    """Return the value with `***` for every text, number and boolean under a sensitive key. All
+    other texts are cleaned by `clean_text`.
 
     Args:
-        is_secret: The value itself is under a sensitive key.
-        depth: How many more levels to search; what is deeper becomes `***`.
+        is_secret: Whether the value itself is under a sensitive key.
+        depth: The number of levels to search. Deeper objects and lists become `***`.
     """
     if isinstance(value, Mapping | list) and depth == 0:
         return _MASK
@@ -77,7 +77,7 @@ def redact(value: Any, *, is_secret: bool = False, depth: int = _MAX_DEPTH) -> A
 
 
 def has_secrets(value: Any, *, is_secret: bool = False) -> bool:
-    """Whether a value, which JSON has, holds something under a sensitive key, at any depth."""
+    """Return whether a JSON value has more than None or "" under a sensitive key, at any depth."""
     if isinstance(value, Mapping):
         return any(
             has_secrets(item, is_secret=is_secret or _is_sensitive(key))
@@ -89,15 +89,18 @@ def has_secrets(value: Any, *, is_secret: bool = False) -> bool:
 
 
 def redact_text(text: str, conf: Any) -> str:
-    """Return Airflow's message about a conf, or a body that holds one, with `***` for each of its
-    secrets.
+    """Return a message about a conf with `***` for each secret of the conf.
 
     Quoting may change a secret that contains white space, quotes, backslashes, `&<>` or non-ASCII
     characters. The whole text is omitted if a part of such a secret is left in it, or if no part is
     long enough to search for.
 
     Strings of fewer than 4 characters and numbers of fewer than 6 digits are not replaced, because
-    they may match a word or a date. A secret that Airflow cut off is not found.
+    they may match a word or a date. A secret that the message truncates is not found.
+
+    Args:
+        text: A message of Airflow, or of a user's function.
+        conf: The conf, or the body of a request that holds one.
     """
     if not text:
         return text
@@ -111,7 +114,7 @@ def redact_text(text: str, conf: Any) -> str:
 
 
 def _find_secrets(value: Any, *, is_secret: bool = False) -> Iterator[str]:
-    """Yield the strings and long numbers under sensitive keys, at any depth."""
+    """Yield the strings and numbers under sensitive keys that are long enough to search for."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _find_secrets(item, is_secret=is_secret or _is_sensitive(key))

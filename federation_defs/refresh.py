@@ -44,8 +44,8 @@ _MAX_FETCHES = 32  # at a time, each from an instance of its own
 def build_refresh(
     components: Iterable[FederatedAirflow], cron: str, timing: Timing | None = None
 ) -> dg.Definitions:
-    """Build the job of the instances whose states are versioned, its schedule, and an asset with a
-    check for each of them; nothing without such an instance.
+    """Build the job that refreshes the instances whose states are versioned, its schedule, and an
+    asset with a check for each of these instances. Nothing if there are none.
 
     Executing the check of one instance refreshes its state.
 
@@ -65,7 +65,7 @@ def build_refresh(
             STATE_CHECK_NAME,
             asset=key,
             description=f"The code location was loaded with the DAGs that Airflow "
-            f"{component.member.name} has. Executing it refreshes the state.",
+            f"{component.member.name} has. Executing this check refreshes the state.",
         )
         for key, component in refreshed.items()
     ]
@@ -90,7 +90,7 @@ def build_refresh(
             group_name=component.member.name,
             kinds={"airflow"},
             description=f"Which DAGs Airflow {component.member.name} has. The job "
-            f"{REFRESH_JOB_NAME} stores it, and a load of the code location reads it.",
+            f"{REFRESH_JOB_NAME} stores this list, and each load of the code location reads it.",
         )
         for key, component in refreshed.items()
     ]
@@ -102,8 +102,8 @@ def build_refresh(
 def _refresh(
     components: Sequence[FederatedAirflow], context: dg.AssetCheckExecutionContext, timing: Timing
 ) -> Iterator[dg.AssetCheckResult]:
-    """Store the states that have changed, reload the code location if it is to be, and evaluate the
-    checks. What keeps one instance from being refreshed fails its check, and stops no other."""
+    """Store the states that have changed, reload the code location if it lacks a change, and
+    evaluate the checks. An instance that can't be refreshed fails its own check only."""
     stored = _fetch_stored(components, context.instance)
     calls = [partial(component.fetch, last) for component, last in stored.items()]
     run_in_threads(calls, _MAX_FETCHES, timing.refresh_s)
@@ -120,7 +120,7 @@ def _refresh(
             problem = str(error)
     for component, outcome in outcomes.items():
         if isinstance(outcome, Snapshot):
-            # If it had not taken the last version, no reload before had an effect.
+            # If the last version was not loaded, reloads have no effect.
             last = stored[component]
             was_current = not (last and _find_changes(last, component.snapshot))
             yield _evaluate(component, outcome, problem, is_loaded=is_reloaded and was_current)
@@ -131,7 +131,7 @@ def _refresh(
 def _fetch_stored(
     components: Iterable[FederatedAirflow], instance: dg.DagsterInstance
 ) -> dict[FederatedAirflow, Snapshot | None]:
-    """Fetch the last states, which may be newer than those that were loaded."""
+    """Fetch the last states, which may be newer than the loaded ones."""
     keys = {component: component.defs_state_config.key for component in components}
     with TemporaryDirectory() as folder:
         newer, loaded = fetch_last_states(instance, keys.values(), Path(folder))
@@ -144,7 +144,7 @@ def _fetch_stored(
 def _store_changed(
     stored: Mapping[FederatedAirflow, Snapshot | None], instance: dg.DagsterInstance, timing: Timing
 ) -> dict[FederatedAirflow, Snapshot | Exception]:
-    """Store the fetched states that have changed. Return all of them, or what went wrong."""
+    """Store the fetched states that have changed. Return each state, or the error in its place."""
     versions: dict[str, str] = {}
     outcomes: dict[FederatedAirflow, Snapshot | Exception] = {}
     for component, last in stored.items():
@@ -155,7 +155,7 @@ def _store_changed(
         ):
             continue
         try:
-            # Only states that are not versioned are kept in the project, at its root.
+            # The path of the project matters only for states that are not versioned.
             version = asyncio.run(component.refresh_state(Path()))
             versions[component.defs_state_config.key] = version
         except Exception as error:  # noqa: BLE001 - of any storage
@@ -165,7 +165,7 @@ def _store_changed(
 
 
 def _find_changes(snapshot: Snapshot, loaded: Snapshot | None) -> dict[str, frozenset[str]]:
-    """Find the DAGs for which a code location has to be reloaded, by what has changed."""
+    """Find the DAGs for which the code location has to be reloaded, by the kind of change."""
     now = snapshot.selected_dag_ids
     before = loaded.selected_dag_ids if loaded else frozenset[str]()
     partitions = loaded.partitions if loaded else {}
@@ -188,14 +188,14 @@ def _evaluate(
 
     Args:
         problem: Why the code location was not reloaded, as sentences.
-        is_loaded: The code location was just loaded with the snapshot.
+        is_loaded: Whether the code location was just loaded with the snapshot.
     """
     name, loaded = component.member.name, component.snapshot
     changes = _find_changes(snapshot, loaded)
     count = len(snapshot.selected_dag_ids)
     sentences = [f"{what}: {join_names(sorted(dag_ids))}." for what, dag_ids in changes.items()]
     if not changes:
-        sentences = [f"The code location knows all {count} DAGs."]
+        sentences = [f"The code location has all {count} DAGs."]
     elif is_loaded:
         sentences.append("The code location was reloaded.")
     else:
@@ -232,10 +232,11 @@ def _build_result(
 
 
 def _reload(code_location: str) -> bool:
-    """Reload the code location, if `FEDERATION_RELOAD_URL` is the address of Dagster's webserver.
+    """Reload the code location through Dagster's webserver at `FEDERATION_RELOAD_URL`. Return
+    False if that is not set.
 
-    A code server that was not started by `dagster code-server start` says yes, and does nothing
-    (1.13).
+    A code server that was not started by `dagster code-server start` reports success, and does
+    nothing (1.13).
 
     Raises:
         ReloadFailedError: The webserver can't be asked, or the code location can't be loaded.
@@ -244,11 +245,12 @@ def _reload(code_location: str) -> bool:
     if not url:
         return False
     if "@" in url:
-        raise ReloadFailedError(code_location, "no user name or password can be sent")
+        seen = "a user name or password in the address can't be sent"
+        raise ReloadFailedError(code_location, seen)
     try:
         parts = urlsplit(check_url(url))
     except ValueError:
-        seen = "its address is not in the form http://webserver:3000"
+        seen = "the address is not in the form http://webserver:3000"
         raise ReloadFailedError(code_location, seen) from None
     try:
         from dagster_graphql import (
@@ -260,14 +262,14 @@ def _reload(code_location: str) -> bool:
         raise ReloadFailedError(code_location, "dagster-graphql is not installed") from None
     try:
         client = DagsterGraphQLClient(
-            parts.hostname or "",  # which `check_url` has refused
+            parts.hostname or "",  # `check_url` refuses an empty one
             parts.port,
             use_https=parts.scheme == "https",
             path_prefix=parts.path.rstrip("/"),
         )
         info = client.reload_repository_location(code_location)
     except DagsterGraphQLClientError as error:
-        # Its own message has the whole query.
+        # The message of the error itself has the whole query.
         raise ReloadFailedError(code_location, str(error.__cause__ or error)) from error
     if info.status != ReloadRepositoryLocationStatus.SUCCESS:
         raise ReloadFailedError(code_location, f"{info.failure_type}: {info.message}")

@@ -47,7 +47,7 @@ class AirflowScaffolder(dg.Scaffolder):
         folder = request.target_path
         ascii_name = unicodedata.normalize("NFKD", folder.name).encode("ascii", "ignore").decode()
         name = re.sub(r"\W", "_", ascii_name)[:50].strip("_") or "airflow"
-        # A variable does not begin with a digit.
+        # The name of an environment variable does not begin with a digit.
         prefix = f"AIRFLOW_{name}" if name[0].isdigit() else name
         text = _DEFS_YAML.format(type=request.type_name, name=name, prefix=prefix.upper())
         folder.mkdir(parents=True, exist_ok=True)

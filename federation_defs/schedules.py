@@ -1,11 +1,12 @@
 """Resolves `cron: auto`: the partitions that the schedule of a DAG in its Airflow implies. Pure.
 
 The partition of a run is the window between two ticks that ends when the run fires. With data
-intervals, its logical date is the start of that window; a cron trigger gives all its dates the end.
-So both kinds line up, and the logical date of the next run distinguishes them.
+intervals, the logical date of the run is the start of that window; with a cron trigger, all dates
+of the run are the end. So both kinds have the same partitions, and the logical date of the next run
+shows the kind.
 
 Airflow (2.11, 3.3) returns neither the class of a timetable nor its time zone: the `timezone` of a
-DAG's details is the server's default. So the next run has to confirm a time zone, and only one.
+DAG's details is the server's default. So the next run has to be at a tick in one time zone only.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from federation_defs.partition_mapping import in_utc
 
 _MOST_PARTITIONS = 100_000  # of an asset, as Dagster advises (1.13)
 _KEY_FORMAT = "%Y-%m-%dT%H:%M:%S"  # of a `CronPartitionTimetable` that sets none (3.3)
-_CRONS = {"@quarterly": "0 0 1 */3 *"}  # which Dagster does not know by name
+_CRONS = {"@quarterly": "0 0 1 */3 *"}  # names that Dagster does not have
 _DELTA = re.compile(r"(?:(?P<days>\d+) days?, )?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d)")
 _QUOTED = re.compile(r"""["']([\w/+-]+)["']""")
 _UTC_MENTION = re.compile(r"\butc\b", re.IGNORECASE)
@@ -49,10 +50,10 @@ _UNTIL_KNOWN = (
 
 @dataclass(frozen=True)
 class AutoPartitions:
-    """What the partitions of one DAG with `cron: auto` are.
+    """The partitions of one DAG with `cron: auto`.
 
     Attributes:
-        declared: The keys that were written when this was found out.
+        declared: The keys that were declared when this was resolved.
         resolved: The keys in full; None if the schedule does not determine them.
         problem: What is wrong and what to do, as sentences; None if nothing is.
     """
@@ -85,7 +86,7 @@ def resolve_declaration(
     not known has none.
 
     Args:
-        known: By DAG id.
+        known: What `cron: auto` stands for, by DAG id.
     """
     resolved = {
         dag_id: declaration.dags[dag_id].model_copy(
@@ -94,7 +95,7 @@ def resolve_declaration(
         for dag_id in find_auto_partitions(declaration)
     }
     fields = {**dict(declaration), "dags": {**declaration.dags, **resolved}}
-    # A copy would have what was cached of the declaration before.
+    # A copy would keep the cached properties of the original.
     return InstanceDeclaration.model_construct(declaration.model_fields_set, **fields)
 
 
@@ -102,10 +103,10 @@ def find_unknown_partitions(
     declaration: InstanceDeclaration, instances: Mapping[str, InstanceDeclaration]
 ) -> dict[str, list[str]]:
     """Return the DAGs that nothing can start, because their own partitions or those of upstreams
-    are not known. By DAG id, a part of a sentence for each such upstream.
+    are not known. By DAG id, a clause for each such upstream.
 
     Args:
-        declaration: With all partitions in full, as those of `instances`.
+        declaration: With all partitions resolved, as in `instances`.
         instances: The declarations of all instances, by name.
     """
 
@@ -126,7 +127,8 @@ def find_unknown_partitions(
 def describe_auto(
     declared: PartitionsDeclaration | None, known: AutoPartitions | None
 ) -> str | None:
-    """Return what is wrong with the partitions of a DAG with `cron: auto`, as sentences."""
+    """Return what is wrong with the partitions of a DAG with `cron: auto`, as sentences. None if
+    nothing is, or for another DAG."""
     if declared is None or not declared.is_auto:
         return None
     if known is None:
@@ -143,16 +145,17 @@ def resolve_schedule(
     source: str | AirflowError | None,
     last: AutoPartitions | None,
 ) -> AutoPartitions:
-    """Return what the partitions of a DAG with `cron: auto` are.
+    """Return the partitions of a DAG with `cron: auto`.
 
-    What was found out once is kept, so that reported partitions keep their meaning. Only an earlier
-    start is taken, which adds partitions. For another schedule, a person writes another `start`.
+    The first result is kept until the declaration changes, so that reported partitions keep their
+    meaning. Only an earlier start is taken, which adds partitions. To take another schedule, a
+    person writes another `start`.
 
     Args:
-        schedule: Of the DAG, or why it can't be read.
-        source: The file that defines the DAG, where time zones are looked for, or why it can't be
-            read; None if it was deleted, or need not be read.
-        last: What this was at the last refresh.
+        schedule: The DAG's schedule, or the error of reading it.
+        source: The text of the file that defines the DAG, which may name time zones, or the error
+            of reading it; None if the file was deleted, or need not be read.
+        last: The result at the last refresh; None if there is none.
     """
     written, found, problem = _dump(declared), None, None
     known = last.build() if last and last.declared == written else None
@@ -163,7 +166,7 @@ def resolve_schedule(
     except AirflowError as error:
         problem = str(error)
     except (ArithmeticError, ValueError) as error:
-        problem = f"Its schedule does not tell its partitions: {_describe_error(error)}."
+        problem = f"Its schedule does not determine its partitions: {_describe_error(error)}."
     if known is None:
         return AutoPartitions(written, found and _dump(found), problem)
     if found is None:
@@ -188,12 +191,13 @@ def _resolve(
     """Return the declaration in full.
 
     Args:
-        known: What it was at the last refresh. It stays as long as nothing contradicts it.
+        known: The result at the last refresh. It stays if Airflow plans no next run and `cron` is
+            the same. If several time zones fit, its time zone stays.
 
     Raises:
-        AirflowError: The file can't be read.
-        ValueError: The schedule does not determine it. Says why and what to write, as the end of a
-            sentence.
+        ArithmeticError: A date is out of range.
+        ValueError: The schedule does not determine it. The message has the reason and what to
+            write, as the end of a sentence.
     """
     values = declared.model_dump(exclude_unset=True, exclude_none=True)
     values["cron"] = cron = _find_cron(schedule)
@@ -237,8 +241,8 @@ def _find_cron(schedule: Schedule) -> str:
 def _convert_delta(delta: timedelta, schedule: Schedule) -> str:
     """Return the cron expression that has the ticks of a time delta, in UTC.
 
-    Airflow counts from the start date, from the last run, or, without catch-up, after a pause from
-    1970 (data intervals) or from that moment (triggers) (2.11, 3.3).
+    Airflow (2.11, 3.3) counts from the start date, or from the last run. After a pause, without
+    catch-up, it counts from 1970 (data intervals), or from the end of the pause (triggers).
     """
     date, fires_at = schedule.next_logical_date, schedule.next_fires_at
     has_intervals = fires_at is None or (date and fires_at - date == delta)
@@ -258,17 +262,17 @@ def _convert_delta(delta: timedelta, schedule: Schedule) -> str:
 
 
 def _find_zones(schedule: Schedule, cron: str, source: str | AirflowError | None) -> list[str]:
-    """Return the time zones that the schedule may have: a date without one has the server's."""
+    """Return the time zones that the schedule may have. A date without one has the server's."""
     if not isinstance(source, str):
         why = f" ({source})" if source else ""
         raise ValueError(
-            f"Airflow does not show the DAG's file, with its time zone{why}; write `timezone`"
+            f"Airflow does not show the DAG's file, which has its time zone{why}; write `timezone`"
         )
     named = [zone for zone in _QUOTED.findall(source) if zone in find_timezones()]
     is_known = named or _UTC_MENTION.search(source) or _HOURLY.fullmatch(cron)
     if not is_known and (word := _ZONE_MENTION.search(source)):
         raise ValueError(
-            f"the DAG's file has a time zone of another file ('{word[0]}'); write `timezone`"
+            f"the DAG's file takes its time zone from elsewhere ('{word[0]}'); write `timezone`"
         )
     zones = dict.fromkeys([schedule.timezone or "UTC", "UTC", *named])
     return [zone for zone in zones if zone in find_timezones()]
@@ -280,11 +284,13 @@ def _find_windows(
     fires_at: datetime | None,
     known: PartitionsDeclaration | None,
 ) -> tuple[dg.TimeWindowPartitionsDefinition, dg.TimeWindow]:
-    """Return the windows between the ticks, in the only one of these time zones that has a tick
-    when the next run fires, and the window that ends then. If several have, the known one counts.
+    """Return the windows between the ticks, and the window that ends when the next run fires.
+
+    The time zone is the only one of `zones` with a tick at that time. (Zones with the same ticks
+    count as one.) If there are several, it is the known one.
     """
     if fires_at is None:
-        raise ValueError(f"Airflow plans no next run, which would confirm it; {_INSTEAD}")
+        raise ValueError(f"Airflow plans no next run, which would confirm them; {_INSTEAD}")
     found = dict[tuple[float, ...], tuple[dg.TimeWindowPartitionsDefinition, dg.TimeWindow]]()
     last = known and known.timezone
     for zone in sorted(zones, key=lambda zone: zone != last):
@@ -326,9 +332,9 @@ def _find_date(schedule: Schedule, window: dg.TimeWindow) -> str:
 
 
 def _find_key_format(schedule: Schedule) -> str:
-    """Return the format of the DAG's partition keys, which the last one has to confirm."""
+    """Return Airflow's default format of partition keys, if the DAG's last key has it."""
     if (key := schedule.latest_key) is None:
-        raise ValueError("no run with a partition key has ended, to confirm it; write `key_format`")
+        raise ValueError("no run has ended whose partition key confirms it; write `key_format`")
     try:
         datetime.strptime(key, _KEY_FORMAT)
     except ValueError:
@@ -349,8 +355,9 @@ def _find_start(
     """Return the day on which the first window begins.
 
     Args:
-        window: The one of the next run.
-        is_trigger: The first run fires at the first tick, not at the end of a first interval.
+        window: That of the next run.
+        is_trigger: Whether the first run fires at the first tick, and not at the end of a first
+            interval.
     """
     if schedule.start_date is None:
         raise ValueError("Airflow shows no start date; write `start`")
@@ -374,7 +381,7 @@ def _dump(declared: PartitionsDeclaration) -> dict[str, str]:
 
 
 def _describe(declared: PartitionsDeclaration) -> str:
-    """Return all that the meaning of a key depends on."""
+    """Return all that the meaning of a partition key depends on, as text."""
     keys = f", keys {declared.key_format}" if declared.key_format else f" by {declared.date}"
     return f"'{declared.cron}' in {declared.timezone}{keys}"
 

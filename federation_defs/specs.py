@@ -19,7 +19,7 @@ from federation_defs.naming import build_asset_key, build_owner, build_tag_key
 from federation_defs.partition_mapping import build_mappings, select_decided_by_events
 from federation_defs.state import DagSnapshot, Snapshot
 
-_NAMED = 10  # upstreams
+_NAMED = 10  # upstreams in a description
 _STATES = {
     "success": "succeeded",
     "failure": "failed",
@@ -48,12 +48,12 @@ def build_specs(
     declared, or referenced.
 
     Args:
-        snapshot: The last known state; None if the instance was never reached.
-        referenced: Ids of this instance's DAGs that any DAG of the federation depends on.
-        others: The declarations of other instances, by name. One that is missing here belongs to
-            another code location.
-        undecided: Ids of DAGs that nothing starts.
-        is_for_run: Return those of `referenced` only, and without conditions.
+        snapshot: The last state; None if there is none.
+        referenced: Ids of further DAGs of this instance, such as those that other DAGs depend on.
+        others: The declarations of other instances, by name. An instance that is missing here
+            belongs to another code location.
+        undecided: Ids of DAGs that nothing starts, because of their partitions.
+        is_for_run: Whether to return only the DAGs of `referenced`, without conditions.
     """
     dags = snapshot.dags if snapshot else {}
     specs = {}
@@ -85,8 +85,8 @@ def build_specs(
 def _build_deps(
     dag: DagDeclaration, instances: Mapping[str, InstanceDeclaration]
 ) -> list[dg.AssetDep]:
-    """Return what a DAG depends on. Dagster draws the lineage by it, and selects partitions of
-    upstreams by it when a person materializes several assets at once."""
+    """Return the dependencies of a DAG's asset. Dagster uses them for the lineage, and to select
+    partitions of upstreams when a person materializes several assets at once."""
     keys = dict.fromkeys(edge.key for edge in dag.depends_on)
     mappings = zip(dag.depends_on, build_mappings(dag, instances), strict=False)
     for edge, mapping in mappings:
@@ -118,7 +118,7 @@ def _classify_upstreams(
 def _describe(
     instance: str, dag_id: str, declared: DagDeclaration, dag: DagSnapshot | None
 ) -> dict[str, Any]:
-    """Return the fields of a spec that describe the DAG, as Airflow does, and when it runs."""
+    """Return the fields of a spec that describe the DAG as Airflow does, and when it runs."""
     default = f"Materialized by each successful run of DAG {dag_id} in Airflow {instance}."
     paragraphs = [(dag and dag.description) or default, describe_trigger(declared)]
     fields: dict[str, Any] = {
@@ -140,7 +140,7 @@ def _describe(
 
 
 def describe_trigger(dag: DagDeclaration) -> str:
-    """Say when Dagster runs a DAG; empty if it does not."""
+    """Return when Dagster runs a DAG, as sentences; empty if it does not."""
     if not dag.depends_on:
         return ""
     trigger = dag.trigger
@@ -156,7 +156,7 @@ def describe_trigger(dag: DagDeclaration) -> str:
         sentence = f"{runs} when {what}"
     if dag.partitions is not None and trigger.runs == "latest":
         sentence += several
-    condition = f", if {trigger.only_if} says so" if trigger.only_if else ""
+    condition = f", if {trigger.only_if} returns Run" if trigger.only_if else ""
     return f"{sentence}{condition}.{_describe_granularity(dag)}{_RERUNS[trigger.reruns]}"
 
 
@@ -164,7 +164,7 @@ def _describe_granularity(dag: DagDeclaration) -> str:
     if dag.granularity == "all":
         return ""
     needed = {"last": "the last one", "any": "any one"}.get(str(dag.granularity), dag.granularity)
-    return f" Of an upstream's partitions in its time it needs {needed}."
+    return f" It needs {needed} of the partitions that an upstream has in its time."
 
 
 def _describe_dependencies(dependencies: Sequence[DependencyDeclaration], link: str) -> str:

@@ -1,7 +1,8 @@
-"""Snapshots: which DAGs an instance has, and what it says of them.
+"""Snapshots: the DAGs of an instance, and their properties.
 
 A snapshot is the state of a component: fetched when Dagster refreshes the state, kept on disk or in
-Dagster's state storage, and read at every load. So a code location loads with every Airflow down.
+Dagster's state storage, and read at every load. So a code location loads even if every Airflow is
+down.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class DagSnapshot:
 
     Attributes:
         airflow_tags: The DAG's own tags.
-        is_present: Whether it can run. Airflow remembers a DAG whose file has gone or no longer
-            parses.
+        is_present: Whether its file exists and parses; it may be paused. Airflow remembers a DAG
+            whose file has gone or no longer parses.
     """
 
     dag_id: str
@@ -53,12 +54,12 @@ class Snapshot:
     """The DAGs of an instance at one time.
 
     Attributes:
-        taken_at: ISO 8601, UTC.
+        taken_at: When the fetch began, as ISO 8601 in UTC, to the second.
         dags: The selected DAGs by id.
         unselected: The ids of the other DAGs.
         undescribed: The ids of selected DAGs of which only the id can be read.
-        problems: Why those of `unselected` that can't run now can't, by id. They are assets if they
-            are declared or depended on.
+        problems: Why DAGs of `unselected` can't run, by id of those that can't. They are assets if
+            they are declared or depended on.
         partitions: What `cron: auto` stands for, by id of the DAGs that declare it.
         api: "v1" or "v2"; None if the snapshot was taken before this was kept.
     """
@@ -70,21 +71,21 @@ class Snapshot:
     api: str | None = None
     problems: Mapping[str, str] = field(default_factory=dict)
     partitions: Mapping[str, AutoPartitions] = field(default_factory=dict)
-    format: Literal[1] = 1  # of the file; keys that are not known are ignored
+    format: Literal[1] = 1  # of the file; unknown keys are ignored
 
     @property
     def selected_dag_ids(self) -> frozenset[str]:
-        """The DAGs that are assets whatever is declared."""
+        """The ids of the DAGs that are assets even if they are not declared."""
         return frozenset([*self.dags, *self.undescribed])
 
     @cached_property
     def present_dag_ids(self) -> frozenset[str]:
-        """Every DAG that the instance can run."""
+        """The ids of the DAGs whose file exists and parses, or whose row can't be read."""
         present = (dag.dag_id for dag in self.dags.values() if dag.is_present)
         return frozenset([*present, *self.unselected, *self.undescribed])
 
     def describe_problem(self, dag_id: str) -> str | None:
-        """Return why a DAG can't run, as the end of a sentence; None if nothing is known to be
+        """Return why a DAG can't run, as the end of a sentence. None if nothing is known to be
         wrong with it."""
         if self.present_dag_ids and dag_id not in self.present_dag_ids:
             return "has vanished from its Airflow"
@@ -98,7 +99,7 @@ _ADAPTER = TypeAdapter(Snapshot)
 
 
 def write_snapshot(snapshot: Snapshot, path: Path) -> None:
-    """Write a snapshot to a file that only its owner can read, and that is replaced in one step."""
+    """Write a snapshot to a file that only its owner can read. Replaces the file in one step."""
     with TemporaryDirectory(dir=path.parent) as folder:
         new = Path(folder, path.name)
         new.touch(mode=0o600)
@@ -107,9 +108,10 @@ def write_snapshot(snapshot: Snapshot, path: Path) -> None:
 
 
 def read_snapshot(path: Path | None) -> Snapshot | None:
-    """Return the snapshot in a file; None without a file, or (with a warning) an unreadable one.
+    """Return the snapshot in a file. None if there is no file, or, with a warning, if it can't be
+    read.
 
-    If only what `cron: auto` stands for can't be read, that is left out, with a warning.
+    If only `partitions` can't be read, they are left out, with a warning.
     """
     if path is None:
         return None
@@ -124,7 +126,7 @@ def read_snapshot(path: Path | None) -> Snapshot | None:
         if isinstance(content, dict) and {each["loc"][:1] for each in problems} == {
             ("partitions",)
         }:
-            _log.warning("Ignoring the partitions in %s. A refresh finds them out again.", path)
+            _log.warning("Ignoring the partitions in %s. A refresh resolves them again.", path)
             return _ADAPTER.validate_python({**content, "partitions": {}})
         problem = problems[0]
         reason = f"{problem['loc']} {problem['msg']}"
@@ -141,12 +143,12 @@ def fetch_snapshot(
 ) -> Snapshot:
     """Fetch the DAGs of an instance.
 
-    A selected DAG that can't run now is kept for `observe.lookback` after it could: it may have
-    been away for a minute, and runs that end meanwhile are reported. For the same reason one whose
-    row can't be read is selected, whatever its tags may be.
+    A selected DAG whose file has gone or no longer parses is kept for `observe.lookback` after the
+    file last defined it. The file may be missing for a minute only, and runs that end meanwhile are
+    reported. For the same reason, a DAG whose row can't be read is selected whatever its tags are.
 
     Args:
-        last: The one before. Of that, only the partitions of DAGs with `cron: auto` are kept.
+        last: The snapshot before. Only its partitions of DAGs with `cron: auto` are kept.
 
     Raises:
         AirflowError: The instance could not be read completely.
@@ -208,7 +210,7 @@ def _fetch_partitions(
 
 
 def is_selected(dag_id: str, tags: Iterable[str] | None, select: SelectDeclaration) -> bool:
-    """Whether a DAG becomes an asset. Tags that are None are not known, and those that match."""
+    """Whether a DAG is selected. Tags that are not known (None) match."""
 
     def matches(globs: list[str]) -> bool:
         return any(fnmatchcase(dag_id, glob) for glob in globs)

@@ -1,4 +1,4 @@
-"""Functions in threads: in parallel with a time-out, with callbacks, or shared by their callers."""
+"""Runs functions in threads: with callbacks, with a time-out, or once for concurrent callers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 class CallbackPool:
-    """Runs functions in threads and passes their results to callbacks in the thread of the caller.
+    """Runs functions in threads, and their callbacks in the thread that calls `run_callbacks`.
 
     Args:
-        threads: The number of functions at a time.
+        threads: The largest number of functions that run at a time.
         name: A prefix for the threads' names.
     """
 
@@ -40,7 +40,7 @@ class CallbackPool:
         self._callbacks[self._pool.submit(run)] = callback
 
     def run_callbacks(self, timeout_s: float) -> None:
-        """Wait until a function is done, or for the timeout; run the callbacks of all that are.
+        """Wait until a function is done, or for the timeout. Run the callbacks of all done ones.
 
         Raises:
             Exception: A function raised something other than an `AirflowError`.
@@ -69,12 +69,13 @@ def run_in_threads(
     """Run functions in threads and return their results in order.
 
     Args:
-        threads: The number of functions at a time.
-        timeout_s: For all of them. One that is not done by then gives None; its thread runs on
-            until the time-outs of its requests end it. Without one, all are waited for.
+        threads: The largest number of functions that run at a time.
+        timeout_s: The time-out of all functions together. If a function is not done by then, its
+            result is None, and its thread runs until the time-outs of its requests end it. Without
+            a time-out, all functions are waited for.
 
     Raises:
-        Exception: The first error that one of the functions raised in time.
+        Exception: What a function raised in time: of several, the first one in order.
     """
     if timeout_s is None and len(functions) <= 1:
         return [function() for function in functions]
@@ -101,8 +102,8 @@ class SingleFlight(Generic[T]):
         """Run the function, or wait for the run that is under way, and return its result.
 
         Raises:
-            Exception: What the function raised. All callers get it: repeating a request to a server
-                that stalls, one caller after another, would only add up the waiting.
+            Exception: What the function raised, in all callers. If each of them repeated a request
+                to a server that stalls, one after the other, their waits would add up.
         """
         with self._lock:
             pending, own = self._pending, Future[T]()

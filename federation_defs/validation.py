@@ -19,12 +19,12 @@ from federation_defs.declaration import (
 from federation_defs.dependencies.only_if import check_function
 from federation_defs.state import Snapshot, is_selected
 
-_MAX_SUGGESTIONS = 10  # of names for absent DAGs; each takes 0.05 s in an instance with 500
+_MAX_SUGGESTIONS = 10  # of names for absent DAGs; each takes 0.05 s in an instance with 500 DAGs
 _MAX_CYCLES = 10
 _MAX_CHAIN = 5  # in DAGs
-# How many times as long a partition may be as one that it needs.
-_MAX_LENGTH_RATIO = 10_000  # hours of a year are fewer
-_MAX_RATIO_FOR_EACH = 1.5  # with `runs: each`; a day of 25 hours is no longer
+# The largest allowed ratio of the lengths of two partitions of which one needs the other.
+_MAX_LENGTH_RATIO = 10_000  # a year has fewer hours
+_MAX_RATIO_FOR_EACH = 1.5  # with `runs: each`; days of 23 to 25 hours are within it
 _CHECK_TOGETHER = "If another project declares it, check that project, too."
 _DECLARE_THERE = "; add it to `dags` or `select` there"
 _RESTORE = "Restore the DAG, or remove its id from the declarations."
@@ -37,8 +37,8 @@ class Member:
 
     Attributes:
         source: The file that declares it, for messages.
-        project: Whose code location it belongs to. Set only by `federation check`, which does not
-            import functions of `only_if`.
+        project: The project that declares it. Only `federation check` sets it. The `only_if`
+            functions of such a member are not imported.
     """
 
     source: str
@@ -58,7 +58,7 @@ def find_problems(members: Sequence[Member], *, is_whole: bool = False) -> list[
     """Return everything that the declarations alone show to be wrong, one sentence each.
 
     Args:
-        is_whole: These are the instances of all code locations.
+        is_whole: Whether these are the instances of all code locations.
     """
     by_name = {member.name: member for member in members}
     return [
@@ -177,8 +177,8 @@ def _find_wrong_dependency(
 
 
 def _find_unselected(members: Sequence[Member]) -> Iterator[str]:
-    """Find DAGs that other projects depend on, and that are no assets of their own, whatever tags
-    they have in Airflow."""
+    """Find DAGs that other projects depend on, and that are not assets of their own project,
+    whatever tags they have in Airflow."""
     by_name = {member.name: member for member in members}
     edges = [
         (member, dag_id, *upstream)
@@ -240,7 +240,7 @@ def _find_wrong_windows(
         )
     elif window in ("same", "previous") and partitions is None:
         yield (
-            f"{name} has no partitions, so that it has no `window: {window}`; declare "
+            f"{name} has no partitions, and so no `window: {window}`; declare "
             f"dags.{dag_id}.partitions, or write last or current"
         )
     elif window in ("last", "current") and partitions is not None:
@@ -256,15 +256,16 @@ def _find_wrong_windows(
 
 
 def _find_wrong_ratio(ratio: float, name: str, dag: DagDeclaration) -> Iterator[str]:
-    """Find partitions that are too many for one of the DAG, or of the upstream of this name.
+    """Find if a partition of the DAG or of its upstream has too many partitions of the other.
 
     Args:
-        ratio: Of the lengths of their partitions, the DAG's to the upstream's.
+        ratio: The length of the DAG's partitions, divided by that of the upstream's.
+        name: The upstream.
     """
     if max(ratio, 1 / ratio) > _MAX_LENGTH_RATIO:
         longer, shorter = ("this DAG", name) if ratio > 1 else (name, "this DAG")
         yield (
-            f"a partition of {longer} has the time of {max(ratio, 1 / ratio):.0f} partitions of "
+            f"a partition of {longer} is as long as {max(ratio, 1 / ratio):.0f} partitions of "
             f"{shorter}; put a DAG between them whose partitions are days"
         )
     if dag.trigger.runs == "each" and ratio > _MAX_RATIO_FOR_EACH:
@@ -296,8 +297,8 @@ def find_named_dags(members: Iterable[Member]) -> dict[str, dict[str, list[str]]
 def find_absent_dags(
     instance: str, snapshot: Snapshot | None, named: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-    """Return those of the named DAGs that the instance is known not to have, each with a sentence
-    that says where it is named and what may be meant."""
+    """Return the named DAGs that the instance is known not to have. By id, a sentence with the
+    places that name the DAG, and what may be meant."""
     # An instance that lists no DAG has just started, or the account may see none.
     if snapshot is None or not snapshot.present_dag_ids:
         return {}
@@ -316,7 +317,7 @@ def find_absent_dags(
 
 
 def find_dateless_triggers(member: Member, snapshot: Snapshot | None) -> Iterator[str]:
-    """Find the DAGs whose runs shall have no logical date, in an instance known to be a 2.x."""
+    """Find the DAGs with `logical_date: none` in an instance that is known to be a 2.x."""
     for dag_id, dag in member.declaration.dags.items() if snapshot and snapshot.api == "v1" else ():
         if dag.trigger.logical_date == "none":
             yield (
@@ -350,8 +351,8 @@ def _find_cycles(members: Sequence[Member]) -> Iterator[str]:
 
 
 def find_deep_chains(members: Sequence[Member]) -> Iterator[str]:
-    """Find chains of more than five DAGs that depend on each other. Of chains that share a DAG,
-    only the longest is found.
+    """Find chains of more than five DAGs that depend on each other. If chains share a DAG, only
+    the longest is found.
 
     Args:
         members: Without cycles.

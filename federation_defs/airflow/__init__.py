@@ -1,1 +1,1 @@
-"""The HTTP client of one Airflow instance. No other package sends HTTP or knows API versions."""
+"""The HTTP client of one Airflow instance. No other package uses HTTP or API versions."""

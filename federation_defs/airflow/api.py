@@ -1,8 +1,8 @@
 """The REST API of one Airflow: its version, reading its answers, and lists in pages.
 
-The server is asked once which API it has. After an upgrade it answers requests to the old API with
-errors that are not that API's own. `AirflowApi` then asks again, and `retry_after_upgrade` repeats
-the call.
+The API version is detected once. After an upgrade, the server answers requests to the old API with
+errors that are not that API's own. `AirflowApi` then detects the version again, and
+`retry_after_upgrade` repeats the call.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ SERVER_PAGE = 100  # the default of that maximum (2.11 and 3.3)
 MAX_ROWS = 1_000_000  # of a list; it takes 10,000 requests
 MAX_REREADS = 2
 _MAX_WARNINGS = 100  # about unreadable rows
-# Callers report that a run or a task can't be read, also if it is the only one.
+# Callers report unreadable runs and tasks, even if no row of the list can be read.
 _REPORTED_ROWS = ("dag_runs", "task_instances")
-_UPGRADING = "now as Airflow 2, now as Airflow 3: an upgrade that is under way?"
+_UPGRADING = "now as Airflow 2, now as Airflow 3: is an upgrade under way?"
 T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
@@ -61,7 +61,7 @@ class UpgradedError(Exception):
 def retry_after_upgrade(
     method: Callable[Concatenate[Api, P], R],
 ) -> Callable[Concatenate[Api, P], R]:
-    """Call a method once more if the instance was upgraded in the meantime."""
+    """Call a method once more if the instance was upgraded or downgraded in the meantime."""
 
     @wraps(method)
     def retried(self: Api, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -90,8 +90,8 @@ class AirflowApi:
         api: "v1" or "v2", or "auto" to ask the server.
 
     Attributes:
-        known_api_version: The server's API version, or None if it was not asked yet.
-        max_connections: The number of requests at a time.
+        known_api_version: The server's API version; None if it was not detected yet.
+        max_connections: The largest number of concurrent requests.
     """
 
     def __init__(self, session: AirflowSession, api: str = "auto") -> None:
@@ -104,7 +104,8 @@ class AirflowApi:
         self._version: str | None = None
         self._detection: SingleFlight[ApiVersion] = SingleFlight()
         self._warned_of: set[tuple[str, UnreadableRow]] = set()
-        self._lost_triggers: dict[RunKey, datetime] = {}  # with their logical dates
+        # The logical dates of triggers whose run was not seen yet.
+        self._lost_triggers: dict[RunKey, datetime] = {}
 
     @property
     def api_version(self) -> ApiVersion:
@@ -119,7 +120,7 @@ class AirflowApi:
         return self._read_version(response)
 
     def _detect(self, outdated: ApiVersion | None) -> ApiVersion:
-        """Ask for the API version, unless another one than the outdated one is known."""
+        """Return the API version. Ask the server, unless one other than `outdated` is known."""
 
         def detect() -> ApiVersion:
             found = self.known_api_version
@@ -151,7 +152,7 @@ class AirflowApi:
         return self._version
 
     def _get_open(self, path: str) -> requests.Response:
-        """Get an endpoint that Airflow leaves open. A gateway may want a sign-in nevertheless."""
+        """Get an endpoint that needs no sign-in. If a gateway requires one, repeat it signed in."""
         response = self.session.request("GET", path, is_open=True)
         if response.status_code in (401, 403) or response.is_redirect:
             response = self.session.request("GET", path)
@@ -162,7 +163,7 @@ class AirflowApi:
 
         Raises:
             UpgradedError: The other API answered.
-            UnreachableError: A gateway answered, whose Airflow is down.
+            UnreachableError: A gateway answered in place of Airflow.
         """
         api_version = self.api_version
         response = self.session.request(method, api_version.prefix + path, **content)
@@ -175,14 +176,20 @@ class AirflowApi:
     def _check_api_version(self, api_version: ApiVersion, response: requests.Response) -> None:
         """Check that a 404 or 405 comes from this API, and look for the other one if not.
 
-        3.3 answers 404 to a GET of v1 and 405 to other methods, as JSON. 2.11 has an HTML page.
+        To requests of v1, 3.3 answers with JSON: 404 to a GET and 405 to other methods. To requests
+        of v2, 2.11 answers with an HTML page.
+
+        Raises:
+            UpgradedError: The server has the other API now.
+            UnexpectedAnswerError: It has the other API, and `api` is declared.
+            UnreachableError: Neither API answers reliably, as behind a gateway.
         """
         status = response.status_code
         if status not in (404, 405) or api_version.is_own_error(read_object(response)):
             return
         request = describe_request(response)
         if not self._is_declared:
-            # Only a gateway answers as neither API.
+            # If neither API answers, a gateway does.
             with suppress(UnexpectedAnswerError):
                 if self._detect(api_version) is not api_version:
                     raise UpgradedError
@@ -193,7 +200,7 @@ class AirflowApi:
             if self._get_open(f"{other.prefix}/version").status_code == 200:
                 remedy = f"It speaks {other.api}: declare `api: auto`."
                 raise UnexpectedAnswerError(self.instance, request, str(status), remedy)
-        # A gateway whose Airflow is down, or that has both versions behind it.
+        # A gateway answers whose Airflow is down, or that has both versions behind it.
         reason = f"{status} to {request}, but not from Airflow"
         raise UnreachableError(self.instance, self.url, _UPGRADING if is_json(response) else reason)
 
@@ -201,13 +208,13 @@ class AirflowApi:
         """Parse the JSON of a good answer.
 
         Raises:
-            AirflowError: The status is bad, or the answer no JSON, or not Airflow's.
+            AirflowError: The status is an error, or the answer is not JSON, or not Airflow's.
         """
         self._check_content(response, "json", "JSON")
         request = describe_request(response)
         try:
             answer = response.json()
-        except (ValueError, RecursionError) as error:  # also for endless numbers and lists
+        except (ValueError, RecursionError) as error:  # also for numbers and lists without end
             raise UnexpectedAnswerError(self.instance, request, "broken JSON") from error
         return self._parse(parse, answer, request)
 
@@ -230,7 +237,7 @@ class AirflowApi:
         """Parse an answer, or a part of it.
 
         Raises:
-            UnexpectedAnswerError: It is no object, or a required field is missing or invalid.
+            UnexpectedAnswerError: It is not an object, or a required field is missing or invalid.
         """
         try:
             return parse_object(parse, answer)
@@ -238,12 +245,12 @@ class AirflowApi:
             raise self._build_unreadable_error(request, str(error)) from error
 
     def _build_unreadable_error(self, request: str, reason: str) -> UnexpectedAnswerError:
-        # Unless this is the answer to the question for the version.
+        # The message names the version. It is not fetched here while it is being detected.
         if self._version is None and self.known_api_version is not None:
             with suppress(AirflowError):
                 self.fetch_version()
         version = self._version or "of unknown version"
-        remedy = f"The server says it is Airflow {version}: is that its answer, or a proxy's?"
+        remedy = f"The server is Airflow {version}: is that its answer, or a proxy's?"
         return UnexpectedAnswerError(self.instance, request, reason, remedy)
 
     def _fetch_list(
@@ -254,7 +261,7 @@ class AirflowApi:
         params: Mapping[str, Any],
         at_most: int = MAX_ROWS,
     ) -> Page[T]:
-        """Fetch all entries of a list. If it shrinks meanwhile, it is read again.
+        """Fetch all entries of a list. If it shrinks while it is read, it is read again.
 
         Args:
             field: The name of the list in the answer.
@@ -263,7 +270,7 @@ class AirflowApi:
 
         Raises:
             UnexpectedAnswerError: It has more than a million rows, and `at_most` is not given.
-            UnreachableError: The list shrank each time.
+            UnreachableError: The list shrank each time it was read.
         """
         for _ in range(1 + MAX_REREADS):
             page = self._fetch_pages(path, field, parse, params, at_most)
@@ -272,7 +279,7 @@ class AirflowApi:
                 raise UnexpectedAnswerError(self.instance, f"GET {path}", seen)
             if not page.has_shrunk:
                 return page
-        reason = f"GET {path}: a list that shrinks while it is read"
+        reason = f"GET {path}: the list shrank each time it was read"
         raise UnreachableError(self.instance, self.url, reason)
 
     def _fetch_pages(
@@ -285,12 +292,13 @@ class AirflowApi:
     ) -> Page[T]:
         """Fetch a list once, the pages after the first in parallel.
 
-        Servers may return fewer entries than `limit`, so paging goes by the rows that came and by
-        `total_entries`. That may be too large, so a list is only taken for longer than `at_most`
-        if there is a row beyond, and an empty page ends every list.
+        Servers may return fewer entries than `limit`, so offsets are counted in the rows that came,
+        up to `total_entries`. That may be too large, so a list only counts as longer than `at_most`
+        if there is a row beyond it, and an empty page ends every list.
 
         Raises:
-            UnexpectedAnswerError: No row can be parsed, and they are no DAG runs or tasks.
+            UnexpectedAnswerError: No row can be parsed, and callers don't report that; or each
+                offset has the same rows.
         """
 
         def fetch(offset: int, limit: int = PAGE_LIMIT) -> Page[T]:
@@ -305,14 +313,14 @@ class AirflowApi:
             return replace(first, is_whole=False)
         pages, read, size = [first], first.size, first.size
         total = at_most if is_too_large else first.total
-        # A bounded number of pages at a time, as the total may be wrong.
+        # A limited number of pages at a time, because the total may be wrong.
         max_pages = self.max_connections * 4
         while size and read < total <= at_most:
             offsets = range(read, total, size)[:max_pages]
             for page in self._fetch_all(fetch, offsets):
                 if page.size and page.has_rows_of(first):
                     seen = f"the same `{field}` at each offset"
-                    remedy = "Is there a proxy or a cache that passes over the query?"
+                    remedy = "Is there a proxy or a cache that ignores the query?"
                     raise UnexpectedAnswerError(self.instance, f"GET {path}", seen, remedy)
                 pages.append(page)
                 read += page.size
@@ -328,7 +336,7 @@ class AirflowApi:
         return replace(whole, is_whole=not size or read >= total)
 
     def _warn_of(self, unreadable: Sequence[UnreadableRow], field: str) -> None:
-        """Log each row that can't be read, once."""
+        """Log each row that can't be read once, and 100 rows at most."""
         for row in unreadable:
             if (field, row) in self._warned_of or len(self._warned_of) >= _MAX_WARNINGS:
                 continue
@@ -350,7 +358,7 @@ def is_json(response: requests.Response) -> bool:
 
 
 def is_absent(response: requests.Response) -> bool:
-    """Return whether Airflow says that what was asked for does not exist."""
+    """Return whether Airflow answers that the requested object does not exist."""
     return response.status_code == 404 and "detail" in read_object(response)
 
 

@@ -30,8 +30,8 @@ class NotSignedInError(Exception):
     """There are no credentials to sign in with.
 
     Attributes:
-        reason: What should have given them and what it did, without any part of a secret.
-        response: The server's refusal, if the server was asked.
+        reason: The source of the credentials and what it did, without any part of a secret.
+        response: The server's answer that gave no credentials; None if it was not asked.
     """
 
     def __init__(self, reason: str, response: requests.Response | None = None) -> None:
@@ -47,7 +47,7 @@ class SignIn(AuthBase):
         """Fetch credentials if there are no valid ones, before the request takes a connection.
 
         Raises:
-            NotSignedInError: There are none.
+            NotSignedInError: There are no credentials.
         """
 
     def renew(self, response: requests.Response) -> bool:  # noqa: ARG002 - most can't
@@ -61,7 +61,7 @@ class OpenAuth(NoAuth, SignIn):
 
 
 class UnsetAuth(SignIn):
-    """Lets no request be sent, as environment variables are not set."""
+    """Refuses every request, because environment variables are not set."""
 
     def prepare(self) -> None:
         raise NotSignedInError("environment variables are not set")
@@ -73,7 +73,7 @@ class Credential:
 
     Attributes:
         header: Name and value.
-        lifetime_s: How long it is valid from now on, if that is known.
+        lifetime_s: The seconds that it is valid from now on; infinite if that is not known.
     """
 
     header: tuple[str, str] = field(repr=False)
@@ -148,7 +148,7 @@ class PasswordAuth(RenewableAuth):
         response = self._transport.send(
             "POST", "/auth/token", auth=NoAuth(), is_repeatable=True, json=self._account
         )
-        if response.status_code not in (200, 201):  # 3.0 answered 200 at first
+        if response.status_code not in (200, 201):  # early 3.0 answered 200
             raise NotSignedInError("no token", response)
         try:
             return build_bearer(_check_token(response.json()["access_token"], "the answer"))
@@ -157,7 +157,7 @@ class PasswordAuth(RenewableAuth):
 
 
 class TokenAuth(RenewableAuth):
-    """A fixed bearer token. When it expires, a new one has to be declared."""
+    """A fixed bearer token. It is not renewed: after it expires, declare a new one."""
 
     def __init__(self, token: str) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class TokenCommandAuth(RenewableAuth):
     def _fetch(self) -> Credential:
         program = self._command[0]
         try:
-            # The command comes from the same declaration as passwords do. No shell reads it.
+            # The command is from the same declaration as passwords, and runs without a shell.
             completed = subprocess.run(  # noqa: S603
                 self._command,
                 capture_output=True,
@@ -234,8 +234,8 @@ class TokenCommandAuth(RenewableAuth):
 
 
 def build_bearer(token: str) -> Credential:
-    """Return the credential of a token, with the lifetime of a JWT. It counts from now on, since
-    the server's clock may differ from ours."""
+    """Return the credential of a bearer token. The lifetime of a JWT counts from now on, since the
+    server's clock may differ from this one's."""
     claims = _read_claims(token)
     lifetime_s = claims.get("exp", 0) - claims.get("iat", math.inf)
     header = ("Authorization", f"Bearer {token}")
@@ -251,7 +251,7 @@ def is_refused(response: requests.Response) -> bool:
 
 
 def _read_claims(token: str) -> dict[str, float]:
-    """Return `iat` and `exp` of a JWT, which the server has to verify; nothing of another token."""
+    """Return `iat` and `exp` of a JWT, unverified, in seconds since 1970; {} for other tokens."""
     parts = token.split(".")
     if len(parts) != 3:
         return {}
@@ -263,7 +263,14 @@ def _read_claims(token: str) -> dict[str, float]:
 
 
 def _check_token(value: object, source: str) -> str:
-    """Return the token without surrounding white space, if a header can hold it."""
+    """Return the token without surrounding white space. Refuse one that a header can't hold.
+
+    Args:
+        source: Where the token is from, for the error.
+
+    Raises:
+        NotSignedInError: There is no token, or a header can't hold it.
+    """
     token = value.strip() if isinstance(value, bytes | str) else b""
     text = token.decode("ascii", "replace") if isinstance(token, bytes) else token
     if not _TOKEN.fullmatch(text):
@@ -283,8 +290,9 @@ class BasicAuth(HTTPBasicAuth, SignIn):
     """Airflow 2 with the `basic_auth` back end: name and password with every request.
 
     Each such request costs the server 0.1 s of CPU, since it hashes the password (2.11). Where the
-    `session` back end is enabled too (as in Airflow's docker-compose.yaml), a session of the web
-    pages costs a fifth. So after a few requests a client logs in there, once.
+    `session` back end is enabled too (as in Airflow's docker-compose.yaml), a request within a
+    session of the web pages costs a fifth. So after a few requests, the client logs in to these
+    pages. It tries that once, and again when a session that was accepted has ended.
     """
 
     def __init__(self, transport: Transport, username: str, password: str) -> None:
@@ -317,8 +325,8 @@ class BasicAuth(HTTPBasicAuth, SignIn):
         if not is_refused:
             self._has_session_worked = True
             return False
-        # The session expired, or is not accepted, or a permission is missing. The request is sent
-        # again with name and password, which shows which one it was.
+        # The session expired or is not accepted, or a permission is missing. The request is sent
+        # again with name and password: if it is refused again, a permission is missing.
         with self._lock:
             if self._cookie == sent:
                 self._cookie = None
@@ -327,7 +335,7 @@ class BasicAuth(HTTPBasicAuth, SignIn):
         return True
 
     def _is_login_due(self) -> bool:
-        """Return True once, as other threads go on with name and password."""
+        """Return True to one thread only. The others continue with name and password."""
         with self._lock:
             is_due = self._requests_before_login == 0
             self._requests_before_login -= is_due
@@ -337,7 +345,7 @@ class BasicAuth(HTTPBasicAuth, SignIn):
         """Return a session's cookie, or None if the login page gives none."""
         try:
             page = self._transport.send("GET", _LOGIN, auth=NoAuth(), is_repeatable=False)
-            html = page.content.decode(errors="replace")  # whatever charset it says
+            html = page.content.decode(errors="replace")  # whatever charset it declares
             csrf_input = _CSRF_INPUT.search(html) if page.status_code == 200 else None
             csrf_token = _VALUE.search(csrf_input[0]) if csrf_input else None
             if csrf_token is None:

@@ -88,8 +88,8 @@ class AirflowClient(RunEndpoints):
 
     @retry_after_upgrade
     def fetch_known_dags(self) -> tuple[list[Dag], set[str]]:
-        """Fetch all DAGs that the account may read, with those whose file has gone or no longer
-        parses; and the ids of DAGs whose row can't be read."""
+        """Fetch all DAGs that the account may read, even those whose file has gone or no longer
+        parses, and the ids of DAGs whose row can't be read."""
         return self._fetch_dag_list(self.api_version.with_stale)
 
     def _fetch_dag_list(
@@ -105,8 +105,8 @@ class AirflowClient(RunEndpoints):
 
     @retry_after_upgrade
     def fetch_dags_by_id(self, at_most: int) -> dict[str, Dag] | None:
-        """Fetch all DAGs that the account may read, by id, or None if there are more than this,
-        and than a page."""
+        """Fetch all DAGs that the account may read, by id, or None if there are more than
+        `at_most`, and more than a page."""
         page = self._fetch_pages("/dags", "dags", parse_dag, {"order_by": "dag_id"}, at_most)
         return {dag.dag_id: dag for dag in page.entries} if page.is_whole else None
 
@@ -115,7 +115,7 @@ class AirflowClient(RunEndpoints):
         """Fetch a DAG.
 
         Raises:
-            DagNotFoundError: The instance does not know it, or its file was deleted.
+            DagNotFoundError: There is no such DAG, or its file has gone or no longer parses.
         """
         response = self._get(build_path("dags", dag_id))
         if is_absent(response):
@@ -127,7 +127,8 @@ class AirflowClient(RunEndpoints):
 
     @retry_after_upgrade
     def fetch_schedules(self, dag_ids: Iterable[str]) -> dict[str, Schedule | AirflowError]:
-        """Fetch the schedules of DAGs by id, or why one can't be read. Several at a time.
+        """Fetch the schedules of DAGs by DAG id, or the error of one that can't be read. Several
+        are fetched at a time.
 
         Raises:
             UnreachableError: The instance does not answer.
@@ -149,8 +150,8 @@ class AirflowClient(RunEndpoints):
 
     @retry_after_upgrade
     def fetch_dag_sources(self, dags: Iterable[Dag]) -> dict[str, str | AirflowError]:
-        """Fetch the texts of the files that define DAGs by DAG id, or why one can't be read.
-        Deleted files are left out.
+        """Fetch the source code of DAGs by DAG id, or the error of one that can't be read. DAGs
+        whose file was deleted are left out.
 
         Each file is fetched once, several at a time.
 
@@ -190,10 +191,10 @@ class AirflowClient(RunEndpoints):
 
 
 def _check_answered(error: AirflowError) -> AirflowError:
-    """Return an error that an answer to one request stands for: others may be answered.
+    """Return an error about one request, after which other requests may succeed.
 
     Raises:
-        UnreachableError: It is that there was no answer.
+        UnreachableError: The instance gave no usable answer.
     """
     if isinstance(error, UnreachableError) and error.status is None:
         raise error
@@ -210,8 +211,8 @@ def build_client(
 
     Args:
         account_hint: The environment variables or keys to check when the sign-in is refused.
-        unset: The environment variables of `url` and `auth` that are not set. With some, each
-            request fails, and nothing is sent.
+        unset: The environment variables of `url` and `auth` that are not set. If there are any,
+            each request fails, and nothing is sent.
 
     Raises:
         MissingExtraError: The declared sign-in needs a package that is not installed.
@@ -219,14 +220,14 @@ def build_client(
     name = declaration.name
     if not declaration.tls.verify:
         _log.warning(
-            "Airflow '%s' is not verified (`tls.verify: false`): anybody between here and there "
-            "can read its credentials. Declare its authority as `tls.ca_bundle` instead.",
+            "Airflow '%s' is not verified (`tls.verify: false`): anybody on the network path can "
+            "read its credentials. Declare its certificate authority as `tls.ca_bundle` instead.",
             name,
         )
     transport = Transport(name, declaration.url, declaration.http, declaration.tls, timing)
     sign_in = _build_sign_in(declaration.auth, transport) if not unset else UnsetAuth()
     if unset:
-        _log.warning("Airflow '%s' can't be asked: set %s.", name, " and ".join(unset))
+        _log.warning("Airflow '%s' gets no requests until you set %s.", name, " and ".join(unset))
     return AirflowClient(AirflowSession(transport, sign_in, account_hint), declaration.api)
 
 

@@ -14,7 +14,7 @@ from federation_defs.airflow.auth import Credential, NotSignedInError, Renewable
 from federation_defs.airflow.http import NoAuth, Transport, read_cookie
 
 _AWS_TIMEOUT_S = 10
-# A 403 in this time after a login is a missing permission, not an expired session.
+# Within this time after a login, a 403 is a missing permission, not an expired session.
 _FRESH_LOGIN_S = 60.0
 _GOOGLE_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
@@ -26,8 +26,8 @@ class MwaaAuth(RenewableAuth):
     started. (`InvokeRestApi`, the alternative, limits answers to 6 MB and 10 s.)
 
     Args:
-        environment: The environment's name.
-        region: The AWS region; None for the one that boto3 finds. The same holds for `profile`.
+        environment: The MWAA environment's name.
+        region, profile: Of AWS; None for those that boto3 finds.
     """
 
     # The login of Airflow 3 is tried first. Airflow 2 answers it with 404, which leaves the token
@@ -85,7 +85,7 @@ class MwaaAuth(RenewableAuth):
             reason = f"AWS refused CreateWebLoginToken for the MWAA environment {name} ({code})"
             raise NotSignedInError(reason) from error
         except BotoCoreError as error:
-            reason = f"AWS was not asked for the MWAA environment {name} ({type(error).__name__})"
+            reason = f"AWS gave no login for the MWAA environment {name} ({type(error).__name__})"
             raise NotSignedInError(reason) from error
         host = answer["WebServerHostname"]
         # The token must not go to another host.
@@ -116,7 +116,7 @@ class ComposerAuth(RenewableAuth):
                 self._google = self._load()
             self._google.refresh(Request())
         except (GoogleAuthError, OSError, ValueError, TypeError, AttributeError) as error:
-            # Only the name of a refusal: the rest of the message may quote a key.
+            # Of a refusal, only its name: the rest of the message may quote a key.
             name = str(error.args[0]) if isinstance(error, RefreshError) else type(error).__name__
             source = self._file or "the application default credentials"
             reason = f"Google gave no access token for {source} ({' '.join(name.split())[:200]})"

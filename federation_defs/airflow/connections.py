@@ -30,8 +30,8 @@ class DeadlineAdapter(HTTPAdapter):
     http.client reads, in the file that it makes of the socket.
 
     Args:
-        answer_timeout_s: From the end of the request to the last byte of the answer.
-        max_connections: To one host. Further requests wait for a connection.
+        answer_timeout_s: The seconds from the end of the request to the last byte of the answer.
+        max_connections: The largest number of connections to one host. Further requests wait.
         tls: The complete TLS context, or None for plain http.
     """
 
@@ -82,8 +82,8 @@ class DeadlineAdapter(HTTPAdapter):
 
 
 class _AnswerReader(io.RawIOBase):
-    """Reads an answer from a socket until a deadline. `http.client` takes it for the socket, and
-    only calls its `makefile`."""
+    """Reads an answer from a socket until a deadline. `http.client` gets it in place of the socket,
+    and only calls its `makefile`."""
 
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
         self._sock = sock

@@ -30,27 +30,27 @@ from federation_defs.errors import TlsError, UnreachableError
 from federation_defs.timing import Timing
 
 MAX_TRIES = 4
-MAX_RETRY_AFTER_S = 10.0  # for a longer pause, the sensor or the run asks again later
+MAX_RETRY_AFTER_S = 10.0  # before a longer pause, it is the caller that retries
 # 500 is included because Airflow on SQLite answers it while another process holds the lock.
 _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 _CHUNK_BYTES = 65_536
 _MAX_LINE_BYTES = 1_000_000
-_BAD_PROXY = "the proxy: the address in HTTP_PROXY or HTTPS_PROXY is no http address"
+_BAD_PROXY = "the proxy: the address in HTTP_PROXY or HTTPS_PROXY is not an http address"
 # What Python 3.10 to 3.13 raise for a connection that breaks during TLS.
 _BROKEN_TLS = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 class RateLimiter:
-    """Limits requests to a number in any minute, over all threads.
+    """Limits the number of requests in any minute, over all threads.
 
-    A quarter of the minute's requests may come in a burst, the rest are evenly spaced.
+    A quarter of the requests may come in a burst. The others are evenly spaced.
     """
 
     def __init__(self, per_minute: int, timing: Timing) -> None:
         burst = max(1, per_minute // 4)
         self._interval_s = 60 / max(1, per_minute - burst)
         self._burst_s = self._interval_s * (burst - 1)
-        self._next = 0.0  # when the next request would start without bursts
+        self._next = 0.0  # monotonic time at which the next request would start without bursts
         self._timing = timing
         self._lock = threading.Lock()
 
@@ -63,13 +63,13 @@ class RateLimiter:
         self._timing.sleep(start - now)
 
     def pause(self, seconds: float) -> None:
-        """Let no request start for so long."""
+        """Let no request start for this many seconds."""
         with self._lock:
             self._next = max(self._next, self._timing.monotonic() + seconds + self._burst_s)
 
 
 class Transport:
-    """Requests to one instance and no other host: redirects are not followed, cookies not kept.
+    """Sends requests to one instance and no other host. Follows no redirects, keeps no cookies.
 
     Safe to share between threads. The limits of `http` hold per transport, so a process has one
     for each instance.
@@ -111,12 +111,12 @@ class Transport:
                 requests are tried up to four times if the server is busy or the connection breaks.
                 A time-out is not retried.
             accept: The content type to ask for, if not JSON.
-            is_streamed: Whether to return a good answer before its body has arrived. Then the
-                caller reads the body and closes the answer: it occupies a connection until then.
+            is_streamed: Whether to return a good answer before its body has arrived. It occupies a
+                connection until the caller has read the body and closed the answer.
             content: `params`, `json` or `data`, as in requests.
 
         Raises:
-            UnreachableError: No answer came, or not within the time-outs.
+            UnreachableError: No answer came within the time-outs.
             TlsError: The server's certificate was not trusted, or ours was refused.
         """
         content |= {"headers": {"Accept": accept} if accept else None, "stream": is_streamed}
@@ -133,7 +133,7 @@ class Transport:
                 is_busy = response.status_code in _RETRIED_STATUSES
                 if not is_busy or retry_after_s > MAX_RETRY_AFTER_S:
                     return response
-                if retry_after_s:  # for all threads, and also if this request is not repeated
+                if retry_after_s:  # for all threads, even if this request is not repeated
                     self._rate_limiter.pause(retry_after_s)
                     pause_s = max(pause_s, retry_after_s)
                 if number == tries:
@@ -150,17 +150,17 @@ class Transport:
                 method,
                 self.url + path,
                 timeout=(self.http.connect_timeout, self.http.read_timeout),
-                # An API does not redirect, only login pages and http for https do. Credentials
-                # must not follow to another host.
+                # Airflow's API does not redirect; login pages and addresses with http in place of
+                # https do. Credentials must not follow to another host.
                 allow_redirects=False,
                 **content,
             )
             if response.status_code >= 300:
-                _ = response.content  # so that a streamed one occupies no connection
+                _ = response.content  # a streamed answer would occupy a connection
             return response
 
     def read_lines(self, response: requests.Response) -> Iterator[bytes]:
-        """Yield the lines of a streamed answer. One of more than 1 MB comes in several parts.
+        """Yield the lines of a streamed answer. A line of more than 1 MB is yielded in parts.
 
         Raises:
             UnreachableError: The answer broke off, or did not end within the time-outs.
@@ -197,8 +197,8 @@ class Transport:
             raise UnreachableError(self.instance, self.url, reason, is_late=is_late) from error
 
     def _open_session(self) -> _Session:
-        """Return the session. It is opened at the first request, since that reads files, which
-        loading definitions must not."""
+        """Return the session. It is opened at the first request, because opening it reads files,
+        and loading definitions must not."""
         with self._lock:
             if self._session is None:
                 if not is_proxy_usable(self.url):
@@ -248,7 +248,7 @@ def read_cookie(response: requests.Response, name: str, path: str = "/api/") -> 
     Of several with this name, the one that a browser would send first.
 
     Args:
-        path: Of the request that the cookie is for.
+        path: The path of the request for which the cookie will be sent.
     """
     found = [cookie for cookie in response.cookies if cookie.name == name]
     fitting = [cookie for cookie in found if path.startswith(cookie.path)]
@@ -270,7 +270,7 @@ def read_server_time(response: requests.Response) -> datetime | None:
 
 
 def read_retry_after(response: requests.Response) -> float | None:
-    """Return the seconds after which the server wants to be asked again, or None."""
+    """Return the seconds to wait by the answer's `Retry-After`; None without a valid one."""
     value = response.headers.get("Retry-After", "")
     if value.strip().isdecimal():
         return float(value)
@@ -290,7 +290,7 @@ def _parse_http_date(text: str) -> datetime | None:
 
 
 def _find_root_cause(error: BaseException, handled: BaseException | None) -> BaseException:
-    """Return the first error in the chain, up to the one that the caller was handling."""
+    """Return the first error in the chain, without those that the caller was handling before."""
     while (cause := error.__cause__ or error.__context__) is not None and cause is not handled:
         error = cause
     return error

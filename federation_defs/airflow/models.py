@@ -1,8 +1,8 @@
 """Records of what Airflow answers, the same for both APIs, and their parsers.
 
-Times are aware and in UTC. A value that is missing is None, and so is an optional one of another
-type than Airflow's. A required field that is missing raises `KeyError`, one of another type
-`TypeError`.
+Times are aware and in UTC. An optional value that is missing or of an unexpected type is None, or
+empty. A required field raises `KeyError` if it is missing, and `TypeError` or `ValueError` if its
+type or value is wrong.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Dag:
     """A DAG as an instance lists it.
 
     Attributes:
-        is_present: Whether its file exists. Airflow goes on listing a DAG for a while after its
-            file was deleted (`is_active` in 2.x, `is_stale` in 3.x).
+        is_present: Whether its file exists and parses; the DAG may be paused. Airflow still lists
+            a DAG for a while after its file has gone (`is_active` in 2.x, `is_stale` in 3.x).
         has_import_errors: Whether its file can't be imported as it is now.
         is_partitioned: Whether its runs have partition keys instead of logical dates (3.2).
         last_parsed_at: When its file last defined it, or None.
         schedule: Its schedule as text (a cron expression, "@daily"), or None.
         file_token: The id of its source in 2.x.
         file: The path of its file, the same for all DAGs in one file.
-        raw: The whole answer if asked for, which is most of the memory that a long list takes.
+        raw: The whole answer. None unless asked for, because it takes most of a long list's memory.
     """
 
     dag_id: str
@@ -57,7 +57,7 @@ class Dag:
 
     @property
     def problem(self) -> str | None:
-        """Why it can't run though it is present, as the end of a sentence; None if it can."""
+        """Why the DAG can't run though it is present, as it follows its name; None if it can."""
         return describe_problem(self.is_paused, self.has_import_errors)
 
 
@@ -74,8 +74,8 @@ class Schedule:
     Attributes:
         text: As `Dag.schedule`. A time delta is a text such as "1 day, 0:00:00".
         timezone: The server's default. Airflow does not return the DAG's own.
-        start_date: None in 2.x if the default arguments of its tasks have it.
-        next_logical_date: Of the next scheduled run; None if the DAG is partitioned (3.2).
+        start_date: None in 2.x if only the default arguments of its tasks have it.
+        next_logical_date: That of the next scheduled run; None if the DAG is partitioned (3.2).
         next_fires_at: When the next scheduled run is due; None if there is none.
         latest_key: The partition key of the run that ended last, or None.
     """
@@ -130,10 +130,10 @@ class DagRun:
         return self.state == "success"
 
     def measure_s(self, now: datetime) -> float:
-        """Return for how long the run has been running, or was, in seconds; 0 if it never started.
+        """Return the seconds that the run took, or has taken by now; 0 if it has not started.
 
         Args:
-            now: By Airflow's clock.
+            now: The time by Airflow's clock.
         """
         end = self.end_date if self.is_finished else now
         return (end - self.start_date).total_seconds() if self.start_date and end else 0.0
@@ -270,7 +270,7 @@ def parse_task_instance(answer: Answer) -> TaskInstance:
 
 
 def parse_log_line(line: str) -> str:
-    """Return a line of a log of 3.x as text, followed by its error, which is kept apart there.
+    """Return a line of a 3.x log as text, followed by its error, which 3.x has in another field.
 
     A line is JSON, or plain text for a task that 2.x ran.
     """
@@ -312,7 +312,11 @@ def require(answer: Answer, name: str) -> Any:
 
 
 def require_text(answer: Answer, name: str) -> str:
-    """Return a text that every database and address can hold."""
+    """Return a text that every database and address can hold.
+
+    Raises:
+        KeyError, TypeError, ValueError: There is no such text.
+    """
     text = require(answer, name)
     if not isinstance(text, str) or not text or "\0" in text:
         raise TypeError(f"no text for `{name}`")

@@ -1,4 +1,4 @@
-"""Lists in pages, whose rows are parsed one by one: a row that can't be read hurts only itself."""
+"""Lists in pages. Rows are parsed one by one: an unreadable row does not affect the others."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class UnreadableRow:
 
     @property
     def key(self) -> RunKey | None:
-        """The key of a DAG run; None if the row does not say of which DAG it is."""
+        """The key of a DAG run; None if the row has no DAG id."""
         return (self.dag_id, self.run_id or _NO_RUN_ID) if self.dag_id else None
 
 
@@ -55,13 +55,13 @@ class Page(Generic[T]):
     """A list, or a part of it.
 
     Attributes:
-        unreadable: The rows that are no entries, because they can't be parsed.
-        total: The number of rows in the whole list at that time, as the server says. It may be too
-            large: `is_whole` says whether there are more.
+        unreadable: The rows that can't be parsed.
+        total: The server's count of the rows in the whole list at that time. It may be too large;
+            `is_whole` does not depend on it alone.
         server_time: When the server began to answer, by its clock; None if unknown.
-        is_whole: Whether the list has no other rows.
-        has_shrunk: The list became shorter while its pages were read. Entries that moved to an
-            earlier page may be missing.
+        is_whole: Whether these are all rows of the list.
+        has_shrunk: Whether the list became shorter while its pages were read. Entries that moved
+            to an earlier page may be missing.
     """
 
     entries: list[T]
@@ -81,7 +81,7 @@ class Page(Generic[T]):
 
 
 def join_pages(pages: Sequence[Page[T]], total: int) -> Page[T]:
-    """Return a list of its pages, the first of which says when it was read."""
+    """Join the pages of a list. The server time is that of the first page."""
     first = pages[0]
     return replace(
         first,
@@ -97,11 +97,11 @@ def parse_object(parse: Callable[[Any], T], answer: Any) -> T:
     """Parse an object.
 
     Raises:
-        UnreadableError: It is none, or a required field is missing or invalid.
+        UnreadableError: It is not an object, or a required field is missing or invalid.
     """
     try:
         if not isinstance(answer, Mapping):
-            raise TypeError(f"a {type(answer).__name__} where an object belongs")
+            raise TypeError(f"a {type(answer).__name__} in place of an object")
         return parse(answer)
     except KeyError as error:
         raise UnreadableError(f"no `{error.args[0]}`") from error
@@ -110,10 +110,14 @@ def parse_object(parse: Callable[[Any], T], answer: Any) -> T:
 
 
 def parse_page(field: str, parse: Callable[[Any], T], answer: Mapping[str, Any]) -> Page[T]:
-    """Parse the answer for a page."""
+    """Parse the answer for a page. Rows that can't be parsed are in `unreadable`.
+
+    Raises:
+        KeyError, TypeError: The list or its count is missing or invalid.
+    """
     rows, total = answer[field], answer["total_entries"]
     if not isinstance(rows, list) or type(total) is not int or total < 0:
-        raise TypeError(f"`{field}` is no list, or `total_entries` no count")
+        raise TypeError(f"`{field}` is not a list, or `total_entries` is not a count")
     entries: list[T] = []
     unreadable: list[UnreadableRow] = []
     for row in rows:
@@ -126,7 +130,7 @@ def parse_page(field: str, parse: Callable[[Any], T], answer: Mapping[str, Any])
 
 
 def parse_rows(field: str, parse: Callable[[Any], T], answer: Mapping[str, Any]) -> list[T]:
-    """Parse the answer for a list of which every row counts.
+    """Parse the answer for a list whose rows must all be readable.
 
     Raises:
         UnreadableError: A row can't be parsed.

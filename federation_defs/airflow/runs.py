@@ -71,17 +71,18 @@ class RunEndpoints(AirflowApi):
         states: Collection[str] = (),
         at_most: int = MAX_ROWS,
     ) -> Page[DagRun]:
-        """Fetch the runs of all DAGs whose row last changed in this span, by the server's clock.
+        """Fetch the runs of all DAGs whose row last changed in a span, by the server's clock.
 
-        By update time, since the end date misses runs that were cleared, set by hand, or whose row
-        appeared late. In the order of ids, which never change. Runs that can't be parsed are in
-        `unreadable`, with their keys.
+        The update time counts, because the end date misses runs that were cleared, set by hand, or
+        whose row appeared late. Runs are in the order of their database ids, which never change.
+        Runs that can't be parsed are in `unreadable`, with their keys.
 
         Args:
-            until: Without it, the span is open. With it, a row that changes again while the list is
-                read leaves the span, and the list is read again.
+            until: The end of the span; None for an open one. With an end, a row that changes again
+                while the list is read leaves the span, and the list is read again.
             states: Only runs in these states.
-            at_most: If there are more than this, and than a page, only some of them are fetched.
+            at_most: If there are more runs than this, and more than a page, only the first page is
+                fetched.
         """
         params: dict[str, Any] = {"updated_at_gte": since.isoformat(), "order_by": "id"}
         if until is not None:
@@ -92,14 +93,14 @@ class RunEndpoints(AirflowApi):
 
     @retry_after_upgrade
     def fetch_active_runs(self, at_most: int, prefix: str = "") -> Page[DagRun] | None:
-        """Fetch the queued and running runs of all DAGs, or None if there are more than this, and
-        than a page.
+        """Fetch the queued and running runs of all DAGs, or None if there are more than `at_most`,
+        and more than a page.
 
         The list moves when runs end while it is read, so an active run may be missing.
 
         Args:
-            prefix: Only runs whose id begins with it. 3.3 selects them itself, and some that don't
-                match; earlier 3.x pass over the parameter and 2.x refuses it, so there `at_most`
+            prefix: Only runs whose id begins with it. 3.3 selects them itself, with some that don't
+                match. Earlier 3.x ignores the parameter and 2.x refuses it, so there `at_most`
                 counts all active runs.
         """
         params: dict[str, Any] = {"state": sorted(ACTIVE_STATES), "order_by": "id"}
@@ -117,7 +118,7 @@ class RunEndpoints(AirflowApi):
     @retry_after_upgrade
     def fetch_running_runs(self, started_before: datetime, at_most: int) -> Page[DagRun]:
         """Fetch the running runs of all DAGs that started before a time, by Airflow's clock. If
-        there are more than this, and than a page, only the oldest of them.
+        there are more than `at_most`, and more than a page, only the oldest of them.
 
         The list moves when runs end while it is read, so a running run may be missing.
         """
@@ -147,14 +148,14 @@ class RunEndpoints(AirflowApi):
         response = self._get(build_path("dags", dag_id, "dagRuns"), params=params)
         is_known = not is_absent(response)
         runs = self._read(response, _PARSE_RUNS) if is_known else []
-        # Of an unknown DAG, 2.11 has an empty list.
+        # For an unknown DAG, 2.11 returns an empty list.
         if not runs and is_absent(self._get(build_path("dags", dag_id))):
             raise DagNotFoundError(self.instance, dag_id, "404")
         return runs[0] if runs else None
 
     @retry_after_upgrade
     def fetch_run(self, dag_id: str, run_id: str) -> DagRun | None:
-        """Fetch a run, or None if there is none of this id."""
+        """Fetch a run, or None if the DAG has no run of this id."""
         response = self._get(build_run_path(dag_id, run_id))
         return None if is_absent(response) else self._read(response, parse_dag_run)
 
@@ -169,14 +170,14 @@ class RunEndpoints(AirflowApi):
         """Start a run, or adopt the existing one of this id, and return it.
 
         Idempotent: Airflow keeps run ids unique per DAG and answers 409 to a second one (2.11,
-        3.3), whatever its date. If the answer is lost or a 5xx, the run is looked up. If it is not
-        there, another call with the same ids gives it the same date. Errors hide the conf's
-        secrets.
+        3.3), whatever its date. If the answer is lost or a 5xx, the run is looked up. If it does
+        not exist, this raises `RunNotStartedError`, and another call with the same ids uses the
+        same logical date. Errors hide the conf's secrets.
 
         Raises:
             DagNotFoundError: The instance has no such DAG.
             LogicalDateTakenError: Another run has the logical date.
-            RunNotStartedError: The trigger failed or was lost, and there is no such run so far.
+            RunNotStartedError: The trigger failed or was lost, and no such run was found so far.
             RequestRefusedError: The DAG does not accept the conf, a date or the partition key.
             UnsupportedError: A partition key before 3.2, a run without a date before 3.0, or a
                 data interval before 2.9.
@@ -192,7 +193,7 @@ class RunEndpoints(AirflowApi):
         self, dag_id: str, run_id: str, conf: Mapping[str, Any], options: TriggerOptions
     ) -> DagRun:
         key = dag_id, run_id
-        if options.logical_date == "now" and self.api_version.api == "v2":  # 2.x sets its own
+        if options.logical_date == "now" and self.api_version.api == "v2":  # 2.x chooses it itself
             if key not in self._lost_triggers:
                 self._lost_triggers[key] = self._fetch_now()
             options = replace(options, logical_date=self._lost_triggers[key])
@@ -220,31 +221,35 @@ class RunEndpoints(AirflowApi):
                 return run
             raise LogicalDateTakenError(self.instance, dag_id, run_id, detail)
         if status == 408 or status < 300 or status >= 500:
-            seen = quote_detail(detail if status >= 400 else "no run of Airflow's in it")
+            seen = quote_detail(detail if status >= 400 else "no DAG run in the answer")
             reason = f"{describe_request(response)}: {status}{seen}"
             return self._fetch_triggered_run(dag_id, run_id, reason)
         raise self.session.build_error(response)
 
     def _fetch_now(self) -> datetime:
-        """Return a moment of this second by the server's clock, as a logical date.
+        """Return the second of the server's clock, and up to 10 ms at random, as a logical date.
 
-        Not the whole second of `Date`: other triggers of the second need dates of their own, and
-        Airflow skips a scheduled run whose date is taken (3.3, `_create_dag_runs`). At most 10 ms
-        after it, which Airflow takes to look at a new run: it runs no task before the logical date
-        (3.3, `RunnableExecDateDep`).
+        Without the random part, triggers of the same second would have the same date, and Airflow
+        skips a scheduled run whose date is taken (3.3, `_create_dag_runs`). It is no longer than
+        Airflow takes to look at a new run, because no task runs before the logical date (3.3,
+        `RunnableExecDateDep`).
         """
         response = self._get_open(f"{self.api_version.prefix}/version")
         now = read_server_time(response) or self.session.transport.timing.utc_now()
         return now + timedelta(microseconds=randrange(1, 10_000))  # noqa: S311 - to differ
 
     def _fetch_triggered_run(self, dag_id: str, run_id: str, reason: str) -> DagRun:
-        """Fetch the run of a trigger whose outcome is unknown."""
+        """Fetch the run of a trigger whose outcome is unknown.
+
+        Raises:
+            RunNotStartedError: There is no such run so far, or it can't be read.
+        """
         try:
             run = self.fetch_run(dag_id, run_id)
         except UnreachableError:
             raise
         except AirflowError as error:
-            reason = f"{reason}; asked for the run, it {error.message}"
+            reason = f"{reason}; asked for the run, Airflow {error.message}"
             raise RunNotStartedError(self.instance, dag_id, run_id, reason) from error
         if run is None:
             raise RunNotStartedError(self.instance, dag_id, run_id, reason)
@@ -252,11 +257,11 @@ class RunEndpoints(AirflowApi):
         return run
 
     def _check_supported(self, options: TriggerOptions) -> None:
-        """Raise an error that names the version. An older Airflow reports an unknown field."""
+        """Refuse options that the server's version lacks. Its own error would only name a field."""
         requirements = {
             "partition keys": (options.partition_key is not None, (3, 2)),
             "runs without a logical date": (options.logical_date == "none", (3, 0)),
-            "data intervals that a trigger gives": (options.data_interval is not None, (2, 9)),
+            "data intervals of triggers": (options.data_interval is not None, (2, 9)),
         }
         for feature, (is_needed, since) in requirements.items():
             if not is_needed or (self._version and parse_version(self._version) >= since):
@@ -268,7 +273,7 @@ class RunEndpoints(AirflowApi):
 
     @retry_after_upgrade
     def clear_failed_tasks(self, dag_id: str, run_id: str) -> None:
-        """Run the failed tasks of a finished run again, and those downstream.
+        """Clear the failed tasks of a finished run, and those downstream: Airflow runs them again.
 
         Raises:
             RunLostError: There is no such run.
@@ -280,7 +285,7 @@ class RunEndpoints(AirflowApi):
 
     @retry_after_upgrade
     def clear_run(self, dag_id: str, run_id: str) -> None:
-        """Run all tasks of a finished run again.
+        """Clear all tasks of a finished run: Airflow runs them again.
 
         Raises:
             RunLostError: There is no such run.
@@ -296,12 +301,12 @@ class RunEndpoints(AirflowApi):
         A finished run is left as it is, unless it ends between the check and the request.
 
         Where the scheduler locks no rows (SQLite, or `use_row_level_locking = False`), it may have
-        read the run before the stop. Then it overwrites the state with what it makes of the tasks,
-        which is a success if the last ones were skipped (2.11, `DagRun.update_state`). So a stop
-        has to be repeated some seconds later.
+        read the run before the stop. Then it overwrites the state with one that it derives from
+        the tasks, which is a success if the last ones were skipped (2.11, `DagRun.update_state`).
+        So a stop has to be repeated some seconds later.
 
         Args:
-            again: The run was stopped before, so a success is set to failed as well.
+            again: Whether the run was stopped before: then a success is set to failed as well.
 
         Raises:
             RunLostError: There is no such run.
@@ -330,14 +335,14 @@ class RunEndpoints(AirflowApi):
         """
         path = build_run_path(dag_id, run_id, "taskInstances")
         page = self._fetch_list(path, "task_instances", parse_task_instance, {})
-        # Mapped tasks that are expanded meanwhile move the others, so some may come twice.
+        # Tasks that are expanded while the list is read move the others: some may come twice.
         tasks = list({(task.task_id, task.map_index): task for task in page.entries}.values())
         return [*tasks, _UNREADABLE_TASK] if page.unreadable else tasks
 
     @retry_after_upgrade
     def fetch_running_tasks(self, at_most: int) -> dict[RunKey, list[TaskInstance]] | None:
         """Fetch the running tasks of all DAGs by (DAG id, run id), or None if there are more than
-        this, and than a page."""
+        `at_most`, and more than a page."""
         path, params = build_run_path("~", "~", "taskInstances"), {"state": ["running"]}
         page = self._fetch_pages(path, "task_instances", _parse_with_run_key, params, at_most)
         if not page.is_whole:
@@ -353,8 +358,8 @@ class RunEndpoints(AirflowApi):
     ) -> str:
         """Fetch the end of the log of a task instance's last try.
 
-        The log is read as it comes, so that no more of it than `at_most` is in memory. What comes
-        after 64 MB is not read; the last line then says so.
+        The log is read as a stream, so memory holds little more of it than `at_most`. A log is read
+        up to 64 MB; the last line then is a note that it is longer.
 
         Args:
             at_most: The number of characters to return.

@@ -1,4 +1,4 @@
-"""A signed-in session with one instance, and the errors that its answers stand for."""
+"""A signed-in session with one instance, and the errors for its answers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ class AirflowSession:
         Raises:
             UnreachableError, TlsError: As `Transport.send`.
             CredentialError: There are no credentials.
-            SignInRefusedError: The server gave no token for the account.
+            SignInRefusedError: The server refused a token to the account.
+            UnexpectedAnswerError: The answer can't be read.
         """
         is_open = is_open and not isinstance(self._sign_in, UnsetAuth)
         sign_in = _OPEN if is_open else self._sign_in
@@ -87,8 +88,8 @@ class AirflowSession:
             raise CredentialError(self.instance, error.reason, self._account_hint) from error
         except AirflowError:
             raise
-        except Exception as error:  # whatever an answer brings about in the libraries that read it
-            seen = f"what can't be read ({type(error).__name__})"
+        except Exception as error:  # any error of the libraries that read an answer
+            seen = f"an unreadable answer ({type(error).__name__})"
             raise UnexpectedAnswerError(self.instance, f"{method} {path}", seen) from error
 
     def build_error(self, response: requests.Response) -> AirflowError:
@@ -97,7 +98,7 @@ class AirflowSession:
         detail, hint = read_detail(response), self._account_hint
         if is_refused(response):
             is_basic = "/api/v2/" in request and isinstance(self._sign_in, BasicAuth)
-            remedy = "Airflow 3 takes no `type: basic`: declare `type: password`."
+            remedy = "Airflow 3 does not accept `type: basic`: declare `type: password`."
             return SignInRefusedError(
                 self.instance, request, status, hint, remedy if is_basic else ""
             )
@@ -107,14 +108,14 @@ class AirflowSession:
         observed = f"{status}{quote_detail(detail)}"
         if status == 429 or status >= 500:
             retry_after_s = read_retry_after(response)
-            observed += f", to be asked again in {retry_after_s:.0f} s" if retry_after_s else ""
+            observed += f", retry after {retry_after_s:.0f} s" if retry_after_s else ""
             reason = f"{request}: {observed}"
             return UnreachableError(self.instance, self.url, reason, status=status)
         if status in (400, 422) and detail:
             return RequestRefusedError(self.instance, request, status, detail)
         remedy = ""
         if response.is_redirect:
-            remedy = "An API does not redirect: declare its target as `url`, unless it is a login."
+            remedy = "An API does not redirect: unless it is a login, set `url` to the target."
         return UnexpectedAnswerError(self.instance, request, observed, remedy)
 
     def _build_sign_in_error(self, response: requests.Response, reason: str) -> AirflowError:
@@ -123,7 +124,7 @@ class AirflowSession:
         if response.ok and not response.is_redirect:
             return UnexpectedAnswerError(self.instance, request, reason)
         remedies = {
-            404: "An Airflow 2 gives no tokens: if this is one, declare `type: basic`.",
+            404: "Airflow 2 issues no tokens: if this is an Airflow 2, declare `type: basic`.",
             405: "Is `url` the web address with its path prefix?",  # 3.3, without its prefix
         }
         if remedy := remedies.get(response.status_code):
@@ -134,9 +135,8 @@ class AirflowSession:
 class RequestsFacade(requests.Session):
     """A `requests.Session` for other libraries, whose requests go through an `AirflowSession`.
 
-    They share its connections, rate limit, sign-in and errors. Only what that passes on is
-    accepted: params, json and an Accept header. In safe mode, requests that change something raise
-    a `TriggersOffError`.
+    They share its connections, rate limit, sign-in and errors. Only params, json and an Accept
+    header are accepted. In safe mode, requests that change something raise a `TriggersOffError`.
     """
 
     def __init__(self, session: AirflowSession) -> None:
@@ -147,7 +147,7 @@ class RequestsFacade(requests.Session):
     def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:  # type: ignore[override]
         session = self._session
         if not url.startswith(f"{session.url}/"):
-            raise ValueError(f"{url} is not at {session.url}, and would get its credentials")
+            raise ValueError(f"{url} is not below {session.url}, and would get its credentials")
         given = {name: value for name, value in kwargs.items() if value is not None}
         headers = given.pop("headers", {})
         for name in ("timeout", "allow_redirects"):  # the session has its own
@@ -170,8 +170,8 @@ def _is_reading(method: str, path: str) -> bool:
 
 
 def read_detail(response: requests.Response) -> str:
-    """Return Airflow's message about an error, or the target of a redirect, as one line, without
-    the secrets that the request carried in a conf."""
+    """Return Airflow's message about an error, or the target of a redirect, as one line without
+    the secrets of the request's conf."""
     if response.is_redirect:
         return f"go to {re.split('[?#]', response.headers['Location'])[0]}"
     answer = read_object(response)
@@ -234,7 +234,7 @@ _NEEDED_PERMISSIONS = (
 
 
 def describe_needed_permission(request: str) -> str:
-    """Return the permission that a request needs, or "" if unknown.
+    """Return the permission that a request needs, as it follows "permission"; "" if unknown.
 
     Args:
         request: Method and path.

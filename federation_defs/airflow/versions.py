@@ -19,10 +19,10 @@ class ApiVersion:
     Attributes:
         api: The version in its path: "v1" for Airflow 2, "v2" for Airflow 3.
         assets: The name of Airflow assets in paths and lists; Airflow 2 calls them datasets.
-        logical_date: The name of the logical date in filters. 2.x takes it by its old name, and
-            ignores the other one.
-        log_type: The content type to ask for a log in, one that comes line by line. Airflow 2 has
-            plain text; 3.x answers 406 to that, and has an object of JSON for each line.
+        logical_date: The name of the logical date in filters. 2.x accepts the old name, and ignores
+            the new one.
+        log_type: The content type in which a log comes line by line. 2.x has plain text; 3.x
+            answers 406 to that, and has a JSON object for each line.
     """
 
     api: str
@@ -36,11 +36,11 @@ class ApiVersion:
 
     @property
     def with_stale(self) -> dict[str, str]:
-        """What asks a list of DAGs for those too whose file has gone or no longer parses."""
+        """The query that includes DAGs whose file has gone or no longer parses in a list."""
         return {"only_active" if self.api == "v1" else "exclude_stale": "false"}
 
     def is_own_error(self, answer: Mapping[str, Any]) -> bool:
-        """Return whether an error comes from this API. Those of 2.x have a title, of 3.x none."""
+        """Return whether an error is from this API. Only errors of 2.x have a title."""
         if self.api == "v1":
             return "title" in answer
         return "title" not in answer and ("detail" in answer or "error" in answer)
@@ -78,13 +78,13 @@ API_VERSIONS = {"v1": V1, "v2": V2}
 
 
 def parse_version(version: str) -> tuple[int, int]:
-    """Return major and minor version; (0, 0) for anything that is no version."""
+    """Return the major and minor version; (0, 0) for anything else."""
     match = re.match(r"(\d+)\.(\d+)", version)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def build_path(*parts: str) -> str:
-    """Return a path whose parts may contain anything, as run ids do."""
+    """Return a path. Its parts may contain any characters, as run ids do."""
     return "/" + "/".join(quote(part, safe="") for part in parts)
 
 

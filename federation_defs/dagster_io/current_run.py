@@ -1,4 +1,4 @@
-"""The Dagster run that executes a step: what its tags say, and what the step writes there."""
+"""The Dagster run that executes a step: the tags that the step reads and writes."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class CurrentRun:
         airflow: The Airflow instance's name.
 
     Attributes:
-        is_first: It is no re-execution.
-        is_dagster_retry: It is a retry by Dagster.
+        is_first: The run is not a re-execution.
+        is_dagster_retry: Dagster itself retried the run (`run_retries`).
     """
 
     def __init__(self, instance: dg.DagsterInstance, run: dg.DagsterRun, airflow: str) -> None:
@@ -77,7 +77,8 @@ class CurrentRun:
         return build_run_id(self._root_run_id, target.partition, number)
 
     def get_request(self, dag_id: str) -> Request | None:
-        """What the event sensor asked of this Dagster run, or of the attempt before it."""
+        """Return the event sensor's request for a DAG, from this Dagster run or the attempt before
+        it; None if the event sensor did not request the DAG."""
         requests = (read_request(run, self._airflow, dag_id) for run in (self._run, self._parent))
         return next(filter(None, requests), None)
 
@@ -88,40 +89,51 @@ class CurrentRun:
         return is_triggered or (run_id == run.run_id and mark != _ADOPTED)
 
     def get_planned_run_id(self, target: Target) -> str | None:
-        """The run that an attempt adopted, or was about to clear, for this target."""
+        """Return the id of the DAG run that an attempt adopted, or planned to run again, for this
+        target; None if there is none."""
         run_id, _ = self._plans.get(target.name, (None, ""))
         return run_id
 
     def is_clear_pending(self, target: Target, run: DagRun) -> bool:
-        """Whether a clear was planned and not made: the run is as it was when it was planned."""
+        """Whether a clear was planned but not made: the run still has the state and the end that it
+        had when the clear was planned."""
         return self._plans.get(target.name) == (run.run_id, _build_mark(run))
 
     def has_planned_clear(self, target: Target) -> bool:
-        """Whether this very attempt planned to run the target's DAG run again."""
+        """Whether this attempt, and not an earlier one, planned to run the target's DAG run
+        again."""
         return target.name in self._own_plans
 
     def plan_clear(self, target: Target, run: DagRun) -> None:
-        """Record that a finished run is about to be run again, before it is."""
+        """Record that a finished run is about to be cleared, or replaced by a new one
+        (`on_retry: new_run`). Called before either happens."""
         self._own_plans.add(target.name)
         self._write_plan(target, run, _build_mark(run))
 
     def record_adoption(self, target: Target, run: DagRun) -> None:
-        """Record that a run which this Dagster run did not trigger is the target's."""
+        """Record that this Dagster run waits for a DAG run that it did not trigger, as the target's
+        run."""
         self._write_plan(target, run, _ADOPTED)
 
     def detach(self, *runs: RunKey) -> None:
-        """Leave DAG runs to observation, which then reports them."""
+        """Leave DAG runs to observation, which reports them when they end."""
         with self._lock:
             self._detached += runs
             self._tag(build_long_tags(build_detached_tag(self._airflow), self._detached))
 
     def tag_dag_run(self, dag_id: str, run_ids: list[str]) -> None:
+        """Tag this Dagster run with the first DAG run id, and the number of the others."""
         more = f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else ""
         self._tag({build_dag_run_tag(self._airflow, dag_id): f"{run_ids[0]}{more}"})
 
     def find_launched(self, target: Target, run_ids: Iterable[str]) -> str | None:
-        """Find which of some Dagster runs, the latest first, was requested by automation before
-        this one, was no re-execution, and has launched a target or may still do so."""
+        """Find the first of some Dagster runs that an automation condition requested, that is not a
+        re-execution, and that has launched the target's DAG or may still launch it.
+
+        Args:
+            run_ids: The latest first. Those listed before this run were requested after it and
+                don't count.
+        """
         others = list(run_ids)
         if self.run_id in others:
             others = others[others.index(self.run_id) + 1 :]
@@ -137,7 +149,8 @@ class CurrentRun:
         return next(same, None)
 
     def fetch_run_group(self) -> list[dg.DagsterRun]:
-        """Fetch the other started runs of the group: the root run and its re-executions."""
+        """Fetch the other runs of the group (the root run and its re-executions) that have started
+        and have not ended."""
         root = self._root_run_id
         runs = fetch_dagster_runs(self.instance, run_ids=[root], statuses=STARTED)
         runs += fetch_dagster_runs(self.instance, tags={ROOT_TAG: root}, statuses=STARTED)
@@ -146,13 +159,14 @@ class CurrentRun:
     def find_earlier_owners(
         self, run: DagRun, is_alive: Callable[[dg.DagsterRun], bool]
     ) -> list[str]:
-        """Find the living Dagster runs that report a DAG run in place of this one: the one that
-        triggered it, or of several that adopted it those with a smaller id."""
+        """Find the ids of the living Dagster runs that report a DAG run instead of this one: the
+        run that triggered it, and those that adopted it and have a smaller id."""
         owners = find_owners(self.instance, self._airflow, [run.key], is_alive)[run.key]
         return list(takewhile(lambda owner: owner != self.run_id, owners))
 
     def count_active_runs(self) -> int:
-        """Count active Dagster runs that launch DAG runs of this Airflow: from 1 to 50."""
+        """Count the started Dagster runs that launch DAG runs of this Airflow: at least 1, for this
+        one, and at most 50."""
         return max(1, len(fetch_launching_runs(self.instance, self._airflow, limit=50)))
 
     def fetch_status(self) -> dg.DagsterRunStatus | None:

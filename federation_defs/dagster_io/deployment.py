@@ -1,5 +1,5 @@
-"""The Dagster deployment as this process sees it: its instance, the states of its components, and
-what a run worker has to load."""
+"""The Dagster deployment of this process: its instance, the states of its components, and the
+active runs, which decide what a run worker has to load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from federation_defs.dagster_io.run_tags import fetch_dagster_runs
 
 _log = logging.getLogger(__name__)
 
-# Of a run whose worker starts, or the process of one of its steps.
+# The statuses of a run whose worker, or the process of one of its steps, may be starting.
 _ACTIVE = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -26,27 +26,29 @@ _ACTIVE = [
     dg.DagsterRunStatus.CANCELING,
 ]
 
-# Of connections to PostgreSQL and MySQL. Dagster ends a tick after 60 s. Firewalls drop connections
-# that are idle for some minutes.
+# For connections to PostgreSQL and MySQL. Dagster ends a tick after 60 s. Firewalls drop
+# connections that are idle for some minutes.
 _STATEMENT_TIMEOUT_MS = 60_000
 _RECONNECT_S = 240
-_MAX_OVERFLOW = 20  # which are closed after use; one is kept per storage
+_MAX_OVERFLOW = 20  # connections, closed after use, besides the one that each storage keeps
 
 _lock = threading.Lock()
-_opened: list[tuple[object, dg.DagsterInstance]] = []  # with its reference; one at most
+_opened: list[tuple[object, dg.DagsterInstance]] = []  # at most one, with its reference
 
-_STARTING_PROCESSES = ("multiprocess", "multi_or_in_process_executor")  # Dagster's executors
+# Dagster's executors that start a process for each step.
+_STARTING_PROCESSES = ("multiprocess", "multi_or_in_process_executor")
 _steps_in_worker = threading.Event()
 
 
 @contextmanager
 def share_instance(context: dg.SensorEvaluationContext) -> Iterator[dg.DagsterInstance]:
-    """Return the Dagster instance of a tick. All ticks of this process share it.
+    """Yield the Dagster instance of a tick, which all ticks of this process share.
 
-    `context.instance` opens one for each tick and closes it (1.13), which takes longer than all
-    else in most ticks, and connects to PostgreSQL six times. An instance is made for threads: the
-    webserver shares one between requests, and keeps its connections. This one is never closed,
-    since another tick may be using it. After a connection broke, the next tick opens another.
+    `context.instance` opens an instance for each tick and closes it afterwards (1.13). That takes
+    longer than the rest of most ticks, and connects to PostgreSQL six times. An instance is
+    thread-safe: the webserver, too, shares one between requests, and keeps its connections. The
+    shared instance is never closed, because another tick may be using it. After a connection has
+    broken, the next tick opens a new instance.
     """
     if (ref := context.instance_ref) is None:  # the context was built with an instance
         yield context.instance
@@ -75,8 +77,11 @@ def _open(ref: Any) -> dg.DagsterInstance:
 
 
 def _is_disconnected(error: BaseException | None) -> bool:
-    """Whether a connection to the database broke. The instance has one per storage. SQLAlchemy
-    replaces each when it is used next, and each time an error ends the tick."""
+    """Whether a broken database connection caused an error.
+
+    An instance has one connection per storage. SQLAlchemy replaces a broken one only after its next
+    use has failed, so that with the old instance each storage could fail a tick.
+    """
     if error is None:
         return False
     is_broken = getattr(error, "connection_invalidated", False)  # of SQLAlchemy's `DBAPIError`
@@ -88,9 +93,13 @@ def fetch_last_states(
 ) -> tuple[dict[str, Path], set[str]]:
     """Fetch the last versions of components' states.
 
+    Args:
+        folder: Where the states are written, one file each.
+
     Returns:
-        The files of those that this process has not loaded, by key, and the keys of those that it
-        has. A version that its storage does not give is in neither, and a warning.
+        By key, the files of the states of which this process has loaded another version, or none.
+        And the keys of the states whose last version it has loaded. A state that can't be
+        downloaded is in neither, and is logged as a warning.
     """
     storage = instance.defs_state_storage
     if storage is None or (last := storage.get_latest_defs_state_info()) is None:
@@ -107,7 +116,7 @@ def fetch_last_states(
             continue
         try:
             storage.download_state_to_path(key, version, folder / str(number))
-        except Exception as error:  # noqa: BLE001 - of any storage; a lost one is a ValueError
+        except Exception as error:  # noqa: BLE001 - of any storage; ValueError for a lost version
             _log.warning("The last version of the state %s can't be read: %s.", key, error)
         else:
             newer[key] = folder / str(number)
@@ -115,10 +124,14 @@ def fetch_last_states(
 
 
 def restore_versions(instance: dg.DagsterInstance, versions: Mapping[str, str]) -> None:
-    """Make versions of states the last ones again, by key, if another process has undone that.
+    """Make versions of states the last ones again, where another process has undone that.
 
-    Dagster keeps the last versions of all keys in one value. Who stores one writes the others as
-    it has read them just before (1.13, `UPathDefsStateStorage`).
+    Dagster keeps the last versions of all keys in one value. A process that stores the version of
+    one key also writes back the others as it has read them just before, and so may undo what was
+    stored in between (1.13, `UPathDefsStateStorage`).
+
+    Args:
+        versions: By key of the state.
     """
     storage = instance.defs_state_storage
     for key, version in versions.items():
@@ -127,22 +140,22 @@ def restore_versions(instance: dg.DagsterInstance, versions: Mapping[str, str]) 
 
 
 def is_reconstruction() -> bool:
-    """Whether Dagster asks for definitions that it has loaded before: in a run worker, and once
-    more in a code server. False if that is not known."""
+    """Whether Dagster loads definitions that were loaded before: in a run worker, or a second time
+    in a code server. False if that is not known."""
     context = _get_load_context()
     return context is not None and context.load_type.value == "RECONSTRUCTION"
 
 
 def fetch_active_runs_in_worker() -> Sequence[dg.DagsterRun]:
-    """Fetch the active Dagster runs of this code location, in a reconstruction. One of them is the
+    """Fetch the active Dagster runs of this code location, in a run worker. One of them is the
     worker's own.
 
     Empty if no code server has loaded the definitions before, as on the command line, or if the
-    instance can't be asked. A worker may have no DAGSTER_HOME, or another one than the deployment,
-    whose runs are not those of this location.
+    instance can't be read. A worker may have no DAGSTER_HOME, or one of another deployment, whose
+    runs belong to other code locations.
     """
     context = _get_load_context()
-    # A code server hands on which states it has read, and its name.
+    # A code server passes to its workers its name and the versions of the states that it has read.
     if context is None or context.accessed_defs_state_info is None:
         return []
     try:
@@ -155,29 +168,30 @@ def fetch_active_runs_in_worker() -> Sequence[dg.DagsterRun]:
 
 
 def is_dagster_plus() -> bool:
-    """Whether this process is user code of Dagster+, which sets this variable."""
+    """Whether this process is user code of Dagster+, which sets DAGSTER_CLOUD_DEPLOYMENT_NAME."""
     return "DAGSTER_CLOUD_DEPLOYMENT_NAME" in os.environ
 
 
 def note_steps_in_worker() -> None:
-    """Note that the steps of this process's run are executed in this process, the run worker."""
+    """Note that this process, the run worker, executes the steps of its run itself."""
     _steps_in_worker.set()
 
 
 def has_step_processes(job: dg.JobDefinition) -> bool:
-    """Whether Dagster's multiprocess executor may execute each step of a job in a process."""
+    """Whether Dagster's multiprocess executor may execute each step of a job in its own process."""
     return job.executor_def.name in _STARTING_PROCESSES and not _steps_in_worker.is_set()
 
 
-@cache  # to open it takes 40 ms, and Dagster loads definitions twice
+@cache  # opening it takes 40 ms, and Dagster loads definitions twice
 def _open_instance(_home: str | None) -> dg.DagsterInstance:
     return dg.DagsterInstance.get()
 
 
 def _get_load_context() -> Any:
-    """Return Dagster's `DefinitionsLoadContext`; None if this version has no such thing.
+    """Return Dagster's `DefinitionsLoadContext`; None if this version of Dagster lacks it, or lacks
+    an attribute that is used here.
 
-    No public API shows whether Dagster initializes or reconstructs (1.13).
+    No public API shows whether Dagster initializes or reconstructs definitions (1.13).
     """
     try:
         from dagster._core.definitions import definitions_load_context

@@ -1,8 +1,8 @@
-"""Queries of Dagster's event log: what happened to assets, in which order, which Dagster runs were
-created for them, and the last evaluations of their checks.
+"""Queries of Dagster's event log: what happened to assets, and in which order, which Dagster runs
+were created for them, and the last evaluations of their checks.
 
-Of the evaluations of asset checks only the last one is read: Dagster+ doesn't serve their history
-to user code.
+Only the last evaluation of an asset check is read: Dagster+ doesn't serve the earlier ones to user
+code.
 """
 
 from __future__ import annotations
@@ -50,12 +50,13 @@ class AssetEvent:
     """What happened to an asset.
 
     Attributes:
-        position: In the event log. Clocks of several machines give no order.
-        state: That it was materialized (success), or that a run of its DAG failed, is slow or late.
-            "drop" is a person's wish to drop what waits to start the DAG, and "other" any other
-            observation.
-        run_id: Of the DAG run, or of the Dagster run that materialized an asset of another kind;
-            empty if there is none.
+        position: The event's number in the event log. It gives the order, which timestamps of
+            several machines would not.
+        state: "success" if the asset was materialized; "failure" or "slow" for a run of its DAG;
+            "late" if the DAG missed its deadline. "drop" if a person asked to drop the events that
+            wait to start the DAG. "other" for any other observation.
+        run_id: The id of the DAG run, or of the Dagster run that materialized an asset of another
+            kind; empty if there is neither.
     """
 
     position: int
@@ -66,20 +67,20 @@ class AssetEvent:
 
     @property
     def moment(self) -> datetime:
-        """When the run ended, as `read_end` reads it."""
+        """When the run ended, or else when the event was stored; see `read_end`."""
         return read_end(self.record)
 
 
 def find_known_assets(
     instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey]
 ) -> list[dg.AssetKey]:
-    """Find those of some assets of which the event log holds anything."""
+    """Return those of some assets that have entries in the event log."""
     return [entry.asset_key for entry in _fetch_asset_entries(instance, keys)]
 
 
 def _fetch_asset_entries(instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey]) -> list[Any]:
     wanted = list(keys)
-    # Of no keys, Dagster+ returns all assets.
+    # Given no keys, Dagster+ returns all assets.
     records = instance.get_asset_records(wanted) if wanted else ()
     return [record.asset_entry for record in records]
 
@@ -103,10 +104,10 @@ def _fetch_last(
 def fetch_materialized_partitions(
     instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Collection[str]
 ) -> set[str]:
-    """Fetch which of some partitions of an asset were ever materialized."""
+    """Return those of some partitions of an asset that were ever materialized."""
     kind, wanted = dg.DagsterEventType.ASSET_MATERIALIZATION, list(partitions)
     found: set[str] = set()
-    # Of no partitions, Dagster would return all.
+    # Given no partitions, Dagster would return all.
     for first in range(0, len(wanted), _PARTITIONS_PER_QUERY):
         some = set(wanted[first : first + _PARTITIONS_PER_QUERY])
         found.update(instance.get_latest_storage_id_by_partition(key, kind, some))
@@ -129,11 +130,13 @@ def fetch_last_position(instance: dg.DagsterInstance) -> int:
 def fetch_events(
     instance: dg.DagsterInstance, after: int, limit: int
 ) -> tuple[list[AssetEvent], bool]:
-    """Fetch the first materializations and observations of any asset after a position, in order,
-    and whether these are all.
+    """Fetch the first materializations and observations of any asset after a position.
 
     Args:
-        limit: Of each of the two kinds, how many to fetch at most.
+        limit: How many materializations to fetch at most, and how many observations.
+
+    Returns:
+        The events in the order of their positions, and whether there are no further ones.
     """
     found: list[dg.EventLogRecord] = []
     ends: list[int] = []
@@ -169,15 +172,15 @@ def _build_event(key: dg.AssetKey, record: dg.EventLogRecord) -> AssetEvent:
 
 
 def build_upstream_event(event: AssetEvent, upstream: str, downstream: str) -> UpstreamEvent:
-    """Build the record of an event.
+    """Build the record of an event, as a function of `only_if` gets it.
 
     Args:
         upstream: The name of the dependency: instance/dag_id, or an asset key with slashes.
         downstream: The DAG that depends on it, as instance/dag_id.
     """
-    assert event.state not in ("drop", "other")  # noqa: S101 - no dependency counts them
+    assert event.state not in ("drop", "other")  # noqa: S101 - these match no dependency
     stored = event.record.asset_event
-    # Of an asset that is no DAG, it is when it was materialized.
+    # For an asset that is not a DAG, the end is the time of its materialization.
     end = event.moment if event.state == "success" else read_time(stored, END_LABEL)
     return UpstreamEvent(
         upstream=upstream,
@@ -199,7 +202,7 @@ def build_upstream_event(event: AssetEvent, upstream: str, downstream: str) -> U
 def fetch_upstream_events(
     instance: dg.DagsterInstance, dag: DagDeclaration, request: Request, downstream: str
 ) -> list[UpstreamEvent]:
-    """Fetch the records of the events that led to a request, without those that were deleted.
+    """Fetch the records of the events that led to a request. Deleted events are left out.
 
     Args:
         downstream: The requested DAG, as instance/dag_id.
@@ -214,11 +217,12 @@ def fetch_upstream_events(
 
 
 def _read_conf(stored: StoredEvent | None) -> dict[str, Any]:
-    """Return the conf as reported: without secrets. Empty if it was too long to report."""
+    """Return the conf as it was reported, that is with secrets masked. Empty if it was too long to
+    be reported as a whole."""
     value = stored.metadata.get(CONF_LABEL) if stored else None
     if isinstance(value, dg.JsonMetadataValue) and isinstance(value.data, Mapping):
         return dict(value.data)
-    try:  # it was stored as text, as Dagster can't store it as JSON
+    try:  # a conf that Dagster can't store as JSON is stored as text
         conf = json.loads(read_text(stored, CONF_LABEL) or "{}")
     except (RecursionError, ValueError):
         return {}
@@ -229,10 +233,11 @@ def fetch_runs_planned_after(
     instance: dg.DagsterInstance, key: dg.AssetKey, upstream_keys: Iterable[dg.AssetKey]
 ) -> list[str]:
     """Fetch the ids of the Dagster runs that were created to materialize an asset after the last
-    materialization of each of its upstreams: latest first.
+    materialization of each of its upstreams, the latest first.
 
-    A run that materialized the upstream itself counts, too. Empty if no upstream has a
-    materialization. "After" is by the order of the event log.
+    "After" is by the order of the event log. A run that materialized an upstream itself counts as
+    created after that, too. Upstreams without a materialization don't matter. If none has one, the
+    result is empty. Only the last 20 runs that were created for the asset are considered.
     """
     last = _fetch_last(instance, upstream_keys).values()
     planned = instance.fetch_planned_materializations(key, limit=_PLANNED_PER_QUERY).records
@@ -243,12 +248,12 @@ def fetch_runs_planned_after(
     ]
 
 
-@lru_cache(maxsize=8)  # nothing is added after the first event of the run
+@lru_cache(maxsize=8)  # Dagster plans no more once it has created the run
 def fetch_planned_partitions(
     instance: dg.DagsterInstance, dagster_run_id: str
 ) -> dict[dg.AssetKey, list[Container[str | None]]]:
-    """Fetch which assets a Dagster run was created to materialize, and which partitions of each.
-    None may stand for an asset without partitions."""
+    """Fetch the assets that a Dagster run was created to materialize, each with containers of its
+    partitions. A container may hold None for an asset without partitions."""
     found: dict[dg.AssetKey, list[Container[str | None]]] = {}
     named: dict[dg.AssetKey, set[str | None]] = {}
     kind = dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
@@ -266,22 +271,24 @@ def fetch_planned_partitions(
 
 @dataclass(frozen=True)
 class RunOrder:
-    """In which order a Dagster run has materialized assets and launched DAGs.
+    """The order in which a Dagster run materialized assets and launched DAGs.
 
-    Its events are counted here. Their positions can't be compared with those of other queries:
-    Dagster's default SQLite storage numbers the events of each run anew.
+    Each event has its number within the run. The positions of the events can't be compared with
+    those that other queries return: Dagster's default SQLite storage numbers the events of each run
+    from 1.
 
     Attributes:
         materialized: The number of each materialization, by asset, partition and timestamp.
-        launched: The number of the first launch of each DAG and partition. A step that is repeated
-            reports its launches again.
+        launched: The number of the first launch of each DAG and partition. A repeated step reports
+            its launches again.
     """
 
     materialized: Mapping[tuple[dg.AssetKey, str | None, float], int]
     launched: Mapping[tuple[dg.AssetKey, str | None], int]
 
     def is_launched_after(self, event: AssetEvent, key: dg.AssetKey, partition: str | None) -> bool:
-        """Whether the run has launched a DAG after a materialization that it has stored."""
+        """Whether the run launched a DAG, or a partition of it, after it had stored a
+        materialization. False if it did not do both."""
         record = event.record
         at = self.materialized.get((event.key, record.partition_key, record.timestamp))
         launched_at = self.launched.get((key, partition))
@@ -289,7 +296,10 @@ class RunOrder:
 
 
 def fetch_run_order(instance: dg.DagsterInstance, dagster_run_id: str) -> RunOrder:
-    """Fetch the order. A launch is an observation which, unlike that of an end, has no outcome."""
+    """Fetch the order in which a Dagster run materialized assets and launched DAGs.
+
+    A launch is an observation without an outcome. The observation of an end has an outcome.
+    """
     materialized: dict[tuple[dg.AssetKey, str | None, float], int] = {}
     launched: dict[tuple[dg.AssetKey, str | None], int] = {}
     records = _fetch_records_of_run(instance, dagster_run_id, _KINDS)
@@ -306,7 +316,7 @@ def fetch_run_order(instance: dg.DagsterInstance, dagster_run_id: str) -> RunOrd
 def _fetch_records_of_run(
     instance: dg.DagsterInstance, dagster_run_id: str, kinds: Iterable[dg.DagsterEventType]
 ) -> Iterator[dg.EventLogRecord]:
-    """Fetch the events of some kinds that a Dagster run has stored, in order."""
+    """Yield the events of some kinds that a Dagster run has stored, in order."""
     cursor, has_more, kinds = None, True, set(kinds)
     while has_more:
         page = instance.get_records_for_run(dagster_run_id, cursor, kinds)
@@ -319,8 +329,8 @@ def _is_before(update: dg.EventLogRecord, planned: dg.EventLogRecord) -> bool:
 
 
 def fetch_last_request(instance: dg.DagsterInstance, key: dg.AssetKey) -> int:
-    """Fetch the position in the event log of the last request to materialize an asset; -1 if there
-    was none."""
+    """Fetch the position of the event with which Dagster last planned to materialize an asset; -1
+    if there is none."""
     planned = instance.fetch_planned_materializations(key, limit=1).records
     return max((record.storage_id for record in planned), default=-1)
 
@@ -329,7 +339,7 @@ def fetch_last_evaluations(
     instance: dg.DagsterInstance, keys: Iterable[dg.AssetCheckKey]
 ) -> dict[dg.AssetCheckKey, dg.AssetCheckEvaluation]:
     """Fetch the last evaluations of some checks. A check that a Dagster run is about to evaluate is
-    left out: of that, Dagster shows only the plan."""
+    left out, because Dagster then shows only the planned evaluation."""
     storage = instance.event_log_storage
     latest: Mapping[dg.AssetCheckKey, Any] = storage.get_latest_asset_check_execution_by_key(
         list(keys)
@@ -340,8 +350,8 @@ def fetch_last_evaluations(
 def fetch_completed_evaluations(
     instance: dg.DagsterInstance, keys: Iterable[dg.AssetCheckKey]
 ) -> dict[dg.AssetCheckKey, dg.AssetCheckEvaluation]:
-    """Fetch the last evaluations of a few checks, also where a Dagster run was to give another one
-    since then. One or two queries for each."""
+    """Fetch the last evaluations of a few checks, even if a Dagster run has planned another one
+    since. Takes one or two queries for each check."""
     summaries = instance.event_log_storage.get_asset_check_summary_records(list(keys))
     completed = {key: each.last_completed_check_execution_record for key, each in summaries.items()}
     return _read_evaluations({key: record for key, record in completed.items() if record})
@@ -356,5 +366,6 @@ def _read_evaluations(
 
 
 def read_deadline(evaluation: dg.AssetCheckEvaluation) -> datetime | None:
-    """Read which deadline an evaluation of the check `deadline` is about."""
+    """Return the deadline that an evaluation of the check `deadline` is about; None if it names
+    none."""
     return read_time(evaluation, DEADLINE_LABEL)

@@ -1,12 +1,12 @@
-"""Heartbeats of Dagster runs that wait for Airflow, and what becomes of a run without them.
+"""Heartbeats of Dagster runs that wait for Airflow. Runs whose heartbeats have stopped are failed.
 
 Some run launchers have no health check (`DefaultRunLauncher`, dagster 1.13). There, a Dagster run
-whose worker was killed, or could not store how it ended, stays started for ever. The observation
-sensor fails such runs. With run retries enabled, as in the shipped dagster.yaml, Dagster retries a
-failed run. The retry adopts the DAG run, because its run id is the same.
+keeps the status STARTED forever if its worker was killed, or could not store how the run ended. The
+observation sensor fails such runs. With run retries enabled, as in the shipped dagster.yaml,
+Dagster retries a failed run. The retry adopts the DAG run, because it uses the same run id.
 
-No clocks of two machines are compared. The sensor measures by its own clock for how long the tag
-`federation/alive_at.<instance>` has not changed.
+The clocks of two machines are never compared. The sensor measures with its own clock for how long
+the tag `federation/alive_at.<instance>` has not changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from federation_defs.naming import build_alive_tag, build_launching_tags, build_
 from federation_defs.timing import Timing
 
 _WAITS = " waits"
-# What Dagster stores before a step begins: its process starts, or it waits for a slot of its pool.
+# The events that Dagster stores before a step begins, while its process starts or while the step
+# waits for a slot of its pool.
 _ANNOUNCING = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.STEP_WORKER_STARTING}
 _INITIALIZING = dg.DagsterEventType.RESOURCE_INIT_STARTED
 _INITIALIZED = dg.DagsterEventType.RESOURCE_INIT_SUCCESS
@@ -33,9 +34,10 @@ _log = logging.getLogger(__name__)
 
 
 class Heartbeats:
-    """Writes heartbeats of a Dagster run that executes a step of an Airflow instance.
+    """Writes heartbeats of a Dagster run while it executes a step of an Airflow instance.
 
-    They come from a thread, because a request that hangs takes longer than the interval.
+    A thread of its own writes them every `timing.heartbeat_s`, because a request that hangs may
+    take longer than that.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Heartbeats:
         self._thread.join()
 
     def begin(self) -> None:
-        """Announce that the step no longer waits for other attempts."""
+        """Write a heartbeat that shows that the step no longer waits for other attempts."""
         self._is_waiting = False
         self._write()
 
@@ -76,7 +78,12 @@ class Heartbeats:
             try:
                 self._write()
             except Exception:  # noqa: BLE001 - any database error; the next one may succeed
-                _log.warning("A heartbeat of run %s failed.", self._run_id, exc_info=True)
+                _log.warning(
+                    "A heartbeat of Dagster run %s for Airflow '%s' could not be stored.",
+                    self._run_id,
+                    self._airflow,
+                    exc_info=True,
+                )
 
 
 class HeartbeatMonitor:
@@ -84,7 +91,7 @@ class HeartbeatMonitor:
 
     Args:
         airflow: The Airflow instance's name.
-        interval_s: Of the calls of `measure`.
+        interval_s: The usual time between two calls of `measure`, in seconds.
     """
 
     def __init__(self, airflow: str, timing: Timing, interval_s: float) -> None:
@@ -95,13 +102,13 @@ class HeartbeatMonitor:
             timing.heartbeat_lost_on_plus_s if is_dagster_plus() else timing.heartbeat_lost_s
         )
         self._measured_at = timing.monotonic()
-        # By run id, the last heartbeat and for how many seconds it has not changed.
+        # By run id: the last heartbeat, and for how many seconds it has not changed.
         self._silences: dict[str, tuple[str, float]] = {}
 
     def measure(self, runs: Iterable[dg.DagsterRun]) -> None:
-        """Take in the heartbeats of runs, and forget all other runs."""
-        # Time in which this process slept, or waited for the database, is no silence. Once alone it
-        # makes no run silent, however long the interval is.
+        """Record the current heartbeats of runs, and forget all other runs."""
+        # A process that slept, or waited for the database, could not see heartbeats in that time.
+        # So each call adds a limited time, which alone never makes a run silent.
         at_most = max(self._lost_s / 4, min(2 * self._interval_s, self._lost_s / 2))
         now = self._timing.monotonic()
         elapsed_s, self._measured_at = min(now - self._measured_at, at_most), now
@@ -113,26 +120,29 @@ class HeartbeatMonitor:
             self._silences[run.run_id] = heartbeat, silence_s
 
     def is_silent(self, run: dg.DagsterRun) -> bool:
-        """Whether heartbeats of a run are missing. They are only written during our steps."""
+        """Whether the heartbeat of a run has not changed for too long. Only steps that run DAGs
+        write heartbeats, so a run between two steps may be silent, too."""
         return self._get_silence_s(run) > self._lost_s
 
     def is_in_step(self, run: dg.DagsterRun) -> bool:
-        """Whether a living worker executes one of our steps."""
+        """Whether a living worker of a run executes a step that writes heartbeats."""
         return self._has_heartbeat(run) and not self.is_silent(run)
 
     def is_at_work(self, run: dg.DagsterRun) -> bool:
-        """Whether a living worker executes one of our steps, and does not wait for others."""
+        """Whether a living worker of a run executes a step that writes heartbeats, and that does
+        not wait for other attempts."""
         return self.is_in_step(run) and not self.is_waiting(run)
 
     def is_waiting(self, run: dg.DagsterRun) -> bool:
-        """Whether the step of a run waits for other attempts, and has launched nothing."""
+        """Whether the step of a run still waits for other attempts, and so has launched nothing."""
         return run.tags.get(self._tag, "").endswith(_WAITS)
 
     def is_overdue(self, run: dg.DagsterRun, *, waits: bool) -> bool:
-        """Whether a run in none of our steps should have gone on.
+        """Whether a run that is between two steps has been silent for longer than is plausible.
 
         Args:
-            waits: Whether one of its steps may wait for a slot.
+            waits: One of its steps may be waiting for a slot, a process or resources, which takes
+                longer.
         """
         lost_s = self._timing.waiting_step_lost_s if waits else self._timing.next_step_lost_s
         return self._get_silence_s(run) > lost_s
@@ -142,7 +152,7 @@ class HeartbeatMonitor:
         return silence_s if run.tags.get(self._tag, "") == last else 0.0
 
     def _has_heartbeat(self, run: dg.DagsterRun) -> bool:
-        """Whether a heartbeat is the run's own. A re-execution inherits the tags of its parent."""
+        """Whether a run has a heartbeat of its own: a re-execution inherits that of its parent."""
         return run.tags.get(self._tag, "").startswith(run.run_id)
 
 
@@ -152,11 +162,14 @@ def fail_orphaned_runs(
     monitor: HeartbeatMonitor,
     log: Callable[[], logging.Logger],
 ) -> int:
-    """Fail the started Dagster runs that wait for an Airflow instance and whose worker died, and
-    return how many are at work: they poll it."""
+    """Fail the started Dagster runs that wait for an Airflow instance and whose worker died.
+
+    Returns:
+        The number of Dagster runs that are at work, and so poll the instance themselves.
+    """
     message = (
-        f"The worker of this run died, or has lost Dagster's database. A retry adopts its DAG runs "
-        f"in Airflow '{airflow}'; without a retry, observation reports them."
+        f"The worker of this run died, or lost its connection to Dagster's database. A retry "
+        f"adopts its DAG runs in Airflow '{airflow}'. Without a retry, observation reports them."
     )
     runs = fetch_launching_runs(instance, airflow)
     monitor.measure(runs)
@@ -173,8 +186,11 @@ def fail_orphaned_runs(
 def _is_orphaned(
     instance: dg.DagsterInstance, airflow: str, monitor: HeartbeatMonitor, run: dg.DagsterRun
 ) -> bool:
-    """Whether a silent run should write heartbeats, as it is in one of our steps, or should have
-    gone on, as none of its steps is at work or waits."""
+    """Whether the worker of a silent run died.
+
+    It did if the run is in a step that writes heartbeats. It also did if the run is between two
+    steps for too long. A run in another step is left alone.
+    """
     begun = [step for step in instance.get_run_step_stats(run.run_id) if step.start_time]
     if at_work := [step.step_key for step in begun if step.end_time is None]:
         # Dagster splits a multi_asset into name, name_2, … where dependencies cross.
@@ -185,10 +201,10 @@ def _is_orphaned(
 
 
 def _may_wait(instance: dg.DagsterInstance, run_id: str, begun: Collection[str]) -> bool:
-    """Whether a run without a step at work may wait for a step's turn, or for its resources.
+    """Whether a run that executes no step may be waiting for a slot, a process or resources.
 
     Args:
-        begun: The steps that have begun.
+        begun: The keys of the steps that have begun.
     """
     kinds = {*_ANNOUNCING, _INITIALIZING, _INITIALIZED}
     events = instance.all_logs(run_id, of_type=kinds)

@@ -1,7 +1,10 @@
-"""Long polling: a tick without news goes on, so that Dagster's daemon begins fewer of them.
+"""Long polling: a tick without news continues and polls again, which reduces the number of ticks.
 
-A tick costs the daemon 0.05 to 0.1 CPU seconds, whatever it does (dagster 1.13). It takes a thread
-of the daemon and one of the code server as long as it goes on.
+Each tick costs Dagster's daemon 0.05 to 0.1 CPU seconds, whatever it does (dagster 1.13). While it
+runs, it occupies a thread of the daemon and a thread of the code server.
+
+All times here are in seconds. A tick's schedule is counted from the moment when the daemon began
+the tick, or, if that is not known, from the call of `long_poll`.
 """
 
 from __future__ import annotations
@@ -25,22 +28,27 @@ from federation_defs.timing import Timing
 _Result = TypeVar("_Result")
 
 _MAX_THREADS = "DAGSTER_GRPC_MAX_WORKERS", "DAGSTER_CODE_SERVER_MAX_WORKERS"
-_SPARE_THREADS = 2  # of a code server, for what the daemon, run workers and the UI ask
+_SPARE_THREADS = 2  # of a code server, for requests of the daemon, of run workers and of the UI
 
 
 def count_threads(environment: Mapping[str, str], cpus: int) -> int:
-    """Count the threads in which a code server answers. `dagster code-server start` is a proxy with
-    threads of its own: the smaller number counts.
+    """Return the number of threads in which a code server answers requests.
 
-    Python gives an executor four, and one for each core, unless told otherwise. Here it can't be
-    seen that `--max-workers` was passed to the code server.
+    `dagster code-server start` is a proxy with threads of its own, so the smaller of the two
+    numbers counts. Where no number is set, Python's default applies: four threads plus one per
+    core, at most 32. A number that was passed to the code server as `--max-workers` can't be read
+    here.
+
+    Args:
+        environment: The environment variables of the code server.
+        cpus: The number of cores.
     """
     usual = min(32, cpus + 4)
     declared = [environment.get(name, "") for name in _MAX_THREADS]
     return min(int(each) if each.isdecimal() else usual for each in declared)
 
 
-_cpus = getattr(os, "process_cpu_count", os.cpu_count)() or 1  # from Python 3.13 on
+_cpus = getattr(os, "process_cpu_count", os.cpu_count)() or 1  # the former from Python 3.13 on
 _threads = count_threads(os.environ, _cpus)
 
 
@@ -53,21 +61,30 @@ def long_poll(
     *,
     lead_s: float | None = None,
 ) -> _Result:
-    """Poll until there is news, for as long as a tick may take.
+    """Poll until there is news, or until the next poll can be left to the next tick.
 
-    It polls once, and at once, where long ticks would delay others: the daemon or the code server
-    has no thread for each sensor. So it does for a person, who evaluates the sensor in the UI.
+    After a tick with several polls and no news, the daemon begins the next one
+    `timing.long_tick_s` after the beginning of this one.
+
+    Polls only once, and immediately, if the daemon or the code server does not have a thread for
+    each sensor: a long tick would then delay other sensors. Does the same if a person evaluates
+    the sensor in the UI.
 
     Args:
-        poll: Takes a share of the time that it may usually take. Returns the tick's result, and the
-            interval in seconds until the next poll begins; None if the tick ends with this result.
-        threads: Of the code server.
-        lead_s: How long before the daemon evaluates automation conditions, which it does every
-            five seconds, one of the polls begins. What is stored a moment after that waits for five
-            seconds more. If it is None, the first poll begins at once.
+        poll: Called with the share of its usual time that the poll may take, from 0 to 1. Returns
+            the tick's result, and the interval in seconds from the beginning of this poll to that
+            of the next one; None instead of the interval ends the tick.
+        threads: The number of threads of the code server.
+        lead_s: One poll begins this many seconds before each time that the daemon evaluates
+            automation conditions. It does so every five seconds, so an event that is stored just
+            after that has to wait for five more seconds. If None, or if the time of the evaluation
+            is not known, the first poll begins immediately.
+
+    Returns:
+        The result of the last poll.
 
     Raises:
-        TickOutdatedError: The sensor was switched off, or its cursor was changed, meanwhile.
+        TickOutdatedError: The sensor was switched off, or its cursor was changed, during the tick.
     """
     entered_at = began_at = timing.monotonic()
     first_at_s, polled_at_s, is_long = 0.0, 0.0, False
@@ -78,7 +95,8 @@ def long_poll(
 
     def pause_until(at_s: float) -> None:
         timing.sleep(max(0.0, at_s - read_clock()))
-        # Sensors tick at the same time, and share what was read after each of them had begun.
+        # Sensors tick at the same time, and share a query of the stored sensors. Its result must
+        # not be older than this tick, so that a change since the tick began is seen.
         max_age_s = min(timing.sensor_state_s, timing.monotonic() - entered_at)
         _fetch_current_state(context, instance, max_age_s)
 
@@ -102,13 +120,14 @@ def long_poll(
         now_s = read_clock()
         next_at_s = _find_next_poll(timing, first_at_s, polled_at_s, interval_s, lead_s or 0.0)
         next_at_s = max(now_s, next_at_s)
-        # The first poll of the next tick is not much sooner after the last one of this one.
+        # The next tick polls first at about `long_tick_s + first_at_s`. The last poll of this tick
+        # has to begin this long before: nearly the interval, or the duration of a poll if longer.
         margin_s = max(now_s - polled_at_s, interval_s - timing.long_tick_slack_s)
         is_last = next_at_s + margin_s >= timing.long_tick_s + first_at_s
         if not (is_last or is_long) and (is_long := has_threads()):
             _fetch_current_state(context, instance)
         if is_last or not is_long:
-            if polls > 1:  # or the daemon's next loop would begin another tick
+            if polls > 1:  # or the daemon's next loop would already begin the next tick
                 pause_until(timing.daemon_loop_s + timing.long_tick_slack_s)
             break
         pause_until(next_at_s)
@@ -120,11 +139,14 @@ def long_poll(
 def _find_first_poll(
     state: Any, instance: dg.DagsterInstance, timing: Timing, lead_s: float
 ) -> tuple[float, float]:
-    """Find how long ago the daemon has begun the tick, and when to poll first, in seconds since
-    then; zeros if that is not known.
+    """Find how long ago the daemon began the tick, and when to poll first.
 
     Args:
-        state: Of the sensor, as Dagster has stored it.
+        state: The sensor's state as Dagster has stored it.
+
+    Returns:
+        Seconds since the daemon began the tick, and the time of the first poll in seconds after
+        that beginning. Two zeros if the beginning, or the time of the conditions, is not known.
     """
     began_at = getattr(state and state.instigator_data, "last_tick_start_timestamp", None)
     if began_at is None:
@@ -133,9 +155,10 @@ def _find_first_poll(
     if until_conditions_s is None:
         return 0.0, 0.0
     elapsed_s, loop_s = timing.utc_now().timestamp() - began_at, timing.daemon_loop_s
-    if not 0.0 <= elapsed_s < timing.long_tick_slack_s:  # another machine's clock
+    if not 0.0 <= elapsed_s < timing.long_tick_slack_s:  # the daemon's clock differs from this one
         elapsed_s = 0.0
-    # If there is news, the tick ends before the daemon's next loop, which begins the next tick.
+    # The first poll is early enough that a tick with news ends before the daemon's next loop, which
+    # then begins the next tick.
     return elapsed_s, min((until_conditions_s - lead_s) % loop_s, loop_s - lead_s)
 
 
@@ -144,16 +167,22 @@ def _find_next_poll(
 ) -> float:
     """Find when to poll again, in seconds since the beginning of the tick.
 
-    In each loop of the daemon, the first poll is as late as in the first loop. One before that
-    would end the tick if there is news, and no other tick begins before the daemon's next loop.
+    In each loop of the daemon, polls begin no sooner than the first poll did in the first loop. An
+    earlier poll that found news would end the tick, and the next tick begins only with the daemon's
+    next loop. DAG runs that end after such a poll would miss the daemon's next evaluation of
+    conditions.
+
+    This does not apply if the interval is longer than a loop plus `timing.long_tick_slack_s`.
 
     Args:
-        first_at_s: When the tick has polled first.
-        polled_at_s: When it has polled last.
-        lead_s: Within this time before the daemon's next loop, no poll begins.
+        first_at_s: When the first poll of the tick began.
+        polled_at_s: When the last poll began.
+        interval_s: How long after that the next poll is due.
+        lead_s: No poll begins in the last `lead_s` seconds of a loop.
     """
     loop_s, due_at_s = timing.daemon_loop_s, polled_at_s + interval_s
-    loops = math.floor((polled_at_s - first_at_s) / loop_s + 1e-6)  # 4.999999999 is one, too
+    # Because of rounding, 4.999999999 s count as a whole loop, too.
+    loops = math.floor((polled_at_s - first_at_s) / loop_s + 1e-6)
     next_loop_at_s = loop_s * (loops + 1)
     is_in_next_loop = due_at_s > next_loop_at_s - lead_s
     if is_in_next_loop and interval_s < loop_s + timing.long_tick_slack_s:
@@ -164,8 +193,12 @@ def _find_next_poll(
 def _has_threads(
     context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, timing: Timing, threads: int
 ) -> bool:
-    """Whether the daemon evaluates this tick, and has a thread for each sensor of the deployment,
-    and the code server one for each sensor of the code location."""
+    """Whether a long tick delays no other sensor.
+
+    For that, the daemon has to evaluate the tick, and to have a thread for each sensor of the
+    deployment. The code server needs a thread for each sensor of the code location, and
+    `_SPARE_THREADS` more.
+    """
     if not _is_by_daemon(context):
         return False
     settings = instance.get_settings("sensors") or {}
@@ -178,18 +211,23 @@ def _has_threads(
 
 def _is_by_daemon(context: dg.SensorEvaluationContext) -> bool:
     """Whether the daemon evaluates this tick, and not a person in the UI."""
-    # The UI passes neither. The first is missing after the cursor was set there (1.13).
+    # The UI passes neither of these. The daemon passes at least one: the first is missing after a
+    # person has set the cursor in the UI (1.13).
     return (context.last_sensor_start_time, context.last_tick_completion_time) != (None, None)
 
 
 def _fetch_current_state(
     context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, max_age_s: float = 0.0
 ) -> Any:
-    """Fetch the sensor as Dagster has stored it; None if there is nothing.
+    """Fetch the sensor's state as Dagster has stored it; None if it has stored none.
+
+    Args:
+        max_age_s: As `fetch_sensor_state` takes it.
 
     Raises:
-        TickOutdatedError: It is not as it was when the tick began. Dagster stores the cursor that a
-            tick returns, and would undo what a person has changed meanwhile, unless the tick fails.
+        TickOutdatedError: Since the tick began, the sensor was switched off, or its cursor was
+            changed. The tick has to fail: otherwise Dagster would store the cursor that the tick
+            returns, and so undo the change.
     """
     if (origin := context.code_location_origin) is None:
         return None

@@ -1,6 +1,6 @@
-"""What the event log says about DAG runs: how they ended, and which signals were given.
+"""Queries of the event log about DAG runs: how they ended, and which signals were reported.
 
-Reads the metadata that `events.py` writes to materializations and observations.
+They read the metadata that `events.py` writes to materializations and observations.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from federation_defs.timing import MAX_CLOCK_SKEW
 RUN_ID_LABEL = "Run ID"
 LINK_LABEL = "Link to run"
 STATE_LABEL = "State"
-OUTCOME_LABEL = "Outcome"  # only of a finished run
-UNREADABLE_OUTCOME = "unreadable"  # an outcome
-SIGNAL_LABEL = "Signal"  # "slow", "late" or "drop": of an observation that reports no end
+OUTCOME_LABEL = "Outcome"  # only for a finished run
+UNREADABLE_OUTCOME = "unreadable"  # a value of OUTCOME_LABEL
+SIGNAL_LABEL = "Signal"  # "slow", "late" or "drop", in an observation that reports no end of a run
 PARTITION_KEY_LABEL = "Partition key"
 LOGICAL_DATE_LABEL = "Logical date"
 INTERVAL_START_LABEL = "Data interval start"
@@ -32,7 +32,7 @@ INTERVAL_END_LABEL = "Data interval end"
 START_LABEL = "Start"
 END_LABEL = "End"
 CONF_LABEL = "Conf"
-DEADLINE_LABEL = "Deadline"  # of a signal that a DAG is late
+DEADLINE_LABEL = "Deadline"  # in the signal that a DAG is late, and in its check
 DURATION_LABEL = "Duration (s)"
 
 _LOOKBACK_WITHOUT_DATES = timedelta(days=7)
@@ -47,8 +47,10 @@ class _Report:
     """An event about a finished DAG run.
 
     Attributes:
-        position: In the event log. Clocks of several machines give no order.
-        end: Seconds since 1970.
+        position: The event's number in the event log. It gives the order, which timestamps of
+            several machines would not.
+        end: When the DAG run ended, in seconds since 1970; None if the event does not have that.
+        result: "success", "failure" or "unreadable".
     """
 
     position: int
@@ -67,23 +69,26 @@ class ReportedRuns:
     reports: defaultdict[RunKey, list[_Report]] = field(default_factory=lambda: defaultdict(list))
 
     def update(self, later: ReportedRuns) -> None:
-        """Take in what was read later, of the same DAGs or others."""
+        """Add reports that were read later. They replace those of the same runs."""
         self.reports.update(later.reports)
 
     def lacks_report_of(self, outcome: Outcome) -> bool:
-        """Whether the last report differs. A run may run again, or a person may set its state."""
+        """Whether the last report of a run has another state, end or result, or there is none. A
+        run may run again after it was reported, or a person may set its state."""
         last = max(self.reports[outcome.run.key], key=lambda report: report.position, default=None)
         expected = (outcome.run.state, _get_end(outcome.run), outcome.result)
         return last is None or (last.state, last.end, last.result) != expected
 
     def lacks_materialization_of(self, outcome: Outcome) -> bool:
-        """Whether a success is not materialized. A run that ran again has another end."""
+        """Whether the outcome is a success, and no materialization reports this end of the run. A
+        run that ran again has another end."""
         end, reports = _get_end(outcome.run), self.reports[outcome.run.key]
         is_materialized = any(report.is_materialization and report.end == end for report in reports)
         return outcome.is_success and not is_materialized
 
     def is_reported_by(self, dagster_run_ids: Collection[str], run: DagRun) -> bool:
-        """Whether one of these Dagster runs will report nothing more about a DAG run."""
+        """Whether one of these Dagster runs has reported a DAG run, at any of its ends. It then
+        reports no other end of it."""
         return any(report.dagster_run_id in dagster_run_ids for report in self.reports[run.key])
 
     def is_end_reported_by(self, dagster_run_ids: Collection[str], run: DagRun) -> bool:
@@ -94,14 +99,14 @@ class ReportedRuns:
         )
 
     def lacks_unreadable(self, key: RunKey) -> bool:
-        """Whether it is not reported that a run can't be read."""
+        """Whether no report states that the run can't be read."""
         return all(report.result != UNREADABLE_OUTCOME for report in self.reports[key])
 
 
 def fetch_reported_runs(
     instance: dg.DagsterInstance, airflow: str, runs: Iterable[DagRun]
 ) -> ReportedRuns:
-    """Fetch what the event log holds of these DAG runs of an Airflow instance."""
+    """Fetch the reports of some DAG runs of an Airflow instance."""
     return fetch_reports(
         instance, airflow, {run.key: run.end_date or run.start_date for run in runs}
     )
@@ -110,10 +115,11 @@ def fetch_reported_runs(
 def fetch_reports(
     instance: dg.DagsterInstance, airflow: str, ends: Mapping[RunKey, datetime | None]
 ) -> ReportedRuns:
-    """Fetch what the event log holds of the DAG runs with these keys.
+    """Fetch the reports of some DAG runs of an Airflow instance.
 
     Args:
-        ends: When each run ended or started; None if that is not known.
+        ends: By the keys of the runs: when each ended, or else started. None if neither is known:
+            the reports of the last seven days are read then.
     """
     by_dag: dict[str, list[datetime | None]] = defaultdict(list)
     for (dag_id, _), end in ends.items():
@@ -128,10 +134,10 @@ def fetch_reports(
 
 
 def fetch_first_reported_end(instance: dg.DagsterInstance, key: dg.AssetKey) -> float:
-    """Fetch when the first reported run of an asset ended, in seconds since 1970; infinity if none
-    was reported."""
+    """Fetch when the first reported run of an asset ended, in seconds since 1970; infinity if no
+    run was reported."""
     first = math.inf
-    # All runs of a DAG may have failed, so that it has observations only.
+    # A DAG whose runs all failed has observations only.
     for fetch in (instance.fetch_materializations, instance.fetch_observations):
         for record in _fetch_pages(fetch, key, _FIRST_EVENTS, ascending=True):
             if report := _build_report(record):
@@ -141,7 +147,8 @@ def fetch_first_reported_end(instance: dg.DagsterInstance, key: dg.AssetKey) -> 
 
 
 def fetch_last_run_link(instance: dg.DagsterInstance, key: dg.AssetKey) -> tuple[str, str] | None:
-    """Fetch id and link (or "") of the DAG run that an asset's last materialization reports."""
+    """Fetch the id and the link (or "") of the DAG run that an asset's last materialization
+    reports; None if it reports no DAG run."""
     for record in instance.fetch_materializations(key, limit=1).records:
         if run_id := read_text(record.asset_event, RUN_ID_LABEL):
             return run_id, read_text(record.asset_event, LINK_LABEL) or ""
@@ -149,7 +156,11 @@ def fetch_last_run_link(instance: dg.DagsterInstance, key: dg.AssetKey) -> tuple
 
 
 def fetch_last_durations(instance: dg.DagsterInstance, key: dg.AssetKey, limit: int) -> list[float]:
-    """Fetch the run durations, in seconds, that an asset's last materializations report."""
+    """Fetch the durations of DAG runs, in seconds, that an asset's last materializations report.
+
+    Args:
+        limit: How many materializations to read. One without a duration is left out.
+    """
     records = instance.fetch_materializations(key, limit=limit).records
     found = [_read_number(record.asset_event, DURATION_LABEL) for record in records]
     return [duration for duration in found if duration is not None]
@@ -160,8 +171,8 @@ class Success:
     """A success of a DAG, as a materialization of its asset reports it.
 
     Attributes:
-        end: That of the DAG run, or when it was reported if the report has none that is a time.
-        metadata: Of the materialization.
+        end: When the DAG run ended; when it was reported, if the report has no valid end.
+        metadata: That of the materialization.
     """
 
     end: datetime
@@ -177,7 +188,7 @@ class Success:
 def fetch_successes(
     instance: dg.DagsterInstance, key: dg.AssetKey, since: datetime
 ) -> list[Success]:
-    """Fetch the successes of a DAG that ended since a time, sorted by their ends."""
+    """Fetch the reported successes of a DAG that ended at or after a time, sorted by their ends."""
     found: list[Success] = []
     for record in _fetch_records(instance.fetch_materializations, key, since):
         event = record.asset_materialization
@@ -189,8 +200,12 @@ def fetch_successes(
 def fetch_signals(
     instance: dg.DagsterInstance, key: dg.AssetKey, since: datetime
 ) -> set[tuple[str, str, float]]:
-    """Fetch the signals about a DAG since a time: ("slow", run id, start of the run) and
-    ("late", "", deadline), both times in seconds since 1970."""
+    """Fetch the signals about a DAG since a time, and those of up to `MAX_CLOCK_SKEW` before it.
+
+    Returns:
+        ("slow", run id, start of the run) and ("late", "", deadline), with times in seconds since
+        1970. Signals without a time, such as "drop", have 0.
+    """
     found: set[tuple[str, str, float]] = set()
     for record in _fetch_records(instance.fetch_observations, key, since):
         event = record.asset_observation
@@ -203,14 +218,15 @@ def fetch_signals(
 
 @dataclass(frozen=True)
 class ReportedPartition:
-    """The last materialization of a partition, and what of the run decided its partition."""
+    """The last materialization of a partition, with the values of the DAG run by which it was
+    assigned to the partition."""
 
     partition: str
     partition_key: str | None
     logical_date: datetime | None
     data_interval_start: datetime | None
     data_interval_end: datetime | None
-    run_type: None = None  # a report stays that of its partition, though it is by hand
+    run_type: None = None  # so that the report of a run by hand keeps its partition
 
 
 def fetch_reported_partitions(
@@ -219,8 +235,9 @@ def fetch_reported_partitions(
     """Fetch the last materialization of each partition of an asset.
 
     Args:
-        limit: Of more partitions, those are fetched that are evenly spaced in the order in which
-            they were last materialized, with the first and the last of them. 2 or more.
+        limit: How many partitions to fetch at most; 2 or more. If there are more, those are fetched
+            that are evenly spaced in the order of their last materializations, including the first
+            and the last of them.
     """
     kind = dg.DagsterEventType.ASSET_MATERIALIZATION
     positions = sorted(instance.get_latest_storage_id_by_partition(key, kind).values())
@@ -248,7 +265,7 @@ def fetch_reported_partitions(
 def _fetch_reports(
     instance: dg.DagsterInstance, key: dg.AssetKey, since: datetime
 ) -> Iterator[_Report]:
-    """Fetch the reports on an asset's runs that ended since a time."""
+    """Yield the reports of an asset's runs that ended since a time, and some earlier ones."""
     for fetch in (instance.fetch_materializations, instance.fetch_observations):
         yield from filter(None, map(_build_report, _fetch_records(fetch, key, since)))
 
@@ -256,10 +273,11 @@ def _fetch_reports(
 def _fetch_records(
     fetch: Callable[..., Any], key: dg.AssetKey, since: datetime
 ) -> Iterator[dg.EventLogRecord]:
-    """Fetch an asset's events about what happened since a time by Airflow's clock, latest first.
+    """Yield an asset's events, the latest first: all about what happened since a time by Airflow's
+    clock, and some about what happened up to `MAX_CLOCK_SKEW` before.
 
     Args:
-        fetch: The method of the instance.
+        fetch: `fetch_materializations` or `fetch_observations` of the Dagster instance.
     """
     stored_since = max(0.0, since.timestamp() - MAX_CLOCK_SKEW.total_seconds())
     filters = dg.AssetRecordsFilter(asset_key=key, after_timestamp=stored_since)
@@ -269,7 +287,7 @@ def _fetch_records(
 def _fetch_pages(
     fetch: Callable[..., Any], filters: object, limit: int, *, ascending: bool = False
 ) -> Iterator[dg.EventLogRecord]:
-    """Fetch an asset's events page by page, as far as they are asked for."""
+    """Yield an asset's events. Each page of them is fetched when its first event is needed."""
     cursor, has_more = None, True
     while has_more:
         page = fetch(filters, limit=limit, cursor=cursor, ascending=ascending)
@@ -278,7 +296,8 @@ def _fetch_pages(
 
 
 def _build_report(record: dg.EventLogRecord) -> _Report | None:
-    """Build the report of an event; None for an observation of something else."""
+    """Build the report of an event; None for an observation that does not report the end of a
+    run."""
     event = record.asset_event
     is_materialization = isinstance(event, dg.AssetMaterialization)
     result = read_text(event, OUTCOME_LABEL) or ("success" if is_materialization else None)
@@ -295,15 +314,16 @@ def _get_end(run: DagRun) -> float | None:
 
 
 def read_end(record: dg.EventLogRecord) -> datetime:
-    """Read when a run ended by its Airflow's clock, or if that is not known, when the event was
-    stored."""
+    """Return when a run ended by its Airflow's clock; when the event was stored, if that is not
+    known."""
     end = read_time(record.asset_event, END_LABEL)
     return end or datetime.fromtimestamp(record.timestamp, timezone.utc)
 
 
 def read_time(event: StoredEvent | None, label: str) -> datetime | None:
-    """Read a time of an event; None if it has none. A person can store any number, and the last
-    moment of the year 9999 is stored as the first one of 10000."""
+    """Return a time in the metadata of an event; None if it has none, or none that is valid. A
+    person can store any number, and the last moment of the year 9999 is stored as the first one of
+    the year 10000."""
     seconds = _read_number(event, label)
     try:
         return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
@@ -312,7 +332,7 @@ def read_time(event: StoredEvent | None, label: str) -> datetime | None:
 
 
 def read_text(event: StoredEvent | None, label: str) -> str | None:
-    """Read a text in the metadata of an event; None if it has none there."""
+    """Return a text in the metadata of an event; None if it has no text with this label."""
     value = event.metadata.get(label) if event else None
     return value.value if value and isinstance(value.value, str) else None
 

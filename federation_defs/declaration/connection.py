@@ -37,7 +37,7 @@ class TokenAuthDeclaration(Declaration):
         default=None,
         min_length=1,
         repr=False,  # an argument may be a secret
-        description="A program and its arguments, which prints the token; run again before the "
+        description="A program that prints the token, and its arguments; run again before the "
         "token expires and when it is refused. No shell is involved.",
     )
 
@@ -74,8 +74,8 @@ class NoAuthDeclaration(Declaration):
 
 
 def _write_as_if_then(schema: dict[str, Any]) -> None:
-    """Rewrite the JSON schema of a union by `type`, so that an editor names the wrong key, and not
-    every type that does not match."""
+    """Rewrite the JSON schema of a union by `type` as if/then. An editor then names the wrong key
+    instead of every type that does not match."""
     refs = schema.pop("discriminator")["mapping"]
     del schema["oneOf"]
     schema |= {
@@ -119,7 +119,7 @@ class TlsDeclaration(Declaration):
     @model_validator(mode="after")
     def _require_cert_of_key(self) -> TlsDeclaration:
         if self.client_key and not self.client_cert:
-            raise ValueError("client_key is the key of client_cert: write that too")
+            raise ValueError("client_key is the key of client_cert; write client_cert, too")
         return self
 
 
@@ -132,5 +132,5 @@ class HttpDeclaration(Declaration):
     max_connections: Count = Field(default=8, description="Concurrent requests.")
     max_requests_per_minute: Count = Field(
         default=300,
-        description="Requests in any minute; more wait. A burst may use a quarter of them.",
+        description="Requests in any minute; further ones wait. A burst may use a quarter of them.",
     )

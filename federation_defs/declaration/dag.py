@@ -19,16 +19,17 @@ from federation_defs.declaration.partitions import PartitionsDeclaration
 
 Granularity: TypeAlias = Literal["all", "last", "any"] | Count
 
-# Keys of `trigger` that say nothing without an upstream.
+# Keys of `trigger` that have no effect without an upstream.
 _FOR_UPSTREAMS = {"when", "runs", "at_once", "reruns", "only_if", "pass_upstream"}
-UPSTREAM_CONF_KEY = "federation"  # of a conf with `pass_upstream`
+UPSTREAM_CONF_KEY = "federation"  # of the upstream runs in a conf, with `pass_upstream`
 
-# As in the entry points of Python packages.
+# module:function, as in the entry points of Python packages.
 _FUNCTION = r"^\w+(\.\w+)*:\w+$"
 
 
 def _check_json(value: Any, path: str = "conf") -> Any:
-    """Return a value that JSON has, or refuse it without showing it: it may be a secret."""
+    """Return a value if JSON can represent it, or refuse it. The message does not show the value,
+    which may be a secret."""
     seen = None
     if isinstance(value, Mapping):
         for key, item in value.items():
@@ -40,7 +41,7 @@ def _check_json(value: Any, path: str = "conf") -> Any:
         for number, item in enumerate(value):
             _check_json(item, f"{path}.{number}")
     elif isinstance(value, float) and not math.isfinite(value):
-        seen = "is no finite number"
+        seen = "is infinite or NaN"
     elif not isinstance(value, str | int | float | None):
         seen = f"is of type {type(value).__name__}"
     if seen is not None:
@@ -53,13 +54,14 @@ class TriggerDeclaration(Declaration):
 
     when: Literal["any", "all"] = Field(
         default="any",
-        description="Whether any one of the dependencies starts a run, or all of them since the "
-        "last run.",
+        description="Whether a run starts when any dependency is met (any), or when all have been "
+        "met since the last run (all).",
     )
     runs: Literal["latest", "each"] = Field(
         default="latest",
-        description="Whether what happens while the DAG runs leads to one more run (latest), or "
-        "each upstream run to a run of its own, in the order in which the upstream runs were seen.",
+        description="Whether all that happens while the DAG runs leads to one more run (latest), "
+        "or each upstream run leads to a run of its own, in the order in which the upstream runs "
+        "were seen (each).",
     )
     at_once: Count = Field(
         default=1,
@@ -67,9 +69,9 @@ class TriggerDeclaration(Declaration):
     )
     reruns: Literal["follow", "ignore", "rerun"] = Field(
         default="follow",
-        description="With `runs: each`, what follows when an upstream run that was cleared has "
-        "ended again: another run, nothing if its first end led to a run, or that run is cleared "
-        "and run again.",
+        description="With `runs: each`, what follows when an upstream run was cleared and ended "
+        "again: another run (follow); nothing, if its first end led to a run (ignore); or that "
+        "run is cleared and run again (rerun).",
     )
     only_if: Annotated[str, StringConstraints(pattern=_FUNCTION)] | None = Field(
         default=None,
@@ -80,7 +82,7 @@ class TriggerDeclaration(Declaration):
     pass_upstream: Switch = Field(
         default=False,
         description="Whether the conf of each run describes the upstream runs that led to it, "
-        "below the key `federation`.",
+        "under the key `federation`.",
     )
     conf: Annotated[dict[str, Any], AfterValidator(_check_json)] = Field(
         default={},
@@ -90,7 +92,8 @@ class TriggerDeclaration(Declaration):
     )
     timeout: Duration = Field(
         default=86400.0,
-        description="For the DAG run, as 30s, 5m, 24h or 7d. After it, waiting fails.",
+        description="How long to wait for the DAG run, as 30s, 5m, 24h or 7d. After that, the wait "
+        "fails.",
     )
     on_timeout: Literal["leave", "cancel"] = Field(
         default="leave", description="Whether to cancel a DAG run that exceeds its time-out."
@@ -98,7 +101,7 @@ class TriggerDeclaration(Declaration):
     on_cancel: Literal["cancel", "leave"] = Field(
         default="cancel",
         description="Whether canceling a Dagster run cancels the DAG runs that it triggered or "
-        "cleared. Those that it adopted go on.",
+        "cleared. Those that it adopted continue.",
     )
     on_retry: Literal["clear_failed", "clear_all", "new_run"] = Field(
         default="clear_failed",
@@ -145,12 +148,12 @@ class SuccessDeclaration(Declaration):
 
 
 class DagDeclaration(Declaration):
-    """What is declared of one DAG."""
+    """The declaration of one DAG."""
 
     depends_on: Annotated[list[DependencyDeclaration], AfterValidator(refuse_duplicates)] = Field(
         default=[],
-        description="What starts this DAG: successes of DAGs, as instance/dag_id, or what else is "
-        "written in full.",
+        description="What starts this DAG. A text, as instance/dag_id, is the success of a DAG; "
+        "anything else is written in full.",
         examples=[
             ["warehouse/load_customers", {"dag": "warehouse/load_orders", "state": "failure"}]
         ],
@@ -161,23 +164,23 @@ class DagDeclaration(Declaration):
     )
     granularity: Granularity = Field(
         default="all",
-        description="Which partitions of an upstream a partition needs, where those are shorter: "
-        "all of its time, the last one, any one, or a number of them.",
+        description="If an upstream's partitions are shorter, which of them a partition needs: all "
+        "in its time, the last one, any one, or a number of them.",
         examples=["last", 20],
     )
     success_when: SuccessDeclaration | None = Field(
         default=None,
-        description="Which tasks decide whether a run is a success; the run's state unless set.",
+        description="Which tasks decide whether a run is a success. Unless set, its state decides.",
         examples=[{"tasks": ["load", "publish"]}, {"all_except": ["clean_up"]}],
     )
     max_duration: Duration | None = Field(
         default=None,
-        description="How long a run may take, as 2h. A run that takes longer is slow, which is "
+        description="How long a run may take, as 2h. A run that takes longer is slow. That is "
         "signaled while it runs.",
     )
     deadline: DeadlineDeclaration | None = Field(
         default=None,
-        description="By when a run has to have succeeded. If none has, the DAG is late.",
+        description="By when a run must have succeeded. If none has, the DAG is late.",
     )
 
     @model_validator(mode="after")
@@ -221,13 +224,13 @@ class DagDeclaration(Declaration):
             self.model_fields_set.discard("partitions")  # `partitions: null` declares none
             if windows := [each.name for each in self.depends_on if each.window]:
                 raise ValueError(
-                    f"depends_on: the `window` of {windows[0]} is one of this DAG's partitions; "
+                    f"depends_on: the `window` of {windows[0]} needs partitions of this DAG; "
                     "declare `partitions`, or remove the key"
                 )
             if known := [each.name for each in self.depends_on if each.partitions]:
                 raise ValueError(
-                    f"depends_on: this DAG has no partitions that those of {known[0]} could belong "
-                    "to; declare `partitions`, or remove those of the dependency"
+                    f"depends_on: the `partitions` of {known[0]} need partitions of this DAG; "
+                    "declare `partitions`, or remove those of the dependency"
                 )
             if "granularity" in self.model_fields_set:
                 raise ValueError(
@@ -237,12 +240,12 @@ class DagDeclaration(Declaration):
             return self
         if states := {each.state for each in self.depends_on} & {"late", "slow"}:
             raise ValueError(
-                f"depends_on: that a DAG is {min(states)} belongs to no partition; let a DAG "
-                "without `partitions` depend on it"
+                f"depends_on: `state: {min(states)}` belongs to no partition; let a DAG without "
+                "`partitions` depend on it"
             )
         if self.trigger.on_retry == "new_run":
             raise ValueError(
-                "trigger.on_retry: Airflow runs a date once, so that a partition can't have a "
+                "trigger.on_retry: Airflow runs a date once, so a partition can't have a "
                 "`new_run`; write clear_failed or clear_all"
             )
         if "logical_date" in self.trigger.model_fields_set:
@@ -254,7 +257,7 @@ class DagDeclaration(Declaration):
 
     @property
     def upstreams(self) -> list[tuple[str, str]]:
-        """The upstream DAGs, each as (instance, DAG id), once."""
+        """The upstream DAGs, as (instance, DAG id), each once."""
         return list(dict.fromkeys(each.upstream for each in self.depends_on if each.upstream))
 
     @property
@@ -269,9 +272,11 @@ class DagDeclaration(Declaration):
 
     @property
     def is_decided_by_events(self) -> bool:
-        """Whether the event sensor decides when the DAG runs, whatever its upstreams are, and not
-        an automation condition, which sees only that an upstream has succeeded since the last
-        run."""
+        """Whether the event sensor decides when the DAG runs, whatever its upstreams are.
+
+        An automation condition can't: it sees only that an upstream has succeeded since the last
+        run.
+        """
         trigger = self.trigger
         return (
             trigger.runs == "each"

@@ -56,7 +56,7 @@ def _check_part(part: str) -> str:
 
 
 class DependencyDeclaration(Declaration):
-    """One upstream, and what of it counts. A text is the success of a DAG."""
+    """One upstream, and which of its events count. A text stands for the success of a DAG."""
 
     dag: (
         Annotated[
@@ -77,14 +77,14 @@ class DependencyDeclaration(Declaration):
     state: State = Field(
         default="success",
         description="What counts: that a run of the DAG succeeded, failed, or did either "
-        "(finished); that no run has succeeded by the DAG's `deadline` (late); or that a run has "
-        "gone on for longer than the DAG's `max_duration` (slow).",
+        "(finished); that no run has succeeded by the DAG's `deadline` (late); or that a run takes "
+        "longer than the DAG's `max_duration` (slow).",
     )
     window: Window | None = Field(
         default=None,
-        description="Of a DAG with partitions: which window of an upstream with partitions a "
-        "partition needs (same, unless set; or previous), or which one an update of an upstream "
-        "without partitions is about (last, unless set: the last one that is over; or current).",
+        description="For a DAG with partitions. If the upstream has partitions: which window of it "
+        "a partition needs, same (unless set) or previous. If it has none: which window of the DAG "
+        "an update is about, the last one that is over (last, unless set) or the current one.",
     )
     partitions: PartitionsDeclaration | None = Field(
         default=None,
@@ -141,15 +141,15 @@ class DependencyDeclaration(Declaration):
 
 
 class DeadlineDeclaration(Declaration):
-    """By when a run of a DAG has to have succeeded."""
+    """By when a run of a DAG must have succeeded."""
 
-    cron: Templated[str] = Field(description="The deadlines.", examples=["0 6 * * *"])
+    cron: Templated[str] = Field(description="When the deadlines are.", examples=["0 6 * * *"])
     within: Duration = Field(
         description="How long before a deadline a success counts for it, as 3h. Not longer than "
         "the time between two deadlines."
     )
     timezone: Templated[Annotated[str, AfterValidator(check_timezone)]] = Field(
-        default="UTC", description="Of `cron`.", examples=["Europe/Berlin"]
+        default="UTC", description="The time zone of `cron`.", examples=["Europe/Berlin"]
     )
 
     @model_validator(mode="after")
@@ -187,7 +187,7 @@ class DeadlineDeclaration(Declaration):
         return datetime.timedelta(seconds=self.within)
 
     def iterate_back(self, until: datetime.datetime) -> Iterator[datetime.datetime]:
-        """Iterate over the deadlines up to a time, the last one first, without an end. In UTC."""
+        """Iterate over the deadlines at or before a time, the latest first, in UTC. Never ends."""
         windows = _build_windows(self.cron, self.timezone)
         while True:
             window = find_last_window(windows, until)
@@ -195,7 +195,7 @@ class DeadlineDeclaration(Declaration):
             until = window.start
 
     def find_next(self, after: datetime.datetime) -> datetime.datetime:
-        """Return the first deadline after a time, in UTC."""
+        """Return the first deadline after a time (not at it), in UTC."""
         later = after + datetime.timedelta(microseconds=1)
         window = find_next_window(_build_windows(self.cron, self.timezone), later)
         return window.start.astimezone(datetime.timezone.utc)
@@ -203,22 +203,22 @@ class DeadlineDeclaration(Declaration):
 
 @cache
 def _build_policy(cron: str, window: datetime.timedelta, timezone: str) -> dg.FreshnessPolicy:
-    """Return a policy, which many DAGs may share: Dagster takes up to 0.02 s to check it (1.13)."""
+    """Return a policy. DAGs share equal ones: Dagster takes up to 0.02 s to check one (1.13)."""
     return dg.FreshnessPolicy.cron(cron, window, timezone)
 
 
 @cache
 def _build_windows(cron: str, timezone: str) -> dg.TimeWindowPartitionsDefinition:
-    """Return the windows between the ticks of a cron expression, for which Dagster has no other
-    public function (1.13)."""
-    start = datetime.datetime(2026, 1, 1)  # any: there are windows before it as well
+    """Return the windows between the ticks of a cron expression. Dagster (1.13) has no other
+    public function that finds the ticks."""
+    start = datetime.datetime(2026, 1, 1)  # any date: there are windows before it, too
     return dg.TimeWindowPartitionsDefinition(
         cron_schedule=cron, start=start, timezone=timezone, fmt="%Y-%m-%d-%H:%M"
     )
 
 
 def refuse_duplicates(dependencies: list[DependencyDeclaration]) -> list[DependencyDeclaration]:
-    """Refuse dependencies that count the same events of an upstream."""
+    """Return the dependencies. Refuse them if two count the same events of an upstream."""
     states: defaultdict[tuple[str | None, ...], set[State]] = defaultdict(set)
     for each in dependencies:
         seen = states[(each.dag, *(each.asset or ()))]

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _OrText:
-    """Allows text that matches a pattern in a field's JSON schema."""
+    """Adds text that matches a pattern to what a field's JSON schema allows."""
 
     pattern: str
 
@@ -115,7 +115,7 @@ class Declaration(BaseModel):
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        # Of "anyOf", a validator says only that nothing fits, and not which key inside is wrong.
+        # For "anyOf", a validator reports only that nothing fits, not which key inside is wrong.
         written = handler(schema)
         for key in handler.resolve_ref_schema(written)["properties"].values():
             match key.get("anyOf"):
@@ -132,7 +132,7 @@ def check_timezone(name: str) -> str:
     return name
 
 
-find_timezones = cache(available_timezones)  # which reads the disk for 4 ms
+find_timezones = cache(available_timezones)  # a call reads the disk for 4 ms
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -141,7 +141,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{similar[0]}'?" if similar else ""
 
 
-# Whether to keep templates that say how to connect, where their variables are not set.
+# Whether templates whose variables are not set are kept as text. In `environment` and `dags`, they
+# are errors nevertheless.
 KEEP_TEMPLATES: ContextVar[bool] = ContextVar("KEEP_TEMPLATES", default=False)
 
 
@@ -184,7 +185,7 @@ def render_templates(raw: Mapping[str, Any], scope: Mapping[str, Any], source: s
                 used = jinja2.meta.find_undeclared_variables(jinja.parse(text))
                 unknown = sorted(used - {*scope, *jinja.globals})
                 reason += "".join(f"; unknown name '{name}'" for name in unknown)
-            # Without the error's words, which may quote a secret.
+            # Without the error's message, which may quote a secret.
             raise DeclarationError([f"{where}: the template fails ({reason})."]) from None
 
     rendered = render(raw)
@@ -194,7 +195,8 @@ def render_templates(raw: Mapping[str, Any], scope: Mapping[str, Any], source: s
 
 
 def find_unset_variables(raw: Any) -> list[str]:
-    """Return the variables without a default that templates use and that are not set, in order."""
+    """Return the environment variables that templates use as `env.NAME` and that are not set, in
+    order."""
     return [name for name in _find_in_templates(_ENV_ATTRIBUTE, raw) if name not in os.environ]
 
 

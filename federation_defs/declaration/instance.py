@@ -25,7 +25,7 @@ from federation_defs.errors import DeclarationError
 
 
 def check_url(url: str) -> str:
-    """Return a web address, or refuse it without quoting it: it may hold a secret."""
+    """Return a web address, or refuse it. The message does not quote it: it may hold a secret."""
     url = url.strip()
     if " " in url or not url.isprintable():
         raise ValueError("remove white space and control characters")
@@ -77,8 +77,8 @@ class ObserveDeclaration(Declaration):
     )
     lookback: Duration = Field(
         default=7 * 86400.0,
-        description="How long an outage may be for all runs that ended meanwhile to be reported. "
-        "A longer outage is reported as a gap. As 12h or 7d.",
+        description="The longest outage after which all runs that ended meanwhile are reported. A "
+        "longer one is reported as a gap. As 12h or 7d.",
     )
     lookback_on_first_start: Duration = Field(
         default=3600.0, description="How far the very first poll reaches back, as 30m or 1h."
@@ -92,7 +92,7 @@ class LimitsDeclaration(Declaration):
         default=None,
         description="DAG runs that Dagster may have queued or running in the instance at a time, "
         "over all Dagster runs; the others wait for their turn, in no order. Airflow is asked "
-        "before each trigger, so triggers of the same second may exceed it. No limit unless set.",
+        "before each trigger, so triggers in the same second may exceed it. No limit unless set.",
     )
 
 
@@ -119,7 +119,7 @@ class InstanceDeclaration(Declaration):
     environment: Templated[Annotated[str, StringConstraints(min_length=1)]] | None = Field(
         default=None,
         description="A word of your own, such as production. Dependencies between instances of "
-        "different environments are refused unless they say `across_environments: true`.",
+        "different environments are refused unless they set `across_environments: true`.",
     )
     tls: TlsDeclaration = TlsDeclaration()
     http: HttpDeclaration = HttpDeclaration()
@@ -128,8 +128,8 @@ class InstanceDeclaration(Declaration):
     limits: LimitsDeclaration = LimitsDeclaration()
     elsewhere: list[_Name] = Field(
         default=[],
-        description="Instances that other code locations declare, and that DAGs of this one depend "
-        "on.",
+        description="Instances that other code locations declare, and that DAGs of this instance "
+        "depend on.",
         examples=[["finance"]],
     )
     dags: dict[str, DagDeclaration] = Field(default={}, description="Declarations by DAG id.")
@@ -154,8 +154,8 @@ class InstanceDeclaration(Declaration):
     def _redact_inputs(
         cls, value: Any, validate: ModelWrapValidatorHandler[InstanceDeclaration]
     ) -> InstanceDeclaration:
-        """Leave what was declared out of errors. Dagster builds an error of its own from ours, with
-        the line in the file, and shows the input there (1.13)."""
+        """Remove the declared values from errors. Dagster (1.13) builds its own error from ours,
+        with the line in the file, and shows the values in it."""
         try:
             return validate(value)
         except ValidationError as error:
@@ -177,19 +177,24 @@ class InstanceDeclaration(Declaration):
 
     @cached_property
     def downstreams(self) -> dict[str, DagDeclaration]:
-        """The DAGs that depend on others, and so are run by Dagster."""
+        """The DAGs that depend on others, and are therefore run by Dagster, by DAG id."""
         return {dag_id: dag for dag_id, dag in self.dags.items() if dag.depends_on}
 
     def find_dag(self, dag_id: str) -> DagDeclaration:
-        """Return what is declared of a DAG, or the defaults."""
+        """Return the declaration of a DAG, or the defaults if it is not declared."""
         return self.dags.get(dag_id, _UNDECLARED)
 
 
 def find_upstream(
     instances: Mapping[str, InstanceDeclaration], upstream: tuple[str, str] | None
 ) -> DagDeclaration | None:
-    """Return what is declared of an upstream DAG; None if another code location declares it, or if
-    the upstream is no DAG."""
+    """Return the declaration of an upstream DAG. None if another code location declares its
+    instance, or if the upstream is an asset.
+
+    Args:
+        instances: The declared instances, by name.
+        upstream: The instance and the DAG id; None for an asset.
+    """
     known = instances.get(upstream[0]) if upstream else None
     return known.find_dag(upstream[1]) if known and upstream else None
 
@@ -203,7 +208,7 @@ def parse_declaration(
         source: The declaring file, for messages.
 
     Raises:
-        DeclarationError: Names everything that is wrong, by key.
+        DeclarationError: The declaration is wrong. Names all problems, by key.
     """
     try:
         return InstanceDeclaration.model_validate(values)

@@ -29,9 +29,9 @@ from federation_defs.declaration.fields import (
 )
 
 _AUTO = "auto"
-_WINDOWS_IN_A_ROW = 3  # to try
+_WINDOWS_IN_A_ROW = 3  # to check after each moment
 _WINDOWS_PER_CADENCE = 7
-# At most one tick per day, so that the date is enough for a key.
+# Schedules with at most one tick per day: the date is enough for a key.
 _DAILY = re.compile(r"\s*(\d+\s+\d+\s.*|@(daily|weekly|monthly|yearly|annually|midnight)\s*)")
 
 
@@ -60,7 +60,7 @@ def _check_format(key_format: str) -> str:
 
 
 def _refuse_number(start: Any) -> Any:
-    """Refuse what pydantic would take for the seconds since 1970."""
+    """Refuse a number, which pydantic would take for seconds since 1970."""
     try:
         float(start)
     except (TypeError, ValueError):
@@ -71,23 +71,25 @@ def _refuse_number(start: Any) -> Any:
 class PartitionsDeclaration(Declaration):
     """A DAG's runs as partitions, one for each tick of a schedule. The text `auto` is `cron: auto`.
 
-    With `cron: auto`, keys that are not set are those of the DAG's schedule in its Airflow. They
-    are found out at a refresh (`schedules.py`), so that only a declaration in full can be used.
+    With `cron: auto`, keys that are not set come from the DAG's schedule in its Airflow. A refresh
+    resolves them (`schedules.py`). Only a declaration that is resolved has a definition.
     """
 
     cron: Templated[Annotated[str, AfterValidator(_check_cron)]] = Field(
-        description="When each partition begins. With auto, as the DAG's own schedule says, as do "
-        "the other keys unless they are set; `partitions: auto` is the same.",
+        description="When each partition begins. With auto, this and the other keys that are not "
+        "set come from the DAG's own schedule; `partitions: auto` is the same.",
         examples=["0 0 * * *", "@hourly", "auto"],
     )
     start: Annotated[datetime.date | None, BeforeValidator(_refuse_number)] = Field(
         default=None,
-        description="The first partition's day. With `cron: auto`, that of the DAG's start date "
-        "unless set.",
+        description="The first partition's day. With `cron: auto`, it comes from the DAG's start "
+        "date unless set.",
         examples=["2026-01-01"],
     )
     timezone: Templated[Annotated[str, AfterValidator(check_timezone)]] = Field(
-        default="UTC", description="Of `cron` and `start`.", examples=["Europe/Berlin"]
+        default="UTC",
+        description="The time zone of `cron` and `start`.",
+        examples=["Europe/Berlin"],
     )
     date: Literal["data_interval_start", "data_interval_end", "logical_date"] = Field(
         default="data_interval_start",
@@ -158,18 +160,18 @@ class PartitionsDeclaration(Declaration):
 
     @property
     def is_auto(self) -> bool:
-        """Whether the DAG's schedule in its Airflow says what is not set."""
+        """Whether keys that are not set come from the DAG's schedule in its Airflow."""
         return self.cron == _AUTO
 
     @property
     def cadence_s(self) -> float:
-        """The time from one partition to the next, in seconds: the mean of some."""
+        """The mean time from one partition to the next, in seconds."""
         return _compute_cadence_s(self.build_definition())
 
     def build_definition(self) -> dg.TimeWindowPartitionsDefinition:
         """Return Dagster's definition: a partition from each tick of `cron` to the next.
 
-        The window that goes on is a partition, too, unless runs are of windows that are over.
+        The current window is a partition, too, unless `date` is "data_interval_end".
         """
         return self._build_definition(self.key_format)
 
@@ -188,14 +190,14 @@ class PartitionsDeclaration(Declaration):
 def find_next_window(
     definition: dg.TimeWindowPartitionsDefinition, moment: datetime.datetime
 ) -> dg.TimeWindow:
-    """Return the first window that begins at a time or later, also before the first partition."""
+    """Return the first window that begins at a time or later. It may precede all partitions."""
     return _require(definition.get_next_partition_window(moment, respect_bounds=False))
 
 
 def find_last_window(
     definition: dg.TimeWindowPartitionsDefinition, moment: datetime.datetime
 ) -> dg.TimeWindow:
-    """Return the last window that ends at a time or earlier, also before the first partition."""
+    """Return the last window that ends at a time or earlier. It may precede all partitions."""
     return _require(definition.get_prev_partition_window(moment, respect_bounds=False))
 
 
@@ -204,7 +206,7 @@ def _require(window: dg.TimeWindow | None) -> dg.TimeWindow:
     return window
 
 
-@cache  # all DAGs of a fleet have few of them
+@cache  # the DAGs of a fleet share few definitions
 def _compute_cadence_s(definition: dg.TimeWindowPartitionsDefinition) -> float:
     end = first_end = find_next_window(definition, definition.start).end
     for _ in range(_WINDOWS_PER_CADENCE):
@@ -216,10 +218,10 @@ def _compute_cadence_s(definition: dg.TimeWindowPartitionsDefinition) -> float:
 def _has_own_keys(
     definition: dg.TimeWindowPartitionsDefinition, *, has_default_format: bool
 ) -> bool:
-    """Whether the key of each window, and of a moment inside of it, is parsed as that window.
+    """Whether the keys of the start and middle of each tested window are parsed as that window.
 
-    If a format leaves something out, this shows in windows that follow each other, at other hours,
-    in other months, or when clocks change. The default formats leave out only what the last shows.
+    A format that leaves something out fails for windows that follow each other, at other hours, in
+    other months, or when clocks change. The default formats can fail only when clocks change.
     """
     later = () if has_default_format else (12, *(31 * 24 * number for number in range(1, 7)))
     moments = [definition.start + datetime.timedelta(hours=hours) for hours in (0, *later)]
@@ -238,7 +240,7 @@ def _has_own_keys(
 
 @cache
 def _find_clock_changes(timezone: str) -> list[datetime.datetime]:
-    """Return when the clocks of a time zone change in a year, and an hour before."""
+    """Return the full hours (UTC) before and after each change of a time zone's clocks in 2026."""
     zone, begin = ZoneInfo(timezone), datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
     hours = [begin + datetime.timedelta(hours=number) for number in range(366 * 24)]
     return [

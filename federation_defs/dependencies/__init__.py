@@ -1,1 +1,1 @@
-"""What happens upstream, and whether it starts a DAG."""
+"""Starts DAGs for the events of their upstreams that no automation condition sees."""

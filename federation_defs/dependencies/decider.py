@@ -1,6 +1,7 @@
-"""What starts a run of a DAG whose dependencies the event sensor decides. Pure.
+"""Decides which events start runs of the DAGs that the event sensor starts. Pure.
 
-All order is that of the event log. Clocks of several machines give none.
+Events are ordered by their position in the event log, because the clocks of several machines give
+no order.
 
 An event that counts for a dependency is kept until it has led to a run or was passed over: with
 `runs: each` in a queue, with `runs: latest` as the latch of the dependency, which holds one event.
@@ -28,8 +29,9 @@ from federation_defs.naming import build_asset_key, build_dag_id
 from federation_defs.partition_mapping import PartitionMapping, find_window
 
 # An event may become visible after others with larger positions: PostgreSQL and MySQL number rows
-# before they commit them. So many positions are read again at most, as Dagster does on Dagster+,
-# with so many events, as each tick stores the cursor. Fewer after a tick that had time for no more.
+# before they commit them. A tick therefore reads at most this many positions again, as Dagster does
+# on Dagster+, and at most this many events, because each tick stores their positions in the cursor.
+# After a tick that only had time to read again, the next one reads fewer positions again.
 REREAD_POSITIONS = 20_000
 REREAD_EVENTS = 2_000
 REREAD_IN_BACKLOG = 200
@@ -48,7 +50,8 @@ class Downstream:
     """A DAG that the event sensor starts.
 
     Attributes:
-        mappings: How its partitions depend on each of its dependencies; empty if it has none.
+        mappings: How its partitions depend on each of its dependencies, in their order; empty if it
+            has no partitions.
     """
 
     instance: str
@@ -71,7 +74,7 @@ class Downstream:
 
     @cached_property
     def edges(self) -> list[tuple[DependencyDeclaration, PartitionMapping | None]]:
-        """The dependencies, each with how the DAG's partitions depend on it, if it has some."""
+        """The dependencies, each with its partition mapping; None if the DAG has no partitions."""
         mappings = self.mappings or repeat(None, len(self.declaration.depends_on))
         return list(zip(self.declaration.depends_on, mappings, strict=True))
 
@@ -81,11 +84,11 @@ class Downstream:
 
     @cached_property
     def fingerprints(self) -> dict[dg.AssetKey, str]:
-        """The fingerprints of the upstreams, by which the cursor names them, whatever states count.
+        """The fingerprints of the upstreams by asset key. The cursor has them in place of the keys.
 
-        Dagster stores the cursor at each tick, so they are short: 16 million are possible. A new
-        upstream that has the fingerprint of another one counts from the last tick on, and no
-        observation says so.
+        They don't depend on the states that count. They are short (16 million values), because
+        Dagster stores the cursor at each tick. If a new upstream has the fingerprint of another
+        one, its events count from the last tick on, and no observation reports it as new.
         """
         return {edge.key: self._build_fingerprint(edge.key) for edge in self.declaration.depends_on}
 
@@ -95,8 +98,8 @@ class Downstream:
         return digest.decode()[:_FINGERPRINT_LENGTH]
 
     def has_partition(self, partition: str | None) -> bool:
-        """Whether a partition, which may be yet to come, is one of the DAG's; of a DAG without, it
-        is None."""
+        """Return whether a partition, which may begin in the future, is one of the DAG's. The
+        partition of a DAG without partitions is None."""
         if not self.mappings or partition is None:
             return not self.mappings and partition is None
         return find_window(self.mappings[0].downstream, partition) is not None
@@ -107,8 +110,8 @@ class Cause:
     """An event, and the dependency that it counts for.
 
     Attributes:
-        position: In the event log.
-        run_id: Of the upstream run; empty if there is none.
+        position: The event's position in the event log.
+        run_id: The id of the upstream run; empty if there is none.
     """
 
     edge: DependencyDeclaration
@@ -126,8 +129,8 @@ class Due:
     """A run that is due.
 
     Attributes:
-        partition: Of the DAG; None if it has none.
-        causes: What led to it, the newest last.
+        partition: The DAG's partition; None if the DAG has none.
+        causes: The events that led to the run, the newest last.
     """
 
     partition: str | None
@@ -136,34 +139,36 @@ class Due:
 
 @dataclass
 class Pending:
-    """What waits to start a DAG, or a partition of it.
+    """The events that wait to start a DAG, or a partition of it.
 
     Attributes:
-        causes: By position. With `runs: latest`, the last event of each dependency since the last
-            run. With `runs: each`, all events.
-        failures: How often in a row `only_if` gave no answer about what is next.
+        causes: The events by position. With `runs: latest`, the last event of each dependency since
+            the last run. With `runs: each`, all events.
+        failures: How many times in a row `only_if` gave no answer about the next event.
     """
 
     causes: dict[int, Cause] = field(default_factory=dict)
     failures: int = 0
 
 
-# What waits to start a DAG, by its partitions; of a DAG without, by None. Nothing in it is empty.
+# The events that wait to start a DAG, by its partitions, or by None if it has none. A partition for
+# which no event waits is left out.
 Waiting: TypeAlias = dict[str | None, Pending]
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """What the event sensor has read, and what waits.
+    """What the event sensor has read, and the events that wait.
 
     Attributes:
-        position: In the event log, up to which it was read.
+        position: The position up to which the event log was read.
         start: The position after which to read again.
-        seen: The positions of events that were read, of those after `start`.
-        dags: What waits, by DAG id.
-        followed: The fingerprints of the upstreams whose events count. Those of others are history.
-        dropped: What waited, and was dropped because declarations have changed, by DAG id: for
-            each event, its dependency in words. It is not stored.
+        seen: The positions after `start` of the events that were read.
+        dags: The events that wait, by DAG id.
+        followed: The fingerprints of the upstreams whose events count. The past events of others
+            do not count.
+        dropped: The events that no longer wait because declarations have changed, by DAG id: for
+            each event, its dependency in words. Not stored.
     """
 
     position: int
@@ -176,9 +181,10 @@ class Cursor:
     def advance(
         self, position: int, read: Collection[int], reread: int = REREAD_POSITIONS
     ) -> Cursor:
-        """Return the cursor after events at these positions were read, all up to one of them.
+        """Return the cursor after the event log was read up to a position.
 
         Args:
+            read: The positions of the events that were read.
             reread: How many positions to read again at most.
         """
         position = max(position, self.position)
@@ -193,7 +199,7 @@ class Cursor:
 def match_dependencies(
     dag: Downstream, event: AssetEvent
 ) -> list[tuple[DependencyDeclaration, str | None]]:
-    """Return which dependencies of a DAG an event is about, and of which partitions."""
+    """Return the dependencies of a DAG that an event is about, each with a partition of the DAG."""
     found: list[tuple[DependencyDeclaration, str | None]] = []
     for edge, mapping in dag.edges:
         if edge.key == event.key and mapping is not None:
@@ -210,16 +216,16 @@ def add_event(
     waiting: Waiting,
     event: AssetEvent,
 ) -> None:
-    """Add an event to what waits.
+    """Add an event to `waiting`, if it counts.
 
     Args:
-        matches: As `match_dependencies` returns them.
+        matches: The result of `match_dependencies`.
     """
     queued = set[str | None]()
     for edge, partition in matches:
-        if partition in queued:  # one run, whichever dependencies it counts for
+        if partition in queued:  # one run, even if it counts for several dependencies
             continue
-        # Removed and added: of what this event updates, the earliest partition comes first.
+        # Moved to the end: the partitions of this event keep their order, the earliest first.
         pending = waiting.pop(partition, Pending())
         _add(dag, edge, pending, event)
         if pending.causes:
@@ -233,9 +239,9 @@ def _add(dag: Downstream, edge: DependencyDeclaration, pending: Pending, event: 
         cause.edge == edge and position > event.position
         for position, cause in pending.causes.items()
     ):
-        return  # it was stored before what waits, and became visible later
+        return  # it is older than the event that waits, and became visible later
     counts = _counts(edge, event)
-    # With `when: all`, an upstream that ends otherwise does not count any more.
+    # With `when: all`, an upstream's event no longer counts after an end with the other state.
     is_revoked = dag.trigger.when == "all" and _OPPOSITE.get(edge.state) == event.state
     if dag.trigger.runs == "latest" and (counts or is_revoked):
         pending.causes = {
@@ -248,7 +254,7 @@ def _add(dag: Downstream, edge: DependencyDeclaration, pending: Pending, event: 
 
 
 def find_due(dag: Downstream, waiting: Waiting) -> list[Due]:
-    """Return the runs that are due, in the order to start them: that of their newest causes."""
+    """Return the runs that are due, in the order of their newest causes."""
     found: list[Due] = []
     for partition, pending in waiting.items():
         if dag.trigger.runs == "each":
@@ -263,7 +269,7 @@ def _sort(pending: Pending) -> tuple[Cause, ...]:
 
 
 def drop_before(waiting: Waiting, position: int) -> None:
-    """Remove what waits since before a position in the event log."""
+    """Remove the events at or before a position in the event log."""
     for partition, pending in list(waiting.items()):
         later = {each: cause for each, cause in pending.causes.items() if each > position}
         if later:
@@ -294,7 +300,7 @@ def _counts(edge: DependencyDeclaration, event: AssetEvent) -> bool:
 
 def dump(cursor: Cursor) -> str:
     """Return the sensor's cursor as JSON. DAGs for which nothing waits are left out."""
-    edges: dict[_Edge, int] = {}  # by their numbers, as thousands of partitions may wait
+    edges: dict[_Edge, int] = {}  # numbered, as thousands of partitions may wait
 
     def dump_pending(pending: Pending) -> list[Any]:
         causes = [
@@ -321,11 +327,11 @@ def dump(cursor: Cursor) -> str:
 
 
 def load(text: str | None, dags: Mapping[str, Downstream]) -> Cursor | None:
-    """Return the cursor, with what waits as the DAGs are declared now; None if it can't be read, as
+    """Return the cursor, adapted to the DAGs as they are declared now; None if it can't be read, as
     after an edit by hand. Parts that a later version wrote in another form are left out.
 
     Args:
-        dags: By DAG id.
+        dags: The declared DAGs, by DAG id.
     """
     try:
         values = json.loads(text or "")
@@ -353,9 +359,9 @@ def load(text: str | None, dags: Mapping[str, Downstream]) -> Cursor | None:
 def _load_waiting(
     dag: Downstream | None, rows: Iterable[Any], edges: Sequence[_Edge]
 ) -> tuple[Waiting, list[str]]:
-    """Return what waits to start a DAG as it is declared now: without dependencies and partitions
-    that are gone, and with one event of each dependency unless `runs: each`. Return also what was
-    left out, in words."""
+    """Return the events that wait to start a DAG as it is declared now, and, in words, those that
+    were left out because their dependency or partition is gone. Unless `runs: each`, only the last
+    event of each dependency is kept."""
     waiting, gone = Waiting(), list[str]()
     is_latest = dag is not None and dag.trigger.runs == "latest"
     for row in rows:

@@ -1,6 +1,6 @@
-"""Asks the function that a DAG names in `trigger.only_if`, in a process of its own.
+"""Calls the function that a DAG names in `trigger.only_if`, in a process of its own.
 
-The function is code of users: it may print, hang, crash or leave processes behind. None of that
+The function is users' code: it may print, hang, crash or leave processes behind. None of that
 reaches the code server, which runs all sensors of the code location.
 """
 
@@ -24,7 +24,7 @@ from federation_defs.errors import OnlyIfError
 from federation_defs.redaction import clean_text, has_secrets, redact_text
 
 TIMEOUT_S = 10.0
-_ORPHAN_S = 5.0  # after the time-out, a child whose parent has died ends itself
+_ORPHAN_S = 5.0  # so long after the time-out, a child whose parent has died ends itself
 _MAX_ANSWER_BYTES = 1_000_000
 _MAX_ERROR_CHARS = 10_000
 _MAX_SHOWN_CHARS = 300
@@ -38,22 +38,24 @@ _CHILD = (
 
 
 def ask(name: str, event: UpstreamEvent, timeout_s: float = TIMEOUT_S) -> Decision:
-    """Ask a function whether what happened starts a run.
+    """Ask a function whether an event starts a run.
 
-    The child process has this one's environment and import path. What it prints goes to this one's
-    standard error. After its answer, or the time-out, it is killed with all that it started.
+    The function runs in a child process with the environment and import path of this process. Its
+    output goes to this process's standard error. After its answer, or the time-out, the child is
+    killed with all processes that it started.
 
     Args:
         name: The function, as module:function.
-        event: What happened, which the function gets.
-        timeout_s: For the start of the process, the import and the call.
+        event: The argument of the function.
+        timeout_s: Seconds for the start of the process, the import and the call together.
 
     Returns:
-        The answer, with a conf that a tag of the Dagster run can hold, or a reason that may be
-        shown.
+        The answer. The conf of a `Run` fits into a tag of the Dagster run, and the reason of a
+        `Skip` holds no secret of the event's conf.
 
     Raises:
-        OnlyIfError: The function gave no answer, or none that we understand.
+        OnlyIfError: The function gave no answer in time, an invalid one, or a conf that Dagster
+            must not store.
     """
     question = {"name": name, "event": event.to_json(), "timeout_s": timeout_s}
 
@@ -66,7 +68,7 @@ def ask(name: str, event: UpstreamEvent, timeout_s: float = TIMEOUT_S) -> Decisi
     except subprocess.TimeoutExpired:
         raise fail(f"gave no answer within {timeout_s:g} s") from None
     except OSError as error:
-        raise fail(f"could not be asked ({error})") from error
+        raise fail(f"could not be called ({error})") from error
     if not replied:
         ended = f"exit code {exit_code}" if exit_code >= 0 else f"signal {-exit_code}"
         raise fail(f"ended its process ({ended})")
@@ -85,7 +87,7 @@ def ask(name: str, event: UpstreamEvent, timeout_s: float = TIMEOUT_S) -> Decisi
 
 
 def _run_child(name: str, question: bytes, timeout_s: float) -> tuple[bytes, int]:
-    """Return what the child replied, and its exit code, negative for a signal."""
+    """Return the child's output, and its exit code; the negative signal if one killed it."""
     path = [*sys.path, *_find_folders(name)]
     child = subprocess.Popen(  # noqa: S603 - a program of our own
         [sys.executable, "-c", _CHILD, *path],
@@ -97,7 +99,7 @@ def _run_child(name: str, question: bytes, timeout_s: float) -> tuple[bytes, int
         try:
             replied, _ = child.communicate(question, timeout_s)
         finally:
-            # With all that it started. (macOS: no permission for a group that has ended.)
+            # Kills all that it started, too. (macOS denies it for a group that has ended.)
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
     return replied, child.returncode
@@ -106,7 +108,7 @@ def _run_child(name: str, question: bytes, timeout_s: float) -> tuple[bytes, int
 def _find_folders(name: str) -> list[str]:
     """Return the folders from which the function's package was imported here.
 
-    Dagster has the working directory on the import path only while it loads the code (1.13).
+    Dagster (1.13) keeps the working directory on the import path only while it loads the code.
     """
     package = sys.modules.get(name.split(":")[0].split(".")[0])
     places = [*getattr(package, "__path__", [])] or [getattr(package, "__file__", None)]
@@ -114,22 +116,22 @@ def _find_folders(name: str) -> list[str]:
 
 
 def _find_conf_problem(conf: dict[str, Any] | None) -> str | None:
-    """Find why a conf can't be kept in a tag of the Dagster run."""
+    """Return why a conf can't be kept in a tag of the Dagster run, or None if it can."""
     if has_secrets(conf):
         return (
-            "a conf that seems to hold a secret, and that Dagster would show; keep secrets in an "
+            "a conf that seems to hold a secret, which Dagster would show; keep secrets in an "
             "Airflow connection"
         )
     if (size := len(json.dumps(conf))) > _MAX_CONF_CHARS:
         return (
-            f"a conf of {size} characters, and Dagster keeps it in a tag, which has "
-            f"{_MAX_CONF_CHARS} at most; pass the name of what it is about"
+            f"a conf of {size} characters, but Dagster keeps it in a tag of {_MAX_CONF_CHARS} at "
+            "most; pass a reference to the data instead"
         )
     return None
 
 
 def _clean(text: str, event: UpstreamEvent) -> str:
-    """Return a text of the function in one line, without secrets of the event."""
+    """Return a text of the function in one line, without secrets of the event's conf."""
     return " ".join(redact_text(clean_text(text), event.conf).split())[:_MAX_SHOWN_CHARS]
 
 
@@ -137,8 +139,8 @@ def reply() -> None:
     """Answer the question on standard input, in the child process."""
     question = json.load(sys.stdin)
     channel = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the function prints
-    # The parent kills this process in time, unless it has died itself.
+    os.dup2(2, 1)  # the function prints to standard error
+    # The parent kills this process in time, unless the parent has died.
     signal.setitimer(signal.ITIMER_REAL, question["timeout_s"] + _ORPHAN_S)
     try:
         decision = _import_function(question["name"])(UpstreamEvent.from_json(question["event"]))
@@ -151,7 +153,7 @@ def reply() -> None:
     channel.flush()
     with suppress(AttributeError, OSError, ValueError):  # the function may have closed it
         sys.stdout.flush()
-    # With all that it started, which may keep the channel open, and without waiting for threads.
+    # Ends all that it started, too, which may keep the channel open; doesn't wait for threads.
     os.killpg(0, signal.SIGKILL)
 
 
@@ -165,7 +167,7 @@ def _encode(decision: Any) -> dict[str, Any]:
 
 
 def _describe(error: BaseException, name: str) -> str:
-    """Return an exception and where in the function's module: "rules.py:12: ValueError: no day"."""
+    """Return an exception and its line in the function's module: "rules.py:12: ValueError: x"."""
     places = [
         f"{os.path.basename(frame.f_code.co_filename)}:{line}: "
         for frame, line in traceback.walk_tb(error.__traceback__)
@@ -176,11 +178,11 @@ def _describe(error: BaseException, name: str) -> str:
 
 
 def check_function(name: str) -> str | None:
-    """Return why a function can't be asked, as it follows its name, or None if it can.
+    """Return why a function can't be used, as it follows the function's name; None if it can.
 
     Imports its module into this process.
     """
-    # Dagster is loaded where definitions are; a child process does without it.
+    # Imports Dagster, which a child process does not need.
     from federation_defs.declaration.fields import suggest
 
     module_name, _, function_name = name.partition(":")
@@ -192,7 +194,7 @@ def check_function(name: str) -> str | None:
         return f"is not in its module{suggest(function_name, vars(module))}"
     function = getattr(module, function_name)
     if not callable(function):
-        return f"is of type {type(function).__name__}, and no function"
+        return f"is of type {type(function).__name__}, not a function"
     if inspect.iscoroutinefunction(function):
         return "is a coroutine function; write `def`, not `async def`"
     try:

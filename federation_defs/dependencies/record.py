@@ -1,6 +1,6 @@
-"""What happened upstream, as code of users gets it, and what that code answers.
+"""The upstream event that users' code gets, and the answers of an `only_if` function.
 
-This module imports little, because a process that starts for each question does.
+This module imports little, because a new process imports it for each call of such a function.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any, Literal, TypeAlias
 
 @dataclass(frozen=True, kw_only=True)
 class UpstreamEvent:
-    """What happened to an upstream of a DAG. All times are aware and in UTC.
+    """An event of a DAG's upstream. All times are aware and in UTC.
 
     Attributes:
         upstream: The DAG, as instance/dag_id, or the key of the Dagster asset, with slashes.
         downstream: The DAG that depends on it, as instance/dag_id.
-        state: That a run succeeded or failed; that a run goes on for longer than the DAG's
-            `max_duration` (slow); or that none has succeeded by its `deadline` (late). A
-            materialization of an asset is a success.
+        state: A run succeeded ("success") or failed ("failure"); a run has been running for longer
+            than the DAG's `max_duration` ("slow"); or no run has succeeded by its `deadline`
+            ("late"). A materialization of an asset is a success.
         run_id: The Airflow run id, or for an asset the id of the Dagster run that materialized it.
             None for late, and for a materialization outside of a run.
-        logical_date: Of the DAG run. In Airflow 3 a run may have none.
-        data_interval_start, data_interval_end: Of the DAG run.
-        partition_key: Of the materialization in Dagster.
-        start: When the DAG run started, if Airflow says so.
+        logical_date: The DAG run's logical date. In Airflow 3 a run may have none.
+        data_interval_start, data_interval_end: The DAG run's data interval.
+        partition_key: The partition of the event in Dagster.
+        start: When the DAG run started; None if Airflow has no start.
         end: When the DAG run ended, or the asset was materialized. None for slow and late.
         deadline: For late: the deadline that was missed.
         conf: The conf of the DAG run as Dagster shows it: with `***` in place of secrets, and empty
@@ -50,7 +50,7 @@ class UpstreamEvent:
     link: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the attributes as values that JSON has: times in ISO 8601, with their offset."""
+        """Return the attributes as JSON values: times in ISO 8601, with their offset."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         times = {
             name: value.isoformat() for name, value in values.items() if isinstance(value, datetime)
@@ -59,7 +59,7 @@ class UpstreamEvent:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> UpstreamEvent:
-        """Return the event of which `to_json` returned these values."""
+        """Return the event from the result of `to_json`."""
         times = {
             name: datetime.fromisoformat(values[name])
             for name in _TIMES
@@ -76,11 +76,11 @@ class Run:
     """An answer of an `only_if` function: start a run of the DAG.
 
     Args:
-        conf: The conf of the run, in place of `trigger.conf`; None for that. Values that JSON has.
+        conf: The conf of the run, of JSON values; None for `trigger.conf`.
 
     Raises:
-        TypeError: The conf is no dict, or has a value of a type that JSON does not have.
-        ValueError: The conf has nan or an infinite number.
+        TypeError: The conf is not a dict, or has a value that is not a JSON value.
+        ValueError: The conf contains nan or an infinite number.
     """
 
     conf: dict[str, Any] | None = field(default=None, repr=False)  # it may hold secrets
@@ -93,20 +93,20 @@ class Run:
 
 @dataclass(frozen=True)
 class Skip:
-    """An answer of an `only_if` function: what happened starts no run.
+    """An answer of an `only_if` function: start no run for the event.
 
     Args:
         reason: Shown in Dagster, on the DAG's asset.
 
     Raises:
-        TypeError: The reason is no text.
+        TypeError: The reason is not a str.
     """
 
     reason: str
 
     def __post_init__(self) -> None:
         if not isinstance(self.reason, str):
-            raise TypeError(f"Skip(reason): it is a {type(self.reason).__name__}; pass a text")
+            raise TypeError(f"Skip(reason): reason is a {type(self.reason).__name__}; pass a str")
 
 
 Decision: TypeAlias = Run | Skip

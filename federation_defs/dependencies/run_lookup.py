@@ -1,4 +1,4 @@
-"""Finds the runs of DAGs that go on, and those that an upstream run has led to already."""
+"""Finds the active runs of DAGs, and the runs that an upstream run has led to already."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _MAX_RUNS = 10 * SERVER_PAGE
 
 
 class DueCache:
-    """What was found about runs that are due, as long as their causes are the same. It only saves
+    """A finding about each due run, kept while the causes of the run are the same. It only saves
     queries."""
 
     def __init__(self) -> None:
@@ -59,8 +59,12 @@ class DueCache:
 
 @dataclass
 class Hang:
-    """An Airflow that hangs: the requests in a row that it did not answer, and when it is asked
-    again, by the monotonic clock."""
+    """Whether an Airflow hangs.
+
+    Attributes:
+        failures: The number of requests in a row that it did not answer.
+        ends_at: When to send the next request, in seconds of the monotonic clock.
+    """
 
     failures: int = 0
     ends_at: float = -math.inf
@@ -70,10 +74,10 @@ class RunLookup:
     """The runs of an instance's DAGs during one tick. Each query is made once, when it is needed.
 
     Args:
-        shared: The ids of Dagster runs that materialized upstreams and are to run the DAG as well.
-            It is updated.
-        hang: Of the Airflow. It is updated.
-        deadline: By the monotonic clock, for Airflow's answers.
+        shared: The ids of Dagster runs that materialized an upstream and run the DAG as well.
+            Updated here.
+        hang: Whether the Airflow hangs. Updated here.
+        deadline: For Airflow's answers, in seconds of the monotonic clock.
     """
 
     def __init__(
@@ -91,9 +95,9 @@ class RunLookup:
         self._hang = hang
         self._timing = timing
         self._deadline = deadline
-        # By DAG, partition and cause, what this tick requested.
+        # The ids of the DAG runs that this tick requested, by DAG, partition and cause.
         self._requested: dict[tuple[str, str | None, str], str] = {}
-        # Of DAGs, the runs that go on as run id and partition, or why they are not known.
+        # The active runs of each DAG, as partitions by run id, or why they are not known.
         self._active: dict[str, dict[str, str | None] | str] = {}
         self._fetch_dagster_run = cache(instance.get_run_by_id)
         self._find_problem = cache(self._fetch_problem)
@@ -107,7 +111,7 @@ class RunLookup:
             active[run_id] = due.partition
 
     def fetch_event(self, cause: Cause) -> AssetEvent | None:
-        """Fetch the event; None if it was deleted."""
+        """Fetch the event of a cause; None if it was deleted."""
         return self._fetch_event(cause.edge.key, cause.position)
 
     @cached_property
@@ -116,8 +120,11 @@ class RunLookup:
 
     @cached_property
     def _active_runs(self) -> Page[DagRun] | str:
-        """The active DAG runs with ids of ours, or why they are not known."""
-        too_many = f"Airflow '{self._client.instance}' has too many active runs to count them"
+        """The active DAG runs that Dagster triggered, or why they are not known."""
+        too_many = (
+            f"Airflow '{self._client.instance}' has too many active runs, or they end while they "
+            "are read"
+        )
         page = self._ask(
             lambda: self._client.fetch_active_runs(_MAX_RUNS, RUN_ID_PREFIX) or too_many
         )
@@ -131,12 +138,12 @@ class RunLookup:
         return dag if isinstance(dag, str) else dag.problem
 
     def _ask(self, fetch: Callable[[], T]) -> T | str:
-        """Return what Airflow answers, or why there is no answer. An Airflow that hangs is not
-        asked again at once, as each question takes a part of the tick, and a thread."""
+        """Return Airflow's answer, or why there is none. An Airflow that hangs gets the next
+        request after a pause, because each one takes a part of the tick, and a thread."""
         now, hang, timing = self._timing.monotonic(), self._hang, self._timing
         late = f"Airflow '{self._client.instance}' has not answered in time"
         if now >= hang.ends_at:
-            # Longer each time, for one that is slow.
+            # Longer after each failure, up to four times: the Airflow may only be slow.
             timeout_s = timing.check_s * 2 ** min(hang.failures, 2)
             rest_s = max(0.0, timing.find_rest_s(self._deadline))
             try:
@@ -146,30 +153,30 @@ class RunLookup:
             if answer is not None:
                 hang.failures = 0
                 return answer
-            if rest_s < timing.check_s:  # the end of the tick says nothing about the Airflow
+            if rest_s < timing.check_s:  # it may not hang: the tick had too little time left
                 return late
             hang.failures += 1
             hang.ends_at = now + timing.poll_unreachable.pause_s(hang.failures)
-        return f"{late}; it is asked again in {hang.ends_at - now:.0f} s"
+        return f"{late}; the next request is in {hang.ends_at - now:.0f} s"
 
     def find_obstacle(self, dag: Downstream, earlier: str | None) -> str | None:
-        """Find why no run of a DAG may begin, in words; None if one may.
+        """Return why no run of a DAG may begin, in words; None if one may.
 
         Args:
-            earlier: The DAG run that is to be cleared.
+            earlier: The id of the DAG run to clear, if there is one.
         """
         active = self._find_active(dag)
         if isinstance(active, str):
             return active
         is_bounded = dag.trigger.runs == "each" or dag.declaration.partitions is not None
         if len(active) >= (dag.trigger.at_once if is_bounded else 1):
-            return f"runs of it go on: {join_names(sorted(active))}"
+            return f"it has active runs: {join_names(sorted(active))}"
         if earlier is not None and (earlier in active or self._is_active(dag, earlier)):
-            return f"the run to clear goes on: {earlier}"
+            return f"the run to clear is still active: {earlier}"
         return self._find_problem(dag.dag_id)
 
     def find_active_partitions(self, dag: Downstream) -> Collection[str | None]:
-        """Find the partitions of a DAG whose runs go on, as far as that is known."""
+        """Return the partitions of a DAG that have active runs; empty if that is not known."""
         active = self._find_active(dag)
         return () if isinstance(active, str) else active.values()
 
@@ -179,18 +186,18 @@ class RunLookup:
         return self._active[dag.dag_id]
 
     def _fetch_active(self, dag: Downstream) -> dict[str, str | None] | str:
-        """Fetch a DAG's runs that Dagster has requested and that go on.
+        """Fetch the active runs of a DAG that Dagster requested, or why they are not known.
 
-        Airflow is asked, too: a DAG run goes on without a Dagster run if it is not waited for, or
-        if a worker died. One that is older than its time-out does not count. (Airflow 2 does not
-        tell since when a run is queued.)
+        Airflow is asked, too: a DAG run is active without a Dagster run if it is not waited for, or
+        if a worker died. A DAG run older than `trigger.timeout` does not count. (Airflow 2 does not
+        return when a run was queued.)
         """
         partitions = dag.declaration.partitions
         active = {
             self._find_run_id(dag, run): get_partition(run)
             for run in self._active_requests
             if dag.key in (run.asset_selection or ())
-            # Of a backfill, which is one run of several partitions, the DAG runs count.
+            # A backfill is one Dagster run of several partitions: its DAG runs are counted below.
             and (partitions is None or get_partition(run) is not None)
         }
         if active and dag.trigger.runs == "latest" and partitions is None:
@@ -209,12 +216,13 @@ class RunLookup:
         return active
 
     def _is_active(self, dag: Downstream, run_id: str) -> bool:
-        """Whether a DAG run goes on in Airflow, also one that is older than its time-out."""
+        """Return whether a DAG run is active in Airflow, even if older than its time-out."""
         runs = [] if isinstance(self._active_runs, str) else self._active_runs.entries
         return any(run.key == (dag.dag_id, run_id) for run in runs)
 
     def find_earlier_run(self, dag: Downstream, due: Due) -> str | None:
-        """Find the DAG run that an earlier end of the upstream run led to, if that matters."""
+        """Find the id of the DAG run that an earlier end of the upstream run led to; None if there
+        is none, or with `reruns: follow`."""
         label = due.causes[-1].label
         if dag.trigger.reruns == "follow" or not due.causes[-1].run_id:
             return None
@@ -243,7 +251,7 @@ class RunLookup:
         return run if order.is_launched_after(event, dag.key, due.partition) else None
 
     def _is_planned(self, dagster_run_id: str, dag: Downstream, due: Due) -> bool:
-        """Whether a Dagster run was created to run the DAG, or this partition of it."""
+        """Return whether a Dagster run was created to run the DAG, or this partition of it."""
         planned = fetch_planned_partitions(self._instance, dagster_run_id).get(dag.key, [])
         # Dagster (1.13) may name the partitions of another asset for a DAG that has none.
         return bool(planned) and (

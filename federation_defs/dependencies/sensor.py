@@ -1,9 +1,9 @@
 """The sensor that starts DAGs by events that no automation condition sees: failures, slow and late
 runs, each upstream run by itself, partitions, and what a function of the user decides.
 
-It reads the event log in the order in which events were stored, all DAGs' at once, and keeps in
-its cursor what waits. Each run is requested with a key made of the newest event that led to it, so
-that Dagster creates it once, whatever crashes.
+It reads the event log in the order in which events were stored, for all DAGs at once, and keeps the
+events that wait in its cursor. Each run is requested with a key made of the newest event that led
+to it. By this key, Dagster creates the run only once, even after a crash.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def build_event_sensor(
     Args:
         dags: The declarations of the DAGs that it decides on, by DAG id.
         instances: The declarations of the instances that they depend on, by name.
-        interval_s: Below five seconds, it ticks in every loop of the daemon: each 5 s (1.13).
-        pause: Why it does nothing, if so. Its cursor stays as it is.
+        interval_s: Seconds between ticks. Below 5, the sensor ticks in each loop of Dagster's
+            daemon, which takes 5 s (1.13).
+        pause: Why the sensor does nothing and keeps its cursor; empty if it works.
     """
     downstreams = {
         dag_id: Downstream(client.instance, dag_id, dag, build_mappings(dag, instances))
@@ -66,21 +67,21 @@ def build_event_sensor(
         default_status=dg.DefaultSensorStatus.RUNNING,
         # One line, which Dagster's UI does not break (1.13).
         description=f"Starts DAGs of Airflow {client.instance}. Click on a tick's result to see "
-        f"what waits. The job {build_job_name(client.instance, 'drop_waiting')} drops that.",
+        f"which events wait. The job {build_job_name(client.instance, 'drop_waiting')} drops them.",
     )
 
 
 def build_drop_job(instance: str, dag_ids: Collection[str]) -> dg.JobDefinition:
-    """Build the job with which a person drops what waits for runs of a DAG."""
+    """Build the job with which a person drops the events that wait to start a DAG."""
     name = build_job_name(instance, "drop_waiting")
 
-    # No annotation of the module's own: Dagster would look for it here.
+    # `context` has no annotation: in this module it would be text, which Dagster refuses.
     @dg.op(name=f"{name}_of_dag", config_schema={"dag_id": str}, out=dg.Out(dg.Nothing))
     def drop_waiting(context) -> None:
         dag_id = context.op_config["dag_id"]
         if dag_id not in dag_ids:
             raise dg.Failure(
-                f"The sensor {build_sensor_name(instance, 'events')} decides on no DAG '{dag_id}'"
+                f"The sensor {build_sensor_name(instance, 'events')} starts no DAG '{dag_id}'"
                 f"{suggest(dag_id, dag_ids)}; nothing was dropped.",
                 allow_retries=False,
             )
@@ -99,16 +100,17 @@ def build_drop_job(instance: str, dag_ids: Collection[str]) -> dg.JobDefinition:
 
 @dataclass
 class _EventSensor:
-    """The state of one instance's sensor, as long as the process lasts. It only saves queries.
+    """One instance's sensor, with its state for as long as the process lasts. Losing the state only
+    costs queries. Times are in seconds of the monotonic clock.
 
     Attributes:
-        read_again_s: Between two readings within a tick.
-        _last: The cursor that the last tick returned; None if it failed, or has not read all.
+        read_again_s: The seconds between two readings within a tick.
+        _last: The cursor that the last tick returned; None if it failed or did not read all events.
         _reached: Positions in the event log, and when they were reached at the latest.
         _read_at: When the last tick began to read.
-        _lacking: What partitions that wait lack.
-        _shared: The Dagster runs that run them together with their upstreams.
-        _hang: Of the Airflow.
+        _lacking: What the partitions that wait lack.
+        _shared: The Dagster runs that run DAGs together with their upstreams.
+        _hang: Whether the Airflow hangs.
         _begin: The DAG with which the next tick begins to start runs; None for the first one.
     """
 
@@ -138,14 +140,15 @@ class _EventSensor:
     def _read_and_start(
         self, context: dg.SensorEvaluationContext, instance: dg.DagsterInstance, share: float
     ) -> tuple[dg.SensorResult | dg.SkipReason, float | None]:
-        """Return the result of the tick so far, and the interval; None if there is news.
+        """Return the tick's result so far, and the seconds until the next reading; None if the tick
+        ends now: there is news, something waits to start, or another tick is active.
 
         Args:
-            share: Of the time that reading, and starting runs, may take.
+            share: The share of the usual times that reading, and starting runs, may take.
         """
-        # Dagster ended a tick that hangs, or a person evaluates the sensor in the UI.
+        # Dagster gave up a tick that hangs, or a person evaluates the sensor in the UI meanwhile.
         if not self._lock.acquire(blocking=False):
-            return dg.SkipReason("Another tick of this sensor goes on."), None
+            return dg.SkipReason("Another tick of this sensor is still running."), None
         try:
             return self._evaluate(context, instance, share)
         finally:
@@ -185,8 +188,8 @@ class _EventSensor:
                 starter.report_new_upstreams(dag, before.followed)
             self._start(starter, cursor)
         else:
-            # Upstreams that are new count, and runs begin, when all that has happened is read:
-            # what is read later may have led to them in a tick whose cursor was not stored.
+            # New upstreams count, and runs begin, only after all events are read: events that are
+            # read later may have led to these runs, in a tick whose cursor was not stored.
             followed &= before.followed
             starter.report_unread()
         text = decider.dump(replace(cursor, followed=frozenset(followed)))
@@ -203,12 +206,12 @@ class _EventSensor:
         *,
         may_repeat: bool,
     ) -> tuple[Cursor, bool]:
-        """Read what has happened, and add it to what waits. Return the cursor after that, and
-        whether it is all that has happened.
+        """Read new events, and add them to those that wait. Return the cursor after that, and
+        whether all events were read.
 
         Args:
-            deadline: By the monotonic clock.
-            may_repeat: Runs may have been requested by a tick whose cursor was not stored.
+            deadline: In seconds of the monotonic clock.
+            may_repeat: Whether a tick whose cursor was not stored may have requested runs.
         """
         downstreams: dict[dg.AssetKey, list[Downstream]] = {}
         for dag in self.dags.values():
@@ -236,7 +239,7 @@ class _EventSensor:
             cursor = cursor.advance(after, read)
             if self.timing.find_rest_s(deadline) <= 0:
                 break
-        if not is_whole and after <= before.position:  # it had only time to read again
+        if not is_whole and after <= before.position:  # there was only time to read again
             cursor = cursor.advance(after, (), REREAD_IN_BACKLOG)
         if may_repeat and is_whole:
             dags = [(dag, waiting[dag_id], waiting[dag_id]) for dag_id, dag in self.dags.items()]
@@ -244,8 +247,8 @@ class _EventSensor:
         return cursor, is_whole
 
     def _start(self, starter: Starter, cursor: Cursor) -> None:
-        """Start what is due. DAGs without `only_if` come first, as functions may take all the time.
-        The next tick begins with the first DAG for which this one has no time."""
+        """Start runs that are due. DAGs without `only_if` come first, as functions may take all the
+        time. The next tick begins with the first DAG for which this one has no time."""
         dag_ids = sorted(self.dags, key=lambda each: bool(self.dags[each].trigger.only_if))
         begin, self._begin = self._begin, None
         if begin is not None:
@@ -256,8 +259,11 @@ class _EventSensor:
             starter.start(self.dags[dag_id], cursor.dags[dag_id])
 
     def _find_start(self, cursor: Cursor) -> int:
-        """Find the position after which to read. Events with smaller positions may become visible
-        later, but had done so when the last tick began to read: it was reached long before that."""
+        """Return the position after which to read.
+
+        Events up to a position become visible within `timing.late_event_s` after it was reached. So
+        the last tick has read all events up to a position that was reached this long before it.
+        """
         now, start = self.timing.monotonic(), cursor.start
         self._reached.append((now, cursor.position))
         reached_by, self._read_at = self._read_at - self.timing.late_event_s, now
@@ -274,7 +280,7 @@ def _add_event(
     *,
     may_repeat: bool,
 ) -> None:
-    """Add an event to what waits for DAGs, or drop that, if a person wants it."""
+    """Add an event to those that wait. If it is a person's request to drop a DAG's, drop these."""
     matches = [(dag, decider.match_dependencies(dag, event)) for dag in dags]
     if may_repeat:
         latches = [

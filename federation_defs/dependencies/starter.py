@@ -1,5 +1,5 @@
-"""Requests runs of DAGs for the events that led to them: in order, not more than may run at a time,
-when upstreams have the partitions that are needed, and as `only_if` and `reruns` say."""
+"""Requests the runs that are due: in the order of their events, no more at a time than may run,
+once upstreams have the needed partitions, and as `only_if` and `reruns` decide."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Obstacle(NamedTuple):
     """Why a due run does not begin now.
 
     Attributes:
-        is_of_dag: No other run of the DAG begins now either.
+        is_of_dag: Whether no other run of the DAG begins now either.
     """
 
     why: str
@@ -59,11 +59,11 @@ def drop_requested(
     instance: dg.DagsterInstance,
     waiting: Iterable[tuple[Downstream, Waiting, Collection[str | None]]],
 ) -> None:
-    """Remove from what waits the causes of runs that were requested by a tick whose cursor was not
-    stored. With `when: all`, the next event would otherwise lead to another run for them.
+    """Remove the events that led to runs in a tick whose cursor was not stored. With `when: all`,
+    the next event would otherwise lead to another run for them.
 
     Args:
-        waiting: DAGs, what waits for each, and the partitions to look at.
+        waiting: For each DAG, the events that wait to start it, and the partitions to look at.
     """
     by_key = {
         _build_run_key(dag, due): (of_dag, due)
@@ -78,10 +78,10 @@ class Starter:
     """Requests the runs of one tick.
 
     Args:
-        lacking: What partitions lack, in words, empty if nothing. Only an event about the
-            partition, which is another cause, can change it. It is updated.
-        shared, hang: As `RunLookup` takes them.
-        deadline: For starting runs, by the monotonic clock.
+        lacking: What partitions lack, in words, or empty for nothing. Only an event about the
+            partition, which is another cause, can change it. Updated here.
+        shared, hang: As in `RunLookup`.
+        deadline: For starting runs, in seconds of the monotonic clock.
     """
 
     def __init__(
@@ -115,11 +115,11 @@ class Starter:
 
     @property
     def is_idle(self) -> bool:
-        """Whether this has done nothing, and only further events would change that."""
+        """Whether this tick requests and reports nothing, and only new events can change that."""
         return not (self._requests or self._events or self._is_blocked)
 
     def start(self, dag: Downstream, waiting: Waiting) -> None:
-        """Request as many of a DAG's due runs as may begin now, and remove them from what waits."""
+        """Request a DAG's due runs that may begin now, and remove their events from `waiting`."""
         lacking: list[str] = []
         first_blocked: tuple[Due, str] | None = None  # that waits though it lacks nothing
         has_begun = False
@@ -128,7 +128,7 @@ class Starter:
             if due.partition in blocked:
                 continue
             if self.is_over and not self._lacking.get(dag, due):
-                why = "no time left in this tick; tried again in the next one"
+                why = "this tick has no time left; the next one tries again"
                 first_blocked = first_blocked or (due, why)
                 break
             if lacks := self._find_lacking(dag, due):
@@ -151,16 +151,16 @@ class Starter:
             self._note_missing_upstreams(dag, waiting)
 
     def _start(self, dag: Downstream, waiting: Waiting, due: Due) -> _Obstacle | None:
-        """Request a due run, or pass it over. If neither can be done now, return why."""
+        """Request a due run, or pass it over. Return why if neither is possible now."""
         earlier = self._runs.find_earlier_run(dag, due)
         if earlier is not None and dag.trigger.reruns == "ignore":
             return None
         if (why := self._runs.find_obstacle(dag, earlier)) is not None:
             return _Obstacle(why)
         if due.partition is not None and due.partition in self._runs.find_active_partitions(dag):
-            return _Obstacle("a run of this partition goes on", is_of_dag=False)
+            return _Obstacle("a run of this partition is active", is_of_dag=False)
         if (shared := self._runs.find_shared_run(dag, due)) is not None:
-            runs_both = f"Dagster run {shared.run_id} runs both"
+            runs_both = f"Dagster run {shared.run_id} runs both DAGs"
             return None if shared.is_finished else _Obstacle(runs_both, is_of_dag=False)
         if (answer := self._decide(dag, waiting, due)) is None:
             return _Obstacle("`only_if` has not answered yet")
@@ -184,26 +184,27 @@ class Starter:
             self._newly_followed.append(dag.dag_id)
 
     def report_dropped(self, dag_id: str, events: Sequence[str]) -> None:
-        """Report, on a DAG's asset and in the tick, what waited and starts the DAG no longer.
+        """Report, on a DAG's asset and in the tick, the events that no longer wait to start it.
 
         Args:
-            events: Their dependencies, in words.
+            events: The dependency of each, in words.
         """
         observation = build_dropped_observation(self._airflow, dag_id, events)
         self._events.append(observation)
         self._notes.append(f"{self._airflow}/{dag_id}: {observation.description}")
 
     def report_unread(self) -> None:
-        """Note in the tick that not all that has happened was read, and that nothing starts yet."""
+        """Note in the tick that not all events were read yet."""
         self._notes.append(
-            "This tick had no time to read all that has happened; the next one goes on."
+            "This tick had no time to read all events. The next one continues, and starts no run "
+            "before all are read."
         )
 
     def build_result(self, cursor: str) -> dg.SensorResult:
         """Build what the sensor returns."""
         notes = self._notes or ["Nothing has happened upstream that starts a DAG."]
         if self._newly_followed:
-            new = f"What happens from now on counts for {join_names(self._newly_followed)}."
+            new = f"New dependencies of {join_names(self._newly_followed)} count from now on."
             notes = [new, *self._notes]
         return dg.SensorResult(
             run_requests=self._requests,
@@ -234,7 +235,7 @@ class Starter:
         self._runs.add_requested(dag, due, clears or _build_run_key(dag, due))
 
     def _find_logical_date(self, dag: Downstream, cause: Cause) -> datetime | None:
-        """Find the logical date of the upstream run, if the DAG's run is to have it."""
+        """Find the upstream run's logical date, if the DAG has `trigger.logical_date: upstream`."""
         if dag.trigger.logical_date != "upstream":
             return None
         event = self._runs.fetch_event(cause)
@@ -243,7 +244,7 @@ class Starter:
     # What partitions lack
 
     def _find_lacking(self, dag: Downstream, due: Due) -> str | None:
-        """Find what a partition lacks, as the end of a sentence; None or empty if nothing."""
+        """Find what a partition lacks, as it follows its name; None or empty if nothing."""
         if due.partition is None:
             return None
         if known := self._lacking.get(dag, due):
@@ -276,8 +277,8 @@ class Starter:
     # What a function of the user decides
 
     def _decide(self, dag: Downstream, waiting: Waiting, due: Due) -> Run | Skip | None:
-        """Ask `only_if` about the newest event. If it gives no answer, it is asked again in the
-        next tick, and not before, as it may take all the time of this one."""
+        """Ask `only_if` about the newest event; None if it gave no answer. Then the next tick
+        retries, and not this one, because the function may take all its time."""
         if (function := dag.trigger.only_if) is None:
             return Run()
         if self.is_over or dag.dag_id in self._unanswered:
@@ -305,10 +306,10 @@ class Starter:
         )
         return answer
 
-    # What waits
+    # Notes about events that wait
 
     def _note_missing_upstreams(self, dag: Downstream, waiting: Waiting) -> None:
-        """Note which dependencies a DAG still waits for, if others have counted since its last
+        """Note which dependencies a DAG still waits for, if it has events of others since its last
         run."""
         notes: list[str] = []
         for partition, pending in waiting.items():
@@ -334,7 +335,7 @@ class Starter:
 
 
 def _build_run_key(dag: Downstream, due: Due) -> str:
-    """Build the key by which Dagster creates one run for these causes, if a tick is repeated after
-    a crash."""
+    """Build the run key. By it, Dagster creates one run for these causes, even if a tick is
+    repeated after a crash."""
     partition = "" if due.partition is None else f" {due.partition}"
     return f"{dag.name} {due.causes[-1].position}{partition}"

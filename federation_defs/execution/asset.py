@@ -81,22 +81,24 @@ def build_execution(
         except DeclarationError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         except RunCanceledError as error:
-            # It stays canceled, as a failure would not leave it (dagster 1.13). But in a process of
-            # its own, an interrupted step is a crash, and Dagster runs all of it once more.
+            # After an interruption, the Dagster run stays canceled; after a failure it would not
+            # (dagster 1.13). But if the step has a process of its own, Dagster takes the
+            # interruption for a crash, and runs the whole step again.
             if has_step_processes(context.job_def):
                 raise dg.Failure("This run was canceled.", allow_retries=False) from error
             raise dg.DagsterExecutionInterruptedError from error
         except Exception as error:
-            # An error of Dagster's database. A step that is repeated takes over its DAG runs. A
-            # policy of the op would repeat a canceled one, too (dagster 1.13).
+            # Not an Airflow's error, but one of Dagster's database, for example. The repeated step
+            # takes over its DAG runs. An op's `RetryPolicy` would repeat canceled steps, too
+            # (dagster 1.13).
             raise dg.RetryRequested(_MAX_REPEATS, timing.repeat_step_s) from error
 
     def run(context: dg.AssetExecutionContext) -> Iterator[Event]:
         current_run = CurrentRun(context.instance, context.run, client.instance)
         step_context = StepContext(client, dags, current_run, context.log, timing)
         targets = _find_targets(context, client.instance, dags)
-        # Of the DAGs that are run here, the reporter evaluates the check `dag_run`, and sensors the
-        # others.
+        # For DAGs that this step runs, the reporter evaluates the check `dag_run`, and sensors
+        # evaluate the other checks.
         own = set(context.selected_asset_keys)
         by_sensors = {
             key
@@ -135,7 +137,11 @@ def build_execution(
 def _find_targets(
     context: dg.AssetExecutionContext, instance: str, dags: Mapping[str, DagDeclaration]
 ) -> list[Target]:
-    """Find the DAGs of this instance, and their partitions, that the Dagster run selects."""
+    """Return the DAGs of this instance, and their partitions, that the Dagster run selects.
+
+    Raises:
+        dagster.Failure: A DAG has partitions, and the run selects none.
+    """
     targets: list[Target] = []
     for key in sorted(context.selected_asset_keys):
         dag_id = build_dag_id(instance, key)
@@ -161,8 +167,8 @@ def _wait_for_other_location(
         return
     location = origin.repository_origin.code_location_origin.location_name
     other = wait_for_observing_location(context.instance, airflow, location, timing, context.log)
-    # The instance may have moved since the event sensor requested the run. In the other location,
-    # that does not request it again.
+    # If the event sensor requested this run before the instance moved, the event sensor of the
+    # other location does not request it again.
     if other and not is_only_request(context.instance, context.run, airflow):
         error = DeclaredTwiceError(airflow, location, other)
         raise dg.Failure(f"{error} Nothing was triggered.", allow_retries=False)
@@ -171,8 +177,9 @@ def _wait_for_other_location(
 def _wait_for_run_group(context: StepContext, heartbeats: Heartbeats) -> None:
     """Wait while another attempt may launch or report DAG runs of this instance.
 
-    Of several that wait, the one with the smallest id goes on. Each has announced itself, and looks
-    for the others after a pause in which those can be seen that have announced themselves earlier.
+    Of several attempts that wait, the one with the smallest Dagster run id continues. Each attempt
+    announces itself, then pauses, and then looks for the others. After the pause, it sees all that
+    announced themselves before it.
     """
     timing, current_run, logged = context.timing, context.current_run, list[str]()
     monitor = HeartbeatMonitor(context.client.instance, timing, timing.run_group_s)
@@ -189,7 +196,7 @@ def _wait_for_run_group(context: StepContext, heartbeats: Heartbeats) -> None:
             break
         if others != logged:
             logged = others
-            context.log.info(f"Waiting for {', '.join(others)}: another attempt at the same.")
+            context.log.info(f"Waiting for {', '.join(others)}: another attempt at the same run.")
     heartbeats.begin()
 
 
@@ -197,17 +204,18 @@ def _log_safe_mode(context: StepContext, targets: list[Target], reason: str) -> 
     for target in targets:
         conf = redact(context.dags[target.dag_id].trigger.conf)
         context.log.warning(
-            f"Nothing is triggered, for {reason}. DAG {target.name} of Airflow "
-            f"'{context.client.instance}' would have been, as run "
+            f"Nothing is triggered, because {reason}. DAG {target.name} of Airflow "
+            f"'{context.client.instance}' would have been triggered as run "
             f"{context.current_run.build_run_id(target)} with conf {conf}."
         )
 
 
 class _Step:
-    """Runs targets, each once what it depends on has succeeded, independent ones in parallel.
+    """Runs targets in the order of their dependencies, independent ones in parallel.
 
     Attributes:
-        repeated: Targets that an earlier request of automation has launched for the same updates.
+        repeated: Targets that are not launched here, because an earlier Dagster run that automation
+            requested for the same updates launches them.
     """
 
     def __init__(
@@ -232,16 +240,17 @@ class _Step:
         Raises:
             dagster.Failure: One or more DAGs failed. Those that don't depend on them were run.
             dagster.DagsterExecutionInterruptedError: The Dagster run is canceled.
-            RunCanceledError: It is, and Dagster has sent no signal, as if it was forced.
+            RunCanceledError: The Dagster run is canceled, but Dagster sent no signal, as after a
+                forced termination.
         """
         try:
             yield from self._run_in_order()
         except (dg.DagsterExecutionInterruptedError, GeneratorExit):
-            # An interruption without a cancellation, as when the machine is taken away, leaves
-            # the DAG runs to Dagster's retry.
+            # After an interruption without a cancellation, as when the machine shuts down,
+            # Dagster's retry takes over the DAG runs.
             if cancellation.stop_if_canceled() is False:
                 self._log.warning(
-                    "Interrupted, and not canceled: DAG runs that were started go on."
+                    "Interrupted, but not canceled: DAG runs that were started stay active."
                 )
             raise
         except RunCanceledError:
@@ -265,14 +274,14 @@ class _Step:
                 if blocking := self._find_blocking(target):
                     self._skipped.add(target)
                     names = ", ".join(blocking)
-                    self._log.warning(f"{target.name} is skipped: it depends on {names}.")
+                    self._log.warning(f"{target.name} is skipped: it needs a success of {names}.")
                     order.done(target)
                     continue
                 if same_request := self._reporter.find_same_request(target):
                     self.repeated.add(target)
                     self._log.info(
-                        f"{target.name} is not launched again: Dagster run {same_request} has "
-                        "launched it for the same update, which Dagster has seen twice."
+                        f"{target.name} is not launched here: Dagster requested it twice for the "
+                        f"same update, and Dagster run {same_request} launches it."
                     )
                     yield from self._reporter.report_unmaterialized(target)
                     order.done(target)
@@ -291,7 +300,8 @@ class _Step:
     def _find_upstreams(
         self, target: Target, by_dag: Mapping[tuple[str, str], Mapping[str | None, Target]]
     ) -> set[Target]:
-        """Find what a target depends on in this step: the same partition of a DAG, or all of it."""
+        """Return the targets of this step on which a target depends: of each upstream DAG the same
+        partition, or all its targets if the step does not have that one."""
         found: set[Target] = set()
         for dag in self._dags[target.dag_id].upstreams:
             partitions = by_dag.get(dag, {})
@@ -300,7 +310,7 @@ class _Step:
         return found
 
     def _find_blocking(self, target: Target) -> list[str]:
-        """Name the upstreams that did not succeed, or are not waited for."""
+        """Return the names of a target's upstreams that did not succeed, or are not waited for."""
         failed = self._failures.keys() | self._skipped
         return sorted(
             upstream.name
@@ -310,7 +320,7 @@ class _Step:
 
     def _conclude(self, run: MonitoredRun) -> Iterator[Event]:
         if run.error is not None:
-            # No retry: the error says what a person has to do.
+            # No retry: the message names what a person has to do.
             self._failures[run.target] = dg.Failure(str(run.error), allow_retries=False)
         if run.outcome is None:  # it was given up, or is not waited for
             return

@@ -1,4 +1,4 @@
-"""Stopping the DAG runs of a Dagster run that is canceled."""
+"""Stops the DAG runs of a Dagster run that is canceled."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from federation_defs.execution.launcher import Launcher, StepContext
 _log = logging.getLogger(__name__)
 
 _CANCELED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
-_UNKNOWN = "Could not read whether the run is canceled."
+_UNKNOWN = "Could not read whether Dagster run %s is canceled."
 _ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE)
 
 
 class CancellationMonitor:
     """Stops the DAG runs of a step when its Dagster run is canceled.
 
-    It polls the run's status in a thread that outlives the main one. Dagster (1.13) cancels a
-    worker by a signal that raises in the main thread, wherever that is. While Dagster stores an
-    event, the signal ends the step without closing it. A second signal would end the stopping.
+    It polls the status in a thread that outlives the main thread, because the main thread may be
+    unable to stop them. Dagster (1.13) cancels a worker by a signal that raises an exception in the
+    main thread, at any place. While Dagster stores an event, the signal ends the step without
+    closing it. A second signal would interrupt the stopping.
     """
 
     def __init__(self, context: StepContext, launcher: Launcher) -> None:
@@ -36,12 +37,15 @@ class CancellationMonitor:
         self._thread.start()
 
     def stop_if_canceled(self) -> bool | None:
-        """Return whether the Dagster run is canceled, after its DAG runs were stopped or
-        `timing.cancel_s` has passed. None if that can't be read: then the thread goes on asking."""
+        """Return whether the Dagster run is canceled, or None if its status can't be read.
+
+        If the run is canceled, this returns after the DAG runs were stopped, or after
+        `timing.cancel_s`. If its status can't be read, the thread keeps polling after `close`.
+        """
         try:
             status = self._context.current_run.fetch_status()
         except Exception:  # noqa: BLE001 - as in `_poll_status`
-            _log.warning(_UNKNOWN, exc_info=True)
+            _log.warning(_UNKNOWN, self._context.current_run.run_id, exc_info=True)
             self._is_kept = True
             return None
         if status not in _CANCELED:
@@ -51,7 +55,11 @@ class CancellationMonitor:
         return True
 
     def close(self) -> None:
-        """End the thread: no DAG run is left to be stopped."""
+        """End the thread, unless `stop_if_canceled` could not read the status.
+
+        In that case the thread polls until it reads that the Dagster run has ended or is canceled,
+        or until `timing.after_main_s` after the end of the main thread.
+        """
         self._is_closed = not self._is_kept
         self._wake.set()
 
@@ -66,8 +74,8 @@ class CancellationMonitor:
             self._wake.clear()
             try:
                 status = self._context.current_run.fetch_status()
-            except Exception:  # noqa: BLE001 - of any database; it may be back at the next poll
-                _log.warning(_UNKNOWN, exc_info=True)
+            except Exception:  # noqa: BLE001 - any database's; the next poll may succeed
+                _log.warning(_UNKNOWN, self._context.current_run.run_id, exc_info=True)
                 continue
             if status in _CANCELED:
                 self._stop_dag_runs()
@@ -76,12 +84,12 @@ class CancellationMonitor:
 
     def _stop_dag_runs(self) -> None:
         client, log = self._context.client, self._context.log
-        # One after the other: no pool starts a thread once the main one has ended.
+        # One after the other: a pool can't start threads after the main thread has ended.
         stopped = []
         for target, run_id in self._launcher.stop().items():
             name = target.name
             if self._context.dags[target.dag_id].trigger.on_cancel == "leave":
-                log.info(f"{name}: run {run_id} goes on (`trigger.on_cancel: leave`).")
+                log.info(f"{name}: run {run_id} is not stopped (`trigger.on_cancel: leave`).")
                 continue
             try:
                 run = client.stop_run(target.dag_id, run_id)
@@ -89,9 +97,9 @@ class CancellationMonitor:
                 continue
             except AirflowError as error:
                 url = client.build_run_url(target.dag_id, run_id)
-                log.error(f"{error} So run {run_id} may go on: {url}")
+                log.error(f"{error} Run {run_id} of DAG {name} may stay active: {url}")
                 continue
-            ending = "was stopped" if run.is_finished else "is told to stop, and cleans up"
+            ending = "was stopped" if run.is_finished else "is stopping, and cleans up"
             log.info(f"{name}: run {run_id} {ending}: {run.state}.")
             if not run.is_success:
                 stopped.append(run.key)

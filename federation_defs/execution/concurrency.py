@@ -1,4 +1,4 @@
-"""`limits.max_active_runs`: Airflow is asked how many runs are active before one is launched."""
+"""`limits.max_active_runs`: counts the active runs in Airflow before one is launched."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _MAX_RUNS = 10 * SERVER_PAGE
 
 
 class ConcurrencyLimit:
-    """The number of DAG runs of an instance that Dagster may have active. Thread-safe.
+    """Limits how many DAG runs of an instance Dagster has active. Thread-safe.
 
-    A DAG run counts while Airflow shows it as queued or running and its run id is one of ours. It
-    does not count while it is queued and its DAG is paused or gone, or once it is older than its
-    `trigger.timeout`. Runs that this process launched a moment ago count as well, so one process
-    never exceeds the limit by itself. Several processes that ask in the same second may.
+    A DAG run counts while Airflow shows it as queued or running and its run id begins with
+    `RUN_ID_PREFIX`. It does not count while it is queued and its DAG is paused or gone, or once it
+    is older than its `trigger.timeout`. Runs that this process launches, and that Airflow does not
+    list yet, count as well, so one process never exceeds the limit by itself. Several processes
+    that ask in the same second may exceed it.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class ConcurrencyLimit:
         self._dags = dags
         self._max_active_runs = max_active_runs
         self._timing = timing
-        self._reserved: dict[RunKey, float] = {}  # the moment after which Airflow shows it
-        self._first_seen: dict[RunKey, datetime] = {}
+        # The monotonic time after which Airflow lists the run; infinite if that is unknown.
+        self._reserved: dict[RunKey, float] = {}
+        self._first_seen: dict[RunKey, datetime] = {}  # by Airflow's clock
         self._request_lock = Lock()  # held while Airflow answers
         self._lock = Lock()  # of `_reserved`
 
@@ -47,11 +49,11 @@ class ConcurrencyLimit:
         """Reserve slots for runs that are about to be launched, the first ones first.
 
         Args:
-            wanted: DAG id and run id of each. One whose run, or a later run of the same target
-                (`…__retry_2`), is active gets a slot.
+            wanted: The DAG id and first run id of each. A run that is active already, or of whose
+                target a later run (`…__retry_2`) is active, always gets a slot.
 
         Returns:
-            Those that may be launched now. Their slots are kept until `settle` or `release`.
+            The runs that may be launched now. Their slots are kept until `settle` or `release`.
 
         Raises:
             AirflowError: The active runs could not be read.
@@ -62,13 +64,13 @@ class ConcurrencyLimit:
             if found is None or found.has_shrunk:  # there are more, or some may be missing
                 return set()
             active, now = found.entries, found.server_time or self._timing.utc_now()
-            # 2.x does not return since when a run is queued.
+            # 2.x does not return when a run was queued.
             first_seen = {run.key: self._first_seen.get(run.key, now) for run in active}
             self._first_seen = first_seen
             launched = {key for key in wanted if any(_is_run_of(key, run) for run in active)}
             others = [key for key in wanted if key not in launched]
             counted = [run for run in active if not self._is_overdue(run, now)]
-            with self._lock:  # Airflow's list has the others by now
+            with self._lock:  # Airflow's list has the other reserved runs by now
                 self._reserved = {
                     key: visible_at
                     for key, visible_at in self._reserved.items()
@@ -84,10 +86,11 @@ class ConcurrencyLimit:
             return launched.union(launchable)
 
     def settle(self, key: RunKey, run: DagRun, *, is_detached: bool) -> None:
-        """Replace a reservation by the run that was launched, which Airflow soon lists.
+        """Replace a reservation by the run that was launched.
 
-        A run that was cleared or adopted, and whose id is not ours, is not in that list. It counts
-        here until it is released, or, if it is detached, for `timing.launch_visible_s`.
+        Airflow soon lists the run. But a run that was cleared or adopted, and whose id does not
+        begin with `RUN_ID_PREFIX`, is not in that list. Its slot is kept until `release`, or, if
+        the run is detached, for `timing.launch_visible_s`.
         """
         is_listed = is_detached or run.run_id.startswith(RUN_ID_PREFIX)
         visible_at = self._timing.monotonic() + self._timing.launch_visible_s

@@ -46,7 +46,7 @@ class StepContext:
     timing: Timing
 
     def fetch_upstream_events(self, dag_id: str) -> list[UpstreamEvent]:
-        """Fetch the events for which a DAG was requested, in order; nothing if a person or an
+        """Fetch the events for which a DAG was requested, in order; an empty list if a person or an
         automation condition requested it."""
         if (request := self.current_run.get_request(dag_id)) is None:
             return []
@@ -60,7 +60,7 @@ class RunCanceledError(Exception):
 
 
 class Launcher:
-    """Launches the DAG runs of a step, each once however often it is asked to. Thread-safe."""
+    """Launches the DAG runs of a step. Idempotent and thread-safe."""
 
     def __init__(self, context: StepContext) -> None:
         self._context = context
@@ -75,10 +75,11 @@ class Launcher:
         self._changed = Condition()
 
     def stop(self) -> dict[Target, str]:
-        """Refuse further launches, and wait for those under way.
+        """Refuse further launches, and wait up to `timing.launch_end_s` for those under way.
 
         Returns:
-            The run ids of our DAG runs. Some may not exist: a trigger may have failed.
+            The ids of the DAG runs to stop, by target. Some may not exist: a trigger may have
+            failed.
         """
         with self._changed:
             self._is_stopped = True
@@ -86,23 +87,25 @@ class Launcher:
             return dict(self._launched)
 
     def forget(self, target: Target) -> None:
-        """Leave a run out of `stop`: it ended, or is not to be stopped with the others."""
+        """Leave a target's run out of `stop`, because it ended or must not be stopped."""
         with self._changed:
             self._launched.pop(target, None)
 
     def launch(self, target: Target, note: str) -> DagRun:
         """Return the DAG run of a target, which may be active or finished.
 
-        A first attempt triggers it. A re-execution adopts the run that is there: as it is if it
-        is active or succeeded. A failed run is run again as `trigger.on_retry` says if a person
-        re-executes; Dagster's own retry leaves it failed.
+        The first attempt triggers it. A re-execution adopts the run of the earlier attempt. If that
+        run has failed, and a person re-executes, it runs again as `trigger.on_retry` says; after
+        Dagster's own retry it stays failed.
 
-        If another run has the partition's logical date, that run is run again if it has ended, and
-        else adopted, unless it is older than what led to the request.
+        If another run has the logical date, it is cleared if it has ended, and adopted if it is
+        active. But if the event sensor requested this launch, an active run is older than the
+        event: the launch waits for its end, and then clears it. The launch does the same with the
+        run that the request names for clearing.
 
         Raises:
-            AirflowError: The DAG is missing, paused or broken, and nothing was triggered; or any
-                other error of a request.
+            AirflowError: The DAG is missing, paused or broken, and nothing was triggered; a run to
+                clear did not end within `trigger.timeout`; or any other error of a request.
             RunCanceledError: The Dagster run is being canceled.
         """
         with self._changed:
@@ -112,7 +115,7 @@ class Launcher:
             found = None if self._current_run.is_first else self._find_launched(target)
             run = self._resume(target, note, *found) if found else self._trigger(target, note)
             if self._current_run.owns(target, run):
-                with self._changed:  # even if it is stopped by now: then `stop` has it too
+                with self._changed:  # also after `stop` was called: it waits for this run
                     self._launched[target] = run.run_id
             return run
         finally:
@@ -121,7 +124,7 @@ class Launcher:
                 self._changed.notify_all()
 
     def _find_launched(self, target: Target) -> tuple[DagRun, int] | None:
-        """Find the last run of an earlier attempt, and its number."""
+        """Fetch the last run that an earlier attempt launched, and its number, counted from 1."""
         found, number = None, 0
         while later := self._client.fetch_run(
             target.dag_id, self._current_run.build_run_id(target, number + 1)
@@ -165,15 +168,16 @@ class Launcher:
         self.forget(target)
         if request is None:
             return self._take_over(target, owner)
-        # It is older than what led to the request.
+        # The run with this date is older than the event that led to the request.
         ended = self._wait_for_end(target, owner)
         return self._take_over(target, ended) if ended else self._trigger(target, note, number)
 
     def _wait_for_end(self, target: Target, run: DagRun) -> DagRun | None:
-        """Wait until a run that is to be cleared has ended, and return it; None if it was deleted.
+        """Wait until a run that will be cleared has ended, and return it; None if it was deleted.
 
         Raises:
-            RunLostError: It takes longer than `trigger.timeout`.
+            RunLostError: The run has not ended after `trigger.timeout`.
+            RunCanceledError: The Dagster run is being canceled.
         """
         timing, timeout_s = self._timing, self._dags[target.dag_id].trigger.timeout
         began = timing.monotonic()
@@ -184,8 +188,8 @@ class Launcher:
                 url = self._client.build_run_url(*run.key)
                 message = (
                     f"still has run '{run.run_id}' of DAG '{run.dag_id}' {run.state} after "
-                    f"{timeout_s:.0f} s (`trigger.timeout`), and it was to be cleared: {url}. When "
-                    f"it has ended, re-execute this Dagster run."
+                    f"{timeout_s:.0f} s (`trigger.timeout`), and can't clear it before it ends: "
+                    f"{url}. Re-execute this Dagster run when it has ended."
                 )
                 raise RunLostError(self._client.instance, message)
             timing.sleep(timing.poll_run.poll_pause_s(elapsed_s))
@@ -195,7 +199,7 @@ class Launcher:
         return run
 
     def _take_over(self, target: Target, owner: DagRun) -> DagRun:
-        """Adopt the run that has the partition's logical date, or run it again."""
+        """Adopt an existing run, or run it again if it has ended."""
         current_run = self._current_run
         if current_run.get_planned_run_id(target) == owner.run_id:
             is_clear_due = current_run.is_clear_pending(target, owner)
@@ -228,12 +232,12 @@ class Launcher:
         return self._run_again(target, run, whole=whole or not self._is_met_by_failed_tasks(run))
 
     def _is_met_by_failed_tasks(self, run: DagRun) -> bool:
-        """Whether the run can succeed by running only its failed tasks again."""
+        """Return whether the run can succeed if only its failed tasks run again."""
         tasks = self._client.fetch_task_instances(*run.key)
         return can_succeed_by_failed_tasks(run, tasks, self._dags[run.dag_id].success_when)
 
     def _run_again(self, target: Target, run: DagRun, *, whole: bool) -> DagRun:
-        """Clear a finished run: all its tasks, or the failed ones if there are any."""
+        """Clear a finished run, and return it. Unless `whole`, clear only failed tasks, if any."""
         self._fetch_runnable_dag(run.dag_id)
         self._record_own_run(target, run.run_id)
         self._current_run.plan_clear(target, run)
@@ -244,16 +248,16 @@ class Launcher:
         clear(*run.key)
         if (cleared := self._client.fetch_run(*run.key)) is not None:
             return cleared
-        message = f"no longer has run '{run.run_id}' of DAG '{run.dag_id}', which we have cleared."
+        message = f"no longer has run '{run.run_id}' of DAG '{run.dag_id}', which Dagster cleared."
         raise RunLostError(self._client.instance, f"{message} {RUN_ANEW}")
 
     def _fetch_runnable_dag(self, dag_id: str) -> Dag:
-        """Fetch a DAG, once for all partitions that are launched at about the same time.
+        """Fetch a DAG that can run. Launches within `timing.runnable_cache_s` share the answer.
 
         Raises:
             DagNotFoundError: The instance has no such DAG; the error suggests the nearest name.
             DagPausedError: The DAG is paused: a run would stay queued.
-            DagBrokenError: Its file has an import error: a run would not be as its file says now.
+            DagBrokenError: Its file has an import error: a run would fail, or be out of date.
         """
         client, timing = self._client, self._timing
         dag, until = self._runnable_dags.get(dag_id, (None, 0.0))
@@ -273,7 +277,7 @@ class Launcher:
         return dag
 
     def _fetch_import_error(self, dag: Dag) -> str:
-        """Return the last line of the file's stack trace; empty if this account may not read it."""
+        """Return the last line of the file's stack trace; empty if there is none to read."""
         with suppress(PermissionMissingError):
             for error in self._client.fetch_import_errors():
                 if dag.file.endswith(error.file):
@@ -281,7 +285,7 @@ class Launcher:
         return ""
 
     def _record_own_run(self, target: Target, run_id: str) -> None:
-        """Record that a run is ours, before it is triggered or cleared."""
+        """Record a run that `stop` returns, before it is triggered or cleared."""
         with self._changed:
             self._refuse_if_stopped()
             self._launched[target] = run_id

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 _MAX_RUNNING_TASKS = 500
 
-# What a poll gives: DAGs whose queued runs stay queued, and the runs.
+# The result of a poll: the DAGs whose queued runs stay queued, and the runs.
 _Polled = tuple[dict[str, Dag | DagNotFoundError], dict[RunKey, DagRun | AirflowError]]
 
 
@@ -61,10 +61,10 @@ class Monitor:
         self._heartbeats = HeartbeatMonitor(client.instance, self._timing, self._timing.run_group_s)
         self._is_closed = False
         self._logged_waiting: set[Target] = set()  # for a slot
-        self._logged_problems: dict[tuple[type, Target | None], float] = {}  # and when
+        self._logged_problems: dict[tuple[type, Target | None], float] = {}  # monotonic time
 
     def add(self, target: Target, note: str) -> None:
-        """Launch a target, and monitor its run from now on.
+        """Queue a target. `wait` launches it, and monitors its run.
 
         Args:
             note: The note that a new DAG run gets.
@@ -78,8 +78,9 @@ class Monitor:
         """Do what is due, and wait until a request is answered or something else is due.
 
         Returns:
-            The runs that were launched, each with its state then. And those that need no more
-            monitoring: each has an outcome or an error, or is detached.
+            The runs that were launched since the last call, each with the DAG run as it was then;
+            and the runs whose monitoring has ended: each has an outcome or an error, or is
+            detached.
         """
         now = self._timing.monotonic()
         self._launch_due(now)
@@ -91,14 +92,15 @@ class Monitor:
         return launched, ended
 
     def close(self) -> None:
-        """End all monitoring. DAG runs go on."""
+        """End all monitoring. DAG runs stay active."""
         self._is_closed = True
         for run in self._runs.values():
             self._release(run)
         self._pool.close()
 
     def _get_pause_s(self) -> float:
-        """Return the seconds until something is due; 0 if nothing is monitored."""
+        """Return the seconds until something is due, at most `timing.poll_run.max_s`; 0 if nothing
+        is monitored."""
         if not self._runs:
             return 0.0
         idle = [run for run in self._runs.values() if not run.is_busy]
@@ -112,7 +114,7 @@ class Monitor:
     def _submit(
         self, function: Callable[[], T], callback: Callable[[T], None], *runs: MonitoredRun
     ) -> None:
-        """Run a function for some runs in a thread. An error is handled for each of them."""
+        """Run a function for some runs in a thread. An `AirflowError` counts for each of them."""
 
         def on_answer(answer: T | AirflowError) -> None:
             for run in runs:
@@ -144,20 +146,20 @@ class Monitor:
 
     def _reserve(self, limit: ConcurrencyLimit, keys: list[RunKey]) -> set[RunKey]:
         reserved = limit.reserve(keys)
-        if self._is_closed:  # they are not launched any more
+        if self._is_closed:  # they won't be launched
             limit.release(*reserved)
         return reserved
 
     def _on_reserved(self, waiting: list[MonitoredRun], reserved: set[RunKey]) -> None:
         now, policy = self._timing.monotonic(), self._timing.ask_for_slot
         for run in waiting:
-            run.since = run.next_poll = now  # time without a slot does not count
+            run.since = run.next_poll = now  # the timeout excludes the wait for a slot
             run.failing_since = run.unreachable_since = None
             run.has_slot = run.first_key in reserved
         if not (others := [run for run in waiting if not run.has_slot]):
             return
         pause_s = min(policy.max_s, policy.first_s * self._current_run.count_active_runs())
-        next_poll = now + pause_s * uniform(0.5, 1.5)  # noqa: S311 - so that waiters ask apart
+        next_poll = now + pause_s * uniform(0.5, 1.5)  # noqa: S311 - to spread requests
         for run in others:
             run.next_poll = next_poll
             if run.target not in self._logged_waiting:
@@ -168,7 +170,7 @@ class Monitor:
                 )
 
     def _release(self, run: MonitoredRun) -> None:
-        """Give back a run's slot, unless it is detached, and ask anew for the others."""
+        """Release a run's slot, unless it is detached, and let waiting runs ask for it at once."""
         if self._limit is None:
             return
         if not run.is_detached:
@@ -187,8 +189,8 @@ class Monitor:
             run.is_detached = True
             self._current_run.detach(run.key)
             self._log.info(
-                f"{run.target.name} is not waited for (`trigger.wait: false`): when its run ends, "
-                "observation reports it."
+                f"{run.target.name} in {self._client.instance} is not waited for (`trigger.wait: "
+                "false`): when its run ends, observation reports it."
             )
             self._end(run)
 
@@ -199,7 +201,7 @@ class Monitor:
 
     def _poll_due(self, now: float) -> None:
         active = [run for run in self._runs.values() if run.is_active]
-        # All at once, with one request.
+        # All active runs are polled together.
         if not self._is_polling() and any(now >= run.next_poll for run in active):
             queued = [run for run in active if run.is_queued]
             if not any(now >= run.next_pause_check for run in queued):
@@ -235,7 +237,7 @@ class Monitor:
                 self._give_up(run, DagPausedError(airflow, dag.dag_id, url, dag_run.run_id))
 
     def _update(self, run: MonitoredRun, dag_run: DagRun) -> None:
-        """Take over a run's state, and log it if it changed."""
+        """Record a run's state, log a change, and plan the next poll."""
         now, name = self._timing.monotonic(), run.target.name
         run.failing_since = run.unreachable_since = None
         current_run = self._current_run
@@ -250,7 +252,7 @@ class Monitor:
         run.dag_run = dag_run
         run.plan_poll(self._timing.poll_run, now)
         if dag_run.is_finished:
-            # Observation may be about to report it: it found no owner a moment ago.
+            # Observation may be about to report the run: a moment ago, it had no owner.
             run.next_poll = now + self._timing.takeover_s if is_taken_over else now
         elif now >= run.deadline and run.trigger.wait:
             self._time_out(run, dag_run)
@@ -259,7 +261,7 @@ class Monitor:
         self, answer: dict[RunKey, list[TaskInstance]] | AirflowError | None
     ) -> None:
         self._next_task_list = self._timing.monotonic() + self._timing.list_tasks_s
-        if not isinstance(answer, dict):  # too many, or not to be read: this is only for the log
+        if not isinstance(answer, dict):  # too many, or unreadable; they are only for the log
             return
         for run in [run for run in self._runs.values() if run.is_active]:
             tasks = ", ".join(sorted(map(name_task, answer.get(run.key, ()))))
@@ -280,10 +282,10 @@ class Monitor:
                 self._submit(fetch, partial(self._on_outcome_fetched, run), run)
 
     def _is_reported_by_another(self, dag_run: DagRun) -> bool:
-        """Whether another Dagster run waits for a DAG run too, and has yet to report it."""
+        """Return whether another Dagster run has to report a DAG run first, and has not yet."""
         instance, airflow = self._current_run.instance, self._client.instance
         self._heartbeats.measure(fetch_launching_runs(instance, airflow))
-        # Not to attempts that wait for this one.
+        # Attempts that wait for this one are not at work.
         owners = self._current_run.find_earlier_owners(dag_run, self._heartbeats.is_at_work)
         reported = fetch_reported_runs(instance, airflow, [dag_run])
         return bool(owners) and not reported.is_end_reported_by(owners, dag_run)
@@ -304,13 +306,13 @@ class Monitor:
             f"{run.trigger.timeout:.0f} s, which is its `trigger.timeout`: raise that if it needs "
             "longer."
         )
-        goes_on = RunLostError(self._client.instance, f"{message} The run goes on: {url}")
+        goes_on = RunLostError(self._client.instance, f"{message} The run stays active: {url}")
         is_stopped = RunLostError(self._client.instance, f"{message} It was stopped: {url}")
 
         def on_stopped(answer: DagRun | AirflowError) -> None:
             run.is_busy = False
             if isinstance(answer, AirflowError):
-                self._log.warning(f"It could not be stopped: {answer}")
+                self._log.warning(f"{run.target.name} could not be stopped: {answer}")
                 self._give_up(run, goes_on)
             elif answer.is_success:  # it ended after the last poll
                 self._update(run, answer)
@@ -335,11 +337,11 @@ class Monitor:
         if (end := run.find_give_up_error(error, now, self._timing)) is not None:
             self._give_up(run, end)
             return
-        # A trigger's error is the target's own; others are of the instance, and logged once.
+        # A failed trigger is a problem of one target. Others are the instance's, and logged once.
         problem = type(error), run.target if isinstance(error, RunNotStartedError) else None
         if now - self._logged_problems.get(problem, -math.inf) >= self._timing.log_again_s:
             self._logged_problems[problem] = now
-            self._log.warning(f"{error} Waiting on.")
+            self._log.warning(f"{error} Dagster keeps waiting.")
         timing = self._timing
         run.plan_poll(timing.unexpected_answer if run.has_slot else timing.ask_for_slot, now)
 

@@ -1,4 +1,4 @@
-"""A DAG run that a step launches and waits for, and polls of many such runs with few requests."""
+"""The DAG runs that a step launches and waits for, polled together with few requests."""
 
 from __future__ import annotations
 
@@ -38,20 +38,22 @@ R = TypeVar("R")
 
 @dataclass
 class MonitoredRun:
-    """A DAG run that is to be launched, or is waited for. Moments are of the monotonic clock.
+    """A DAG run that a step launches and waits for. Times are in seconds of the monotonic clock.
 
     Attributes:
-        first_key: The key that its first trigger gives it.
+        first_key: The DAG id, and the run id of the first trigger.
         note: The note that the DAG run gets in Airflow.
-        has_slot: `limits.max_active_runs` leaves a slot for it.
+        has_slot: Whether `limits.max_active_runs` leaves a slot for it.
         since: When the wait began, from which `trigger.timeout` counts.
         next_poll: When to launch it, to poll it, or to fetch its outcome.
-        is_busy: A request for it is under way.
-        is_detached: It was launched and is not waited for (`trigger.wait: false`).
-        is_shared: It was adopted or taken over, so that others may report it too.
+        next_pause_check: When to check whether its DAG is paused, while it is queued.
+        is_busy: Whether a request for it is under way.
+        is_detached: Whether it was launched and is not waited for (`trigger.wait: false`).
+        is_shared: Whether it was adopted or taken over: others may report it, too.
         error: Why the wait was given up.
-        running_tasks: As they were logged last.
-        failing_since: When the instance began to give unexpected answers.
+        running_tasks: The names of its running tasks, as they were logged last.
+        failing_since: When the instance began to give unexpected answers; None if it does not.
+        unreachable_since: When the instance became unreachable; None if it is not.
     """
 
     target: Target
@@ -90,13 +92,13 @@ class MonitoredRun:
         return self.dag_run is not None and self.dag_run.state == "queued"
 
     def plan_poll(self, policy: RetryPolicy, now: float) -> None:
-        """Plan the next poll, at the deadline at the latest."""
+        """Plan the next poll. Until the deadline, it is at the deadline at the latest."""
         self.next_poll = now + policy.poll_pause_s(now - self.since)
         if now < self.deadline:
             self.next_poll = min(self.next_poll, self.deadline)
 
     def plan_pause_check(self, policy: RetryPolicy, now: float) -> None:
-        """Plan the next pause check: after as long as the wait has taken so far."""
+        """Plan the next pause check. The pause before it is as long as the wait so far."""
         self.next_pause_check = now + min(policy.max_s, max(policy.first_s, now - self.since))
 
     def find_give_up_error(
@@ -104,10 +106,10 @@ class MonitoredRun:
     ) -> AirflowError | None:
         """Return the error that ends this wait, or None to keep waiting.
 
-        An unreachable instance is waited for until the deadline. Unexpected answers, a missing
-        credential and failing triggers end the wait after `timing.unexpected_answer`, and at once
-        if they refuse a trigger. What only a person can change ends it at once. While the run
-        waits for a slot there is no deadline, and no trigger to be refused.
+        An unreachable instance ends the wait at the deadline. A missing credential or a failed
+        trigger ends it after `timing.unexpected_answer`. So does any other error, but at a launch
+        it ends the wait at once. What only a person can change, such as a paused DAG, always ends
+        it at once. While the run waits for a slot, there is no deadline and no launch.
         """
         if isinstance(error, _FINAL_ERRORS):
             return error
@@ -131,17 +133,17 @@ class MonitoredRun:
             return error
         return RunLostError(
             error.instance,
-            f"does not say what became of run '{self.dag_run.run_id}' of DAG "
-            f"'{self.dag_run.dag_id}' in the {now - self.since:.0f} s of its `trigger.timeout`: it "
-            f"was {self.dag_run.state} when we heard of it last. ({error}) What it ends as is "
-            "reported when the instance is back.",
+            f"has not shown the end of run '{self.dag_run.run_id}' of DAG "
+            f"'{self.dag_run.dag_id}' within {now - self.since:.0f} s (`trigger.timeout`): it was "
+            f"{self.dag_run.state} when Dagster last read its state. ({error}) Observation reports "
+            "its outcome when the instance can be read again.",
         )
 
 
 def fetch_dag_runs(
     client: AirflowClient, keys: Sequence[RunKey]
 ) -> dict[RunKey, DagRun | AirflowError]:
-    """Fetch the states of runs, each a `RunLostError` if it was deleted.
+    """Fetch DAG runs by key. A run that can't be read is an error: if deleted, a `RunLostError`.
 
     Raises:
         UnreachableError: The instance does not answer.
@@ -154,7 +156,7 @@ def fetch_dag_runs(
     def fetch(key: RunKey) -> DagRun:
         if (run := client.fetch_run(*key)) is not None:
             return run
-        message = f"no longer has run '{key[1]}' of DAG '{key[0]}': it was deleted while we waited."
+        message = f"no longer has run '{key[1]}' of DAG '{key[0]}': it was deleted meanwhile."
         raise RunLostError(client.instance, f"{message} {RUN_ANEW}")
 
     return _fetch_by_key(client, keys, fetch_active, fetch)
@@ -163,9 +165,9 @@ def fetch_dag_runs(
 def fetch_stuck_dags(
     client: AirflowClient, dag_ids: Sequence[str]
 ) -> dict[str, Dag | DagNotFoundError]:
-    """Fetch those of the DAGs whose queued runs stay queued: they are paused, or gone.
+    """Fetch, by DAG id, the DAGs whose queued runs stay queued because the DAG is paused or gone.
 
-    DAGs that can't be read are left out.
+    A DAG that is gone is a `DagNotFoundError`. DAGs that can't be read are left out.
 
     Raises:
         UnreachableError: The instance does not answer.
@@ -192,11 +194,12 @@ def _fetch_by_key(
 ) -> dict[K, T | AirflowError]:
     """Fetch objects from the list of all, if that takes fewer requests than one for each.
 
-    What is not in the list is fetched by itself: the list may move while it is paged. An error
-    about an object takes its place. An `UnreachableError` is raised.
+    An object that is not in the list is fetched by itself, because the list may move while it is
+    paged. An error about an object takes its place. An `UnreachableError` is raised.
 
     Args:
-        fetch_list: Fetches the list, or nothing if it has more entries than it is given.
+        fetch_list: Fetches the list, or an empty one if it is longer than its argument.
+        fetch: Fetches one object.
     """
 
     def catch(function: Callable[[A], R], argument: A) -> R | AirflowError:

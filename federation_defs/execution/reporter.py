@@ -1,4 +1,4 @@
-"""What a step reports to Dagster: events and failures. And to Airflow: the note of a DAG run."""
+"""Builds what a step reports: events and failures for Dagster, notes of DAG runs for Airflow."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ Event = (
 
 _MAX_NOTE = 1000  # characters of Airflow's column (2.11 and 3.3)
 _DURATIONS = 10
-# An output lets the steps that depend on it start. Dagster (1.13) has no public way to leave out
-# its materialization, but does so for an output with this metadata.
+# An output lets the steps that depend on it start. Dagster (1.13) also stores a materialization for
+# it. There is no public way to prevent that, but Dagster does not do so for this metadata.
 _UNREPORTED = {"__source_asset_observation__": True}
 
 
@@ -79,7 +79,7 @@ class Reporter:
         self._run_ids: dict[str, list[str]] = {}
 
     def build_note(self, dag_id: str) -> str:
-        """Build the note that says in Airflow what triggered a DAG's runs, and after what."""
+        """Build the note of a DAG's runs in Airflow: what triggers them, and after which events."""
         run = self._context.run
         url = os.environ.get(URL_VARIABLE, "").rstrip("/")
         link = f" {url}/runs/{run.run_id}" if url else ""
@@ -99,22 +99,23 @@ class Reporter:
                 yield f"After {key.path[0]}/{key.path[-1]}: run {run_id} {run_url}".rstrip()
 
     def warn_of_short_timeout(self, dag_id: str) -> None:
-        """Log a warning if none of the DAG's last runs took less than its `trigger.timeout`."""
+        """Log a warning if all of the DAG's last runs took longer than its `trigger.timeout`."""
         timeout_s, key = self._dags[dag_id].trigger.timeout, self._build_key(dag_id)
         durations = sorted(fetch_last_durations(self._instance, key, _DURATIONS))
         if durations and timeout_s < durations[0]:
             self._context.log.warning(
-                f"{dag_id} is given {timeout_s:.0f} s (`trigger.timeout`) and will be given "
-                f"up: it takes {durations[len(durations) // 2]:.0f} s as a rule, and never took "
-                f"less than {durations[0]:.0f} s."
+                f"{dag_id} may exceed its `trigger.timeout` of {timeout_s:.0f} s: its last runs "
+                f"usually took {durations[len(durations) // 2]:.0f} s, and the shortest took "
+                f"{durations[0]:.0f} s."
             )
 
     def find_same_request(self, target: Target) -> str | None:
-        """Find the Dagster run by which automation has launched a target for the same updates.
+        """Find the earlier Dagster run that automation requested for the same updates, and that has
+        launched a target or may still do so.
 
-        Dagster requests a run twice if an update is stored while a tick is evaluated (1.13): the
-        tick sees it, and so does the next one, which looks for updates since the position of the
-        event log that the first one took when it began.
+        Dagster (1.13) requests a run twice if an update is stored while a tick is evaluated: this
+        tick sees the update, and so does the next one, which reads the event log from the position
+        at which the first tick began.
         """
         if not (self._current_run.is_first and is_from_condition(self._context.run)):
             return None
@@ -136,23 +137,24 @@ class Reporter:
         )
 
     def report_outcome(self, target: Target, outcome: Outcome) -> Iterator[Event]:
-        """Build a run's materialization, if it is a success, and the evaluation of its check.
+        """Yield the events of a DAG run that ended: the evaluation of its check, and, if it is a
+        success, its materialization, else an observation.
 
-        An event that the event log has already is left out, but not the evaluation, which this
-        Dagster run is expected to give. Of several partitions, each has a materialization of its
+        Events that are in the event log already are left out, but not the evaluation, which Dagster
+        expects from this run. If there are several partitions, each has a materialization of its
         own (a `MaterializeResult` would have the same metadata for all of them), and the output
         follows the last one.
 
         Raises:
-            dagster.Failure: Dagster has ended this run, or a person has deleted it.
-            RunCanceledError: It is canceled.
+            dagster.Failure: Dagster has ended this Dagster run, or a person has deleted it.
+            RunCanceledError: This Dagster run is canceled.
         """
         self._refuse_if_ended()
         run, key = outcome.run, self._build_key(outcome.run.dag_id)
         log = fetch_reported_runs(self._instance, self._client.instance, [run])
         is_new, is_single = log.lacks_materialization_of(outcome), self._counts[run.dag_id] == 1
         partition = RunPartition(target.partition)
-        # Dagster keeps one evaluation per run and asset (1.13): a success hides no failure.
+        # Dagster keeps one evaluation per run and asset (1.13): a success must hide no failure.
         is_checked = build_check_key(key) in self._context.selected_asset_check_keys
         if is_checked and not (outcome.is_success and run.dag_id in self._failed):
             evaluation = build_check_evaluation(self._client, outcome)
@@ -167,7 +169,7 @@ class Reporter:
         if outcome.is_success and not is_new:
             self._context.log.info(
                 f"{target.name}: run {run.run_id} was reported before. To run the DAG once more, "
-                "materialize the asset instead of executing this run again."
+                "materialize the asset instead of re-executing this Dagster run."
             )
         if not outcome.is_success:
             self._failed.add(run.dag_id)
@@ -177,8 +179,10 @@ class Reporter:
             yield from self.report_unmaterialized(target)
 
     def report_unmaterialized(self, target: Target) -> Iterator[dg.Output]:
-        """Build the output of a DAG whose success was materialized before or apart, if this is the
-        last of its targets. It lets dependent steps start."""
+        """Yield the output of a DAG after the last of its targets. It lets dependent steps start.
+
+        It has no materialization, because the successes were materialized before or separately.
+        """
         self._succeeded[target.dag_id] += 1
         if self._succeeded[target.dag_id] == self._counts[target.dag_id]:
             yield dg.Output(None, self._outputs[target.dag_id], metadata=_UNREPORTED)
@@ -190,13 +194,13 @@ class Reporter:
         if status in (None, dg.DagsterRunStatus.FAILURE):
             ended = f"Dagster ended this run ({status.value})" if status else "This run was deleted"
             raise dg.Failure(
-                f"{ended} while its worker was away; whatever is left to report is reported by "
-                "observation or by a retry.",
+                f"{ended} while its worker was away. Observation or a retry reports the DAG runs "
+                "that it has not reported.",
                 allow_retries=False,
             )
 
     def build_failure(self, outcome: Outcome) -> dg.Failure:
-        """Build the failure of a DAG run, with its failed tasks and the end of their logs."""
+        """Build the failure for a DAG run, with its failed tasks and the end of their logs."""
         run, url = outcome.run, self._client.build_run_url(*outcome.run.key)
         ended = "ended without its data" if run.is_success else "failed"
         return dg.Failure(

@@ -1,5 +1,5 @@
-"""The checks that observation evaluates besides `dag_run`, and the signals that DAGs are slow or
-late."""
+"""The checks that observation evaluates besides `dag_run`, and the signals of slow runs and late
+DAGs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from federation_defs.timing import Timing
 
 class CheckEvaluator:
     """Evaluates the checks of the DAGs of one instance that declare `max_duration`, `deadline`,
-    `depends_on` or `partitions`. Costs nothing for others."""
+    `depends_on` or `partitions`. Other DAGs cost nothing."""
 
     def __init__(
         self, client: AirflowClient, dags: ObservedDags, lookback_s: float, timing: Timing
@@ -49,26 +49,30 @@ class CheckEvaluator:
     def evaluate(
         self, tick: Tick, ended_runs: EndedRuns, cursor: Cursor, deadline: float
     ) -> tuple[Cursor, bool]:
-        """Store what has changed. What goes wrong here is logged, and holds up no report.
+        """Evaluate the checks that are due, and store what has changed. Errors other than
+        `DeclaredTwiceError` are logged, and delay no report.
 
         Args:
             deadline: By the monotonic clock. What is left then is evaluated in a later tick.
 
         Returns:
-            The cursor, which says up to when deadlines were evaluated, and whether a DAG was
-            signaled to be slow or late.
+            The cursor with the time up to which deadlines were evaluated, and whether the check
+            `max_duration` or `deadline` has news: an evaluation, a signal, or a new deadline.
+
+        Raises:
+            DeclaredTwiceError: Another code location observes the instance.
         """
-        is_late = is_slow = False
-        with _logging_errors("which DAGs are late", tick.log):
+        airflow, is_late, is_slow = tick.airflow, False, False
+        with _logging_errors(f"which DAGs of Airflow '{airflow}' are late", tick.log):
             evaluated, is_late = self._deadline.evaluate(
                 tick, ended_runs, cursor.deadlines, deadline
             )
             cursor = replace(cursor, deadlines=evaluated)
-        with _logging_errors("what keeps DAGs from running", tick.log):
+        with _logging_errors(f"what keeps DAGs of Airflow '{airflow}' from running", tick.log):
             self._ready.evaluate_due(tick, self._limit(deadline))
-        with _logging_errors("what is wrong with partitions", tick.log):
+        with _logging_errors(f"what is wrong with partitions in Airflow '{airflow}'", tick.log):
             self._partitions.evaluate_due(tick, self._limit(deadline))
-        with _logging_errors("which runs are slow", tick.log):
+        with _logging_errors(f"which runs of Airflow '{airflow}' are slow", tick.log):
             limit, begun_at = self._limit(deadline), cursor.begun_at
             is_slow = self._max_duration.evaluate(tick, ended_runs, begun_at, limit)
         return cursor, is_slow or is_late
@@ -84,4 +88,4 @@ def _logging_errors(what: str, log: Callable[[], logging.Logger]) -> Iterator[No
     except DeclaredTwiceError:
         raise
     except Exception:  # noqa: BLE001 - logged; the reports of other ticks must not wait for it
-        log().exception("It is not known %s. The next tick tries again.", what)
+        log().exception("Could not find out %s. A later tick tries again.", what)

@@ -23,12 +23,13 @@ _LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
 
 @dataclass(frozen=True)
 class EvaluatedDeadlines:
-    """Up to when it was evaluated whether DAGs were late. All times are by the server's clock.
+    """Up to when the deadlines of DAGs were evaluated. All times are by Airflow's clock.
 
     Attributes:
-        until: Of all DAGs whose declaration was known then.
-        known: Fingerprints of these declarations. A new one is evaluated from its first sight on.
-        behind: The same as `until`, of DAGs that could not be evaluated up to it, by id.
+        until: Up to this time, the deadlines of all DAGs with a `known` deadline were evaluated,
+            except for DAGs that are `behind`.
+        known: Digests of declared deadlines. A new one counts from the tick that first sees it.
+        behind: The times of DAGs that could not be evaluated up to `until`, by DAG id.
     """
 
     until: datetime
@@ -41,7 +42,11 @@ class EvaluatedDeadlines:
 
     @staticmethod
     def from_json(content: Any, now: datetime) -> EvaluatedDeadlines | None:
-        """Parse them; None if there are none, or if they are not valid."""
+        """Parse the part of a cursor; None if it is missing or not valid.
+
+        Args:
+            now: By Dagster's clock.
+        """
         try:
             until, known = _parse_time(content["until"]), _decode(content["known"])
             behind = {str(dag_id): _parse_time(each) for dag_id, each in content["behind"].items()}
@@ -56,14 +61,15 @@ class Cursor:
     """How far an instance is observed.
 
     Attributes:
-        since: By the server's clock. What changed before it, less the overlap, is settled.
-        seen: Fingerprints of runs that changed later and are settled too.
+        since: By Airflow's clock. Runs that changed before it, less the overlap, are settled or
+            deferred.
+        seen: Fingerprints of runs that changed later and are settled, too.
         deferred: Finished runs that a living Dagster run is going to report.
-        absent: DAGs that the instance does not have, whose checks were failed for that.
-        observer: The process that observes the instance.
-        deadlines: None as long as no DAG had a deadline.
-        begun_at: When there was no cursor before, and a DAG had a `max_duration`. Runs that ended
-            earlier may be known already.
+        absent: DAGs that the instance does not have, whose check `dag_run` was failed for that.
+        observer: The id of the process that observes the instance.
+        deadlines: None until deadlines are evaluated.
+        begun_at: When this cursor was begun without an earlier one, by Dagster's clock. Runs that
+            ended before may have been reported already. None if no DAG had a `max_duration` then.
     """
 
     since: datetime
@@ -93,7 +99,10 @@ class Cursor:
     def from_json(text: str | None, now: datetime) -> Cursor | None:
         """Parse a cursor; None if there is none, or if it is not valid.
 
-        A person can edit it in Dagster's UI. An error would fail every tick from then on.
+        A person can edit a cursor in Dagster's UI. An error would fail every tick from then on.
+
+        Args:
+            now: By Dagster's clock.
         """
         try:
             content = json.loads(text or "")
@@ -135,8 +144,8 @@ class Batch:
         runs: Runs that changed since the last poll.
         next_since: The next poll's `since`, once all these runs are reported.
         unreadable: Rows of which only the DAG id and the run id can be read.
-        is_last: Whether it holds all runs that ended before `next_since`, and is no slice of a long
-            history.
+        is_last: Whether the batch holds all runs that ended before `next_since`. A slice of a long
+            history does not.
     """
 
     runs: list[DagRun]
@@ -147,13 +156,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class EndedRuns:
-    """What one poll knows of the ends of runs.
+    """What is known after a poll about runs that ended.
 
     Attributes:
-        now: By Airflow's clock.
-        settled: Runs whose events are stored now; those of each DAG sorted by their ends.
-        newly_reported: Those of them whose events this tick stored.
-        unsettled: When runs ended whose events are not stored yet; None if that is not known.
+        now: The time up to which the poll has read, by Airflow's clock.
+        settled: Runs whose events are in the event log. Those of each DAG are sorted by their ends.
+        newly_reported: The settled runs whose events this poll stored.
+        unsettled: The ends of runs whose events are not stored yet; None if an end is not known.
         is_whole: Whether all runs that ended before `now` are known.
     """
 
@@ -164,7 +173,8 @@ class EndedRuns:
     is_whole: bool
 
     def find_first_unsettled(self) -> dict[str, datetime]:
-        """Find when the first of the unsettled runs of each DAG ended, at the earliest."""
+        """Find when the first unsettled run of each DAG ended, by DAG id. A run without a known end
+        may have ended at any time: it gives the year 1."""
         first: dict[str, datetime] = {}
         for (dag_id, _), end in self.unsettled.items():
             end = end or _LONG_AGO
@@ -187,14 +197,15 @@ def build_digest(*parts: object) -> bytes:
 def advance(
     cursor: Cursor, batch: Batch, deferred: Collection[RunKey], settled: Iterable[DagRun]
 ) -> Cursor:
-    """Return the cursor of the next poll. `since` stays while runs of the batch are left.
+    """Return the cursor for the next poll. Its `since` stays the same until all runs of the batch
+    are settled or deferred.
 
     Args:
-        deferred: All runs to defer, those of the batch and earlier ones.
-        settled: Runs whose events are in the event log. The unreadable ones of the batch are, too.
+        deferred: All deferred runs, those of the batch and earlier ones.
+        settled: Runs whose events are in the event log. Unreadable rows of the batch count as such.
     """
     found = {build_fingerprint(run): run.key for run in (*batch.runs, *batch.unreadable)}
-    # Only what the poll still finds: a state that is set back by hand is a change once more.
+    # Only what the poll still finds: if a person sets a state back, that is a change once more.
     known = cursor.seen | {build_fingerprint(run) for run in (*settled, *batch.unreadable)}
     seen = known & found.keys()
     unsettled = {key for fingerprint, key in found.items() if fingerprint not in seen}

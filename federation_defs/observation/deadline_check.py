@@ -18,7 +18,7 @@ from federation_defs.observation.cursor import EndedRuns, EvaluatedDeadlines, bu
 from federation_defs.observation.tick import Tick
 from federation_defs.timing import Timing
 
-_MAX_DUE = 24  # deadlines of a DAG that are evaluated at once, the last ones: a day of hourly ones
+_MAX_DUE = 24  # of a DAG's due deadlines, the last ones are evaluated: a day of hourly ones
 
 _NEVER = datetime.max.replace(tzinfo=timezone.utc)
 
@@ -27,14 +27,14 @@ _NEVER = datetime.max.replace(tzinfo=timezone.utc)
 class DeadlineCheck:
     """The check of the DAGs of one instance that declare a deadline.
 
-    A deadline is evaluated by the reported ends, once everything that ended before it is known. So
-    clocks don't matter, and after an outage, the deadlines within `observe.lookback` are evaluated
-    in their order, of each DAG the last 24. The cursor says up to when that was done; the event
-    log, what was signaled.
+    A deadline is evaluated once all runs that ended before it are known, by their reported ends. So
+    clocks don't matter. After an outage, the deadlines within `observe.lookback` are evaluated in
+    order, of each DAG the last 24. The cursor holds the time up to which deadlines were evaluated,
+    and the event log holds the signals.
 
     Attributes:
-        deadlines: By DAG id.
-        lookback_s: Older deadlines are passed over.
+        deadlines: The declared deadlines, by DAG id.
+        lookback_s: Deadlines that passed longer ago are skipped.
     """
 
     airflow: str
@@ -47,7 +47,7 @@ class DeadlineCheck:
             dag_id: build_digest(dag_id, each.cron, each.within, each.timezone)
             for dag_id, each in self.deadlines.items()
         }
-        # DAGs of which runs ended, and whose check was not evaluated for that yet.
+        # DAGs with runs that ended since their check was last evaluated.
         self._ended: set[str] = set()
         # By DAG id, a time up to which deadlines were evaluated, and the first deadline after it.
         self._next: dict[str, tuple[datetime, datetime]] = {}
@@ -58,12 +58,12 @@ class DeadlineCheck:
         """Signal which DAGs were late, and pass the check of those that have succeeded since.
 
         Args:
-            evaluated: By the cursor; None if it does not know of deadlines.
-            until: By the monotonic clock. Later DAGs are left for the next time.
+            evaluated: From the cursor; None if it has no deadlines.
+            until: By the monotonic clock. DAGs that are left then are evaluated in a later tick.
 
         Returns:
-            The next value of `evaluated`, and whether anything was stored, or deadlines are known
-            from now on.
+            The next value of `evaluated`, and whether there is news: a deadline was evaluated, a
+            check passed, or the declared deadlines have changed.
         """
         if not self.deadlines:
             return None, False
@@ -114,7 +114,7 @@ class DeadlineCheck:
     def _evaluate_due(
         self, instance: dg.DagsterInstance, dag_id: str, due: Sequence[datetime]
     ) -> None:
-        """Signal which of some deadlines were missed, and evaluate the check for the last one."""
+        """Signal the missed ones of some deadlines, and evaluate the check for the last one."""
         window, key = self.deadlines[dag_id].window, build_asset_key(self.airflow, dag_id)
         successes = fetch_successes(instance, key, due[0] - window)
 
@@ -136,7 +136,8 @@ class DeadlineCheck:
             evaluate(due[-1], successes)
 
     def _evaluate_last(self, instance: dg.DagsterInstance, dag_id: str) -> bool:
-        """Pass the check if it failed, and a run has succeeded since. Return whether it did."""
+        """Store that the check passes, if it had failed and a run has succeeded since. Return
+        whether that was stored."""
         declared = self.deadlines[dag_id]
         evaluation = find_deadline_check(instance, self.airflow, dag_id, declared)
         if evaluation is not None:

@@ -36,12 +36,12 @@ class MaxDurationCheck:
     """The check of the DAGs of one instance that declare a `max_duration`.
 
     A run is signaled as slow while it runs. If it ends before the next list of running runs, it is
-    signaled with its end. A run that is cleared and runs again is another one: it has another
-    start.
+    signaled when its end is reported. A run that is cleared and runs again counts as another run,
+    because it has another start.
 
     Attributes:
         limits_s: `max_duration` by DAG id.
-        partitionings: Of DAGs that have partitions, by DAG id.
+        partitionings: The partitions of DAGs that have some, by DAG id.
     """
 
     client: AirflowClient
@@ -53,9 +53,9 @@ class MaxDurationCheck:
         shortest_s = min(self.limits_s.values(), default=math.inf)
         self._interval_s = self.timing.list_running_runs.poll_pause_s(shortest_s)
         self._list_at, self._failures = -math.inf, 0
-        self._running: set[_Start] = set()  # slow ones, as of the last list
-        self._signaled: set[_Start] = set()  # that this process knows of; the event log knows all
-        # Runs to evaluate, and whether they are new. They stay if the database fails meanwhile.
+        self._running: set[_Start] = set()  # slow runs, as of the last list
+        self._signaled: set[_Start] = set()  # as far as this process knows; the event log has all
+        # Ended runs to evaluate, and whether they are new. They are kept if the database fails.
         self._ended: dict[_Start, tuple[DagRun, bool]] = {}
 
     def evaluate(
@@ -65,9 +65,9 @@ class MaxDurationCheck:
         was stored.
 
         Args:
-            begun_at: As in the cursor. Runs that ended later are new, even if a tick that has
-                reported them has crashed.
-            until: For requests, by the monotonic clock.
+            begun_at: As in `Cursor`. Runs that ended later are new, even if they were reported by a
+                tick that crashed.
+            until: The deadline of requests, by the monotonic clock.
         """
         now = ended_runs.now
         new_keys = {run.key for run in ended_runs.newly_reported}
@@ -105,8 +105,8 @@ class MaxDurationCheck:
         return True
 
     def _find_running(self, now: datetime, until: float) -> list[DagRun]:
-        """Find the running runs that are slow, with one request from time to time. If that
-        fails, there are none until the next one, after a longer and longer pause."""
+        """Find the running runs that are slow, with one request from time to time. Return none
+        between two requests, and if a request fails. Pauses get longer with each failure."""
         time_s = self.timing.monotonic()
         if not self.limits_s or time_s < self._list_at:
             return []
@@ -118,7 +118,7 @@ class MaxDurationCheck:
             (slow,) = run_in_threads([find], 1, until - time_s)
         except AirflowError as error:
             _log.warning(
-                "%s Until running runs can be listed, slow ones are signaled when they end.",
+                "%s Until running runs can be listed, slow runs are signaled when they end.",
                 error,
             )
             return []

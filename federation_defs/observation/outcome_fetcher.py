@@ -1,4 +1,4 @@
-"""Which runs one tick reports, and their outcomes."""
+"""Selects the runs that one poll reports, and fetches their outcomes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from federation_defs.outcome import (
 from federation_defs.threads import run_in_threads
 from federation_defs.timing import Timing
 
-# Of more runs, tasks that only "Tries" needs are not fetched, nor logs: it would take too long.
+# Of more runs, tasks that only the metadata "Tries" needs are not fetched. Logs are fetched for the
+# last failed runs, as many as this. More would take too long.
 _MAX_RUNS_WITH_DETAILS = 20
 
 _NO_END = datetime.max.replace(tzinfo=timezone.utc)
@@ -32,8 +33,8 @@ _NO_END = datetime.max.replace(tzinfo=timezone.utc)
 def select_runs(runs: Iterable[DagRun], at_most: int) -> list[DagRun]:
     """Select the runs to report now, sorted by their ends, those without an end last.
 
-    If there are too many, they are sorted within each DAG only, and DAGs with few runs come first:
-    their runs do not wait behind the history of another DAG.
+    If there are more than `at_most`, DAGs with few runs come first, and runs are sorted within each
+    DAG only. So no DAG waits for the history of another one.
     """
     ordered = sorted(runs, key=lambda run: (run.end_date or _NO_END, run.run_id))
     if len(ordered) > at_most:
@@ -52,14 +53,15 @@ class OutcomeFetcher:
 
     def __post_init__(self) -> None:
         self._threads = self.client.max_connections
-        # By fingerprint, runs whose tasks can't be fetched: since when, and why.
+        # By fingerprint of each run whose tasks were requested: when that was first, by the
+        # monotonic clock, and why the last request failed, if it did.
         self._failing: dict[bytes, tuple[float, str]] = {}
 
     def fetch(self, runs: Sequence[DagRun], deadline: float) -> list[Outcome]:
         """Fetch the outcomes of runs, in the same order.
 
-        An outcome that can't be fetched is left out for a later tick, and so are those of later
-        runs of its DAG.
+        If an outcome can't be fetched, it is left for a later tick, with those of later runs of its
+        DAG. After `timing.fetch_outcome`, the run gets an outcome without tasks.
 
         Args:
             runs: Those of each DAG sorted by their ends.
@@ -84,14 +86,14 @@ class OutcomeFetcher:
         return self._add_logs(outcomes, deadline)
 
     def forget_failures(self) -> None:
-        """Start the time for failing runs anew: the whole instance has failed."""
+        """Restart the time after which failing runs are given up: the whole instance has failed."""
         self._failing.clear()
 
     def _needs_tasks(self, run: DagRun) -> bool:
         return not run.is_success or self.rules[run.dag_id] is not None
 
     def _fetch(self, run: DagRun) -> Outcome | None:
-        """Fetch a run's outcome; None if that is not possible at present."""
+        """Fetch a run's outcome; None if that fails, or if the run has changed since the poll."""
         fingerprint, rule = build_fingerprint(run), self.rules[run.dag_id]
         reason = "no answer in time"
         since, _ = self._failing.setdefault(fingerprint, (self.timing.monotonic(), reason))

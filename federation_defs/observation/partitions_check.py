@@ -19,24 +19,25 @@ from federation_defs.observation.periodic_check import Evaluations, Findings, Pe
 from federation_defs.outcome import join_names
 from federation_defs.partitions import Partitioning
 
-_PARTITIONS_PER_DAG = 50  # that are compared with what is declared
-_TOO_FREQUENT = 1.5  # times as often; days of 25 hours are no more
+_PARTITIONS_PER_DAG = 50  # that are compared with the declaration
+_TOO_FREQUENT = 1.5  # up to this many times as often is fine: a day may have 25 hours
 
 
 class PartitionsCheck(PeriodicCheck):
     """The check of the DAGs of one instance that have partitions.
 
-    What was reported is compared with the declaration when that has changed. What it has changed
-    from need not be known: a report has the dates of its run, by which the run belongs to another
-    partition now. If all agrees, or a person has accepted it, the evaluation of the check remembers
-    the declaration, and nothing is compared again until it changes once more.
+    When the declared partitions have changed, reported partitions are compared with them. The
+    former declaration need not be known: the dates of a run, which its report has, give the
+    partition to which the run belongs now. If all reports agree, or a person has accepted them, the
+    declaration is stored with the evaluation of the check. Then nothing is compared until the
+    declaration changes again.
     """
 
     name = PARTITIONS_CHECK_NAME
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # What was found of DAGs whose reports don't agree, and the position of the last one.
+        # By DAG id, the position of the last report when they were compared, and what was found.
         self._compared: dict[str, tuple[int | None, Findings]] = {}
 
     @override
@@ -44,7 +45,8 @@ class PartitionsCheck(PeriodicCheck):
         self, instance: dg.DagsterInstance, dag_ids: Sequence[str], last: Evaluations, until: float
     ) -> Iterator[dg.AssetCheckEvaluation]:
         keys = {dag_id: self.build_key(dag_id) for dag_id in dag_ids}
-        # Dagster shows none of a check that a run is going to evaluate. What is remembered counts.
+        # Of a check that a Dagster run is about to evaluate, Dagster shows no evaluation. Then the
+        # last completed one counts.
         hidden = [key for key in keys.values() if key not in last]
         last = {**last, **(fetch_completed_evaluations(instance, hidden) if hidden else {})}
         partitionings = self.observed.partitionings
@@ -78,7 +80,8 @@ class PartitionsCheck(PeriodicCheck):
         partitioning: Partitioning,
         position: int | None,
     ) -> Findings:
-        """Compare what was reported with the declaration, unless nothing was reported since."""
+        """Compare what was reported with the declaration. If nothing was reported since the last
+        comparison, return its findings."""
         known = self._compared.get(dag_id)
         if known is None or known[0] != position:
             key = build_asset_key(self.airflow, dag_id)
@@ -87,7 +90,7 @@ class PartitionsCheck(PeriodicCheck):
 
 
 def _is_remembered(partitioning: Partitioning, last: dg.AssetCheckEvaluation | None) -> bool:
-    """Whether what was reported is known to agree with the declaration, or was accepted."""
+    """Whether the last evaluation has this declaration: the reports agree, or were accepted."""
     declared = build_partitions_metadata(partitioning.declaration)[PARTITIONS_LABEL]
     return last is not None and last.metadata.get(PARTITIONS_LABEL) == declared
 
@@ -104,20 +107,20 @@ def _find_changed(
         elif each.partition_key is not None or partitioning.read_date(each) is not None:
             now = partitioning.find_partition(each).key
             if now != each.partition:
-                moved.append(f"{each.partition} (now {now or 'of none'})")
+                moved.append(f"{each.partition} (now {now or 'no partition'})")
     findings, compared = Findings(), f"of {len(reported)} reported partitions that were compared"
     declared = f"Declared now: {partitioning.describe()}."
     if moved:
         findings.errors.append(
-            f"{len(moved)} {compared} hold a run that belongs to another one now: "
+            f"{len(moved)} {compared} hold a run that now belongs to another one: "
             f"{join_names(moved)}. {declared} Run these partitions again, declare what they were "
-            "reported with, or execute this check to accept it."
+            "reported with, or execute this check to accept them as they are."
         )
     if gone:
         findings.warnings.append(
-            f"{len(gone)} {compared} are none any more, and Dagster does not show them: "
+            f"{len(gone)} {compared} are not partitions any more, and Dagster does not show them: "
             f"{join_names(gone)}. {declared} Declare what they were reported with, or execute this "
-            "check to accept it."
+            "check to accept that."
         )
     return findings
 
@@ -125,8 +128,8 @@ def _find_changed(
 def find_too_frequent_upstreams(
     dags: Mapping[str, DagDeclaration], instances: Mapping[str, InstanceDeclaration]
 ) -> dict[str, str]:
-    """Return why upstreams have partitions too often for DAGs that look at the latest of them only,
-    in sentences, by DAG id.
+    """Return why upstreams have partitions too often for DAGs that look only at the latest one, in
+    sentences, by DAG id.
 
     Args:
         instances: The declarations of all instances, by name.
@@ -156,7 +159,7 @@ def find_too_frequent_upstreams(
         ]
         if faster:
             found[dag_id] = (
-                f"{why} for each tick of `{slowest.cron}` looks at the latest "
-                f"partition only of {', '.join(faster)}. If it needs all of them, {remedy}."
+                f"{why} for each tick of `{slowest.cron}` looks only at the latest "
+                f"partition of {', '.join(faster)}. If it needs all of them, {remedy}."
             )
     return found

@@ -1,4 +1,4 @@
-"""Checks that observation evaluates: some DAGs at a time, and stored only when they change."""
+"""Checks that observation evaluates for some DAGs at a time, and stores only when they change."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class ObservedDags:
     """What is known of the DAGs of one instance.
 
     Attributes:
-        rules: Of all DAGs that are assets. Runs of other DAGs are not reported.
-        declared: What is declared of them, by DAG id.
-        partitionings: Of DAGs that have partitions, by DAG id; with `cron: auto`, once it is
-            resolved.
+        rules: The `success_when` of all DAGs that are assets. Runs of other DAGs are not reported.
+        declared: The declarations of these DAGs, by DAG id.
+        partitionings: The partitions of DAGs that have some, by DAG id. Those with `cron: auto` are
+            included once they are known.
         instances: The declarations of all instances of the code location, by name.
         absent: What is wrong with DAGs that the instance did not have at the last refresh, by id.
-            Their checks fail once, unless the instance has them by now.
-        find_problem: Returns why a DAG can't run by the last refresh, given instance and DAG id, as
-            the end of a sentence; None if nothing is known to be wrong with it.
-        find_partition_problem: Returns what is wrong with the partitions of a DAG by the last
-            refresh, or with those that it depends on, given its id, in sentences; None if nothing
-            is known to be wrong with them.
+            Their check `dag_run` fails once, unless the instance has them again.
+        find_problem: Takes an instance's name and a DAG id. Returns why the DAG can't run, as of
+            the last refresh, as the end of a sentence; None if no problem is known.
+        find_partition_problem: Takes a DAG id. Returns what is wrong with the partitions of the
+            DAG, or of its upstreams, as of the last refresh, in sentences; None if no problem is
+            known.
     """
 
     rules: Rules
@@ -60,12 +60,12 @@ class ObservedDags:
 
 @dataclass
 class Findings:
-    """What was found of one DAG, one sentence each.
+    """What a check has found about one DAG, one sentence each.
 
     Attributes:
-        errors: What a person has to end.
-        warnings: What ends by itself, or may be meant.
-        notes: What is as it should be.
+        errors: What a person has to correct.
+        warnings: What may pass by itself, or may be intended.
+        notes: Information that is no problem.
     """
 
     errors: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Findings:
         """Build the evaluation, which passes if there are neither errors nor warnings.
 
         Args:
-            nothing: What it says if nothing was found.
+            nothing: The description if nothing was found.
         """
         problems = [*self.errors, *self.warnings]
         sentences = [*problems, *self.notes] or [nothing]
@@ -98,11 +98,11 @@ class PeriodicCheck(ABC):
     """A check of some DAGs of an Airflow instance that is evaluated from time to time.
 
     Attributes:
-        name: Of the check.
+        name: The check's name.
         airflow: The instance's name.
         dags: The declarations of the DAGs that have the check, by DAG id.
         observed: All DAGs of the instance.
-        too_frequent: Why upstreams have partitions too often, by DAG id.
+        too_frequent: The warnings of `find_too_frequent_upstreams`, by DAG id.
     """
 
     name: ClassVar[str]
@@ -123,15 +123,19 @@ class PeriodicCheck(ABC):
         """Evaluate the check of some DAGs, one after the other.
 
         Args:
-            last: Their last evaluations.
-            until: By the monotonic clock. Later answers of Airflow don't count.
+            last: The last evaluations of their checks.
+            until: By the monotonic clock. Later answers of Airflow are not used.
         """
 
     def evaluate_due(self, tick: Tick, until: float) -> None:
-        """If it is time, evaluate the check of the next DAGs, and store what has changed.
+        """Evaluate the check of the next DAGs, if `timing.check_interval_s` has passed since the
+        last time. Store the evaluations that have changed.
 
         Args:
-            until: By the monotonic clock. Later DAGs are left for the next time.
+            until: By the monotonic clock. DAGs that are left then come first the next time.
+
+        Raises:
+            DeclaredTwiceError: Another code location observes the instance.
         """
         now = self.timing.monotonic()
         if not self._queue or now - self._evaluated_at < self.timing.check_interval_s:
@@ -153,6 +157,6 @@ class PeriodicCheck(ABC):
 
 
 def _get_content(evaluation: dg.AssetCheckEvaluation) -> tuple[object, ...]:
-    """Return what an evaluation says, without the time as of which its Airflow is known."""
+    """Return the content of an evaluation, without the time of the refresh that it is based on."""
     text = re.sub(r" \(as of [^)]*\)", "", evaluation.description or "")
     return evaluation.passed, evaluation.severity, text, evaluation.metadata

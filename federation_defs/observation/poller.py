@@ -1,6 +1,5 @@
-"""Fetches finished runs: those that changed since the last poll, and those that were left to a
-Dagster run which has not reported them before it ended. A long history is read in slices, oldest
-first."""
+"""Fetches finished runs: those that changed since the last poll, and deferred ones, whose Dagster
+run ended or died before it reported them. A long history is read in slices, the oldest first."""
 
 from __future__ import annotations
 
@@ -21,10 +20,10 @@ from federation_defs.threads import run_in_threads
 from federation_defs.timing import MAX_CLOCK_SKEW, Timing
 
 _MIN_RUNS = 100
-_DEFERRED_PER_TICK = 50  # there is a request for each
+_DEFERRED_PER_TICK = 50  # each takes a request
 _MIN_SLICE = timedelta(seconds=1)
-_SHORT_TIME = timedelta(minutes=1)  # never sliced
-_LONG_TIME = timedelta(minutes=10)  # a poll asks for the length of the history first
+_SHORT_TIME = timedelta(minutes=1)  # a history that is never read in slices
+_LONG_TIME = timedelta(minutes=10)  # of a longer history, the number of runs is fetched first
 
 
 @dataclass
@@ -32,9 +31,9 @@ class Poller:
     """Polls one instance.
 
     Attributes:
-        dag_ids: Runs of other DAGs are left out.
-        overlap: How far a poll reaches back before the last one: rows may appear that late.
-        max_runs: How many runs a poll reads of a long history; fewer if the server is slow.
+        dag_ids: The DAGs to observe. Runs of other DAGs are left out.
+        overlap: How far a poll reaches back before the last one, because rows may appear that late.
+        max_runs: How many runs a poll reads of a long history. It is lowered for a slow server.
     """
 
     client: AirflowClient
@@ -48,14 +47,15 @@ class Poller:
         self._limit = self.max_runs
 
     def poll(self, since: datetime, deadline: float) -> Batch:
-        """Fetch the finished runs that changed after a time; of too many, the oldest.
+        """Fetch the finished runs that changed after a time: if there are too many, the oldest.
 
         Args:
-            since: By the server's clock.
+            since: By Airflow's clock.
             deadline: By the monotonic clock.
 
         Raises:
-            UnreachableError: There was no answer before the deadline, among other reasons.
+            AirflowError: The runs could not be fetched: an `UnreachableError` if there was no
+                complete answer before the deadline.
         """
         limit_s = self.timing.find_rest_s(deadline)
         (batch,) = run_in_threads([lambda: self._fetch_changes(since, deadline)], 1, limit_s)
@@ -67,13 +67,13 @@ class Poller:
         return replace(batch, runs=runs, unreadable=unreadable)
 
     def _fetch_changes(self, since: datetime, deadline: float) -> Batch | None:
-        """Fetch what `poll` returns; None if the deadline is over before it is whole."""
+        """Fetch what `poll` returns, of all DAGs; None if it is not complete at the deadline."""
         started_at = self.timing.monotonic()
         start = since - self.overlap
         is_long = self.timing.utc_now() - since > _LONG_TIME
         changed = self._fetch(start, at_most=1 if is_long else self.max_runs)
-        # By the server's clock, but not ahead of ours: the answer may carry the clock of a proxy
-        # that is ahead of the database's.
+        # By the server's clock, but not ahead of ours: the time of an answer may be that of a proxy
+        # whose clock is ahead of the database's.
         our_now = self.timing.utc_now()
         now = min(changed.server_time or our_now - MAX_CLOCK_SKEW, our_now)
         if changed.is_whole:
@@ -91,10 +91,16 @@ class Poller:
     def _fetch_slice(
         self, start: datetime, now: datetime, total: int, deadline: float
     ) -> Batch | None:
-        """Fetch the oldest slice that is small enough, and old enough for no more rows to appear.
+        """Fetch the oldest slice that has at most `max_runs` runs; None at the deadline.
 
-        A slice has an end, so that rows can only leave it while it is paged, which shows in its
-        total. Without an end, a new row could hide that another one left.
+        A slice ends at least `overlap` ago, when no more rows appear. Rows can only leave it while
+        its pages are read, and then its total shrinks. Without an end, a new row could hide that
+        another one left. If the last slice is reached, the rows after it are fetched, too.
+
+        Args:
+            start: By Airflow's clock, as `now`.
+            total: The number of runs that changed since `start`.
+            deadline: By the monotonic clock.
         """
         last_end = now - self.overlap
         share = min(1.0, 0.8 * self.max_runs / total)  # as if runs were evenly spread
@@ -119,7 +125,7 @@ class Poller:
         return Batch([*changed.entries, *rest.entries], now, unreadable)
 
     def _adapt(self, count: int, elapsed_s: float, budget_s: float) -> None:
-        """Set how many runs the next poll reads, to take half of the time of a tick at most."""
+        """Set how many runs the next poll reads, for it to take `budget_s` seconds at most."""
         if count and elapsed_s > budget_s:
             self.max_runs = max(_MIN_RUNS, int(count * budget_s / elapsed_s))
         elif elapsed_s < budget_s / 4:
@@ -131,9 +137,9 @@ class ReturnedRuns:
     """Deferred runs that were fetched.
 
     Attributes:
-        finished: To be reported.
-        gone: They were deleted, or are running again. Their next end is reported as a new one.
-        unreadable: They could not be read for too long, with the reason.
+        finished: The runs to report.
+        gone: Runs that were deleted, or that run again. Their next end is reported as a new one.
+        unreadable: Runs that could not be fetched for `timing.fetch_outcome`, and the last reason.
     """
 
     finished: list[DagRun] = field(default_factory=list)
@@ -143,9 +149,9 @@ class ReturnedRuns:
 
 @dataclass
 class DeferredRuns:
-    """Fetches the runs of one instance that were deferred and have no owner any more.
+    """Fetches deferred runs of one instance that no living Dagster run is going to report.
 
-    A run that can't be read is tried again and holds up no other one.
+    A run that can't be fetched is retried in later ticks, and delays no other run.
     """
 
     client: AirflowClient
@@ -157,10 +163,11 @@ class DeferredRuns:
     def fetch(
         self, keys: Collection[RunKey], deadline: float, log: Callable[[], logging.Logger]
     ) -> ReturnedRuns:
-        """Fetch runs, of many a random choice: some may always fail.
+        """Fetch runs. Of more than 50, fetch 50 at random, because some may always fail.
 
         Args:
             deadline: By the monotonic clock.
+            log: Returns the tick's log.
         """
         selected = sample(sorted(keys), min(len(keys), _DEFERRED_PER_TICK))
         fetches = [partial(self._fetch, key) for key in selected]
@@ -172,7 +179,12 @@ class DeferredRuns:
         for key, answer in zip(selected, answers, strict=True):
             if answer is None or isinstance(answer, AirflowError):
                 reason = str(answer or "no answer in time")
-                log().warning("The deferred run %s of DAG %s can't be read: %s", *key[::-1], reason)
+                log().warning(
+                    "The deferred run %s of DAG %s in Airflow '%s' can't be fetched: %s",
+                    *key[::-1],
+                    self.client.instance,
+                    reason,
+                )
                 since = self._failing_since.setdefault(key, now)
                 if self.timing.fetch_outcome.is_over(now - since):
                     returned.unreadable[key] = reason
@@ -183,7 +195,7 @@ class DeferredRuns:
         return returned
 
     def forget_failures(self) -> None:
-        """Start the time for failing runs anew: the whole instance has failed."""
+        """Restart the time after which failing runs are given up: the whole instance has failed."""
         self._failing_since.clear()
 
     def _fetch(self, key: RunKey) -> DagRun | AirflowError | Literal["absent"]:

@@ -27,12 +27,12 @@ from federation_defs.threads import run_in_threads
 class ReadyCheck(PeriodicCheck):
     """The check of the DAGs of one instance that depend on others.
 
-    What the event log holds is as of now. The state of a DAG in its Airflow is as of the last
-    refresh, so that a DAG that is paused later is not known to be. If it is bad, and the DAG one of
-    this instance, Airflow is asked whether it still is.
+    The content of the event log is current. The state of a DAG in its Airflow is as of the last
+    refresh, so the check does not see that a DAG was paused later. If a DAG of this instance had a
+    problem then, Airflow is asked whether the DAG still has one.
 
     Attributes:
-        by_events: The ids of the DAGs on which the event sensor decides.
+        by_events: The ids of the DAGs that the event sensor starts.
     """
 
     name = READY_CHECK_NAME
@@ -88,7 +88,7 @@ class ReadyCheck(PeriodicCheck):
         outcomes: Evaluations,
         findings: Findings,
     ) -> None:
-        """Find what the DAG's automation condition waits for.
+        """Find what the DAG's automation condition waits for, and add it to `findings`.
 
         Args:
             updates: Positions of the last materializations in the event log.
@@ -103,13 +103,13 @@ class ReadyCheck(PeriodicCheck):
         is_new = {key: position > requested_at for key, position in updates.items()}
         waiting = [name for key, name in names.items() if is_new.get(key) is False]
         if waiting and any(is_new.get(key) for key in names):
-            findings.notes.append(f"It waits for the next success of {join_names(waiting)}.")
+            findings.notes.append(f"The DAG waits for the next success of {join_names(waiting)}.")
 
     def _find_needed(self, dag_id: str) -> list[DependencyDeclaration]:
-        """Find the dependencies without whose successes the DAG never runs.
+        """Find the dependencies that must have succeeded once before the DAG can run.
 
-        If the event sensor decides, and `when: any`, one event starts a run, and none is needed. A
-        partition of a DAG with `runs: latest` needs those of all its upstreams.
+        If the event sensor decides, with `when: any`, an event of any dependency starts a run, so
+        none is needed. With `runs: latest`, a partition needs the partitions of all upstreams.
         """
         dag = self.dags[dag_id]
         is_any = dag_id in self.by_events and dag.trigger.when == "any"

@@ -1,4 +1,4 @@
-"""Stores the events of finished runs in Dagster's event log, each run's once."""
+"""Stores the events of finished runs in Dagster's event log, once for each end of a run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Known:
     """What was read from the event log for one call of `report`.
 
     Attributes:
-        read_at: When the reports on a DAG were read, by DAG id and the monotonic clock.
+        read_at: When the reports of a DAG were read, by DAG id. Times of the monotonic clock.
     """
 
     reported: ReportedRuns = field(default_factory=ReportedRuns)
@@ -52,13 +52,13 @@ class _Known:
 class Reporter:
     """Reports the runs of one instance that no living Dagster run is going to report.
 
-    Between the check for owners and the last event at most `timing.owner_check_s` pass. A Dagster
-    run that takes over a finished DAG run first announces itself, and then waits for longer than
-    that before it reads the event log.
+    Events are stored within `timing.owner_check_s` after the check for owners. A Dagster run that
+    takes over a finished DAG run first announces itself, and then waits longer than that before it
+    reads the event log.
 
     Attributes:
-        partitionings: Of DAGs that have partitions, by DAG id.
-        unknown: The ids of DAGs of which the partitions are not known.
+        partitionings: The partitions of DAGs that have some, by DAG id.
+        unknown: The ids of DAGs that declare partitions which are not known yet.
     """
 
     client: AirflowClient
@@ -68,13 +68,13 @@ class Reporter:
     unknown: Collection[str] = ()
 
     def __post_init__(self) -> None:
-        # Fewer if queries of the event log are so slow that the time is over before the first one.
+        # Halved while the event log is so slow that the time is over before any run is reported.
         self._runs_per_check = _RUNS_PER_CHECK
 
     def find_owned(self, instance: dg.DagsterInstance, runs: Collection[DagRun]) -> set[RunKey]:
-        """Find those of the finished runs that a living Dagster run has yet to report.
+        """Find the finished runs that a living Dagster run has yet to report.
 
-        A Dagster run that has reported a DAG run, or given it up, may live on to wait for others.
+        A Dagster run that has reported a DAG run, or given it up, may still be waiting for others.
         """
         keys = [run.key for run in runs]
         owners = find_owners(instance, self.client.instance, keys, self.heartbeats.is_in_step)
@@ -83,7 +83,7 @@ class Reporter:
         return {run.key for run in owned if not reported.is_reported_by(owners[run.key], run)}
 
     def find_orphans(self, instance: dg.DagsterInstance, keys: Collection[RunKey]) -> set[RunKey]:
-        """Find those of the deferred runs whose owners are not alive any more."""
+        """Find the deferred runs that no living Dagster run owns any more."""
         owners = find_owners(instance, self.client.instance, keys, self.heartbeats.is_in_step)
         return {key for key in keys if not owners[key]}
 
@@ -93,12 +93,12 @@ class Reporter:
         """Store the events that the event log lacks, unless another process has taken over.
 
         Args:
-            outcomes: Those of each DAG in the order to report them.
-            deadline: By the monotonic clock. Later outcomes are left for another tick.
+            outcomes: Those of each DAG in the order in which to report them.
+            deadline: By the monotonic clock. Outcomes that are left then wait for another tick.
 
         Returns:
-            The runs whose events the event log holds now, and those of them whose events were not
-            there before.
+            The runs whose events are in the event log now, and the ones of them whose events this
+            call has stored.
         """
         settled: list[DagRun] = []
         newly_reported: list[DagRun] = []
@@ -133,16 +133,17 @@ class Reporter:
         known: _Known,
         until: float,
     ) -> set[RunKey]:
-        """Find which of the next runs have owners, and make known what was reported of their DAGs.
+        """Find which of the next runs have owners, and read into `known` what was reported of their
+        DAGs.
 
-        The event log is read once for all runs of a DAG. It is read again before a step can have
-        reported one that had no owner then: the step announces itself, and waits for
-        `timing.takeover_s`.
+        The event log is read once for all runs of a DAG, and again before `timing.takeover_s` has
+        passed. A step that takes over a run meanwhile waits for that time before it reports it.
 
         Args:
-            outcomes: All that are not reported yet.
-            size: The number of the next ones.
-            until: When the last event of these is stored at the latest.
+            outcomes: All outcomes that are left.
+            size: The number of the next ones to report.
+            until: When the events of the next ones are stored at the latest, by the monotonic
+                clock.
         """
         next_runs = [outcome.run for outcome in outcomes[:size]]
         oldest, read_at = until - self.timing.takeover_s, known.read_at
@@ -151,15 +152,16 @@ class Reporter:
         checked_at = self.timing.monotonic()
         owned = self.find_owned(instance, {run.key: run for run in (*next_runs, *unread)}.values())
         known.reported.update(fetch_reported_runs(instance, self.client.instance, unread))
-        # A run that has an owner may have none, and be reported, at the next check.
+        # If a run has an owner, its DAG is read again at the next check, because the owner may have
+        # reported the run by then.
         known.read_at |= dict.fromkeys(stale - {dag_id for dag_id, _ in owned}, checked_at)
         return owned & {run.key for run in next_runs}
 
     def report_unreadable(
         self, instance: dg.DagsterInstance, reasons: Mapping[RunKey, str]
     ) -> list[RunKey]:
-        """Store an observation of each run that can't be read, with the reason, and return the runs
-        that had none."""
+        """Store an observation of each run that can't be read, with the reason, unless it has one.
+        Return the newly reported runs."""
         airflow, labels = self.client.instance, {OUTCOME_LABEL: UNREADABLE_OUTCOME}
         reported = fetch_reports(instance, airflow, dict.fromkeys(reasons))
         newly_reported = [key for key in reasons if reported.lacks_unreadable(key)]
@@ -171,7 +173,8 @@ class Reporter:
     def _build_events(
         self, outcome: Outcome, reported: ReportedRuns, log: Callable[[], logging.Logger]
     ) -> list[ReportEvent]:
-        """Build what the event log lacks of one outcome."""
+        """Build the events of an outcome that the event log lacks. If that fails, build an
+        observation that says why."""
         run = outcome.run
         try:
             partition = find_partition(self.partitionings, run)
@@ -183,7 +186,12 @@ class Reporter:
         except Exception as error:  # noqa: BLE001 - logged, and reported in place of the run
             reason = f"{type(error).__name__}: {error}"
             ids = map(clean_text, run.key[::-1])
-            log().warning("Run %s of DAG %s can't be reported.", *ids, exc_info=True)
+            log().warning(
+                "Run %s of DAG %s in Airflow '%s' can't be reported.",
+                *ids,
+                self.client.instance,
+                exc_info=True,
+            )
             end = run.end_date and dg.MetadataValue.timestamp(run.end_date)
             labels = {STATE_LABEL: run.state, OUTCOME_LABEL: outcome.result, END_LABEL: end}
             key = self.client.instance, run.key

@@ -1,8 +1,8 @@
 """The sensor that reports the finished runs of an instance.
 
-It stores the events itself, before the tick returns, so that what was reported can be read from
-then on. Before it reports a run it asks the event log, so that a lost cursor, or a crash between
-storing the events and the cursor, reports nothing twice.
+The sensor stores the events itself, before the tick returns: other processes see at once what was
+reported. Before it reports a run, it looks for the run's events in the event log. So no run is
+reported twice after a lost cursor, or after a crash between storing the events and the cursor.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from federation_defs.timing import Timing
 
 TickResult: TypeAlias = dg.SensorResult | dg.SkipReason
 
-_DAGS_PER_TICK = 20  # of which Airflow is asked whether they are absent
-_MIN_GAP = timedelta(hours=1)  # reporting a history may take this long
+_DAGS_PER_TICK = 20  # that a poll looks up in Airflow, as they were absent at the last refresh
+_MIN_GAP = timedelta(hours=1)  # a shorter gap is not reported, as reporting a history takes time
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one poll does at most. The next poll continues.
+    """The most that one poll does. The next poll continues.
 
     Attributes:
-        runs: Runs to read of a long history.
-        reports: Runs to report, as far as `timing.report_s` allows.
+        runs: The number of runs to read of a long history.
+        reports: The number of runs to report, if `timing.report_s` is enough for them.
     """
 
     runs: int = 2000
@@ -93,9 +93,9 @@ def build_observation_sensor(
 
 @dataclass
 class _Observer:
-    """The state of one instance's sensor, as long as the process lasts.
+    """The state of one instance's sensor in this process.
 
-    What must not be lost is in the cursor and in the event log.
+    The state that has to outlast the process is in the cursor and in the event log.
     """
 
     client: AirflowClient
@@ -120,8 +120,9 @@ class _Observer:
         self._reporter = Reporter(client, dags.partitionings, self._heartbeats, timing, unknown)
         self._checks = CheckEvaluator(client, dags, self.observe.lookback, timing)
         self._unchecked = list(dags.absent)
-        self._absent: set[str] = set()  # that this process has found; a tick may drop a cursor
-        self._unread: list[dg.AssetKey] | None = None  # for their first reports
+        # Found by this process. The cursor of a poll is dropped if the tick polls again.
+        self._absent: set[str] = set()
+        self._unread: list[dg.AssetKey] | None = None  # assets whose first report is not read yet
         self._first_end = math.inf
         self._id = uuid4().hex
         self._lock = threading.Lock()
@@ -130,12 +131,15 @@ class _Observer:
         """Evaluate the sensor.
 
         Raises:
-            AirflowError: The instance refuses us, or its answer makes no sense.
+            AirflowError: The instance refused a request, or gave an unexpected answer. If it is
+                unreachable, the tick is skipped instead.
             DeclaredTwiceError: Another code location observes the instance.
+            TickOutdatedError: The sensor was switched off, or its cursor was changed, during the
+                tick.
         """
-        # Dagster ended a tick that hangs, or a person evaluates the sensor in the UI.
+        # Dagster has ended a tick that hangs here, or a person evaluates the sensor in the UI.
         if not self._lock.acquire(blocking=False):
-            return dg.SkipReason("Another tick of this sensor goes on.")
+            return dg.SkipReason("Another tick of this sensor is still running.")
         try:
             with share_instance(context) as instance:
                 origin = context.code_location_origin
@@ -143,7 +147,7 @@ class _Observer:
                     instance,
                     self.client.instance,
                     self.timing,
-                    # This opens another instance (dagster 1.13): it waits for a message.
+                    # `context.log` opens another Dagster instance (1.13): only for a message.
                     lambda: context.log,
                     self._id,
                     context.cursor,
@@ -160,11 +164,23 @@ class _Observer:
             self._lock.release()
 
     def _poll_and_record(self, tick: Tick, share: float) -> tuple[TickResult, float | None]:
-        """Return the result of the tick so far, and the interval; None if there is news."""
+        """Poll, and record for the interval whether that failed.
+
+        Args:
+            share: Of `timing.tick_s` and `timing.report_s`, for this poll.
+
+        Returns:
+            The result of the tick if it ends with this poll, and the seconds from the beginning of
+            this poll to that of the next one. The seconds are None if the tick ends now: there is
+            news, the instance is unreachable, or the tick is late.
+
+        Raises:
+            AirflowError: The instance refused a request, or gave an unexpected answer.
+        """
         try:
             result, is_done = self._poll(tick, min(share, self._interval.time_share))
         except AirflowError as error:
-            # The cursor stays: runs that end meanwhile are reported later.
+            # The cursor stays as it is: runs that end meanwhile are reported later.
             self._outcomes.forget_failures()
             self._deferred.forget_failures()
             reason = self._interval.record_error(error)
@@ -176,13 +192,16 @@ class _Observer:
         return result, None if is_done or is_late else self._interval.seconds
 
     def _poll(self, tick: Tick, share: float) -> tuple[dg.SensorResult, bool]:
-        """Poll once, and return whether the tick ends now. A finished run passes each module once,
-        from the poller to the cursor."""
+        """Poll once. Return the tick's result, and whether the tick ends now.
+
+        A finished run passes through each module once, from the poller to the cursor.
+        """
         instance, monotonic = tick.instance, self.timing.monotonic
         began_at = monotonic()
         deadline = began_at + share * self.timing.tick_s
         if (beginning := self._read_cursor(tick)) is None:
-            return dg.SensorResult(skip_reason="The event log is asked where to begin."), True
+            reason = f"Looking in the event log for the first report of Airflow '{tick.airflow}'."
+            return dg.SensorResult(skip_reason=f"{reason} The next tick continues."), True
         cursor, gap = beginning
         if tick.location and cursor.observer != self._id:
             return self._take_over(cursor, gap), True
@@ -201,7 +220,7 @@ class _Observer:
         if ready or unreadable:
             tick.refuse_second_location()
         if unreadable and not tick.is_current():
-            reason = f"Another code server observes Airflow '{tick.airflow}' by now."
+            reason = f"Another code server observes Airflow '{tick.airflow}' now."
             return dg.SensorResult(skip_reason=reason, cursor=tick.cursor), True
         selected = select_runs(ready, self.limits.reports)
         outcomes = self._outcomes.fetch(selected, deadline)
@@ -223,16 +242,17 @@ class _Observer:
         return _build_result(cursor, gap, summary), is_done
 
     def _take_over(self, cursor: Cursor, gap: Sequence[dg.AssetObservation]) -> dg.SensorResult:
-        """Make this process the one that observes the instance, and report nothing yet.
+        """Make this process the one that observes the instance. It reports from its next tick on.
 
         The process before it may still be in a tick, as when a code server is replaced. It sees in
-        the stored cursor that it is not current any more, before this one's next tick begins.
+        the stored cursor that another process observes the instance, before that next tick begins.
         """
         reason = f"This code server observes Airflow '{self.client.instance}' from now on."
         return _build_result(replace(cursor, observer=self._id), gap, reason)
 
     def _report_absent_dags(self, cursor: Cursor, tick: Tick, deadline: float) -> Cursor:
-        """Fail the checks of DAGs that the instance does not have, and name them in the cursor."""
+        """Fail the check `dag_run` of DAGs that the instance does not have, and add them to the
+        cursor."""
         if self._unchecked and not tick.may_store():
             return cursor
         absent = self._absent
@@ -255,14 +275,20 @@ class _Observer:
     def _summarize(self, newly_reported: Sequence[DagRun], backlog: int) -> str:
         airflow = self.client.instance
         names = join_names([f"{run.dag_id} {run.run_id}" for run in newly_reported])
-        summary = f"No run of Airflow '{airflow}' has ended since the last tick."
+        summary = f"Reported no runs of Airflow '{airflow}'."
         if newly_reported:
-            summary = f"Reported {len(newly_reported)} runs of Airflow '{airflow}': {names}."
-        return f"{summary} {backlog} more wait for the next tick." if backlog else summary
+            count = "1 run" if len(newly_reported) == 1 else f"{len(newly_reported)} runs"
+            summary = f"Reported {count} of Airflow '{airflow}': {names}."
+        return f"{summary} Runs left for the next tick: {backlog}." if backlog else summary
 
     def _read_cursor(self, tick: Tick) -> tuple[Cursor, list[dg.AssetObservation]] | None:
-        """Return the cursor, and observations of the gap if an outage exceeded `lookback`. None if
-        there is no cursor, and the event log has to be asked further."""
+        """Read the cursor, or build one if there is none, or an invalid one.
+
+        Returns:
+            The cursor, and observations of the gap if an outage was longer than `lookback` by a
+            seventh, and by an hour at least. None if the next tick has to continue the search of
+            the event log for where to begin.
+        """
         airflow, now = self.client.instance, self.timing.utc_now()
         lookback = timedelta(seconds=self.observe.lookback)
         oldest = now - lookback
@@ -277,7 +303,7 @@ class _Observer:
             since = now - timedelta(seconds=self.observe.lookback_on_first_start)
             if first < math.inf:
                 since = max(oldest, datetime.fromtimestamp(first, timezone.utc))
-            tick.log().info("There is no valid cursor. Looking back to %s.", since)
+            tick.log().info("Airflow '%s' has no valid cursor. Looking back to %s.", airflow, since)
             has_limits = any(dag.max_duration for dag in self.dags.declared.values())
             return Cursor(since, begun_at=now if has_limits else None), []
         self._unread = None
@@ -290,11 +316,11 @@ class _Observer:
         return replace(cursor, since=oldest), gap
 
     def _find_first_end(self, instance: dg.DagsterInstance, oldest: float) -> float | None:
-        """Find when the first reported run of all DAGs ended, in seconds since 1970; infinity if
-        none was reported. None if many assets are left to ask for, which the next ticks do.
+        """Find when the first reported run of any DAG ended, in seconds since 1970; infinity if
+        none was reported. None if the time of this tick is not enough; the next tick continues.
 
         Args:
-            oldest: The search stops at an end before this time.
+            oldest: In seconds since 1970. The search stops at the first end that is not later.
         """
         timing = self.timing
         until = timing.monotonic() + timing.find_first_end_s
@@ -314,5 +340,5 @@ class _Observer:
 def _build_result(
     cursor: Cursor, gap: Sequence[dg.AssetObservation], summary: str
 ) -> dg.SensorResult:
-    reason = None if gap else summary  # Dagster takes either events or a reason
+    reason = None if gap else summary  # Dagster accepts either events or a reason
     return dg.SensorResult(asset_events=gap, skip_reason=reason, cursor=cursor.to_json())

@@ -1,4 +1,4 @@
-"""One tick of the observation sensor, and whether it may store something."""
+"""One tick of the observation sensor, and whether it may store events."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from federation_defs.timing import Timing
 
 @dataclass(frozen=True)
 class Tick:
-    """What Dagster hands a tick, and which process evaluates it.
+    """What Dagster passes to a tick, and which process evaluates it.
 
     Attributes:
-        instance: Shared by all ticks of the process.
+        instance: The Dagster instance. All ticks of the process share it.
         airflow: The Airflow instance's name.
-        log: Opens the tick's log.
-        observer: The id of this process, as the cursor names it.
+        log: Opens and returns the tick's log.
+        observer: The id of this process, as in `Cursor.observer`.
         cursor: None if Dagster has stored none.
         location: The name of the code location; None in tests.
     """
@@ -36,8 +36,8 @@ class Tick:
     location: str | None = None
 
     def is_current(self) -> bool:
-        """Whether no other process observes the instance by now: the code server may have been
-        replaced while this tick goes on."""
+        """Whether this process still observes the instance: the code server may have been replaced
+        during the tick."""
         if self.location is None:
             return True
         name = build_sensor_name(self.airflow, "observation")
@@ -49,12 +49,12 @@ class Tick:
         """Raise an error if another code location observes the Airflow instance.
 
         Raises:
-            DeclaredTwiceError: There is one.
+            DeclaredTwiceError: Another code location does.
         """
         refuse_second_location(self.instance, self.airflow, self.location, self.timing)
 
     def may_store(self) -> bool:
-        """Whether neither another process nor another code location observes the instance.
+        """Whether this process may store events, as no other one observes the instance.
 
         Raises:
             DeclaredTwiceError: Another code location does.

@@ -48,7 +48,7 @@ def test_a_load_refreshes_the_state_and_a_failed_refresh_keeps_it(
         assert project.load_asset_keys() == last_known
     assert caplog.text == ""
     assert project.load_asset_keys() == last_known
-    assert f"Airflow 'warehouse' did not answer at {server.url}" in caplog.text
+    assert f"Airflow 'warehouse' gave no usable answer at {server.url}" in caplog.text
     assert "Using the DAGs as of 20" in caplog.text
 
 
@@ -89,8 +89,9 @@ def test_without_its_secrets_an_instance_is_loaded_and_the_errors_name_them(
         loaded = build_keys("sales/load", "sales/extract", "warehouse/load_orders")
         assert project.load_asset_keys() == loaded
         assert server.count("POST", ".*") == 0
-    assert "Airflow 'sales' can't be asked: set SALES_PASSWORD." in caplog.text
-    refused = "Airflow 'sales' was not signed in to: environment variables are not set."
+    assert "Airflow 'sales' gets no requests until you set SALES_PASSWORD." in caplog.text
+    unset = "the sign-in failed (environment variables are not set)."
+    refused = f"Airflow 'sales' got no request: {unset}"
     assert f"{refused} Check SALES_PASSWORD." in caplog.text
     monkeypatch.setenv("FEDERATION_STRICT", "true")
     with pytest.raises(ComponentTreeException) as caught:
@@ -113,7 +114,8 @@ def test_without_its_address_an_instance_is_loaded_and_the_errors_name_the_varia
         ("metrics", "NO_HOST"),
         ("sales", "NO_URL and SALES_USERNAME and SALES_PASSWORD"),
     ):
-        said = f"Airflow '{name}' was not signed in to: environment variables are not set."
+        failed = "the sign-in failed (environment variables are not set)."
+        said = f"Airflow '{name}' got no request: {failed}"
         assert f"{said} Check {unset}. Using the declared DAGs." in caplog.text
     monkeypatch.setenv("FEDERATION_STRICT", "true")
     with pytest.raises(ComponentTreeException) as caught:

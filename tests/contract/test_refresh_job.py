@@ -150,7 +150,7 @@ def test_a_load_after_a_refresh_has_the_dags_of_the_airflow(deployment: Deployme
     assert find_dags(deployment.load(), "sales") == set()
     assert deployment.check_fails("sales").startswith("New: load. Reload the code location")
     assert find_dags(deployment.load(), "sales") == {"load"}
-    assert deployment.check("sales") == (True, "The code location knows all 1 DAGs.")
+    assert deployment.check("sales") == (True, "The code location has all 1 DAGs.")
 
 
 def test_the_check_names_dags_that_are_new_or_gone_until_a_load_knows_them(
@@ -233,7 +233,7 @@ def test_an_airflow_that_is_down_keeps_its_state_and_no_other_from_being_refresh
     result = deployment.refresh()
     assert result.success
     description = find_failure(result, "down")
-    assert f"Airflow 'down' did not answer at {server.url}" in description
+    assert f"Airflow 'down' gave no usable answer at {server.url}" in description
     assert description.endswith("Its state stays as it is.")
     assert "New: publish." in find_evaluation(result, "sales")[1]
     changed = {key for key, version in deployment.find_versions().items() if version != before[key]}
@@ -437,7 +437,7 @@ def test_what_the_check_does_not_show_is_stored_and_reloads_nothing(
     deployment.load()
     before = deployment.find_versions()
     sales.database.dags["load"].is_paused = True
-    assert deployment.check("sales") == (True, "The code location knows all 1 DAGs.")
+    assert deployment.check("sales") == (True, "The code location has all 1 DAGs.")
     assert deployment.find_versions() != before
     assert reloads == ["core"]
 
@@ -446,10 +446,10 @@ def test_what_the_check_does_not_show_is_stored_and_reloads_nothing(
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("http://me:pa/ss@webserver:3000", "no user name or password can be sent"),
-        ("http://webserver:pa55", "its address is not in the form http://webserver:3000"),
-        ("http://[::1", "its address is not in the form http://webserver:3000"),
-        ("webserver:3000", "its address is not in the form http://webserver:3000"),
+        ("http://me:pa/ss@webserver:3000", "a user name or password in the address can't be sent"),
+        ("http://webserver:pa55", "the address is not in the form http://webserver:3000"),
+        ("http://[::1", "the address is not in the form http://webserver:3000"),
+        ("webserver:3000", "the address is not in the form http://webserver:3000"),
         ("http://127.0.0.1:1", "Connection refused"),
     ],
 )

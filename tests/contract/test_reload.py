@@ -135,7 +135,7 @@ def test_a_refresh_that_finds_new_dags_reloads_the_code_location(
         airflow.database.add_dag("publish")
         assert deployment.refresh() == ("SUCCESS", True, reloaded.replace("load.", "publish.", 1))
         assert "sales/dag/publish" in deployment.fetch_assets()
-        knows = "The code location knows all 2 DAGs."
+        knows = "The code location has all 2 DAGs."
         assert deployment.refresh() == ("SUCCESS", True, knows)
 
 

@@ -106,7 +106,7 @@ class Project:
 
 def test_dg_loads_all_assets_with_one_airflow_down(dg: Dg, tmp_path: Path) -> None:
     project, port = Project(tmp_path, dg), str(find_free_port())
-    reason = f"Airflow 'metrics' did not answer at http://127.0.0.1:{port}"
+    reason = f"Airflow 'metrics' gave no usable answer at http://127.0.0.1:{port}"
 
     loaded, assets = project.list_assets(METRICS_PORT=port)
     assert reason in loaded

@@ -116,12 +116,12 @@ def test_what_a_project_does_when_it_is_loaded_hides_neither_the_others_nor_show
     assert (code, said.splitlines()) == (
         1,
         [
-            f"{ended}: it can't be loaded: that ended the process (3)",
+            f"{ended}: it can't be loaded: loading ended the process (3)",
             f"{left}: it can't be loaded: SystemExit at {left}/team/defs/own.py:2",
             f"{away}: it can't be loaded: OSError at {away}/team/defs/own.py:2",
             f"{syntax}: it can't be loaded: SyntaxError at {syntax}/team/defs/own.py:2",
             f"{empty.path}: there is no component in {empty.defs}",
-            f"{inner}: it is no project: it has neither a dg.toml nor a pyproject.toml",
+            f"{inner}: it is not a project: it has neither a dg.toml nor a pyproject.toml",
             f"{where}: {there} neither declares nor selects 'laod'; did you mean 'load'?",
             "Projects: 8. Instances: 2. DAGs that depend on others: 2. Problems: 7.",
         ],
@@ -133,4 +133,5 @@ def test_a_project_that_hangs_is_given_up(
 ) -> None:
     hanging = write(tmp_path, "hanging", "import time\ntime.sleep(600)")
     assert main(["check", hanging], load_s=0.1) == 1
-    assert f"{hanging}: it can't be loaded: that takes more than 0.1 s" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{hanging}: it can't be loaded: loading takes more than 0.1 s" in shown

@@ -84,8 +84,8 @@ def test_a_time_out_of_range_is_refused_with_the_range(
 @pytest.mark.parametrize(
     ("value", "seen"),
     [
-        (math.nan, "is no finite number"),
-        (-math.inf, "is no finite number"),
+        (math.nan, "is infinite or NaN"),
+        (-math.inf, "is infinite or NaN"),
         (datetime.date(2026, 1, 31), "is of type date"),
         (b"secret", "is of type bytes"),
     ],

@@ -193,12 +193,12 @@ UPSTREAM = "depends_on: [w/a]\n"  # of texts that need one
         (
             "{depends_on: [{dag: w/a, state: late}], partitions: {cron: '@daily', start: "
             "2026-01-01}}",
-            ": depends_on: that a DAG is late belongs to no partition; let a DAG without "
-            "`partitions` depend on it",
+            ": depends_on: `state: late` belongs to no partition; let a DAG without `partitions` "
+            "depend on it",
         ),
         (
             "{depends_on: [{dag: w/a, window: last}]}",
-            ": depends_on: the `window` of w/a is one of this DAG's partitions; declare "
+            ": depends_on: the `window` of w/a needs partitions of this DAG; declare "
             "`partitions`, or remove the key",
         ),
         (

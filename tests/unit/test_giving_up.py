@@ -55,7 +55,7 @@ def test_at_the_deadline_an_active_run_is_reported_with_its_last_known_state() -
     run = build_monitored(build_run("load", "run", "running"))
     (error,) = fail(run, (10, UNREACHABLE))
     assert isinstance(error, RunLostError)
-    assert "it was running when we heard of it last" in str(error)
+    assert "it was running when Dagster last read its state" in str(error)
 
 
 def test_at_the_deadline_a_finished_run_is_reported_with_the_error() -> None:

@@ -92,7 +92,7 @@ def test_a_function_that_may_be_right_is_accepted(rules: str, function: str) -> 
         ("two", "has to take one argument"),
         ("named", "has to take one argument"),
         ("later", "is a coroutine function"),
-        ("LIMIT", "is of type int, and no function"),
+        ("LIMIT", "is of type int, not a function"),
         ("is_month_ends", "is not in its module; did you mean 'is_month_end'?"),
     ],
 )
@@ -147,5 +147,5 @@ def test_a_conf_that_json_does_not_have_is_refused_where_it_is_made(conf: object
 def test_a_conf_with_nan_and_a_reason_that_is_no_text_are_refused_where_they_are_made() -> None:
     with pytest.raises(ValueError, match="JSON"):
         Run({"x": float("nan")})
-    with pytest.raises(TypeError, match="pass a text"):
+    with pytest.raises(TypeError, match="pass a str"):
         Skip(None)  # pyright: ignore[reportArgumentType]

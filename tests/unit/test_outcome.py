@@ -45,7 +45,7 @@ def test_a_named_task_that_succeeded_is_enough_whatever_the_others_did() -> None
         ("running", "load is running"),
         ("up_for_retry", "load is up_for_retry"),
         (None, "load is without a state"),
-        ("skipped", "of 'load' none was run"),
+        ("skipped", "'load' did not run"),
         ("a state of a later version", "load is a state of a later version"),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_skipped_instance_of_a_mapped_task_is_ignored_if_another_succeeded() -
 
 def test_a_mapped_task_whose_instances_were_all_skipped_is_no_success() -> None:
     tasks = map_task("load", "skipped", "skipped")
-    assert find_unmet_condition(tasks, LOAD) == "of 'load' none was run"
+    assert find_unmet_condition(tasks, LOAD) == "'load' did not run"
 
 
 def test_a_removed_instance_of_a_mapped_task_is_ignored() -> None:
@@ -117,7 +117,7 @@ def test_a_skipped_branch_of_a_group_is_ignored() -> None:
     taken = build_tasks(group__full="skipped", group__increment="success")
     assert find_unmet_condition(taken, GROUP) is None
     none_taken = build_tasks(group__full="skipped", group__increment="skipped")
-    assert find_unmet_condition(none_taken, GROUP) == "of 'group' none was run"
+    assert find_unmet_condition(none_taken, GROUP) == "'group' did not run"
 
 
 def test_an_excepted_task_may_fail() -> None:
@@ -147,10 +147,8 @@ def test_skipped_and_removed_tasks_are_ignored_with_all_except(state: str) -> No
 
 def test_a_run_in_which_only_excepted_tasks_ran_is_no_success() -> None:
     tasks = build_tasks(load="skipped", clean_up="success")
-    assert (
-        find_unmet_condition(tasks, BUT_CLEAN_UP) == "of the tasks other than clean_up none was run"
-    )
-    assert find_unmet_condition([], BUT_CLEAN_UP) == "of the tasks other than clean_up none was run"
+    assert find_unmet_condition(tasks, BUT_CLEAN_UP) == "the tasks other than clean_up did not run"
+    assert find_unmet_condition([], BUT_CLEAN_UP) == "the tasks other than clean_up did not run"
 
 
 def test_an_unknown_name_is_returned_with_the_closest_known_one() -> None:

@@ -203,7 +203,7 @@ def test_the_reason_why_a_run_has_no_partition_names_its_date_or_key_and_what_is
     moment: str | None, key: str | None, seen: str
 ) -> None:
     partition = build().find_partition(run_at(moment, key))
-    assert partition == RunPartition(None, f"{seen} Partitions are of {DAILY}.")
+    assert partition == RunPartition(None, f"{seen} Declared partitions: {DAILY}.")
 
 
 def test_a_run_of_a_partition_has_nothing_to_explain() -> None:

@@ -159,7 +159,7 @@ def test_of_instances_that_do_not_answer_two_are_asked_again_at_a_time(clock: Cl
         assert clock.tick(healthy) is None
     assert reasons[:2] == [None, None]
     assert all(
-        "asked again after other instances that do not answer" in (reason or "")
+        "retried after other instances that do not answer" in (reason or "")
         for reason in reasons[2:]
     )
     assert clock.tick(intervals[3]) is None

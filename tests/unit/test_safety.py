@@ -31,7 +31,7 @@ def test_off_is_the_reason_and_names_the_variable(said: str) -> None:
 @pytest.mark.parametrize("value", ["1", "true", "TRUE"])
 def test_a_branch_deployment_is_the_reason_and_says_how_to_allow_triggers(value: str) -> None:
     reason = find_safe_mode_reason({"DAGSTER_CLOUD_IS_BRANCH_DEPLOYMENT": value})
-    assert reason == "this is a branch deployment (FEDERATION_TRIGGERS=on would allow it)"
+    assert reason == "this is a branch deployment (FEDERATION_TRIGGERS=on would allow triggers)"
 
 
 @pytest.mark.parametrize("value", ["", "0", "false"])

@@ -126,7 +126,7 @@ def test_without_a_next_run_the_same_schedule_keeps_its_partitions(text: str) ->
 def test_a_time_zone_of_another_file_is_not_guessed(source: str) -> None:
     found = resolve(at(WINTER), source)
     assert found.problem is not None
-    assert "the DAG's file has a time zone of another file ('" in found.problem
+    assert "the DAG's file takes its time zone from elsewhere ('" in found.problem
     assert found.problem.endswith("'); write `timezone`.")
     assert resolve(at(WINTER), source, timezone="Europe/London").problem is None
     assert resolve(at(WINTER, text="0 * * * *"), source).problem is None  # the same in all

@@ -56,7 +56,7 @@ def test_partitions_that_can_not_be_read_leave_the_dags(
     for partitions in ([], {"a": {"declared": {"cron": "auto", "start": None}, "resolved": None}}):
         path.write_text(json.dumps({**asdict(SNAPSHOT), "partitions": partitions}))
         assert read_snapshot(path) == SNAPSHOT
-    warning = f"Ignoring the partitions in {path}. A refresh finds them out again."
+    warning = f"Ignoring the partitions in {path}. A refresh resolves them again."
     assert caplog.messages == [warning] * 2
 
 

@@ -31,7 +31,7 @@ def test_a_dag_that_runs_once_for_each_of_several_cadences_looks_at_the_latest_o
     for upstreams in (["up/daily", "up/hourly"], ["up/hourly", "up/daily"]):
         assert find_too_frequent(*upstreams, **together) == (
             "With `when: all` and without `partitions`, a run for each tick of `0 0 * * *` looks "
-            "at the latest partition only of up/hourly (`@hourly`). If it needs all of them, "
+            "only at the latest partition of up/hourly (`@hourly`). If it needs all of them, "
             "declare `partitions` of the DAG."
         )
         assert find_too_frequent(*upstreams) is None
@@ -42,8 +42,8 @@ def test_a_dag_that_runs_once_for_each_of_several_cadences_looks_at_the_latest_o
 
 def test_a_partition_that_needs_the_last_one_of_several_looks_at_that_only() -> None:
     assert find_too_frequent("up/hourly", "up/berlin", **DAILY, granularity="last") == (
-        "With `granularity: last`, a partition for each tick of `0 0 * * *` looks at the latest "
-        "partition only of up/hourly (`@hourly`). If it needs all of them, write "
+        "With `granularity: last`, a partition for each tick of `0 0 * * *` looks only at the "
+        "latest partition of up/hourly (`@hourly`). If it needs all of them, write "
         "`granularity: all`."
     )
     assert find_too_frequent("up/hourly", **DAILY) is None

@@ -290,7 +290,7 @@ HOURS, DAYS = HOURLY["partitions"], DAILY["partitions"]
         (
             {},
             {"window": "same"},
-            "warehouse/up has no partitions, so that it has no `window: same`; declare "
+            "warehouse/up has no partitions, and so no `window: same`; declare "
             "dags.up.partitions, or write last or current",
         ),
         (
@@ -308,13 +308,13 @@ HOURS, DAYS = HOURLY["partitions"], DAILY["partitions"]
         (
             {"partitions": {**HOURS, "cron": "* * * * *"}},
             {"partitions": {**DAYS, "cron": "@monthly"}},
-            "a partition of this DAG has the time of 43611 partitions of warehouse/up; put a DAG "
+            "a partition of this DAG is as long as 43611 partitions of warehouse/up; put a DAG "
             "between them whose partitions are days",
         ),
         (
             {"partitions": {**DAYS, "cron": "@monthly"}},
             {"partitions": {**HOURS, "cron": "* * * * *"}},
-            "a partition of warehouse/up has the time of 43611 partitions of this DAG; put a DAG "
+            "a partition of warehouse/up is as long as 43611 partitions of this DAG; put a DAG "
             "between them whose partitions are days",
         ),
         (

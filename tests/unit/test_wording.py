@@ -30,7 +30,7 @@ from federation_defs.specs import describe_trigger
             [{"dag": "a/x", "state": "late"}, {"dag": "b/y", "state": "slow"}],
             {"only_if": "rules:is_day"},
             "Runs when a/x has missed its deadline or b/y has exceeded its max_duration, if "
-            "rules:is_day says so.",
+            "rules:is_day returns Run.",
         ),
         (
             [{"dag": "a/x", "state": "finished"}],
@@ -59,8 +59,8 @@ def test_a_dag_says_in_words_when_it_runs(
         ({}, "Runs a partition when a/x has succeeded for it, one at a time."),
         (
             {"granularity": 20, "trigger": {"at_once": 4}},
-            "Runs a partition when a/x has succeeded for it, 4 at a time. Of an upstream's "
-            "partitions in its time it needs 20.",
+            "Runs a partition when a/x has succeeded for it, 4 at a time. It needs 20 of the "
+            "partitions that an upstream has in its time.",
         ),
         (
             {"trigger": {"runs": "each"}},

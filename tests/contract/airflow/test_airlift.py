@@ -130,7 +130,7 @@ def test_runs_of_no_dag_are_none(airlift: ClientInstance) -> None:
 
 def test_the_credentials_go_to_no_other_host(airflow: Airflow) -> None:
     session = ClientInstance(airflow.client).auth_backend.get_session()
-    with pytest.raises(ValueError, match="is not at"):
+    with pytest.raises(ValueError, match="is not below"):
         session.get(f"{airflow.server.url}.example.com/api/v2/pools")
 
 

@@ -53,7 +53,7 @@ def test_an_unreachable_aws_is_reported(
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     if missing == "aws":
         monkeypatch.setenv("AWS_ENDPOINT_URL_MWAA", f"http://127.0.0.1:{find_free_port()}")
-    with pytest.raises(CredentialError, match=f"AWS was not asked for .* {ENVIRONMENT}") as error:
+    with pytest.raises(CredentialError, match=f"AWS gave no login for .* {ENVIRONMENT}") as error:
         mwaa.declare_client(**auth).fetch_dags()
     assert SECRET_KEY not in format_error_chain(error.value)
     assert mwaa.server.logins == []

@@ -52,15 +52,15 @@ def test_an_instance_that_is_down_is_named_with_its_address(airflow_v2: Airflow)
     with pytest.raises(UnreachableError) as error:
         airflow_v2.client.fetch_dags()
     assert str(error.value) == (
-        f"Airflow 'metrics' did not answer at {airflow_v2.server.url} (Connection refused). "
+        f"Airflow 'metrics' gave no usable answer at {airflow_v2.server.url} (Connection refused). "
         "Is it running, and is its `url` right?"
     )
 
 
 REMEDIES = {
     429: r"lower `http\.max_requests_per_minute`",
-    500: r"look into the log of its web server \(Airflow 2\) or API server \(Airflow 3\)",
-    503: "look whether the Airflow behind its gateway or proxy is running",
+    500: r"read the log of its web server \(Airflow 2\) or API server \(Airflow 3\)",
+    503: "check whether the Airflow behind the gateway or proxy is running",
 }
 
 
@@ -229,7 +229,7 @@ def test_a_server_that_says_to_come_back_in_an_hour_is_neither_slept_for_nor_ask
     airflow.client.fetch_version()
     later = answer(503, "maintenance", {"Retry-After": "3600"})
     airflow.server.fail_next(asks("GET", "/dags"), later)
-    with pytest.raises(UnreachableError, match="503, to be asked again in 3600 s"):
+    with pytest.raises(UnreachableError, match="503, retry after 3600 s"):
         call_within(60, airflow.client.fetch_dags)
     assert airflow.server.count("GET", "/dags") == 1
 

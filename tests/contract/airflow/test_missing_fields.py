@@ -117,7 +117,7 @@ def test_a_field_that_is_needed_is_named_with_request_and_version(
 
         message = read_without(filled, read, drop)
         assert f"GET /api/{api}{read.path[api]} with no `{field}`." in message
-        assert f"says it is Airflow {VERSIONS[api]}:" in message
+        assert f"The server is Airflow {VERSIONS[api]}:" in message
 
 
 @pytest.mark.parametrize("what", [what for what, read in READS.items() if read.entries])

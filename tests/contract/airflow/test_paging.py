@@ -228,7 +228,7 @@ def test_a_total_that_is_no_count_is_an_error_and_no_short_list(
         return response
 
     airflow.server.fail_next(DAGS, spoil)
-    with pytest.raises(UnexpectedAnswerError, match="`total_entries` no count"):
+    with pytest.raises(UnexpectedAnswerError, match="`total_entries` is not a count"):
         call_within(60, lambda: fetch_ids(airflow))
 
 

@@ -194,7 +194,7 @@ def test_a_socks_proxy_is_reported_as_unsupported(
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
     client = declare_client("http://airflow.example.com", OPEN)
-    with pytest.raises(UnreachableError, match=r"the proxy: .* no http address"):
+    with pytest.raises(UnreachableError, match=r"the proxy: .* not an http address"):
         client.session.request("PATCH", "/")
 
 

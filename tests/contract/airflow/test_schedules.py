@@ -123,7 +123,7 @@ KINDS: dict[str, dict[str, Kind]] = {
             "0 0 * * *",
             (None, DAY[1]),
             {"timetable_partitioned": True},
-            "no run with a partition key has ended",
+            "no run has ended whose partition key confirms it",
         ),
         "partitions_of_an_asset": (
             "Partitioned Asset",

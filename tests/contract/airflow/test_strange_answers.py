@@ -224,7 +224,7 @@ def test_a_long_retry_after_is_reported_and_not_waited_for(
     proxied: ProxiedAirflow, said: str
 ) -> None:
     proxied.server.fail_next(asks("GET", "/dags"), answer(429, {}, {"Retry-After": said}))
-    with pytest.raises(UnreachableError, match="429, to be asked again in"):
+    with pytest.raises(UnreachableError, match="429, retry after"):
         call_within(60, proxied.client.fetch_dags)
     assert proxied.server.count("GET", "/dags") == 1
     assert_works(proxied.client)
@@ -273,7 +273,7 @@ def test_an_exception_of_a_library_about_an_answer_is_an_error_of_ours(
             return bool(response.json()["no"]["such"]["field"])
 
     session = AirflowSession(proxied.client.session.transport, OddSignIn(), ACCOUNT_HINT)
-    with pytest.raises(UnexpectedAnswerError, match=r"GET /api/v2/version with what can't be read"):
+    with pytest.raises(UnexpectedAnswerError, match=r"/api/v2/version with an unreadable answer"):
         session.request("GET", "/api/v2/version")
 
 

@@ -83,7 +83,7 @@ def test_a_row_is_warned_of_once(filled: Airflow, caplog: pytest.LogCaptureFixtu
         "Airflow 'metrics' has an entry in `dags` (a) that can't be read: a field of another kind "
         "than Airflow's (no text for `fileloc`). The others are read.",
         "Airflow 'metrics' has an entry in `dags` that can't be read: a field of another kind than "
-        "Airflow's (a int where an object belongs). The others are read.",
+        "Airflow's (a int in place of an object). The others are read.",
     ]
 
 

@@ -167,8 +167,8 @@ def read_in_parts(daemon: EventDaemon) -> list[str]:
     hurried = replace(FAST, read_events_s=0)
     daemon.sensor = build_event_sensor(daemon.client, daemon.dags, timing=hurried)
     begun = daemon.tick()
-    assert "the next one goes on" in daemon.skip_reason
-    while "the next one goes on" in daemon.skip_reason:
+    assert "The next one continues" in daemon.skip_reason
+    while "The next one continues" in daemon.skip_reason:
         begun += daemon.tick()
     return begun
 
@@ -346,7 +346,7 @@ def test_a_dependency_that_is_declared_later_does_not_count_what_was_before(
     """Also what was while the sensor was off, which counts for the others."""
     report(instance, OTHER, "failure", "old")
     daemon = start(airflow, instance, ON_FAILURE)
-    assert "from now on counts for customer_metrics" in daemon.skip_reason
+    assert "New dependencies of customer_metrics count" in daemon.skip_reason
     assert list_counted(instance) == [f"{LOAD} (failure)"]
     report(instance, OTHER, "failure", "old, too")
     report(instance, LOAD, "failure", "missed")

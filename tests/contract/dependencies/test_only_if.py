@@ -237,8 +237,8 @@ def wait_until_ended(file: Path) -> None:
         ("endless", "answered with more than 1000000 bytes"),
         ("deep", "failed: rules_of_test.py:90: RecursionError: "),
         ("nested", "answered with a conf that is nested too deeply"),
-        ("long", "answered with a conf of 10208 characters, and Dagster keeps it in a tag"),
-        ("secretive", "answered with a conf that seems to hold a secret, and that Dagster would"),
+        ("long", "answered with a conf of 10208 characters, but Dagster keeps it in a tag"),
+        ("secretive", "answered with a conf that seems to hold a secret, which Dagster would"),
         ("no_such_function", "failed: AttributeError: module 'rules_of_test' has no attribute"),
     ],
 )

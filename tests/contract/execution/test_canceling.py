@@ -249,7 +249,7 @@ def test_a_dag_run_goes_on_with_on_cancel_leave(
     assert executed.status is CANCELED
     (run,) = airflow_v2.database.runs
     assert run.state == "running"
-    assert f"{DAG}: run {run.run_id} goes on (`trigger.on_cancel: leave`)." in executed.log
+    assert f"{DAG}: run {run.run_id} is not stopped (`trigger.on_cancel: leave`)." in executed.log
     airflow_v2.database.finish_run(run)
     assert Daemon(airflow_v2.client, [DAG], instance).tick() == [run.run_id]
 
@@ -265,7 +265,7 @@ def test_an_interruption_is_no_cancellation_and_leaves_the_dag_run_to_the_next_a
     assert first.status is FAILURE
     (run,) = airflow_v2.database.runs
     assert (run.state, airflow_v2.server.count("PATCH", ".*")) == ("running", 0)
-    assert "Interrupted, and not canceled: DAG runs that were started go on." in first.log
+    assert "Interrupted, but not canceled: DAG runs that were started stay active." in first.log
     airflow_v2.database.finish_after(run, polls=1)
     second = job.execute(first, {"dagster/retry_number": "1"})
     assert second.metadata[DAG]["Run ID"].value == build_run_id(first.run_id)
@@ -313,7 +313,7 @@ def test_a_dag_run_that_can_not_be_stopped_is_logged_with_its_link(
     assert executed.status is CANCELED
     (run,) = airflow_v2.database.runs
     url = airflow_v2.client.build_run_url(DAG, run.run_id)
-    (warning,) = [line for line in executed.log if f"may go on: {url}" in line]
+    (warning,) = [line for line in executed.log if f"may stay active: {url}" in line]
     assert "503" in warning
 
 

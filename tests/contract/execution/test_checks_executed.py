@@ -109,7 +109,7 @@ def test_the_check_goes_by_success_when(airflow_v2: Airflow, instance: dg.Dagste
     result = check(airflow_v2.client, {DAG: LOAD}, instance)
     assert read_outcomes(result) == {DAG: False}
     (evaluation,) = fetch_evaluations(instance, KEY)
-    assert "By its `success_when` it is no success: load is failed." in (
+    assert "By its `success_when` it is not a success: load is failed." in (
         evaluation.description or ""
     )
     assert "Log of load" in evaluation.metadata
@@ -159,7 +159,7 @@ def test_an_unreachable_instance_fails_the_run_with_our_error(
     result = check(airflow_v2.client, [DAG], instance)
     assert (result.success, read_outcomes(result)) == (False, {})
     url = airflow_v2.client.url
-    assert read_failure(result).startswith(f"Airflow 'metrics' did not answer at {url} (")
+    assert read_failure(result).startswith(f"Airflow 'metrics' gave no usable answer at {url} (")
 
 
 def test_only_the_selected_checks_are_executed(

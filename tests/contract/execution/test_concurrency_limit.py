@@ -311,7 +311,7 @@ def test_nothing_is_launched_while_the_active_runs_can_not_be_read(
     airflow_v2.server.fail_next(asks("GET", page), answer(503, headers={"Retry-After": "999"}), 999)
 
     def act() -> None:
-        wait_for_log(instance, "Waiting on.")
+        wait_for_log(instance, "Dagster keeps waiting.")
         assert len(airflow_v2.database.runs) == 1
         airflow_v2.server.forget_faults()
 

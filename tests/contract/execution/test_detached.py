@@ -52,7 +52,7 @@ def test_what_depends_on_it_is_skipped_and_the_rest_is_run(
         airflow_v2.database.add_dag(dag_id, polls=0)
     executed = materialize(airflow_v2.client, dags, instance)
     assert executed.materialized == ["other"]
-    assert f"report is skipped: it depends on {DAG}." in executed.log
+    assert f"report is skipped: it needs a success of {DAG}." in executed.log
     assert {run.dag_id for run in airflow_v2.database.runs} == {DAG, "other"}
 
 

@@ -96,7 +96,7 @@ def test_a_paused_dag_fails_at_once_and_starts_nothing(
     executed = materialize(airflow_v2.client, [DAG], instance)
     assert not executed.success
     assert executed.failure == (
-        f"Airflow 'metrics' has DAG '{DAG}' paused: a run would wait for ever. Unpause it at "
+        f"Airflow 'metrics' has DAG '{DAG}' paused: a run would stay queued. Unpause it at "
         f"{airflow_v2.client.build_dag_url(DAG)} and materialize the asset again."
     )
     assert airflow_v2.database.runs == []
@@ -213,7 +213,7 @@ def test_a_run_past_its_timeout_is_given_up_and_goes_on(
     url = airflow_v2.client.build_run_url(DAG, run.run_id)
     assert re.fullmatch(
         f"Airflow 'metrics' still has run '{run.run_id}' of DAG '{DAG}' queued after [0-9]+ s, "
-        "which is its `trigger.timeout`: raise that if it needs longer. The run goes on: "
+        "which is its `trigger.timeout`: raise that if it needs longer. The run stays active: "
         f"{re.escape(url)}",
         executed.failure or "",
     )
@@ -246,7 +246,7 @@ def test_a_run_that_is_deleted_while_it_is_waited_for_is_reported_as_deleted(
 
     airflow_v2.server.fail_next(asks("GET", RUN), delete)
     executed = materialize(airflow_v2.client, [DAG], instance)
-    assert f"of DAG '{DAG}': it was deleted while we waited" in (executed.failure or "")
+    assert f"of DAG '{DAG}': it was deleted meanwhile" in (executed.failure or "")
     assert airflow_v2.server.count("POST", TRIGGER) == 1
 
 

@@ -38,10 +38,10 @@ def test_a_trigger_that_keeps_failing_is_given_up_in_airflows_words_and_can_be_r
     executed = materialize(airflow.client, [DAG, "other"], instance, timing=timing)
     run_id = build_run_id(executed.run_id)
     assert f"did not start run '{run_id}' of DAG '{DAG}' (" in (executed.failure or "")
-    assert f"{said}), and has no run of that id. Look into the log" in (executed.failure or "")
+    assert f"{said}), and shows no run of that id. Read the log" in (executed.failure or "")
     assert executed.materialized == ["other"]
     assert 2 <= airflow.server.count("POST", TRIGGER) <= 5
-    waiting = [line for line in executed.log if line.endswith("Waiting on.")]
+    waiting = [line for line in executed.log if line.endswith("Dagster keeps waiting.")]
     assert len(waiting) == 1
     assert "did not start run" in waiting[0]
     airflow.server.forget_faults()
@@ -80,7 +80,7 @@ def test_a_trigger_whose_run_could_not_be_read_at_once_is_read_again(
     airflow_v2.server.fail_next(asks("GET", f"{TRIGGER}/.+"), forbidden)
     executed = materialize(airflow_v2.client, [DAG], instance)
     assert executed.materialized == [DAG]
-    assert any("504; asked for the run, it forbids GET" in line for line in executed.log)
+    assert any("504; asked for the run, Airflow forbids GET" in line for line in executed.log)
     assert len(airflow_v2.database.runs) == 1
 
 
@@ -105,7 +105,7 @@ def test_a_trigger_that_something_else_answers_is_reported_as_not_started(
     airflow_v2.database.add_dag(DAG)
     airflow_v2.server.fail_next(asks("POST", TRIGGER), answer(200, LOGIN_PAGE), times=99)
     executed = materialize(airflow_v2.client, [DAG], instance, timing=fail_after(0.1))
-    assert "200: no run of Airflow's in it), and has no run of that id" in (executed.failure or "")
+    assert "200: no DAG run in the answer), and shows no run of that id" in (executed.failure or "")
 
 
 def test_a_re_execution_adopts_a_run_that_appeared_late(
@@ -115,7 +115,7 @@ def test_a_re_execution_adopts_a_run_that_appeared_late(
     airflow_v2.server.fail_next(asks("POST", TRIGGER), answer(504), times=99)
     job = DagsterJob(airflow_v2.client, [DAG], instance, give_up_after_s=0.1)
     first = job.execute()
-    assert "re-execute that" in (first.failure or "")
+    assert "re-execute it" in (first.failure or "")
     airflow_v2.server.forget_faults()
     late = airflow_v2.database.start_run(DAG, build_run_id(first.run_id))
     airflow_v2.database.finish_run(late)
@@ -133,4 +133,4 @@ def test_a_problem_that_lasts_is_logged_again(
     timing = replace(FAST, log_again_s=0.0)
     executed = materialize(airflow_v2.client, [DAG], instance, timing=timing)
     assert executed.materialized == [DAG]
-    assert len([line for line in executed.log if line.endswith("Waiting on.")]) == 4
+    assert len([line for line in executed.log if line.endswith("Dagster keeps waiting.")]) == 4

@@ -55,8 +55,8 @@ def test_what_would_have_been_triggered_is_logged_without_secrets(
     executed = run_dag(airflow, instance, conf=conf)
     (warning,) = [line for line in executed.log if line.startswith("Nothing is triggered")]
     assert warning.startswith(
-        f"Nothing is triggered, for FEDERATION_TRIGGERS is 'off'. DAG {DAG} of Airflow 'metrics' "
-        f"would have been, as run {build_run_id(executed.run_id)} with conf "
+        f"Nothing is triggered, because FEDERATION_TRIGGERS is 'off'. DAG {DAG} of Airflow "
+        f"'metrics' would have been triggered as run {build_run_id(executed.run_id)} with conf "
     )
     assert "federation" in warning
     assert "open-sesame-7" not in warning

@@ -78,8 +78,8 @@ def test_a_green_dag_without_its_data_fails_the_run_and_names_success_when(
     assert (executed.success, executed.materialized) == (False, [])
     url = airflow.client.build_run_url(DAG, airflow.database.runs[0].run_id)
     assert executed.failure == (
-        f"DAG '{DAG}' ended without its data in Airflow 'metrics'. By its `success_when` it is no "
-        f"success: of 'load' none was run. {url}"
+        f"DAG '{DAG}' ended without its data in Airflow 'metrics'. By its `success_when` it is "
+        f"not a success: 'load' did not run. {url}"
     )
     (evaluation,) = fetch_evaluations(instance, KEY)
     assert (evaluation.passed, evaluation.metadata["State"].value) == (False, "success")
@@ -90,7 +90,7 @@ def test_the_task_that_is_missing_is_reported_with_the_end_of_its_log(
 ) -> None:
     add_green_dag_without_its_data(airflow_v2, "failed")
     executed = materialize(airflow_v2.client, {DAG: LOAD}, instance)
-    assert "is no success: load is failed." in (executed.failure or "")
+    assert "is not a success: load is failed." in (executed.failure or "")
     assert "Starting attempt 1 of load" in str(executed.failure_metadata["Log of load"].value)
     (evaluation,) = fetch_evaluations(instance, KEY)
     assert "Starting attempt 1 of load" in str(evaluation.metadata["Log of load"].value)
@@ -125,7 +125,9 @@ def test_tasks_that_airflow_refuses_to_tell_fail_the_run_and_no_other_dag(
     dags = {DAG: LOAD, "order_metrics": LOAD}
     executed = materialize(airflow.client, dags, instance)
     assert executed.materialized == ["order_metrics"]
-    assert "`success_when` can't tell: Airflow 'metrics' forbids GET " in (executed.failure or "")
+    assert "`success_when` can't be checked: Airflow 'metrics' forbids GET " in (
+        executed.failure or ""
+    )
 
 
 def test_a_green_run_without_its_data_is_run_again_by_a_re_execution(

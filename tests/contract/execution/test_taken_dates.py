@@ -112,7 +112,7 @@ def test_an_adopted_run_is_not_stopped_at_the_time_out(
     run = add_run(airflow_v2, "running")
     dags = {DAG: declare(timeout="1s", on_timeout="cancel")}
     executed = materialize(airflow_v2.client, dags, instance, tags=PERSON)
-    assert "The run goes on" in (executed.failure or "")
+    assert "The run stays active" in (executed.failure or "")
     assert run.state == "running"
 
 

@@ -222,7 +222,7 @@ def test_a_re_execution_does_not_wait_for_ever_for_an_attempt_whose_worker_died(
     )
     again = job.execute(first)
     assert again.success
-    waits = f"Waiting for {run_id}: another attempt at the same." in again.log
+    waits = f"Waiting for {run_id}: another attempt at the same run." in again.log
     assert waits == (alive_at is not None)
 
 

@@ -157,7 +157,7 @@ def test_running_tasks_that_can_not_be_listed_are_no_problem(
     airflow_v2.server.fail_next(asks("GET", ".*/~/taskInstances"), fault, times=99)
     executed = materialize(airflow_v2.client, [DAG], instance, timing=EAGER)
     assert executed.materialized == [DAG]
-    assert not any("Waiting on" in line for line in executed.log)
+    assert not any("Dagster keeps waiting" in line for line in executed.log)
 
 
 def test_a_queued_run_whose_dag_gets_paused_is_waited_for_no_longer_and_reported_when_it_ends(
@@ -168,9 +168,9 @@ def test_a_queued_run_whose_dag_gets_paused_is_waited_for_no_longer_and_reported
     executed = materialize(airflow.client, [DAG], instance, timing=EAGER)
     (run,) = airflow.database.runs
     assert executed.failure == (
-        f"Airflow 'metrics' has DAG '{DAG}' paused: run '{run.run_id}' stays queued, and is waited "
-        f"for no longer. Unpause it at {airflow.client.build_dag_url(DAG)}: then it runs, and is "
-        "reported when it ends."
+        f"Airflow 'metrics' has DAG '{DAG}' paused: run '{run.run_id}' stays queued, and Dagster "
+        f"no longer waits for it. Unpause the DAG at {airflow.client.build_dag_url(DAG)}: the run "
+        "then starts, and is reported when it ends."
     )
     assert run.state == "queued"
     airflow.database.finish_run(run)
@@ -287,7 +287,7 @@ def test_an_instance_that_is_away_for_long_in_mid_wait_is_waited_for(
     airflow.server.fail_next(asks("GET", RUN), before_acting(airflow.server.stop))
 
     def come_back() -> None:
-        wait_for_log(instance, "Waiting on.")
+        wait_for_log(instance, "Dagster keeps waiting.")
         (run,) = airflow.database.runs
         airflow.database.finish_run(run)
         airflow.server.start()
@@ -295,5 +295,5 @@ def test_an_instance_that_is_away_for_long_in_mid_wait_is_waited_for(
     with meanwhile(come_back):
         executed = materialize(airflow.client, [DAG], instance)
     assert executed.materialized == [DAG]
-    assert len([line for line in executed.log if "Waiting on." in line]) == 1
+    assert len([line for line in executed.log if "Dagster keeps waiting." in line]) == 1
     assert airflow.server.count("POST", TRIGGER) == 1

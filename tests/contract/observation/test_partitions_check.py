@@ -135,7 +135,7 @@ UPSTREAMS = InstanceDeclaration.model_validate(
         "dags": {"up": {"partitions": DAILY}, "hourly": {"partitions": HOURLY}},
     }
 )
-UNFIT = r"looks at the latest partition only of warehouse/hourly \(`0 \* \* \* \*`\)"
+UNFIT = r"looks only at the latest partition of warehouse/hourly \(`0 \* \* \* \*`\)"
 
 
 def test_cadences_that_do_not_fit_are_a_warning(partitioned: Partitioned) -> None:
@@ -182,11 +182,11 @@ def test_partitions_that_hold_the_run_of_another_one_since_a_change_are_an_error
     passed, severity, description = partitioned.evaluate()
     assert (passed, severity) == (False, ERROR)
     assert description.startswith(
-        "3 of 3 reported partitions that were compared hold a run that belongs to another one "
-        f"now: {moved}, "
+        "3 of 3 reported partitions that were compared hold a run that now belongs to another "
+        f"one: {moved}, "
     )
     assert f"`{change.get('cron', '0 0 * * *')}` ({change.get('timezone', 'UTC')})" in description
-    assert "execute this check to accept it" in description
+    assert "execute this check to accept them" in description
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_date_that_tells_another_partition_is_an_error(
     [
         (
             {"start": "2025-02-05"},
-            "2 of 3 reported partitions that were compared are none any more",
+            "2 of 3 reported partitions that were compared are not partitions any more",
         ),
         ({"key_format": "%d.%m.%Y"}, "3 of 3"),
         ({"cron": "@hourly"}, "3 of 3"),

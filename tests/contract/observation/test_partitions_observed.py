@@ -162,7 +162,7 @@ def test_the_report_of_a_run_of_no_partition_says_why(
     declared = "`0 0 * * *` (UTC) from 2025-01-01 on, with keys as %Y-%m-%d, by data_interval_start"
 
     def explain(day: str) -> str:
-        return f"Its data_interval_start is {day} 00:00:00+00:00. Partitions are of {declared}."
+        return f"Its data_interval_start is {day} 00:00:00+00:00. Declared partitions: {declared}."
 
     (report,) = fetch_reported_runs(instance, KEY)
     assert report["No partition"].value == explain("2024-12-31")

@@ -161,7 +161,7 @@ def test_of_several_upstreams_that_all_have_to_succeed_those_are_named_that_are_
     materialize(downstream.airflow.client, [DAG], downstream.instance)
     assert downstream.evaluate() == (True, NOTHING)
     downstream.update()
-    waits = "It waits for the next success of warehouse/other_up."
+    waits = "The DAG waits for the next success of warehouse/other_up."
     assert downstream.evaluate() == (True, waits)
     downstream.fail(OTHER_UP)
     assert downstream.evaluate() == (False, f"The last run of warehouse/other_up failed. {waits}")

@@ -124,10 +124,10 @@ def test_a_successful_run_without_its_named_task_is_no_success(
     assert daemon.tick() == []
     assert daemon.tick() == []
     (evaluation,) = fetch_evaluations(instance, KEY)
-    missing = "of 'load' none was run" if state == "skipped" else f"load is {state}"
+    missing = "'load' did not run" if state == "skipped" else f"load is {state}"
     assert evaluation.passed is False
     assert evaluation.description == (
-        f"Run mine succeeded. By its `success_when` it is no success: {missing}."
+        f"Run mine succeeded. By its `success_when` it is not a success: {missing}."
     )
     assert ("Log of load" in evaluation.metadata) == (state == "failed")
 
@@ -150,7 +150,7 @@ def test_without_a_rule_the_runs_state_decides(
     [
         ({"load[0]": "skipped", "clean_up": "failed"}, None),
         ({"load[1]": "failed"}, "load[1] is failed."),
-        ({f"load[{index}]": "skipped" for index in range(3)}, "of 'load' none was run."),
+        ({f"load[{index}]": "skipped" for index in range(3)}, "'load' did not run."),
     ],
     ids=["one skipped", "one failed", "all skipped"],
 )
@@ -187,7 +187,7 @@ def test_forbidden_tasks_make_no_success_and_delay_no_other_dag(
     assert daemon.tick() == ["other"]
     passed, words = read_last(daemon)
     assert passed is False
-    assert "`success_when` can't tell: Airflow 'metrics' forbids GET " in words
+    assert "`success_when` can't be checked: Airflow 'metrics' forbids GET " in words
     assert daemon.tick() == []
     assert fetch_reported_runs(instance, KEY) == []
 
@@ -228,7 +228,7 @@ def test_tasks_that_can_not_be_fetched_for_ten_minutes_make_no_success(
     assert daemon.tick() == ["second"]
     first, second = fetch_evaluations(instance, KEY)
     assert (first.passed, second.passed) == (False, True)
-    assert "`success_when` can't tell: Airflow 'metrics' " in (first.description or "")
+    assert "`success_when` can't be checked: Airflow 'metrics' " in (first.description or "")
     outage.is_over = True
     assert daemon.tick() == []
 

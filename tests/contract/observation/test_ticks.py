@@ -43,7 +43,9 @@ def test_a_tick_is_skipped_while_the_one_before_it_goes_on(observed: Observed) -
 
     observed.daemon.before_storing = tick_again
     assert isinstance(observed.daemon.evaluate(), dg.SensorResult)
-    assert [skip_reason(result) for result in skipped] == ["Another tick of this sensor goes on."]
+    assert [skip_reason(result) for result in skipped] == [
+        "Another tick of this sensor is still running."
+    ]
     assert isinstance(observed.daemon.evaluate(), dg.SensorResult)
     assert observed.reported == ["mine"]
     assert len(fetch_evaluations(observed.daemon.instance, KEY)) == 1
@@ -54,7 +56,7 @@ def test_a_run_is_in_the_event_log_before_the_tick_returns(observed: Observed) -
     observed.add_run("mine")
     result = observed.daemon.evaluate()
     assert observed.reported == ["mine"]
-    assert f"Reported 1 runs of Airflow 'metrics': {DAG} mine." in skip_reason(result)
+    assert f"Reported 1 run of Airflow 'metrics': {DAG} mine." in skip_reason(result)
 
 
 def observe_often(airflow: Airflow, instance: dg.DagsterInstance, clock: FakeClock) -> Daemon:
@@ -168,16 +170,16 @@ def test_an_unreachable_instance_is_polled_less_and_less(
     daemon.tick()
     airflow_v2.server.stop()
     first, second, third = (skip_reason(daemon.evaluate()) for _ in range(3))
-    assert "did not answer at" in first
-    assert "asked again" not in first  # but at once, by the next tick
-    assert "UTC; asked again in 5 s.)" in second
-    assert "UTC; asked again in 5 s.)" in third
+    assert "gave no usable answer at" in first
+    assert "retried" not in first  # but at once, by the next tick
+    assert "UTC; retried in 5 s.)" in second
+    assert "UTC; retried in 5 s.)" in third
     clock.advance(5)
-    assert "UTC; asked again in 10 s.)" in skip_reason(daemon.evaluate())
+    assert "UTC; retried in 10 s.)" in skip_reason(daemon.evaluate())
     airflow_v2.server.start()
     requests = len(airflow_v2.server.requests)
     clock.advance(9)
-    assert "asked again in 1 s" in skip_reason(daemon.evaluate())
+    assert "retried in 1 s" in skip_reason(daemon.evaluate())
     assert len(airflow_v2.server.requests) == requests
     clock.advance(1)
     assert isinstance(daemon.evaluate(), dg.SensorResult)
