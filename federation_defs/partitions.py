@@ -15,7 +15,8 @@ from federation_defs.declaration import PartitionsDeclaration
 from federation_defs.declaration.partitions import find_next_window
 from federation_defs.partition_mapping import NO_PARTITION, find_window
 
-_BY_HAND = "manual"  # the type of a run
+# The types of runs that begin at any moment. (The last two are Airflow 3.3's.)
+_BY_HAND = "manual", "operator_triggered", "asset_materialization"
 _MAX_KEY_CHARACTERS = 100  # that are shown
 
 
@@ -75,7 +76,7 @@ class Partitioning:
         else:
             key = self._find_key(date)
             seen = f"Its {self.declaration.date} is {date.isoformat(' ')}."
-            if key is not None and run.run_type == _BY_HAND and not self._is_tick(date):
+            if key is not None and run.run_type in _BY_HAND and not self._is_tick(date):
                 key, seen = None, f"{seen} It was started by hand, and no partition begins then."
         return RunPartition(key, None if key else f"{seen} Partitions are of {self.describe()}.")
 

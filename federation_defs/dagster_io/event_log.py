@@ -226,15 +226,24 @@ def _read_conf(stored: StoredEvent | None) -> dict[str, Any]:
 
 
 def fetch_runs_planned_after(
-    instance: dg.DagsterInstance, key: dg.AssetKey, upstream_keys: Iterable[dg.AssetKey]
+    instance: dg.DagsterInstance,
+    key: dg.AssetKey,
+    upstream_keys: Iterable[dg.AssetKey],
+    observable_keys: Iterable[dg.AssetKey],
 ) -> list[str]:
     """Fetch the ids of the Dagster runs that were created to materialize an asset after the last
-    materialization of each of its upstreams: latest first.
+    update of each of its upstreams: latest first.
 
-    A run that materialized the upstream itself counts, too. Empty if no upstream has a
-    materialization. "After" is by the order of the event log.
+    A run that materialized the upstream itself counts, too. Empty if no upstream has an update.
+    "After" is by the order of the event log.
+
+    Args:
+        upstream_keys: Of all upstreams. A materialization is an update.
+        observable_keys: Of those for which an observation is one, too: it may have a new version.
     """
-    last = _fetch_last(instance, upstream_keys).values()
+    last = list(_fetch_last(instance, upstream_keys).values())
+    for observable in observable_keys:
+        last += instance.fetch_observations(observable, limit=1).records
     planned = instance.fetch_planned_materializations(key, limit=_PLANNED_PER_QUERY).records
     return [
         record.run_id

@@ -97,6 +97,8 @@ class HeartbeatMonitor:
         self._measured_at = timing.monotonic()
         # By run id, the last heartbeat and for how many seconds it has not changed.
         self._silences: dict[str, tuple[str, float]] = {}
+        # By run id, how many events said that a step waits, and the silence before the last one.
+        self._waits: dict[str, tuple[int, float]] = {}
 
     def measure(self, runs: Iterable[dg.DagsterRun]) -> None:
         """Take in the heartbeats of runs, and forget all other runs."""
@@ -111,6 +113,7 @@ class HeartbeatMonitor:
             last, silence_s = before.get(run.run_id, (None, 0.0))
             silence_s = silence_s + elapsed_s if heartbeat == last else 0.0
             self._silences[run.run_id] = heartbeat, silence_s
+        self._waits = {each: self._waits[each] for each in self._silences if each in self._waits}
 
     def is_silent(self, run: dg.DagsterRun) -> bool:
         """Whether heartbeats of a run are missing. They are only written during our steps."""
@@ -128,14 +131,20 @@ class HeartbeatMonitor:
         """Whether the step of a run waits for other attempts, and has launched nothing."""
         return run.tags.get(self._tag, "").endswith(_WAITS)
 
-    def is_overdue(self, run: dg.DagsterRun, *, waits: bool) -> bool:
+    def is_overdue(self, run: dg.DagsterRun, *, waits: int) -> bool:
         """Whether a run in none of our steps should have gone on.
 
         Args:
-            waits: Whether one of its steps may wait for a slot.
+            waits: How many of its events say that a step waits. One more is a sign of life: Dagster
+                repeats them for a step that waits for a slot, every five minutes (1.13).
         """
+        silence_s = self._get_silence_s(run)
+        known, since_s = self._waits.get(run.run_id, (waits, 0.0))
+        if waits > known or silence_s < since_s:
+            since_s = silence_s
+        self._waits[run.run_id] = waits, since_s
         lost_s = self._timing.waiting_step_lost_s if waits else self._timing.next_step_lost_s
-        return self._get_silence_s(run) > lost_s
+        return silence_s - since_s > lost_s
 
     def _get_silence_s(self, run: dg.DagsterRun) -> float:
         last, silence_s = self._silences.get(run.run_id, (None, 0.0))
@@ -180,12 +189,13 @@ def _is_orphaned(
         # Dagster splits a multi_asset into name, name_2, … where dependencies cross.
         own_step = re.compile(re.escape(build_op_name(airflow, "dags")) + r"(_\d+)?")
         return any(own_step.fullmatch(step_key) for step_key in at_work)
-    waits = _may_wait(instance, run.run_id, {step.step_key for step in begun})
+    waits = _count_waits(instance, run.run_id, {step.step_key for step in begun})
     return monitor.is_overdue(run, waits=waits)
 
 
-def _may_wait(instance: dg.DagsterInstance, run_id: str, begun: Collection[str]) -> bool:
-    """Whether a run without a step at work may wait for a step's turn, or for its resources.
+def _count_waits(instance: dg.DagsterInstance, run_id: str, begun: Collection[str]) -> int:
+    """Count the events which say that a run without a step at work may wait for a step's turn, or
+    for its resources.
 
     Args:
         begun: The steps that have begun.
@@ -193,5 +203,5 @@ def _may_wait(instance: dg.DagsterInstance, run_id: str, begun: Collection[str])
     kinds = {*_ANNOUNCING, _INITIALIZING, _INITIALIZED}
     events = instance.all_logs(run_id, of_type=kinds)
     if events and events[-1].get_dagster_event().event_type is _INITIALIZING:
-        return True
-    return any(event.step_key and event.step_key not in begun for event in events)
+        return len(events)
+    return sum(bool(event.step_key) and event.step_key not in begun for event in events)
