@@ -68,13 +68,13 @@ def build_condition(
     kind = "detached" if "detached" in kinds else "executed"
     if kinds == {"observed"}:
         kind = "observed"
-    elsewhere = tuple(key for key, each in upstreams.items() if each == "elsewhere")
-    return _build_any_condition(kind, elsewhere, detached)
+    unknown = tuple(key for key, each in upstreams.items() if each in ("elsewhere", "asset"))
+    return _build_any_condition(kind, unknown, detached)
 
 
 @cache  # a fleet has thousands of downstream DAGs, and Dagster's conditions are immutable
 def _build_any_condition(
-    kind: Upstream, elsewhere: Sequence[dg.AssetKey], detached: dg.AssetKey | None
+    kind: Upstream, unknown: Sequence[dg.AssetKey], detached: dg.AssetKey | None
 ) -> dg.AutomationCondition:
     condition = dg.AutomationCondition
     updated = condition.any_deps_match(_NEWLY_UPDATED).with_label("any_deps_updated")
@@ -84,10 +84,10 @@ def _build_any_condition(
     if kind != "observed":
         missing = condition.missing() & ~condition.will_be_requested()
         blocked = condition.any_deps_match(missing | _IN_PROGRESS)
-        if elsewhere:  # if these have partitions, one materialized partition is enough
-            blocked = condition.any_deps_match(missing).ignore(dg.AssetSelection.assets(*elsewhere))
+        if unknown:  # if these have partitions, one that is materialized is enough
+            blocked = condition.any_deps_match(missing).ignore(dg.AssetSelection.assets(*unknown))
             blocked |= condition.any_deps_match(_IN_PROGRESS)
-            for key in elsewhere:
+            for key in unknown:
                 blocked |= ~condition.asset_matches(key, ~condition.missing())
         blocked = blocked.with_label("any_deps_missing_or_in_progress")
     is_pending = updated.since(_NEWLY_REQUESTED & ~updated).with_label("updated_since_request")

@@ -21,6 +21,7 @@ FederationError
     ├── DagBrokenError          the DAG's file has an import error: a run would fail, or be old
     ├── TriggersOffError        triggers are switched off here
     ├── LogicalDateTakenError   another run of the DAG has the logical date
+    ├── PartitionMismatchError  a run of another partition has the logical date
     ├── RunNotStartedError      a trigger failed and left no run; may succeed later
     └── RunLostError            a DAG run was deleted, or did not end within its time-out
 
@@ -287,6 +288,22 @@ class LogicalDateTakenError(AirflowError):
             instance,
             f"did not start run '{run_id}' of DAG '{dag_id}': another run has its logical date "
             f"(409{quote_detail(detail)}). Clear that run instead.",
+        )
+
+
+class PartitionMismatchError(AirflowError):
+    """The run that has the logical date of a partition belongs to another partition, or to none.
+
+    Args:
+        seen: To what it belongs, as the end of a sentence.
+    """
+
+    def __init__(self, instance: str, target: str, run_id: str, seen: str) -> None:
+        super().__init__(
+            instance,
+            f"did not start a run of {target}: run '{run_id}' has its logical date, and belongs to "
+            f"{seen}. Delete that run; or declare another `date` in `partitions`, if the DAG's "
+            "schedule creates such runs.",
         )
 
 

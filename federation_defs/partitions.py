@@ -15,7 +15,8 @@ from federation_defs.declaration import PartitionsDeclaration
 from federation_defs.declaration.partitions import find_next_window
 from federation_defs.partition_mapping import NO_PARTITION, find_window
 
-_BY_HAND = "manual"  # a `run_type`
+# Values of `run_type` of runs that may have any date. Airflow 3.3 has the last two.
+_BY_HAND = "manual", "operator_triggered", "asset_materialization"
 _MAX_KEY_CHARACTERS = 100  # of a partition key in a text
 
 
@@ -78,7 +79,7 @@ class Partitioning:
         else:
             key = self._find_key(date)
             seen = f"Its {self.declaration.date} is {date.isoformat(' ')}."
-            if key is not None and run.run_type == _BY_HAND and not self._is_tick(date):
+            if key is not None and run.run_type in _BY_HAND and not self._is_tick(date):
                 key, seen = None, f"{seen} It was started by hand, and no partition begins then."
         return RunPartition(key, None if key else f"{seen} Declared partitions: {self.describe()}.")
 

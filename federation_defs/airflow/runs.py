@@ -92,9 +92,11 @@ class RunEndpoints(AirflowApi):
         return self._fetch_list("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
 
     @retry_after_upgrade
-    def fetch_active_runs(self, at_most: int, prefix: str = "") -> Page[DagRun] | None:
-        """Fetch the queued and running runs of all DAGs, or None if there are more than `at_most`,
-        and more than a page.
+    def fetch_active_runs(
+        self, at_most: int, prefix: str = "", dag_id: str = "~"
+    ) -> Page[DagRun] | None:
+        """Fetch the queued and running runs of all DAGs, or of one. Return None if there are more
+        than `at_most`, and more than a page.
 
         The list moves when runs end while it is read, so an active run may be missing.
 
@@ -106,7 +108,8 @@ class RunEndpoints(AirflowApi):
         params: dict[str, Any] = {"state": sorted(ACTIVE_STATES), "order_by": "id"}
         if prefix and self.api_version.api == "v2":
             params["run_id_prefix_pattern"] = prefix
-        page = self._fetch_pages("/dags/~/dagRuns", "dag_runs", parse_dag_run, params, at_most)
+        path = build_path("dags", dag_id, "dagRuns")
+        page = self._fetch_pages(path, "dag_runs", parse_dag_run, params, at_most)
         if not page.is_whole:
             return None
         return replace(

@@ -230,16 +230,25 @@ def _read_conf(stored: StoredEvent | None) -> dict[str, Any]:
 
 
 def fetch_runs_planned_after(
-    instance: dg.DagsterInstance, key: dg.AssetKey, upstream_keys: Iterable[dg.AssetKey]
+    instance: dg.DagsterInstance,
+    key: dg.AssetKey,
+    upstream_keys: Iterable[dg.AssetKey],
+    observable_keys: Iterable[dg.AssetKey],
 ) -> list[str]:
     """Fetch the ids of the Dagster runs that were created to materialize an asset after the last
-    materialization of each of its upstreams, the latest first.
+    update of each of its upstreams, the latest first.
 
     "After" is by the order of the event log. A run that materialized an upstream itself counts as
-    created after that, too. Upstreams without a materialization don't matter. If none has one, the
-    result is empty. Only the last 20 runs that were created for the asset are considered.
+    created after that, too. Upstreams without an update don't matter. If none has one, the result
+    is empty. Only the last 20 runs that were created for the asset are considered.
+
+    Args:
+        upstream_keys: All upstreams. Their materializations are updates.
+        observable_keys: Upstreams whose observations are updates, too: each may have a new version.
     """
-    last = _fetch_last(instance, upstream_keys).values()
+    last = list(_fetch_last(instance, upstream_keys).values())
+    for observable in observable_keys:
+        last += instance.fetch_observations(observable, limit=1).records
     planned = instance.fetch_planned_materializations(key, limit=_PLANNED_PER_QUERY).records
     return [
         record.run_id

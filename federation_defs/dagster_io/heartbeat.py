@@ -104,6 +104,8 @@ class HeartbeatMonitor:
         self._measured_at = timing.monotonic()
         # By run id: the last heartbeat, and for how many seconds it has not changed.
         self._silences: dict[str, tuple[str, float]] = {}
+        # By run id, how many events said that a step waits, and the silence before the last one.
+        self._waits: dict[str, tuple[int, float]] = {}
 
     def measure(self, runs: Iterable[dg.DagsterRun]) -> None:
         """Record the current heartbeats of runs, and forget all other runs."""
@@ -118,6 +120,7 @@ class HeartbeatMonitor:
             last, silence_s = before.get(run.run_id, (None, 0.0))
             silence_s = silence_s + elapsed_s if heartbeat == last else 0.0
             self._silences[run.run_id] = heartbeat, silence_s
+        self._waits = {each: self._waits[each] for each in self._silences if each in self._waits}
 
     def is_silent(self, run: dg.DagsterRun) -> bool:
         """Whether the heartbeat of a run has not changed for too long. Only steps that run DAGs
@@ -137,15 +140,21 @@ class HeartbeatMonitor:
         """Whether the step of a run still waits for other attempts, and so has launched nothing."""
         return run.tags.get(self._tag, "").endswith(_WAITS)
 
-    def is_overdue(self, run: dg.DagsterRun, *, waits: bool) -> bool:
+    def is_overdue(self, run: dg.DagsterRun, *, waits: int) -> bool:
         """Whether a run that is between two steps has been silent for longer than is plausible.
 
         Args:
-            waits: One of its steps may be waiting for a slot, a process or resources, which takes
-                longer.
+            waits: How many of its events say that a step waits for a slot, a process or resources,
+                which may take longer. Each new one is a sign of life: while a step waits for a
+                slot, Dagster adds one every five minutes (1.13).
         """
+        silence_s = self._get_silence_s(run)
+        known, since_s = self._waits.get(run.run_id, (waits, 0.0))
+        if waits > known or silence_s < since_s:
+            since_s = silence_s
+        self._waits[run.run_id] = waits, since_s
         lost_s = self._timing.waiting_step_lost_s if waits else self._timing.next_step_lost_s
-        return self._get_silence_s(run) > lost_s
+        return silence_s - since_s > lost_s
 
     def _get_silence_s(self, run: dg.DagsterRun) -> float:
         last, silence_s = self._silences.get(run.run_id, (None, 0.0))
@@ -196,12 +205,13 @@ def _is_orphaned(
         # Dagster splits a multi_asset into name, name_2, … where dependencies cross.
         own_step = re.compile(re.escape(build_op_name(airflow, "dags")) + r"(_\d+)?")
         return any(own_step.fullmatch(step_key) for step_key in at_work)
-    waits = _may_wait(instance, run.run_id, {step.step_key for step in begun})
+    waits = _count_waits(instance, run.run_id, {step.step_key for step in begun})
     return monitor.is_overdue(run, waits=waits)
 
 
-def _may_wait(instance: dg.DagsterInstance, run_id: str, begun: Collection[str]) -> bool:
-    """Whether a run that executes no step may be waiting for a slot, a process or resources.
+def _count_waits(instance: dg.DagsterInstance, run_id: str, begun: Collection[str]) -> int:
+    """Count the events which say that a run that executes no step waits for a slot, a process or
+    resources.
 
     Args:
         begun: The keys of the steps that have begun.
@@ -209,5 +219,5 @@ def _may_wait(instance: dg.DagsterInstance, run_id: str, begun: Collection[str])
     kinds = {*_ANNOUNCING, _INITIALIZING, _INITIALIZED}
     events = instance.all_logs(run_id, of_type=kinds)
     if events and events[-1].get_dagster_event().event_type is _INITIALIZING:
-        return True
-    return any(event.step_key and event.step_key not in begun for event in events)
+        return len(events)
+    return sum(bool(event.step_key) and event.step_key not in begun for event in events)

@@ -101,6 +101,7 @@ class RunLookup:
         self._active: dict[str, dict[str, str | None] | str] = {}
         self._fetch_dagster_run = cache(instance.get_run_by_id)
         self._find_problem = cache(self._fetch_problem)
+        self._list_active_runs = cache(self._fetch_active_runs)
         self._fetch_event = cache(partial(fetch_event, instance))
         self._fetch_run_order = cache(partial(fetch_run_order, instance))
 
@@ -118,19 +119,23 @@ class RunLookup:
     def _active_requests(self) -> list[dg.DagsterRun]:
         return fetch_launching_runs(self._instance, self._client.instance, NOT_ENDED)
 
-    @cached_property
-    def _active_runs(self) -> Page[DagRun] | str:
-        """The active DAG runs that Dagster triggered, or why they are not known."""
-        too_many = (
-            f"Airflow '{self._client.instance}' has too many active runs, or they end while they "
-            "are read"
-        )
-        page = self._ask(
-            lambda: self._client.fetch_active_runs(_MAX_RUNS, RUN_ID_PREFIX) or too_many
-        )
-        if isinstance(page, str):
-            return page
-        return too_many if page.has_shrunk else page
+    def _fetch_active_runs(self, dag_id: str = "~") -> Page[DagRun] | str | None:
+        """Fetch the active DAG runs that Dagster triggered, or why they are not known. Return None
+        if there are too many, or if some ended while several pages were read."""
+        client = self._client
+        answer = self._ask(lambda: (client.fetch_active_runs(_MAX_RUNS, RUN_ID_PREFIX, dag_id),))
+        if isinstance(answer, str):
+            return answer
+        (page,) = answer
+        return None if page is None or page.has_shrunk else page
+
+    def _find_active_runs(self, dag_id: str) -> Page[DagRun] | str:
+        """Return the active DAG runs that Dagster triggered, or why they are not known. If there
+        are too many, those of one DAG are fetched."""
+        if (found := self._list_active_runs()) is None:
+            found = self._list_active_runs(dag_id)
+        too_many = f"Airflow '{self._client.instance}' has too many active runs of it to count them"
+        return too_many if found is None else found
 
     def _fetch_problem(self, dag_id: str) -> str | None:
         """Fetch why Airflow would not run a DAG at present; None if it would."""
@@ -202,11 +207,12 @@ class RunLookup:
         }
         if active and dag.trigger.runs == "latest" and partitions is None:
             return active
-        if isinstance(self._active_runs, str):
-            return self._active_runs
-        now = self._active_runs.server_time or self._timing.utc_now()
+        page = self._find_active_runs(dag.dag_id)
+        if isinstance(page, str):
+            return page
+        now = page.server_time or self._timing.utc_now()
         partitioning = partitions and Partitioning(partitions)
-        for run in self._active_runs.entries:
+        for run in page.entries:
             since = run.queued_at or run.start_date or now
             is_overdue = (now - since).total_seconds() > dag.trigger.timeout
             if run.dag_id != dag.dag_id or is_overdue:
@@ -217,7 +223,8 @@ class RunLookup:
 
     def _is_active(self, dag: Downstream, run_id: str) -> bool:
         """Return whether a DAG run is active in Airflow, even if older than its time-out."""
-        runs = [] if isinstance(self._active_runs, str) else self._active_runs.entries
+        page = self._find_active_runs(dag.dag_id)
+        runs = [] if isinstance(page, str) else page.entries
         return any(run.key == (dag.dag_id, run_id) for run in runs)
 
     def find_earlier_run(self, dag: Downstream, due: Due) -> str | None:

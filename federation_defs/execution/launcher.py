@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from threading import Condition
+from typing import Any
 
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag, DagRun, TriggerOptions
@@ -22,6 +23,7 @@ from federation_defs.errors import (
     DagNotFoundError,
     DagPausedError,
     LogicalDateTakenError,
+    PartitionMismatchError,
     PermissionMissingError,
     RunLostError,
 )
@@ -140,7 +142,7 @@ class Launcher:
         if request and request.clears and number == 1:
             owner = self._client.fetch_run(target.dag_id, request.clears)
             if owner and (ended := self._wait_for_end(target, owner)):
-                return self._take_over(target, ended)
+                return self._take_over(target, ended, self._build_conf(target.dag_id))
         # Runs of a partitioned DAG have no date. Airflow's UI gives them none either (3.3).
         date: datetime | str = "none" if dag.is_partitioned else trigger.logical_date
         if date == "upstream":
@@ -150,11 +152,7 @@ class Launcher:
             partitioning = Partitioning(declared.partitions)
             options = partitioning.build_options(target.partition, has_keys=dag.is_partitioned)
         options = replace(options, note=note)
-        conf = trigger.conf if request is None or request.conf is None else request.conf
-        if trigger.pass_upstream:
-            events = self._context.fetch_upstream_events(target.dag_id)
-            upstream = [event.to_json() for event in events]
-            conf = {**conf, UPSTREAM_CONF_KEY: {"upstream": upstream}}
+        conf = self._build_conf(target.dag_id)
         run_id = self._current_run.build_run_id(target, number)
         self._record_own_run(target, run_id)
         try:
@@ -165,12 +163,39 @@ class Launcher:
                 raise
             if (owner := self._client.fetch_run_of_date(target.dag_id, date)) is None:
                 raise
+        self._check_partition(target, owner)
         self.forget(target)
         if request is None:
-            return self._take_over(target, owner)
+            return self._take_over(target, owner, conf)
         # The run with this date is older than the event that led to the request.
-        ended = self._wait_for_end(target, owner)
-        return self._take_over(target, ended) if ended else self._trigger(target, note, number)
+        if ended := self._wait_for_end(target, owner):
+            return self._take_over(target, ended, conf)
+        return self._trigger(target, note, number)
+
+    def _build_conf(self, dag_id: str) -> Mapping[str, Any]:
+        """Return the conf for a run of a DAG: the declared one, or that of the request, and the
+        upstream runs if they are passed."""
+        request, trigger = self._current_run.get_request(dag_id), self._dags[dag_id].trigger
+        conf = trigger.conf if request is None or request.conf is None else request.conf
+        if not trigger.pass_upstream:
+            return conf
+        upstream = [event.to_json() for event in self._context.fetch_upstream_events(dag_id)]
+        return {**conf, UPSTREAM_CONF_KEY: {"upstream": upstream}}
+
+    def _check_partition(self, target: Target, owner: DagRun) -> None:
+        """Check that the run that has the logical date of a partition is a run of the partition.
+
+        Raises:
+            PartitionMismatchError: It belongs to another partition, or to none.
+        """
+        declared = self._dags[target.dag_id].partitions
+        if declared is None or target.partition is None:
+            return
+        found = Partitioning(declared).find_partition(owner).key
+        if found != target.partition:
+            seen = f"partition {found}" if found else "none of its partitions"
+            seen += f" by its {declared.date}"
+            raise PartitionMismatchError(self._client.instance, target.name, owner.run_id, seen)
 
     def _wait_for_end(self, target: Target, run: DagRun) -> DagRun | None:
         """Wait until a run that will be cleared has ended, and return it; None if it was deleted.
@@ -198,8 +223,17 @@ class Launcher:
             run = found
         return run
 
-    def _take_over(self, target: Target, owner: DagRun) -> DagRun:
-        """Adopt an existing run, or run it again if it has ended."""
+    def _take_over(self, target: Target, owner: DagRun, conf: Mapping[str, Any]) -> DagRun:
+        """Adopt an existing run, or run it again if it has ended.
+
+        Args:
+            conf: The conf of a new run. Airflow can't change that of an existing one.
+        """
+        if conf and owner.conf != conf:
+            self._context.log.warning(
+                f"Run '{owner.run_id}' of DAG '{owner.dag_id}' keeps the conf that it was created "
+                "with: Airflow can't change it. The run is not given the conf of this request."
+            )
         current_run = self._current_run
         if current_run.get_planned_run_id(target) == owner.run_id:
             is_clear_due = current_run.is_clear_pending(target, owner)

@@ -121,7 +121,8 @@ class Reporter:
             return None
         key = self._build_key(target.dag_id)
         upstream_keys = [dep.asset_key for dep in self._specs[target.dag_id].deps]
-        planned = fetch_runs_planned_after(self._instance, key, upstream_keys)
+        assets = [each.key for each in self._dags[target.dag_id].depends_on if each.asset]
+        planned = fetch_runs_planned_after(self._instance, key, upstream_keys, assets)
         return self._current_run.find_launched(target, planned)
 
     def report_launch(self, target: Target, run: DagRun) -> dg.AssetObservation:

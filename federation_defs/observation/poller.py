@@ -11,7 +11,7 @@ from functools import partial
 from random import sample
 from typing import Literal
 
-from federation_defs.airflow.api import MAX_ROWS
+from federation_defs.airflow.api import MAX_ROWS, SERVER_PAGE
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import FINISHED_STATES, DagRun, RunKey
 from federation_defs.errors import AirflowError, UnreachableError
@@ -76,9 +76,12 @@ class Poller:
         # whose clock is ahead of the database's.
         our_now = self.timing.utc_now()
         now = min(changed.server_time or our_now - MAX_CLOCK_SKEW, our_now)
-        if changed.is_whole:
+        # What several pages miss, as rows move while they are read, the next poll reads again, if
+        # it is no older than the overlap.
+        is_one_page = changed.size <= SERVER_PAGE
+        if changed.is_whole and (is_one_page or now - since <= self.overlap):
             batch = Batch(changed.entries, now, changed.unreadable)
-        elif now - since <= max(self.overlap, _SHORT_TIME):
+        elif not changed.is_whole and now - since <= max(self.overlap, _SHORT_TIME):
             changed = self._fetch(start)
             batch = Batch(changed.entries, now, changed.unreadable)
         else:

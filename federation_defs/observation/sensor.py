@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import dagster as dg
 
-from federation_defs.airflow.client import AirflowClient
+from federation_defs.airflow.client import AirflowClient, check_answered
 from federation_defs.airflow.models import DagRun
 from federation_defs.checks import build_absent_evaluation
 from federation_defs.dagster_io.code_locations import find_moved_cursor
@@ -269,6 +269,13 @@ class _Observer:
                     event = build_absent_evaluation(self.client.instance, dag_id, why)
                     tick.instance.report_runless_asset_event(event)
                     absent.add(dag_id)
+                except AirflowError as error:
+                    # As 403: an account that may not read a DAG is not told that it is absent.
+                    tick.log().warning(
+                        "It is not known whether DAG %s is absent: %s",
+                        dag_id,
+                        check_answered(error),
+                    )
             self._unchecked.pop()
         return replace(cursor, absent=tuple(sorted(absent)))
 

@@ -127,6 +127,15 @@ def observe(instance: dg.DagsterInstance, version: str) -> None:
     instance.report_runless_asset_event(dg.AssetObservation(UPSTREAM, tags=tags))
 
 
+DAYS = dg.DailyPartitionsDefinition("2025-01-01")
+
+
+def materialize_day(instance: dg.DagsterInstance, version: str) -> None:
+    """Another day each time; others are missing."""
+    event = dg.AssetMaterialization(UPSTREAM, partition=f"2025-01-{1 + len(version):02}")
+    instance.report_runless_asset_event(event)
+
+
 @dg.observable_source_asset(key=UPSTREAM)
 def observable() -> dg.DataVersion:
     raise NotImplementedError
@@ -140,8 +149,9 @@ def observable() -> dg.DataVersion:
         (upstream, materialize, [True, True, True]),
         (dg.AssetSpec(UPSTREAM), materialize, [True, True, True]),
         (observable, observe, [True, False, True]),
+        (dg.AssetSpec(UPSTREAM, partitions_def=DAYS), materialize_day, [True, True, True]),
     ],
-    ids=["of Dagster", "external", "observable"],
+    ids=["of Dagster", "external", "observable", "partitioned"],
 )
 def test_an_asset_starts_a_dag_when_it_is_materialized_or_has_a_new_version(
     asset: Any, happen: Callable[..., None], requested: list[bool], when: Literal["any", "all"]

@@ -58,6 +58,12 @@ EXAMPLES = [
     ),
     errors.TriggersOffError("sales", "run DAG 'revenue'", "FEDERATION_TRIGGERS is 'off'"),
     errors.LogicalDateTakenError("sales", "revenue", "dagster__1", "already exists"),
+    errors.PartitionMismatchError(
+        "sales",
+        "revenue[2026-01-01]",
+        "scheduled__2026-01-02",
+        "partition 2026-01-02 by its data_interval_end",
+    ),
     errors.RunNotStartedError(
         "sales", "revenue", "dagster__1", f"{TRIGGER}: 500: database is locked"
     ),

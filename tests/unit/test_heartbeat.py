@@ -305,3 +305,26 @@ def test_heartbeats_continue_after_a_database_error(
 def _has_heartbeat(instance: dg.DagsterInstance) -> bool:
     run = instance.get_run_by_id(RUN_ID)
     return run is not None and ALIVE_TAG in run.tags
+
+
+def test_a_run_is_not_failed_while_dagster_says_again_and_again_that_it_waits_for_a_slot(
+    instance: dg.DagsterInstance,
+) -> None:
+    """Dagster says so every five minutes, as long as the worker lives."""
+
+    @dg.job
+    def waiting() -> None: ...
+
+    status = dg.DagsterRunStatus.STARTING
+    tags = build_launching_tags("metrics")
+    instance.create_run_for_job(waiting, run_id=RUN_ID, status=status, tags=tags)
+    observer = Observer(instance)
+    for step_key, kind, data in [BEGUN, *[(OTHER, *ENGINE)] * 12]:
+        handle = StepHandle(NodeHandle(step_key, None)) if step_key else None
+        event = DagsterEvent(kind.value, "waiting", handle, event_specific_data=data)
+        instance.report_dagster_event(event, RUN_ID)
+        observer.observe(300 if step_key else 0)
+    observer.observe(1400)
+    assert fetch_run(instance, RUN_ID).status is dg.DagsterRunStatus.STARTED
+    observer.observe(200)
+    assert fetch_run(instance, RUN_ID).is_failure

@@ -169,13 +169,16 @@ def test_a_run_belongs_to_the_partition_of_its_date(
     assert build(date=date).find_partition(run_at(moment)).key == partition
 
 
+@pytest.mark.parametrize("run_type", ["manual", "operator_triggered", "asset_materialization"])
 @pytest.mark.parametrize("date", ["data_interval_start", "data_interval_end", "logical_date"])
-def test_a_run_by_hand_belongs_to_a_partition_only_where_one_begins(date: str) -> None:
+def test_a_run_by_hand_belongs_to_a_partition_only_where_one_begins(
+    date: str, run_type: str
+) -> None:
     partitioning = build(date=date)
     at_a_tick, at_noon = (run_at(f"2025-02-03T{hour}:00") for hour in ("00", "12"))
     assert partitioning.find_partition(at_noon).key is not None
     for run, has_one in ((at_a_tick, True), (at_noon, False)):
-        found = partitioning.find_partition(replace(run, run_type="manual"))
+        found = partitioning.find_partition(replace(run, run_type=run_type))
         assert (found.key is not None) == has_one
     assert "started by hand, and no partition begins then" in (found.absence or "")
 

@@ -610,3 +610,19 @@ def test_a_request_by_many_upstreams_fits_into_a_tag(
         report(instance, upstream, "success", "one")
     (request,) = daemon.evaluate()
     assert max(map(len, request.tags.values())) < 2500
+
+
+def test_more_active_runs_of_other_dags_than_can_be_listed_delay_no_run(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Before 3.3, Airflow can't list only the runs that Dagster has triggered."""
+    daemon = start(airflow, instance, EACH, polls=math.inf)
+    airflow.database.add_dag("other")
+    for number in range(1001):
+        airflow.database.start_run("other", f"dagster__{number}", state="queued")
+    for run_id in ("one", "two"):
+        report(instance, LOAD, run_id=run_id)
+    assert daemon.evaluate()[0].run_key
+    own = build_run_id("3b241101-e2bb-4255-8caf-4136c566a962")
+    airflow.database.start_run(DAG, own)
+    assert daemon.evaluate() == [], "one at a time"

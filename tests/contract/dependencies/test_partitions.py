@@ -532,6 +532,22 @@ def test_the_conf_tells_of_the_partition(airflow_v2: Airflow, instance: dg.Dagst
     assert (upstream["run_id"], upstream["partition_key"]) == ("one", "2026-03-05")
 
 
+def test_a_run_that_is_cleared_for_a_second_event_keeps_its_conf_with_a_warning(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Airflow can't change the conf of a run."""
+    daemon = start(airflow_v2, instance, {**PARTITIONED, "trigger": {"pass_upstream": True}})
+    for run_id in ("one", "two"):
+        report(instance, UP, run_id=run_id, partition="2026-03-05")
+        assert len(daemon.tick()) == 1
+    (run,) = airflow_v2.database.runs
+    (upstream,) = run.conf["federation"]["upstream"]
+    assert (upstream["run_id"], run.tasks[0].try_number) == ("one", 2)
+    latest = instance.get_runs(limit=1)[0]
+    warnings = [each.user_message for each in instance.all_logs(latest.run_id)]
+    assert any("keeps the conf that it was created with" in each for each in warnings)
+
+
 def test_the_partition_key_of_an_airflow_is_passed_on_in_the_format_of_the_other(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:

@@ -98,3 +98,21 @@ def test_a_repeated_request_that_is_executed_again_is_a_run(
     assert len(airflow_v2.database.runs) == 1
     assert job.execute(repeated).materialized == [DAG]
     assert len(airflow_v2.database.runs) == 2
+
+
+@pytest.mark.parametrize("has_dag", [False, True])
+def test_each_new_version_of_an_observable_asset_leads_to_a_run(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, has_dag: bool
+) -> None:
+    files = dg.AssetKey(["lake", "files"])
+    airflow_v2.database.add_dag(DAG, polls=0)
+    if has_dag:
+        update(instance)
+    depends_on = [{"asset": list(files.path)}, *(["warehouse/load_customers"] * has_dag)]
+    for version in ("one", "two"):
+        instance.report_runless_asset_event(
+            dg.AssetObservation(files, tags={"dagster/data_version": version})
+        )
+        dags = {DAG: {"depends_on": depends_on}}
+        executed = materialize(airflow_v2.client, dags, instance, tags=TAGS)
+        assert executed.materialized == [DAG]

@@ -218,3 +218,35 @@ def test_a_taken_date_whose_run_can_not_be_found_is_an_error(
         executed.failure or ""
     )
     assert airflow_v2.server.count("POST", f"/dags/{DAG}/dagRuns") == 1
+
+
+@pytest.mark.parametrize(
+    ("date", "interval", "seen"),
+    [
+        # Its schedule's date is the start of an interval, and the declared one is the end.
+        ("data_interval_end", ("2025-02-04", "2025-02-05"), "partition 2025-02-04"),
+        # A person started it: its interval is the one before.
+        ("data_interval_start", ("2025-02-02", "2025-02-03"), "partition 2025-02-02"),
+        ("data_interval_start", ("2024-02-02", "2024-02-03"), "none of its partitions"),
+    ],
+)
+def test_a_taken_date_whose_run_is_of_another_partition_is_an_error_and_is_not_run_again(
+    airflow: Airflow,
+    instance: dg.DagsterInstance,
+    date: str,
+    interval: tuple[str, str],
+    seen: str,
+) -> None:
+    airflow.database.add_dag(DAG, polls=0)
+    first, last = map(at, interval)
+    taken = at("2025-02-04") if date == "data_interval_end" else at(DAY)
+    run = airflow.database.start_run(
+        DAG, RUN_ID, logical_date=taken, run_type="scheduled", data_interval=(first, last)
+    )
+    airflow.database.finish_run(run)
+    dags = {DAG: declare({**DAILY, "date": date})}
+    executed = materialize(airflow.client, dags, instance, tags=PERSON)
+    assert f"run '{RUN_ID}' has its logical date, and belongs to {seen}" in (executed.failure or "")
+    assert read_tries(run) == [1, 1]
+    assert airflow.database.runs == [run]
+    assert read_partitions(instance) == []

@@ -12,6 +12,8 @@ from federation_defs.instance_defs import build_instance_defs
 from federation_defs.naming import build_asset_key
 from federation_defs.specs import build_specs
 from tests.contract.conftest import Airflow
+from tests.contract.fakes.airflow import asks
+from tests.contract.fakes.faults import answer
 from tests.contract.observation.daemon import fetch_evaluations
 
 KEY = build_asset_key("metrics", "load_custmers")
@@ -54,4 +56,22 @@ def test_a_dag_that_was_deployed_after_the_last_refresh_keeps_its_check(
 ) -> None:
     airflow.database.add_dag("load_custmers")
     tick(build_defs(), instance, None)
+    assert fetch_evaluations(instance, KEY) == []
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_dag_of_which_it_is_not_known_that_it_is_absent_holds_up_no_report(
+    airflow: Airflow,
+    build_defs: Callable[[], dg.Definitions],
+    instance: dg.DagsterInstance,
+    status: int,
+) -> None:
+    """An account that may not read a DAG is answered 403, whether there is one or not."""
+    airflow.server.fail_next(asks("GET", "/dags/load_custmers"), answer(status), times=99)
+    defs = build_defs()
+    cursor = tick(defs, instance, None)
+    airflow.database.finish_run(airflow.database.start_run("load_customers"))
+    tick(defs, instance, cursor)
+    upstream = build_asset_key("metrics", "load_customers")
+    assert len(instance.fetch_materializations(upstream, limit=9).records) == 1
     assert fetch_evaluations(instance, KEY) == []
