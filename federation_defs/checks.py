@@ -47,10 +47,6 @@ from federation_defs.naming import (
 )
 from federation_defs.outcome import add_log_tails, fetch_outcome
 
-_BY_SENSORS = (
-    *(ONLY_IF_CHECK_NAME, DEADLINE_CHECK_NAME),
-    *(READY_CHECK_NAME, PARTITIONS_CHECK_NAME),
-)
 _MAX_RUNNING = 1000  # runs of all DAGs; if more are running, only the oldest are checked
 
 
@@ -195,7 +191,7 @@ def run_checks(
             continue
         if evaluation is not None:
             yield convert_to_result(evaluation)
-        elif key.name in _BY_SENSORS:
+        elif key.name not in (CHECK_NAME, MAX_DURATION_CHECK_NAME):
             context.log.info(
                 f"The check `{key.name}` of DAG {dag_id} in Airflow '{client.instance}' is "
                 "evaluated by a sensor. This run repeats its last result, if there is one."

@@ -26,13 +26,8 @@ from federation_defs.errors import DeclarationError
 from federation_defs.threads import run_in_threads
 from federation_defs.validation import Member, find_deep_chains, find_problems
 
-# Where the system can fork, the processes of all projects are forked from one that has imported
-# Dagster.
-_PROCESSES = (
-    multiprocessing.get_context("forkserver")
-    if "forkserver" in multiprocessing.get_all_start_methods()
-    else multiprocessing.get_context("spawn")
-)
+# The processes of all projects are forked from one that has imported Dagster.
+_PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["federation_defs.command"])
 
 

@@ -56,7 +56,7 @@ def load_federation(
     Args:
         path_within_project: Any path in the project, as `Path(__file__).parent`.
         executor: The executor of all runs, in place of Dagster's default with the difference above.
-            One that definitions in the folder set is used without being passed.
+            An executor that the definitions in the folder have is used without being passed.
             (`dagster.Definitions.merge` refuses a second one.)
         refresh_cron: When to refresh the states of instances that have them in
             `VERSIONED_STATE_STORAGE`, in UTC. By default each hour, at a minute that depends on the

@@ -216,7 +216,10 @@ class AirflowApi:
             answer = response.json()
         except (ValueError, RecursionError) as error:  # also for numbers and lists without end
             raise UnexpectedAnswerError(self.instance, request, "broken JSON") from error
-        return self._parse(parse, answer, request)
+        try:
+            return parse_object(parse, answer)
+        except UnreadableError as error:
+            raise self._build_unreadable_error(request, str(error)) from error
 
     def _read_text(self, response: requests.Response) -> str:
         """Return the plain text of a good answer."""
@@ -232,17 +235,6 @@ class AirflowApi:
             request, seen = describe_request(response), f"{found} instead of {name}"
             remedy = "Is there a login page or a proxy in between?"
             raise UnexpectedAnswerError(self.instance, request, seen, remedy)
-
-    def _parse(self, parse: Callable[[Any], T], answer: Any, request: str) -> T:
-        """Parse an answer, or a part of it.
-
-        Raises:
-            UnexpectedAnswerError: It is not an object, or a required field is missing or invalid.
-        """
-        try:
-            return parse_object(parse, answer)
-        except UnreadableError as error:
-            raise self._build_unreadable_error(request, str(error)) from error
 
     def _build_unreadable_error(self, request: str, reason: str) -> UnexpectedAnswerError:
         # The message names the version. It is not fetched here while it is being detected.

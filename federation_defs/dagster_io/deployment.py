@@ -14,17 +14,12 @@ from typing import Any
 
 import dagster as dg
 
-from federation_defs.dagster_io.run_tags import fetch_dagster_runs
+from federation_defs.dagster_io.run_tags import NOT_ENDED, fetch_dagster_runs
 
 _log = logging.getLogger(__name__)
 
 # The statuses of a run whose worker, or the process of one of its steps, may be starting.
-_ACTIVE = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
+_ACTIVE = [status for status in NOT_ENDED if status is not dg.DagsterRunStatus.QUEUED]
 
 # For connections to PostgreSQL and MySQL. Dagster ends a tick after 60 s. Firewalls drop
 # connections that are idle for some minutes.

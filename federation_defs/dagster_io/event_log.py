@@ -33,8 +33,6 @@ from federation_defs.dagster_io.reports import (
     read_text,
     read_time,
 )
-from federation_defs.dagster_io.run_tags import Request
-from federation_defs.declaration import DagDeclaration
 from federation_defs.dependencies.record import UpstreamEvent
 
 _PLANNED_PER_QUERY = 20
@@ -197,23 +195,6 @@ def build_upstream_event(event: AssetEvent, upstream: str, downstream: str) -> U
         conf=_read_conf(stored),
         link=read_text(stored, LINK_LABEL),
     )
-
-
-def fetch_upstream_events(
-    instance: dg.DagsterInstance, dag: DagDeclaration, request: Request, downstream: str
-) -> list[UpstreamEvent]:
-    """Fetch the records of the events that led to a request. Deleted events are left out.
-
-    Args:
-        downstream: The requested DAG, as instance/dag_id.
-    """
-    names = {edge.key: edge.name for edge in dag.depends_on}
-    events = [fetch_event(instance, key, position) for key, position in request.events]
-    return [
-        build_upstream_event(event, names.get(event.key, "/".join(event.key.path)), downstream)
-        for event in events
-        if event is not None
-    ]
 
 
 def _read_conf(stored: StoredEvent | None) -> dict[str, Any]:

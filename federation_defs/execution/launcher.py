@@ -13,7 +13,7 @@ from typing import Any
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import Dag, DagRun, TriggerOptions
 from federation_defs.dagster_io.current_run import CurrentRun
-from federation_defs.dagster_io.event_log import fetch_upstream_events
+from federation_defs.dagster_io.event_log import build_upstream_event, fetch_event
 from federation_defs.dagster_io.run_tags import Target
 from federation_defs.declaration import UPSTREAM_CONF_KEY, DagDeclaration, suggest
 from federation_defs.dependencies.record import UpstreamEvent
@@ -48,13 +48,18 @@ class StepContext:
     timing: Timing
 
     def fetch_upstream_events(self, dag_id: str) -> list[UpstreamEvent]:
-        """Fetch the events for which a DAG was requested, in order; an empty list if a person or an
-        automation condition requested it."""
+        """Fetch the events for which a DAG was requested, in order, without deleted ones; an empty
+        list if a person or an automation condition requested it."""
         if (request := self.current_run.get_request(dag_id)) is None:
             return []
-        downstream = f"{self.client.instance}/{dag_id}"
-        instance = self.current_run.instance
-        return fetch_upstream_events(instance, self.dags[dag_id], request, downstream)
+        names = {edge.key: edge.name for edge in self.dags[dag_id].depends_on}
+        downstream, instance = f"{self.client.instance}/{dag_id}", self.current_run.instance
+        found = [fetch_event(instance, key, position) for key, position in request.events]
+        return [
+            build_upstream_event(event, names.get(event.key, "/".join(event.key.path)), downstream)
+            for event in found
+            if event is not None
+        ]
 
 
 class RunCanceledError(Exception):

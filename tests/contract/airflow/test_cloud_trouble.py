@@ -28,7 +28,7 @@ def test_a_refusal_of_aws_is_reported_with_its_code(
     mwaa: Mwaa, caplog: pytest.LogCaptureFixture, code: str, status: int
 ) -> None:
     mwaa.aws.answer = lambda: FakeAws.refuse(code, status)
-    with pytest.raises(CredentialError, match=rf"{ENVIRONMENT} \({code}\)\. Check") as error:
+    with pytest.raises(CredentialError, match=rf"{ENVIRONMENT} \({code}\)\)\. Check") as error:
         mwaa.declare_client().fetch_dags()
     assert mwaa.server.logins == []
     assert SECRET_KEY not in format_error_chain(error.value) + caplog.text

@@ -159,7 +159,7 @@ def fail(function: str, timeout_s: float = 120.0) -> str:
     assert message.startswith(before)
     assert "hunter22" not in message
     assert message.isprintable()
-    return message.removeprefix(before).split(" Correct it: ")[0]
+    return message.removeprefix(before).split(" Correct the function: ")[0]
 
 
 def test_the_function_sees_what_happened_and_answers_with_a_conf() -> None:
