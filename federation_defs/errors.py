@@ -302,8 +302,8 @@ class PartitionMismatchError(AirflowError):
         super().__init__(
             instance,
             f"did not start a run of {target}: run '{run_id}' has its logical date, and belongs to "
-            f"{seen}. Delete that run; or declare another `date` in `partitions`, if the DAG's "
-            "schedule creates such runs.",
+            f"{seen}. If the DAG's schedule creates such runs, declare another `date` in "
+            "`partitions`. If a person created it, delete it.",
         )
 
 

@@ -145,7 +145,7 @@ class AirflowClient(RunEndpoints):
             if schedule.is_partitioned and (run := self.fetch_latest_finished_run(dag_id)):
                 return replace(schedule, latest_key=run.partition_key)
         except AirflowError as error:
-            return check_answered(error)
+            return _check_answered(error)
         return schedule
 
     @retry_after_upgrade
@@ -170,7 +170,7 @@ class AirflowClient(RunEndpoints):
             response = self._get(self.api_version.build_source_path(dag), accept="text/plain")
             return None if is_absent(response) else self._read_text(response)
         except AirflowError as error:
-            return check_answered(error)
+            return _check_answered(error)
 
     @retry_after_upgrade
     def fetch_import_errors(self) -> list[DagImportError]:
@@ -190,7 +190,7 @@ class AirflowClient(RunEndpoints):
         return self.url + self.api_version.build_dag_page(dag_id)
 
 
-def check_answered(error: AirflowError) -> AirflowError:
+def _check_answered(error: AirflowError) -> AirflowError:
     """Return an error about one request, after which other requests may succeed.
 
     Raises:

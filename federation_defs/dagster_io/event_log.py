@@ -225,10 +225,12 @@ def fetch_runs_planned_after(
 
     Args:
         upstream_keys: All upstreams. Their materializations are updates.
-        observable_keys: Upstreams whose observations are updates, too: each may have a new version.
+        observable_keys: Upstreams that may be observable: if one was never materialized, its
+            observations are updates.
     """
-    last = list(_fetch_last(instance, upstream_keys).values())
-    for observable in observable_keys:
+    materialized = _fetch_last(instance, upstream_keys)
+    last = list(materialized.values())
+    for observable in set(observable_keys) - materialized.keys():
         last += instance.fetch_observations(observable, limit=1).records
     planned = instance.fetch_planned_materializations(key, limit=_PLANNED_PER_QUERY).records
     return [

@@ -104,7 +104,7 @@ class HeartbeatMonitor:
         self._measured_at = timing.monotonic()
         # By run id: the last heartbeat, and for how many seconds it has not changed.
         self._silences: dict[str, tuple[str, float]] = {}
-        # By run id, how many events said that a step waits, and the silence before the last one.
+        # By run id: how many events said that a step waits, and the silence at the last new one.
         self._waits: dict[str, tuple[int, float]] = {}
 
     def measure(self, runs: Iterable[dg.DagsterRun]) -> None:
@@ -156,6 +156,10 @@ class HeartbeatMonitor:
         lost_s = self._timing.waiting_step_lost_s if waits else self._timing.next_step_lost_s
         return silence_s - since_s > lost_s
 
+    def record_other_step(self, run: dg.DagsterRun) -> None:
+        """Record that a run is in another step: until now, it was not between two steps."""
+        self._waits[run.run_id] = 0, self._get_silence_s(run)
+
     def _get_silence_s(self, run: dg.DagsterRun) -> float:
         last, silence_s = self._silences.get(run.run_id, (None, 0.0))
         return silence_s if run.tags.get(self._tag, "") == last else 0.0
@@ -204,7 +208,10 @@ def _is_orphaned(
     if at_work := [step.step_key for step in begun if step.end_time is None]:
         # Dagster splits a multi_asset into name, name_2, … where dependencies cross.
         own_step = re.compile(re.escape(build_op_name(airflow, "dags")) + r"(_\d+)?")
-        return any(own_step.fullmatch(step_key) for step_key in at_work)
+        if any(own_step.fullmatch(step_key) for step_key in at_work):
+            return True
+        monitor.record_other_step(run)
+        return False
     waits = _count_waits(instance, run.run_id, {step.step_key for step in begun})
     return monitor.is_overdue(run, waits=waits)
 

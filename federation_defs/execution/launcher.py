@@ -234,7 +234,7 @@ class Launcher:
         Args:
             conf: The conf of a new run. Airflow can't change that of an existing one.
         """
-        if conf and owner.conf != conf:
+        if owner.conf != conf:
             self._context.log.warning(
                 f"Run '{owner.run_id}' of DAG '{owner.dag_id}' keeps the conf that it was created "
                 "with: Airflow can't change it. The run is not given the conf of this request."

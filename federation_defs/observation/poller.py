@@ -11,7 +11,7 @@ from functools import partial
 from random import sample
 from typing import Literal
 
-from federation_defs.airflow.api import MAX_ROWS, SERVER_PAGE
+from federation_defs.airflow.api import MAX_ROWS
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import FINISHED_STATES, DagRun, RunKey
 from federation_defs.errors import AirflowError, UnreachableError
@@ -22,8 +22,6 @@ from federation_defs.timing import MAX_CLOCK_SKEW, Timing
 _MIN_RUNS = 100
 _DEFERRED_PER_TICK = 50  # each takes a request
 _MIN_SLICE = timedelta(seconds=1)
-_SHORT_TIME = timedelta(minutes=1)  # a history that is never read in slices
-_LONG_TIME = timedelta(minutes=10)  # of a longer history, the number of runs is fetched first
 
 
 @dataclass
@@ -70,19 +68,18 @@ class Poller:
         """Fetch what `poll` returns, of all DAGs; None if it is not complete at the deadline."""
         started_at = self.timing.monotonic()
         start = since - self.overlap
-        is_long = self.timing.utc_now() - since > _LONG_TIME
+        # Rows may move from a page to one that was read before. The next poll reads as far back as
+        # the overlap, and finds these. After a longer time, a list of several pages needs an end.
+        is_long = self.timing.utc_now() - since > self.overlap
         changed = self._fetch(start, at_most=1 if is_long else self.max_runs)
         # By the server's clock, but not ahead of ours: the time of an answer may be that of a proxy
         # whose clock is ahead of the database's.
         our_now = self.timing.utc_now()
         now = min(changed.server_time or our_now - MAX_CLOCK_SKEW, our_now)
-        # What several pages miss, as rows move while they are read, the next poll reads again, if
-        # it is no older than the overlap.
-        is_one_page = changed.size <= SERVER_PAGE
-        if changed.is_whole and (is_one_page or now - since <= self.overlap):
-            batch = Batch(changed.entries, now, changed.unreadable)
-        elif not changed.is_whole and now - since <= max(self.overlap, _SHORT_TIME):
+        is_short = now - since <= self.overlap
+        if is_short and not changed.is_whole:
             changed = self._fetch(start)
+        if is_short or (is_long and changed.is_whole):  # whole with `at_most=1`: one page
             batch = Batch(changed.entries, now, changed.unreadable)
         else:
             batch = self._fetch_slice(start, now, changed.total, deadline)

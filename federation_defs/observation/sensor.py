@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import dagster as dg
 
-from federation_defs.airflow.client import AirflowClient, check_answered
+from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
 from federation_defs.checks import build_absent_evaluation
 from federation_defs.dagster_io.code_locations import find_moved_cursor
@@ -206,8 +206,8 @@ class _Observer:
         if tick.location and cursor.observer != self._id:
             return self._take_over(cursor, gap), True
         with self._interval.poll():
-            cursor = self._report_absent_dags(cursor, tick, deadline)
             batch = self._poller.poll(cursor.since, deadline)
+            cursor = self._report_absent_dags(cursor, tick, deadline)
         found = {build_fingerprint(run): run for run in batch.runs}
         new = [run for fingerprint, run in found.items() if fingerprint not in cursor.seen]
         owned = self._reporter.find_owned(instance, new)
@@ -269,13 +269,11 @@ class _Observer:
                     event = build_absent_evaluation(self.client.instance, dag_id, why)
                     tick.instance.report_runless_asset_event(event)
                     absent.add(dag_id)
+                except UnreachableError:
+                    break  # the next poll tries again
                 except AirflowError as error:
-                    # As 403: an account that may not read a DAG is not told that it is absent.
-                    tick.log().warning(
-                        "It is not known whether DAG %s is absent: %s",
-                        dag_id,
-                        check_answered(error),
-                    )
+                    # Such as 403: an account that may not read a DAG is not told that it is absent.
+                    tick.log().warning("It is not known whether a DAG is absent: %s", error)
             self._unchecked.pop()
         return replace(cursor, absent=tuple(sorted(absent)))
 

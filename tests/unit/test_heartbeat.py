@@ -328,3 +328,24 @@ def test_a_run_is_not_failed_while_dagster_says_again_and_again_that_it_waits_fo
     assert fetch_run(instance, RUN_ID).status is dg.DagsterRunStatus.STARTED
     observer.observe(200)
     assert fetch_run(instance, RUN_ID).is_failure
+
+
+def test_a_step_that_waits_for_a_slot_may_do_so_after_a_long_step_of_the_project(
+    instance: dg.DagsterInstance,
+) -> None:
+    @dg.job
+    def waiting() -> None: ...
+
+    status = dg.DagsterRunStatus.STARTING
+    tags = build_launching_tags("metrics")
+    instance.create_run_for_job(waiting, run_id=RUN_ID, status=status, tags=tags)
+    observer = Observer(instance)
+    events = [BEGUN, (OTHER, BEGINS, None), (OTHER, *ENDED), (OWN, *ENGINE)]
+    for (step_key, kind, data), seconds in zip(events, (0, 3600, 100, 1700), strict=True):
+        handle = StepHandle(NodeHandle(step_key, None)) if step_key else None
+        event = DagsterEvent(kind.value, "waiting", handle, event_specific_data=data)
+        instance.report_dagster_event(event, RUN_ID)
+        observer.observe(seconds)
+    assert fetch_run(instance, RUN_ID).status is dg.DagsterRunStatus.STARTED
+    observer.observe(200)
+    assert fetch_run(instance, RUN_ID).is_failure

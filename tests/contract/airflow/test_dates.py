@@ -43,10 +43,7 @@ def test_a_run_without_a_date_has_none_and_fails_if_its_tasks_use_it(airflow_v2:
 
 
 def test_airflow_2_has_no_runs_without_a_date(world_v1: World) -> None:
-    run_id, said = (
-        make_run_id(),
-        r"runs Airflow 2\.11\.2, .* without a logical date: .* 3\.0\.",
-    )
+    run_id, said = make_run_id(), r"runs Airflow 2\.11\.2, .* without a logical date: .* 3\.0\."
     with pytest.raises(UnsupportedError, match=said):
         world_v1.client.trigger_run(DAG, run_id, options=NONE)
     assert world_v1.client.fetch_run(DAG, run_id) is None

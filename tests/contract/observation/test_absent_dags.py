@@ -75,3 +75,14 @@ def test_a_dag_of_which_it_is_not_known_that_it_is_absent_holds_up_no_report(
     upstream = build_asset_key("metrics", "load_customers")
     assert len(instance.fetch_materializations(upstream, limit=9).records) == 1
     assert fetch_evaluations(instance, KEY) == []
+
+
+def test_an_absent_dag_is_found_after_its_airflow_was_unreachable(
+    airflow: Airflow, build_defs: Callable[[], dg.Definitions], instance: dg.DagsterInstance
+) -> None:
+    airflow.server.fail_next(asks("GET", "/dags/load_custmers"), answer(503), times=9)
+    defs, cursor = build_defs(), None
+    for _ in range(12):
+        cursor = tick(defs, instance, cursor)
+    (evaluation,) = fetch_evaluations(instance, KEY)
+    assert (evaluation.passed, evaluation.description) == (False, WHY)

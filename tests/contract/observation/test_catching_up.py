@@ -6,6 +6,7 @@ from datetime import datetime, timedelta, timezone
 
 import dagster as dg
 import pytest
+from werkzeug import Response
 
 from federation_defs.events import build_drop_observation
 from federation_defs.naming import build_asset_key
@@ -15,7 +16,7 @@ from federation_defs.timing import Timing
 from tests.contract.conftest import Airflow
 from tests.contract.dependencies.reacting import EventDaemon
 from tests.contract.fakes.airflow import asks
-from tests.contract.fakes.faults import Stall, edit
+from tests.contract.fakes.faults import Act, Stall, edit
 from tests.contract.observation.daemon import (
     DAG,
     KEY,
@@ -82,6 +83,32 @@ def test_a_history_within_one_second_is_read_at_once(
     daemon.cursor = build_cursor(timedelta(days=1))
     reported = [run_id for _ in range(10) for run_id in daemon.tick()]
     assert sorted(reported) == [f"run_{number:02}" for number in range(40)]
+
+
+def test_a_run_that_moves_to_an_earlier_page_while_pages_are_read_is_not_missed(
+    airflow: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """The next poll does not reach back to it."""
+    run_ids = [f"run_{number:02}" for number in range(25)]
+    for run_id in run_ids:
+        add_run(airflow, run_id, timedelta(minutes=4))
+    daemon = build_daemon(airflow, instance)
+    daemon.cursor = build_cursor(timedelta(minutes=5))
+    airflow.server.endpoints.page_limit = 10
+    cleared = iter(list(airflow.database.runs))
+
+    def clear_one_and_end_another(act: Act) -> Response:
+        response = act()
+        run = next(cleared)
+        run.state, run.end_date, run.updated_at = "running", None, airflow.database.now()
+        airflow.database.finish_run(airflow.database.start_run(DAG, f"after {run.run_id}"))
+        return response
+
+    first_page = asks("GET", "/dags/~/dagRuns")
+    airflow.server.fail_next(first_page, clear_one_and_end_another, times=2)
+    for _ in range(4):
+        daemon.tick()
+    assert set(run_ids[2:]) <= set(fetch_reported_run_ids(instance, KEY))
 
 
 def test_news_of_one_dag_does_not_wait_behind_the_history_of_another(
