@@ -57,9 +57,11 @@ class Heartbeats:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         self._is_over.set()
-        self._thread.join()
+        # The garbage collector closes an interrupted step in any thread, possibly in this one.
+        if error_type is not GeneratorExit:
+            self._thread.join()
 
     def begin(self) -> None:
         """Write a heartbeat that shows that the step no longer waits for other attempts."""

@@ -4,6 +4,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from graphlib import TopologicalSorter
 
 import dagster as dg
@@ -243,25 +244,31 @@ class _Step:
             RunCanceledError: The Dagster run is canceled, but Dagster sent no signal, as after a
                 forced termination.
         """
-        try:
-            yield from self._run_in_order()
-        except (dg.DagsterExecutionInterruptedError, GeneratorExit):
-            # After an interruption without a cancellation, as when the machine shuts down,
-            # Dagster's retry takes over the DAG runs.
-            if cancellation.stop_if_canceled() is False:
-                self._log.warning(
-                    "Interrupted, but not canceled: DAG runs that were started stay active."
-                )
-            raise
-        except RunCanceledError:
-            cancellation.stop_if_canceled()
-            raise
-        else:
+        with ExitStack() as resources:
+            resources.callback(cancellation.close)
+            resources.callback(self._monitor.close)
+            try:
+                yield from self._run_in_order()
+            except GeneratorExit:
+                # An interruption in Dagster's code ended the step, and the garbage collector closes
+                # this generator: in any thread, which may hold a lock, or be the heartbeat's or the
+                # cancellation's own. So nothing here takes a lock or waits for a thread.
+                cancellation.keep()
+                resources.pop_all()
+                raise
+            except dg.DagsterExecutionInterruptedError:
+                # After an interruption without a cancellation, as when the machine shuts down,
+                # Dagster's retry takes over the DAG runs.
+                if cancellation.stop_if_canceled() is False:
+                    self._log.warning(
+                        "Interrupted, but not canceled: DAG runs that were started stay active."
+                    )
+                raise
+            except RunCanceledError:
+                cancellation.stop_if_canceled()
+                raise
             if self._failures and cancellation.stop_if_canceled():
                 raise RunCanceledError
-        finally:
-            self._monitor.close()
-            cancellation.close()
         if self._failures:
             raise join_failures({target.name: error for target, error in self._failures.items()})
 

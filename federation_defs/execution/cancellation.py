@@ -40,13 +40,13 @@ class CancellationMonitor:
         """Return whether the Dagster run is canceled, or None if its status can't be read.
 
         If the run is canceled, this returns after the DAG runs were stopped, or after
-        `timing.cancel_s`. If its status can't be read, the thread keeps polling after `close`.
+        `timing.cancel_s`. If its status can't be read, the thread is kept.
         """
         try:
             status = self._context.current_run.fetch_status()
         except Exception:  # noqa: BLE001 - as in `_poll_status`
             _log.warning(_UNKNOWN, self._context.current_run.run_id, exc_info=True)
-            self._is_kept = True
+            self.keep()
             return None
         if status not in _CANCELED:
             return False
@@ -54,12 +54,13 @@ class CancellationMonitor:
         self._thread.join(self._context.timing.cancel_s)
         return True
 
-    def close(self) -> None:
-        """End the thread, unless `stop_if_canceled` could not read the status.
+    def keep(self) -> None:
+        """Let the thread poll after `close`: until it reads that the Dagster run has ended or is
+        canceled, or until `timing.after_main_s` after the end of the main thread."""
+        self._is_kept = True
 
-        In that case the thread polls until it reads that the Dagster run has ended or is canceled,
-        or until `timing.after_main_s` after the end of the main thread.
-        """
+    def close(self) -> None:
+        """End the thread, unless `keep` was called."""
         self._is_closed = not self._is_kept
         self._wake.set()
 

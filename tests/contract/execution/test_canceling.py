@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timezone
 from functools import partial
 
 import dagster as dg
@@ -23,6 +25,7 @@ from federation_defs.naming import build_run_id
 from tests.contract.conftest import Airflow
 from tests.contract.dagster_plus import as_server
 from tests.contract.execution.executing import (
+    FAST,
     DagsterJob,
     build_context,
     materialize,
@@ -317,11 +320,12 @@ def test_a_dag_run_that_can_not_be_stopped_is_logged_with_its_link(
     assert "503" in warning
 
 
+@pytest.mark.parametrize("collecting", ["MainThread", "cancellation", "heartbeat"])
 def test_a_cancellation_between_two_events_of_the_step_stops_the_dag_run_too(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
+    airflow_v2: Airflow, instance: dg.DagsterInstance, collecting: str
 ) -> None:
     """Dagster holds the signal back while it stores an event, and then never enters the step
-    again."""
+    again. The garbage collector closes the step, in any thread."""
     airflow_v2.database.add_dag(DAG, polls=math.inf)
     stored: list[dg.EventLogEntry] = []
 
@@ -335,11 +339,32 @@ def test_a_cancellation_between_two_events_of_the_step_stops_the_dag_run_too(
         (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
         instance.add_event_listener(run.run_id, cancel_when_stored)
 
+    has_returned, is_collected = threading.Event(), threading.Event()
+
+    def collect() -> None:
+        if has_returned.is_set() and threading.current_thread().name == collecting:
+            gc.collect()
+            is_collected.set()
+
+    def sleep(_seconds: float) -> None:  # of the thread that stops the DAG run
+        has_returned.wait(30)
+        collect()
+
+    def utc_now() -> datetime:  # of each heartbeat
+        collect()
+        return datetime.now(timezone.utc)
+
+    timing = replace(FAST, sleep=sleep, utc_now=utc_now, heartbeat_s=0.05)
     airflow_v2.server.fail_next(asks("GET", f"/dags/{DAG}"), before_acting(listen))
+    gc.disable()
     try:
-        executed = materialize(airflow_v2.client, [DAG], instance)
+        executed = materialize(airflow_v2.client, [DAG], instance, timing=timing)
         assert (executed.status, len(stored)) == (CANCELED, 1)
+        has_returned.set()
         (run,) = airflow_v2.database.runs
         wait_for(lambda: run.state == "failed", "it is stopped", interval_s=0.05)
+        collect()
+        assert is_collected.wait(30)
     finally:
+        gc.enable()
         gc.collect()  # else what is left of the step is closed when there is no Dagster any more
