@@ -20,7 +20,7 @@ from instances import AirflowInstance, SignInRefusedError, build_instances
 from settings import REPOSITORY, DemoSettings, read_settings
 
 DAGSTER_KINDS = ("dev", "production")
-_READY_TIMEOUT_S = 240
+_READY_TIMEOUT_S = 360
 _POLL_INTERVAL_S = 0.5
 _REQUEST_TIMEOUT_S = 5
 _PROGRESS_INTERVAL_S = 10

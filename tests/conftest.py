@@ -11,12 +11,24 @@ from pathlib import Path
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from hypothesis import HealthCheck, settings
 
 from tests.airflows import ROOT as ROOT
 from tests.airflows import STARTED_AIRFLOWS, Airflows, start_airflows
 from tests.contract.storages import STORAGES, OpenInstance, prepare
 from tests.processes import end_on_signals
 from tests.unit.project import Project
+
+# The same examples in each run, unless more are asked for, and no time limit for one: other
+# processes may slow it down.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize="HISTORIES" not in os.environ,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

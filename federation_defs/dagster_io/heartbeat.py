@@ -48,6 +48,7 @@ class Heartbeats:
         self._airflow = airflow
         self._timing = timing
         self._is_waiting = True
+        self._is_abandoned = False
         self._lock = threading.Lock()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._repeat, name="heartbeat", daemon=True)
@@ -58,10 +59,13 @@ class Heartbeats:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if error_type is GeneratorExit:
+            # The garbage collector closes an interrupted step in any thread: also in this one,
+            # which may hold the lock of the event.
+            self._is_abandoned = True
+            return
         self._is_over.set()
-        # The garbage collector closes an interrupted step in any thread, possibly in this one.
-        if error_type is not GeneratorExit:
-            self._thread.join()
+        self._thread.join()
 
     def begin(self) -> None:
         """Write a heartbeat that shows that the step no longer waits for other attempts."""
@@ -76,7 +80,7 @@ class Heartbeats:
             add_run_tags(self._instance, self._run_id, tags)
 
     def _repeat(self) -> None:
-        while not self._is_over.wait(self._timing.heartbeat_s):
+        while not (self._is_over.wait(self._timing.heartbeat_s) or self._is_abandoned):
             try:
                 self._write()
             except Exception:  # noqa: BLE001 - any database error; the next one may succeed

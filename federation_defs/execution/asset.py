@@ -240,7 +240,8 @@ class _Step:
 
         Raises:
             dagster.Failure: One or more DAGs failed. Those that don't depend on them were run.
-            dagster.DagsterExecutionInterruptedError: The Dagster run is canceled.
+            dagster.DagsterExecutionInterruptedError: The Dagster run is canceled, or its process is
+                ended.
             RunCanceledError: The Dagster run is canceled, but Dagster sent no signal, as after a
                 forced termination.
         """
@@ -250,9 +251,10 @@ class _Step:
             try:
                 yield from self._run_in_order()
             except GeneratorExit:
-                # An interruption in Dagster's code ended the step, and the garbage collector closes
-                # this generator: in any thread, which may hold a lock, or be the heartbeat's or the
-                # cancellation's own. So nothing here takes a lock or waits for a thread.
+                # An interruption or an error in Dagster's code ended the step, and the garbage
+                # collector closes this generator: in any thread, which may hold a lock, or be the
+                # heartbeat's or the cancellation's own. So nothing takes a lock or waits for a
+                # thread, here and in `Heartbeats`.
                 cancellation.keep()
                 resources.pop_all()
                 raise
@@ -266,6 +268,7 @@ class _Step:
                 raise
             except RunCanceledError:
                 cancellation.stop_if_canceled()
+                self._reporter.refuse_if_ended()
                 raise
             if self._failures and cancellation.stop_if_canceled():
                 raise RunCanceledError

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 _CANCELED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 _UNKNOWN = "Could not read whether Dagster run %s is canceled."
-_ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE)
+_ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, None)  # None: it was deleted
 
 
 class CancellationMonitor:
@@ -40,27 +40,33 @@ class CancellationMonitor:
         """Return whether the Dagster run is canceled, or None if its status can't be read.
 
         If the run is canceled, this returns after the DAG runs were stopped, or after
-        `timing.cancel_s`. If its status can't be read, the thread is kept.
+        `timing.cancel_s`. If its status can't be read, the thread is kept, as by `keep`.
         """
+        self._is_kept = True  # a second signal may end this method
         try:
             status = self._context.current_run.fetch_status()
         except Exception:  # noqa: BLE001 - as in `_poll_status`
             _log.warning(_UNKNOWN, self._context.current_run.run_id, exc_info=True)
-            self.keep()
             return None
         if status not in _CANCELED:
+            self._is_kept = False
             return False
         self._wake.set()
         self._thread.join(self._context.timing.cancel_s)
         return True
 
     def keep(self) -> None:
-        """Let the thread poll after `close`: until it reads that the Dagster run has ended or is
-        canceled, or until `timing.after_main_s` after the end of the main thread."""
+        """End the launches that have triggered nothing, and let the thread poll after `close`.
+
+        It polls until it reads that the Dagster run has ended, is canceled or was deleted, or until
+        `timing.after_main_s` after the end of the main thread. This takes no lock.
+        """
         self._is_kept = True
+        self._launcher.refuse()
 
     def close(self) -> None:
-        """End the thread, unless `keep` was called."""
+        """End the launches that have triggered nothing, and the thread, unless it is kept."""
+        self._launcher.refuse()
         self._is_closed = not self._is_kept
         self._wake.set()
 
@@ -81,6 +87,7 @@ class CancellationMonitor:
             if status in _CANCELED:
                 self._stop_dag_runs()
             if status in (*_CANCELED, *_ENDED):
+                self._launcher.refuse()  # Dagster may have ended the step without closing it
                 return
 
     def _stop_dag_runs(self) -> None:

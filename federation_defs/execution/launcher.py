@@ -81,6 +81,10 @@ class Launcher:
         self._runnable_dags: dict[str, tuple[Dag, float]] = {}
         self._changed = Condition()
 
+    def refuse(self) -> None:
+        """Refuse further launches, and end those that wait for an older run. Takes no lock."""
+        self._is_stopped = True
+
     def stop(self) -> dict[Target, str]:
         """Refuse further launches, and wait up to `timing.launch_end_s` for those under way.
 
@@ -88,8 +92,8 @@ class Launcher:
             The ids of the DAG runs to stop, by target. Some may not exist: a trigger may have
             failed.
         """
+        self.refuse()
         with self._changed:
-            self._is_stopped = True
             self._changed.wait_for(lambda: not self._pending, self._timing.launch_end_s)
             return dict(self._launched)
 
@@ -113,7 +117,7 @@ class Launcher:
         Raises:
             AirflowError: The DAG is missing, paused or broken, and nothing was triggered; a run to
                 clear did not end within `trigger.timeout`; or any other error of a request.
-            RunCanceledError: The Dagster run is being canceled.
+            RunCanceledError: The Dagster run is being canceled, or the step has ended.
         """
         with self._changed:
             self._refuse_if_stopped()
@@ -207,13 +211,12 @@ class Launcher:
 
         Raises:
             RunLostError: The run has not ended after `trigger.timeout`.
-            RunCanceledError: The Dagster run is being canceled.
+            RunCanceledError: The Dagster run is being canceled, or the step has ended.
         """
         timing, timeout_s = self._timing, self._dags[target.dag_id].trigger.timeout
         began = timing.monotonic()
         while not run.is_finished:
-            with self._changed:
-                self._refuse_if_stopped()
+            self._refuse_if_stopped()
             if (elapsed_s := timing.monotonic() - began) > timeout_s:
                 url = self._client.build_run_url(*run.key)
                 message = (

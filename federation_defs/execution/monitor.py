@@ -92,7 +92,7 @@ class Monitor:
         return launched, ended
 
     def close(self) -> None:
-        """End all monitoring. DAG runs stay active."""
+        """End all monitoring. DAG runs stay active, and triggers under way are not interrupted."""
         self._is_closed = True
         for run in self._runs.values():
             self._release(run)

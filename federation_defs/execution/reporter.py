@@ -150,7 +150,7 @@ class Reporter:
             dagster.Failure: Dagster has ended this Dagster run, or a person has deleted it.
             RunCanceledError: This Dagster run is canceled.
         """
-        self._refuse_if_ended()
+        self.refuse_if_ended()
         run, key = outcome.run, self._build_key(outcome.run.dag_id)
         log = fetch_reported_runs(self._instance, self._client.instance, [run])
         is_new, is_single = log.lacks_materialization_of(outcome), self._counts[run.dag_id] == 1
@@ -188,7 +188,13 @@ class Reporter:
         if self._succeeded[target.dag_id] == self._counts[target.dag_id]:
             yield dg.Output(None, self._outputs[target.dag_id], metadata=_UNREPORTED)
 
-    def _refuse_if_ended(self) -> None:
+    def refuse_if_ended(self) -> None:
+        """Do nothing if this Dagster run goes on.
+
+        Raises:
+            dagster.Failure: Dagster has ended it, or a person has deleted it.
+            RunCanceledError: It is canceled.
+        """
         status = self._current_run.fetch_status()
         if status is dg.DagsterRunStatus.CANCELED:
             raise RunCanceledError

@@ -195,7 +195,7 @@ def test_the_dag_is_run_when_all_upstreams_have_succeeded_since_the_last_request
     defs = build_fleet(upstream)
     ticks = st.lists(st.lists(st.sampled_from(EVENTS[kind]), max_size=3), max_size=12)
 
-    @settings(max_examples=int(os.environ.get("HISTORIES", "2")), deadline=None)
+    @settings(max_examples=int(os.environ.get("HISTORIES", "2")))
     @given(ticks)
     @example(TWICE_AND_ONCE)
     @example(DURING_A_RUN)

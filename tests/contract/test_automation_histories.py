@@ -149,7 +149,7 @@ def test_the_smaller_condition_requests_what_the_larger_one_did(is_detached: boo
         build_fleet(build, is_detached=is_detached) for build in (build_condition, build_reference)
     ]
 
-    @settings(max_examples=int(os.environ.get("HISTORIES", "2")), deadline=None)
+    @settings(max_examples=int(os.environ.get("HISTORIES", "2")))
     @given(st.lists(st.lists(st.sampled_from(EVENTS), max_size=2), max_size=12))
     @example(DURING_A_RUN)
     @example(WIPED)

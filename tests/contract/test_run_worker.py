@@ -432,7 +432,6 @@ DAGS = [f"{instance}/{name}" for instance in ("a", "b", "c") for name in "wxyz"]
 @pytest.mark.usefixtures("instance")
 @settings(
     max_examples=int(os.environ.get("HISTORIES", "10")),
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.data())

@@ -18,6 +18,7 @@ from werkzeug import Response
 from federation_defs.airflow.client import AirflowClient, build_client
 from federation_defs.airflow.models import DagRun, TaskInstance
 from federation_defs.declaration import InstanceDeclaration
+from federation_defs.errors import RunNotStartedError, UnreachableError
 from federation_defs.timing import RetryPolicy, Timing
 from tests.contract.fakes.airflow import PASSWORD, USERNAME, FakeAirflow
 from tests.contract.fakes.database import Database, RunRow, TaskSpec
@@ -90,10 +91,23 @@ def make_run_id() -> str:
     return f"contract__{uuid4()}_2026-01-02T03:04:05+00:00"
 
 
+def trigger_surely(client: AirflowClient, dag_id: str, run_id: str, **options: Any) -> DagRun:
+    """Trigger a run, and repeat that under the same run id if the Airflow is too busy: its SQLite
+    database may be locked."""
+
+    def trigger() -> DagRun | None:
+        try:
+            return client.trigger_run(dag_id, run_id, **options)
+        except (RunNotStartedError, UnreachableError):
+            return None
+
+    return wait_for(trigger, f"{dag_id} is triggered")
+
+
 def run_dag(world: World, dag_id: str | None = None) -> DagRun:
     """Trigger a DAG, by default the quick one, and return the finished run."""
     run_id = make_run_id()
-    world.client.trigger_run(dag_id or world.dag_id, run_id)
+    trigger_surely(world.client, dag_id or world.dag_id, run_id)
     return wait_for_end(world, run_id, dag_id)
 
 

@@ -17,6 +17,7 @@ from dagster._core.definitions.run_request import InstigatorType
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun
 from tests.conftest import Airflows
+from tests.contract.worlds import trigger_surely
 from tests.live.dagster_api import Materialization, count_evaluations
 from tests.live.dagster_dev import DagsterDev, editing_declaration
 from tests.live.lossy_proxy import LossyProxy
@@ -182,7 +183,7 @@ def utc_now() -> datetime:
 def trigger(client: AirflowClient, dag_id: str, **conf: object) -> str:
     """Trigger a DAG, as any other client of the Airflow does, and return the run id."""
     run_id = f"test__{uuid4()}"
-    client.trigger_run(dag_id, run_id, conf)
+    trigger_surely(client, dag_id, run_id, conf=conf)
     return run_id
 
 

@@ -14,9 +14,12 @@ from federation_defs.airflow.models import DagRun
 from federation_defs.naming import build_run_id
 from tests.conftest import Airflows
 from tests.contract.execution.executing import ExecutedRun, materialize
+from tests.contract.worlds import trigger_surely
 from tests.live.federation import NAMES, UNWATCHED, utc_now, wait_for_state
 
 # The last whole interval of a schedule that fires at three o'clock on 29 February.
+# The `Date` of a busy server may be late: it is renewed by a timer.
+LAG = timedelta(minutes=1)
 LEAP = [datetime(year, 2, 29, 3, tzinfo=timezone.utc) for year in (2020, 2024)]
 NONE = {"trigger": {"logical_date": "none"}}
 
@@ -50,7 +53,7 @@ def test_a_triggered_dag_has_the_moment_of_the_trigger(
     assert run
     day, (moment, *interval) = read_dates(client, run)
     assert moment == run.logical_date
-    assert begin - timedelta(seconds=3) < moment < utc_now()
+    assert begin - LAG < moment < utc_now()
     assert day == f"{moment:%Y-%m-%d}"
     has_interval = (name, dag_id) == ("warehouse", "dated_by_cron")
     assert interval == (LEAP if has_interval else [moment, moment])
@@ -70,11 +73,11 @@ def test_triggers_at_the_same_time_have_dates_of_their_own(airflows: Airflows, n
     client, run_ids = airflows.connect(name), [f"at-once__{uuid4()}" for _ in range(5)]
     begin = utc_now()
     with ThreadPoolExecutor(5) as threads:
-        runs = list(threads.map(lambda run_id: client.trigger_run(UNWATCHED, run_id), run_ids))
+        runs = list(threads.map(lambda run_id: trigger_surely(client, UNWATCHED, run_id), run_ids))
     assert [run.run_id for run in runs] == run_ids
     dates = {run.logical_date for run in runs}
     assert len(dates - {None}) == 5
-    assert all(date and begin - timedelta(seconds=3) < date < utc_now() for date in dates)
+    assert all(date and begin - LAG < date < utc_now() for date in dates)
     for run in runs:
         wait_for_state(client, *run.key, "success")
 

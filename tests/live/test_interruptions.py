@@ -21,7 +21,7 @@ from federation_defs.airflow.models import DagRun
 from federation_defs.naming import build_asset_key
 from tests.conftest import Airflows
 from tests.contract.observation.daemon import fetch_evaluations, fetch_reported_runs
-from tests.contract.worlds import RealWorld, run_dag, wait_for_end
+from tests.contract.worlds import RealWorld, run_dag, trigger_surely, wait_for_end
 from tests.live.chaos import report
 from tests.live.federation import (
     BURST,
@@ -82,9 +82,11 @@ def test_bursts_are_reported_once_and_in_order_though_dagster_is_killed_and_an_a
         before = {name: len(list_reports(federation, name, BURST)) for name in NAMES}
         run_ids = {name: [f"burst__{number}__{uuid4()}" for _ in range(RUNS)] for name in NAMES}
         with ThreadPoolExecutor(8) as pool:
-            for name, ids in run_ids.items():
-                client = federation.clients[name]
-                pool.map(lambda run_id, client=client: client.trigger_run(BURST, run_id), ids)
+            triggered = [
+                pool.submit(trigger_surely, federation.clients[name], BURST, run_id)
+                for name, ids in run_ids.items()
+                for run_id in ids
+            ]
 
             def count_new() -> int:
                 return len(list_reports(federation, "metrics", BURST)) - before["metrics"]
@@ -92,6 +94,8 @@ def test_bursts_are_reported_once_and_in_order_though_dagster_is_killed_and_an_a
             wait_for(lambda: count_new() > 5, "the burst is being reported", interval_s=0.05)
             federation.dagster.kill()
             killed_at = count_new()
+            for each in triggered:
+                each.result()
         began = time.monotonic()
         federation.dagster.start()
     finally:

@@ -23,6 +23,7 @@ import pytest
 from federation_defs.airflow.client import AirflowClient
 from federation_defs.airflow.models import DagRun, TriggerOptions
 from tests.conftest import ROOT
+from tests.contract.worlds import trigger_surely
 from tests.live.dagster_api import Materialization
 from tests.live.federation import Federation, fetch_runs, utc_now
 from tests.processes import LoggedProcess
@@ -122,7 +123,8 @@ def run_intervals(client: AirflowClient, dag_id: str, intervals: Sequence[Interv
         return set(run_ids) <= {run.run_id for run in runs if run.is_success}
 
     for run_id, interval in zip(run_ids, intervals, strict=True):
-        client.trigger_run(dag_id, run_id, options=TriggerOptions(interval[0], interval))
+        options = TriggerOptions(interval[0], interval)
+        trigger_surely(client, dag_id, run_id, options=options)
     wait_for(have_succeeded, f"{len(run_ids)} runs of {dag_id} have succeeded")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.remote_representation.external_data import RepositorySnap
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from federation_defs.airflow.client import build_client
@@ -46,11 +46,7 @@ def load(dags: dict[str, dict[str, Any]]) -> set[dg.AssetKey]:
     return set(repository.asset_graph.get_all_asset_keys())
 
 
-@settings(
-    max_examples=int(os.environ.get("HISTORIES", "15")),
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@settings(max_examples=int(os.environ.get("HISTORIES", "15")))
 @given(st.dictionaries(TEXT, DAGS, max_size=4))
 @example({"a": {"airflow_tags": ("",)}})
 def test_any_text_about_a_dag_is_loaded(dags: dict[str, dict[str, Any]]) -> None:

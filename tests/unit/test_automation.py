@@ -97,7 +97,7 @@ def test_an_update_before_the_tick_after_a_request_is_not_lost() -> None:
     assert not automation.tick()
 
 
-@settings(max_examples=int(os.environ.get("HISTORIES", "10")), deadline=None)
+@settings(max_examples=int(os.environ.get("HISTORIES", "10")))
 @given(st.lists(st.sampled_from(["update", "tick", "finish"]), max_size=14))
 def test_a_run_is_requested_if_there_was_an_update_since_the_last_request_and_no_run_goes_on(
     steps: list[str],

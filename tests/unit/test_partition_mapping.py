@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from federation_defs.declaration import DagDeclaration, Granularity, InstanceDeclaration, Window
@@ -165,7 +165,6 @@ declared = st.builds(
     window=st.sampled_from(["same", "previous"]),
     minutes=st.integers(60 * 24 * 100, 60 * 24 * 800),
 )
-@settings(deadline=None)
 def test_what_a_partition_needs_covers_its_window_and_updates_it(
     upstream: Declared, downstream: Declared, window: Window, minutes: int
 ) -> None:

@@ -243,7 +243,7 @@ ANY_DATE = st.none() | st.datetimes(timezones=st.just(timezone.utc))
 ANY_KEY = st.none() | st.text() | st.from_regex(r"\d{1,5}-\d\d?-\d\d?(-\d\d:\d\d)?", fullmatch=True)
 
 
-@settings(max_examples=int(os.environ.get("HISTORIES", "150")), deadline=None)
+@settings(max_examples=int(os.environ.get("HISTORIES", "150")))
 @given(
     cron=ANY_CRON,
     zone=ANY_ZONE,

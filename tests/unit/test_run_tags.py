@@ -101,7 +101,7 @@ ODD = [
 EDITED = st.text(max_size=20) | st.sampled_from([*ODD, "[" * 9999])
 
 
-@settings(deadline=None, max_examples=int(os.environ.get("HISTORIES", "15")))
+@settings(max_examples=int(os.environ.get("HISTORIES", "15")))
 @given(plans=EDITED, detached=EDITED)
 def test_tags_that_a_person_has_edited_hurt_nobody(plans: str, detached: str) -> None:
     with dg.DagsterInstance.ephemeral() as instance:

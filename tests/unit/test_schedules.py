@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from federation_defs.airflow.models import Schedule, parse_schedule
@@ -246,7 +246,6 @@ TEXTS = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), VALUES), TEXTS | VALUES, st.text(max_size=30))
 def test_any_answer_gives_partitions_or_a_sentence(
     answer: dict[str, Any], text: Any, source: str
@@ -256,7 +255,6 @@ def test_any_answer_gives_partitions_or_a_sentence(
     assert (found.resolved is None) == (found.problem is not None)
 
 
-@settings(deadline=None)
 @given(
     st.datetimes(timezones=st.just(UTC)),
     st.datetimes(timezones=st.just(UTC)),

@@ -34,12 +34,12 @@ def test_a_call_that_has_not_started_in_time_never_does() -> None:
         released.wait(60)
         first_is_over.set()
 
-    results = run_in_threads([hang, second_started.set], 1, 0.05)
+    results = run_in_threads([hang, second_started.set], 1, 1.0)
     assert results == [None, None]
     released.set()
     assert first_is_over.wait(60)
     # The only thread ends when it has nothing left to do.
-    assert not second_started.wait(0.05)
+    assert not second_started.wait(0.2)
 
 
 def test_an_error_in_time_is_raised() -> None:

@@ -80,7 +80,7 @@ def test_a_run_is_triggered_waited_for_and_deleted(
     airlift: ClientInstance, real_world: RealWorld
 ) -> None:
     run_id = airlift.trigger_dag(real_world.dag_id)
-    airlift.wait_for_run_completion(real_world.dag_id, run_id, timeout=60)
+    airlift.wait_for_run_completion(real_world.dag_id, run_id, timeout=240)
     assert airlift.get_run_state(real_world.dag_id, run_id) == "success"
     run = airlift.get_dag_run(real_world.dag_id, run_id)
     assert run.start_date <= run.end_date

@@ -82,7 +82,7 @@ def broken() -> Iterator[Broken]:
         proxied["no sign-in"].proxy.fail_all(reset(), "POST /auth/token")
         with Stopwatch() as took:
             pending = {name: threads.submit(client.fetch_dags) for name, client in clients.items()}
-            errors = {name: dags.exception(timeout=30) for name, dags in pending.items()}
+            errors = {name: dags.exception(timeout=60) for name, dags in pending.items()}
         proxied["refused"].proxy.listen()
         yield Broken(proxied, errors, took.seconds)
 
@@ -120,11 +120,11 @@ def test_a_connection_that_never_stands_is_given_up_at_its_time_out_and_not_trie
             waiter.connect_ex(("127.0.0.1", port))
         client = declare_client(f"http://127.0.0.1:{port}", http=SHORT_TIMEOUTS)
         with Stopwatch() as took, pytest.raises(UnreachableError, match="timed out") as error:
-            call_within(10, client.fetch_dags)
+            call_within(60, client.fetch_dags)
         for waiter in waiting:
             waiter.close()
     assert error.value.is_late
-    assert 1.9 < took.seconds < 10
+    assert 3.9 < took.seconds < 60
 
 
 def test_a_read_whose_connection_breaks_is_repeated() -> None:
@@ -134,7 +134,7 @@ def test_a_read_whose_connection_breaks_is_repeated() -> None:
             dags = proxied.client.fetch_dags()
         assert [dag.dag_id for dag in dags] == ["load_customers"]
         assert proxied.server.count("GET", "/dags") == 3
-        assert took.seconds < 10
+        assert took.seconds < 60
 
     check_all_faults(BREAKS, check)
 
@@ -149,7 +149,7 @@ def test_a_trigger_whose_answer_gets_lost_is_adopted_and_not_sent_again(api: str
             run = proxied.client.trigger_run("load_customers", "mine", {"day": "today"})
         assert (run.run_id, run.conf) == ("mine", {"day": "today"})
         assert proxied.server.count("POST", TRIGGER) == len(proxied.server.database.runs) == 1
-        assert took.seconds < 10
+        assert took.seconds < 60
         assert_works(proxied)
 
     check_all_faults(BREAKS | STALLS, check, api, **SHORT_TIMEOUTS)
@@ -179,7 +179,7 @@ def test_a_read_that_stalls_is_given_up_at_its_time_out_and_not_tried_again() ->
         with Stopwatch() as took, pytest.raises(UnreachableError, match="timed out") as error:
             proxied.client.fetch_dags()
         assert error.value.is_late
-        assert 1.9 < took.seconds < 10
+        assert 3.9 < took.seconds < 60
         assert proxied.server.count("GET", "/dags") == 2
         assert_works(proxied)
 
@@ -190,7 +190,7 @@ def test_a_sign_in_that_stalls_is_given_up_at_its_time_out(proxied: ProxiedAirfl
     proxied.proxy.fail_next(stall(), "POST /auth/token")
     with Stopwatch() as took, pytest.raises(UnreachableError, match="timed out"):
         proxied.declare_client(**SHORT_TIMEOUTS).fetch_dags()
-    assert took.seconds < 10
+    assert took.seconds < 60
 
 
 @pytest.mark.parametrize("asked", ["GET .*/version", "POST /auth/token"])
@@ -202,9 +202,9 @@ def test_requests_at_a_time_to_a_server_that_stalls_do_not_queue_for_its_time_ou
     client = proxied.declare_client(**SHORT_TIMEOUTS)
     with Stopwatch() as took, ThreadPoolExecutor(6) as threads:
         pending = [threads.submit(client.fetch_dags) for _ in range(6)]
-        errors = [dags.exception(timeout=30) for dags in pending]
+        errors = [dags.exception(timeout=60) for dags in pending]
     assert {type(error) for error in errors} == {UnreachableError}
-    assert took.seconds < 10
+    assert took.seconds < 20
 
 
 def test_connections_that_the_server_closed_meanwhile_cost_no_request(

@@ -173,7 +173,7 @@ def test_a_running_run_is_stopped_with_its_tasks_and_their_processes(world: Worl
         "go_on": ("skipped", 0),
     }
     if is_real:
-        wait_for(lambda: not psutil.pid_exists(process), "the task's process is gone", timeout_s=30)
+        wait_for(lambda: not psutil.pid_exists(process), "the task's process is gone")
 
 
 def test_a_run_that_is_over_is_left_as_it_is_by_a_stop(fake_world: FakeWorld) -> None:

@@ -32,7 +32,6 @@ JSON = st.recursive(
 # The fakes don't change from one example to the next.
 generously = settings(
     max_examples=int(os.environ.get("HISTORIES", "20")),
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

@@ -134,7 +134,6 @@ AFTER_CRASHES = [
 )
 @settings(
     max_examples=int(os.environ.get("HISTORIES", "1")),  # the first is an empty history
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_what_the_model_runs_is_run_once(

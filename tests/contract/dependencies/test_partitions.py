@@ -290,7 +290,6 @@ if "HISTORIES" in os.environ:  # as in the soak
     @given(data=st.data())
     @settings(
         max_examples=int(os.environ["HISTORIES"]),
-        deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
     def test_each_updated_partition_leads_to_its_run_once_in_random_histories(

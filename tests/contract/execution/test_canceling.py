@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +17,7 @@ import pytest
 from werkzeug import Response
 
 from federation_defs.dagster_io.current_run import CurrentRun
-from federation_defs.dagster_io.run_tags import Target
+from federation_defs.dagster_io.run_tags import Request, Target
 from federation_defs.errors import DagNotFoundError
 from federation_defs.execution.cancellation import CancellationMonitor
 from federation_defs.execution.launcher import Launcher, RunCanceledError
@@ -30,7 +30,6 @@ from tests.contract.execution.executing import (
     build_context,
     materialize,
     meanwhile,
-    wait_for_log,
 )
 from tests.contract.execution.interrupting import (
     after_acting,
@@ -49,6 +48,13 @@ TRIGGER = f"/dags/{DAG}/dagRuns"
 RUN = f"/dags/{DAG}/dagRuns/[^/]+"
 LEAVE = {"trigger": {"on_cancel": "leave"}}
 CANCELED, FAILURE = dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE
+
+
+@pytest.fixture(autouse=True)
+def close_interrupted_steps() -> Iterator[None]:
+    """Leave no step to be closed, and no heartbeat to be written, during another test."""
+    yield
+    gc.collect()
 
 
 def cancel_at(
@@ -108,16 +114,18 @@ def test_all_that_a_canceled_run_started_is_stopped(
     wait_for(lambda: all(run.state == "failed" for run in runs), "all are stopped")
 
 
-def test_the_dag_run_of_a_canceled_run_is_stopped_though_the_database_was_away_for_a_moment(
-    airflow_v2: Airflow, instance: dg.DagsterInstance
+@pytest.mark.parametrize("error", [OSError("no connection"), dg.DagsterExecutionInterruptedError()])
+def test_the_dag_run_of_a_canceled_run_is_stopped_though_its_status_could_not_be_read_at_once(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, error: BaseException
 ) -> None:
+    """The database was away for a moment, or a second signal came."""
     airflow_v2.database.add_dag(DAG, polls=math.inf)
     errors = [OSError("no connection"), OSError("starting up")]
 
     class CanceledRun(CurrentRun):
         def fetch_status(self) -> dg.DagsterRunStatus:
             if threading.current_thread() is threading.main_thread():
-                raise OSError("no connection")
+                raise error
             if errors:
                 raise errors.pop()
             return dg.DagsterRunStatus.CANCELING
@@ -128,7 +136,8 @@ def test_the_dag_run_of_a_canceled_run_is_stopped_though_the_database_was_away_f
     launcher.launch(Target(DAG), "a note")
     watcher = CancellationMonitor(context, launcher)
     try:
-        assert watcher.stop_if_canceled() is None  # as when Dagster's signal comes
+        with suppress(dg.DagsterExecutionInterruptedError):
+            assert watcher.stop_if_canceled() is None  # as when Dagster's signal comes
         watcher.close()
         (run,) = airflow_v2.database.runs
         wait_for(lambda: run.state == "failed", "it is stopped", interval_s=0.02)
@@ -160,7 +169,7 @@ def test_deleting_the_record_of_the_dagster_run_leaves_its_dag_run(
 
     def delete_then_finish() -> None:
         run = wait_for(lambda: next(iter(airflow_v2.database.runs), None), "it is launched")
-        wait_for_log(instance, f"{DAG} is ")
+        wait_for(lambda: airflow_v2.server.count("GET", RUN) > 2, "it is polled", interval_s=0.02)
         (record,) = instance.get_run_records()
         # As the webserver does it, which Dagster+ does not refuse anything.
         as_server(instance.run_storage).delete_run(record.dagster_run.run_id)
@@ -243,6 +252,28 @@ def test_what_was_not_triggered_by_then_is_not_triggered_any_more(
     assert airflow_v2.server.count("POST", ".*/dagRuns") == 0
 
 
+@pytest.mark.parametrize("end", [CancellationMonitor.close, CancellationMonitor.keep])
+def test_a_launch_that_waits_for_an_older_run_ends_with_its_step(
+    airflow_v2: Airflow, instance: dg.DagsterInstance, end: Callable[[CancellationMonitor], None]
+) -> None:
+    """A repetition of the step waits in its place: both would clear the run."""
+    airflow_v2.database.add_dag(DAG, polls=math.inf)
+    older = airflow_v2.database.start_run(DAG, "older")
+    request = Request([], clears=older.run_id).build_tags("metrics", DAG)
+    dagster_run = instance.add_run(dg.DagsterRun(job_name="a_job", tags=request))
+    context = build_context(airflow_v2.client, [DAG], CurrentRun(instance, dagster_run, "metrics"))
+    launcher = Launcher(context)
+    cancellation = CancellationMonitor(context, launcher)
+    with ThreadPoolExecutor(1) as threads:
+        launch = threads.submit(launcher.launch, Target(DAG), "a note")
+        wait_for(lambda: airflow_v2.server.count("GET", RUN) > 2, "it waits", interval_s=0.02)
+        end(cancellation)
+        airflow_v2.database.finish_run(older)
+        assert isinstance(launch.exception(60), RunCanceledError)
+    cancellation.close()
+    assert airflow_v2.server.count("POST", ".*/clear") == 0
+
+
 def test_a_dag_run_goes_on_with_on_cancel_leave(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
@@ -320,6 +351,27 @@ def test_a_dag_run_that_can_not_be_stopped_is_logged_with_its_link(
     assert "503" in warning
 
 
+def on_first_observation(
+    airflow: Airflow, instance: dg.DagsterInstance, dag_id: str, happen: Callable[[], object]
+) -> list[dg.EventLogEntry]:
+    """Let something happen while Dagster stores the first observation of a Dagster run. Return a
+    list of it, which is empty until then."""
+    stored: list[dg.EventLogEntry] = []
+
+    def on_event(entry: dg.EventLogEntry) -> None:
+        event = entry.dagster_event
+        if event and event.event_type is dg.DagsterEventType.ASSET_OBSERVATION and not stored:
+            stored.append(entry)
+            happen()
+
+    def listen() -> None:
+        (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+        instance.add_event_listener(run.run_id, on_event)
+
+    airflow.server.fail_next(asks("GET", f"/dags/{dag_id}"), before_acting(listen))
+    return stored
+
+
 @pytest.mark.parametrize("collecting", ["MainThread", "cancellation", "heartbeat"])
 def test_a_cancellation_between_two_events_of_the_step_stops_the_dag_run_too(
     airflow_v2: Airflow, instance: dg.DagsterInstance, collecting: str
@@ -327,18 +379,7 @@ def test_a_cancellation_between_two_events_of_the_step_stops_the_dag_run_too(
     """Dagster holds the signal back while it stores an event, and then never enters the step
     again. The garbage collector closes the step, in any thread."""
     airflow_v2.database.add_dag(DAG, polls=math.inf)
-    stored: list[dg.EventLogEntry] = []
-
-    def cancel_when_stored(entry: dg.EventLogEntry) -> None:
-        event = entry.dagster_event
-        if event is not None and event.event_type is dg.DagsterEventType.ASSET_OBSERVATION:
-            stored.append(entry)
-            cancel(instance)
-
-    def listen() -> None:
-        (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-        instance.add_event_listener(run.run_id, cancel_when_stored)
-
+    stored = on_first_observation(airflow_v2, instance, DAG, partial(cancel, instance))
     has_returned, is_collected = threading.Event(), threading.Event()
 
     def collect() -> None:
@@ -355,7 +396,6 @@ def test_a_cancellation_between_two_events_of_the_step_stops_the_dag_run_too(
         return datetime.now(timezone.utc)
 
     timing = replace(FAST, sleep=sleep, utc_now=utc_now, heartbeat_s=0.05)
-    airflow_v2.server.fail_next(asks("GET", f"/dags/{DAG}"), before_acting(listen))
     gc.disable()
     try:
         executed = materialize(airflow_v2.client, [DAG], instance, timing=timing)
@@ -367,4 +407,26 @@ def test_a_cancellation_between_two_events_of_the_step_stops_the_dag_run_too(
         assert is_collected.wait(30)
     finally:
         gc.enable()
-        gc.collect()  # else what is left of the step is closed when there is no Dagster any more
+
+
+def test_a_step_that_is_interrupted_between_two_events_triggers_nothing_more(
+    airflow_v2: Airflow, instance: dg.DagsterInstance
+) -> None:
+    """Not what waits for a thread: the process would end only after the last trigger."""
+    dag_ids = [f"dag_{number:02}" for number in range(40)]
+    for dag_id in dag_ids:
+        airflow_v2.database.add_dag(dag_id, polls=math.inf)
+    stored = on_first_observation(airflow_v2, instance, dag_ids[0], interrupt)
+
+    def is_idle() -> bool:
+        gc.collect()
+        return not any(thread.name.startswith("airflow-") for thread in threading.enumerate())
+
+    with Stall() as stall:
+        all_but_first = asks("POST", r"/dags/dag_(?!00)\d+/dagRuns")
+        airflow_v2.server.fail_next(all_but_first, stall, times=40)
+        executed = materialize(airflow_v2.client, dag_ids, instance)
+        assert (executed.status, len(stored)) == (FAILURE, 1)
+        gc.collect()
+    wait_for(is_idle, "what was under way has ended", interval_s=0.05)
+    assert len(airflow_v2.database.runs) <= 1 + airflow_v2.client.max_connections < 40

@@ -348,7 +348,7 @@ def test_an_odd_answer_while_runs_wait_for_a_place_ends_none_of_them(
 def test_an_outage_longer_than_the_time_out_does_not_end_the_wait_for_a_place(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    add_dags(airflow_v2, FIVE[:1])
+    add_dags(airflow_v2, FIVE[:1], polls=0)
     declared = {dag_id: {"trigger": {"timeout": "1s"}} for dag_id in FIVE[:1]}
     asked: list[float] = []
 

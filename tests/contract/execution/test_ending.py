@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -10,8 +11,9 @@ import pytest
 from werkzeug import Response
 
 from federation_defs.naming import build_asset_key
+from federation_defs.timing import RetryPolicy
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import TIMEOUT, materialize, meanwhile, wait_for_log
+from tests.contract.execution.executing import FAST, TIMEOUT, materialize, meanwhile, wait_for_log
 from tests.contract.execution.interrupting import before_acting
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.database import RunRow
@@ -64,14 +66,13 @@ def test_a_run_that_succeeds_just_before_it_is_stopped_is_a_success(
     def succeed() -> None:
         airflow_v2.database.finish_run(airflow_v2.database.runs[0])
 
-    queries = (
-        before_acting(lambda: None),
-        before_acting(succeed),
-    )  # the last one, and the stop's own
-    for fault in queries:
+    # The one poll, at the time-out, and the stop's own query.
+    for fault in before_acting(lambda: None), before_acting(succeed):
         airflow_v2.server.fail_next(asks("GET", RUN), fault)
-    executed = materialize(airflow_v2.client, {DAG: CANCEL}, instance)
+    timing = replace(FAST, poll_run=RetryPolicy(first_s=60, max_s=60))
+    executed = materialize(airflow_v2.client, {DAG: CANCEL}, instance, timing=timing)
     assert executed.materialized == [DAG]
+    assert airflow_v2.server.count("GET", RUN) == 2
     assert airflow_v2.server.count("PATCH", ".*") == 0
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import re
 import time
+from dataclasses import replace
 
 import dagster as dg
 import pytest
 from werkzeug import Response
 
 from federation_defs.naming import build_asset_key, build_run_id
+from federation_defs.timing import RetryPolicy
 from tests.contract.conftest import Airflow
-from tests.contract.execution.executing import TIMEOUT, materialize, meanwhile
+from tests.contract.execution.executing import FAST, TIMEOUT, materialize, meanwhile
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.faults import LOGIN_PAGE, Act, Fault, answer, hang_up
 from tests.contract.observation.daemon import Daemon, fetch_reported_run_ids
@@ -222,7 +224,7 @@ def test_a_run_past_its_timeout_is_given_up_and_goes_on(
 def test_a_run_that_ends_by_its_timeout_is_not_given_up(
     airflow_v2: Airflow, instance: dg.DagsterInstance
 ) -> None:
-    """What ended in time counts, though nobody looked between the last poll and the time-out."""
+    """What ended in time counts, though nobody looked between the trigger and the time-out."""
     airflow_v2.database.add_dag(DAG)
 
     def end_at_once(act: Act) -> Response:
@@ -231,7 +233,9 @@ def test_a_run_that_ends_by_its_timeout_is_not_given_up(
         return response
 
     airflow_v2.server.fail_next(asks("POST", TRIGGER), end_at_once)
-    executed = materialize(airflow_v2.client, {DAG: TIMEOUT}, instance)
+    dags = {DAG: {"trigger": {"timeout": "3s"}}}
+    timing = replace(FAST, poll_run=RetryPolicy(first_s=60, max_s=60))
+    executed = materialize(airflow_v2.client, dags, instance, timing=timing)
     assert executed.materialized == [DAG]
 
 

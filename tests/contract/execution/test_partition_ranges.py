@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import dagster as dg
 from werkzeug import Response
 
@@ -23,7 +21,7 @@ from tests.contract.execution.partitioned import (
 )
 from tests.contract.fakes.airflow import asks
 from tests.contract.fakes.database import Database
-from tests.contract.fakes.faults import Act
+from tests.contract.fakes.faults import Act, Fault
 from tests.contract.observation.daemon import (
     fetch_evaluations,
     fetch_reported_observations,
@@ -36,15 +34,18 @@ DAYS = [f"2025-02-{day:02}" for day in range(3, 8)]
 RANGE = of_range(DAYS[0], DAYS[-1])
 
 
-def have_failed(database: Database, day: str) -> Any:
+def have_failed(database: Database, day: str) -> Fault:
     """Has the run of this day fail as soon as it is there."""
 
-    def fail() -> None:
-        for run in database.runs:
-            if run.logical_date == at(day) and not run.is_finished:
-                database.finish_run(run, "failed")
+    def fail(act: Act) -> Response:
+        with database.lock:  # so that no poll ends it as a success
+            response = act()
+            for run in database.runs:
+                if run.logical_date == at(day) and not run.is_finished:
+                    database.finish_run(run, "failed")
+        return response
 
-    return before_answering(fail)
+    return fail
 
 
 def test_each_partition_of_a_range_is_a_run_of_its_own_and_reported_once(

@@ -58,7 +58,7 @@ def test_a_run_that_is_run_again_late_in_a_step_is_reported_with_each_of_its_end
     airflow_v2.database.add_dag("other", polls=None)
     active = airflow_v2.database.start_run("other", build_run_id(str(uuid4())))
     daemon = build_daemon(airflow_v2, instance, **{DAG: DAILY})
-    timing = replace(FAST, takeover_s=2)
+    timing = replace(FAST, takeover_s=6)
     with ThreadPoolExecutor(1) as threads:
         executed = threads.submit(
             materialize,

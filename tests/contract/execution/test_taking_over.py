@@ -126,7 +126,8 @@ def test_of_two_attempts_at_once_the_later_waits_for_the_earlier(
     airflow_v2.database.add_dag(DAG, polls=math.inf)
     job = DagsterJob(airflow_v2.client, [DAG], instance, {"trigger": {"timeout": "1s"}})
     first = job.execute()
-    job = DagsterJob(airflow_v2.client, [DAG], instance)
+    # Both announce themselves before one of them looks for others.
+    job = DagsterJob(airflow_v2.client, [DAG], instance, run_group_s=0.5)
     (run,) = airflow_v2.database.runs
     with ThreadPoolExecutor(2) as threads:
         both = [threads.submit(job.execute, first) for _ in range(2)]
@@ -171,7 +172,7 @@ def test_a_run_that_observation_is_about_to_report_is_not_reported_by_a_retry_to
     first = DagsterJob(airflow_v2.client, [DAG], instance, short).execute()
     (run,) = airflow_v2.database.runs
     airflow_v2.database.finish_run(run, state)
-    retry = DagsterJob(airflow_v2.client, [DAG], instance, takeover_s=2)
+    retry = DagsterJob(airflow_v2.client, [DAG], instance, takeover_s=6)
     daemon = Daemon(airflow_v2.client, [DAG], instance)
     begun: list[Future[ExecutedRun]] = []
     with ThreadPoolExecutor(1) as threads:

@@ -290,12 +290,10 @@ class Histories(RuleBasedStateMachine):
 Histories.TestCase.settings = settings(
     max_examples=EXAMPLES or 100,
     stateful_step_count=15,
-    deadline=None,
     database=None,
     # Shrinking takes minutes; `HISTORIES=0` is for debugging a failure.
     phases=[Phase.generate] if EXAMPLES else list(Phase),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    print_blob=True,
 )
 
 

@@ -83,7 +83,7 @@ def client() -> Iterator[AirflowClient]:
         yield connect_to(server)
 
 
-@settings(max_examples=int(os.environ.get("HISTORIES", "20")), deadline=None)
+@settings(max_examples=int(os.environ.get("HISTORIES", "20")))
 @given(
     conf=st.dictionaries(ANY_TEXT | DAGSTERS_KEYS, JSON, max_size=4),
     text=ANY_TEXT,
