@@ -239,7 +239,8 @@ class _Step:
         """Run the targets, and yield their events as they come.
 
         Raises:
-            dagster.Failure: One or more DAGs failed. Those that don't depend on them were run.
+            dagster.Failure: One or more DAGs failed, and those that don't depend on them were run.
+                Or Dagster has ended the Dagster run, or a person has deleted it.
             dagster.DagsterExecutionInterruptedError: The Dagster run is canceled, or its process is
                 ended.
             RunCanceledError: The Dagster run is canceled, but Dagster sent no signal, as after a
@@ -255,7 +256,7 @@ class _Step:
                 # collector closes this generator: in any thread, which may hold a lock, or be the
                 # heartbeat's or the cancellation's own. So nothing takes a lock or waits for a
                 # thread, here and in `Heartbeats`.
-                cancellation.keep()
+                cancellation.keep(self._monitor.close)
                 resources.pop_all()
                 raise
             except dg.DagsterExecutionInterruptedError:
@@ -267,8 +268,8 @@ class _Step:
                     )
                 raise
             except RunCanceledError:
-                cancellation.stop_if_canceled()
-                self._reporter.refuse_if_ended()
+                if cancellation.stop_if_canceled() is False:
+                    self._reporter.refuse_if_ended()
                 raise
             if self._failures and cancellation.stop_if_canceled():
                 raise RunCanceledError

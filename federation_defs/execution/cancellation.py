@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 import dagster as dg
@@ -33,6 +34,7 @@ class CancellationMonitor:
         self._launcher = launcher
         self._wake = threading.Event()
         self._is_closed = self._is_kept = False
+        self._close_step: Callable[[], object] | None = None
         self._thread = threading.Thread(target=self._poll_status, name="cancellation")
         self._thread.start()
 
@@ -40,7 +42,7 @@ class CancellationMonitor:
         """Return whether the Dagster run is canceled, or None if its status can't be read.
 
         If the run is canceled, this returns after the DAG runs were stopped, or after
-        `timing.cancel_s`. If its status can't be read, the thread is kept, as by `keep`.
+        `timing.cancel_s`. Unless it is known not to be canceled, the thread polls on after `close`.
         """
         self._is_kept = True  # a second signal may end this method
         try:
@@ -55,17 +57,17 @@ class CancellationMonitor:
         self._thread.join(self._context.timing.cancel_s)
         return True
 
-    def keep(self) -> None:
-        """End the launches that have triggered nothing, and let the thread poll after `close`.
+    def keep(self, close_step: Callable[[], object]) -> None:
+        """Refuse further launches, and let the thread close the step and poll on.
 
         It polls until it reads that the Dagster run has ended, is canceled or was deleted, or until
-        `timing.after_main_s` after the end of the main thread. This takes no lock.
+        `timing.after_main_s` after the end of the main thread. This method takes no lock.
         """
-        self._is_kept = True
+        self._is_kept, self._close_step = True, close_step
         self._launcher.refuse()
 
     def close(self) -> None:
-        """End the launches that have triggered nothing, and the thread, unless it is kept."""
+        """Refuse further launches, and end the thread, unless it has to poll on."""
         self._launcher.refuse()
         self._is_closed = not self._is_kept
         self._wake.set()
@@ -76,8 +78,12 @@ class CancellationMonitor:
             self._wake.wait(timing.status_s)
             if self._is_closed:
                 return
+            if self._close_step is not None:
+                self._close_step()
+                self._close_step = None
             if until == math.inf and not threading.main_thread().is_alive():
                 until = timing.monotonic() + timing.after_main_s
+                self._launcher.refuse()  # Dagster may have ended the step without closing it
             self._wake.clear()
             try:
                 status = self._context.current_run.fetch_status()
@@ -87,7 +93,7 @@ class CancellationMonitor:
             if status in _CANCELED:
                 self._stop_dag_runs()
             if status in (*_CANCELED, *_ENDED):
-                self._launcher.refuse()  # Dagster may have ended the step without closing it
+                self._launcher.refuse()  # as above
                 return
 
     def _stop_dag_runs(self) -> None:

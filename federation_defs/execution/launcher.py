@@ -63,7 +63,7 @@ class StepContext:
 
 
 class RunCanceledError(Exception):
-    """The Dagster run is canceled: nothing more is launched or reported."""
+    """The Dagster run is canceled, or its step has ended: nothing more is launched or reported."""
 
 
 class Launcher:
@@ -82,7 +82,8 @@ class Launcher:
         self._changed = Condition()
 
     def refuse(self) -> None:
-        """Refuse further launches, and end those that wait for an older run. Takes no lock."""
+        """Refuse launches that have not begun to trigger or clear a run: those that wait for an
+        older run end at their next poll. Takes no lock."""
         self._is_stopped = True
 
     def stop(self) -> dict[Target, str]:

@@ -201,7 +201,7 @@ class Reporter:
         if status in (None, dg.DagsterRunStatus.FAILURE):
             ended = f"Dagster ended this run ({status.value})" if status else "This run was deleted"
             raise dg.Failure(
-                f"{ended} while its worker was away. Observation or a retry reports the DAG runs "
+                f"{ended} before its step. Observation or a retry reports the DAG runs "
                 "that it has not reported.",
                 allow_retries=False,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -48,13 +48,6 @@ TRIGGER = f"/dags/{DAG}/dagRuns"
 RUN = f"/dags/{DAG}/dagRuns/[^/]+"
 LEAVE = {"trigger": {"on_cancel": "leave"}}
 CANCELED, FAILURE = dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE
-
-
-@pytest.fixture(autouse=True)
-def close_interrupted_steps() -> Iterator[None]:
-    """Leave no step to be closed, and no heartbeat to be written, during another test."""
-    yield
-    gc.collect()
 
 
 def cancel_at(
@@ -252,9 +245,9 @@ def test_what_was_not_triggered_by_then_is_not_triggered_any_more(
     assert airflow_v2.server.count("POST", ".*/dagRuns") == 0
 
 
-@pytest.mark.parametrize("end", [CancellationMonitor.close, CancellationMonitor.keep])
+@pytest.mark.parametrize("is_interrupted", [False, True])
 def test_a_launch_that_waits_for_an_older_run_ends_with_its_step(
-    airflow_v2: Airflow, instance: dg.DagsterInstance, end: Callable[[CancellationMonitor], None]
+    airflow_v2: Airflow, instance: dg.DagsterInstance, is_interrupted: bool
 ) -> None:
     """A repetition of the step waits in its place: both would clear the run."""
     airflow_v2.database.add_dag(DAG, polls=math.inf)
@@ -267,10 +260,15 @@ def test_a_launch_that_waits_for_an_older_run_ends_with_its_step(
     with ThreadPoolExecutor(1) as threads:
         launch = threads.submit(launcher.launch, Target(DAG), "a note")
         wait_for(lambda: airflow_v2.server.count("GET", RUN) > 2, "it waits", interval_s=0.02)
-        end(cancellation)
+        is_closed = threading.Event()
+        if is_interrupted:
+            cancellation.keep(is_closed.set)
+            assert is_closed.wait(60)
+        else:
+            cancellation.close()
         airflow_v2.database.finish_run(older)
         assert isinstance(launch.exception(60), RunCanceledError)
-    cancellation.close()
+    instance.report_run_canceled(dagster_run)  # else it is polled on
     assert airflow_v2.server.count("POST", ".*/clear") == 0
 
 
