@@ -4,9 +4,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -232,6 +233,26 @@ RESOURCES_READY = dg.DagsterEventType.RESOURCE_INIT_SUCCESS, EngineEventData()
 STARTING = dg.DagsterEventType.STEP_WORKER_STARTING, EngineEventData(marker_start="step_process")
 
 
+def launch_run(
+    instance: dg.DagsterInstance, tags: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Add a Dagster run that starts, and that waits for Airflow."""
+
+    @dg.job
+    def waiting() -> None: ...
+
+    status, tags = dg.DagsterRunStatus.STARTING, {**build_launching_tags("metrics"), **tags}
+    instance.create_run_for_job(waiting, run_id=RUN_ID, status=status, tags=tags)
+
+
+def report_event(
+    instance: dg.DagsterInstance, step_key: str | None, kind: dg.DagsterEventType, data: Any
+) -> None:
+    handle = StepHandle(NodeHandle(step_key, None)) if step_key else None
+    event = DagsterEvent(kind.value, "waiting", handle, event_specific_data=data)
+    instance.report_dagster_event(event, RUN_ID)
+
+
 @pytest.mark.parametrize(
     ("events", "failed_within_s"),
     [
@@ -264,17 +285,9 @@ def test_a_run_that_does_not_go_on_is_failed_in_the_end(
     failed_within_s: tuple[int, int] | None,
     had_heartbeats: bool,
 ) -> None:
-    @dg.job
-    def waiting() -> None: ...
-
-    tags = build_launching_tags("metrics")
-    tags |= {ALIVE_TAG: f"{RUN_ID} 1700000000"} if had_heartbeats else {}
-    status = dg.DagsterRunStatus.STARTING
-    instance.create_run_for_job(waiting, run_id=RUN_ID, status=status, tags=tags)
-    for step_key, kind, data in events:
-        handle = StepHandle(NodeHandle(step_key, None)) if step_key else None
-        event = DagsterEvent(kind.value, "waiting", handle, event_specific_data=data)
-        instance.report_dagster_event(event, RUN_ID)
+    launch_run(instance, {ALIVE_TAG: f"{RUN_ID} 1700000000"} if had_heartbeats else {})
+    for event in events:
+        report_event(instance, *event)
     observer = Observer(instance)
     first, last = failed_within_s or (3600, 3600)
     observer.observe(first)
@@ -311,19 +324,12 @@ def test_a_run_is_not_failed_while_dagster_says_again_and_again_that_it_waits_fo
     instance: dg.DagsterInstance,
 ) -> None:
     """Dagster says so every five minutes, as long as the worker lives."""
-
-    @dg.job
-    def waiting() -> None: ...
-
-    status = dg.DagsterRunStatus.STARTING
-    tags = build_launching_tags("metrics")
-    instance.create_run_for_job(waiting, run_id=RUN_ID, status=status, tags=tags)
+    launch_run(instance)
     observer = Observer(instance)
-    for step_key, kind, data in [BEGUN, *[(OTHER, *ENGINE)] * 12]:
-        handle = StepHandle(NodeHandle(step_key, None)) if step_key else None
-        event = DagsterEvent(kind.value, "waiting", handle, event_specific_data=data)
-        instance.report_dagster_event(event, RUN_ID)
-        observer.observe(300 if step_key else 0)
+    report_event(instance, *BEGUN)
+    for _ in range(12):
+        report_event(instance, OTHER, *ENGINE)
+        observer.observe(300)
     observer.observe(1400)
     assert fetch_run(instance, RUN_ID).status is dg.DagsterRunStatus.STARTED
     observer.observe(200)
@@ -333,18 +339,11 @@ def test_a_run_is_not_failed_while_dagster_says_again_and_again_that_it_waits_fo
 def test_a_step_that_waits_for_a_slot_may_do_so_after_a_long_step_of_the_project(
     instance: dg.DagsterInstance,
 ) -> None:
-    @dg.job
-    def waiting() -> None: ...
-
-    status = dg.DagsterRunStatus.STARTING
-    tags = build_launching_tags("metrics")
-    instance.create_run_for_job(waiting, run_id=RUN_ID, status=status, tags=tags)
+    launch_run(instance)
     observer = Observer(instance)
     events = [BEGUN, (OTHER, BEGINS, None), (OTHER, *ENDED), (OWN, *ENGINE)]
-    for (step_key, kind, data), seconds in zip(events, (0, 3600, 100, 1700), strict=True):
-        handle = StepHandle(NodeHandle(step_key, None)) if step_key else None
-        event = DagsterEvent(kind.value, "waiting", handle, event_specific_data=data)
-        instance.report_dagster_event(event, RUN_ID)
+    for event, seconds in zip(events, (0, 3600, 100, 1700), strict=True):
+        report_event(instance, *event)
         observer.observe(seconds)
     assert fetch_run(instance, RUN_ID).status is dg.DagsterRunStatus.STARTED
     observer.observe(200)
